@@ -1,0 +1,34 @@
+# make run: set up and rank the quick drafts. make test: set up and run every test.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install run test lint bench clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml ci/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --constraint ci/constraints.txt --editable . --group dev
+	touch $(STAMP)
+
+run: install
+	$(BIN)/draftrank run --suite quick
+	$(BIN)/draftrank site --out site
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: install
+	$(BIN)/python ci/bench_engine.py
+
+clean:
+	rm -rf .draftrank site

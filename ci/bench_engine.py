@@ -1,0 +1,196 @@
+"""The engine against transformers' `generate`: same model, prompts, drafts and k, side by side in one run.
+
+Three pairs: plain decoding, prompt lookup, and a draft model. Every prompt is decoded by all six arms
+back to back, in an order that rotates; times are end to end, prefill included. A ratio is our tokens per
+second over transformers', with a 95 % bootstrap interval over prompts. Outputs must be equal.
+
+`engine_efficiency` is the decode time that the cost model predicts from this run's own forward times
+(steps × verification of k+1 tokens + draft forwards × one token), over the decode time measured.
+
+Prints one JSON line. Run nothing else meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import numpy as np
+import torch
+from transformers.utils import logging as transformers_logging
+
+from draftrank import Workspace
+from draftrank.catalog.sources.base import FetchContext
+from draftrank.decoding.loop import Request, autoregressive, speculative
+from draftrank.decoding.proposers.model import ModelProposer
+from draftrank.decoding.proposers.ngram import NgramProposer
+from draftrank.decoding.runtimes.torch_eager import TorchRuntime
+from draftrank.drafting.loading import load_model, load_tokenizer
+from draftrank.drafting.prompting import render_turns
+from draftrank.drafting.target_folder import ensure_target
+from draftrank.jobs.running import build
+from draftrank.measure.latency import measure_latencies
+from draftrank.measure.machine import read_machine
+
+MAX_NGRAM = 2
+LATENCY_EVERY = 3
+
+
+@dataclass
+class Pair:
+    """Seconds and tokens of the two arms of a comparison, one entry per decoded prompt."""
+
+    ours: list[tuple[int, float]] = field(default_factory=list)
+    theirs: list[tuple[int, float]] = field(default_factory=list)
+
+    def ratio(self) -> dict[str, object]:
+        """Our tokens per second over theirs, with its interval."""
+        ours, theirs = np.array(self.ours), np.array(self.theirs)
+
+        def rates(index: np.ndarray) -> np.ndarray:
+            a, b = ours[index].sum(axis=-2), theirs[index].sum(axis=-2)
+            return (a[..., 0] / a[..., 1]) / (b[..., 0] / b[..., 1])
+
+        everything = np.arange(len(ours))
+        draws = np.random.default_rng(0).integers(len(ours), size=(4000, len(ours)))
+        low, high = np.percentile(rates(draws), [2.5, 97.5])
+        return {
+            "ratio": round(float(rates(everything)), 3),
+            "ci": [round(float(low), 3), round(float(high), 3)],
+            "tokens_per_second": round(float(ours[:, 0].sum() / ours[:, 1].sum()), 2),
+            "transformers_tokens_per_second": round(float(theirs[:, 0].sum() / theirs[:, 1].sum()), 2),
+        }
+
+
+def main() -> int:
+    """Runs the comparison and prints its JSON line; 1 when an output differs in fp32."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--target", default="smollm2-135m-instruct")
+    parser.add_argument("--draft", default="int8-dynamic", help="a draft with a model of its own")
+    parser.add_argument("--k", type=int, default=3)
+    parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--prompts", type=int, default=4, help="per task")
+    parser.add_argument("--tasks", nargs="+", default=["code", "math", "rag"])
+    parser.add_argument("--tokens", type=int, default=64)
+    options = parser.parse_args()
+    transformers_logging.set_verbosity_error()
+
+    workspace = Workspace.open()
+    declared = workspace.target(options.target)
+    context: FetchContext = workspace.fetch_context()
+    folder = ensure_target(declared, context)
+    (draft,) = build(workspace, options.target, (options.draft,))
+    if draft.folder is None:
+        sys.exit(f"{options.draft} has no model of its own: {draft.failure or 'choose another draft'}")
+    target_model = load_model(folder.path, options.dtype, "cpu")
+    draft_model = load_model(draft.folder, options.dtype, "cpu")
+    tokenizer = load_tokenizer(folder.path)
+    target, drafting = TorchRuntime(target_model), TorchRuntime(draft_model)
+    ngram, model = NgramProposer(1, MAX_NGRAM), ModelProposer(drafting)
+
+    prompts = []
+    for task_id in options.tasks:
+        suite = workspace.suite("full").model_copy(
+            update={"tasks": (next(e for e in workspace.suite("full").tasks if e.task == task_id),)}
+        )
+        (task,), _ = workspace.prompts(suite)
+        stride = max(1, len(task.prompts) // options.prompts)
+        for prompt in task.prompts[::stride][: options.prompts]:
+            ids = render_turns(tokenizer, declared.prompt_format, prompt.turns[:1], [], None)
+            prompts.append(tuple(ids))
+
+    generation = {"do_sample": False, "max_new_tokens": options.tokens, "min_new_tokens": options.tokens}
+    target_model.generation_config.eos_token_id = None
+    draft_model.generation_config.eos_token_id = None
+    draft_model.generation_config.num_assistant_tokens = options.k
+    draft_model.generation_config.num_assistant_tokens_schedule = "constant"
+    draft_model.generation_config.assistant_confidence_threshold = 0.0
+
+    def theirs(prompt: tuple[int, ...], **arguments: object) -> tuple[tuple[int, ...], float, None]:
+        ids = torch.tensor([prompt])
+        started = perf_counter()
+        output = target_model.generate(ids, attention_mask=torch.ones_like(ids), **generation, **arguments)
+        return tuple(output[0, len(prompt) :].tolist()), perf_counter() - started, None
+
+    def ours(decode, *arguments):
+        def run(prompt: tuple[int, ...]):
+            started = perf_counter()
+            decoding = decode(target, *arguments[:1], Request(prompt, options.tokens), *arguments[1:])
+            return decoding.token_ids, perf_counter() - started, decoding
+
+        return run
+
+    arms = {
+        ("ar", "ours"): lambda prompt: ours(autoregressive_arm)(prompt),
+        ("ar", "theirs"): theirs,
+        ("ngram", "ours"): ours(speculative, ngram, options.k),
+        ("ngram", "theirs"): lambda prompt: theirs(
+            prompt, prompt_lookup_num_tokens=options.k, max_matching_ngram_size=MAX_NGRAM
+        ),
+        ("model", "ours"): ours(speculative, model, options.k),
+        ("model", "theirs"): lambda prompt: theirs(prompt, assistant_model=draft_model),
+    }
+
+    def autoregressive_arm(runtime: TorchRuntime, request: Request):
+        return autoregressive(runtime, request)
+
+    pairs = {"ar": Pair(), "ngram": Pair(), "model": Pair()}
+    differing = 0
+    predicted = measured = 0.0
+    forwards: dict[tuple[str, int], list[float]] = {}
+    order = list(arms)
+    for arm in arms.values():  # warm-up, every shape once
+        arm(prompts[0])
+    for index, prompt in enumerate(prompts):
+        sys.stderr.write(f"\rprompt {index + 1} of {len(prompts)}")
+        outputs = {}
+        rotated = order[index % len(order) :] + order[: index % len(order)]
+        for name in rotated if index % 2 else reversed(rotated):
+            tokens, seconds, decoding = arms[name](prompt)
+            outputs[name] = tokens
+            side = pairs[name[0]].ours if name[1] == "ours" else pairs[name[0]].theirs
+            side.append((len(tokens), seconds))
+            if name == ("model", "ours"):
+                middle = (*prompt, *tokens[: options.tokens // 2])
+                latencies = {
+                    (one.part, one.tokens): one.median_s
+                    for one in measure_latencies(target, drafting, options.k, middle)
+                }
+                for kind, median in latencies.items():
+                    forwards.setdefault(kind, []).append(median)
+                predicted += (
+                    decoding.steps * latencies["target", options.k + 1]
+                    + decoding.draft_forwards * latencies["draft", 1]
+                )
+                measured += decoding.decode_s
+        differing += len(set(outputs.values())) > 1
+    sys.stderr.write("\n")
+    machine = read_machine("cpu")
+    result = {
+        "target": options.target,
+        "draft": options.draft,
+        "k": options.k,
+        "dtype": options.dtype,
+        "prompts": len(prompts),
+        "tokens": options.tokens,
+        "ar_ratio": pairs["ar"].ratio(),
+        "ngram_ratio": pairs["ngram"].ratio(),
+        "model_ratio": pairs["model"].ratio(),
+        "engine_efficiency": round(predicted / measured, 3),
+        "forward_ms": {f"{p}({t})": round(1e3 * statistics.median(v), 2) for (p, t), v in forwards.items()},
+        "prompts_with_differing_outputs": differing,
+        "machine": machine.machine_class,
+        "packages": machine.packages,
+    }
+    print(json.dumps(result))
+    return 1 if differing and options.dtype == "fp32" else 0
+
+
+if __name__ == "__main__":
+    random.seed(0)
+    sys.exit(main())

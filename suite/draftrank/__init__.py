@@ -1,0 +1,65 @@
+"""draftrank: a benchmark suite and leaderboard for the draft models of speculative decoding.
+
+What the command does, a notebook can do::
+
+    import draftrank
+
+    workspace = draftrank.Workspace.open()
+    with draftrank.Store.open(workspace.store_url) as store:
+        result = draftrank.run(workspace, draftrank.RunRequest("smollm2-135m-instruct"), store)
+    for board in draftrank.build_boards([result]):
+        for row in board.rows:
+            print(row.rank, row.draft, row.speedup, row.ci)
+
+Names are imported when first used, so that `import draftrank` stays light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from draftrank.version import __version__
+
+if TYPE_CHECKING:
+    from draftrank.board.ranking import build_boards
+    from draftrank.board.site import render_site
+    from draftrank.catalog.decoding_mode import DecodingMode
+    from draftrank.catalog.workspace import Workspace
+    from draftrank.jobs.running import RunRequest, build, run
+    from draftrank.measure.summary import summarise
+    from draftrank.store.bundle import load_results
+    from draftrank.store.store import Store
+
+_HOMES = {
+    "DecodingMode": "draftrank.catalog.decoding_mode",
+    "RunRequest": "draftrank.jobs.running",
+    "Store": "draftrank.store.store",
+    "Workspace": "draftrank.catalog.workspace",
+    "build": "draftrank.jobs.running",
+    "build_boards": "draftrank.board.ranking",
+    "load_results": "draftrank.store.bundle",
+    "render_site": "draftrank.board.site",
+    "run": "draftrank.jobs.running",
+    "summarise": "draftrank.measure.summary",
+}
+
+__all__ = [
+    "DecodingMode",
+    "RunRequest",
+    "Store",
+    "Workspace",
+    "__version__",
+    "build",
+    "build_boards",
+    "load_results",
+    "render_site",
+    "run",
+    "summarise",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'draftrank' has no attribute {name!r}")

@@ -1,0 +1,76 @@
+"""Boards as one JSON document, for scripts and for download from the site."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from draftrank.board.rows import Board, BoardRow, BoardSession
+from draftrank.measure.statistics import Estimate
+
+SCHEMA_VERSION = 1
+_NOT_SHOWN = ("build", "summary", "findings")
+
+
+def board_document(boards: Sequence[Board]) -> dict[str, Any]:
+    """`{"schema_version", "boards": [heads], "rows": [...]}`, plain JSON values only.
+
+    Each row names its board's id under `board`. Of a single board the head's fields (target, machine,
+    baseline_tokens_per_second, noise, …) also stand beside `rows`.
+    """
+    heads = [_head(board) for board in boards]
+    rows = [{"board": board.key.id, **_row(row)} for board in boards for row in board.rows]
+    shared = heads[0] if len(heads) == 1 else {}
+    return {"schema_version": SCHEMA_VERSION, **shared, "boards": heads, "rows": rows}
+
+
+def _head(board: Board) -> dict[str, Any]:
+    newest = board.newest
+    return {
+        "id": board.key.id,
+        **asdict(board.key),
+        "machine": newest.machine.model_dump(mode="json"),
+        "baseline_tokens_per_second": newest.baseline_tokens_per_second,
+        "noise": _noise(newest.noise),
+        "warnings": list(newest.warnings),
+        "tasks": list(board.tasks),
+        "sessions": [_session(session) for session in board.sessions],
+    }
+
+
+def _session(session: BoardSession) -> dict[str, Any]:
+    return {
+        "id": session.id,
+        "measured_at": session.measured_at,
+        "baseline_tokens_per_second": session.baseline_tokens_per_second,
+        "noise": _noise(session.noise),
+        "warnings": list(session.warnings),
+        "runtime": session.runtime,
+        "prompts": session.prompts,
+        "repeats": session.repeats,
+    }
+
+
+def _noise(noise: Estimate | None) -> dict[str, Any] | None:
+    if noise is None:
+        return None
+    interval = noise.interval
+    return {"speedup": noise.value, "ci": [interval.low, interval.high] if interval else None}
+
+
+def _row(row: BoardRow) -> dict[str, Any]:
+    plain = {name: getattr(row, name) for name in BoardRow.__slots__ if name not in _NOT_SHOWN}
+    plain |= {
+        "rank": _pair(row.rank),
+        "ci": _pair(row.ci),
+        "techniques": list(row.techniques),
+        "fidelity": asdict(row.fidelity),
+        "gates": [finding.gate for finding in row.findings],
+        "per_task": {task: asdict(cell) | {"ci": _pair(cell.ci)} for task, cell in row.per_task.items()},
+    }
+    return plain
+
+
+def _pair(ends: tuple[Any, Any] | None) -> list[Any] | None:
+    return list(ends) if ends else None

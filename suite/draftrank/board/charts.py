@@ -1,0 +1,79 @@
+"""Coordinates of the small inline charts; the templates only draw them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+WIDTH = 180.0
+"""Units across an interval chart."""
+_MARGIN = 6.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """A linear axis shared by the interval bars of one table; it always shows 1×."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def over(cls, spans: Iterable[tuple[float, float] | None]) -> Scale:
+        """The axis that holds every given interval and 1."""
+        ends = [1.0, *(end for span in spans if span for end in span)]
+        low, high = min(ends), max(ends)
+        if high - low < 0.1:  # nothing but noise: do not blow it up to the full width
+            low, high = low - 0.05, high + 0.05
+        return cls(low, high)
+
+    def x(self, value: float) -> float:
+        """Where a value lies, within the chart."""
+        share = (value - self.low) / (self.high - self.low)
+        return round(_MARGIN + min(max(share, 0.0), 1.0) * (WIDTH - 2 * _MARGIN), 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One bar of a bar chart, heights between 0 and 100."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    label: str
+    amount: float
+
+
+def bars(
+    amounts: Sequence[float], labels: Sequence[str], width: float, full: float | None = None
+) -> tuple[Bar, ...]:
+    """Upright bars side by side over `width` units; `full` is the amount of a bar of full height."""
+    top = full if full is not None else max(amounts, default=0.0)
+    slot = width / max(len(amounts), 1)
+    result = []
+    for index, (amount, label) in enumerate(zip(amounts, labels, strict=True)):
+        height = round(100 * amount / top, 2) if top > 0 else 0.0
+        left = round(index * slot + 0.1 * slot, 2)
+        result.append(Bar(left, round(100 - height, 2), round(0.8 * slot, 2), height, label, amount))
+    return tuple(result)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of a whole, as a stretch of a bar 100 units long."""
+
+    name: str
+    x: float
+    width: float
+    share: float
+
+
+def stacked(shares: Sequence[tuple[str, float]]) -> tuple[Part, ...]:
+    """Parts one after the other; shares that add up to more than 1 are scaled down to it."""
+    total = max(1.0, sum(share for _, share in shares))
+    result, left = [], 0.0
+    for name, share in shares:
+        width = 100 * share / total
+        result.append(Part(name, round(left, 2), round(width, 2), share))
+        left += width
+    return tuple(result)

@@ -1,0 +1,127 @@
+"""From sessions to boards: which results may be compared, which one stands for a draft, who ranks where.
+
+Two rows whose intervals overlap are not told apart: each carries the range of ranks that the intervals
+allow. Ranks never cross target, machine class, dtype, device, mode, suite or version.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from draftrank.board.rows import Board, BoardKey, BoardRow, key_of, measured_at, row_of, session_of
+from draftrank.catalog.base import sha256_of_json
+from draftrank.measure.gates import Finding, judge
+from draftrank.measure.records import SessionResult
+from draftrank.measure.statistics import Interval
+from draftrank.measure.summary import SessionSummary, summarise
+
+
+class _Candidate(NamedTuple):
+    """One session's result for a draft."""
+
+    row: BoardRow
+    summary: SessionSummary
+
+
+def build_boards(results: Sequence[SessionResult]) -> tuple[Board, ...]:
+    """All boards of these sessions, sorted by their key; the order of `results` does not matter.
+
+    Of a session that stands twice (e.g. before and after it was continued) the fuller one counts.
+    """
+    grouped: dict[BoardKey, list[SessionSummary]] = defaultdict(list)
+    for result in _once_each(results):
+        grouped[key_of(result.session)].append(summarise(result))
+    return tuple(_board(key, grouped[key]) for key in sorted(grouped, key=_key_order))
+
+
+def rank_ranges(intervals: Sequence[Interval]) -> tuple[tuple[int, int], ...]:
+    """For each interval, 1 + how many lie entirely above it, and n − how many lie entirely below it."""
+    return tuple(
+        (
+            1 + sum(other.above(own) for other in intervals),
+            len(intervals) - sum(own.above(other) for other in intervals),
+        )
+        for own in intervals
+    )
+
+
+def _board(key: BoardKey, summaries: Sequence[SessionSummary]) -> Board:
+    newest_first = sorted(summaries, key=_age, reverse=True)
+    candidates: dict[str, list[_Candidate]] = defaultdict(list)
+    for summary in newest_first:
+        for arm in summary.arms:
+            if arm.arm.kind == "draft":
+                row = row_of(summary, arm, judge(summary, arm))
+                candidates[row.draft].append(_Candidate(row, summary))
+    chosen = [_stands_for_draft(found) for found in candidates.values()]
+    used = {candidate.summary.session.id for candidate in chosen}
+    sessions = [summary for summary in newest_first if summary.session.id in used] or newest_first[:1]
+    tasks = dict.fromkeys(task.task for summary in sessions for task in summary.session.tasks)
+    rows = _whole_only((candidate.row for candidate in chosen), tuple(tasks))
+    return Board(key, _ranked(rows), tuple(map(session_of, sessions)), tuple(tasks))
+
+
+def _stands_for_draft(newest_first: Sequence[_Candidate]) -> _Candidate:
+    """The newest recipe's best result: complete in a steady session, else complete, else the fullest;
+    the newest of equals.
+
+    Results of earlier recipes under the same id are history. A build that failed names no recipe, so it
+    only counts where nothing else does.
+    """
+    recipes = [found.row.recipe_sha256 for found in newest_first if found.row.recipe_sha256]
+    current = [found for found in newest_first if not recipes or found.row.recipe_sha256 == recipes[0]]
+    return max(current, key=_standing)  # max keeps the first of equals: the newest
+
+
+def _standing(candidate: _Candidate) -> tuple[bool, bool, float]:
+    row, arm = candidate.row, candidate.row.summary
+    complete = not any(finding.gate in ("failed", "incomplete") for finding in row.findings)
+    steady = not any(finding.scope == "session" for finding in row.findings)
+    return complete, steady and complete, 1 - arm.missing / arm.planned if arm.planned else 0.0
+
+
+def _whole_only(rows: Iterable[BoardRow], tasks: tuple[str, ...]) -> list[BoardRow]:
+    """Takes the rank from rows that lack a task which another session of the board has."""
+    result = []
+    for row in rows:
+        lacking = [task for task in tasks if task not in row.per_task]
+        if lacking and row.ranked:
+            reason = f"incomplete: the session lacks {', '.join(lacking)}; run it again with the whole suite"
+            finding = Finding("incomplete", "draft", reason)
+            row = replace(row, ranked=False, reason=reason, findings=(finding,))
+        result.append(row)
+    return result
+
+
+def _ranked(rows: Sequence[BoardRow]) -> tuple[BoardRow, ...]:
+    in_order = sorted(rows, key=lambda row: (-(row.speedup or 0.0), row.draft))
+    ranked = [row for row in in_order if row.ranked and row.interval]
+    ranges = rank_ranges([row.interval for row in ranked if row.interval])
+    return (
+        *(replace(row, rank=span) for row, span in zip(ranked, ranges, strict=True)),
+        *(row for row in in_order if not (row.ranked and row.interval)),
+    )
+
+
+def _once_each(results: Iterable[SessionResult]) -> list[SessionResult]:
+    by_id: dict[str, list[SessionResult]] = defaultdict(list)
+    for result in results:
+        by_id[result.session.id].append(result)
+    return [max(same, key=_fullness) if len(same) > 1 else same[0] for same in by_id.values()]
+
+
+def _fullness(result: SessionResult) -> tuple[int, str, str]:
+    # The hash decides between results that are equally full, so that their order cannot.
+    return len(result.trials), measured_at(result.session), sha256_of_json(result.model_dump(mode="json"))
+
+
+def _age(summary: SessionSummary) -> tuple[str, str]:
+    return summary.session.created_at, summary.session.id
+
+
+def _key_order(key: BoardKey) -> tuple[str, ...]:
+    place = (key.target, key.suite, key.device, key.machine_class, key.dtype, key.mode)
+    return (*place, key.draftrank_version, key.id)

@@ -1,0 +1,46 @@
+"""A recorded recipe in words and as YAML, also when this version no longer knows all of it."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from ruamel.yaml import YAML
+
+from draftrank.catalog.recipe import Draft, Recipe
+from draftrank.measure.records import DraftBuild
+
+_LINE_WIDTH = 88
+
+
+def recipe_sentence(build: DraftBuild) -> str:
+    """How the draft was made, in one sentence; its techniques where the recipe is of another version."""
+    try:
+        draft = TypeAdapter(Draft).validate_json(json.dumps(build.recipe.get("draft")))
+        words = draft.sentence()
+    except ValidationError:
+        words = ", then ".join(build.techniques)
+    return f"{words[:1].upper()}{words[1:]}." if words else ""
+
+
+def recipe_yaml(recipe: dict[str, Any]) -> str:
+    """The recipe as YAML, its fields in the order in which recipes are written."""
+    known = [name for name in Recipe.model_fields if name in recipe]
+    ordered = {name: recipe[name] for name in [*known, *sorted(recipe.keys() - set(known))]}
+    writer = YAML()
+    writer.width = _LINE_WIDTH
+    writer.indent(mapping=2, sequence=4, offset=2)
+    text = io.StringIO()
+    writer.dump(_kind_first(ordered), text)
+    return text.getvalue()
+
+
+def _kind_first(value: Any) -> Any:
+    if isinstance(value, dict):
+        names = sorted(value, key=lambda name: name != "kind")
+        return {name: _kind_first(value[name]) for name in names}
+    if isinstance(value, list | tuple):
+        return [_kind_first(item) for item in value]
+    return value

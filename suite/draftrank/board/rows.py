@@ -1,0 +1,226 @@
+"""A board and its rows: what the terminal, the JSON and the site all show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from draftrank.catalog.base import sha256_of_json
+from draftrank.measure.fidelity import Status
+from draftrank.measure.gates import Finding, Verdict
+from draftrank.measure.records import DraftBuild, Machine, Session
+from draftrank.measure.statistics import Estimate, Interval
+from draftrank.measure.summary import ArmSummary, SessionSummary, TaskSummary
+
+
+@dataclass(frozen=True, slots=True)
+class BoardKey:
+    """What two results must share to be ranked together."""
+
+    target: str
+    target_weights_sha256: str
+    machine_class: str
+    dtype: str
+    device: str
+    mode: str
+    """Label of the decoding mode, e.g. `greedy`."""
+    suite: str
+    suite_sha256: str
+    draftrank_version: str
+    """Major and minor version: patches do not change how things are measured."""
+
+    @property
+    def id(self) -> str:
+        """12 hex digits, the same wherever the board is built."""
+        return sha256_of_json(asdict(self))[:12]
+
+
+def key_of(session: Session) -> BoardKey:
+    """The board that a session belongs to."""
+    return BoardKey(
+        session.target,
+        session.target_weights_sha256,
+        session.machine.machine_class,
+        session.dtype,
+        session.device,
+        session.mode.label,
+        session.suite,
+        session.suite_sha256,
+        ".".join(session.draftrank_version.split(".")[:2]),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TaskCell:
+    """One row in one task."""
+
+    speedup: float | None
+    ci: tuple[float, float] | None
+    acceptance_length: float | None
+    tokens_per_second: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RowFidelity:
+    """Whether the outputs are the target's own."""
+
+    status: Status
+    exact_match: float | None
+    """Share of identical outputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoardRow:
+    """One draft on one board. Figures are None where the session cannot give them."""
+
+    draft: str
+    """Id of the draft."""
+    title: str
+    """Its name for people; the id where the recipe has none."""
+    rank: tuple[int, int] | None
+    """Best and worst rank that the intervals allow; None when not ranked."""
+    ranked: bool
+    reason: str | None
+    """Why it is not ranked, and what to do."""
+    findings: tuple[Finding, ...]
+    """Every gate it did not pass."""
+    speedup: float | None
+    """Overall, over the baseline of the same session."""
+    ci: tuple[float, float] | None
+    """95 % interval of the speedup."""
+    acceptance_length: float | None
+    acceptance_rate: float | None
+    draft_cost: float | None
+    """One draft forward in target forwards."""
+    tokens_per_second: float | None
+    per_task: Mapping[str, TaskCell]
+    """By task id, in the session's order."""
+    techniques: tuple[str, ...]
+    trained: bool | None
+    """Whether gradient descent made it; None when the build failed, as the next three."""
+    k: int
+    """Tokens proposed per step at most."""
+    parameters: int | None
+    bytes_on_disk: int | None
+    build_s: float | None
+    peak_memory_bytes: int | None
+    fidelity: RowFidelity
+    session: str
+    """Id of the session that measured it: pairs of trials exist only within one."""
+    measured_at: str
+    """UTC time, ISO 8601."""
+    recipe_sha256: str | None
+    weights_sha256: str | None
+    build: DraftBuild | None
+    """The draft as recorded; None when the build failed."""
+    summary: ArmSummary
+    """Everything else that is known of it."""
+
+    @property
+    def interval(self) -> Interval | None:
+        """`ci` as an interval."""
+        return Interval(*self.ci) if self.ci else None
+
+
+@dataclass(frozen=True, slots=True)
+class BoardSession:
+    """A session that gave rows to a board."""
+
+    id: str
+    measured_at: str
+    baseline_tokens_per_second: float | None
+    noise: Estimate | None
+    """A/A: the baseline against itself; None where the session has no such comparison."""
+    machine: Machine
+    warnings: tuple[str, ...]
+    runtime: str
+    repeats: int
+    prompts: int
+    """Prompts over all tasks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """Drafts that may be compared, best first; those not ranked come last."""
+
+    key: BoardKey
+    rows: tuple[BoardRow, ...]
+    sessions: tuple[BoardSession, ...]
+    """Those the rows come from, newest first; never empty."""
+    tasks: tuple[str, ...]
+    """Every task that a row has, in the newest session's order."""
+
+    @property
+    def newest(self) -> BoardSession:
+        """The session whose machine, baseline and noise stand in the board's head."""
+        return self.sessions[0]
+
+
+def row_of(summary: SessionSummary, arm: ArmSummary, verdict: Verdict) -> BoardRow:
+    """The row of one arm, not yet ranked against others."""
+    build, session = arm.arm.draft, summary.session
+    title = build.recipe.get("title") if build else None
+    return BoardRow(
+        draft=arm.arm.id,
+        title=title if isinstance(title, str) and title.strip() else arm.arm.id,
+        rank=None,
+        ranked=verdict.ranked,
+        reason=verdict.reason,
+        findings=verdict.findings,
+        speedup=arm.speedup.value if arm.speedup else None,
+        ci=_ends(arm.speedup),
+        acceptance_length=arm.acceptance.length,
+        acceptance_rate=arm.acceptance.rate,
+        draft_cost=arm.draft_cost,
+        tokens_per_second=arm.timing.tokens_per_second,
+        per_task={task.task: _cell(task) for task in arm.tasks},
+        techniques=build.techniques if build else (),
+        trained=build.trained if build else None,
+        k=arm.arm.num_speculative_tokens,
+        parameters=build.parameters if build else None,
+        bytes_on_disk=build.bytes_on_disk if build else None,
+        build_s=build.build_s if build else None,
+        peak_memory_bytes=arm.arm.peak_memory_bytes,
+        fidelity=RowFidelity(arm.fidelity.status, arm.fidelity.exact_match),
+        session=session.id,
+        measured_at=measured_at(session),
+        recipe_sha256=build.recipe_sha256 if build else None,
+        weights_sha256=build.weights_sha256 if build else None,
+        build=build,
+        summary=arm,
+    )
+
+
+def session_of(summary: SessionSummary) -> BoardSession:
+    """What a board says of a session."""
+    session, baseline = summary.session, summary.baseline
+    return BoardSession(
+        session.id,
+        measured_at(session),
+        baseline.timing.tokens_per_second if baseline else None,
+        summary.noise.overall if summary.noise else None,
+        session.machine,
+        session.warnings,
+        session.runtime,
+        session.repeats,
+        sum(len(task.prompts) for task in session.tasks),
+    )
+
+
+def measured_at(session: Session) -> str:
+    """When the session ended, or began if it has not ended."""
+    return session.finished_at or session.created_at
+
+
+def _cell(task: TaskSummary) -> TaskCell:
+    return TaskCell(
+        task.speedup.value if task.speedup else None,
+        _ends(task.speedup),
+        task.acceptance.length,
+        task.timing.tokens_per_second,
+    )
+
+
+def _ends(estimate: Estimate | None) -> tuple[float, float] | None:
+    interval = estimate.interval if estimate else None
+    return (interval.low, interval.high) if interval else None

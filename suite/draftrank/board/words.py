@@ -1,0 +1,78 @@
+"""The words of the board, each defined once: the methodology page prints this table."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from draftrank.measure.statistics import CONFIDENCE, MIN_PROMPTS, RESAMPLES
+
+
+class Word(NamedTuple):
+    """A word and what it means here."""
+
+    word: str
+    meaning: str
+
+
+WORDS: tuple[Word, ...] = (
+    Word("target", "The model being accelerated."),
+    Word("draft", "Whatever proposes tokens for it: a model, n-grams, or the target's own early layers."),
+    Word("k", "num_speculative_tokens: tokens proposed per step at most."),
+    Word("step", "One verification forward of the target, over at most k+1 positions."),
+    Word(
+        "baseline",
+        "Plain autoregressive decoding by the same engine, in the same session and precision. It runs "
+        "in two arms; what they differ by (A/A) is the session's own noise.",
+    ),
+    Word(
+        "session",
+        "One target on one machine, all arms taking turns on each prompt, so that drift hits all alike.",
+    ),
+    Word(
+        "acceptance length",
+        "Emitted tokens ÷ steps: a ratio of sums over all steps after the prefill. It counts the bonus "
+        "token; accepted tokens past the end or the length limit are not counted. Always between 1 and "
+        "k+1; autoregressive decoding has exactly 1.",
+    ),
+    Word("acceptance rate", "Accepted ÷ proposed tokens."),
+    Word(
+        "acceptance by position",
+        "For each position, the share of steps whose token there was accepted, given that it was "
+        "proposed and all before it were accepted.",
+    ),
+    Word("accept histogram", "How many steps accepted 0, 1, … k tokens."),
+    Word(
+        "draft cost c",
+        "Median draft forward ÷ median target forward, both of a single token, timed in the same "
+        "process. For a draft that runs no forwards: its mean time to propose per step ÷ that target "
+        "forward.",
+    ),
+    Word(
+        "decode time",
+        "From the first generated token's arrival to the last token's. The prefill (time to the first "
+        "token) is kept apart.",
+    ),
+    Word("tokens per second", "Tokens emitted by steps ÷ decode time, sums over all outputs."),
+    Word(
+        "speedup of a task",
+        "(Σ baseline decode seconds ÷ Σ baseline tokens) ÷ (Σ draft decode seconds ÷ Σ draft tokens), "
+        "over the same prompts, turns and repeats of the same session.",
+    ),
+    Word("overall speedup", "Geometric mean of the tasks' speedups."),
+    Word(
+        "interval",
+        f"{CONFIDENCE:.0%} percentile bootstrap over prompts, each task by itself, {RESAMPLES:,} draws "
+        f"of n−1 of its n prompts with all their turns and repeats. A task with fewer than {MIN_PROMPTS}"
+        " prompts has none.",
+    ),
+    Word(
+        "rank",
+        "From 1 + the rows whose interval lies entirely above, to the number of rows less those "
+        "entirely below. Rows that measurement cannot tell apart share a range, such as 2–4.",
+    ),
+    Word(
+        "fidelity",
+        "Whether the emitted token ids are the baseline's, output by output, in greedy decoding. In "
+        "fp32 any difference is a break.",
+    ),
+)

@@ -1,0 +1,51 @@
+"""The form of what proposes tokens; each kind lives in its own file of `decoding/proposers`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from draftrank.catalog.base import Declared
+from draftrank.catalog.step import StepBase
+
+if TYPE_CHECKING:
+    from draftrank.decoding.proposer import Proposer, ProposerContext
+
+
+class DraftBase(Declared):
+    """A kind of draft: its knobs as fields, its work in `open`."""
+
+    kind: str
+    technique: ClassVar[str]
+    """Family shown on the board, e.g. `n-gram`."""
+
+    @property
+    def build_steps(self) -> tuple[StepBase, ...]:
+        """The steps that make the draft's weights, in order; empty when it has none of its own."""
+        return ()
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether a model of its own must be built before it can propose."""
+        return False
+
+    @property
+    def techniques(self) -> tuple[str, ...]:
+        """How the draft was made, in words for the board, without repetition."""
+        return tuple(dict.fromkeys(step.technique for step in self.build_steps)) or (self.technique,)
+
+    @property
+    def trained(self) -> bool:
+        """Whether making it involved gradient descent."""
+        return any(step.trains for step in self.build_steps)
+
+    def sentence(self) -> str:
+        """How the draft is made, in plain words."""
+        return "; then ".join(step.sentence() for step in self.build_steps)
+
+    def open(self, context: ProposerContext) -> Proposer:
+        """Makes the proposer for one target runtime.
+
+        Raises:
+            IncompatibleDraftError: the draft cannot serve this target.
+        """
+        raise TypeError(f"{type(self).__name__} proposes nothing")  # every subclass overrides this

@@ -1,0 +1,79 @@
+"""The one way a declaration is written: what `draftrank check --fix` makes of it.
+
+First line: the schema for editors. Then the fields in the schema's order, block style, two spaces,
+comments kept beside the field they stand above.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from draftrank.catalog.base import Declared
+from draftrank.catalog.schemas import schema_name
+
+_HEADER = re.compile(r"^# yaml-language-server:.*\n")
+_TOP_LEVEL = re.compile(r"^(?P<key>[A-Za-z_]\w*)\s*:")
+
+
+def canonical_text(text: str, model: type[Declared], schema_path: str) -> str:
+    """The canonical form of a valid declaration's text; applying it twice changes nothing more.
+
+    Args:
+        text: the file's content; must be valid for `model`.
+        model: the declaration's model.
+        schema_path: path of the schema relative to the file, for the first line.
+    """
+    yaml = YAML(typ="rt")
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.width = 4096
+    yaml.preserve_quotes = True
+    output = io.StringIO()
+    yaml.dump(yaml.load(_HEADER.sub("", text)), output)
+    body = "".join(line.rstrip() + "\n" for line in output.getvalue().splitlines())
+    header = f"# yaml-language-server: $schema={schema_path}\n"
+    return header + _ordered(body, list(model.model_fields)).strip("\n") + "\n"
+
+
+def is_canonical(path: Path, model: type[Declared], schema_folder: Path) -> bool:
+    """Whether a valid file is written the canonical way."""
+    return _wanted(path, model, schema_folder) == path.read_text("utf-8")
+
+
+def format_file(path: Path, model: type[Declared], schema_folder: Path) -> bool:
+    """Rewrites a valid file in canonical form; True when that changed it."""
+    if is_canonical(path, model, schema_folder):
+        return False
+    path.write_text(_wanted(path, model, schema_folder), "utf-8")
+    return True
+
+
+def _wanted(path: Path, model: type[Declared], schema_folder: Path) -> str:
+    relative = os.path.relpath(schema_folder / f"{schema_name(model)}.json", path.parent)
+    return canonical_text(path.read_text("utf-8"), model, Path(relative).as_posix())
+
+
+def _ordered(body: str, fields: list[str]) -> str:
+    """Top-level blocks in the order of the fields; a comment belongs to the field below it."""
+    blocks: dict[str, str] = {}
+    pending = ""
+    key: str | None = None
+    for line in body.splitlines(keepends=True):
+        start = _TOP_LEVEL.match(line)
+        if start:
+            key = start["key"]
+            blocks[key] = pending + line
+            pending = ""
+        elif line.startswith("#") or not line.strip():
+            pending += line
+        else:
+            assert key is not None
+            blocks[key] += pending + line
+            pending = ""
+    rank = {name: index for index, name in enumerate(fields)}
+    ordered = sorted(blocks, key=lambda name: rank.get(name, len(rank)))
+    return "".join(blocks[name] for name in ordered) + pending

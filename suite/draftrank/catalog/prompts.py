@@ -1,0 +1,165 @@
+"""From a task's data to its prompts."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from draftrank.catalog.sources.base import FetchContext
+from draftrank.catalog.sources.inline import InlineSource
+from draftrank.catalog.task import ReadRows, Suite, SuiteTask, Task
+from draftrank.errors import InvalidInputError, Problem
+
+MAX_REPORTED = 20
+_FIELD = re.compile(r"\{([A-Za-z_][\w-]*(?:\.[\w-]+)*)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One conversation to decode."""
+
+    id: str
+    turns: tuple[str, ...]
+    """User messages in order."""
+    reference: str | None = None
+    """Exact final answer, where the task has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPrompts:
+    """A task with the prompts that one run uses."""
+
+    task: Task
+    prompts: tuple[Prompt, ...]
+    max_new_tokens: int
+
+
+def read_prompts(task: Task, context: FetchContext) -> tuple[Prompt, ...]:
+    """All prompts of a task.
+
+    Raises:
+        MissingDataError: the data cannot be had now.
+        InvalidInputError: the data is not what the task declares, with every bad row.
+    """
+    if isinstance(task.source, InlineSource):
+        rows = list(enumerate(task.source.rows(), start=1))
+        name = f"tasks/{task.id}.yaml"
+    else:
+        path = task.source.fetch(context)
+        name = path.name
+        rows = _read_json_lines(path)
+    prompts: list[Prompt] = []
+    problems: list[Problem] = []
+    seen: set[str] = set()
+    for line, row in rows:
+        try:
+            prompt = _prompt_of_row({"row": line, **row}, task.read)
+        except KeyError as error:
+            problems.append(
+                Problem(
+                    f"the row has no field {error.args[0]!r}",
+                    name,
+                    line,
+                    fix="mend the row or the task's `read`",
+                )
+            )
+            continue
+        except ValueError as error:
+            problems.append(Problem(str(error), name, line, fix="mend the row or the task's `read`"))
+            continue
+        if prompt.id in seen:
+            problems.append(
+                Problem(f"the prompt id {prompt.id!r} stands twice", name, line, "id", "make ids unique")
+            )
+        seen.add(prompt.id)
+        prompts.append(prompt)
+    if problems:
+        raise InvalidInputError(problems[:MAX_REPORTED])
+    if not prompts:
+        raise InvalidInputError.single("holds no prompts", file=name, fix="add at least one row")
+    return tuple(prompts)
+
+
+def select_prompts(suite: Suite, entry: SuiteTask, task: Task, prompts: tuple[Prompt, ...]) -> TaskPrompts:
+    """The suite's share of a task: prompts at even distances, so that no part of the file is favoured."""
+    count = min(entry.prompts or len(prompts), len(prompts))
+    chosen = tuple(prompts[index * len(prompts) // count] for index in range(count))
+    limit = min(task.max_new_tokens, suite.max_new_tokens or task.max_new_tokens)
+    return TaskPrompts(task, chosen, limit)
+
+
+def _read_json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    try:
+        raw = path.read_bytes()
+        if raw[:2] == b"\x1f\x8b":
+            raw = gzip.decompress(raw)
+        text = raw.decode("utf-8")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InvalidInputError.single(
+            f"cannot be read: {error}", file=path.name, fix="use UTF-8 JSON Lines, plain or gzipped"
+        ) from error
+    rows: list[tuple[int, dict[str, Any]]] = []
+    problems: list[Problem] = []
+    lines = text.splitlines()
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            cut = number == len(lines) and not text.endswith("\n")
+            what = "is cut off" if cut else "is not JSON"
+            problems.append(
+                Problem(f"the line {what}: {error}", path.name, number, fix="fetch or write the file again")
+            )
+            continue
+        if isinstance(row, dict):
+            rows.append((number, row))
+        else:
+            problems.append(
+                Problem("the line is not a JSON object", path.name, number, fix="write one object per line")
+            )
+    if problems:
+        raise InvalidInputError(problems[:MAX_REPORTED])
+    if not rows:
+        raise InvalidInputError.single("holds no prompts", file=path.name, fix="add at least one row")
+    return rows
+
+
+def _prompt_of_row(row: dict[str, Any], read: ReadRows) -> Prompt:
+    if read.turns_from is not None:
+        turns = _lookup(row, read.turns_from)
+        if not (isinstance(turns, list) and turns and all(isinstance(turn, str) for turn in turns)):
+            raise ValueError(f"the field {read.turns_from!r} is not a list of texts")
+    else:
+        turns = [_fill(template, row) for template in read.turns or ()]
+    if not all(turn.strip() for turn in turns):
+        raise ValueError("a turn is empty")
+    reference = _fill(read.reference, row) if read.reference is not None else None
+    if read.reference is None and isinstance(row.get("reference"), str):
+        reference = row["reference"]
+    return Prompt(_fill(read.id, row), tuple(turns), reference)
+
+
+def _lookup(row: Any, dotted: str) -> Any:
+    node = row
+    for part in dotted.split("."):
+        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, dict) and part in node:
+            node = node[part]
+        else:
+            raise KeyError(dotted)
+    return node
+
+
+def _fill(template: str, row: dict[str, Any]) -> str:
+    def value(match: re.Match[str]) -> str:
+        found = _lookup(row, match[1])
+        return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
+
+    return _FIELD.sub(value, template)

@@ -1,0 +1,60 @@
+"""The declaration of a draft: how it is made and how it speculates."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Union
+
+from pydantic import Field, StringConstraints
+
+from draftrank import kinds
+from draftrank.catalog.base import Declared, Identifier, Line, Text
+
+if TYPE_CHECKING:
+    from draftrank.catalog.draft import DraftBase
+
+    Draft = DraftBase
+else:
+    Draft = Annotated[Union[kinds.load_kinds(kinds.DRAFTS)], Field(discriminator="kind")]  # noqa: UP007  (made at run time)
+
+MAX_SPECULATIVE_TOKENS = 64
+
+
+class Author(Declared):
+    """Who made the recipe."""
+
+    name: Line
+    """Name as it shall appear."""
+    github: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9](?:-?[A-Za-z0-9]){0,38}$")] | None = None
+    """Account name, without the @."""
+
+
+class Speculate(Declared):
+    """How the draft is used while decoding."""
+
+    num_speculative_tokens: Annotated[int, Field(ge=1, le=MAX_SPECULATIVE_TOKENS)]
+    """Tokens proposed per step at most (k)."""
+
+
+class Recipe(Declared):
+    """One draft for one target."""
+
+    descriptive: ClassVar[frozenset[str]] = frozenset({"title", "description", "authors", "effort"})
+
+    schema_version: Literal[1]
+    """Version of this file's form."""
+    id: Identifier
+    """The draft's name; its file has the same."""
+    target: Identifier
+    """The target's id; the recipe lies in that target's folder."""
+    title: Line
+    """Name for people."""
+    description: Text | None = None
+    """What the recipe tries and why."""
+    authors: Annotated[tuple[Author, ...], Field(min_length=1)]
+    """Who made it."""
+    effort: Literal["minutes", "hours"] = "minutes"
+    """How long the build takes on two cores; a run builds drafts of hours only when they are named."""
+    draft: Draft
+    """What proposes the tokens."""
+    speculate: Speculate
+    """How it is used."""

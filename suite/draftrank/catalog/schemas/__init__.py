@@ -1,0 +1,45 @@
+"""JSON Schemas for editors, generated from the models and committed beside this file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from draftrank.catalog.base import Declared
+from draftrank.catalog.recipe import Recipe
+from draftrank.catalog.target import Target
+from draftrank.catalog.task import Suite, Task
+
+MODELS: dict[str, type[Declared]] = {"recipe": Recipe, "suite": Suite, "target": Target, "task": Task}
+"""Schema name → the model it describes."""
+
+FOLDER = Path(__file__).parent
+
+
+def schema_name(model: type[Declared]) -> str:
+    """The schema's name for a model."""
+    return next(name for name, known in MODELS.items() if known is model)
+
+
+def generate(name: str) -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of one kind of declaration."""
+    schema = MODELS[name].model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def generated_text(name: str) -> str:
+    """The committed file's exact content."""
+    return json.dumps(generate(name), indent=2, ensure_ascii=False) + "\n"
+
+
+def write_all() -> list[Path]:
+    """Writes every schema; returns the files that changed."""
+    changed = []
+    for name in MODELS:
+        path = FOLDER / f"{name}.json"
+        text = generated_text(name)
+        if not path.exists() or path.read_text("utf-8") != text:
+            path.write_text(text, "utf-8")
+            changed.append(path)
+    return changed

@@ -1,0 +1,92 @@
+"""What every source can do: give the checked file or folder it names."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import mkdtemp
+
+from draftrank.catalog.base import Declared
+from draftrank.errors import InvalidInputError
+from draftrank.progress import Progress, SilentProgress
+
+
+@dataclass(frozen=True, slots=True)
+class FetchContext:
+    """Where fetched things go and what a fetch may do."""
+
+    cache: Path
+    """Folder of the content-addressed cache."""
+    roots: tuple[Path, ...] = ()
+    """Folders that `local` paths are looked up in: the workspace, then DRAFTRANK_DATA's entries."""
+    offline: bool = False
+    """True: use what is cached, fetch nothing."""
+    progress: Progress = field(default_factory=SilentProgress)
+
+
+class SourceBase(Declared):
+    """A place that bytes come from, with what is needed to check them."""
+
+    def fetch(self, context: FetchContext) -> Path:
+        """Returns a checked file (or, for a whole model repository, a folder).
+
+        Raises:
+            MissingDataError: it cannot be had now; the message says how to get it.
+            InvalidInputError: what arrived is not what was declared.
+        """
+        raise TypeError(f"{type(self).__name__} names no bytes")  # every subclass overrides this
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 (hex) of a file's bytes, read in blocks."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def check_sha256(path: Path, expected: str, what: str) -> None:
+    """Refuses a file whose bytes are not those declared.
+
+    Raises:
+        InvalidInputError: the hashes differ.
+    """
+    found = file_sha256(path)
+    if found != expected:
+        raise InvalidInputError.single(
+            f"sha256 does not match: declared {expected}, found {found}",
+            file=what,
+            field="source.sha256",
+            fix="check that the right file is named; if its content was meant to change, declare the found hash",
+        )
+
+
+def cached_file(context: FetchContext, sha256: str, name: str) -> Path:
+    """Where the cache keeps the file with this content."""
+    return context.cache / "sources" / sha256[:2] / sha256 / name
+
+
+@contextmanager
+def staging_folder(parent: Path) -> Iterator[Path]:
+    """A private folder beside the final place, so that a rename publishes a whole file or nothing."""
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(mkdtemp(prefix=".staging-", dir=parent))
+    try:
+        yield folder
+    finally:
+        _remove(folder)
+
+
+def publish(staged: Path, final: Path) -> Path:
+    """Moves a finished file to its place at once; an equal file already there is kept."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(staged, final)
+    return final
+
+
+def _remove(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    folder.rmdir()

@@ -1,0 +1,56 @@
+"""A file behind an https address, pinned by its hash."""
+
+from __future__ import annotations
+
+import shutil
+import urllib.request
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.error import URLError
+
+from pydantic import StringConstraints
+
+from draftrank.catalog.base import Sha256
+from draftrank.catalog.sources.base import (
+    FetchContext,
+    SourceBase,
+    cached_file,
+    check_sha256,
+    publish,
+    staging_folder,
+)
+from draftrank.errors import MissingDataError
+
+TIMEOUT_S = 60
+
+
+class UrlSource(SourceBase):
+    """One downloadable file."""
+
+    kind: Literal["url"]
+    url: Annotated[str, StringConstraints(pattern=r"^https://[^\s\x00-\x1f]+$", max_length=2000)]
+    """The https address."""
+    sha256: Sha256
+    """Hash of the file."""
+
+    def fetch(self, context: FetchContext) -> Path:
+        """See `SourceBase.fetch`."""
+        name = Path(self.url.split("?", 1)[0]).name or "download"
+        final = cached_file(context, self.sha256, name)
+        if final.exists():
+            return final
+        if context.offline:
+            raise MissingDataError(f"{self.url} is not in the cache and the run is offline")
+        with staging_folder(final.parent.parent) as staging:
+            staged = staging / name
+            try:
+                with (
+                    context.progress.stage(f"fetch {name}"),
+                    urllib.request.urlopen(self.url, timeout=TIMEOUT_S) as reply,
+                    staged.open("wb") as output,
+                ):
+                    shutil.copyfileobj(reply, output, 1 << 20)
+            except (URLError, OSError) as error:
+                raise MissingDataError(f"{self.url} could not be fetched: {error}") from error
+            check_sha256(staged, self.sha256, self.url)
+            return publish(staged, final)

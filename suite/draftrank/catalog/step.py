@@ -1,0 +1,34 @@
+"""The form of a compression step; each kind lives in its own file of `drafting/steps`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from draftrank.catalog.base import Declared
+
+if TYPE_CHECKING:
+    from draftrank.drafting.working_draft import BuildContext, WorkingDraft
+
+
+class StepBase(Declared):
+    """One step of a recipe: its knobs as fields, its work in `apply`."""
+
+    kind: str
+    technique: ClassVar[str]
+    """Family shown on the board, e.g. `layer dropping`."""
+    trains: ClassVar[bool] = False
+    """Whether the step updates weights by gradient descent."""
+    code_version: ClassVar[int] = 1
+    """Raised when the step's result changes for equal knobs, so that caches are not reused."""
+
+    def sentence(self) -> str:
+        """The step in plain words."""
+        raise TypeError(f"{type(self).__name__} says nothing")  # every subclass overrides this
+
+    def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
+        """Changes the draft in place.
+
+        Raises:
+            BuildError: the step cannot be done on this model or machine; the message says why.
+        """
+        raise TypeError(f"{type(self).__name__} does nothing")  # every subclass overrides this

@@ -1,0 +1,33 @@
+"""The declaration of a target: the model whose decoding is to be accelerated."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from draftrank.catalog.base import Declared, Identifier, Line, Text
+from draftrank.catalog.sources import Source
+
+
+class Target(Declared):
+    """One target model, pinned by content."""
+
+    descriptive: ClassVar[frozenset[str]] = frozenset({"title", "description", "licence"})
+
+    schema_version: Literal[1]
+    """Version of this file's form."""
+    id: Identifier
+    """The target's name; its folder in `drafts/` has the same."""
+    title: Line
+    """Name for people."""
+    description: Text | None = None
+    """What a reader should know about it."""
+    licence: Line
+    """Licence of the weights, as an SPDX expression where one fits."""
+    source: Source
+    """Where the weights come from: a GGUF file or a folder in the hub's layout."""
+    prompt_format: Literal["chat", "completion"] = "chat"
+    """`chat` uses the tokenizer's chat template; `completion` feeds the turns as plain text."""
+    context_window: Annotated[int, Field(ge=16, le=10_000_000)] | None = None
+    """Tokens the target may hold; default: what its configuration says."""

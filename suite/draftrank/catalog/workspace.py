@@ -1,0 +1,289 @@
+"""A workspace on disk: any folder with `drafts/` and `tasks/`, and the state kept beside them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TypeVar
+
+from draftrank.catalog.base import Declared
+from draftrank.catalog.loading import load_declaration
+from draftrank.catalog.prompts import TaskPrompts, read_prompts, select_prompts
+from draftrank.catalog.recipe import Recipe
+from draftrank.catalog.sources.base import FetchContext
+from draftrank.catalog.target import Target
+from draftrank.catalog.task import Suite, Task
+from draftrank.errors import InvalidInputError, MissingDataError, Problem
+from draftrank.progress import Progress, SilentProgress
+
+T = TypeVar("T", bound=Declared)
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """Everything valid in a workspace, and every problem of the rest."""
+
+    targets: tuple[Target, ...]
+    tasks: tuple[Task, ...]
+    suites: tuple[Suite, ...]
+    recipes: tuple[Recipe, ...]
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """The folder that declares what is ranked, and where its state lies."""
+
+    root: Path
+    """Holds `drafts/` and `tasks/`."""
+    state: Path
+    """Holds the store and the cache; not under version control."""
+
+    @classmethod
+    def open(cls, path: Path | str | None = None) -> Workspace:
+        """The workspace at `path`; by default the nearest one at or above the current folder, else
+        the one that the installed package carries.
+
+        Raises:
+            InvalidInputError: `path` is given and is no workspace.
+        """
+        if path is not None:
+            root = Path(path).resolve()
+            if not _is_workspace(root):
+                raise InvalidInputError.single(
+                    "is not a workspace", file=str(path), fix="name a folder with drafts/ and tasks/"
+                )
+            return cls(root, _state_folder(root))
+        here = Path.cwd()
+        for root in (here, *here.parents):
+            if _is_workspace(root):
+                return cls(root, _state_folder(root))
+        packaged = Path(str(files("draftrank"))) / "_workspace"
+        if _is_workspace(packaged):
+            return cls(packaged, _state_folder(here))
+        raise InvalidInputError.single(
+            "is not in a workspace",
+            file=str(here),
+            fix="change to a folder with drafts/ and tasks/, or pass --workspace",
+        )
+
+    @property
+    def cache(self) -> Path:
+        """Folder of fetched sources, converted targets, corpora and built drafts."""
+        return Path(os.environ.get("DRAFTRANK_CACHE") or self.state / "cache")
+
+    @property
+    def store_url(self) -> str:
+        """SQLAlchemy address of the results store."""
+        return f"sqlite:///{self.state / 'results.sqlite'}"
+
+    @property
+    def has_store(self) -> bool:
+        """Whether anything has been measured here."""
+        return (self.state / "results.sqlite").exists()
+
+    @property
+    def published(self) -> Path:
+        """Folder of published result bundles."""
+        return self.root / "leaderboard" / "results"
+
+    def fetch_context(self, progress: Progress | None = None) -> FetchContext:
+        """What sources need to fetch on this workspace's behalf."""
+        data = os.environ.get("DRAFTRANK_DATA", "")
+        roots = (self.root, *(Path(entry).resolve() for entry in data.split(os.pathsep) if entry))
+        offline = os.environ.get("DRAFTRANK_OFFLINE", "") not in ("", "0")
+        return FetchContext(self.cache, roots, offline, progress or SilentProgress())
+
+    def display(self, path: Path) -> str:
+        """A path as shown to people: relative to the workspace where it lies inside."""
+        return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
+
+    # -- paths of declarations -------------------------------------------------------------------
+
+    def target_paths(self) -> list[Path]:
+        """All target files, sorted."""
+        return sorted((self.root / "drafts").glob("*/target.yaml"))
+
+    def recipe_paths(self, target: str | None = None) -> list[Path]:
+        """All recipe files, of one target or of all, sorted."""
+        found = (self.root / "drafts").glob(f"{target or '*'}/*.yaml")
+        return sorted(path for path in found if path.name != "target.yaml")
+
+    def task_paths(self) -> list[Path]:
+        """All task files, sorted."""
+        return sorted((self.root / "tasks").glob("*.yaml"))
+
+    def suite_paths(self) -> list[Path]:
+        """All suite files, sorted."""
+        return sorted((self.root / "tasks" / "suites").glob("*.yaml"))
+
+    def declaration_paths(self) -> list[tuple[Path, type[Declared]]]:
+        """Every declaration of the workspace with the model it must satisfy."""
+        return (
+            [(path, Target) for path in self.target_paths()]
+            + [(path, Task) for path in self.task_paths()]
+            + [(path, Suite) for path in self.suite_paths()]
+            + [(path, Recipe) for path in self.recipe_paths()]
+        )
+
+    # -- loading ---------------------------------------------------------------------------------
+
+    def target(self, target_id: str) -> Target:
+        """One target.
+
+        Raises:
+            InvalidInputError: it does not exist or is invalid.
+        """
+        known = [path.parent.name for path in self.target_paths()]
+        self._require("target", target_id, known)
+        return self._load(self.root / "drafts" / target_id / "target.yaml", Target)
+
+    def recipe(self, target_id: str, draft_id: str) -> Recipe:
+        """One recipe of a target; raises as `target`."""
+        known = [path.stem for path in self.recipe_paths(target_id)]
+        self._require("draft", draft_id, known)
+        path = self.root / "drafts" / target_id / f"{draft_id}.yaml"
+        recipe = self._load(path, Recipe)
+        if recipe.target != target_id:
+            raise InvalidInputError([self._wrong_folder(path, recipe)])
+        return recipe
+
+    def find_recipe(self, draft_id: str) -> Recipe:
+        """The recipe of this id, whichever target it is for.
+
+        Raises:
+            InvalidInputError: there is none, or more than one target has it.
+        """
+        targets = [path.parent.name for path in self.recipe_paths() if path.stem == draft_id]
+        if len(targets) > 1:
+            raise InvalidInputError.single(
+                f"the draft {draft_id!r} exists for {', '.join(targets)}", fix="name the target with --target"
+            )
+        self._require("draft", draft_id, [path.stem for path in self.recipe_paths()])
+        return self.recipe(targets[0], draft_id)
+
+    def task(self, task_id: str) -> Task:
+        """One task; raises as `target`."""
+        self._require("task", task_id, [path.stem for path in self.task_paths()])
+        return self._load(self.root / "tasks" / f"{task_id}.yaml", Task)
+
+    def suite(self, suite_id: str) -> Suite:
+        """One suite; raises as `target`."""
+        self._require("suite", suite_id, [path.stem for path in self.suite_paths()])
+        return self._load(self.root / "tasks" / "suites" / f"{suite_id}.yaml", Suite)
+
+    def prompts(self, suite: Suite, progress: Progress | None = None) -> tuple[list[TaskPrompts], list[str]]:
+        """The suite's prompts by task, and one message for each task whose data cannot be had now."""
+        context = self.fetch_context(progress)
+        found: list[TaskPrompts] = []
+        skipped: list[str] = []
+        for entry in suite.tasks:
+            task = self.task(entry.task)
+            try:
+                found.append(select_prompts(suite, entry, task, read_prompts(task, context)))
+            except MissingDataError as error:
+                skipped.append(f"task {task.id} is skipped: {error}")
+        return found, skipped
+
+    def check(self, paths: list[Path] | None = None) -> Checked:
+        """Validates every declaration (or those at `paths`) and the references between them."""
+        problems: list[Problem] = []
+        wanted = {path.resolve() for path in paths} if paths else None
+
+        def load_all(found: list[Path], model: type[T]) -> list[tuple[Path, T]]:
+            loaded = []
+            for path in found:
+                try:
+                    loaded.append((path, self._load(path, model)))
+                except InvalidInputError as error:
+                    problems.extend(error.problems)
+            return loaded
+
+        targets = load_all(self.target_paths(), Target)
+        tasks = load_all(self.task_paths(), Task)
+        suites = load_all(self.suite_paths(), Suite)
+        recipes = load_all(self.recipe_paths(), Recipe)
+        target_ids = [path.parent.name for path in self.target_paths()]
+        task_ids = [path.stem for path in self.task_paths()]
+        for path, recipe in recipes:
+            if recipe.target not in target_ids:
+                problems.append(_unknown("target", recipe.target, target_ids, self.display(path), "target"))
+            elif recipe.target != path.parent.name:
+                problems.append(self._wrong_folder(path, recipe))
+        for path, suite in suites:
+            for index, entry in enumerate(suite.tasks):
+                if entry.task not in task_ids:
+                    problems.append(
+                        _unknown("task", entry.task, task_ids, self.display(path), f"tasks.{index}.task")
+                    )
+        for path, task in tasks:
+            problems.extend(self._check_local_data(path, task))
+        if wanted is not None:
+            shown = {self.display(path) for path in wanted}
+            problems = [problem for problem in problems if problem.file in shown]
+        return Checked(
+            tuple(target for _, target in targets),
+            tuple(task for _, task in tasks),
+            tuple(suite for _, suite in suites),
+            tuple(recipe for _, recipe in recipes),
+            tuple(problems),
+        )
+
+    def _check_local_data(self, path: Path, task: Task) -> list[Problem]:
+        """Reads task data that needs no fetching, so that `check` sees a bad file at once."""
+        if task.source.kind not in ("local", "inline"):  # type: ignore[attr-defined]
+            return []
+        try:
+            read_prompts(task, self.fetch_context())
+        except MissingDataError:
+            return []
+        except InvalidInputError as error:
+            return [
+                Problem(
+                    problem.message
+                    if problem.file is None
+                    else f"{problem.file}:{problem.line or ''} {problem.message}",
+                    self.display(path),
+                    None,
+                    problem.field or "source",
+                    problem.fix,
+                )
+                for problem in error.problems
+            ]
+        return []
+
+    def _load(self, path: Path, model: type[T]) -> T:
+        return load_declaration(path, model, self.display(path))
+
+    def _wrong_folder(self, path: Path, recipe: Recipe) -> Problem:
+        return Problem(
+            f"the recipe is for {recipe.target!r} but lies in the folder of {path.parent.name!r}",
+            self.display(path),
+            None,
+            "target",
+            f"move the file to drafts/{recipe.target}/",
+        )
+
+    def _require(self, what: str, name: str, known: list[str]) -> None:
+        if name not in known:
+            raise InvalidInputError([_unknown(what, name, known)])
+
+
+def _unknown(
+    what: str, name: str, known: list[str], file: str | None = None, field: str | None = None
+) -> Problem:
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    fix = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(set(known))) or 'none'}"
+    return Problem(f"there is no {what} {name!r}", file, None, field, fix)
+
+
+def _is_workspace(folder: Path) -> bool:
+    return (folder / "drafts").is_dir() and (folder / "tasks").is_dir()
+
+
+def _state_folder(root: Path) -> Path:
+    return Path(os.environ.get("DRAFTRANK_STATE") or root / ".draftrank")

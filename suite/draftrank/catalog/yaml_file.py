@@ -1,0 +1,155 @@
+"""Reads one YAML file into plain data and remembers the line of every field.
+
+Only mappings, lists, text, numbers, booleans and null are read. Tags, anchors, aliases, merge keys
+and duplicate keys are refused: a declaration is data, and two readers must see the same thing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import ConstructorError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.tokens import AliasToken, AnchorToken
+
+from draftrank.errors import InvalidInputError, Problem
+
+MAX_BYTES = 1_000_000
+MAX_DEPTH = 30
+FieldPath = tuple[str | int, ...]
+
+_SCALARS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null")}
+_PLAIN = _SCALARS | {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
+
+
+@dataclass(slots=True)
+class YamlFile:
+    """Plain data of one file, and where each field stands in it."""
+
+    name: str
+    data: Any = None
+    lines: dict[FieldPath, int] = field(default_factory=dict)
+
+    def line_of(self, path: FieldPath) -> int | None:
+        """1-based line of a field, or of the nearest enclosing one."""
+        while path and path not in self.lines:
+            path = path[:-1]
+        return self.lines.get(path)
+
+
+class _Reader:
+    def __init__(self, file: YamlFile) -> None:
+        self.file = file
+        self.problems: list[Problem] = []
+        self.constructor = YAML(typ="safe", pure=True).constructor
+
+    def problem(self, node: Node, path: FieldPath, message: str, fix: str) -> None:
+        dotted = ".".join(map(str, path)) or None
+        self.problems.append(Problem(message, self.file.name, node.start_mark.line + 1, dotted, fix))
+
+    def read(self, node: Node, path: FieldPath) -> Any:
+        self.file.lines.setdefault(path, node.start_mark.line + 1)
+        tag = str(node.tag)
+        if tag not in _PLAIN:
+            self.problem(node, path, f"the tag {tag} is not allowed", "write plain text, numbers or lists")
+            return None
+        if len(path) > MAX_DEPTH:
+            self.problem(node, path, "nested too deeply", f"use at most {MAX_DEPTH} levels")
+            return None
+        if isinstance(node, MappingNode):
+            return self.mapping(node, path)
+        if isinstance(node, SequenceNode):
+            return [self.read(item, (*path, index)) for index, item in enumerate(node.value)]
+        assert isinstance(node, ScalarNode)
+        return self.scalar(node, path)
+
+    def mapping(self, node: MappingNode, path: FieldPath) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            if not (isinstance(key_node, ScalarNode) and str(key_node.tag).endswith(":str")):
+                self.problem(key_node, path, "a field name must be text", "put it in quotes")
+                continue
+            key = str(key_node.value)
+            if key in result:
+                self.problem(key_node, (*path, key), "the field stands twice", "keep one of them")
+                continue
+            self.file.lines[(*path, key)] = key_node.start_mark.line + 1
+            result[key] = self.read(value_node, (*path, key))
+        return result
+
+    def scalar(self, node: ScalarNode, path: FieldPath) -> Any:
+        try:
+            value = self.constructor.construct_object(node)
+        except (ConstructorError, ValueError):
+            self.problem(node, path, f"cannot read {node.value[:40]!r}", "put text in quotes")
+            return None
+        if isinstance(value, float) and not math.isfinite(value):
+            self.problem(node, path, "the number is not finite", "write an ordinary number")
+            return None
+        return value
+
+
+def read_yaml(path: Path, name: str | None = None) -> YamlFile:
+    """Reads `path`; errors name the file as `name` (default: the path itself).
+
+    Raises:
+        InvalidInputError: the file is missing, too large, not UTF-8, not YAML, or more than plain data.
+    """
+    file = YamlFile(name or str(path))
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InvalidInputError.single(
+            f"cannot be read: {error.strerror}", file=file.name, fix="check the path"
+        ) from error
+    if len(raw) > MAX_BYTES:
+        raise InvalidInputError.single(
+            f"{len(raw)} bytes is too large", file=file.name, fix=f"keep it under {MAX_BYTES} bytes"
+        )
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise InvalidInputError.single(
+            "is not UTF-8 text", file=file.name, line=line, fix="save it as UTF-8"
+        ) from error
+    try:
+        node = _compose(text, file)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise InvalidInputError.single(
+            f"is not valid YAML: {error.problem or error.context}",
+            file=file.name,
+            line=mark.line + 1 if mark else None,
+            fix="check the indentation and quotes near this line",
+        ) from error
+    except (YAMLError, RecursionError, ValueError) as error:
+        raise InvalidInputError.single(
+            f"is not valid YAML: {str(error).splitlines()[0]}", file=file.name, fix="mend the file"
+        ) from error
+    if node is None:
+        raise InvalidInputError.single("is empty", file=file.name, fix="start from `draftrank new`")
+    reader = _Reader(file)
+    file.data = reader.read(node, ())
+    if reader.problems:
+        raise InvalidInputError(reader.problems)
+    return file
+
+
+def _compose(text: str, file: YamlFile) -> Node | None:
+    parser = YAML(typ="safe", pure=True)
+    for token in parser.scan(text):
+        if isinstance(token, AnchorToken | AliasToken):
+            raise InvalidInputError.single(
+                "anchors and aliases are not allowed",
+                file=file.name,
+                line=token.start_mark.line + 1,
+                fix="write the value out",
+            )
+    node = YAML(typ="safe", pure=True).compose(text)
+    return node if isinstance(node, Node) else None

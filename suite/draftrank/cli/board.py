@@ -1,0 +1,43 @@
+"""`draftrank board`: the ranking in the terminal."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from draftrank.cli.options import JsonOption, TargetOption, WorkspaceOption
+from draftrank.cli.output import out, print_json
+
+
+def board(
+    target: TargetOption = None,
+    suite: Annotated[str | None, typer.Option("--suite", "-s", help="Only this suite.", metavar="ID")] = None,
+    published: Annotated[
+        bool, typer.Option("--published", help="Only the published bundles, not the local store.")
+    ] = False,
+    json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Print every board of the local store and the published bundles.
+
+    [bold]Example:[/bold] draftrank board --target smollm2-135m-instruct --suite quick
+    """
+    from draftrank.board.as_json import board_document
+    from draftrank.board.ranking import build_boards
+    from draftrank.catalog.workspace import Workspace
+    from draftrank.cli.results import read_results
+    from draftrank.cli.tables import print_board
+
+    results = read_results(Workspace.open(workspace), local=not published)
+    boards = [
+        found
+        for found in build_boards(results)
+        if target in (None, found.key.target) and suite in (None, found.key.suite)
+    ]
+    for found in boards:
+        print_board(found)
+    if not boards:
+        out.print("no results yet: start with `draftrank run`")
+    if json:
+        print_json(board_document(boards))

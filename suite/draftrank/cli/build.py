@@ -1,0 +1,73 @@
+"""`draftrank build`: make drafts without measuring them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from draftrank.cli.options import Device, JsonOption, WorkspaceOption
+from draftrank.cli.output import ConsoleProgress, err, out, print_json
+
+
+def build(
+    target: Annotated[
+        str | None, typer.Argument(help="Target whose drafts to build.", show_default=False)
+    ] = None,
+    draft: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--draft",
+            "-d",
+            help="Only this draft; repeatable. Default: all that build in minutes.",
+            metavar="ID",
+        ),
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.cpu,
+    json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Build drafts into the cache; what is built already is found there.
+
+    [bold]Example:[/bold] draftrank build smollm2-135m-instruct --draft depth4-distilled
+    """
+    from draftrank.catalog.workspace import Workspace
+    from draftrank.jobs.running import build as build_job
+    from draftrank.jobs.running import default_target
+
+    opened = Workspace.open(workspace)
+    with ConsoleProgress() as progress:
+        arms = build_job(
+            opened,
+            target or default_target(opened),
+            tuple(draft or ()),
+            device=device.value,
+            progress=progress,
+        )
+    for arm in arms:
+        if arm.build is None:
+            err.print(f"{arm.recipe.id}: {arm.failure}", markup=False)
+        elif arm.folder is None:
+            out.print(f"{arm.recipe.id}: nothing to build", markup=False)
+        else:
+            out.print(
+                f"{arm.recipe.id}: {arm.build.parameters / 1e6:.1f} M parameters, "
+                f"built in {arm.build.build_s:.0f} s, {arm.folder}",
+                markup=False,
+            )
+    if json:
+        print_json(
+            {
+                "drafts": [
+                    {
+                        "draft": arm.recipe.id,
+                        "folder": str(arm.folder) if arm.folder else None,
+                        "failure": arm.failure,
+                        "build": arm.build.model_dump(mode="json", exclude={"recipe"}) if arm.build else None,
+                    }
+                    for arm in arms
+                ]
+            }
+        )
+    if any(arm.build is None for arm in arms):
+        raise typer.Exit(1)

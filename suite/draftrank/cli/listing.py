@@ -1,0 +1,112 @@
+"""`draftrank list`: what is declared and what can be declared."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from draftrank.cli.options import JsonOption, TargetOption, WorkspaceOption
+from draftrank.cli.output import out, print_json, print_problems
+
+
+class What(StrEnum):
+    """What to list."""
+
+    drafts = "drafts"
+    targets = "targets"
+    tasks = "tasks"
+    suites = "suites"
+    steps = "steps"
+    proposers = "proposers"
+    sources = "sources"
+
+
+def list_(
+    what: Annotated[What, typer.Argument(help="What to list.")] = What.drafts,
+    target: TargetOption = None,
+    json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """List drafts, targets, tasks and suites, or the kinds of steps, proposers and sources there are.
+
+    [bold]Example:[/bold] draftrank list steps
+    """
+    rows: list[dict[str, Any]]
+    if what in (What.steps, What.proposers, What.sources):
+        rows = _kinds(what)
+    else:
+        from draftrank.catalog.workspace import Workspace
+
+        checked = Workspace.open(workspace).check()
+        print_problems(checked.problems)
+        if what is What.drafts:
+            rows = [
+                {
+                    "target": recipe.target,
+                    "draft": recipe.id,
+                    "made by": ", ".join(recipe.draft.techniques),
+                    "k": recipe.speculate.num_speculative_tokens,
+                    "effort": recipe.effort,
+                    "title": recipe.title,
+                }
+                for recipe in checked.recipes
+                if target in (None, recipe.target)
+            ]
+        elif what is What.targets:
+            rows = [
+                {"target": one.id, "source": one.source.kind, "licence": one.licence, "title": one.title}  # type: ignore[attr-defined]
+                for one in checked.targets
+            ]
+        elif what is What.tasks:
+            rows = [
+                {
+                    "task": one.id,
+                    "source": one.source.kind,  # type: ignore[attr-defined]
+                    "max_new_tokens": one.max_new_tokens,
+                    "licence": one.licence,
+                    "title": one.title,
+                }
+                for one in checked.tasks
+            ]
+        else:
+            rows = [
+                {
+                    "suite": one.id,
+                    "tasks": ", ".join(
+                        f"{entry.task} {entry.prompts if entry.prompts else '(all)'}" for entry in one.tasks
+                    ),
+                    "repeats": one.repeats,
+                }
+                for one in checked.suites
+            ]
+    _print_rows(rows)
+    if json:
+        print_json({what.value: rows})
+
+
+def _kinds(what: What) -> list[dict[str, Any]]:
+    from draftrank import kinds
+
+    table = {What.steps: kinds.STEPS, What.proposers: kinds.DRAFTS, What.sources: kinds.SOURCES}[what]
+    rows = []
+    for kind, path in table.items():
+        loaded = kinds.load_kind(path)
+        knobs = [name for name in loaded.model_fields if name != "kind"]
+        meaning = (loaded.__doc__ or "").strip().splitlines()[0]
+        rows.append({"kind": kind, "meaning": meaning, "fields": ", ".join(knobs)})
+    return rows
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        out.print("nothing declared")
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in rows[0]:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    out.print(table, markup=False)

@@ -1,0 +1,74 @@
+"""The `draftrank` command.
+
+Exit codes: 0 fine, 1 the job found a failure, 2 wrong use. With `--json` the last line of standard
+output is one compact JSON object; progress and errors go to standard error.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from draftrank.cli import board, build, check, doctor, importing, listing, new, publish, run, show, site
+from draftrank.cli.output import report_error
+from draftrank.errors import DraftrankError
+from draftrank.version import __version__
+
+app = typer.Typer(
+    name="draftrank",
+    help="Rank the draft models of speculative decoding: declare, build, measure, show.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "run": run.run,
+    "build": build.build,
+    "list": listing.list_,
+    "check": check.check,
+    "new": new.new,
+    "board": board.board,
+    "show": show.show,
+    "site": site.site,
+    "publish": publish.publish,
+    "import": importing.import_,
+    "doctor": doctor.doctor,
+}
+for _name, _command in COMMANDS.items():
+    app.command(_name)(_command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"draftrank {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Runs the command; expected failures become text and an exit code, never a traceback."""
+    try:
+        app()
+    except DraftrankError as error:
+        report_error(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped; the same command goes on from here\n")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)

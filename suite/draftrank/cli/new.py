@@ -1,0 +1,45 @@
+"""`draftrank new`: a commented declaration to start from."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from draftrank.cli.options import JsonOption, TargetOption, WorkspaceOption
+from draftrank.cli.output import out, print_json
+
+
+class What(StrEnum):
+    """What to start."""
+
+    draft = "draft"
+    task = "task"
+
+
+def new(
+    what: Annotated[What, typer.Argument(help="What to start.")],
+    name: Annotated[str, typer.Argument(help="Its id: lower-case letters, digits, dots and dashes.")],
+    target: TargetOption = None,
+    author: Annotated[str, typer.Option(help="Name of the recipe's author.")] = "your name",
+    json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Write a commented recipe or task to start from; an existing file is never overwritten.
+
+    [bold]Example:[/bold] draftrank new draft depth8-distilled --target smollm2-135m-instruct
+    """
+    from draftrank.catalog.starters import start_draft, start_task
+    from draftrank.catalog.workspace import Workspace
+    from draftrank.jobs.running import default_target
+
+    opened = Workspace.open(workspace)
+    if what is What.task:
+        path = start_task(opened, name)
+    else:
+        path = start_draft(opened, target or default_target(opened), name, author)
+    shown = opened.display(path)
+    out.print(f"written: {shown}\nedit it, then: draftrank check {shown}", markup=False)
+    if json:
+        print_json({"file": str(path)})

@@ -1,0 +1,119 @@
+"""How the command line speaks: results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from draftrank.errors import DraftrankError, InvalidInputError, Problem
+from draftrank.progress import Stage
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """Prints one compact JSON object on a line of its own."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n")
+
+
+def report_error(error: DraftrankError) -> None:
+    """Prints every problem of an expected failure."""
+    if isinstance(error, InvalidInputError):
+        print_problems(error.problems)
+    else:
+        err.print(Text.assemble(("error: ", "bold red"), str(error)))
+
+
+def print_problems(problems: tuple[Problem, ...]) -> None:
+    """Prints problems, one per line."""
+    for problem in problems:
+        err.print(Text.assemble(("error: ", "bold red"), str(problem)))
+
+
+class _Stage:
+    def __init__(self, bars: Progress, task: TaskID, label: str, plain: bool) -> None:
+        self._bars, self._task, self._label, self._plain = bars, task, label, plain
+        self._told = 0.0
+
+    def advance(self, amount: float = 1.0, note: str | None = None) -> None:
+        """See `progress.Stage.advance`."""
+        self._bars.update(self._task, advance=amount)
+        if note is not None:
+            self._bars.update(self._task, note=note)
+        if self._plain:
+            self._tell(note)
+
+    def _tell(self, note: str | None) -> None:
+        """Without a terminal, a line at every tenth of the way says how far it is."""
+        state = next(task for task in self._bars.tasks if task.id == self._task)
+        if not state.total:
+            return
+        share = state.completed / state.total
+        if share < 1.0 and share - self._told < 0.1:
+            return
+        self._told = share
+        left = f", {state.time_remaining:.0f} s left" if state.time_remaining else ""
+        err.print(
+            Text(
+                f"{self._label}: {share:.0%} after {state.elapsed or 0:.0f} s{left}"
+                + (f" ({note})" if note else "")
+            )
+        )
+
+
+class ConsoleProgress:
+    """Draws `progress.Progress` as live bars on a terminal, as occasional lines elsewhere."""
+
+    def __init__(self) -> None:
+        self._bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[note]}"),
+            console=err,
+            transient=True,
+            disable=not err.is_terminal,
+        )
+
+    def __enter__(self) -> ConsoleProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    @contextmanager
+    def stage(self, label: str, total: float | None = None) -> Iterator[Stage]:
+        """See `progress.Progress.stage`."""
+        task = self._bars.add_task(label, total=total, note="")
+        if not err.is_terminal:
+            err.print(Text(label))
+        try:
+            yield _Stage(self._bars, task, label, plain=not err.is_terminal)
+        finally:
+            self._bars.remove_task(task)
+
+    def message(self, text: str) -> None:
+        """See `progress.Progress.message`."""
+        err.print(Text(text))

@@ -1,0 +1,85 @@
+"""`draftrank run`: build drafts, measure them against the target, show the ranking."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from draftrank.cli.options import Device, Dtype, JsonOption, WorkspaceOption
+from draftrank.cli.output import ConsoleProgress, out, print_json
+
+
+def run(
+    target: Annotated[
+        str | None, typer.Argument(help="Target to rank drafts for.", show_default=False)
+    ] = None,
+    draft: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--draft",
+            "-d",
+            help="Only this draft; repeatable. Default: all that build in minutes.",
+            metavar="ID",
+        ),
+    ] = None,
+    suite: Annotated[
+        str, typer.Option("--suite", "-s", help="quick, core, full or your own.", metavar="ID")
+    ] = "quick",
+    task: Annotated[
+        list[str] | None, typer.Option("--task", help="Only this task; repeatable.", metavar="ID")
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Precision of the target.")] = Dtype.fp32,
+    device: Annotated[Device, typer.Option(help="Where to run.")] = Device.cpu,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0.0, max=10.0)] = 0.0,
+    top_p: Annotated[
+        float | None, typer.Option(help="Nucleus of this probability.", min=0.001, max=1.0)
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Only the k most likely tokens.", min=1)] = None,
+    repeats: Annotated[
+        int | None, typer.Option(help="Instead of the suite's number.", min=1, max=1000)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of arm order and sampling.", min=0)] = 0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure anew even what has been measured.")] = False,
+    json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Build drafts, measure each against the target on real tasks, and print the ranking.
+
+    An interrupted run goes on where it stopped; a finished one is shown again.
+
+    [bold]Example:[/bold] draftrank run smollm2-135m-instruct --suite quick
+    """
+    from draftrank.board.as_json import board_document
+    from draftrank.board.ranking import build_boards
+    from draftrank.catalog.decoding_mode import DecodingMode
+    from draftrank.catalog.workspace import Workspace
+    from draftrank.cli.tables import print_board
+    from draftrank.jobs.running import RunRequest, default_target
+    from draftrank.jobs.running import run as run_job
+    from draftrank.store.store import Store
+
+    opened = Workspace.open(workspace)
+    request = RunRequest(
+        target=target or default_target(opened),
+        drafts=tuple(draft or ()),
+        suite=suite,
+        tasks=tuple(task or ()),
+        dtype=dtype.value,
+        device=device.value,
+        mode=DecodingMode(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed),
+        repeats=repeats,
+        seed=seed,
+        fresh=fresh,
+    )
+    with Store.open(opened.store_url) as store, ConsoleProgress() as progress:
+        result = run_job(opened, request, store, progress)
+    boards = build_boards([result])
+    for board in boards:
+        print_board(board)
+    failed = [arm.id for arm in result.session.arms if arm.failure is not None]
+    out.print(f"session {result.session.id} is kept in {opened.display(opened.state)}")
+    if json:
+        print_json({"session": result.session.id, **board_document(boards)})
+    if failed:
+        raise typer.Exit(1)

@@ -1,0 +1,143 @@
+"""Boards and sessions as terminal tables."""
+
+from __future__ import annotations
+
+from rich.table import Table
+from rich.text import Text
+
+from draftrank.board.formats import day, decimal, duration, percent, rank, size, span, times
+from draftrank.board.rows import Board, BoardRow
+from draftrank.cli.output import out
+from draftrank.measure.records import Session
+from draftrank.measure.statistics import Interval
+from draftrank.measure.summary import ArmSummary, SessionSummary
+
+_LEGEND = (
+    "Speedup over the autoregressive baseline of the same session: geometric mean over tasks, 95 % interval. "
+    "Accept: tokens per verification step. Cost: one draft forward in target forwards."
+)
+
+
+def print_board(board: Board) -> None:
+    """Prints one board: its head, the ranked rows and, with their reason, the others."""
+    key, newest = board.key, board.newest
+    out.print(
+        Text.assemble(
+            ("\n" + key.target, "bold"),
+            f" · {key.suite} · {key.dtype} · {key.mode} · {key.machine_class} · {day(newest.measured_at)}",
+        )
+    )
+    noise = newest.noise
+    apart = "unknown" if noise is None else f"{times(noise.value)} ({span(_ends(noise.interval))})"
+    out.print(
+        f"baseline {decimal(newest.baseline_tokens_per_second, 1)} tok/s · A/A {apart} · "
+        f"{newest.prompts} prompts × {newest.repeats}"
+    )
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
+    table.add_column("rank", justify="right")
+    table.add_column("draft", no_wrap=True)
+    table.add_column("k", justify="right")
+    table.add_column("speedup", justify="right")
+    table.add_column("95 % interval", justify="right", no_wrap=True)
+    for name in ("accept", "cost", "tok/s"):
+        table.add_column(name, justify="right")
+    for task in board.tasks:
+        table.add_column(task, justify="right", no_wrap=True)
+    table.add_column("output", no_wrap=True)
+    for row in board.rows:
+        table.add_row(*_cells(board, row), style="" if row.ranked else "dim")
+    out.print(table)
+    for row in board.rows:
+        if not row.ranked:
+            out.print(Text.assemble(("not ranked: ", "yellow"), f"{row.draft}: {row.reason}"))
+    for warning in newest.warnings:
+        out.print(Text(warning, "yellow"))
+    out.print(Text(_LEGEND, "dim"))
+
+
+def _cells(board: Board, row: BoardRow) -> list[str]:
+    per_task = [row.per_task.get(task) for task in board.tasks]
+    return [
+        rank(row.rank),
+        row.draft,
+        str(row.k),
+        times(row.speedup),
+        span(row.ci),
+        decimal(row.acceptance_length),
+        decimal(row.draft_cost),
+        decimal(row.tokens_per_second, 1),
+        *(times(cell.speedup if cell else None) for cell in per_task),
+        row.fidelity.status,
+    ]
+
+
+def print_arm(session: Session, arm: ArmSummary, verdict: str | None) -> None:
+    """Prints all that one session knows of one arm."""
+    made = arm.arm.draft
+    out.print(Text.assemble(("\n" + arm.arm.id, "bold"), f" in session {session.id}"))
+    speedup = arm.speedup
+    facts = {
+        "speedup": f"{times(speedup.value if speedup else None)} ({span(_ends(speedup.interval) if speedup else None)})",
+        "acceptance": f"length {decimal(arm.acceptance.length)}, rate {percent(arm.acceptance.rate)}",
+        "by position": ", ".join(percent(share) for share in arm.acceptance.by_position) or "–",
+        "histogram": " ".join(map(str, arm.acceptance.histogram)),
+        "draft cost": decimal(arm.draft_cost, 3),
+        "tokens/s": decimal(arm.timing.tokens_per_second, 1),
+        "time": f"proposing {percent(arm.timing.propose_share)}, verifying {percent(arm.timing.verify_share)}, "
+        f"loop {percent(arm.timing.other_share)}; first token after {duration(arm.timing.prefill_s)}",
+        "output": f"{arm.fidelity.status}, {percent(arm.fidelity.exact_match)} identical",
+        "memory": size(arm.arm.peak_memory_bytes),
+    }
+    if made is not None:
+        facts["made by"] = ", ".join(made.techniques)
+        facts["size"] = f"{made.parameters / 1e6:.1f} M parameters, {size(made.bytes_on_disk)}"
+        facts["build"] = duration(made.build_s)
+        facts["recipe"] = made.recipe_sha256
+        facts["weights"] = made.weights_sha256 or "none of its own"
+    if verdict is not None:
+        facts["not ranked"] = verdict
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(name, Text(value))
+    out.print(table)
+    tasks = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("task", "speedup", "95 % interval", "accept", "tok/s", "identical"):
+        tasks.add_column(name, justify="left" if name == "task" else "right")
+    for task in arm.tasks:
+        tasks.add_row(
+            task.task,
+            times(task.speedup.value if task.speedup else None),
+            span(_ends(task.speedup.interval) if task.speedup else None),
+            decimal(task.acceptance.length),
+            decimal(task.timing.tokens_per_second, 1),
+            percent(task.fidelity.exact_match),
+        )
+    out.print(tasks)
+
+
+def print_sessions(summaries: list[SessionSummary]) -> None:
+    """Prints one line per session."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("session", "target", "suite", "dtype", "mode", "machine", "drafts", "state"):
+        table.add_column(name, no_wrap=name == "session")
+    for summary in summaries:
+        session = summary.session
+        drafts = sum(arm.kind == "draft" for arm in session.arms)
+        state = "complete" if session.finished_at else "unfinished"
+        table.add_row(
+            session.id,
+            session.target,
+            session.suite,
+            session.dtype,
+            session.mode.label,
+            session.machine.machine_class,
+            str(drafts),
+            state,
+        )
+    out.print(table)
+
+
+def _ends(interval: Interval | None) -> tuple[float, float] | None:
+    return (interval.low, interval.high) if interval else None

@@ -1,0 +1,1 @@
+"""The engine: autoregressive and speculative loops over a small seam to the models."""

@@ -1,0 +1,122 @@
+"""A draft model with a cache of its own, made from the target by the recipe's steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from draftrank.catalog.draft import DraftBase
+from draftrank.catalog.step import StepBase
+from draftrank.catalog.steps import Step
+from draftrank.decoding.proposer import Proposal, ProposerContext
+from draftrank.errors import IncompatibleDraftError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from draftrank.decoding.runtime import Runtime
+    from draftrank.decoding.sampling import Sampler
+
+
+class ModelDraft(DraftBase):
+    """A smaller language model over the target's vocabulary."""
+
+    technique: ClassVar[str] = "model"
+
+    kind: Literal["model"]
+    steps: Annotated[tuple[Step, ...], Field(min_length=1, max_length=32)]
+    """What is done to a copy of the target, in order."""
+
+    @property
+    def build_steps(self) -> tuple[StepBase, ...]:
+        """See `DraftBase.build_steps`."""
+        return self.steps
+
+    @property
+    def has_weights(self) -> bool:
+        """See `DraftBase.has_weights`."""
+        return True
+
+    def sentence(self) -> str:
+        """See `DraftBase.sentence`."""
+        return "from a copy of the target: " + super().sentence()
+
+    def open(self, context: ProposerContext) -> ModelProposer:
+        """See `DraftBase.open`."""
+        from draftrank.decoding.runtimes.torch_eager import TorchRuntime
+        from draftrank.decoding.vocabulary import check_vocabularies
+
+        if context.draft_folder is None:
+            raise IncompatibleDraftError("the draft has not been built: run `draftrank build` first")
+        check_vocabularies(context.target_folder, context.draft_folder)
+        return ModelProposer(TorchRuntime.load(context.draft_folder, context.dtype, context.device))
+
+
+class ModelProposer:
+    """Decodes k tokens with the draft, one forward each.
+
+    Its cache lags behind the context by the tokens it has not seen: one after a rejection, two when
+    everything was accepted, because its own last proposal was never fed.
+    """
+
+    def __init__(self, draft: Runtime) -> None:
+        self._draft = draft
+        self._sampler: Sampler | None = None
+        self._settled = 0
+        self._proposed = 0
+
+    def begin(self, prompt: Sequence[int], sampler: Sampler, reserve: int) -> None:
+        """See `Proposer.begin`; prefills the draft."""
+        self._sampler = sampler
+        self._draft.reset()
+        self._draft.reserve(reserve)
+        self._draft.feed(prompt, keep=1)
+
+    def propose(self, context: Sequence[int], count: int) -> Proposal:
+        """See `Proposer.propose`."""
+        assert self._sampler is not None
+        self._settled, self._proposed = len(context), count
+        return draft_tokens(self._draft, self._sampler, context[self._draft.length :], count)
+
+    def settle(self, accepted: int) -> None:
+        """See `Proposer.settle`."""
+        standing = self._settled + min(accepted, self._proposed - 1)
+        self._draft.forget(self._draft.length - standing)
+
+    def runtime(self) -> Runtime:
+        """See `Proposer.runtime`."""
+        return self._draft
+
+
+def draft_tokens(draft: Runtime, sampler: Sampler, unseen: Sequence[int], count: int) -> Proposal:
+    """Proposes `count` tokens, one forward each; the draft's last one is not fed back to it.
+
+    Args:
+        draft: the model that proposes.
+        sampler: the sequence's mode and random numbers.
+        unseen: the end of the context that the draft has not been fed, at least one token.
+        count: how many, at least 1.
+    """
+    logits = draft.feed(unseen, keep=1)
+    tokens: list[int] = []
+    rows: list[Tensor] = []
+    while True:
+        if sampler.mode.greedy:
+            tokens.append(sampler.choose(logits))
+        else:
+            row = sampler.probabilities(logits)
+            rows.append(row)
+            tokens.append(sampler.draw(row[0]))
+        if len(tokens) == count:
+            return Proposal(tokens, _joined(rows), forwards=count)
+        logits = draft.feed((tokens[-1],))
+
+
+def _joined(rows: list[Tensor]) -> Tensor | None:
+    if not rows:
+        return None
+    import torch
+
+    return torch.cat(rows)

@@ -1,0 +1,122 @@
+"""A preallocated key-value cache that can take back its newest tokens at no cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+class RollbackLayer(CacheLayerMixin):  # type: ignore[misc]
+    """Keys and values of one layer, [1, heads, capacity, head_dim]; only the first `length` count.
+
+    Attention is given views of the filled part, so one token costs one small copy and forgetting
+    costs nothing. Sliding-window layers keep all positions too: the mask narrows what they see,
+    which is what makes taking tokens back possible.
+    """
+
+    is_compileable = False
+    is_sliding = False
+    is_croppable = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys: Tensor
+        self.values: Tensor
+        self.is_initialized: bool
+        self.length = 0
+        self.capacity = 0
+
+    def reserve(self, capacity: int) -> None:
+        """Grows the buffers to at least `capacity` positions, keeping what they hold."""
+        if capacity <= self.capacity:
+            return
+        self.capacity = capacity
+        if self.is_initialized:
+            self.keys, self.values = self._grown(self.keys), self._grown(self.values)
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocates for the shapes, dtype and device of the first states."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys = self._buffer_like(key_states)
+        self.values = self._buffer_like(value_states)
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Appends states of shape [1, heads, new, head_dim]; returns views of all held ones."""
+        end = self.length + key_states.shape[-2]
+        if end > self.capacity:
+            self.reserve(max(end, 2 * self.capacity))
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys[:, :, self.length : end] = key_states
+        self.values[:, :, self.length : end] = value_states
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length of what attention will see, and its offset."""
+        return self.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Tokens held."""
+        return self.length
+
+    def get_max_length(self) -> int:
+        """No maximum: the buffers grow."""
+        return -1
+
+    def reset(self) -> None:
+        """Drops all tokens; the buffers stay."""
+        self.length = 0
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """transformers' name for taking tokens back; negative count, as it asks for."""
+        self.length = max(0, self.length - abs(tokens_to_remove))
+
+    def _buffer_like(self, states: Tensor) -> Tensor:
+        shape = (*states.shape[:-2], self.capacity, states.shape[-1])
+        return torch.zeros(shape, dtype=states.dtype, device=states.device)
+
+    def _grown(self, held: Tensor) -> Tensor:
+        grown = self._buffer_like(held)
+        grown[:, :, : self.length] = held[:, :, : self.length]
+        return grown
+
+
+class RollbackCache(Cache):  # type: ignore[misc]
+    """A `RollbackLayer` per decoder layer, in the form that transformers' models take."""
+
+    def __init__(self, layers: list[RollbackLayer]) -> None:
+        super().__init__(layers=layers)
+
+    @classmethod
+    def of_depth(cls, depth: int) -> RollbackCache:
+        """An empty cache for `depth` layers."""
+        return cls([RollbackLayer() for _ in range(depth)])
+
+    def first(self, count: int) -> RollbackCache:
+        """The same first layers, shared."""
+        return RollbackCache(self.layers[:count])
+
+    @property
+    def length(self) -> int:
+        """Tokens held."""
+        return int(self.layers[0].length)
+
+    def reserve(self, capacity: int) -> None:
+        """Makes room in every layer."""
+        for layer in self.layers:
+            layer.reserve(capacity)
+
+    def forget(self, count: int) -> None:
+        """Drops the newest `count` tokens of every layer."""
+        for layer in self.layers:
+            layer.length -= count
+
+    def reset(self) -> None:
+        """Drops all tokens of every layer."""
+        for layer in self.layers:
+            layer.length = 0

@@ -1,0 +1,90 @@
+"""Any transformers causal language model, run eagerly by torch on CPU or CUDA."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from draftrank.decoding.runtimes.torch_cache import RollbackCache
+from draftrank.drafting.architecture import Architecture
+from draftrank.drafting.loading import load_model
+from draftrank.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+class TorchRuntime:
+    """A model with a static cache of its own; see `decoding.runtime.Runtime`."""
+
+    name = "torch-eager"
+
+    def __init__(self, model: PreTrainedModel, cache: RollbackCache | None = None) -> None:
+        config = model.config.get_text_config()
+        self.model = model
+        self.vocabulary_size = int(config.vocab_size)
+        self.context_window = int(config.max_position_embeddings)
+        self._device = next(iter(model.parameters())).device
+        self._cache = cache or RollbackCache.of_depth(int(config.num_hidden_layers))
+
+    @classmethod
+    def load(
+        cls, folder: Path, dtype: Literal["fp32", "bf16", "fp16"], device: Literal["cpu", "cuda"]
+    ) -> TorchRuntime:
+        """Loads a Hugging Face folder, in the form its build asks for."""
+        return cls(load_model(folder, dtype, device))
+
+    @property
+    def length(self) -> int:
+        """See `Runtime.length`."""
+        return self._cache.length
+
+    def reserve(self, tokens: int) -> None:
+        """See `Runtime.reserve`."""
+        self._cache.reserve(tokens)
+
+    @torch.inference_mode()
+    def feed(self, tokens: Sequence[int], keep: int | None = None) -> Tensor:
+        """See `Runtime.feed`; the logits keep the model's dtype and device."""
+        ids = torch.tensor([tokens], device=self._device)
+        output = self.model(
+            input_ids=ids,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=keep or len(tokens),
+        )
+        logits: Tensor = output.logits[0]
+        return logits
+
+    def forget(self, count: int) -> None:
+        """See `Runtime.forget`."""
+        self._cache.forget(count)
+
+    def reset(self) -> None:
+        """See `Runtime.reset`."""
+        self._cache.reset()
+
+    def synchronize(self) -> None:
+        """See `Runtime.synchronize`."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def first_layers(self, count: int) -> TorchRuntime:
+        """See `LayeredRuntime.first_layers`.
+
+        Raises:
+            InvalidInputError: the model has not more than `count` layers.
+        """
+        depth = len(self._cache.layers)
+        if count >= depth:
+            raise InvalidInputError.single(
+                f"the target has {depth} layers, so an exit after {count} leaves nothing out",
+                field="draft.layers",
+                fix=f"use at most {depth - 1}",
+            )
+        view = Architecture.of(self.model).first_layers(self.model, count)
+        return TorchRuntime(view, self._cache.first(count))

@@ -1,0 +1,59 @@
+"""From logits to probabilities and tokens, alike for target and draft."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from draftrank.catalog.decoding_mode import DecodingMode
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Sampler:
+    """Applies one decoding mode and owns the random numbers of one sequence."""
+
+    def __init__(self, mode: DecodingMode, seed: int | None = None) -> None:
+        self.mode = mode
+        self._generator = torch.Generator(device="cpu")
+        self._generator.manual_seed(mode.seed if seed is None else seed)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Distribution over the vocabulary for each row: temperature, then top-k, then top-p.
+
+        Args:
+            logits: [rows, vocabulary], any float dtype.
+
+        Returns:
+            float32 [rows, vocabulary] on the CPU; rows sum to 1.
+
+        Greedy modes have no distribution: use the argmax.
+        """
+        scores = logits.to(device="cpu", dtype=torch.float32) / self.mode.temperature
+        if self.mode.top_k is not None and self.mode.top_k < scores.shape[-1]:
+            threshold = torch.topk(scores, self.mode.top_k, dim=-1).values[:, -1:]
+            scores = scores.masked_fill(scores < threshold, -torch.inf)
+        probabilities = torch.softmax(scores, dim=-1)
+        if self.mode.top_p is not None and self.mode.top_p < 1.0:
+            ordered, order = torch.sort(probabilities, dim=-1, descending=True, stable=True)
+            before = ordered.cumsum(dim=-1) - ordered
+            ordered = ordered.masked_fill(before >= self.mode.top_p, 0.0)
+            probabilities = torch.zeros_like(probabilities).scatter_(-1, order, ordered)
+            probabilities /= probabilities.sum(dim=-1, keepdim=True)
+        return probabilities
+
+    def draw(self, probabilities: Tensor) -> int:
+        """One token id from one distribution, [vocabulary]; its scale does not matter."""
+        return int(torch.multinomial(probabilities, 1, generator=self._generator))
+
+    def uniform(self) -> float:
+        """One random number in [0, 1)."""
+        return float(torch.rand((), generator=self._generator))
+
+    def choose(self, logits: Tensor) -> int:
+        """One token id from one row of logits, [1, vocabulary]."""
+        if self.mode.greedy:
+            return int(logits[-1].argmax())
+        return self.draw(self.probabilities(logits[-1:])[0])

@@ -1,0 +1,285 @@
+"""Trains a draft towards its target: word-level knowledge distillation (Hinton et al. 2015,
+arXiv:1503.02531; for drafts: DistillSpec, Zhou et al. 2023, arXiv:2310.08461).
+
+The work is a pure function of the declaration: the order of sequences comes from its seed, layers
+stay in evaluation mode (no dropout), and a checkpoint holds all the rest of the state. So a run that
+was interrupted ends bit for bit like one that was not, on the same machine with as many threads.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from draftrank.drafting.architecture import Architecture
+from draftrank.drafting.cache import publish_file
+from draftrank.drafting.conversation_row import ANSWER, TEMPLATE
+from draftrank.drafting.corpus import Corpus, self_generated_corpus
+from draftrank.drafting.loading import DTYPES, DtypeName, compute_dtype, load_model
+from draftrank.drafting.objective import (
+    Closeness,
+    backward_in_chunks,
+    chunk_positions,
+    closeness_in_chunks,
+)
+from draftrank.drafting.steps.distill import Distill
+from draftrank.errors import BuildError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from draftrank.drafting.working_draft import BuildContext, WorkingDraft
+
+CHECKPOINT_S = 30.0
+"""Seconds between checkpoints."""
+HELD_OUT_SHARE = 0.05
+HELD_OUT_MOST = 64
+"""Sequences kept aside: this share, at least 2, at most that many."""
+FINAL_RATE = 0.1
+"""Where the cosine ends, as a share of the peak learning rate."""
+_MEAN_OF = 10
+"""Updates averaged for the first and the last loss of the notes."""
+
+
+@dataclass(slots=True)
+class _State:
+    """What a checkpoint holds beside tensors."""
+
+    updates_done: int = 0
+    tokens_seen: int = 0
+    seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    kl_before: float = 0.0
+    agreement_before: float = 0.0
+
+
+def distill(spec: Distill, draft: WorkingDraft, context: BuildContext) -> dict[str, Any]:
+    """Trains `draft.model` in place and returns what is worth noting: losses, the agreement of the
+    most likely tokens on held-out answers before and after, tokens seen, seconds.
+
+    Weights, gradients and losses are fp32; where `compute_dtype` is bf16, matrices are multiplied in
+    bf16 (autocast), and the target runs in bf16.
+
+    Raises:
+        BuildError: the corpus is too small to keep sequences aside, or the loss is no longer finite.
+    """
+    corpus = self_generated_corpus(spec.data, context)
+    training, held_out = split_sequences(len(corpus), spec.seed)
+    trainer = _Trainer(spec, draft, context, corpus)
+    orders = [_order(training, spec.seed, number) for number in range(spec.passes)]
+    batches = [batch for order in orders for batch in torch.split(order, spec.batch_sequences)]
+    state = trainer.resume()
+    if state is None:
+        before = trainer.closeness(held_out)
+        state = _State(kl_before=before.mean_kl, agreement_before=before.agreement)
+    total = sum(len(batch) for batch in batches) * corpus.tokens.shape[1]
+    with context.progress.stage("distil", total) as stage:
+        stage.advance(state.tokens_seen)
+        for seen, note in trainer.train(batches, state):
+            stage.advance(seen, note)
+    after = trainer.closeness(held_out)
+    trainer.finish()
+    return {
+        "updates": len(batches),
+        "tokens_seen": state.tokens_seen,
+        "seconds": round(state.seconds, 3),
+        "tokens_per_s": round(state.tokens_seen / max(state.seconds, 1e-9), 1),
+        "first_loss": _mean(state.losses[:_MEAN_OF]),
+        "last_loss": _mean(state.losses[-_MEAN_OF:]),
+        "held_out_kl_before": state.kl_before,
+        "held_out_kl_after": after.mean_kl,
+        "held_out_agreement_before": state.agreement_before,
+        "held_out_agreement_after": after.agreement,
+        "held_out_sequences": len(held_out),
+        "compute_dtype": trainer.dtype,
+    }
+
+
+def learning_rate_factor(update: int, updates: int, warmup_fraction: float) -> float:
+    """Share of the peak rate at an update (from 0): linear warm-up, then cosine to `FINAL_RATE`."""
+    warmup = math.ceil(updates * warmup_fraction)
+    if update < warmup:
+        return (update + 1) / warmup
+    way = (update - warmup) / max(updates - warmup - 1, 1)
+    return FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * way))
+
+
+def split_sequences(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of the sequences to train on and of those kept aside (int64).
+
+    Raises:
+        BuildError: there are not enough.
+    """
+    aside = min(max(2, round(count * HELD_OUT_SHARE)), HELD_OUT_MOST)
+    if count <= aside:
+        raise BuildError(
+            f"a corpus of {count} sequences is too small to keep {aside} aside: raise data.tokens or lower "
+            "data.sequence_tokens"
+        )
+    shuffled = _order(torch.arange(count), seed, -1)
+    return shuffled[aside:], shuffled[:aside]
+
+
+class _Trainer:
+    """The draft, its target, the optimizer and the text."""
+
+    def __init__(self, spec: Distill, draft: WorkingDraft, context: BuildContext, corpus: Corpus) -> None:
+        self.spec = spec
+        self.corpus = corpus
+        self.checkpoint: Path = context.scratch / "checkpoint.pt"
+        self.device = context.device
+        self.dtype: DtypeName = compute_dtype(context.device)
+        self.draft = draft.model.eval()
+        self.shape = draft.architecture
+        self.target = load_model(context.target_folder, self.dtype, context.device)
+        self.target_shape = Architecture.of(self.target)
+        self.trained = _unfreeze(self.draft, self.shape, with_head=spec.train_head)
+        self.head = self.shape.head(self.draft)
+        if not spec.train_head:
+            # autocast would convert a frozen head anew in every chunk
+            self.head = copy.deepcopy(self.head).to(DTYPES[self.dtype]).requires_grad_(False)
+        self.chunk = chunk_positions(int(self.draft.config.vocab_size))
+        self.optimizer = torch.optim.AdamW(
+            _decay_groups(self.trained.values(), spec.weight_decay), lr=spec.learning_rate, betas=(0.9, 0.95)
+        )
+
+    def train(self, batches: list[Tensor], state: _State) -> Iterator[tuple[int, str]]:
+        """Goes on from `state` and yields the tokens of each update with a remark on the loss."""
+        saved = began = time.monotonic()
+        seconds_before = state.seconds
+        for update in range(state.updates_done, len(batches)):
+            loss = self._update(batches[update], update, len(batches))
+            seen = len(batches[update]) * self.corpus.tokens.shape[1]
+            state.losses.append(loss)
+            state.updates_done += 1
+            state.tokens_seen += seen
+            now = time.monotonic()
+            state.seconds = seconds_before + now - began
+            if now - saved >= CHECKPOINT_S or state.updates_done == len(batches):
+                self._save(state)
+                saved = time.monotonic()
+            left = state.seconds / state.updates_done * (len(batches) - state.updates_done)
+            yield seen, f"loss {loss:.3f}, {left / 60:.0f} min left"
+
+    @torch.no_grad()
+    def closeness(self, indices: Tensor) -> Closeness:
+        """Draft and target on the answers of some sequences."""
+        total = Closeness()
+        for batch in torch.split(indices, self.spec.batch_sequences):
+            tokens, places = self._text(batch, answers_only=True)
+            with self._precision():
+                ours, theirs = self._hidden(tokens, places)
+                total += closeness_in_chunks(ours, self._logits, theirs, self._target_logits, self.chunk)
+        return total
+
+    def resume(self) -> _State | None:
+        """Takes up the checkpoint of an interrupted run, if there is one."""
+        if not self.checkpoint.is_file():
+            return None
+        found = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                parameter.copy_(found["parameters"][name])
+        self.optimizer.load_state_dict(found["optimizer"])
+        return _State(**found["state"])
+
+    def finish(self) -> None:
+        """Leaves the model as it came: nothing to train, no gradients."""
+        self.draft.requires_grad_(False)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _update(self, batch: Tensor, update: int, updates: int) -> float:
+        factor = learning_rate_factor(update, updates, self.spec.warmup_fraction)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.spec.learning_rate * factor
+        self.optimizer.zero_grad(set_to_none=True)
+        tokens, places = self._text(batch)
+        with self._precision():
+            ours, theirs = self._hidden(tokens, places)
+            following = tokens.flatten()[places + 1]
+            loss = backward_in_chunks(
+                self.spec.objective,
+                ours,
+                self._logits,
+                theirs,
+                self._target_logits,
+                following,
+                self.chunk,
+            )
+        if not math.isfinite(loss):
+            raise BuildError(
+                f"the loss is no longer finite after {update} updates: lower learning_rate or gradient_clip"
+            )
+        nn.utils.clip_grad_norm_(self.trained.values(), self.spec.gradient_clip)
+        self.optimizer.step()
+        return loss
+
+    def _text(self, batch: Tensor, *, answers_only: bool = False) -> tuple[Tensor, Tensor]:
+        """Token ids [sequences, length], and the flat places whose next token somebody wrote."""
+        tokens = self.corpus.tokens[batch].to(self.device, torch.int64)
+        roles = self.corpus.roles[batch].to(self.device)
+        counted = roles == ANSWER if answers_only else roles != TEMPLATE
+        counted[:, 0] = False  # nothing predicts the first token
+        return tokens, counted.flatten().nonzero().squeeze(1) - 1
+
+    def _hidden(self, tokens: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        ours = self.shape.hidden_states(self.draft, tokens).flatten(0, 1).index_select(0, places)
+        with torch.no_grad():
+            theirs = self.target_shape.hidden_states(self.target, tokens)
+        return ours, theirs.flatten(0, 1).index_select(0, places)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return self.shape.logits(self.draft, hidden, self.head)
+
+    def _target_logits(self, hidden: Tensor) -> Tensor:
+        return self.target_shape.logits(self.target, hidden)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self.dtype == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device, DTYPES[self.dtype])
+
+    def _save(self, state: _State) -> None:
+        content = {
+            "parameters": {name: parameter.detach() for name, parameter in self.trained.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "state": asdict(state),
+        }
+        publish_file(self.checkpoint, lambda staged: torch.save(content, staged))
+
+
+def _unfreeze(model: PreTrainedModel, shape: Architecture, *, with_head: bool) -> dict[str, nn.Parameter]:
+    model.requires_grad_(True)
+    if not with_head:
+        shape.embedding(model).requires_grad_(False)
+        shape.head(model).requires_grad_(False)
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _decay_groups(parameters: Any, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; norms and biases do not."""
+    found = list(parameters)
+    return [
+        {"params": [one for one in found if one.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [one for one in found if one.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def _order(indices: Tensor, seed: int, number: int) -> Tensor:
+    digest = hashlib.sha256(f"distill/{seed}/{number}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return indices[torch.randperm(len(indices), generator=generator)]
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,197 @@
+"""From a recipe to a draft on disk: the steps in order, each on what the one before left."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from draftrank.catalog.recipe import Recipe
+from draftrank.catalog.target import Target
+from draftrank.drafting.architecture import Architecture
+from draftrank.drafting.cache import (
+    draft_folder,
+    draft_key,
+    only_process,
+    publish_folder,
+    remove_folder,
+    scratch_folder,
+    weight_files,
+    weights_sha256,
+)
+from draftrank.drafting.loading import FACTS, load_model, load_tokenizer
+from draftrank.drafting.quiet import quiet_transformers
+from draftrank.drafting.target_folder import TargetFolder
+from draftrank.drafting.working_draft import BuildContext, WorkingDraft
+from draftrank.errors import BuildError, MissingDataError
+from draftrank.progress import Progress, SilentProgress
+
+_PACKAGES = ("draftrank", "torch", "transformers", "safetensors", "tokenizers")
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltDraft:
+    """A draft that is ready to propose, and what it took."""
+
+    recipe: Recipe
+    """How it was declared."""
+    recipe_sha256: str
+    """Identity of the recipe."""
+    folder: Path | None
+    """Its Hugging Face folder; None for a draft without weights of its own."""
+    weights_sha256: str | None
+    """Hash over its weight files; None without weights."""
+    parameters: int
+    """Parameters it holds; 0 without weights."""
+    bytes_on_disk: int
+    """Size of its weight files; 0 without weights."""
+    build_s: float
+    """Seconds the build took when it was made, interrupted attempts included; 0 without weights."""
+    reused: bool
+    """Whether it was in the cache already."""
+
+
+def build_draft(
+    recipe: Recipe,
+    target: Target,
+    target_folder: TargetFolder,
+    *,
+    cache: Path,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> BuiltDraft:
+    """Builds a recipe's draft, or finds it in the cache: equal steps on equal weights are built once.
+
+    The folder opens with `AutoModelForCausalLM.from_pretrained` and serves as `assistant_model`; its
+    `draftrank.json` says how it was made. What an interrupted build had finished is taken up again.
+
+    Args:
+        recipe: what to build.
+        target: the declaration of the recipe's target.
+        target_folder: that target on disk.
+        cache: folder of the content-addressed cache.
+        device: where to compute, `cpu` or `cuda`.
+        progress: who is told how far it is.
+
+    Raises:
+        BuildError: a step failed; the message names the step and the cause.
+    """
+    if not recipe.draft.has_weights:
+        return BuiltDraft(recipe, recipe.content_sha256(), None, None, 0, 0, 0.0, reused=False)
+    progress = progress or SilentProgress()
+    key = draft_key(recipe.draft.build_steps, target_folder.weights_sha256)
+    folder = draft_folder(cache, key)
+    reused = folder.is_dir()
+    if not reused:
+        with only_process(folder, progress, f"the draft {recipe.id}"):
+            reused = folder.is_dir()
+            if not reused:
+                _build(recipe, target, target_folder, cache, device, progress, key)
+    return _opened(recipe, folder, reused=reused)
+
+
+def _build(
+    recipe: Recipe,
+    target: Target,
+    target_folder: TargetFolder,
+    cache: Path,
+    device: str,
+    progress: Progress,
+    key: str,
+) -> None:
+    began = time.monotonic()
+    scratch = scratch_folder(cache, f"draft-{key}")
+    ledger = scratch / "spent_s"
+    spent = float(ledger.read_text()) if ledger.is_file() else 0.0
+    context = BuildContext(
+        target_folder=target_folder.path,
+        target_weights_sha256=target_folder.weights_sha256,
+        prompt_format=target.prompt_format,
+        cache=cache,
+        scratch=scratch,
+        device=device,
+        progress=progress,
+    )
+    try:
+        draft = _run_steps(recipe, context)
+        facts = {
+            "format": 1,
+            "recipe": recipe.model_dump(mode="json", exclude_none=True),
+            "recipe_sha256": recipe.content_sha256(),
+            "target": target.id,
+            "target_weights_sha256": target_folder.weights_sha256,
+            "key": key,
+            "notes": draft.notes,
+            "load_form": draft.load_form,
+            "versions": _versions(),
+            "device": device,
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        publish_folder(draft_folder(cache, key), lambda staging: _save(draft, facts, staging, began - spent))
+    except BaseException:
+        ledger.write_text(str(spent + time.monotonic() - began))
+        raise
+    remove_folder(scratch)
+
+
+def _run_steps(recipe: Recipe, context: BuildContext) -> WorkingDraft:
+    model = load_model(context.target_folder, "fp32", context.device)
+    tokenizer = load_tokenizer(context.target_folder)
+    draft = WorkingDraft(model, tokenizer, Architecture.of(model))
+    steps = recipe.draft.build_steps
+    for number, step in enumerate(steps, start=1):
+        with context.progress.stage(f"{recipe.id}: step {number} of {len(steps)}, {step.kind}"):
+            scratch = context.scratch / f"step-{number}"
+            scratch.mkdir(exist_ok=True)
+            try:
+                step.apply(draft, replace(context, scratch=scratch))
+            except Exception as error:  # whatever a step raises, the run goes on without this draft
+                cause = str(error) if isinstance(error, BuildError) else f"{type(error).__name__}: {error}"
+                raise BuildError(f"{recipe.id}: step {number} ({step.kind}) failed: {cause}") from error
+    return draft
+
+
+def _save(draft: WorkingDraft, facts: dict[str, Any], staging: Path, began: float) -> None:
+    with quiet_transformers():
+        draft.model.save_pretrained(staging)
+        draft.tokenizer.save_pretrained(staging)
+    files = weight_files(staging)
+    measured = {
+        "parameters": sum(parameter.numel() for parameter in draft.model.parameters()),
+        "bytes_on_disk": sum(path.stat().st_size for path in files),
+        "weights_sha256": weights_sha256(files),
+        "build_s": round(time.monotonic() - began, 3),
+    }
+    text = json.dumps({**facts, **measured}, indent=2, ensure_ascii=False)
+    (staging / FACTS).write_text(text + "\n", "utf-8")
+
+
+def _opened(recipe: Recipe, folder: Path, *, reused: bool) -> BuiltDraft:
+    facts = json.loads((folder / FACTS).read_text("utf-8"))
+    if sum(path.stat().st_size for path in weight_files(folder)) != facts["bytes_on_disk"]:
+        raise MissingDataError(f"{folder} was changed after it was built: remove it, it will be built again")
+    return BuiltDraft(
+        recipe=recipe,
+        recipe_sha256=recipe.content_sha256(),
+        folder=folder,
+        weights_sha256=facts["weights_sha256"],
+        parameters=facts["parameters"],
+        bytes_on_disk=facts["bytes_on_disk"],
+        build_s=facts["build_s"],
+        reused=reused,
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from a source tree that is not installed
+            continue
+    return found

@@ -1,0 +1,171 @@
+"""From the turns of a conversation to the token ids that a target is fed.
+
+An answer is spliced in as the very tokens the target emitted: decoding them to text and tokenizing
+that again can give other tokens, and then every later turn would start from another context than the
+one that was measured. So a later turn's ids always begin with the former turn's ids and its answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from draftrank.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PromptFormat = Literal["chat", "completion"]
+SEPARATOR = "\n\n"
+"""Between turns and answers in the `completion` format."""
+
+
+def render_turns(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_format: PromptFormat,
+    turns: Sequence[str],
+    answers: Sequence[Sequence[int]],
+    system_prompt: str | None = None,
+) -> list[int]:
+    """Token ids of a conversation up to where the target's next answer begins.
+
+    Args:
+        tokenizer: the target's.
+        prompt_format: `chat` renders the tokenizer's chat template; `completion` joins plain text.
+        turns: user messages, the last of which is to be answered.
+        answers: ids of the target's answers to all turns but the last, end tokens included.
+        system_prompt: system message; None leaves it to the template.
+
+    Raises:
+        InvalidInputError: the tokenizer has no chat template, or one that cannot render this.
+    """
+    if not turns or len(answers) != len(turns) - 1:
+        raise ValueError("there must be one answer for every turn but the last")
+    if prompt_format == "completion":
+        return _render_plain(tokenizer, turns, answers, system_prompt)
+    ids = _encode(tokenizer, _render_chat(tokenizer, turns[:1], (), system_prompt))
+    for number, answer in enumerate(answers, start=1):
+        ids += answer
+        between = _text_after_answer(tokenizer, turns[: number + 1], system_prompt)
+        ids += without_repeated_end(tokenizer, answer, _encode(tokenizer, between))
+    return ids
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationFrame:
+    """The template's own tokens around what user and target write."""
+
+    opening: tuple[int, ...]
+    """From the start of the text to where the first user message begins."""
+    closing: tuple[int, ...]
+    """From the end of a user message to where the answer begins."""
+    reopening: tuple[int, ...]
+    """From the end of an answer to where the next user message begins."""
+
+
+def conversation_frame(tokenizer: PreTrainedTokenizerBase) -> ConversationFrame:
+    """Reads the frame off the tokenizer's chat template.
+
+    Raises:
+        InvalidInputError: the tokenizer has no chat template, or one that cannot render a conversation.
+    """
+    first, answer, second = (_sentinel(part, ()) for part in ("first", "answer", "second"))
+    opening, closing = _split(_render_chat(tokenizer, (first,), (), None), first)
+    _, rest = _split(_render_chat(tokenizer, (first, second), (answer,), None), answer)
+    reopening, _ = _split(rest, second)
+    # A space at the end belongs to the word that follows it, in every tokenizer in use.
+    return ConversationFrame(
+        tuple(_encode(tokenizer, opening.rstrip(" "))),
+        tuple(_encode(tokenizer, closing)),
+        tuple(_encode(tokenizer, reopening.rstrip(" "))),
+    )
+
+
+def without_repeated_end(
+    tokenizer: PreTrainedTokenizerBase, answer: Sequence[int], following: list[int]
+) -> list[int]:
+    """The template's tokens after an answer, without the end token that the answer already ends with."""
+    if answer and answer[-1] in following and answer[-1] in tokenizer.all_special_ids:
+        place = following.index(answer[-1])
+        if not tokenizer.decode(following[:place]).strip():
+            return following[place + 1 :]
+    return following
+
+
+def _render_plain(
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Sequence[str],
+    answers: Sequence[Sequence[int]],
+    system_prompt: str | None,
+) -> list[int]:
+    first = turns[0] if system_prompt is None else system_prompt + SEPARATOR + turns[0]
+    ids: list[int] = list(tokenizer(first, add_special_tokens=True).input_ids)
+    for answer, turn in zip(answers, turns[1:], strict=True):
+        ended = bool(answer) and answer[-1] == tokenizer.eos_token_id
+        ids += answer[:-1] if ended else answer  # an end token would tell the target to forget the turns
+        ids += _encode(tokenizer, SEPARATOR + turn)
+    return ids
+
+
+def _text_after_answer(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[str], system_prompt: str | None
+) -> str:
+    """What the template writes from the end of the last answer to where the next one begins."""
+    sentinel = _sentinel("answer", (*turns, system_prompt or ""))
+    text = _render_chat(tokenizer, turns, ("…",) * (len(turns) - 2) + (sentinel,), system_prompt)
+    return _split(text, sentinel)[1]
+
+
+def _render_chat(
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Sequence[str],
+    answers: Sequence[str],
+    system_prompt: str | None,
+) -> str:
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        raise InvalidInputError.single(
+            "the target's tokenizer has no chat template",
+            field="prompt_format",
+            fix="write `prompt_format: completion` in its target.yaml",
+        )
+    messages = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
+    for index, turn in enumerate(turns):
+        messages.append({"role": "user", "content": turn})
+        if index < len(answers):
+            messages.append({"role": "assistant", "content": answers[index]})
+    try:
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise InvalidInputError.single(
+            f"the target's chat template refuses the conversation: {error}",
+            fix="leave the task's system prompt out, or write `prompt_format: completion`",
+        ) from error
+    return text
+
+
+def _sentinel(part: str, texts: Sequence[str]) -> str:
+    """A word that none of the texts contains."""
+    word = f"x{hashlib.sha256(part.encode()).hexdigest()[:16]}x"
+    while any(word in text for text in texts):
+        word = f"x{hashlib.sha256(word.encode()).hexdigest()[:16]}x"
+    return word
+
+
+def _split(text: str, sentinel: str) -> tuple[str, str]:
+    before, found, after = text.partition(sentinel)
+    if not found or sentinel in after:
+        raise InvalidInputError.single(
+            "the target's chat template does not show each message once, as it is",
+            field="prompt_format",
+            fix="write `prompt_format: completion` in its target.yaml",
+        )
+    return before, after
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    return list(ids)

@@ -1,0 +1,43 @@
+"""Keeps transformers' own progress bars and warnings off the screen while we load and save."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Within it only errors are shown; afterwards the former settings hold again."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def quiet_gguf() -> Iterator[None]:
+    """As `quiet_transformers`, and without the bar of the GGUF reader, which knows no setting."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    def plain(items: Iterable[Any], **_: Any) -> Iterable[Any]:
+        return items
+
+    original = reader.tqdm
+    reader.tqdm = plain
+    try:
+        with quiet_transformers():
+            yield
+    finally:
+        reader.tqdm = original

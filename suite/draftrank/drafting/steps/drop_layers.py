@@ -1,0 +1,64 @@
+"""Keep some decoder layers, drop the rest.
+
+`keep: N` chooses by `select`; a list names the layers. Block influence is ShortGPT's score
+(Men et al. 2024, arXiv:2403.03853): one minus the mean cosine similarity between a layer's input
+and output, so that a layer that hardly turns the hidden state goes first.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from draftrank.catalog.step import StepBase
+
+if TYPE_CHECKING:
+    from draftrank.drafting.working_draft import BuildContext, WorkingDraft
+
+LayerIndex = Annotated[int, Field(ge=0, le=10_000)]
+
+
+class DropLayers(StepBase):
+    """Shallower draft: latency falls with depth, agreement falls faster unless it is healed."""
+
+    technique: ClassVar[str] = "layer dropping"
+
+    kind: Literal["drop_layers"]
+    keep: Annotated[int, Field(ge=1, le=10_000)] | Annotated[tuple[LayerIndex, ...], Field(min_length=1)]
+    """How many layers stay, or which (indices from 0, ascending)."""
+    select: Literal["ends", "even", "first", "block_influence"] | None = None
+    """With a number in `keep`: `ends` keeps the first and last halves, `even` spreads them, `first`
+    keeps the first ones, `block_influence` drops those with the least influence."""
+
+    @model_validator(mode="after")
+    def _coherent(self) -> DropLayers:
+        if isinstance(self.keep, int):
+            if self.select is None:
+                raise ValueError("select is missing beside a number of layers (fix: add `select: ends`)")
+        else:
+            if self.select is not None:
+                raise ValueError("select has no meaning beside named layers (fix: remove `select`)")
+            if list(self.keep) != sorted(set(self.keep)):
+                raise ValueError("the layers are not ascending and unique (fix: sort them)")
+        return self
+
+    def sentence(self) -> str:
+        """See `StepBase.sentence`."""
+        if isinstance(self.keep, int):
+            how = {
+                "ends": "the first and last ones",
+                "even": "evenly spread",
+                "first": "the first ones",
+                "block_influence": "those with the most block influence",
+            }[self.select or "ends"]
+            return f"keep {self.keep} layers, {how}"
+        return f"keep layers {', '.join(map(str, self.keep))}"
+
+    def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
+        """See `StepBase.apply`."""
+        from draftrank.drafting.layer_selection import choose_layers
+
+        kept = choose_layers(self.keep, self.select, draft, context)
+        draft.architecture.keep_layers(draft.model, kept)
+        draft.notes["kept_layers"] = list(kept)

@@ -1,0 +1,1 @@
+"""The plan of a run and who executes it."""

@@ -1,0 +1,215 @@
+"""From a target's name to a measured session: the jobs of one run, in this process.
+
+A draft whose build fails is recorded with its reason and the others go on; a task whose data cannot be
+had is skipped with a warning. This is the library's main entry: the command line only words it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from draftrank.catalog.decoding_mode import DecodingMode
+from draftrank.catalog.recipe import Recipe
+from draftrank.catalog.target import Target
+from draftrank.catalog.task import Suite, SuiteTask
+from draftrank.catalog.workspace import Workspace
+from draftrank.errors import BuildError, InvalidInputError, MissingDataError
+from draftrank.measure.journal import Journal
+from draftrank.measure.records import DraftBuild, SessionResult
+from draftrank.measure.session import DraftArm, SessionPlan, run_session
+from draftrank.progress import Progress, SilentProgress
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """What a user asks to have measured."""
+
+    target: str
+    """Id of the target."""
+    drafts: tuple[str, ...] = ()
+    """Ids of drafts; empty: every recipe of the target whose effort is minutes."""
+    suite: str = "quick"
+    """Id of the suite."""
+    tasks: tuple[str, ...] = ()
+    """Only these tasks of the suite; a task outside it is measured with all its prompts."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the target."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to run."""
+    mode: DecodingMode = DecodingMode()
+    """How tokens are chosen."""
+    repeats: int | None = None
+    """Replaces the suite's number of repeats."""
+    seed: int = 0
+    """Seed of arm order."""
+    fresh: bool = False
+    """Measure anew even what has been measured."""
+
+
+def default_target(workspace: Workspace) -> str:
+    """The target meant when none is named: the only one with recipes.
+
+    Raises:
+        InvalidInputError: there are several, or none.
+    """
+    ids = sorted({path.parent.name for path in workspace.recipe_paths()})
+    if len(ids) == 1:
+        return ids[0]
+    raise InvalidInputError.single(
+        "name a target" if ids else "no target has a recipe",
+        field="target",
+        fix=f"one of {', '.join(ids)}" if ids else "start with `draftrank new draft`",
+    )
+
+
+def choose_recipes(workspace: Workspace, target: str, drafts: tuple[str, ...]) -> tuple[Recipe, ...]:
+    """The named recipes of a target, or every one that is quick to build.
+
+    Raises:
+        InvalidInputError: an id is unknown, a recipe is invalid, or there is none.
+    """
+    if drafts:
+        return tuple(workspace.recipe(target, draft) for draft in dict.fromkeys(drafts))
+    found = [workspace.recipe(target, path.stem) for path in workspace.recipe_paths(target)]
+    chosen = tuple(recipe for recipe in found if recipe.effort == "minutes")
+    if not chosen:
+        raise InvalidInputError.single(
+            f"the target {target!r} has no recipe that is quick to build",
+            field="draft",
+            fix="name drafts, or write one with `draftrank new draft`",
+        )
+    return chosen
+
+
+def build(
+    workspace: Workspace,
+    target: str,
+    drafts: tuple[str, ...] = (),
+    *,
+    device: Literal["cpu", "cuda"] = "cpu",
+    progress: Progress | None = None,
+) -> tuple[DraftArm, ...]:
+    """Builds drafts, or finds them in the cache; a failed build is returned with its reason.
+
+    Raises:
+        InvalidInputError: target or drafts are unknown or invalid.
+        MissingDataError: the target cannot be had.
+    """
+    progress = progress or SilentProgress()
+    _require_device(device)
+    declared = workspace.target(target)
+    recipes = choose_recipes(workspace, target, drafts)
+    return _build_all(workspace, declared, recipes, device, progress)
+
+
+def plan_run(workspace: Workspace, request: RunRequest, progress: Progress | None = None) -> SessionPlan:
+    """Fetches and builds all that a run needs; nothing is measured yet.
+
+    Raises:
+        InvalidInputError: the request or a declaration is wrong.
+        MissingDataError: the target, or the data of every task, cannot be had.
+    """
+    from draftrank.drafting.target_folder import ensure_target
+
+    progress = progress or SilentProgress()
+    _require_device(request.device)
+    target = workspace.target(request.target)
+    recipes = choose_recipes(workspace, request.target, request.drafts)
+    suite = _narrowed(workspace.suite(request.suite), request)
+    tasks, skipped = workspace.prompts(suite, progress)
+    for warning in skipped:
+        progress.message(warning)
+    if not tasks:
+        raise MissingDataError("no task of the suite has its data: " + "; ".join(skipped))
+    arms = _build_all(workspace, target, recipes, request.device, progress)
+    return SessionPlan(
+        target=target,
+        target_folder=ensure_target(target, workspace.fetch_context(progress)),
+        suite=suite,
+        tasks=tuple(tasks),
+        drafts=arms,
+        dtype=request.dtype,
+        device=request.device,
+        mode=request.mode,
+        seed=request.seed,
+        warnings=tuple(skipped),
+    )
+
+
+def run(
+    workspace: Workspace, request: RunRequest, journal: Journal, progress: Progress | None = None
+) -> SessionResult:
+    """Builds and measures; goes on with, or returns, what the journal has of the same run.
+
+    Raises:
+        InvalidInputError: the request or a declaration is wrong.
+        MissingDataError: the target, or the data of every task, cannot be had.
+    """
+    plan = plan_run(workspace, request, progress)
+    return run_session(plan, journal, fresh=request.fresh, progress=progress)
+
+
+def _build_all(
+    workspace: Workspace,
+    target: Target,
+    recipes: tuple[Recipe, ...],
+    device: Literal["cpu", "cuda"],
+    progress: Progress,
+) -> tuple[DraftArm, ...]:
+    from draftrank.drafting.pipeline import build_draft
+    from draftrank.drafting.target_folder import ensure_target
+
+    folder = ensure_target(target, workspace.fetch_context(progress))
+    arms = []
+    with progress.stage("build drafts", len(recipes)) as stage:
+        for recipe in recipes:
+            try:
+                built = build_draft(
+                    recipe, target, folder, cache=workspace.cache, device=device, progress=progress
+                )
+            except (BuildError, MissingDataError) as error:
+                progress.message(f"draft {recipe.id} could not be built: {error}")
+                arms.append(DraftArm(recipe, None, None, f"build failed: {error}"))
+            else:
+                record = DraftBuild(
+                    recipe=recipe.model_dump(mode="json", exclude_none=True),
+                    recipe_sha256=built.recipe_sha256,
+                    weights_sha256=built.weights_sha256,
+                    techniques=recipe.draft.techniques,
+                    trained=recipe.draft.trained,
+                    parameters=built.parameters,
+                    bytes_on_disk=built.bytes_on_disk,
+                    build_s=built.build_s,
+                )
+                arms.append(DraftArm(recipe, record, built.folder))
+            stage.advance(note=recipe.id)
+    return tuple(arms)
+
+
+def _narrowed(suite: Suite, request: RunRequest) -> Suite:
+    changes: dict[str, object] = {}
+    if request.tasks:
+        entries = {entry.task: entry for entry in suite.tasks}
+        changes["tasks"] = tuple(
+            entries.get(task) or SuiteTask(task=task) for task in dict.fromkeys(request.tasks)
+        )
+    if request.repeats is not None:
+        changes["repeats"] = request.repeats
+    if not changes:
+        return suite
+    # Another selection is another suite: its numbers must not land on the named one's board.
+    return suite.model_copy(update={**changes, "id": f"{suite.id}-custom"})
+
+
+def _require_device(device: str) -> None:
+    if device != "cuda":
+        return
+    from draftrank.decoding.environment import compute_environment
+
+    if compute_environment().gpu is None:
+        raise InvalidInputError.single(
+            "there is no CUDA device here",
+            field="--device",
+            fix="use --device cpu, or see `draftrank doctor`",
+        )

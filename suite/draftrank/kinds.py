@@ -1,0 +1,44 @@
+"""Where every `kind` that a YAML file may name is found.
+
+One line per kind: adding a compression step, a proposer or a data source is one new file plus its
+line here. Modules are named as text and imported when a declaration is first read, so this table
+ties no room to a later one. The named modules must not import torch when they are imported.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+SOURCES = {
+    "wheel": "draftrank.catalog.sources.wheel:WheelSource",
+    "hub": "draftrank.catalog.sources.hub:HubSource",
+    "url": "draftrank.catalog.sources.url:UrlSource",
+    "local": "draftrank.catalog.sources.local:LocalSource",
+    "inline": "draftrank.catalog.sources.inline:InlineSource",
+}
+
+STEPS = {
+    "drop_layers": "draftrank.drafting.steps.drop_layers:DropLayers",
+    "distill": "draftrank.drafting.steps.distill:Distill",
+    "quantize": "draftrank.drafting.steps.quantize:Quantize",
+}
+
+DRAFTS = {
+    "model": "draftrank.decoding.proposers.model:ModelDraft",
+    "ngram": "draftrank.decoding.proposers.ngram:NgramDraft",
+    "early_exit": "draftrank.decoding.proposers.early_exit:EarlyExitDraft",
+}
+
+
+def load_kind(path: str) -> type[Any]:
+    """Imports the class that a table entry names as `module:Class`."""
+    module, _, name = path.partition(":")
+    loaded = getattr(import_module(module), name)
+    assert isinstance(loaded, type)
+    return loaded
+
+
+def load_kinds(table: dict[str, str]) -> tuple[type[Any], ...]:
+    """Imports every class of one table, in its order."""
+    return tuple(load_kind(path) for path in table.values())

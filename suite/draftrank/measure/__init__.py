@@ -1,0 +1,1 @@
+"""Sessions, the records they leave, and what follows from them."""

@@ -1,0 +1,245 @@
+"""The loaded models of one session, and how one arm decodes one prompt turn on them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from draftrank.decoding.environment import memory_bytes, reset_peak_memory
+from draftrank.decoding.loop import ContextOverflowError, Decoding, Request, autoregressive, speculative
+from draftrank.decoding.proposer import Proposer, ProposerContext
+from draftrank.decoding.runtimes.torch_eager import TorchRuntime
+from draftrank.decoding.stop_tokens import read_stop_tokens
+from draftrank.drafting.loading import load_tokenizer
+from draftrank.drafting.prompting import render_turns
+from draftrank.errors import DraftrankError
+from draftrank.measure.latency import measure_latencies
+from draftrank.measure.records import Arm, Session, Trial
+from draftrank.measure.schedule import Block
+from draftrank.measure.session import SessionPlan, cell_of, trial_seed, utc_now
+from draftrank.progress import Progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from draftrank.measure.journal import Journal
+
+WARM_UP_TOKENS = 12
+WARM_UP_CONTEXT = 256
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _OpenArm:
+    arm: Arm
+    proposer: Proposer | None
+
+
+class Bench:
+    """Holds the target and every draft in one process, so that all are measured alike."""
+
+    def __init__(
+        self,
+        plan: SessionPlan,
+        session: Session,
+        target: TorchRuntime,
+        tokenizer: PreTrainedTokenizerBase,
+        journal: Journal,
+    ) -> None:
+        self._plan = plan
+        self._session = session
+        self._target = target
+        self._tokenizer = tokenizer
+        self._journal = journal
+        self._stop_tokens = read_stop_tokens(plan.target_folder.path)
+        self._arms: dict[str, _OpenArm] = {}
+
+    @classmethod
+    def open(cls, plan: SessionPlan, session: Session, journal: Journal, progress: Progress) -> Bench:
+        """Loads target and drafts and warms every arm up.
+
+        An arm that cannot be opened is marked as failed and the others go on.
+
+        Raises:
+            ContextOverflowError: a prompt does not fit the target's window.
+        """
+        with progress.stage("load and warm up", len(session.arms)) as stage:
+            start, _ = memory_bytes(plan.device)
+            target = TorchRuntime.load(plan.target_folder.path, plan.dtype, plan.device)
+            if plan.target.context_window is not None:
+                target.context_window = min(target.context_window, plan.target.context_window)
+            bench = cls(plan, session, target, load_tokenizer(plan.target_folder.path), journal)
+            bench.check_room()
+            target_bytes = memory_bytes(plan.device)[0] - start
+            for arm in session.arms:
+                bench._open_arm(arm, target_bytes)
+                stage.advance(note=arm.id)
+        return bench
+
+    def works(self, arm_id: str) -> bool:
+        """Whether an arm can still decode."""
+        return arm_id in self._arms
+
+    def decode(
+        self, arm_id: str, block: Block, position: int, answers: Sequence[Sequence[int]], process: int
+    ) -> Trial | None:
+        """Decodes one prompt turn; None when the arm failed, which is then recorded.
+
+        Args:
+            arm_id: which arm.
+            block: which prompt turn and repeat.
+            position: the arm's place in the block.
+            answers: the target's answers to the turns before, as token ids.
+            process: number of this process in the session.
+        """
+        opened = self._arms[arm_id]
+        entry = self._plan.tasks[block.task]
+        prompt = self.render(block.task, block.prompt, block.turn, answers)
+        cell = cell_of(self._session, block)
+        request = Request(
+            prompt=prompt,
+            max_new_tokens=entry.max_new_tokens,
+            stop_tokens=self._stop_tokens,
+            mode=self._plan.mode,
+            seed=trial_seed(self._plan.mode, cell),
+        )
+        started_at = utc_now()
+        try:
+            decoding = self._decode(opened, request)
+        except ContextOverflowError as error:
+            self._fail(opened.arm, str(error))
+            return None
+        except Exception as error:
+            if opened.arm.kind != "draft":
+                raise  # without a baseline nothing can be compared
+            # One arm's crash must not lose what the others can still give.
+            _log.warning("arm %s failed", arm_id, exc_info=True)
+            self._fail(opened.arm, f"{type(error).__name__}: {error}")
+            return None
+        task, prompt_id, turn, repeat = cell
+        return Trial(
+            arm=arm_id,
+            task=task,
+            prompt=prompt_id,
+            turn=turn,
+            repeat=repeat,
+            position=position,
+            process=process,
+            started_at=started_at,
+            prompt_tokens=len(prompt),
+            token_ids=decoding.token_ids,
+            finish=decoding.finish,
+            steps=decoding.steps,
+            accept_histogram=decoding.accept_histogram,
+            offered=decoding.offered,
+            proposed=decoding.proposed,
+            draft_forwards=decoding.draft_forwards,
+            prefill_s=decoding.prefill_s,
+            decode_s=decoding.decode_s,
+            propose_s=decoding.propose_s,
+            verify_s=decoding.verify_s,
+        )
+
+    def render(
+        self, task_index: int, prompt_index: int, turn: int, answers: Sequence[Sequence[int]]
+    ) -> tuple[int, ...]:
+        """Token ids of a prompt turn in the context of the turns before."""
+        entry = self._plan.tasks[task_index]
+        turns = entry.prompts[prompt_index].turns[: turn + 1]
+        rendered = render_turns(
+            self._tokenizer, self._plan.target.prompt_format, turns, answers, entry.task.system_prompt
+        )
+        return tuple(rendered)
+
+    def check_room(self) -> None:
+        """Refuses the whole session before the run when some prompt can outgrow the window.
+
+        Raises:
+            ContextOverflowError: with the first such prompt of each task.
+        """
+        problems = []
+        for task_index, entry in enumerate(self._plan.tasks):
+            for prompt_index, prompt in enumerate(entry.prompts):
+                last = len(prompt.turns) - 1
+                filler = [[self._filler] * entry.max_new_tokens for _ in range(last)]
+                needed = len(self.render(task_index, prompt_index, last, filler)) + entry.max_new_tokens
+                if needed > self._target.context_window:
+                    problems.append(f"{entry.task.id}/{prompt.id} needs {needed}")
+                    break
+        if problems:
+            raise ContextOverflowError(
+                f"the target holds {self._target.context_window} tokens, but {'; '.join(problems)}: "
+                "lower max_new_tokens or leave these tasks out"
+            )
+
+    @property
+    def _filler(self) -> int:
+        return min(set(range(len(self._stop_tokens) + 1)) - self._stop_tokens)
+
+    def _decode(self, opened: _OpenArm, request: Request) -> Decoding:
+        if opened.proposer is None:
+            return autoregressive(self._target, request)
+        return speculative(self._target, opened.proposer, request, opened.arm.num_speculative_tokens)
+
+    def _open_arm(self, arm: Arm, target_bytes: int) -> None:
+        if arm.kind == "draft" and arm.draft is None:  # its build failed
+            return
+        planned = {entry.recipe.id: entry for entry in self._plan.drafts}.get(arm.id)
+        before, _ = memory_bytes(self._plan.device)
+        reset_peak_memory(self._plan.device)
+        try:
+            proposer = None
+            if planned is not None:
+                proposer = planned.recipe.draft.open(
+                    ProposerContext(
+                        target=self._target,
+                        draft_folder=planned.folder,
+                        target_folder=self._plan.target_folder.path,
+                        dtype=self._plan.dtype,
+                        device=self._plan.device,
+                    )
+                )
+                # Loading may hold a second copy of the weights for a moment; decoding does not.
+                reset_peak_memory(self._plan.device)
+            opened = _OpenArm(arm, proposer)
+            self._warm_up(opened)
+            draft = proposer.runtime() if proposer is not None else None
+            context = self._warm_up_prompt()
+            latencies = measure_latencies(self._target, draft, arm.num_speculative_tokens, context)
+        except DraftrankError as error:
+            self._fail(arm, str(error))
+            return
+        except Exception as error:
+            if arm.kind != "draft":
+                raise
+            _log.warning("arm %s failed", arm.id, exc_info=True)
+            self._fail(arm, f"{type(error).__name__}: {error}")
+            return
+        peak = target_bytes + memory_bytes(self._plan.device)[1] - before
+        opened.arm = arm.model_copy(
+            update={"latencies": latencies, "peak_memory_bytes": peak, "failure": None}
+        )
+        self._arms[arm.id] = opened
+        self._journal.update_arm(self._session.id, opened.arm)
+
+    def _warm_up(self, opened: _OpenArm) -> None:
+        """Lets every shape of forward run once before anything counts."""
+        request = Request(self._warm_up_prompt(), WARM_UP_TOKENS, mode=self._plan.mode)
+        self._decode(opened, request)
+        if opened.proposer is not None:
+            for tokens in range(1, opened.arm.num_speculative_tokens + 2):
+                self._target.feed([request.prompt[-1]] * tokens)
+                self._target.forget(tokens)
+
+    def _warm_up_prompt(self) -> tuple[int, ...]:
+        """A prompt of the session's own, cut to a usual length."""
+        room = min(WARM_UP_CONTEXT, self._target.context_window - 2 * WARM_UP_TOKENS)
+        return max((self.render(index, 0, 0, ()) for index in range(len(self._plan.tasks))), key=len)[:room]
+
+    def _fail(self, arm: Arm, reason: str) -> None:
+        opened = self._arms.pop(arm.id, None)
+        failed = (opened.arm if opened else arm).model_copy(update={"failure": reason})
+        self._journal.update_arm(self._session.id, failed)

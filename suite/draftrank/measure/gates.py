@@ -1,0 +1,247 @@
+"""What a result must pass to be ranked. What fails is still shown, with the reason and what to do.
+
+Each gate is a function that returns the values of its reason when a result fails it. The methodology
+page lists the gates from `GATES`, so a gate and its explanation cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from draftrank.measure.statistics import MIN_PROMPTS, geometric_mean
+from draftrank.measure.summary import ArmSummary, SessionSummary
+
+NOISE_TOLERANCE = 0.01
+"""How far from 1 the A/A interval may end: less is no matter for a ranking, and by chance alone one
+quiet session in twenty would miss 1 itself."""
+NOISE_WIDTH = 0.10
+"""Widest half-width of the A/A interval."""
+
+Values = dict[str, str]
+Check = Callable[[SessionSummary, ArmSummary], Values | None]
+Scope = Literal["draft", "session"]
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One condition of being ranked."""
+
+    id: str
+    """Short name."""
+    scope: Scope
+    """Whether it judges the draft or the session that measured it."""
+    reason: str
+    """What a reader is told, with `{named}` values."""
+    check: Check
+    """The values of the reason when the result fails; None when it passes."""
+
+    @property
+    def meaning(self) -> str:
+        """What the gate is for, in one paragraph."""
+        return " ".join((inspect.getdoc(self.check) or "").split())
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A gate that a result did not pass."""
+
+    gate: str
+    scope: Scope
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a result is ranked."""
+
+    findings: tuple[Finding, ...]
+    """Every gate it did not pass, the weightiest first."""
+
+    @property
+    def ranked(self) -> bool:
+        """Whether it passed all gates."""
+        return not self.findings
+
+    @property
+    def reason(self) -> str | None:
+        """The weightiest reason against ranking it; None when ranked."""
+        return self.findings[0].reason if self.findings else None
+
+
+def judge(summary: SessionSummary, arm: ArmSummary) -> Verdict:
+    """Puts one arm of a session through all gates."""
+    findings = []
+    for gate in GATES:
+        values = gate.check(summary, arm)
+        if values is not None:
+            findings.append(Finding(gate.id, gate.scope, gate.reason.format(**values)))
+    return Verdict(tuple(findings))
+
+
+def _failed(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
+    """The draft could not be built, or decoding with it broke off."""
+    return None if arm.arm.failure is None else {"failure": arm.arm.failure}
+
+
+def _incomplete(summary: SessionSummary, arm: ArmSummary) -> Values | None:
+    """A missing task or prompt changes what the overall speedup is a mean of."""
+    parts = [f"task {task} was skipped" for task in summary.skipped_tasks]
+    parts += [
+        f"{task.missing} of {task.planned} outputs of {task.task} are missing"
+        for task in arm.tasks
+        if task.missing
+    ]
+    parts += [
+        f"{task.task} has no speedup (nothing was decoded)"
+        for task in arm.tasks
+        if not task.missing and task.speedup is None
+    ]
+    if not arm.tasks:
+        parts.append("no task was measured")
+    return {"what": "; ".join(parts)} if parts else None
+
+
+def _too_few_prompts(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
+    """One prompt in a task shows nothing of how prompts differ, so no honest interval exists."""
+    for task in arm.tasks:
+        if task.speedup is not None and task.speedup.interval is None:
+            return {"task": task.task, "least": str(MIN_PROMPTS)}
+    return None
+
+
+def _not_lossless(summary: SessionSummary, arm: ArmSummary) -> Values | None:
+    """Greedy outputs in fp32 must be the baseline's, token for token."""
+    if summary.session.dtype != "fp32" or arm.fidelity.earliest is None:
+        return None
+    return _difference(arm)
+
+
+def _implausible_speedup(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
+    """No draft can be faster than its acceptance length, since each step costs at least one forward of
+    the target. Both are compared as geometric means over the tasks, the speedup by its interval's
+    lower end."""
+    lengths = [task.acceptance.length for task in arm.tasks if task.speedup is not None]
+    bound = geometric_mean(length for length in lengths if length is not None)
+    if bound is None or arm.speedup is None or arm.speedup.interval is None:
+        return None
+    if arm.speedup.interval.low <= bound:
+        return None
+    return {"speedup": f"{arm.speedup.value:.2f}", "bound": f"{bound:.2f}"}
+
+
+def _implausible_acceptance(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
+    """A step emits at least one token and at most k+1, and so does the mean step."""
+    length, most = arm.acceptance.length, arm.arm.num_speculative_tokens + 1
+    if length is None or 1 <= length <= most:
+        return None
+    return {"length": f"{length:.2f}", "most": str(most)}
+
+
+def _unjudged_differences(summary: SessionSummary, arm: ArmSummary) -> Values | None:
+    """In bf16 and fp16 an honest draft may differ where the target's two best tokens are all but equal.
+    Without looking at those places a tie and a break look the same, so the row is not ranked."""
+    if summary.session.dtype == "fp32" or arm.fidelity.earliest is None:
+        return None
+    return _difference(arm) | {"dtype": summary.session.dtype}
+
+
+def _no_noise_floor(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
+    """A session measures its baseline in two arms; what they differ by is its noise floor."""
+    return {} if summary.noise is None else None
+
+
+def _unstable(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
+    """The baseline measured against itself must come out at 1, to within 1 %."""
+    interval = summary.noise and summary.noise.overall and summary.noise.overall.interval
+    if not interval or (interval.low <= 1 + NOISE_TOLERANCE and interval.high >= 1 - NOISE_TOLERANCE):
+        return None
+    return _noise(summary)
+
+
+def _noisy(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
+    """An A/A interval wider than ±10 % says too little about any draft of the session."""
+    interval = summary.noise and summary.noise.overall and summary.noise.overall.interval
+    return _noise(summary) if interval and interval.half_width > NOISE_WIDTH else None
+
+
+def _difference(arm: ArmSummary) -> Values:
+    first = arm.fidelity.earliest
+    assert first is not None
+    return {
+        "differing": str(arm.fidelity.differing),
+        "compared": str(arm.fidelity.compared),
+        "place": f"token {first.index} of {first.task}/{first.prompt}",
+    }
+
+
+def _noise(summary: SessionSummary) -> Values:
+    assert summary.noise is not None
+    assert summary.noise.overall is not None
+    interval = summary.noise.overall.interval
+    assert interval is not None
+    return {
+        "low": f"{interval.low:.3f}",
+        "high": f"{interval.high:.3f}",
+        "width": f"{interval.half_width:.1%}",
+    }
+
+
+_QUIETER = "run it again on a quiet machine, with more prompts or repeats"
+
+GATES: tuple[Gate, ...] = (
+    Gate("failed", "draft", "failed: {failure}", _failed),
+    Gate("incomplete", "draft", "incomplete: {what}; run the same command again to fill it", _incomplete),
+    Gate(
+        "not-lossless",
+        "draft",
+        "not lossless: {differing} of {compared} outputs differ from the target's own, first at {place}",
+        _not_lossless,
+    ),
+    Gate(
+        "implausible-acceptance",
+        "draft",
+        "implausible: the acceptance length {length} lies outside [1, {most}]",
+        _implausible_acceptance,
+    ),
+    Gate(
+        "implausible-speedup",
+        "draft",
+        "implausible: {speedup}× is more than the acceptance length {bound} allows; run it again",
+        _implausible_speedup,
+    ),
+    Gate(
+        "unjudged-differences",
+        "draft",
+        "unjudged differences: {differing} of {compared} outputs differ, first at {place}; in {dtype} they "
+        "may be ties, so measure it in fp32 to have it ranked",
+        _unjudged_differences,
+    ),
+    Gate(
+        "too-few-prompts",
+        "session",
+        "too few prompts: {task} has fewer than {least} that can be compared, so there is no interval; use a "
+        "larger suite",
+        _too_few_prompts,
+    ),
+    Gate(
+        "no-noise-floor",
+        "session",
+        "noise unknown: the session has no A/A comparison; run it again with the control arm",
+        _no_noise_floor,
+    ),
+    Gate(
+        "unstable",
+        "session",
+        f"unstable: the baseline against itself came out at {{low}}–{{high}} instead of 1; {_QUIETER}",
+        _unstable,
+    ),
+    Gate(
+        "noisy",
+        "session",
+        f"noisy: the baseline against itself spreads by ±{{width}} ({{low}}–{{high}}); {_QUIETER}",
+        _noisy,
+    ),
+)

@@ -1,0 +1,255 @@
+"""What a session leaves behind: raw trials and everything needed to judge them.
+
+Every number on the board is computed from these records and can be computed anew. They cross the
+store and the result bundles unchanged, so they hold plain values only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from draftrank.catalog.base import Sha256
+from draftrank.catalog.decoding_mode import DecodingMode
+
+ArmKind = Literal["baseline", "control", "draft"]
+Finish = Literal["stop", "length"]
+BASELINE = "baseline"
+CONTROL = "baseline-control"
+
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0.0)]
+
+
+class Record(BaseModel):
+    """A stored fact: complete, unchangeable, and refusing what it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Trial(Record):
+    """One prompt turn decoded once by one arm."""
+
+    arm: str
+    """Id of the arm: a draft's id, `baseline` or `baseline-control`."""
+    task: str
+    """Id of the task."""
+    prompt: str
+    """Id of the prompt within the task."""
+    turn: Count
+    """Index of the user turn, from 0."""
+    repeat: Count
+    """Index of the repeat, from 0."""
+    position: Count
+    """Place of this arm among the arms that decoded the same prompt turn back to back."""
+    process: Count
+    """Number of the process that measured it; above 0 after an interrupted run went on."""
+    started_at: str
+    """UTC time, ISO 8601."""
+    prompt_tokens: Count
+    """Tokens fed before the first new one."""
+    token_ids: tuple[Count, ...]
+    """Every emitted token; the first comes from the prefill."""
+    finish: Finish
+    """`stop`: a stop token ended it; `length`: the limit did."""
+    steps: Count
+    """Verification forwards of the target after the prefill (baseline: single-token forwards)."""
+    accept_histogram: tuple[Count, ...]
+    """Entry i: steps in which exactly i proposed tokens were accepted and emitted; length k+1."""
+    offered: tuple[Count, ...]
+    """Entry i: steps that proposed an (i+1)-th token and accepted the i before it; length k."""
+    proposed: Count
+    """Proposed tokens over all steps."""
+    draft_forwards: Count
+    """Forwards of the draft's model after its prefill; 0 for a draft without one."""
+    prefill_s: Seconds
+    """Seconds to the first token: the target's prefill and the draft's."""
+    decode_s: Seconds
+    """Seconds from the first token's arrival to the last token's."""
+    propose_s: Seconds
+    """Seconds of `decode_s` spent proposing."""
+    verify_s: Seconds
+    """Seconds of `decode_s` spent in target forwards."""
+
+    @property
+    def key(self) -> tuple[str, str, str, int, int]:
+        """What makes a trial unique in its session."""
+        return (self.arm, self.task, self.prompt, self.turn, self.repeat)
+
+    @property
+    def decode_tokens(self) -> int:
+        """Tokens emitted by steps: all but the prefill's."""
+        return len(self.token_ids) - 1
+
+    @property
+    def accepted(self) -> int:
+        """Accepted and emitted tokens over all steps."""
+        return sum(count * steps for count, steps in enumerate(self.accept_histogram))
+
+    @property
+    def token_ids_sha256(self) -> str:
+        """Hash of the emitted tokens, for comparison without storing them twice."""
+        return hashlib.sha256(",".join(map(str, self.token_ids)).encode()).hexdigest()
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Trial:
+        if not self.token_ids:
+            raise ValueError("a trial emits at least one token")
+        if self.steps != sum(self.accept_histogram):
+            raise ValueError("steps differ from the histogram's sum")
+        if self.decode_tokens != self.steps + self.accepted:
+            raise ValueError("tokens differ from steps plus accepted tokens")
+        if len(self.offered) != len(self.accept_histogram) - 1:
+            raise ValueError("offered must have one entry fewer than the histogram")
+        return self
+
+
+class ForwardLatency(Record):
+    """Median time of one kind of forward, taken in the session's own process."""
+
+    part: Literal["target", "draft"]
+    """Whose forward."""
+    tokens: Annotated[int, Field(ge=1)]
+    """Positions fed at once."""
+    context: Count
+    """Tokens already held."""
+    median_s: Seconds
+    """Median seconds."""
+    samples: Annotated[int, Field(ge=1)]
+    """How many were timed."""
+
+
+class DraftBuild(Record):
+    """What was built from a recipe and at what cost."""
+
+    recipe: dict[str, Any]
+    """The recipe as declared (canonical form)."""
+    recipe_sha256: Sha256
+    """Identity of the recipe."""
+    weights_sha256: Sha256 | None
+    """Hash over the draft's weight files; None for a draft without weights of its own."""
+    techniques: tuple[str, ...]
+    """How it was made, for the board."""
+    trained: bool
+    """Whether weights were updated by gradient descent."""
+    parameters: Count
+    """Parameters the draft holds beside the target's; 0 without weights of its own."""
+    bytes_on_disk: Count
+    """Size of its weight files."""
+    build_s: Seconds
+    """Seconds the build took when it was made; 0 without one."""
+
+
+class Arm(Record):
+    """One way of decoding within a session."""
+
+    id: str
+    """Unique in the session."""
+    kind: ArmKind
+    """`baseline`, its A/A twin `control`, or a `draft`."""
+    num_speculative_tokens: Count
+    """k; 0 for autoregressive arms."""
+    draft: DraftBuild | None = None
+    """The draft; None for autoregressive arms and for builds that failed."""
+    peak_memory_bytes: Count | None = None
+    """Peak memory of decoding with this arm: resident memory on CPU, allocated on CUDA."""
+    latencies: tuple[ForwardLatency, ...] = ()
+    """Forward times for this arm's cost."""
+    failure: str | None = None
+    """Why the arm has no or not all trials; None when it ran."""
+
+
+class SessionTask(Record):
+    """A task as this session used it."""
+
+    task: str
+    """Id of the task."""
+    task_sha256: Sha256
+    """Identity of the task."""
+    prompts: tuple[str, ...]
+    """Ids of the prompts, in order."""
+    turns: tuple[Count, ...]
+    """User turns of each prompt."""
+    prompts_sha256: Sha256
+    """Hash over the prompts' texts."""
+    max_new_tokens: Count
+    """Length limit."""
+
+
+class Machine(Record):
+    """Where a session ran."""
+
+    machine_class: str
+    """The class ranks stay within, derived from the other fields."""
+    cpu: str
+    """Processor name."""
+    cores: Count
+    """Processors this process may use."""
+    threads: Count
+    """Threads torch computes with."""
+    memory_bytes: Count
+    """Main memory."""
+    gpu: str | None
+    """Accelerator in use; None on CPU."""
+    platform: str
+    """Operating system and machine type."""
+    python: str
+    """Python version."""
+    packages: dict[str, str]
+    """Versions of the packages that decide speed."""
+
+
+class Session(Record):
+    """One target measured on one machine with one dtype; holds arms that may be compared."""
+
+    id: str
+    """Unique; begins with the UTC date."""
+    plan_sha256: Sha256
+    """Hash of everything that decides what is measured: equal plans continue or reuse a session."""
+    created_at: str
+    """UTC time, ISO 8601."""
+    finished_at: str | None
+    """UTC time of the last trial of a complete session; None while incomplete."""
+    suite: str
+    """Id of the suite."""
+    suite_sha256: Sha256
+    """Identity of the suite."""
+    draftrank_version: str
+    """Version of this package."""
+    target: str
+    """Id of the target."""
+    target_sha256: Sha256
+    """Identity of the target's declaration."""
+    target_weights_sha256: Sha256
+    """Hash over the target's weight files."""
+    target_parameters: Count
+    """Parameters of the target."""
+    dtype: Literal["fp32", "bf16", "fp16"]
+    """Precision of the target (a quantized draft may compute in its own)."""
+    device: Literal["cpu", "cuda"]
+    """Where it ran."""
+    runtime: str
+    """The runtime that held the models."""
+    mode: DecodingMode
+    """How tokens were chosen."""
+    seed: Count
+    """Seed of arm order."""
+    repeats: Annotated[int, Field(ge=1)]
+    """Planned repeats."""
+    machine: Machine
+    """Where."""
+    tasks: tuple[SessionTask, ...]
+    """What."""
+    arms: tuple[Arm, ...]
+    """Which."""
+    warnings: tuple[str, ...] = ()
+    """What a reader should know, e.g. tasks that were skipped."""
+
+
+class SessionResult(Record):
+    """A session with its trials: the unit that is stored, published and ranked."""
+
+    session: Session
+    trials: tuple[Trial, ...]

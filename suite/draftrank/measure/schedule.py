@@ -1,0 +1,55 @@
+"""The order in which arms take their turns.
+
+Every prompt turn is a block that all arms decode back to back. The order rotates from block to block,
+so each arm stands in each place equally often, and is reversed in every second repeat (ABBA), so that
+a drift of the machine hits all arms alike.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from draftrank.measure.records import SessionTask
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One prompt turn of one repeat."""
+
+    task: int
+    """Index of the task in the session."""
+    prompt: int
+    """Index of the prompt in the task."""
+    turn: int
+    """Index of the user turn."""
+    repeat: int
+    """Index of the repeat."""
+    arms: tuple[str, ...]
+    """Arm ids in the order they decode it."""
+
+
+def schedule(tasks: Sequence[SessionTask], arms: Sequence[str], repeats: int, seed: int) -> Iterator[Block]:
+    """All blocks of a session; tasks take turns, so that a run cut short has seen each of them.
+
+    A prompt's turns follow one another, because a later one is asked in the context of the earlier.
+    """
+    base = list(arms)
+    random.Random(seed).shuffle(base)
+    order = [
+        (task_index, prompt_index)
+        for prompt_index in range(max(len(task.prompts) for task in tasks))
+        for task_index, task in enumerate(tasks)
+        if prompt_index < len(task.prompts)
+    ]
+    for repeat in range(repeats):
+        block = 0
+        for task_index, prompt_index in order:
+            for turn in range(tasks[task_index].turns[prompt_index]):
+                shift = block % len(base)
+                arranged = base[shift:] + base[:shift]
+                if (block // len(base) + repeat) % 2:
+                    arranged.reverse()
+                yield Block(task_index, prompt_index, turn, repeat, tuple(arranged))
+                block += 1

@@ -1,0 +1,207 @@
+"""One session's trials, boiled down to what is shown and judged. Nothing here is stored."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from draftrank.measure.acceptance import Acceptance, sum_acceptance
+from draftrank.measure.fidelity import Fidelity, compare_outputs
+from draftrank.measure.records import Arm, ForwardLatency, Session, SessionResult, SessionTask, Trial
+from draftrank.measure.statistics import Estimate, SpeedComparison, compare_speed, ratio
+
+_SKIPPED = re.compile(r"task (\S+) is skipped:")
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Where an arm's time went, over all its trials."""
+
+    decode_tokens: int
+    """Tokens emitted by steps."""
+    decode_s: float
+    """Seconds of decoding, prefill left out."""
+    prefill_s: float | None
+    """Mean seconds to the first token; None without trials."""
+    propose_share: float | None
+    """Share of `decode_s` spent proposing; None without decode time, as the next two."""
+    verify_share: float | None
+    """Share spent in target forwards."""
+    other_share: float | None
+    """Share of the loop itself."""
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Σ tokens ÷ Σ seconds of decoding; None without decode time."""
+        return ratio(self.decode_tokens, self.decode_s)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSummary:
+    """One arm in one task."""
+
+    task: str
+    """Id of the task."""
+    speedup: Estimate | None
+    """Over the baseline; None where they cannot be compared."""
+    acceptance: Acceptance
+    timing: Timing
+    fidelity: Fidelity
+    planned: int
+    """Cells (prompt, turn, repeat) that the session planned."""
+    missing: int
+    """Planned cells that this arm or the baseline lacks."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArmSummary:
+    """One arm in its session."""
+
+    arm: Arm
+    """The arm as recorded: k, how it was made, memory, failure."""
+    speedup: Estimate | None
+    """Geometric mean over the tasks; exactly 1 for the baseline itself."""
+    tasks: tuple[TaskSummary, ...]
+    """In the session's order."""
+    acceptance: Acceptance
+    draft_cost: float | None
+    """Median draft forward ÷ median target forward, both of one token; for a draft without forwards
+    its mean proposing time per step ÷ that target forward; None where either is unknown."""
+    timing: Timing
+    fidelity: Fidelity
+
+    @property
+    def planned(self) -> int:
+        """Cells planned over all tasks."""
+        return sum(task.planned for task in self.tasks)
+
+    @property
+    def missing(self) -> int:
+        """Planned cells that this arm or the baseline lacks."""
+        return sum(task.missing for task in self.tasks)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSummary:
+    """One session, judged by nobody yet."""
+
+    session: Session
+    arms: tuple[ArmSummary, ...]
+    """In the session's order."""
+    noise: SpeedComparison | None
+    """A/A: the control arm against the baseline; None where either is missing."""
+    skipped_tasks: tuple[str, ...]
+    """Tasks of the suite that the session left out."""
+
+    @property
+    def baseline(self) -> ArmSummary | None:
+        """The arm that speedups refer to."""
+        return next((arm for arm in self.arms if arm.arm.kind == "baseline"), None)
+
+
+def summarise(result: SessionResult) -> SessionSummary:
+    """Computes every figure of a session; the order of its trials does not matter."""
+    session = result.session
+    trials: dict[str, list[Trial]] = defaultdict(list)
+    for trial in sorted(result.trials, key=lambda trial: trial.key):
+        trials[trial.arm].append(trial)
+    baseline = next((arm for arm in session.arms if arm.kind == "baseline"), None)
+    control = next((arm for arm in session.arms if arm.kind == "control"), None)
+    reference = trials[baseline.id] if baseline else []
+    noise = compare_speed(reference, trials[control.id]) if control else None
+    return SessionSummary(
+        session,
+        tuple(_summarise_arm(session, arm, trials[arm.id], baseline, reference) for arm in session.arms),
+        noise if noise is not None and noise.overall is not None else None,
+        _skipped_tasks(session),
+    )
+
+
+def _summarise_arm(
+    session: Session, arm: Arm, trials: Sequence[Trial], baseline: Arm | None, reference: Sequence[Trial]
+) -> ArmSummary:
+    speed = compare_speed(reference, trials)
+    tasks = []
+    for task in session.tasks:
+        of_arm = [trial for trial in trials if trial.task == task.task]
+        of_reference = [trial for trial in reference if trial.task == task.task]
+        planned = _planned_cells(task, session.repeats)
+        present = {trial.key[2:] for trial in of_arm} & {trial.key[2:] for trial in of_reference}
+        tasks.append(
+            TaskSummary(
+                task.task,
+                speed.tasks.get(task.task),
+                sum_acceptance(of_arm),
+                _timing(of_arm),
+                compare_outputs(of_reference, of_arm, session.mode),
+                len(planned),
+                len(planned - present),
+            )
+        )
+    return ArmSummary(
+        arm,
+        speed.overall,
+        tuple(tasks),
+        sum_acceptance(trials),
+        _draft_cost(arm, trials, baseline.latencies if baseline else ()),
+        _timing(trials),
+        compare_outputs(reference, trials, session.mode),
+    )
+
+
+def _planned_cells(task: SessionTask, repeats: int) -> set[tuple[str, int, int]]:
+    return {
+        (prompt, turn, repeat)
+        for prompt, turns in zip(task.prompts, task.turns, strict=False)
+        for turn in range(turns)
+        for repeat in range(repeats)
+    }
+
+
+def _skipped_tasks(session: Session) -> tuple[str, ...]:
+    """Tasks whose data could not be had: `Workspace.prompts` words the warning that says so."""
+    found = (_SKIPPED.match(warning) for warning in session.warnings)
+    return tuple(match.group(1) for match in found if match)
+
+
+def _timing(trials: Sequence[Trial]) -> Timing:
+    decode_s = sum(trial.decode_s for trial in trials)
+    propose = ratio(sum(trial.propose_s for trial in trials), decode_s)
+    verify = ratio(sum(trial.verify_s for trial in trials), decode_s)
+    other = None if propose is None or verify is None else max(0.0, 1 - propose - verify)
+    return Timing(
+        sum(trial.decode_tokens for trial in trials),
+        decode_s,
+        sum(trial.prefill_s for trial in trials) / len(trials) if trials else None,
+        propose,
+        verify,
+        other,
+    )
+
+
+def _draft_cost(arm: Arm, trials: Sequence[Trial], elsewhere: Sequence[ForwardLatency]) -> float | None:
+    """`elsewhere` holds the baseline's latencies, for arms that carry only their own draft's."""
+    if arm.kind != "draft":
+        return None
+    target = _by_context(arm.latencies, "target") or _by_context(elsewhere, "target")
+    draft = _by_context(arm.latencies, "draft")
+    steps = sum(trial.steps for trial in trials)
+    if draft and target:
+        # A forward grows with its context, so like is set against like where both were timed.
+        common = draft.keys() & target.keys()
+        above = median(draft[context] for context in common or draft)
+        below = median(target[context] for context in common or target)
+    elif target and steps and not any(trial.draft_forwards for trial in trials):
+        above = sum(trial.propose_s for trial in trials) / steps
+        below = median(target.values())
+    else:
+        return None
+    return ratio(above, below)
+
+
+def _by_context(latencies: Sequence[ForwardLatency], part: str) -> dict[int, float]:
+    """Median seconds of single-token forwards by tokens already held."""
+    return {entry.context: entry.median_s for entry in latencies if entry.part == part and entry.tokens == 1}

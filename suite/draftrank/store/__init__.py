@@ -1,0 +1,1 @@
+"""Results on disk: the SQLite store and the JSON bundles that are published from it."""

@@ -1,0 +1,125 @@
+"""From a bundle's bytes to checked records. Bundles come from strangers: nothing in them is trusted."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from draftrank.errors import InvalidInputError, Problem
+from draftrank.measure.records import SessionResult
+from draftrank.store.bundle_checks import MAX_PROBLEMS, find_problems
+from draftrank.store.bundle_format import SCHEMA_VERSION, Bundle
+
+MAX_BYTES = 64_000_000
+MAX_WHOLE = 2**53 - 1
+"""The largest whole number that JavaScript, too, reads exactly; SQLite holds larger ones still."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A bundle's JSON object, as it stands in the file.
+
+    Raises:
+        InvalidInputError: the file is missing, or as `parse_json`.
+    """
+    try:
+        if not path.is_file():
+            raise InvalidInputError.single("is not a file", file=str(path), fix="name a bundle's .json file")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise InvalidInputError.single(
+            f"cannot be read: {error.strerror}", file=str(path), fix="check the path"
+        ) from error
+    return parse_json(content, str(path))
+
+
+def parse_json(content: bytes, name: str) -> dict[str, Any]:
+    """The JSON object of a bundle's bytes; errors name the file as `name`.
+
+    Raises:
+        InvalidInputError: it is larger than `MAX_BYTES`, or no JSON object of plain finite values.
+    """
+    if len(content) > MAX_BYTES:
+        raise InvalidInputError.single(
+            f"has more than {MAX_BYTES} bytes", file=name, fix="measure fewer prompts per session"
+        )
+    try:
+        data = json.loads(
+            content.decode("utf-8"),
+            object_pairs_hook=_unique_keys,
+            parse_int=_whole,
+            parse_float=_finite,
+            parse_constant=_finite,
+        )
+    except json.JSONDecodeError as error:
+        raise InvalidInputError.single(
+            f"is not valid JSON: {error.msg}", file=name, line=error.lineno, fix="publish it again"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError.single(
+            f"is not valid JSON: {error}", file=name, fix="publish it again"
+        ) from error
+    if not isinstance(data, dict):
+        raise InvalidInputError.single("is not a JSON object", file=name, fix="name a bundle's .json file")
+    return data
+
+
+def bundle_result(data: dict[str, Any], name: str) -> SessionResult:
+    """The checked records of a bundle's JSON object; errors name the file as `name`.
+
+    Raises:
+        InvalidInputError: with every problem found, up to `MAX_PROBLEMS`.
+    """
+    version = data.get("schema_version")
+    if version != SCHEMA_VERSION or isinstance(version, bool):
+        raise InvalidInputError.single(
+            f"is {version!r}, this draftrank reads {SCHEMA_VERSION}",
+            file=name,
+            field="schema_version",
+            fix="name a result bundle; for a newer one, update draftrank",
+        )
+    try:
+        result = Bundle.model_validate_json(json.dumps(data), strict=True).result()
+    except RecursionError as error:
+        raise InvalidInputError.single("is nested too deeply", file=name, fix="publish it again") from error
+    except ValidationError as error:
+        raise InvalidInputError(
+            Problem(
+                details["msg"].removeprefix("Value error, "),
+                name,
+                None,
+                ".".join(map(str, details["loc"])) or None,
+                "publish the session again from its store",
+            )
+            for details in error.errors(include_url=False)[:MAX_PROBLEMS]
+        ) from error
+    problems = find_problems(result, name)
+    if problems:
+        raise InvalidInputError(problems)
+    return result
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} stands twice")
+        found[key] = value
+    return found
+
+
+def _whole(text: str) -> int:
+    if len(text) > 20 or abs(int(text)) > MAX_WHOLE:
+        raise ValueError(f"the whole number {text[:20]} is too large")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:20]} is not finite")
+    return value

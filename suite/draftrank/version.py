@@ -1,0 +1,5 @@
+"""The package's version; results of different minor versions are never ranked together."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"

@@ -1,0 +1,189 @@
+"""A whole run on a tiny target: built, measured, kept, continued and ranked."""
+
+from __future__ import annotations
+
+import pytest
+
+from conftest import write_tiny_workspace
+from draftrank import RunRequest, Store, Workspace, build_boards, run, summarise
+from draftrank.catalog.decoding_mode import DecodingMode
+from draftrank.decoding.loop import ContextOverflowError
+from draftrank.errors import InvalidInputError
+from draftrank.jobs.running import build
+from models import ARCHITECTURES
+from workspaces import RECIPE, write_prompts
+
+DRAFTS = ["early-exit", "int8", "ngram", "shallow"]
+# Prompt one has two turns, the others one; two repeats; every draft, the baseline and its twin.
+TRIALS = 4 * 2 * (len(DRAFTS) + 2)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_kind_of_draft_is_measured_and_lossless(tmp_path, architecture):
+    workspace = Workspace.open(write_tiny_workspace(tmp_path, architecture))
+    with Store.open(workspace.store_url) as store:
+        result = run(workspace, RunRequest("tiny"), store)
+        assert store.result(result.session.id) == result
+    assert result.session.finished_at is not None
+    assert [arm.failure for arm in result.session.arms] == [None] * 6
+    assert len(result.trials) == TRIALS
+    # The same prompt turn has the same output in every arm and repeat: greedy, fp32.
+    outputs = {}
+    for trial in result.trials:
+        outputs.setdefault((trial.prompt, trial.turn), set()).add(trial.token_ids)
+    assert all(len(found) == 1 for found in outputs.values())
+    summary = summarise(result)
+    for arm in summary.arms:
+        if arm.arm.kind == "draft":
+            assert arm.fidelity.status == "identical"
+            assert arm.missing == 0
+            assert 1.0 <= arm.acceptance.length <= 4.0
+            assert arm.arm.latencies
+            assert arm.arm.peak_memory_bytes > 0
+    int8 = next(arm for arm in result.session.arms if arm.id == "int8").draft
+    assert int8.parameters > 0
+    assert int8.weights_sha256 is not None
+    assert int8.techniques == ("quantization",)
+    board = build_boards([result])[0]
+    assert {row.draft for row in board.rows} == set(DRAFTS)
+
+
+def test_the_second_turn_is_asked_in_the_context_of_the_first_answer(workspace_root):
+    workspace = Workspace.open(workspace_root)
+    with Store.open(workspace.store_url) as store:
+        result = run(workspace, RunRequest("tiny", drafts=("ngram",)), store)
+    turns = {trial.turn: trial for trial in result.trials if trial.prompt == "one" and trial.arm == "ngram"}
+    first, second = turns[0], turns[1]
+    question = "and then the dog"
+    assert second.prompt_tokens >= first.prompt_tokens + len(first.token_ids) + len(question) // 4
+
+
+def test_a_second_run_measures_nothing(workspace_root):
+    workspace = Workspace.open(workspace_root)
+    with Store.open(workspace.store_url) as store:
+        first = run(workspace, RunRequest("tiny", drafts=("ngram",)), store)
+        again = run(workspace, RunRequest("tiny", drafts=("ngram",)), store)
+        assert again == first
+        fresh = run(workspace, RunRequest("tiny", drafts=("ngram",), fresh=True), store)
+        assert fresh.session.id != first.session.id
+        other = run(workspace, RunRequest("tiny", drafts=("ngram",), repeats=1), store)
+        assert other.session.suite == "quick-custom"
+        assert len(store.sessions()) == 3
+
+
+class Interrupted(Exception):
+    pass
+
+
+class InterruptingJournal:
+    """A store that loses power after some trials."""
+
+    def __init__(self, store, trials):
+        self.store, self.left = store, trials
+
+    def __getattr__(self, name):
+        return getattr(self.store, name)
+
+    def add_trial(self, session_id, trial):
+        if self.left == 0:
+            raise Interrupted
+        self.left -= 1
+        self.store.add_trial(session_id, trial)
+
+
+@pytest.mark.parametrize("after", [0, 1, 5, 17])
+def test_an_interrupted_run_goes_on_where_it_stopped(workspace_root, after):
+    workspace = Workspace.open(workspace_root)
+    request = RunRequest("tiny", drafts=("ngram", "shallow"))
+    with Store.open(workspace.store_url) as store:
+        with pytest.raises(Interrupted):
+            run(workspace, request, InterruptingJournal(store, after))
+        (session,) = store.sessions()
+        kept = store.trials(session.id)
+        assert len(kept) == after
+        result = run(workspace, request, store)
+        assert result.session.id == session.id
+        assert len(result.trials) == 4 * 2 * 4
+        assert set(kept) <= set(result.trials)
+        later = [trial for trial in result.trials if trial not in kept]
+        assert {trial.process for trial in later} == {1 if after else 0}
+
+
+def test_a_draft_that_cannot_be_built_does_not_stop_the_others(workspace_root):
+    text = RECIPE.replace("id: ngram", "id: too-deep").replace(
+        "kind: ngram\n  max_ngram: 3",
+        "kind: model\n  steps:\n    - {kind: drop_layers, keep: 99, select: ends}",
+    )
+    (workspace_root / "drafts" / "tiny" / "too-deep.yaml").write_text(text)
+    workspace = Workspace.open(workspace_root)
+    with Store.open(workspace.store_url) as store:
+        result = run(workspace, RunRequest("tiny", drafts=("too-deep", "ngram")), store)
+    failed = next(arm for arm in result.session.arms if arm.id == "too-deep")
+    assert "build failed" in failed.failure
+    rows = {row.draft: row for row in build_boards([result])[0].rows}
+    assert not rows["too-deep"].ranked
+    assert rows["ngram"].speedup is not None
+
+
+def test_a_draft_that_cannot_be_opened_does_not_stop_the_others(workspace_root):
+    text = RECIPE.replace("id: ngram", "id: late-exit").replace(
+        "kind: ngram\n  max_ngram: 3", "kind: early_exit\n  layers: 40"
+    )
+    (workspace_root / "drafts" / "tiny" / "late-exit.yaml").write_text(text)
+    workspace = Workspace.open(workspace_root)
+    with Store.open(workspace.store_url) as store:
+        result = run(workspace, RunRequest("tiny", drafts=("late-exit", "ngram")), store)
+    failed = next(arm for arm in result.session.arms if arm.id == "late-exit")
+    assert "leaves nothing out" in failed.failure
+    assert {trial.arm for trial in result.trials} == {"baseline", "baseline-control", "ngram"}
+
+
+def test_a_prompt_that_outgrows_the_window_is_refused_before_the_run(workspace_root):
+    write_prompts(workspace_root, [{"id": "long", "turns": ["word " * 400]}])
+    workspace = Workspace.open(workspace_root)
+    with Store.open(workspace.store_url) as store:
+        with pytest.raises(ContextOverflowError, match="small/long needs"):
+            run(workspace, RunRequest("tiny", drafts=("ngram",)), store)
+        assert all(not store.trials(session.id) for session in store.sessions())
+
+
+def test_a_task_without_its_data_is_skipped_with_a_warning(workspace_root):
+    suite = workspace_root / "tasks" / "suites" / "quick.yaml"
+    suite.write_text(suite.read_text().replace("- task: small", "- task: small\n  - task: absent"))
+    task = (workspace_root / "tasks" / "small.yaml").read_text()
+    (workspace_root / "tasks" / "absent.yaml").write_text(
+        task.replace("id: small", "id: absent").replace("small.jsonl", "absent.jsonl")
+    )
+    workspace = Workspace.open(workspace_root)
+    with Store.open(workspace.store_url) as store:
+        result = run(workspace, RunRequest("tiny", drafts=("ngram",)), store)
+    assert "task absent is skipped" in result.session.warnings[0]
+    assert not build_boards([result])[0].rows[0].ranked
+
+
+def test_sampling_runs_are_reproducible_and_on_a_board_of_their_own(workspace_root):
+    workspace = Workspace.open(workspace_root)
+    request = RunRequest("tiny", drafts=("ngram", "shallow"), mode=DecodingMode(temperature=0.8, top_p=0.9))
+    with Store.open(workspace.store_url) as store:
+        first = run(workspace, request, store)
+        greedy = run(workspace, RunRequest("tiny", drafts=("ngram",)), store)
+        again = run(
+            workspace,
+            RunRequest("tiny", drafts=("ngram", "shallow"), mode=request.mode, fresh=True),
+            store,
+        )
+    tokens = [{trial.key: trial.token_ids for trial in result.trials} for result in (first, again)]
+    assert tokens[0] == tokens[1]
+    # Two repeats draw different outputs.
+    assert len({t.token_ids for t in first.trials if (t.arm, t.prompt) == ("baseline", "two")}) == 2
+    assert len(build_boards([first, greedy])) == 2
+    assert summarise(first).arms[2].fidelity.status == "not compared"
+
+
+def test_no_gpu_is_a_clear_error(workspace_root):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(InvalidInputError, match="no CUDA device"):
+        build(Workspace.open(workspace_root), "tiny", device="cuda")

@@ -1,0 +1,93 @@
+"""Small random models of the real architectures, and a runtime that can be inspected exactly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers import models as tokenizer_models
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>")
+ARCHITECTURES = ("llama", "gemma3", "gpt2")
+
+
+def small_model(
+    architecture: str, *, seed: int = 0, layers: int = 3, vocabulary: int = 61, window: int = 256
+) -> PreTrainedModel:
+    """A random model, fp32, with weights large enough that its output is not degenerate."""
+    torch.manual_seed(seed)
+    common = {"vocab_size": vocabulary, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    if architecture == "llama":
+        model: PreTrainedModel = LlamaForCausalLM(
+            LlamaConfig(
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=layers,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=window,
+                initializer_range=0.3,
+                **common,
+            )
+        )
+    elif architecture == "gemma3":
+        model = Gemma3ForCausalLM(
+            Gemma3TextConfig(
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=layers,
+                num_attention_heads=4,
+                num_key_value_heads=1,
+                head_dim=8,
+                max_position_embeddings=window,
+                sliding_window=8,
+                layer_types=["full_attention" if i % 3 == 2 else "sliding_attention" for i in range(layers)],
+                initializer_range=0.3,
+                **common,
+            )
+        )
+    else:
+        model = GPT2LMHeadModel(
+            GPT2Config(
+                n_embd=32, n_layer=layers, n_head=4, n_positions=window, initializer_range=0.3, **common
+            )
+        )
+    return model.eval().requires_grad_(False)
+
+
+def small_tokenizer(template: str | None = None) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with a few merges; `template` is its chat template, if any."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate((*SPECIAL, *letters))}
+    for left, right in [("a", "b"), ("Ġ", "a"), ("ab", "ab")]:  # so that text can be split in several ways
+        vocabulary[left + right] = len(vocabulary)
+    merges = [("a", "b"), ("Ġ", "a"), ("ab", "ab")]
+    backend = Tokenizer(tokenizer_models.BPE(vocab=vocabulary, merges=merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token=SPECIAL[0], bos_token=SPECIAL[1], eos_token=SPECIAL[2]
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def save_small_target(folder: Path, architecture: str = "llama", **shape: int) -> Path:
+    """A random model with its tokenizer in the hub's layout."""
+    tokenizer = small_tokenizer()
+    model = small_model(architecture, vocabulary=len(tokenizer), **shape)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

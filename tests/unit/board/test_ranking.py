@@ -1,0 +1,184 @@
+"""Who may be compared with whom, which session stands for a draft, and who ranks where."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from draftrank.board.ranking import build_boards, rank_ranges
+from draftrank.catalog.decoding_mode import DecodingMode
+from draftrank.measure.statistics import Interval
+from unit.board.builders import MACHINE, arm_of, build, result, sha
+
+intervals = st.lists(
+    st.tuples(st.floats(0.1, 5.0), st.floats(0.0, 1.0)).map(
+        lambda pair: Interval(pair[0], pair[0] + pair[1])
+    ),
+    max_size=12,
+)
+
+
+@given(intervals)
+def test_rank_ranges_are_valid_and_never_contradict_the_intervals(found):
+    ranges = rank_ranges(found)
+    for own, (low, high) in zip(found, ranges, strict=True):
+        assert 1 <= low <= high <= len(found)
+        for other, (_, other_high) in zip(found, ranges, strict=True):
+            if other.above(own):
+                assert other_high < high
+                assert low > 1
+
+
+@given(intervals, st.randoms(use_true_random=False))
+def test_rank_ranges_do_not_depend_on_the_order(found, rng):
+    order = rng.sample(range(len(found)), len(found))
+    shuffled = rank_ranges([found[index] for index in order])
+    assert [shuffled[order.index(index)] for index in range(len(found))] == list(rank_ranges(found))
+
+
+def test_overlapping_rows_share_a_range():
+    found = [Interval(2.0, 2.2), Interval(1.5, 1.8), Interval(1.7, 1.9), Interval(1.0, 1.1)]
+    assert rank_ranges(found) == ((1, 1), (2, 3), (2, 3), (4, 4))
+
+
+def test_rows_are_sorted_by_speedup_and_unranked_ones_come_last():
+    (board,) = build_boards(
+        [
+            result(
+                {"slow": 1.2, "fast": 2.0, "cheat": 3.0},
+                arms=[
+                    arm_of("slow"),
+                    arm_of("cheat", k=1),
+                    arm_of("fast"),
+                    arm_of("dead", draft=None, failure="no"),
+                ],
+            )
+        ]
+    )
+    assert [(row.draft, row.rank) for row in board.rows] == [
+        ("fast", (1, 1)),
+        ("slow", (2, 2)),
+        ("cheat", None),
+        ("dead", None),
+    ]
+    assert "acceptance length" in board.rows[2].reason
+    assert board.rows[3].reason == "failed: no"
+    assert board.newest.baseline_tokens_per_second == pytest.approx(10.0, rel=0.03)
+    assert board.newest.noise.interval.contains(1.0)
+
+
+POOL = [
+    result({"a": 2.0, "b": 1.5}, id="20261101-a"),
+    result({"a": 1.9, "c": 1.5}, id="20261103-c", created_at="2026-11-03T10:00:00Z"),
+    result({"b": 1.2}, id="20261102-b", control=1.5, created_at="2026-11-02T10:00:00Z"),
+    result({"a": 1.4}, id="20261102-x", dtype="bf16"),
+    result({"b": 1.2}, id="20261102-b", tasks={"chat": 2}, created_at="2026-11-02T10:00:00Z"),
+]
+
+
+@given(st.permutations(POOL))
+@settings(max_examples=15, deadline=None)
+def test_the_order_of_sessions_changes_nothing(results):
+    assert build_boards(results) == build_boards(POOL)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target": "other"},
+        {"target_weights_sha256": sha("other")},
+        {"machine": MACHINE.model_copy(update={"machine_class": "cpu-64core"})},
+        {"dtype": "bf16"},
+        {"device": "cuda"},
+        {"mode": DecodingMode(temperature=0.7)},
+        {"suite": "full"},
+        {"suite_sha256": sha("other")},
+        {"draftrank_version": "0.2.0"},
+    ],
+)
+def test_ranks_never_cross_what_must_be_equal(changes):
+    boards = build_boards([result({"a": 2.0}), result({"b": 1.5}, id="20261102-b", **changes)])
+    assert [len(board.rows) for board in boards] == [1, 1]
+    assert len({board.key.id for board in boards}) == 2
+
+
+def test_a_patch_version_or_another_seed_stays_on_the_board():
+    (board,) = build_boards(
+        [result({"a": 2.0}), result({"b": 1.5}, id="20261102-b", draftrank_version="0.1.7", seed=4)]
+    )
+    assert [(row.draft, row.session) for row in board.rows] == [("a", "20261101-a"), ("b", "20261102-b")]
+    assert len(board.sessions) == 2
+
+
+def newer(speedup=1.5, **changes):
+    return result({"a": speedup}, id="20261105-n", created_at="2026-11-05T10:00:00Z", **changes)
+
+
+def chosen(*results):
+    (board,) = build_boards(results)
+    (row,) = board.rows
+    return row.session
+
+
+def test_the_newest_session_stands_for_a_draft():
+    assert chosen(result({"a": 2.0}), newer()) == "20261105-n"
+
+
+def test_a_complete_session_goes_before_a_newer_incomplete_one():
+    incomplete = newer(drop=lambda one: one.prompt == "p0")
+    assert chosen(result({"a": 2.0}), incomplete) == "20261101-a"
+    assert chosen(incomplete) == "20261105-n"
+
+
+def test_a_steady_session_goes_before_a_newer_noisy_one():
+    assert chosen(result({"a": 2.0}), newer(control=1.4)) == "20261101-a"
+
+
+def test_a_fault_of_the_draft_is_not_hidden_by_an_older_result():
+    assert chosen(result({"a": 2.0}), newer(histogram=(8,))) == "20261105-n"
+
+
+def test_a_newer_recipe_replaces_a_complete_result_of_the_older_one():
+    changed = [arm_of("a", draft=build("a", recipe_sha256=sha("new recipe")))]
+    assert (
+        chosen(result({"a": 2.0}), newer(arms=changed, drop=lambda one: one.prompt == "p0")) == "20261105-n"
+    )
+
+
+def test_a_failed_build_does_not_replace_a_result():
+    failed = newer(arms=[arm_of("a", draft=None, failure="no")], drop=lambda one: one.arm == "a")
+    assert chosen(result({"a": 2.0}), failed) == "20261101-a"
+
+
+def test_of_two_states_of_one_session_the_fuller_counts():
+    started = result({"a": 2.0}, drop=lambda one: one.repeat == 1, finished_at=None)
+    (board,) = build_boards([started, result({"a": 2.0})])
+    assert board.rows[0].ranked
+
+
+def test_a_session_without_a_task_that_others_have_is_not_ranked_beside_them():
+    (board,) = build_boards([result({"a": 2.0}), result({"b": 4.0}, id="20261102-b", tasks={"chat": 4})])
+    assert [(row.draft, row.ranked) for row in board.rows] == [("a", True), ("b", False)]
+    assert "lacks math" in board.rows[1].reason
+
+
+def test_a_session_of_the_baseline_alone_is_a_board_without_rows():
+    (board,) = build_boards([result({})])
+    assert board.rows == ()
+    assert board.newest.id == "20261101-a"
+
+
+def test_a_row_carries_what_is_shown():
+    (board,) = build_boards([result({"a": 2.0})])
+    (row,) = board.rows
+    assert row.title == "The draft a"
+    assert row.acceptance_length == 4.0
+    assert row.acceptance_rate == 1.0
+    assert row.draft_cost == pytest.approx(0.1)
+    assert row.fidelity.status == "identical"
+    assert list(row.per_task) == ["chat", "math"]
+    assert row.per_task["math"].ci[0] <= row.per_task["math"].speedup <= row.per_task["math"].ci[1]
+    assert (row.k, row.trained, row.parameters, row.techniques) == (3, False, 0, ("n-gram",))
+    assert row.recipe_sha256 == sha("recipe a")
+    assert row.measured_at == "2026-11-01T11:00:00Z"

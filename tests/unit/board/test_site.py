@@ -1,0 +1,324 @@
+"""The static site: complete, safe with hostile records, the same bytes every time."""
+
+from __future__ import annotations
+
+import json
+import os
+from html.parser import HTMLParser
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from draftrank.board.ranking import build_boards
+from draftrank.board.site import draft_page, render_pages, render_site
+from draftrank.board.site_files import LISTING, safe_name, site_source, write_site
+from draftrank.board.words import WORDS
+from draftrank.errors import InvalidInputError
+from draftrank.measure.gates import GATES
+from strategies import session_results
+from unit.board.builders import MACHINE, arm_of, build, result, sha
+
+EVIL = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "'; alert(1); '",
+    "{{7331*7331}}{% raise %}",
+    "javascript:alert(1)",
+    "../../../etc/passwd",
+    "x" * 5_000,
+]
+VOID = {"meta", "link", "br", "img", "hr", "input", "line", "rect", "circle"}
+
+
+class Page(HTMLParser):
+    """Collects links, ids, tags and text, and checks that tags nest."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.ids, self.tags, self.attributes, self.text = [], [], [], [], ""
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        for name, value in attrs:
+            if name in ("href", "src"):
+                self.links.append(value)
+            if name == "id":
+                self.ids.append(value)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def pages_of(folder):
+    return {path: Page(path.read_text(encoding="utf-8")) for path in folder.rglob("*.html")}
+
+
+def check_links(folder):
+    pages = pages_of(folder)
+    assert pages
+    for path, page in pages.items():
+        assert len(set(page.ids)) == len(page.ids)
+        for link in page.links:
+            parts = urlsplit(link)
+            if link == "data:,":
+                continue
+            assert (parts.scheme, parts.netloc) == ("", ""), link
+            aim = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            assert aim.is_relative_to(folder.resolve())
+            assert aim.is_file(), link
+            if parts.fragment:
+                assert parts.fragment in pages[aim.resolve()].ids
+    return pages
+
+
+def boards():
+    model = build(
+        "cut",
+        recipe=build("cut").recipe
+        | {"draft": {"kind": "model", "steps": [{"kind": "drop_layers", "keep": 6, "select": "even"}]}},
+        techniques=("layer dropping",),
+        trained=True,
+        parameters=41_300_000,
+        bytes_on_disk=165_000_000,
+        build_s=1520.0,
+        weights_sha256=sha("cut weights"),
+    )
+    arms = [
+        arm_of("cut", draft=model),
+        arm_of("ngram-3"),
+        arm_of("dead", draft=None, failure="out of memory"),
+    ]
+    first = result({"cut": 1.8, "ngram-3": 1.4}, arms=arms, histogram=(3, 1, 0, 4))
+    other = result({"ngram-3": 1.2}, id="20261102-b", dtype="bf16", tasks={"chat": 2, "math": 2})
+    return build_boards([first, other])
+
+
+@pytest.fixture
+def out(tmp_path):
+    return (tmp_path / "site").resolve()
+
+
+def test_all_links_resolve_and_nothing_is_loaded_from_elsewhere(out):
+    render_site(boards(), out)
+    pages = check_links(out)
+    assert len(pages) == 2 + 3
+    assert not any({"script", "iframe", "img"} & set(page.tags) for page in pages.values())
+
+
+def test_the_index_shows_every_draft_with_its_figures(out):
+    found = boards()
+    render_site(found, out)
+    text = " ".join(pages_of(out)[out / "index.html"].text.split())
+    for board in found:
+        for row in board.rows:
+            assert row.title in text
+            if row.speedup:
+                assert f"{row.speedup:.2f}×" in text
+                assert f"{row.ci[0]:.2f}–{row.ci[1]:.2f}" in text
+    assert "failed: out of memory" in text
+    assert text.count("Not ranked") == 1
+    assert "A/A" in text
+    assert text.index("The draft cut") < text.index("dead")
+
+
+def test_a_draft_page_tells_how_it_was_made_and_how_to_repeat_it(out):
+    render_site(boards(), out)
+    text = " ".join(pages_of(out)[out / draft_page("tiny-target", "cut")].text.split())
+    assert "keep 6 layers, evenly spread." in text
+    assert "draftrank run --target tiny-target --draft cut --suite quick" in text
+    assert sha("cut weights") in text
+    assert sha("recipe cut") in text
+    assert "kind: drop_layers" in text
+    assert "20261101-a" in text
+    assert "All 16 outputs are the target's own" in text
+    assert "proposing 25 %" in text
+
+
+def test_a_draft_on_two_boards_has_one_page_with_both(out):
+    render_site(boards(), out)
+    text = " ".join(pages_of(out)[out / draft_page("tiny-target", "ngram-3")].text.split())
+    assert "Results: cpu-2core, bf16" in text
+    assert "Results: cpu-2core, fp32" in text
+
+
+def test_the_methodology_lists_every_word_and_gate(out):
+    render_site([], out)
+    text = " ".join(pages_of(out)[out / "methodology.html"].text.split())
+    for word in WORDS:
+        assert word.meaning in text
+    for gate in GATES:
+        assert gate.id in text
+        assert gate.meaning in text
+
+
+def test_no_results_yet_is_a_page_with_the_next_command(out):
+    render_site([], out)
+    pages = check_links(out)
+    assert "No results yet" in pages[out / "index.html"].text
+    assert "draftrank run" in pages[out / "index.html"].text
+
+
+def test_a_board_of_the_baseline_alone_renders(out):
+    render_site(build_boards([result({})]), out)
+    check_links(out)
+
+
+def test_rows_of_several_sessions_are_pointed_out(out):
+    render_site(build_boards([result({"a": 2.0}), result({"b": 1.5}, id="20261102-b")]), out)
+    assert "Rows come from 2 sessions" in pages_of(out)[out / "index.html"].text
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_hostile_records_are_only_text(evil, out):
+    recipe = build("a").recipe | {
+        "title": evil,
+        "description": evil,
+        "authors": [{"name": evil, evil: evil}],
+        "draft": {"kind": evil},
+    }
+    arms = [
+        arm_of(evil, draft=build("a", recipe=recipe, techniques=(evil, "n-gram"))),
+        arm_of("dead", draft=None, failure=evil),
+    ]
+    machine = MACHINE.model_copy(
+        update={"cpu": evil, "machine_class": evil, "packages": {evil: evil}, "platform": evil, "gpu": evil}
+    )
+    hostile = result(
+        {evil: 1.5},
+        arms=arms,
+        tasks={evil: 3, "math": 3},
+        id=evil,
+        created_at=evil,
+        finished_at=evil,
+        target=evil,
+        suite=evil,
+        runtime=evil,
+        warnings=(evil,),
+        draftrank_version=evil,
+        machine=machine,
+    )
+    render_site(build_boards([hostile]), out)
+    assert {path.parent for path in out.parent.iterdir()} == {out.parent}
+    pages = check_links(out)  # only relative links to files of the site, so none of them is hostile
+    assert len(pages) == 4
+    forbidden = {"script", "img", "iframe", "object", "embed", "form", "base", "style"}
+    for page in pages.values():
+        assert not forbidden & set(page.tags)
+        assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert evil in pages[out / "index.html"].text
+    assert not any(str(7331 * 7331) in page.text for page in pages.values())
+    longest = max(len(part) for path in pages for part in path.relative_to(out).parts)
+    assert longest < 80
+
+
+def test_half_a_surrogate_pair_does_not_stop_the_site():
+    broken = build("a", recipe=build("a").recipe | {"title": "bad \ud800 title"})
+    assert "bad ? title" in render_pages(
+        build_boards([result({"a": 1.5}, arms=[arm_of("a", draft=broken)])])
+    )["index.html"].decode("utf-8")
+
+
+def test_equal_results_give_equal_bytes_in_any_order():
+    one, other = result({"a": 2.0}), result({"b": 1.5}, id="20261102-b")
+    assert render_pages(build_boards([one, other])) == render_pages(build_boards([other, one]))
+
+
+@given(st.lists(session_results(), max_size=3))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+def test_any_valid_results_can_be_shown(results):
+    found = build_boards(results)
+    pages = render_pages(found)
+    assert pages == render_pages(build_boards(results[::-1]))
+    for name, content in pages.items():
+        if name.endswith(".html"):
+            page = Page(content.decode())
+            numbers = [v for name, v in page.attributes if name in ("x", "y", "x1", "x2", "width", "height")]
+            assert not {"nan", "inf"} & set(numbers)
+
+
+def test_the_json_document_is_part_of_the_site(out):
+    render_site(boards(), out)
+    assert len(json.loads((out / "board.json").read_text(encoding="utf-8"))["rows"]) == 4
+
+
+def test_pages_that_are_gone_are_removed_and_other_files_stay(out):
+    render_site(boards(), out)
+    (out / "CNAME").write_text("example.org", encoding="utf-8")
+    (out / "drafts" / "notes.txt").write_text("mine", encoding="utf-8")
+    render_site(build_boards([result({"a": 2.0})]), out)
+    assert sorted(path.name for path in (out / "drafts" / "tiny-target").iterdir()) == ["a"]
+    assert (out / "CNAME").exists()
+    assert (out / "drafts" / "notes.txt").exists()
+    assert not [path for path in out.iterdir() if path.name.startswith(".draftrank-new")]
+    check_links(out)
+
+
+def test_a_listing_that_leads_out_of_the_folder_removes_nothing(out, tmp_path):
+    precious = tmp_path / "precious.txt"
+    precious.write_text("keep", encoding="utf-8")
+    render_site([], out)
+    os.symlink(tmp_path, out / "link")
+    with (out / LISTING).open("a", encoding="utf-8") as listing:
+        listing.write(f"../precious.txt\n{precious}\nlink/precious.txt\n")
+    render_site([], out)
+    assert precious.exists()
+
+
+def test_a_foreign_site_is_not_overwritten(out):
+    out.mkdir()
+    (out / "index.html").write_text("mine", encoding="utf-8")
+    with pytest.raises(InvalidInputError, match="another folder"):
+        render_site([], out)
+    assert (out / "index.html").read_text(encoding="utf-8") == "mine"
+    with pytest.raises(InvalidInputError, match="not a folder"):
+        render_site([], out / "index.html")
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_site_whole(out):
+    render_site([], out)
+    before = (out / "index.html").read_bytes()
+    with pytest.raises(OSError, match="name too long"):
+        write_site({"index.html": b"new", "x" * 400: b"too long"}, out)
+    assert (out / "index.html").read_bytes() == before
+    assert not [path for path in out.iterdir() if path.name.startswith(".draftrank-new")]
+
+
+@given(st.text(max_size=80))
+def test_file_names_are_always_safe(text):
+    name = safe_name(text)
+    assert 0 < len(name) <= 64
+    assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789.-")
+    assert not name.startswith((".", "-"))
+
+
+@given(st.text(max_size=8), st.text(max_size=8))
+def test_different_texts_have_different_file_names(one, other):
+    assert (safe_name(one) == safe_name(other)) == (one == other)
+
+
+def test_identifiers_stay_as_they_are():
+    assert safe_name("depth6-distilled.v2") == "depth6-distilled.v2"
+
+
+def test_the_source_of_the_site_is_found():
+    assert (site_source() / "templates" / "base.html.j2").is_file()
+    assert (site_source() / "static" / "site.css").is_file()
+
+
+def test_the_style_loads_nothing_from_other_hosts():
+    css = (site_source() / "static" / "site.css").read_text(encoding="utf-8")
+    assert "url(" not in css
+    assert "@import" not in css

@@ -1,0 +1,177 @@
+"""The engine's laws, over architectures, proposers, lengths and adversarial drafts."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from proposers_for_tests import ScriptedProposer
+
+from draftrank.decoding.loop import ContextOverflowError, Request, autoregressive, speculative
+from draftrank.decoding.proposers.early_exit import EarlyExitProposer
+from draftrank.decoding.proposers.model import ModelProposer
+from draftrank.decoding.proposers.ngram import NgramProposer
+from draftrank.decoding.runtimes.torch_eager import TorchRuntime
+from models import ARCHITECTURES, small_model
+
+TARGETS = {name: small_model(name) for name in ARCHITECTURES}
+# A draft that agrees sometimes: the target with a few weights moved.
+NEAR = {name: small_model(name) for name in ARCHITECTURES}
+for _model in NEAR.values():
+    _head = _model.get_output_embeddings().weight
+    _head.data = _head.data + 0.15 * _head.data.flip(0)
+STRANGERS = {name: small_model(name, seed=9, layers=1) for name in ARCHITECTURES}
+
+PROPOSERS = {
+    "equal": lambda name, _: ModelProposer(TorchRuntime(TARGETS[name])),
+    "near": lambda name, _: ModelProposer(TorchRuntime(NEAR[name])),
+    "stranger": lambda name, _: ModelProposer(TorchRuntime(STRANGERS[name])),
+    "ngram": lambda _, __: NgramProposer(1, 3),
+    "early_exit": lambda _, target: EarlyExitProposer(target.first_layers(2)),
+}
+
+prompts = st.lists(st.integers(3, 60), min_size=1, max_size=30).map(tuple)
+stops = st.frozensets(st.integers(3, 60), max_size=6)
+
+
+def check_sums(decoding, k, limit):
+    tokens = len(decoding.token_ids)
+    accepted = sum(i * n for i, n in enumerate(decoding.accept_histogram))
+    assert 1 <= tokens <= limit
+    assert tokens - 1 == decoding.steps + accepted
+    assert sum(decoding.accept_histogram) == decoding.steps
+    assert len(decoding.accept_histogram) == k + 1
+    assert 1.0 <= decoding.acceptance_length <= k + 1
+    assert accepted <= decoding.proposed <= k * decoding.steps
+    # The i-th token is offered at least as often as it is accepted, and never more often than its predecessor.
+    for position, offers in enumerate(decoding.offered):
+        assert offers >= sum(decoding.accept_histogram[position + 1 :])
+        assert offers <= (decoding.steps if position == 0 else decoding.offered[position - 1])
+
+
+@pytest.mark.parametrize("proposer", PROPOSERS)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@settings(max_examples=12, deadline=None)
+@given(prompt=prompts, k=st.integers(1, 8), limit=st.integers(1, 40), stop=stops)
+def test_greedy_speculation_equals_greedy_decoding(name, proposer, prompt, k, limit, stop):
+    target = TorchRuntime(TARGETS[name])
+    request = Request(prompt, limit, stop)
+    expected = autoregressive(target, request)
+    found = speculative(target, PROPOSERS[proposer](name, target), request, k)
+    assert found.token_ids == expected.token_ids
+    assert found.finish == expected.finish
+    check_sums(found, k, limit)
+    check_sums(expected, 0, limit)
+    assert expected.acceptance_length == 1.0
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    prompt=prompts,
+    k=st.integers(1, 9),
+    limit=st.integers(1, 40),
+    stop=stops,
+    error_rate=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    seed=st.integers(0, 1000),
+)
+def test_any_adversarial_draft_leaves_the_output_alone(prompt, k, limit, stop, error_rate, seed):
+    target = TorchRuntime(TARGETS["llama"])
+    request = Request(prompt, limit, stop)
+    expected = autoregressive(target, request)
+    proposer = ScriptedProposer(expected.token_ids, len(prompt), error_rate, seed)
+    found = speculative(target, proposer, request, k)
+    assert found.token_ids == expected.token_ids
+    check_sums(found, k, limit)
+    assert target.length <= len(prompt) + limit
+    assert all(1 <= asked <= k for asked in proposer.asked)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_a_draft_equal_to_its_target_accepts_everything(name, k):
+    target = TorchRuntime(TARGETS[name])
+    limit = 1 + 4 * (k + 1)
+    found = speculative(target, ModelProposer(TorchRuntime(TARGETS[name])), Request((5, 9, 11), limit), k)
+    assert found.accept_histogram == (0,) * k + (4,)
+    assert found.acceptance_length == k + 1
+    assert found.draft_forwards == 4 * k
+
+
+def test_the_last_step_asks_for_no_more_than_the_limit_holds():
+    target = TorchRuntime(TARGETS["llama"])
+    request = Request((5, 9, 11), 1 + 4 + 2)
+    expected = autoregressive(target, request)
+    proposer = ScriptedProposer(expected.token_ids, 3, 0.0)
+    found = speculative(target, proposer, request, 3)
+    assert found.token_ids == expected.token_ids
+    assert found.accept_histogram == (0, 1, 0, 1)
+    assert proposer.asked == [3, 1]
+
+
+def test_a_stop_token_inside_the_accepted_run_ends_the_output_there():
+    target = TorchRuntime(TARGETS["llama"])
+    free = autoregressive(target, Request((5, 9, 11), 30)).token_ids
+    index = next(i for i in range(3, 30) if free[i] not in free[:i])
+    request = Request((5, 9, 11), 30, frozenset({free[index], 2}))
+    proposer = ScriptedProposer(free, 3, 0.0)
+    found = speculative(target, proposer, request, 30)
+    assert found.token_ids == free[: index + 1]
+    assert found.finish == "stop"
+    # One step emitted all; its last token stands for the bonus, so one fewer counts as accepted.
+    assert found.steps == 1
+    assert found.accept_histogram[index - 1] == 1
+
+
+def test_a_stop_token_at_once_takes_no_step():
+    target = TorchRuntime(TARGETS["llama"])
+    first = autoregressive(target, Request((5,), 2)).token_ids[0]
+    found = speculative(target, NgramProposer(1, 2), Request((5,), 9, frozenset({first})), 3)
+    assert (found.token_ids, found.steps, found.acceptance_length) == ((first,), 0, 1.0)
+
+
+def test_overflow_is_refused_before_anything_is_decoded():
+    target = TorchRuntime(small_model("llama", window=32))
+    with pytest.raises(ContextOverflowError, match="30 prompt tokens and 8 new ones"):
+        autoregressive(target, Request(tuple(range(3, 33)), 8))
+    draft = ModelProposer(TorchRuntime(small_model("llama", window=16)))
+    with pytest.raises(ContextOverflowError, match="draft's context window of 16"):
+        speculative(target, draft, Request((5,) * 10, 8), 2)
+    assert target.length == 0
+
+
+def test_the_whole_window_can_be_used():
+    target = TorchRuntime(small_model("llama", window=32))
+    request = Request((5,) * 20, 12)
+    expected = autoregressive(target, request)
+    draft = ModelProposer(TorchRuntime(small_model("llama", window=32, seed=3)))
+    assert speculative(target, draft, request, 6).token_ids == expected.token_ids
+
+
+def test_an_empty_prompt_is_refused():
+    with pytest.raises(ContextOverflowError, match="empty"):
+        autoregressive(TorchRuntime(TARGETS["llama"]), Request((), 8))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    context=st.lists(st.integers(0, 3), min_size=2, max_size=40),
+    more=st.lists(st.integers(0, 3), max_size=8),
+    count=st.integers(1, 6),
+    sizes=st.tuples(st.integers(1, 3), st.integers(0, 2)),
+)
+def test_ngram_finds_the_most_recent_longest_match(context, more, count, sizes):
+    smallest, largest = sizes[0], sizes[0] + sizes[1]
+    proposer = NgramProposer(smallest, largest)
+    proposer.begin(context, None, 0)
+    proposer.propose(context, count)
+    whole = context + more
+    found = proposer.propose(whole, count).tokens
+
+    def brute_force() -> list[int]:
+        for size in range(largest, smallest - 1, -1):
+            for end in range(len(whole) - 1, size - 1, -1):
+                if len(whole) > size and whole[end - size : end] == whole[-size:]:
+                    return whole[end : end + count]
+        return []
+
+    assert found == brute_force()

@@ -1,0 +1,83 @@
+"""The torch runtime: what it computes equals the plain model, whatever was fed and forgotten."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from draftrank.decoding.runtimes.torch_eager import TorchRuntime
+from models import ARCHITECTURES, small_model
+
+MODELS = {name: small_model(name) for name in ARCHITECTURES}
+tokens = st.lists(st.integers(3, 60), min_size=1, max_size=12)
+
+
+def fresh_logits(name: str, sequence: list[int]) -> torch.Tensor:
+    with torch.inference_mode():
+        return MODELS[name](torch.tensor([sequence]), use_cache=False).logits[0]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@settings(max_examples=25, deadline=None)
+@given(moves=st.lists(st.tuples(tokens, st.integers(0, 12)), min_size=1, max_size=6))
+def test_rolled_back_caches_equal_fresh_ones(name, moves):
+    runtime = TorchRuntime(MODELS[name])
+    held: list[int] = []
+    for fed, forgotten in moves:
+        logits = runtime.feed(fed)
+        held += fed
+        assert logits.shape == (len(fed), 61)
+        torch.testing.assert_close(logits, fresh_logits(name, held)[-len(fed) :], atol=2e-4, rtol=1e-4)
+        forgotten = min(forgotten, len(held))
+        runtime.forget(forgotten)
+        held = held[: len(held) - forgotten]
+        assert runtime.length == len(held)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_keep_returns_the_last_rows(name):
+    runtime = TorchRuntime(MODELS[name])
+    sequence = list(range(3, 20))
+    kept = runtime.feed(sequence, keep=2)
+    torch.testing.assert_close(kept, fresh_logits(name, sequence)[-2:], atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_reserving_keeps_what_is_held(name):
+    runtime = TorchRuntime(MODELS[name])
+    runtime.reserve(4)
+    runtime.feed([5, 6, 7])
+    runtime.reserve(64)
+    logits = runtime.feed([8, 9])
+    torch.testing.assert_close(logits, fresh_logits(name, [5, 6, 7, 8, 9])[-2:], atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_reset_forgets_everything(name):
+    runtime = TorchRuntime(MODELS[name])
+    runtime.feed([5, 6, 7])
+    runtime.reset()
+    assert runtime.length == 0
+    torch.testing.assert_close(runtime.feed([9, 4]), fresh_logits(name, [9, 4]), atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_first_layers_share_cache_with_the_full_model(name):
+    runtime = TorchRuntime(MODELS[name])
+    view = runtime.first_layers(2)
+    runtime.feed([5, 6, 7])
+    assert view.length == 3
+    alone = TorchRuntime(MODELS[name]).first_layers(2)
+    expected = alone.feed([5, 6, 7, 8, 9])[-2:]
+    torch.testing.assert_close(view.feed([8, 9]), expected, atol=2e-4, rtol=1e-4)
+    view.forget(2)
+    torch.testing.assert_close(
+        runtime.feed([8, 9]), fresh_logits(name, [5, 6, 7, 8, 9])[-2:], atol=2e-4, rtol=1e-4
+    )
+
+
+def test_the_whole_model_is_no_early_exit():
+    with pytest.raises(Exception, match="use at most 2"):
+        TorchRuntime(MODELS["llama"]).first_layers(3)

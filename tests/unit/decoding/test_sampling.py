@@ -1,0 +1,167 @@
+"""Speculative sampling leaves the target's distribution unchanged: exactly, and over many seeds."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from draftrank.catalog.decoding_mode import DecodingMode
+from draftrank.decoding.loop import Request, autoregressive, speculative
+from draftrank.decoding.proposer import Proposal
+from draftrank.decoding.proposers.early_exit import EarlyExitProposer
+from draftrank.decoding.proposers.model import ModelProposer
+from draftrank.decoding.proposers.ngram import NgramProposer
+from draftrank.decoding.runtimes.torch_eager import TorchRuntime
+from draftrank.decoding.sampling import Sampler
+from draftrank.decoding.verification import verify_sampling
+from models import small_model
+
+modes = st.builds(
+    DecodingMode,
+    temperature=st.sampled_from([0.3, 0.7, 1.0, 1.7]),
+    top_k=st.sampled_from([None, 1, 2, 4]),
+    top_p=st.sampled_from([None, 0.3, 0.8, 1.0]),
+)
+rows = st.lists(st.floats(-4, 4, width=32), min_size=5, max_size=5)
+
+
+class EnumeratingSampler(Sampler):
+    """Follows one branch of the random choices and keeps its probability."""
+
+    def __init__(self, mode, accepts, drawn):
+        super().__init__(mode)
+        self.accepts, self.drawn, self.probability = list(accepts), drawn, 1.0
+
+    def draw(self, probabilities):
+        self.probability *= float(probabilities[self.drawn] / probabilities.sum())
+        return self.drawn
+
+
+@settings(max_examples=150, deadline=None)
+@given(target=rows, draft=rows, mode=modes)
+def test_one_step_has_exactly_the_targets_distribution(target, draft, mode):
+    """Sums over every proposed token, both outcomes of its test and every drawn token."""
+    sampler = Sampler(mode)
+    logits = torch.tensor([target, target])
+    p = sampler.probabilities(logits)[0].double()
+    q = sampler.probabilities(torch.tensor([draft]))[0]
+    emitted = torch.zeros(5, dtype=torch.float64)
+    for token in range(5):
+        if q[token] == 0:
+            continue
+        proposal = Proposal([token], q[None])
+        accept = min(1.0, float(p[token] / q[token]))
+        emitted[token] += float(q[token]) * accept
+        if accept < 1.0:
+            for drawn in range(5):
+                branch = EnumeratingSampler(mode, [], drawn)
+                branch.uniform = lambda: 1.0 - 1e-12
+                verdict = verify_sampling(logits, proposal, branch)
+                assert verdict.accepted == 0
+                emitted[drawn] += float(q[token]) * (1 - accept) * branch.probability
+    torch.testing.assert_close(emitted, p, atol=2e-5, rtol=1e-4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(target=rows, token=st.integers(0, 4), mode=modes)
+def test_a_certain_proposal_keeps_the_distribution_too(target, token, mode):
+    logits = torch.tensor([target, target])
+    p = Sampler(mode).probabilities(logits)[0].double()
+    emitted = torch.zeros(5, dtype=torch.float64)
+    emitted[token] += p[token]
+    if p[token] < 1:
+        for drawn in range(5):
+            branch = EnumeratingSampler(mode, [], drawn)
+            branch.uniform = lambda: 1.0 - 1e-12
+            if verify_sampling(logits, Proposal([token]), branch).accepted == 0:
+                emitted[drawn] += (1 - float(p[token])) * branch.probability
+    torch.testing.assert_close(emitted, p, atol=2e-5, rtol=1e-4)
+
+
+def test_a_token_the_target_rules_out_is_never_accepted():
+    logits = torch.tensor([[5.0, 4.0, -torch.inf], [0.0, 0.0, 0.0]])
+    sampler = Sampler(DecodingMode(temperature=1.0))
+    for _ in range(200):
+        verdict = verify_sampling(logits, Proposal([2], torch.tensor([[0.0, 0.0, 1.0]])), sampler)
+        assert verdict.accepted == 0
+        assert verdict.next_token != 2
+
+
+@settings(max_examples=80, deadline=None)
+@given(row=rows, mode=modes)
+def test_probabilities_follow_the_definitions(row, mode):
+    found = Sampler(mode).probabilities(torch.tensor([row]))[0]
+    assert float(found.sum()) == pytest.approx(1.0, abs=1e-5)
+    kept = [i for i in range(5) if found[i] > 0]
+    assert int(torch.tensor(row).argmax()) in kept
+    if mode.top_k is not None and len(set(row)) == 5:
+        assert len(kept) <= mode.top_k
+    # What is kept is at least as likely as what is not, and keeps its proportions.
+    plain = torch.softmax(torch.tensor(row) / mode.temperature, dim=-1)
+    assert all(plain[i] >= plain[j] - 1e-7 for i in kept for j in range(5) if j not in kept)
+    torch.testing.assert_close(found[kept], plain[kept] / plain[kept].sum(), atol=1e-5, rtol=1e-4)
+
+
+MODEL = small_model("llama", vocabulary=7)
+DRAFT = small_model("llama", vocabulary=7, seed=5, layers=1)
+OPENERS = {
+    "model": lambda _: ModelProposer(TorchRuntime(DRAFT)),
+    "ngram": lambda _: NgramProposer(1, 2),
+    "early_exit": lambda target: EarlyExitProposer(target.first_layers(2)),
+}
+
+
+def exact_distribution(
+    mode: DecodingMode, prompt: tuple[int, ...], length: int
+) -> dict[tuple[int, ...], float]:
+    """Probability of every output of `length` tokens, by enumeration with the plain model."""
+    sampler = Sampler(mode)
+    found = {(): 1.0}
+    for _ in range(length):
+        longer = {}
+        for output, probability in found.items():
+            with torch.inference_mode():
+                logits = MODEL(torch.tensor([[*prompt, *output]])).logits[0, -1:]
+            for token, share in enumerate(sampler.probabilities(logits)[0].tolist()):
+                if share > 0:
+                    longer[(*output, token)] = probability * share
+        found = longer
+    return found
+
+
+@pytest.mark.parametrize("opener", OPENERS)
+@pytest.mark.parametrize(
+    "mode", [DecodingMode(temperature=1.0), DecodingMode(temperature=0.8, top_p=0.9, top_k=5)]
+)
+def test_outputs_are_distributed_as_the_targets_own(opener, mode):
+    prompt, length, draws = (3, 5, 3, 5, 3), 3, 1200
+    exact = exact_distribution(mode, prompt, length)
+    target = TorchRuntime(MODEL)
+    proposer = OPENERS[opener](target)
+    counts = Counter(
+        speculative(target, proposer, Request(prompt, length, mode=mode, seed=seed), 2).token_ids
+        for seed in range(draws)
+    )
+    assert set(counts) <= set(exact)
+    # Rare outputs are pooled, as the chi-square test asks.
+    common = [output for output, probability in exact.items() if probability * draws >= 5]
+    observed = [counts[output] for output in common]
+    expected = [exact[output] * draws for output in common]
+    observed.append(draws - sum(observed))
+    expected.append(draws - sum(expected))
+    assert stats.chisquare(observed, expected, sum_check=False).pvalue > 1e-4
+
+
+def test_the_same_seed_gives_the_same_output():
+    mode = DecodingMode(temperature=1.0)
+    target = TorchRuntime(MODEL)
+    first, again, other = (
+        autoregressive(target, Request((3, 4), 40, mode=mode, seed=seed)).token_ids for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other

@@ -1,0 +1,219 @@
+"""Distillation: the objective is what it says, it helps, and interruptions leave no trace."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from draftrank.drafting import distillation
+from draftrank.drafting.conversation_row import ANSWER, TEMPLATE
+from draftrank.drafting.corpus import self_generated_corpus
+from draftrank.drafting.distillation import distill, learning_rate_factor, split_sequences
+from draftrank.drafting.loading import load_model
+from draftrank.drafting.objective import backward_in_chunks, closeness_in_chunks, position_loss
+from draftrank.drafting.steps.distill import Distill, SelfGenerated
+from draftrank.errors import BuildError
+
+pytestmark = pytest.mark.usefixtures("in_fp32")
+
+
+def spec(**changes):
+    data = SelfGenerated(
+        kind="self_generated", tokens=2_000, sequence_tokens=64, batch_sequences=16, answer_temperature=1.0
+    )
+    fields = {"data": data, "learning_rate": 3e-3, "batch_sequences": 4, "passes": 2, **changes}
+    return Distill(kind="distill", **fields)
+
+
+def shallow(make_draft, context, kept=(0, 3)):
+    draft = make_draft(context)
+    draft.architecture.keep_layers(draft.model, kept)
+    return draft
+
+
+def weights(draft):
+    return {name: value.clone() for name, value in draft.model.state_dict().items()}
+
+
+def same(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first.keys() | second.keys())
+
+
+def held_out_kl(draft, context, plan):
+    """KL(target || draft) on the held-out answers, computed the plain way."""
+    corpus = self_generated_corpus(plan.data, context)
+    _, aside = split_sequences(len(corpus), plan.seed)
+    tokens, roles = corpus.tokens[aside].long(), corpus.roles[aside]
+    target = load_model(context.target_folder, "fp32", "cpu")
+    with torch.inference_mode():
+        ours, theirs = (model(tokens).logits[:, :-1].log_softmax(-1) for model in (draft.model, target))
+    places = roles[:, 1:] == ANSWER
+    agreement = (ours.argmax(-1) == theirs.argmax(-1))[places].double().mean()
+    return float((theirs.exp() * (theirs - ours)).sum(-1)[places].mean()), float(agreement)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
+def test_distilling_brings_the_draft_closer_to_its_target(make_context, make_draft, architecture):
+    context = make_context(architecture)
+    draft, plan = shallow(make_draft, context), spec()
+    kl_before, agreement_before = held_out_kl(draft, context, plan)
+    notes = distill(plan, draft, context)
+    kl_after, agreement_after = held_out_kl(draft, context, plan)
+    assert kl_after < 0.9 * kl_before
+    assert notes["held_out_kl_before"] == pytest.approx(kl_before, rel=1e-4)
+    assert notes["held_out_kl_after"] == pytest.approx(kl_after, rel=1e-4)
+    assert notes["held_out_agreement_before"] == pytest.approx(agreement_before)
+    assert notes["held_out_agreement_after"] == pytest.approx(agreement_after)
+    assert notes["last_loss"] < notes["first_loss"]
+    assert notes["updates"] == 2 * 8
+    assert notes["tokens_seen"] == 2 * (32 - 2) * 64
+    assert not any(
+        parameter.requires_grad or parameter.grad is not None for parameter in draft.model.parameters()
+    )
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
+def test_it_works_in_bf16_too(make_context, make_draft, monkeypatch, architecture):
+    for module in ("corpus", "distillation"):
+        monkeypatch.setattr(f"draftrank.drafting.{module}.compute_dtype", lambda _: "bf16")
+    context = make_context(architecture)
+    draft = shallow(make_draft, context)
+    notes = distill(spec(), draft, context)
+    assert notes["compute_dtype"] == "bf16"
+    assert notes["held_out_kl_after"] < 0.9 * notes["held_out_kl_before"]
+    assert {parameter.dtype for parameter in draft.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("train_head", [False, True])
+def test_the_head_is_trained_only_if_asked(make_context, make_draft, train_head):
+    context = make_context()
+    draft = shallow(make_draft, context)
+    before = weights(draft)
+    distill(spec(train_head=train_head, passes=1), draft, context)
+    after = weights(draft)
+    for part in ("lm_head.weight", "model.embed_tokens.weight"):
+        assert torch.equal(before[part], after[part]) is not train_head
+    assert not torch.equal(
+        before["model.layers.1.mlp.down_proj.weight"], after["model.layers.1.mlp.down_proj.weight"]
+    )
+
+
+@pytest.mark.parametrize("objective", ["kl", "cross_entropy"])
+def test_an_interrupted_run_ends_bit_for_bit_like_another(
+    make_context, make_draft, interrupt_after, monkeypatch, objective
+):
+    plan = spec(objective=objective)
+    whole = shallow(make_draft, make_context())
+    notes = distill(plan, whole, make_context(scratch="whole"))
+    monkeypatch.setattr(distillation, "CHECKPOINT_S", 0.0)
+    for reports in (4, 6):  # interrupted twice, each time a few updates further
+        context = replace(make_context(scratch="cut"), progress=interrupt_after("distil", reports))
+        with pytest.raises(KeyboardInterrupt):
+            distill(plan, shallow(make_draft, context), context)
+    state = torch.load(make_context(scratch="cut").scratch / "checkpoint.pt", weights_only=True)["state"]
+    assert 4 <= state["updates_done"] < 16
+    resumed = shallow(make_draft, make_context())
+    again = distill(plan, resumed, make_context(scratch="cut"))
+    assert same(weights(whole), weights(resumed))
+    timed = {"seconds", "tokens_per_s"}
+    assert {key: again[key] for key in again.keys() - timed} == {
+        key: notes[key] for key in notes.keys() - timed
+    }
+
+
+def test_the_seed_decides_the_order(make_context, make_draft):
+    results = []
+    for number, seed in enumerate((0, 0, 1)):
+        context = make_context(scratch=f"run{number}")
+        draft = shallow(make_draft, context)
+        distill(spec(seed=seed, passes=1), draft, context)
+        results.append(weights(draft))
+    assert same(results[0], results[1])
+    assert not same(results[0], results[2])
+
+
+def test_a_loss_that_explodes_is_named(make_context, make_draft):
+    context = make_context()
+    draft = shallow(make_draft, context)
+    with torch.no_grad():
+        draft.model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(BuildError, match=r"no longer finite.*lower learning_rate"):
+        distill(spec(), draft, context)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_corpus_too_small_to_test_on_is_refused(count):
+    with pytest.raises(BuildError, match=r"too small.*data\.tokens"):
+        split_sequences(count, 0)
+
+
+@pytest.mark.parametrize(("count", "aside"), [(3, 2), (60, 3), (100_000, 64)])
+def test_training_and_held_out_sequences_share_nothing(count, aside):
+    training, held_out = split_sequences(count, 7)
+    assert len(held_out) == aside
+    assert sorted(torch.cat([training, held_out]).tolist()) == list(range(count))
+
+
+def test_the_learning_rate_warms_up_and_falls_to_a_tenth():
+    factors = [learning_rate_factor(update, 100, 0.1) for update in range(100)]
+    assert factors[:10] == pytest.approx([0.1 * step for step in range(1, 11)])
+    assert factors[10] == 1.0
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[-1] == pytest.approx(0.1)
+    assert factors[54] == pytest.approx(0.55, abs=0.02)
+    assert learning_rate_factor(0, 1, 0.0) == 1.0
+
+
+@pytest.mark.parametrize("objective", ["kl", "cross_entropy"])
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_chunks_give_the_gradient_of_the_whole(objective, chunk):
+    torch.manual_seed(0)
+    source = torch.randn(10, 6, requires_grad=True)
+    head, target_head = torch.randn(11, 6, requires_grad=True), torch.randn(11, 6)
+    theirs, tokens = torch.randn(10, 6), torch.randint(11, (10,))
+    draft = source.tanh() @ head.T
+    if objective == "kl":
+        log_p = (theirs @ target_head.T).log_softmax(-1)
+        expected = (log_p.exp() * (log_p - draft.log_softmax(-1))).sum(-1).mean()
+    else:
+        expected = -draft.log_softmax(-1)[torch.arange(10), tokens].mean()
+    wanted = torch.autograd.grad(expected, [source, head])
+    value = backward_in_chunks(
+        objective, source.tanh(), lambda h: h @ head.T, theirs, lambda h: h @ target_head.T, tokens, chunk
+    )
+    assert value == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(source.grad, wanted[0])
+    torch.testing.assert_close(head.grad, wanted[1])
+
+
+def test_closeness_of_a_model_with_itself_and_with_another():
+    torch.manual_seed(0)
+    first, second = torch.randn(50, 7), torch.randn(50, 7)
+    same_ = closeness_in_chunks(first, lambda h: h, first, lambda h: h, 8)
+    assert (same_.mean_kl, same_.agreement, same_.positions) == (pytest.approx(0, abs=1e-6), 1.0, 50)
+    other = closeness_in_chunks(first, lambda h: h, second, lambda h: h, 8)
+    assert other.agreeing == (first.argmax(-1) == second.argmax(-1)).sum()
+    assert other.mean_kl == pytest.approx(
+        float(F.kl_div(first.log_softmax(-1), second.softmax(-1), reduction="batchmean")), rel=1e-5
+    )
+    assert float(position_loss("kl", first, second, torch.empty(0))) == pytest.approx(other.kl, rel=1e-5)
+
+
+def test_the_templates_tokens_are_not_trained_on(make_context, make_draft, monkeypatch):
+    """Another draft comes out when the template's positions are said to be written by someone."""
+    plan, drafts = spec(passes=1), []
+    for number, relabel in enumerate((False, True)):
+        context = make_context(scratch=f"run{number}")
+        corpus = self_generated_corpus(plan.data, context)
+        places = corpus.roles == TEMPLATE
+        assert places.any()
+        if relabel:
+            corpus.roles[places] = ANSWER
+        monkeypatch.setattr(distillation, "self_generated_corpus", lambda *_, found=corpus: found)
+        draft = shallow(make_draft, context)
+        distill(plan, draft, context)
+        drafts.append(weights(draft))
+    assert not same(*drafts)

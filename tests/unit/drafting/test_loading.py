@@ -1,0 +1,105 @@
+"""Folders open in the precision and form that was asked for."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch.ao.nn.quantized.dynamic import Linear as DynamicInt8
+from transformers.pytorch_utils import Conv1D
+
+from draftrank.drafting import loading
+from draftrank.drafting.loading import compute_dtype, load_model, load_tokenizer
+from draftrank.errors import BuildError, IncompatibleDraftError, MissingDataError
+
+ARCHITECTURES = ("llama", "gemma3", "gpt2")
+IDS = torch.arange(3, 43).reshape(2, 20)
+
+
+@pytest.fixture
+def int8_folder(make_target, tmp_path):
+    def make(architecture):
+        _, folder = make_target(architecture)
+        path = tmp_path / architecture
+        load_model(folder.path, "fp32", "cpu").save_pretrained(path)
+        (path / "draftrank.json").write_text(json.dumps({"load_form": "dynamic_int8"}))
+        return folder.path, path
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_models_come_ready_for_inference(make_target, name, dtype):
+    model = load_model(make_target()[1].path, name, "cpu")
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@torch.inference_mode()
+def test_an_int8_draft_is_close_to_its_weights(int8_folder, architecture, dtype):
+    plain, quantized = int8_folder(architecture)
+    expected = load_model(plain, "fp32", "cpu")(IDS).logits
+    model = load_model(quantized, dtype, "cpu")
+    found = model(IDS).logits
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, expected)
+    similarity = torch.cosine_similarity(found, expected, dim=-1)
+    assert similarity.mean() > 0.98
+    assert isinstance(model.lm_head, DynamicInt8)
+    assert not [module for module in model.modules() if type(module) in (torch.nn.Linear, Conv1D)]
+    assert model.lm_head.weight().qscheme() == torch.per_channel_affine
+    embedding = load_model(plain, "fp32", "cpu").get_input_embeddings().weight
+    assert torch.equal(model.get_input_embeddings().weight, embedding)
+
+
+def test_an_int8_draft_assists_generation(int8_folder):
+    plain, quantized = int8_folder("llama")
+    target = load_model(plain, "fp32", "cpu")
+    alone = target.generate(IDS[:1], max_new_tokens=12, do_sample=False)
+    helped = target.generate(
+        IDS[:1], max_new_tokens=12, do_sample=False, assistant_model=load_model(quantized, "fp32", "cpu")
+    )
+    assert torch.equal(alone, helped)
+
+
+def test_int8_is_for_the_processor(int8_folder):
+    with pytest.raises(IncompatibleDraftError, match="CPU only"):
+        load_model(int8_folder("llama")[1], "fp32", "cuda")
+
+
+def test_a_processor_without_int8_engine_is_named(int8_folder, monkeypatch):
+    _, folder = int8_folder("llama")
+    monkeypatch.setattr(loading, "_ENGINES", ("no-such-engine",))
+    with pytest.raises(BuildError, match="no int8 engine"):
+        load_model(folder, "fp32", "cpu")
+
+
+def test_a_folder_that_is_no_model_is_named(tmp_path):
+    with pytest.raises(MissingDataError, match="cannot be opened as a model"):
+        load_model(tmp_path, "fp32", "cpu")
+    with pytest.raises(MissingDataError, match="no tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+def test_pickled_weights_are_never_opened(make_target, tmp_path):
+    model = load_model(make_target()[1].path, "fp32", "cpu")
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(MissingDataError, match="cannot be opened as a model"):
+        load_model(tmp_path, "fp32", "cpu")
+
+
+def test_the_build_precision_is_one_that_loads(make_target):
+    assert load_model(make_target()[1].path, compute_dtype("cpu"), "cpu") is not None
+
+
+def test_nothing_is_printed(make_target, capfd):
+    load_model(make_target()[1].path, "fp32", "cpu")
+    load_tokenizer(make_target()[1].path)
+    assert capfd.readouterr() == ("", "")

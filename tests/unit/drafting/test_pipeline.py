@@ -1,0 +1,230 @@
+"""Building drafts: once per content, whole or not at all, and usable as what they claim to be."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from draftrank.drafting import pipeline
+from draftrank.drafting.architecture import Architecture
+from draftrank.drafting.cache import draft_key
+from draftrank.drafting.loading import load_model
+from draftrank.drafting.pipeline import build_draft
+from draftrank.drafting.steps.drop_layers import DropLayers
+from draftrank.drafting.steps.quantize import Quantize
+from draftrank.errors import BuildError, MissingDataError
+from draftrank.progress import SilentProgress
+
+DROP = {"kind": "drop_layers", "keep": 2, "select": "ends"}
+QUANTIZE = {"kind": "quantize", "scheme": "dynamic_int8"}
+DISTILL = {
+    "kind": "distill",
+    "data": {"kind": "self_generated", "tokens": 1_000, "sequence_tokens": 64},
+    "batch_sequences": 2,
+}
+
+
+def published(cache):
+    """What a reader of the cache may find, locks aside."""
+    return [path for path in (cache / "drafts").glob("*") if path.suffix != ".lock"]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
+def test_a_built_draft_opens_and_assists_its_target(make_target, make_recipe, tmp_path, architecture):
+    target, folder = make_target(architecture)
+    built = build_draft(make_recipe(DROP), target, folder, cache=tmp_path)
+    draft = AutoModelForCausalLM.from_pretrained(built.folder)
+    model = load_model(folder.path, "fp32", "cpu")
+    ids = torch.arange(3, 19)[None]
+    alone = model.generate(ids, max_new_tokens=16, do_sample=False)
+    assert torch.equal(model.generate(ids, max_new_tokens=16, do_sample=False, assistant_model=draft), alone)
+    expected = load_model(folder.path, "fp32", "cpu")
+    Architecture.of(expected).keep_layers(expected, (0, 3))
+    with torch.inference_mode():
+        assert torch.equal(draft(ids).logits, expected(ids).logits)
+    text = "ab <|im_end|>"
+    tokenizers = [AutoTokenizer.from_pretrained(place) for place in (folder.path, built.folder)]
+    assert tokenizers[0](text).input_ids == tokenizers[1](text).input_ids
+    assert draft.generation_config.eos_token_id == model.generation_config.eos_token_id
+    assert built.parameters == sum(parameter.numel() for parameter in draft.parameters())
+    assert built.bytes_on_disk == (built.folder / "model.safetensors").stat().st_size
+
+
+def test_what_was_done_is_written_beside_the_weights(make_target, make_recipe, tmp_path):
+    target, folder = make_target()
+    recipe = make_recipe(DROP, QUANTIZE)
+    built = build_draft(recipe, target, folder, cache=tmp_path)
+    facts = json.loads((built.folder / "draftrank.json").read_text())
+    assert facts["recipe"]["draft"]["steps"][0]["keep"] == 2
+    assert facts["target_weights_sha256"] == folder.weights_sha256
+    assert facts["notes"]["kept_layers"] == [0, 3]
+    assert facts["load_form"] == "dynamic_int8"
+    assert facts["versions"]["torch"] == torch.__version__
+    assert facts["weights_sha256"] == built.weights_sha256
+    assert built.recipe_sha256 == recipe.content_sha256()
+    assert type(load_model(built.folder, "fp32", "cpu").lm_head) is not torch.nn.Linear
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_equal_steps_are_built_once_whatever_the_recipe_is_called(
+    make_target, make_recipe, tmp_path, monkeypatch
+):
+    target, folder = make_target()
+    first = build_draft(make_recipe(DROP), target, folder, cache=tmp_path)
+    monkeypatch.setattr(pipeline, "_build", lambda *_: pytest.fail("built again"))
+    other = make_recipe(DROP, id="other", speculate={"num_speculative_tokens": 7})
+    second = build_draft(other, target, folder, cache=tmp_path)
+    assert (first.reused, second.reused) == (False, True)
+    assert second.folder == first.folder
+    assert (second.weights_sha256, second.build_s) == (first.weights_sha256, first.build_s)
+    assert second.recipe_sha256 == other.content_sha256() != first.recipe_sha256
+
+
+def test_the_key_covers_all_that_decides_the_draft(monkeypatch):
+    drop, quantize = DropLayers(**DROP), Quantize(**QUANTIZE)
+    keys = {
+        draft_key(steps, sha)
+        for steps in (
+            (drop,),
+            (quantize,),
+            (drop, quantize),
+            (quantize, drop),
+            (DropLayers(**{**DROP, "keep": 3}),),
+        )
+        for sha in ("a" * 64, "b" * 64)
+    }
+    monkeypatch.setattr(DropLayers, "code_version", 2)
+    keys.add(draft_key((drop,), "a" * 64))
+    monkeypatch.setattr("draftrank.drafting.cache.PIPELINE_VERSION", 2)
+    keys.add(draft_key((drop,), "a" * 64))
+    assert len(keys) == 12
+    assert draft_key((drop,), "a" * 64) == draft_key((DropLayers(**DROP),), "a" * 64)
+
+
+def test_drafts_without_weights_need_no_build(make_target, make_recipe, tmp_path):
+    target, folder = make_target()
+    recipe = make_recipe(draft={"kind": "ngram"})
+    built = build_draft(recipe, target, folder, cache=tmp_path)
+    assert (built.folder, built.weights_sha256, built.parameters, built.bytes_on_disk) == (None, None, 0, 0)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        (ValueError("odd"), r"small: step 2 \(quantize\) failed: ValueError: odd"),
+        (BuildError("why"), r"failed: why$"),
+    ],
+)
+def test_a_failing_step_is_named_and_leaves_nothing(
+    make_target, make_recipe, tmp_path, monkeypatch, failure, message
+):
+    target, folder = make_target()
+
+    def fail(*_):
+        raise failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Quantize, "apply", fail)
+        with pytest.raises(BuildError, match=message):
+            build_draft(make_recipe(DROP, QUANTIZE), target, folder, cache=tmp_path)
+    assert not published(tmp_path)
+    assert not build_draft(make_recipe(DROP, QUANTIZE), target, folder, cache=tmp_path).reused
+
+
+def test_more_layers_than_there_are_is_a_build_error(make_target, make_recipe, tmp_path):
+    with pytest.raises(BuildError, match=r"step 1 \(drop_layers\) failed: the model has 4 layers.*at most 4"):
+        build_draft(make_recipe({**DROP, "keep": 9}), *make_target(), cache=tmp_path)
+
+
+def test_an_interruption_while_saving_leaves_nothing(make_target, make_recipe, tmp_path, monkeypatch):
+    target, folder = make_target()
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "weights_sha256", interrupt)  # the weights are written by then
+        with pytest.raises(KeyboardInterrupt):
+            build_draft(make_recipe(DROP), target, folder, cache=tmp_path)
+    assert not published(tmp_path)
+    assert not build_draft(make_recipe(DROP), target, folder, cache=tmp_path).reused
+
+
+@pytest.mark.usefixtures("in_fp32")
+def test_an_interrupted_training_goes_on_in_the_next_build(
+    make_target, make_recipe, tmp_path, interrupt_after, monkeypatch
+):
+    monkeypatch.setattr("draftrank.drafting.distillation.CHECKPOINT_S", 0.0)
+    target, folder = make_target()
+    recipe = make_recipe(DROP, DISTILL)
+    whole = build_draft(recipe, target, folder, cache=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        build_draft(recipe, target, folder, cache=tmp_path / "cut", progress=interrupt_after("distil", 4))
+    assert not published(tmp_path / "cut")
+    [spent] = (tmp_path / "cut" / "scratch").rglob("spent_s")
+    seconds = float(spent.read_text())
+    updates = []
+    update = pipeline_update()
+    monkeypatch.setattr(
+        "draftrank.drafting.distillation._Trainer._update",
+        lambda *given: updates.append(given) or update(*given),
+    )
+    again = build_draft(recipe, target, folder, cache=tmp_path / "cut")
+    assert 0 < len(updates) < 7
+    assert again.weights_sha256 == whole.weights_sha256
+    assert again.build_s > seconds
+    assert not list((tmp_path / "cut" / "scratch").iterdir())
+
+
+def pipeline_update():
+    from draftrank.drafting.distillation import _Trainer
+
+    return _Trainer._update
+
+
+def test_two_processes_build_one_good_draft(make_target, make_recipe, tmp_path):
+    target, folder = make_target()
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=spawn) as processes:
+        runs = [
+            processes.submit(build_draft, make_recipe(DROP), target, folder, cache=tmp_path) for _ in range(2)
+        ]
+        first, second = (run.result() for run in runs)
+    assert sorted([first.reused, second.reused]) == [False, True]
+    assert first.folder == second.folder
+    assert published(tmp_path) == [first.folder]
+    assert AutoModelForCausalLM.from_pretrained(first.folder).config.num_hidden_layers == 2
+
+
+def test_a_waiting_build_says_so(make_target, make_recipe, tmp_path):
+    from filelock import FileLock
+
+    target, folder = make_target()
+    key = draft_key(make_recipe(DROP).draft.build_steps, folder.weights_sha256)
+    (tmp_path / "drafts").mkdir()
+    lock = FileLock(tmp_path / "drafts" / f".{key}.lock")
+    lock.acquire()
+    said = []
+
+    class Hearing(SilentProgress):
+        def message(self, text):
+            said.append(text)
+            lock.release()
+
+    build_draft(make_recipe(DROP), target, folder, cache=tmp_path, progress=Hearing())
+    assert said == ["waiting for another process that is making the draft small"]
+
+
+def test_a_changed_draft_is_not_trusted(make_target, make_recipe, tmp_path):
+    target, folder = make_target()
+    built = build_draft(make_recipe(DROP), target, folder, cache=tmp_path)
+    with (built.folder / "model.safetensors").open("ab") as stream:
+        stream.write(b"x")
+    with pytest.raises(MissingDataError, match="was changed"):
+        build_draft(make_recipe(DROP), target, folder, cache=tmp_path)

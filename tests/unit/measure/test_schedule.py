@@ -1,0 +1,65 @@
+"""The order of arms: every cell once, every place equally often, reversed in every second repeat."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from draftrank.catalog.decoding_mode import DecodingMode
+from draftrank.measure.records import SessionTask
+from draftrank.measure.schedule import schedule
+from draftrank.measure.session import trial_seed
+
+ZERO = "0" * 64
+
+
+def task(name: str, turns: list[int]) -> SessionTask:
+    return SessionTask(
+        task=name,
+        task_sha256=ZERO,
+        prompts=tuple(f"p{i}" for i in range(len(turns))),
+        turns=tuple(turns),
+        prompts_sha256=ZERO,
+        max_new_tokens=8,
+    )
+
+
+tasks = st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=5), min_size=1, max_size=3).map(
+    lambda lists: [task(f"t{i}", turns) for i, turns in enumerate(lists)]
+)
+
+
+@given(tasks=tasks, arms=st.integers(2, 6), repeats=st.integers(1, 3), seed=st.integers(0, 99))
+def test_every_cell_stands_once_and_turns_follow_one_another(tasks, arms, repeats, seed):
+    names = [f"a{i}" for i in range(arms)]
+    blocks = list(schedule(tasks, names, repeats, seed))
+    cells = [(b.task, b.prompt, b.turn, b.repeat) for b in blocks]
+    assert len(set(cells)) == len(cells) == repeats * sum(sum(t.turns) for t in tasks)
+    assert all(sorted(b.arms) == names for b in blocks)
+    for before, block in zip(blocks, blocks[1:], strict=False):
+        if block.turn:
+            assert (before.task, before.prompt, before.turn) == (block.task, block.prompt, block.turn - 1)
+    assert list(schedule(tasks, names, repeats, seed)) == blocks
+
+
+@given(arms=st.integers(2, 6), rounds=st.integers(1, 4), seed=st.integers(0, 99))
+def test_each_arm_stands_in_each_place_equally_often(arms, rounds, seed):
+    names = [f"a{i}" for i in range(arms)]
+    blocks = list(schedule([task("t", [1] * (arms * rounds))], names, 1, seed))
+    places = Counter((arm, place) for block in blocks for place, arm in enumerate(block.arms))
+    assert set(places.values()) == {rounds}
+
+
+@given(tasks=tasks, arms=st.integers(2, 6), seed=st.integers(0, 99))
+def test_the_second_repeat_reverses_the_first(tasks, arms, seed):
+    blocks = list(schedule(tasks, [f"a{i}" for i in range(arms)], 2, seed))
+    half = len(blocks) // 2
+    assert all(a.arms == b.arms[::-1] for a, b in zip(blocks[:half], blocks[half:], strict=True))
+
+
+def test_seeds_differ_between_cells_and_not_between_arms():
+    mode = DecodingMode(temperature=1.0)
+    assert trial_seed(mode, ("t", "p", 0, 0)) == trial_seed(mode, ("t", "p", 0, 0))
+    assert trial_seed(mode, ("t", "p", 0, 0)) != trial_seed(mode, ("t", "p", 0, 1))
