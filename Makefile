@@ -15,8 +15,8 @@ $(STAMP): pyproject.toml ci/constraints.txt
 	touch $(STAMP)
 
 run: install
-	$(BIN)/draftrank run --suite quick
-	$(BIN)/draftrank site --out site
+	@status=0; $(BIN)/draftrank run smollm2-135m-instruct --suite quick || status=$$?; \
+	$(BIN)/draftrank site --out site; exit $$status
 
 test: install
 	$(BIN)/python -m pytest

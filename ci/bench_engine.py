@@ -17,6 +17,7 @@ import json
 import random
 import statistics
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -26,7 +27,8 @@ from transformers.utils import logging as transformers_logging
 
 from draftrank import Workspace
 from draftrank.catalog.sources.base import FetchContext
-from draftrank.decoding.loop import Request, autoregressive, speculative
+from draftrank.decoding.loop import Decoding, Request, autoregressive, speculative
+from draftrank.decoding.proposer import Proposer
 from draftrank.decoding.proposers.model import ModelProposer
 from draftrank.decoding.proposers.ngram import NgramProposer
 from draftrank.decoding.runtimes.torch_eager import TorchRuntime
@@ -38,7 +40,7 @@ from draftrank.measure.latency import measure_latencies
 from draftrank.measure.machine import read_machine
 
 MAX_NGRAM = 2
-LATENCY_EVERY = 3
+Arm = Callable[[tuple[int, ...]], tuple[tuple[int, ...], float, Decoding | None]]
 
 
 @dataclass
@@ -117,27 +119,28 @@ def main() -> int:
         output = target_model.generate(ids, attention_mask=torch.ones_like(ids), **generation, **arguments)
         return tuple(output[0, len(prompt) :].tolist()), perf_counter() - started, None
 
-    def ours(decode, *arguments):
-        def run(prompt: tuple[int, ...]):
+    def ours(proposer: Proposer | None) -> Arm:
+        def decode(prompt: tuple[int, ...]) -> tuple[tuple[int, ...], float, Decoding]:
+            request = Request(prompt, options.tokens)
             started = perf_counter()
-            decoding = decode(target, *arguments[:1], Request(prompt, options.tokens), *arguments[1:])
+            if proposer is None:
+                decoding = autoregressive(target, request)
+            else:
+                decoding = speculative(target, proposer, request, options.k)
             return decoding.token_ids, perf_counter() - started, decoding
 
-        return run
+        return decode
 
-    arms = {
-        ("ar", "ours"): lambda prompt: ours(autoregressive_arm)(prompt),
+    arms: dict[tuple[str, str], Arm] = {
+        ("ar", "ours"): ours(None),
         ("ar", "theirs"): theirs,
-        ("ngram", "ours"): ours(speculative, ngram, options.k),
+        ("ngram", "ours"): ours(ngram),
         ("ngram", "theirs"): lambda prompt: theirs(
             prompt, prompt_lookup_num_tokens=options.k, max_matching_ngram_size=MAX_NGRAM
         ),
-        ("model", "ours"): ours(speculative, model, options.k),
+        ("model", "ours"): ours(model),
         ("model", "theirs"): lambda prompt: theirs(prompt, assistant_model=draft_model),
     }
-
-    def autoregressive_arm(runtime: TorchRuntime, request: Request):
-        return autoregressive(runtime, request)
 
     pairs = {"ar": Pair(), "ngram": Pair(), "model": Pair()}
     differing = 0
@@ -155,7 +158,7 @@ def main() -> int:
             outputs[name] = tokens
             side = pairs[name[0]].ours if name[1] == "ours" else pairs[name[0]].theirs
             side.append((len(tokens), seconds))
-            if name == ("model", "ours"):
+            if name == ("model", "ours") and decoding is not None:
                 middle = (*prompt, *tokens[: options.tokens // 2])
                 latencies = {
                     (one.part, one.tokens): one.median_s

@@ -56,7 +56,7 @@ machines = st.builds(
 )
 modes = st.just(DecodingMode()) | st.builds(
     DecodingMode,
-    temperature=st.floats(0.0, 10.0),
+    temperature=st.just(0.0) | st.floats(0.001, 10.0),
     top_k=st.none() | st.integers(1, 100),
     top_p=st.none() | st.floats(0.01, 1.0),
     seed=wholes,

@@ -38,7 +38,8 @@ class SilentProgress:
 
     @contextmanager
     def stage(self, label: str, total: float | None = None) -> Iterator[Stage]:
+        """See `Progress.stage`."""
         yield _SilentStage()
 
     def message(self, text: str) -> None:
-        return None
+        """See `Progress.message`."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from commands import Outcome, draftrank
 from models import save_small_target
 from workspaces import RECIPE, write_workspace
 
@@ -30,3 +32,17 @@ def write_tiny_workspace(root: Path, architecture: str = "llama") -> Path:
 @pytest.fixture
 def workspace_root(tmp_path) -> Path:
     return write_tiny_workspace(tmp_path / "workspace")
+
+
+@pytest.fixture(scope="session")
+def measured(tmp_path_factory) -> tuple[Path, Outcome]:
+    """A canonical workspace on which `draftrank run` was called once, and what that gave. Not to be changed."""
+    root = write_tiny_workspace(tmp_path_factory.mktemp("measured") / "workspace")
+    assert draftrank(root, "check", "--fix").code == 0
+    return root, draftrank(root, "run", "--json")
+
+
+@pytest.fixture
+def measured_root(measured, tmp_path) -> Path:
+    """A copy of the measured workspace to change."""
+    return Path(shutil.copytree(measured[0], tmp_path / "workspace"))

@@ -71,7 +71,7 @@ def test_a_second_run_measures_nothing(workspace_root):
         assert len(store.sessions()) == 3
 
 
-class Interrupted(Exception):
+class PowerCutError(Exception):
     pass
 
 
@@ -86,7 +86,7 @@ class InterruptingJournal:
 
     def add_trial(self, session_id, trial):
         if self.left == 0:
-            raise Interrupted
+            raise PowerCutError
         self.left -= 1
         self.store.add_trial(session_id, trial)
 
@@ -96,7 +96,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(workspace_root, after):
     workspace = Workspace.open(workspace_root)
     request = RunRequest("tiny", drafts=("ngram", "shallow"))
     with Store.open(workspace.store_url) as store:
-        with pytest.raises(Interrupted):
+        with pytest.raises(PowerCutError):
             run(workspace, request, InterruptingJournal(store, after))
         (session,) = store.sessions()
         kept = store.trials(session.id)
@@ -187,3 +187,110 @@ def test_no_gpu_is_a_clear_error(workspace_root):
         pytest.skip("this machine has a GPU")
     with pytest.raises(InvalidInputError, match="no CUDA device"):
         build(Workspace.open(workspace_root), "tiny", device="cuda")
+
+
+def test_a_refused_run_leaves_no_session(workspace_root):
+    write_prompts(workspace_root, [{"id": "long", "turns": ["word " * 400]}])
+    workspace = Workspace.open(workspace_root)
+    with Store.open(workspace.store_url) as store:
+        with pytest.raises(ContextOverflowError):
+            run(workspace, RunRequest("tiny", drafts=("ngram",)), store)
+        assert store.sessions() == ()
+
+
+def break_ngram(monkeypatch, times):
+    """Makes the n-gram draft raise in its first proposals."""
+    from draftrank.decoding.proposers.ngram import NgramProposer
+
+    left = [times]
+    propose = NgramProposer.propose
+
+    def breaking(self, context, count):
+        if left[0]:
+            left[0] -= 1
+            raise RuntimeError("out of luck")
+        return propose(self, context, count)
+
+    monkeypatch.setattr(NgramProposer, "propose", breaking)
+
+
+def test_a_draft_that_failed_is_tried_again_in_a_new_session(workspace_root, monkeypatch):
+    workspace = Workspace.open(workspace_root)
+    request = RunRequest("tiny", drafts=("ngram", "shallow"))
+    break_ngram(monkeypatch, 1)
+    with Store.open(workspace.store_url) as store:
+        first = run(workspace, request, store)
+        assert "RuntimeError: out of luck" in next(a for a in first.session.arms if a.id == "ngram").failure
+        assert len([t for t in first.trials if t.arm == "shallow"]) == 8
+        second = run(workspace, request, store)
+        assert second.session.id != first.session.id
+        assert [arm.failure for arm in second.session.arms] == [None] * 4
+
+
+def test_an_arm_is_never_measured_without_its_baseline_beside_it(workspace_root, monkeypatch):
+    """It failed before the interruption, and would open after it: the baseline's minutes are gone."""
+    workspace = Workspace.open(workspace_root)
+    request = RunRequest("tiny", drafts=("ngram", "shallow"))
+    break_ngram(monkeypatch, 1)
+    with Store.open(workspace.store_url) as store:
+        with pytest.raises(PowerCutError):
+            run(workspace, request, InterruptingJournal(store, 9))
+        result = run(workspace, request, store)
+    assert not [trial for trial in result.trials if trial.arm == "ngram"]
+    assert not {row.draft: row for row in build_boards([result])[0].rows}["ngram"].ranked
+
+
+def test_a_broken_baseline_stops_the_run(workspace_root, monkeypatch):
+    from draftrank.measure import bench
+
+    def broken(*_):
+        raise RuntimeError("no baseline")
+
+    workspace = Workspace.open(workspace_root)
+    monkeypatch.setattr(bench, "autoregressive", broken)
+    with Store.open(workspace.store_url) as store, pytest.raises(RuntimeError, match="no baseline"):
+        run(workspace, RunRequest("tiny", drafts=("ngram",)), store)
+
+
+def test_an_imported_part_of_a_session_is_not_taken_for_the_whole(workspace_root, tmp_path):
+    from draftrank.store.bundle import import_bundle, publish
+
+    workspace = Workspace.open(workspace_root)
+    request = RunRequest("tiny", drafts=("ngram", "shallow"))
+    with Store.open(workspace.store_url) as store:
+        whole = run(workspace, request, store)
+    files = publish(whole, tmp_path / "bundles")
+    with Store.open(tmp_path / "other.sqlite") as store:
+        import_bundle(files[0], store)
+        again = run(workspace, request, store)
+    assert again.session.id != whole.session.id
+    assert {arm.id for arm in again.session.arms} == {arm.id for arm in whole.session.arms}
+
+
+def test_changed_prompts_are_another_board(workspace_root):
+    workspace = Workspace.open(workspace_root)
+    request = RunRequest("tiny", drafts=("ngram",))
+    with Store.open(workspace.store_url) as store:
+        first = run(workspace, request, store)
+        write_prompts(workspace_root, [{"id": str(i), "turns": [f"word {i} word {i}"]} for i in range(3)])
+        second = run(workspace, request, store)
+    assert second.session.suite_sha256 == first.session.suite_sha256
+    assert len(build_boards([first, second])) == 2
+
+
+def test_a_changed_configuration_of_the_target_is_measured_anew(workspace_root):
+    workspace = Workspace.open(workspace_root)
+    request = RunRequest("tiny", drafts=("ngram",))
+    config = workspace_root / "models" / "tiny" / "generation_config.json"
+    with Store.open(workspace.store_url) as store:
+        first = run(workspace, request, store)
+        config.write_text(config.read_text().replace('"eos_token_id": 2', '"eos_token_id": [2, 40]'))
+        assert run(workspace, request, store).session.id != first.session.id
+
+
+def test_the_baseline_and_its_twin_need_the_same_memory(workspace_root):
+    workspace = Workspace.open(workspace_root)
+    with Store.open(workspace.store_url) as store:
+        result = run(workspace, RunRequest("tiny"), store)
+    peaks = {arm.id: arm.peak_memory_bytes for arm in result.session.arms}
+    assert abs(peaks["baseline"] - peaks["baseline-control"]) < 32 << 20

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from draftrank.board.rows import Board, BoardKey, BoardRow, key_of, measured_at, row_of, session_of
 from draftrank.catalog.base import sha256_of_json
-from draftrank.measure.gates import Finding, judge
+from draftrank.measure.gates import judge
 from draftrank.measure.records import SessionResult
 from draftrank.measure.statistics import Interval
 from draftrank.measure.summary import SessionSummary, summarise
@@ -59,9 +59,10 @@ def _board(key: BoardKey, summaries: Sequence[SessionSummary]) -> Board:
     chosen = [_stands_for_draft(found) for found in candidates.values()]
     used = {candidate.summary.session.id for candidate in chosen}
     sessions = [summary for summary in newest_first if summary.session.id in used] or newest_first[:1]
-    tasks = dict.fromkeys(task.task for summary in sessions for task in summary.session.tasks)
-    rows = _whole_only((candidate.row for candidate in chosen), tuple(tasks))
-    return Board(key, _ranked(rows), tuple(map(session_of, sessions)), tuple(tasks))
+    # The board's key fixes the tasks and their prompts, so any session's list is every session's.
+    tasks = tuple(task.task for task in newest_first[0].session.tasks)
+    rows = _ranked([candidate.row for candidate in chosen])
+    return Board(key, rows, tuple(map(session_of, sessions)), tasks)
 
 
 def _stands_for_draft(newest_first: Sequence[_Candidate]) -> _Candidate:
@@ -81,19 +82,6 @@ def _standing(candidate: _Candidate) -> tuple[bool, bool, float]:
     complete = not any(finding.gate in ("failed", "incomplete") for finding in row.findings)
     steady = not any(finding.scope == "session" for finding in row.findings)
     return complete, steady and complete, 1 - arm.missing / arm.planned if arm.planned else 0.0
-
-
-def _whole_only(rows: Iterable[BoardRow], tasks: tuple[str, ...]) -> list[BoardRow]:
-    """Takes the rank from rows that lack a task which another session of the board has."""
-    result = []
-    for row in rows:
-        lacking = [task for task in tasks if task not in row.per_task]
-        if lacking and row.ranked:
-            reason = f"incomplete: the session lacks {', '.join(lacking)}; run it again with the whole suite"
-            finding = Finding("incomplete", "draft", reason)
-            row = replace(row, ranked=False, reason=reason, findings=(finding,))
-        result.append(row)
-    return result
 
 
 def _ranked(rows: Sequence[BoardRow]) -> tuple[BoardRow, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from draftrank.board.reproduce import reproduce_command
 from draftrank.catalog.base import sha256_of_json
 from draftrank.measure.fidelity import Status
 from draftrank.measure.gates import Finding, Verdict
@@ -26,6 +27,9 @@ class BoardKey:
     """Label of the decoding mode, e.g. `greedy`."""
     suite: str
     suite_sha256: str
+    tasks_sha256: str
+    """Hash of which prompts the tasks gave, and their length limits."""
+    runtime: str
     draftrank_version: str
     """Major and minor version: patches do not change how things are measured."""
 
@@ -46,6 +50,13 @@ def key_of(session: Session) -> BoardKey:
         session.mode.label,
         session.suite,
         session.suite_sha256,
+        sha256_of_json(
+            [
+                [task.task, task.task_sha256, task.prompts_sha256, task.max_new_tokens]
+                for task in session.tasks
+            ]
+        ),
+        session.runtime,
         ".".join(session.draftrank_version.split(".")[:2]),
     )
 
@@ -113,6 +124,8 @@ class BoardRow:
     weights_sha256: str | None
     build: DraftBuild | None
     """The draft as recorded; None when the build failed."""
+    reproduce: str
+    """The command that measures it again."""
     summary: ArmSummary
     """Everything else that is known of it."""
 
@@ -187,6 +200,7 @@ def row_of(summary: SessionSummary, arm: ArmSummary, verdict: Verdict) -> BoardR
         recipe_sha256=build.recipe_sha256 if build else None,
         weights_sha256=build.weights_sha256 if build else None,
         build=build,
+        reproduce=reproduce_command(session, arm.arm.id),
         summary=arm,
     )
 

@@ -7,7 +7,6 @@ link is built from a record except to pages with names from `safe_name`. Equal b
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,16 +122,6 @@ def _entry(board: Board, row: BoardRow) -> Entry:
         if share is not None
     ]
     positions = acceptance.by_position
-    words = [
-        "draftrank",
-        "run",
-        "--target",
-        board.key.target,
-        "--draft",
-        row.draft,
-        "--suite",
-        board.key.suite,
-    ]
     return Entry(
         board,
         row,
@@ -140,7 +129,7 @@ def _entry(board: Board, row: BoardRow) -> Entry:
         charts.bars(acceptance.histogram, _numbers(0, len(acceptance.histogram)), _CHART_WIDTH),
         charts.bars([share or 0.0 for share in positions], _numbers(1, len(positions)), _CHART_WIDTH, 1.0),
         charts.stacked(shares),
-        " ".join(map(shlex.quote, words)),
+        row.reproduce,
     )
 
 

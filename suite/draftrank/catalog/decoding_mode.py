@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from draftrank.catalog.base import Declared
+
+MIN_TEMPERATURE = 0.001
 
 
 class DecodingMode(Declared):
@@ -20,6 +22,14 @@ class DecodingMode(Declared):
     """Keep the smallest set of most likely tokens that holds this probability (Holtzman et al.)."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the random numbers; each trial derives its own from it."""
+
+    @model_validator(mode="after")
+    def _computable(self) -> DecodingMode:
+        if 0.0 < self.temperature < MIN_TEMPERATURE:
+            raise ValueError(
+                f"the temperature is too small to divide by (fix: use 0 or at least {MIN_TEMPERATURE})"
+            )
+        return self
 
     @property
     def greedy(self) -> bool:

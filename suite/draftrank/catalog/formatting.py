@@ -12,12 +12,15 @@ import re
 from pathlib import Path
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from draftrank.catalog.base import Declared
 from draftrank.catalog.schemas import schema_name
 
-_HEADER = re.compile(r"^# yaml-language-server:.*\n")
-_TOP_LEVEL = re.compile(r"^(?P<key>[A-Za-z_]\w*)\s*:")
+_HEADER = re.compile(r"^# yaml-language-server:(?: *\$schema=(?P<path>\S+))?.*\n")
+_MARKS = ("%", "---", "...")
+"""Directives and the marks of a document's start and end say nothing here."""
+_TOP_LEVEL = re.compile(r"""^["']?(?P<key>[A-Za-z_]\w*)["']?\s*:""")
 
 
 def canonical_text(text: str, model: type[Declared], schema_path: str) -> str:
@@ -28,15 +31,24 @@ def canonical_text(text: str, model: type[Declared], schema_path: str) -> str:
         model: the declaration's model.
         schema_path: path of the schema relative to the file, for the first line.
     """
+    text = _HEADER.sub("", text)
     yaml = YAML(typ="rt")
     yaml.indent(mapping=2, sequence=4, offset=2)
     yaml.width = 4096
     yaml.preserve_quotes = True
+    data = yaml.load(text)
+    data.fa.set_block_style()
     output = io.StringIO()
-    yaml.dump(yaml.load(_HEADER.sub("", text)), output)
-    body = "".join(line.rstrip() + "\n" for line in output.getvalue().splitlines())
+    yaml.dump(data, output)
+    body = output.getvalue()
+    stripped = "".join(line.rstrip() + "\n" for line in body.splitlines())
     header = f"# yaml-language-server: $schema={schema_path}\n"
-    return header + _ordered(body, list(model.model_fields)).strip("\n") + "\n"
+    # Blanks at a line's end are content in a literal block: a form that changes content is not used.
+    for candidate in (stripped, body):
+        form = _ordered(candidate, list(model.model_fields)).strip("\n") + "\n"
+        if _same_content(form, text):
+            return header + form
+    return header + text
 
 
 def is_canonical(path: Path, model: type[Declared], schema_folder: Path) -> bool:
@@ -53,8 +65,31 @@ def format_file(path: Path, model: type[Declared], schema_folder: Path) -> bool:
 
 
 def _wanted(path: Path, model: type[Declared], schema_folder: Path) -> str:
+    text = path.read_text("utf-8")
+    return canonical_text(text, model, _schema_path(path, text, model, schema_folder))
+
+
+def _schema_path(path: Path, text: str, model: type[Declared], schema_folder: Path) -> str:
+    """Where the file's first line points.
+
+    In a workspace that does not hold the schemas, their place differs from machine to machine: there a
+    first line that names them already stays as it is.
+    """
+    ours = any(
+        (folder / "drafts").is_dir() and schema_folder.is_relative_to(folder) for folder in path.parents
+    )
+    present = _HEADER.match(text)
+    if present and present["path"] and not ours:
+        return present["path"]
     relative = os.path.relpath(schema_folder / f"{schema_name(model)}.json", path.parent)
-    return canonical_text(path.read_text("utf-8"), model, Path(relative).as_posix())
+    return Path(relative).as_posix()
+
+
+def _same_content(first: str, second: str) -> bool:
+    try:
+        return bool(YAML(typ="safe", pure=True).load(first) == YAML(typ="safe", pure=True).load(second))
+    except YAMLError:
+        return False
 
 
 def _ordered(body: str, fields: list[str]) -> str:
@@ -64,14 +99,15 @@ def _ordered(body: str, fields: list[str]) -> str:
     key: str | None = None
     for line in body.splitlines(keepends=True):
         start = _TOP_LEVEL.match(line)
+        if line.startswith(_MARKS):
+            continue
         if start:
             key = start["key"]
             blocks[key] = pending + line
             pending = ""
-        elif line.startswith("#") or not line.strip():
+        elif key is None or line.startswith("#") or not line.strip():
             pending += line
         else:
-            assert key is not None
             blocks[key] += pending + line
             pending = ""
     rank = {name: index for index, name in enumerate(fields)}

@@ -104,14 +104,14 @@ def _read_json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
         ) from error
     rows: list[tuple[int, dict[str, Any]]] = []
     problems: list[Problem] = []
-    lines = text.splitlines()
+    lines = text.split("\n")  # not splitlines: JSON text may hold other line separators
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except ValueError as error:
-            cut = number == len(lines) and not text.endswith("\n")
+            cut = number == len(lines)
             what = "is cut off" if cut else "is not JSON"
             problems.append(
                 Problem(f"the line {what}: {error}", path.name, number, fix="fetch or write the file again")

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
-from draftrank.catalog.base import Identifier
+from draftrank.catalog.base import Declared, Identifier, Line
+from draftrank.catalog.formatting import format_file
+from draftrank.catalog.recipe import Recipe
+from draftrank.catalog.schemas import FOLDER
+from draftrank.catalog.task import Task
 from draftrank.catalog.workspace import Workspace
 from draftrank.errors import InvalidInputError
 
 RECIPE = """\
-# yaml-language-server: $schema=../../suite/draftrank/catalog/schemas/recipe.json
 schema_version: 1
 # The file's name without .yaml.
 id: {id}
@@ -47,7 +54,6 @@ speculate:
 """
 
 TASK = """\
-# yaml-language-server: $schema=../suite/draftrank/catalog/schemas/task.json
 schema_version: 1
 # The file's name without .yaml.
 id: {id}
@@ -57,7 +63,7 @@ description: What kind of output this stands for, and where the prompts come fro
 licence: CC-BY-4.0
 # For more than a few prompts use JSON Lines:
 #   kind: local
-#   path: tasks/prompts/{id}.jsonl
+#   path: tasks/prompts/{stem}.jsonl
 #   sha256: ...
 source:
   kind: inline
@@ -78,26 +84,46 @@ def start_draft(workspace: Workspace, target: str, draft_id: str, author: str) -
     """Writes a commented recipe; returns its path.
 
     Raises:
-        InvalidInputError: the target is unknown, the id is malformed, or the file exists.
+        InvalidInputError: the target is unknown, the id or the author's name is malformed, or the file
+            exists.
     """
+    workspace.require_own()
     workspace.target(target)
+    _require(Line, author, "an author's name", "write one line of text")
     path = workspace.root / "drafts" / target / f"{draft_id}.yaml"
-    return _write_new(path, draft_id, RECIPE.format(id=draft_id, target=target, author=author))
+    names = {"id": draft_id, "target": target, "author": author}
+    return _write_new(
+        path, draft_id, RECIPE.format(**{key: _scalar(text) for key, text in names.items()}), Recipe
+    )
 
 
 def start_task(workspace: Workspace, task_id: str) -> Path:
     """Writes a commented task; returns its path; raises as `start_draft`."""
-    return _write_new(workspace.root / "tasks" / f"{task_id}.yaml", task_id, TASK.format(id=task_id))
+    workspace.require_own()
+    path = workspace.root / "tasks" / f"{task_id}.yaml"
+    return _write_new(path, task_id, TASK.format(id=_scalar(task_id), stem=task_id), Task)
 
 
-def _write_new(path: Path, new_id: str, text: str) -> Path:
-    try:
-        TypeAdapter(Identifier).validate_python(new_id)
-    except ValidationError:
-        raise InvalidInputError.single(
-            f"{new_id!r} cannot be an id", fix="use lower-case letters, digits, dots and dashes"
-        ) from None
+def _write_new(path: Path, new_id: str, text: str, model: type[Declared]) -> Path:
+    _require(Identifier, new_id, "an id", "use lower-case letters, digits, dots and dashes")
     if path.exists():
         raise InvalidInputError.single("exists already", file=str(path), fix="choose another id")
     path.write_text(text, "utf-8")
+    format_file(path, model, FOLDER)
     return path
+
+
+def _require(kind: Any, text: str, what: str, fix: str) -> None:
+    try:
+        TypeAdapter(kind).validate_python(text)
+    except ValidationError:
+        raise InvalidInputError.single(f"{text!r} cannot be {what}", fix=fix) from None
+
+
+def _scalar(text: str) -> str:
+    """Text as YAML reads it back: in quotes where it would be a number, a boolean or something else."""
+    try:
+        plain = YAML(typ="safe", pure=True).load(f"key: {text}\n") == {"key": text}
+    except YAMLError:
+        plain = False
+    return text if plain else json.dumps(text, ensure_ascii=False)

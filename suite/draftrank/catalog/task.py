@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from draftrank.catalog.base import Declared, Identifier, Line, Text
 from draftrank.catalog.sources import Source
+from draftrank.catalog.sources.base import SourceBase
+from draftrank.catalog.sources.hub import HubSource
+from draftrank.catalog.sources.local import LocalSource
 
 
 class ReadRows(Declared):
@@ -56,6 +59,15 @@ class Task(Declared):
     """System message; absent: the one of the target's chat template."""
     max_new_tokens: Annotated[int, Field(ge=2, le=100_000)] = 128
     """Length limit of each output, in tokens."""
+
+    @field_validator("source")
+    @classmethod
+    def _pinned_file(cls, source: SourceBase) -> SourceBase:
+        if isinstance(source, LocalSource) and source.sha256 is None:
+            raise ValueError("task data without its sha256 (fix: add what `sha256sum` says of the file)")
+        if isinstance(source, HubSource) and source.path is None:
+            raise ValueError("task data is one file of a repository (fix: add `path` and `sha256`)")
+        return source
 
 
 class SuiteTask(Declared):

@@ -60,7 +60,7 @@ class Workspace:
         for root in (here, *here.parents):
             if _is_workspace(root):
                 return cls(root, _state_folder(root))
-        packaged = Path(str(files("draftrank"))) / "_workspace"
+        packaged = _packaged_folder()
         if _is_workspace(packaged):
             return cls(packaged, _state_folder(here))
         raise InvalidInputError.single(
@@ -68,6 +68,19 @@ class Workspace:
             file=str(here),
             fix="change to a folder with drafts/ and tasks/, or pass --workspace",
         )
+
+    def require_own(self) -> None:
+        """Refuses to write declarations or bundles into the installed package, where they would be lost.
+
+        Raises:
+            InvalidInputError: this is the workspace that the package carries.
+        """
+        if self.root == _packaged_folder():
+            raise InvalidInputError.single(
+                "this workspace is part of the installed package",
+                file=str(self.root),
+                fix="make your own: a folder with drafts/<target>/target.yaml and tasks/, then work in it",
+            )
 
     @property
     def cache(self) -> Path:
@@ -279,6 +292,10 @@ def _unknown(
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     fix = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(set(known))) or 'none'}"
     return Problem(f"there is no {what} {name!r}", file, None, field, fix)
+
+
+def _packaged_folder() -> Path:
+    return Path(str(files("draftrank"))) / "_workspace"
 
 
 def _is_workspace(folder: Path) -> bool:

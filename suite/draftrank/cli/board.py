@@ -26,10 +26,11 @@ def board(
     from draftrank.board.as_json import board_document
     from draftrank.board.ranking import build_boards
     from draftrank.catalog.workspace import Workspace
-    from draftrank.cli.results import read_results
+    from draftrank.cli.results import read_results, require_known
     from draftrank.cli.tables import print_board
 
-    results = read_results(Workspace.open(workspace), local=not published)
+    opened = Workspace.open(workspace)
+    results = read_results(opened, local=not published)
     boards = [
         found
         for found in build_boards(results)
@@ -38,6 +39,7 @@ def board(
     for found in boards:
         print_board(found)
     if not boards:
+        require_known(opened, target=target, suite=suite)
         out.print("no results yet: start with `draftrank run`")
     if json:
         print_json(board_document(boards))

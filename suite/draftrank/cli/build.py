@@ -46,14 +46,13 @@ def build(
         )
     for arm in arms:
         if arm.build is None:
-            err.print(f"{arm.recipe.id}: {arm.failure}", markup=False)
+            err.print(f"{arm.recipe.id}: {arm.failure}")
         elif arm.folder is None:
-            out.print(f"{arm.recipe.id}: nothing to build", markup=False)
+            out.print(f"{arm.recipe.id}: nothing to build")
         else:
             out.print(
                 f"{arm.recipe.id}: {arm.build.parameters / 1e6:.1f} M parameters, "
-                f"built in {arm.build.build_s:.0f} s, {arm.folder}",
-                markup=False,
+                f"built in {arm.build.build_s:.0f} s, {arm.folder}"
             )
     if json:
         print_json(

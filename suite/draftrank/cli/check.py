@@ -54,7 +54,7 @@ def check(
             problems.append(Problem("is not in canonical form", name, fix="run `draftrank check --fix`"))
     print_problems(tuple(problems))
     for name in rewritten:
-        err.print(f"rewritten: {name}", markup=False)
+        err.print(f"rewritten: {name}")
     count = len(chosen) if chosen is not None else len(known)
     out.print(f"{count} files checked, {len(problems)} problems")
     if json:

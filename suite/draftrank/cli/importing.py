@@ -18,17 +18,31 @@ def import_(
 ) -> None:
     """Read result bundles into the local store; what it has already stays as it is.
 
+    A file that is no good bundle is named and left out; the others are imported.
+
     [bold]Example:[/bold] draftrank import leaderboard/results
     """
     from draftrank.catalog.workspace import Workspace
+    from draftrank.errors import InvalidInputError, Problem
     from draftrank.store.bundle import import_bundle
     from draftrank.store.store import Store
 
-    files = [file for path in bundles for file in (sorted(path.rglob("*.json")) if path.is_dir() else [path])]
     opened = Workspace.open(workspace)
+    files: list[Path] = []
+    problems: list[Problem] = []
+    for path in bundles:
+        found = sorted(path.rglob("*.json")) if path.is_dir() else [path]
+        files += found
+        if not found:
+            problems.append(Problem("holds no .json file", str(path), fix="name a folder of bundles"))
     with Store.open(opened.store_url) as store:
         for file in files:
-            import_bundle(file, store)
+            try:
+                import_bundle(file, store)
+            except InvalidInputError as error:
+                problems += error.problems
+    if problems:
+        raise InvalidInputError(problems)
     out.print(f"{len(files)} bundles imported")
     if json:
         print_json({"files": [str(file) for file in files]})

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from draftrank.cli.options import JsonOption, TargetOption, WorkspaceOption
-from draftrank.cli.output import out, print_json, print_problems
+from draftrank.cli.output import out, print_json, print_problems, print_table
 
 
 class What(StrEnum):
@@ -40,14 +40,17 @@ def list_(
     else:
         from draftrank.catalog.workspace import Workspace
 
-        checked = Workspace.open(workspace).check()
+        opened = Workspace.open(workspace)
+        if target is not None:
+            opened.target(target)  # refuses an unknown one
+        checked = opened.check()
         print_problems(checked.problems)
         if what is What.drafts:
             rows = [
                 {
                     "target": recipe.target,
                     "draft": recipe.id,
-                    "made by": ", ".join(recipe.draft.techniques),
+                    "made_by": ", ".join(recipe.draft.techniques),
                     "k": recipe.speculate.num_speculative_tokens,
                     "effort": recipe.effort,
                     "title": recipe.title,
@@ -106,7 +109,10 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in rows[0]:
-        table.add_column(name, overflow="fold")
+        table.add_column(name.replace("_", " "), overflow="fold")
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
-    out.print(table, markup=False)
+    if out.is_terminal:
+        out.print(table)  # long texts fold
+    else:
+        print_table(table)

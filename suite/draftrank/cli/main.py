@@ -6,9 +6,11 @@ output is one compact JSON object; progress and errors go to standard error.
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from functools import wraps
+from typing import Annotated, Any
 
 import typer
 
@@ -40,8 +42,24 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "import": importing.import_,
     "doctor": doctor.doctor,
 }
+
+
+def _stoppable(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, with Ctrl-C as a sentence and exit code 130 rather than a bare end."""
+
+    @wraps(command)
+    def call(*arguments: Any, **options: Any) -> None:
+        try:
+            command(*arguments, **options)
+        except KeyboardInterrupt:
+            sys.stderr.write("\nstopped; the same command goes on from here\n")
+            raise typer.Exit(130) from None
+
+    return call
+
+
 for _name, _command in COMMANDS.items():
-    app.command(_name)(_command)
+    app.command(_name)(_stoppable(_command))
 
 
 def _show_version(wanted: bool) -> None:
@@ -61,6 +79,9 @@ def _root(
 
 def main() -> None:
     """Runs the command; expected failures become text and an exit code, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without UTF-8 shows `?` and no more
+            stream.reconfigure(errors="replace")
     try:
         app()
     except DraftrankError as error:
@@ -71,4 +92,9 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
+        sys.exit(1)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        reason = error.strerror or str(error)
+        report_error(DraftrankError(f"{place}{reason} (check the path, its permissions and the room left)"))
         sys.exit(1)

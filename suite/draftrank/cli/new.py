@@ -40,6 +40,6 @@ def new(
     else:
         path = start_draft(opened, target or default_target(opened), name, author)
     shown = opened.display(path)
-    out.print(f"written: {shown}\nedit it, then: draftrank check {shown}", markup=False)
+    out.print(f"written: {shown}\nedit it, then: draftrank check {shown}")
     if json:
         print_json({"file": str(path)})

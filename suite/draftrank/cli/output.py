@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,18 +20,33 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 from draftrank.errors import DraftrankError, InvalidInputError, Problem
 from draftrank.progress import Stage
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+def _console(*, stderr: bool = False, width: int | None = None) -> Console:
+    """Titles, paths and messages are text, never markup: a bracket in them stays a bracket."""
+    return Console(
+        stderr=stderr, width=width, highlight=False, soft_wrap=width is None, markup=False, emoji=False
+    )
+
+
+out = _console()
+err = _console(stderr=True)
 
 
 def print_json(value: Any) -> None:
-    """Prints one compact JSON object on a line of its own."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n")
+    """Prints one compact JSON object on a line of its own, in ASCII, which every pipe carries."""
+    sys.stdout.write(json.dumps(value, separators=(",", ":"), allow_nan=False) + "\n")
+
+
+def print_table(table: Table) -> None:
+    """Prints a table as wide as its content: a narrow terminal breaks lines, no figure is cut off."""
+    natural = Measurement.get(out, out.options.update(max_width=10_000), table).maximum
+    _console(width=natural).print(table, crop=False)
 
 
 def report_error(error: DraftrankError) -> None:
@@ -84,13 +100,13 @@ class ConsoleProgress:
     def __init__(self) -> None:
         self._bars = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("[dim]{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", style="dim", markup=False),
             console=err,
             transient=True,
             disable=not err.is_terminal,

@@ -28,6 +28,7 @@ def publish(
     from draftrank.store.store import Store
 
     opened = Workspace.open(workspace)
+    opened.require_own()
     with Store.open(opened.store_url) as store:
         finished = [one for one in store.sessions() if one.finished_at is not None]
         chosen = [one for one in finished if session in (None, one.id)]
@@ -39,6 +40,6 @@ def publish(
         newest = max(chosen, key=lambda one: one.created_at)
         written = publish_bundles(store.result(newest.id), opened.published)
     for path in written:
-        out.print(f"written: {opened.display(path)}", markup=False)
+        out.print(f"written: {opened.display(path)}")
     if json:
         print_json({"session": newest.id, "files": [str(path) for path in written]})

@@ -15,3 +15,15 @@ def read_results(workspace: Workspace, *, local: bool = True) -> tuple[SessionRe
         return load_results(None, workspace.published)
     with Store.open(workspace.store_url) as store:
         return load_results(store, workspace.published)
+
+
+def require_known(workspace: Workspace, *, target: str | None = None, suite: str | None = None) -> None:
+    """For a selection that found no result: refuses names that are not declared either.
+
+    Raises:
+        InvalidInputError: the target or the suite is unknown, which is another thing than unmeasured.
+    """
+    if target is not None:
+        workspace.target(target)
+    if suite is not None:
+        workspace.suite(suite)

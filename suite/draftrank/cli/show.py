@@ -25,17 +25,16 @@ def show(
     [bold]Example:[/bold] draftrank show ngram --target smollm2-135m-instruct
     """
     from draftrank.catalog.workspace import Workspace
-    from draftrank.cli.results import read_results
+    from draftrank.cli.results import read_results, require_known
     from draftrank.cli.tables import print_arm, print_sessions
     from draftrank.errors import InvalidInputError
     from draftrank.measure.gates import judge
     from draftrank.measure.summary import summarise
 
-    results = [
-        result
-        for result in read_results(Workspace.open(workspace))
-        if target in (None, result.session.target)
-    ]
+    opened = Workspace.open(workspace)
+    results = [result for result in read_results(opened) if target in (None, result.session.target)]
+    if not results:
+        require_known(opened, target=target)
     results.sort(key=lambda result: result.session.created_at, reverse=True)
     if name is None:
         summaries = [summarise(result) for result in results]

@@ -33,6 +33,6 @@ def site(
     results = read_results(Workspace.open(workspace), local=not published)
     render_site(build_boards(results), out_dir)
     index = (out_dir / "index.html").resolve()
-    out.print(f"the site is rendered: {index.as_uri()}", markup=False)
+    out.print(f"the site is rendered: {index.as_uri()}")
     if json:
         print_json({"index": str(index), "sessions": len(results)})

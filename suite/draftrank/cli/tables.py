@@ -7,7 +7,7 @@ from rich.text import Text
 
 from draftrank.board.formats import day, decimal, duration, percent, rank, size, span, times
 from draftrank.board.rows import Board, BoardRow
-from draftrank.cli.output import out
+from draftrank.cli.output import out, print_table
 from draftrank.measure.records import Session
 from draftrank.measure.statistics import Interval
 from draftrank.measure.summary import ArmSummary, SessionSummary
@@ -46,7 +46,7 @@ def print_board(board: Board) -> None:
     table.add_column("output", no_wrap=True)
     for row in board.rows:
         table.add_row(*_cells(board, row), style="" if row.ranked else "dim")
-    out.print(table)
+    print_table(table)
     for row in board.rows:
         if not row.ranked:
             out.print(Text.assemble(("not ranked: ", "yellow"), f"{row.draft}: {row.reason}"))
@@ -101,7 +101,7 @@ def print_arm(session: Session, arm: ArmSummary, verdict: str | None) -> None:
     table.add_column(overflow="fold")
     for name, value in facts.items():
         table.add_row(name, Text(value))
-    out.print(table)
+    print_table(table)
     tasks = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("task", "speedup", "95 % interval", "accept", "tok/s", "identical"):
         tasks.add_column(name, justify="left" if name == "task" else "right")
@@ -114,7 +114,7 @@ def print_arm(session: Session, arm: ArmSummary, verdict: str | None) -> None:
             decimal(task.timing.tokens_per_second, 1),
             percent(task.fidelity.exact_match),
         )
-    out.print(tasks)
+    print_table(tasks)
 
 
 def print_sessions(summaries: list[SessionSummary]) -> None:
@@ -136,7 +136,7 @@ def print_sessions(summaries: list[SessionSummary]) -> None:
             str(drafts),
             state,
         )
-    out.print(table)
+    print_table(table)
 
 
 def _ends(interval: Interval | None) -> tuple[float, float] | None:

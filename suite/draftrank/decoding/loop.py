@@ -61,7 +61,7 @@ class Decoding:
     offered: tuple[int, ...]
     """Entry i: steps whose (i+1)-th token was proposed and whose first i were accepted; length k."""
     proposed: int
-    """Tokens proposed over all steps."""
+    """Tokens proposed over all steps, up to a stop token that ended the output."""
     draft_forwards: int
     """Forwards of the draft model after its prefill."""
     prefill_s: float
@@ -175,17 +175,21 @@ def speculative(
         if room:
             proposer.settle(verdict.accepted)
         emitted = [*proposal.tokens[: verdict.accepted], verdict.next_token]
+        judged = len(proposal.tokens)
         for index, candidate in enumerate(emitted):
             if candidate in request.stop_tokens:
-                del emitted[index + 1 :]
                 stopped = True
+                if index < verdict.accepted:
+                    # An accepted stop token stands for the bonus, and nothing after it was judged.
+                    judged = index
+                del emitted[index + 1 :]
                 break
         context += emitted
         accepted = len(emitted) - 1
         histogram[accepted] += 1
-        for index in range(min(len(proposal.tokens), accepted + 1)):
+        for index in range(min(judged, accepted + 1)):
             offered[index] += 1
-        proposed += len(proposal.tokens)
+        proposed += judged
         draft_forwards += proposal.forwards
         propose_s += proposing_ended - now
         verify_s += verifying_ended - proposing_ended

@@ -77,7 +77,7 @@ def publish_folder(final: Path, fill: Callable[[Path], None]) -> None:
     After an exception or an interruption `final` is absent; what a killed process left in staging is
     removed by the next one.
     """
-    staging = _staging(final)
+    staging = final.parent / f".staging-{final.name}"
     remove_folder(staging)
     staging.mkdir(parents=True)
     try:
@@ -90,7 +90,7 @@ def publish_folder(final: Path, fill: Callable[[Path], None]) -> None:
 def publish_file(final: Path, write: Callable[[Path], None]) -> None:
     """As `publish_folder` for one file, replacing an older one."""
     final.parent.mkdir(parents=True, exist_ok=True)
-    staging = _staging(final)
+    staging = final.parent / f".staging-{os.getpid()}-{final.name}"
     try:
         write(staging)
         os.replace(staging, final)
@@ -122,7 +122,3 @@ def weight_files(folder: Path) -> list[Path]:
 def weights_sha256(files: Sequence[Path]) -> str:
     """Identity of weights: sha256 (hex) over the sorted pairs of file name and file sha256."""
     return sha256_of_json(sorted([path.name, file_sha256(path)] for path in files))
-
-
-def _staging(final: Path) -> Path:
-    return final.parent / f".staging-{final.name}"

@@ -15,6 +15,7 @@ from draftrank.drafting.prompting import (
     ConversationFrame,
     PromptFormat,
     conversation_frame,
+    special_ids,
     without_repeated_end,
 )
 from draftrank.errors import BuildError
@@ -143,7 +144,7 @@ def row_rules(
     return RowRules(
         frame,
         stop_ids,
-        frozenset(tokenizer.all_special_ids),
+        special_ids(tokenizer),
         {stop: tuple(without_repeated_end(tokenizer, [stop], list(frame.reopening))) for stop in stop_ids},
         max(1, room // _PROMPT_SHARE[prompt_format]),
     )

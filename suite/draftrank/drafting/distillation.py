@@ -47,8 +47,8 @@ HELD_OUT_MOST = 64
 """Sequences kept aside: this share, at least 2, at most that many."""
 FINAL_RATE = 0.1
 """Where the cosine ends, as a share of the peak learning rate."""
-_MEAN_OF = 10
-"""Updates averaged for the first and the last loss of the notes."""
+_MEAN_SHARE = 0.05
+"""Share of the updates averaged for the first and the last loss of the notes."""
 
 
 @dataclass(slots=True)
@@ -89,13 +89,14 @@ def distill(spec: Distill, draft: WorkingDraft, context: BuildContext) -> dict[s
             stage.advance(seen, note)
     after = trainer.closeness(held_out)
     trainer.finish()
+    averaged = max(1, round(len(batches) * _MEAN_SHARE))
     return {
         "updates": len(batches),
         "tokens_seen": state.tokens_seen,
         "seconds": round(state.seconds, 3),
         "tokens_per_s": round(state.tokens_seen / max(state.seconds, 1e-9), 1),
-        "first_loss": _mean(state.losses[:_MEAN_OF]),
-        "last_loss": _mean(state.losses[-_MEAN_OF:]),
+        "first_loss": _mean(state.losses[:averaged]),
+        "last_loss": _mean(state.losses[-averaged:]),
         "held_out_kl_before": state.kl_before,
         "held_out_kl_after": after.mean_kl,
         "held_out_agreement_before": state.agreement_before,

@@ -83,11 +83,18 @@ def conversation_frame(tokenizer: PreTrainedTokenizerBase) -> ConversationFrame:
     )
 
 
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids that never stand for text: the tokenizer's named special tokens, and those it has added as
+    special without a name (as Gemma's end of turn)."""
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(tokenizer.all_special_ids) | {index for index, token in added if token.special}
+
+
 def without_repeated_end(
     tokenizer: PreTrainedTokenizerBase, answer: Sequence[int], following: list[int]
 ) -> list[int]:
     """The template's tokens after an answer, without the end token that the answer already ends with."""
-    if answer and answer[-1] in following and answer[-1] in tokenizer.all_special_ids:
+    if answer and answer[-1] in following and answer[-1] in special_ids(tokenizer):
         place = following.index(answer[-1])
         if not tokenizer.decode(following[:place]).strip():
             return following[place + 1 :]
@@ -103,7 +110,7 @@ def _render_plain(
     first = turns[0] if system_prompt is None else system_prompt + SEPARATOR + turns[0]
     ids: list[int] = list(tokenizer(first, add_special_tokens=True).input_ids)
     for answer, turn in zip(answers, turns[1:], strict=True):
-        ended = bool(answer) and answer[-1] == tokenizer.eos_token_id
+        ended = bool(answer) and answer[-1] in tokenizer.all_special_ids
         ids += answer[:-1] if ended else answer  # an end token would tell the target to forget the turns
         ids += _encode(tokenizer, SEPARATOR + turn)
     return ids

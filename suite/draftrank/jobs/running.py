@@ -6,14 +6,17 @@ had is skipped with a warning. This is the library's main entry: the command lin
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 
+from draftrank.board.reproduce import CUSTOM
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.target import Target
 from draftrank.catalog.task import Suite, SuiteTask
 from draftrank.catalog.workspace import Workspace
+from draftrank.drafting.cache import only_process
 from draftrank.errors import BuildError, InvalidInputError, MissingDataError
 from draftrank.measure.journal import Journal
 from draftrank.measure.records import DraftBuild, SessionResult
@@ -100,7 +103,8 @@ def build(
     _require_device(device)
     declared = workspace.target(target)
     recipes = choose_recipes(workspace, target, drafts)
-    return _build_all(workspace, declared, recipes, device, progress)
+    with _alone(workspace, progress):
+        return _build_all(workspace, declared, recipes, device, progress)
 
 
 def plan_run(workspace: Workspace, request: RunRequest, progress: Progress | None = None) -> SessionPlan:
@@ -110,8 +114,6 @@ def plan_run(workspace: Workspace, request: RunRequest, progress: Progress | Non
         InvalidInputError: the request or a declaration is wrong.
         MissingDataError: the target, or the data of every task, cannot be had.
     """
-    from draftrank.drafting.target_folder import ensure_target
-
     progress = progress or SilentProgress()
     _require_device(request.device)
     target = workspace.target(request.target)
@@ -122,6 +124,8 @@ def plan_run(workspace: Workspace, request: RunRequest, progress: Progress | Non
         progress.message(warning)
     if not tasks:
         raise MissingDataError("no task of the suite has its data: " + "; ".join(skipped))
+    from draftrank.drafting.target_folder import ensure_target  # loads torch: wrong requests fail before
+
     arms = _build_all(workspace, target, recipes, request.device, progress)
     return SessionPlan(
         target=target,
@@ -142,12 +146,21 @@ def run(
 ) -> SessionResult:
     """Builds and measures; goes on with, or returns, what the journal has of the same run.
 
+    One run builds and measures at a time in a workspace: two at once would slow each other, and a
+    second of the same plan finds everything measured when its turn comes.
+
     Raises:
         InvalidInputError: the request or a declaration is wrong.
         MissingDataError: the target, or the data of every task, cannot be had.
     """
-    plan = plan_run(workspace, request, progress)
-    return run_session(plan, journal, fresh=request.fresh, progress=progress)
+    progress = progress or SilentProgress()
+    with _alone(workspace, progress):
+        plan = plan_run(workspace, request, progress)
+        return run_session(plan, journal, fresh=request.fresh, progress=progress)
+
+
+def _alone(workspace: Workspace, progress: Progress) -> AbstractContextManager[None]:
+    return only_process(workspace.state / "running", progress, "runs in this workspace")
 
 
 def _build_all(
@@ -199,7 +212,7 @@ def _narrowed(suite: Suite, request: RunRequest) -> Suite:
     if not changes:
         return suite
     # Another selection is another suite: its numbers must not land on the named one's board.
-    return suite.model_copy(update={**changes, "id": f"{suite.id}-custom"})
+    return suite.model_copy(update={**changes, "id": f"{suite.id}{CUSTOM}"})
 
 
 def _require_device(device: str) -> None:

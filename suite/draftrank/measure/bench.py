@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,42 +43,53 @@ class Bench:
     """Holds the target and every draft in one process, so that all are measured alike."""
 
     def __init__(
-        self,
-        plan: SessionPlan,
-        session: Session,
-        target: TorchRuntime,
-        tokenizer: PreTrainedTokenizerBase,
-        journal: Journal,
+        self, plan: SessionPlan, target: TorchRuntime, tokenizer: PreTrainedTokenizerBase, target_bytes: int
     ) -> None:
         self._plan = plan
-        self._session = session
         self._target = target
         self._tokenizer = tokenizer
-        self._journal = journal
+        self._target_bytes = target_bytes
         self._stop_tokens = read_stop_tokens(plan.target_folder.path)
         self._arms: dict[str, _OpenArm] = {}
+        self._session: Session
+        self._journal: Journal
 
     @classmethod
-    def open(cls, plan: SessionPlan, session: Session, journal: Journal, progress: Progress) -> Bench:
-        """Loads target and drafts and warms every arm up.
-
-        An arm that cannot be opened is marked as failed and the others go on.
+    def load(cls, plan: SessionPlan, progress: Progress) -> Bench:
+        """Loads the target; nothing is kept yet, so a refusal leaves no trace.
 
         Raises:
             ContextOverflowError: a prompt does not fit the target's window.
         """
-        with progress.stage("load and warm up", len(session.arms)) as stage:
-            start, _ = memory_bytes(plan.device)
+        with progress.stage("load the target"):
+            tokenizer = load_tokenizer(plan.target_folder.path)
+            before, _ = memory_bytes(plan.device)
             target = TorchRuntime.load(plan.target_folder.path, plan.dtype, plan.device)
             if plan.target.context_window is not None:
                 target.context_window = min(target.context_window, plan.target.context_window)
-            bench = cls(plan, session, target, load_tokenizer(plan.target_folder.path), journal)
+            bench = cls(plan, target, tokenizer, 0)
             bench.check_room()
-            target_bytes = memory_bytes(plan.device)[0] - start
-            for arm in session.arms:
-                bench._open_arm(arm, target_bytes)
-                stage.advance(note=arm.id)
+            # The first decode touches everything that decoding needs, so later arms find it in place.
+            autoregressive(target, Request(bench._warm_up_prompt(0), bench._warm_up_tokens, mode=plan.mode))
+            bench._target_bytes = memory_bytes(plan.device)[0] - before
         return bench
+
+    def open_arms(self, session: Session, journal: Journal, progress: Progress, *, resumed: bool) -> None:
+        """Loads every draft and warms every arm up; one that cannot be opened is marked as failed.
+
+        Args:
+            session: whose arms to open.
+            journal: told what becomes of each arm.
+            progress: told how far it is.
+            resumed: the session has trials already. An arm that failed then stays out: alone, without
+                the baseline's trials of the same minutes, it could not be compared.
+        """
+        self._session, self._journal = session, journal
+        with progress.stage("load and warm up the drafts", len(session.arms)) as stage:
+            for arm in session.arms:
+                if not (resumed and arm.failure is not None):
+                    self._open_arm(arm)
+                stage.advance(note=arm.id)
 
     def works(self, arm_id: str) -> bool:
         """Whether an arm can still decode."""
@@ -109,15 +121,12 @@ class Bench:
         started_at = utc_now()
         try:
             decoding = self._decode(opened, request)
-        except ContextOverflowError as error:
-            self._fail(opened.arm, str(error))
-            return None
         except Exception as error:
             if opened.arm.kind != "draft":
                 raise  # without a baseline nothing can be compared
             # One arm's crash must not lose what the others can still give.
             _log.warning("arm %s failed", arm_id, exc_info=True)
-            self._fail(opened.arm, f"{type(error).__name__}: {error}")
+            self._fail(opened.arm, _reason(error))
             return None
         task, prompt_id, turn, repeat = cell
         return Trial(
@@ -180,11 +189,17 @@ class Bench:
         return min(set(range(len(self._stop_tokens) + 1)) - self._stop_tokens)
 
     def _decode(self, opened: _OpenArm, request: Request) -> Decoding:
-        if opened.proposer is None:
-            return autoregressive(self._target, request)
-        return speculative(self._target, opened.proposer, request, opened.arm.num_speculative_tokens)
+        # A garbage collection in the middle would be charged to whichever arm it happens to hit.
+        gc.collect(1)  # a full one walks all that is loaded, which takes longer than many a decode
+        gc.disable()
+        try:
+            if opened.proposer is None:
+                return autoregressive(self._target, request)
+            return speculative(self._target, opened.proposer, request, opened.arm.num_speculative_tokens)
+        finally:
+            gc.enable()
 
-    def _open_arm(self, arm: Arm, target_bytes: int) -> None:
+    def _open_arm(self, arm: Arm) -> None:
         if arm.kind == "draft" and arm.draft is None:  # its build failed
             return
         planned = {entry.recipe.id: entry for entry in self._plan.drafts}.get(arm.id)
@@ -205,41 +220,46 @@ class Bench:
                 # Loading may hold a second copy of the weights for a moment; decoding does not.
                 reset_peak_memory(self._plan.device)
             opened = _OpenArm(arm, proposer)
-            self._warm_up(opened)
+            context = self._warm_up_prompt(arm.num_speculative_tokens)
+            self._warm_up(opened, context)
             draft = proposer.runtime() if proposer is not None else None
-            context = self._warm_up_prompt()
             latencies = measure_latencies(self._target, draft, arm.num_speculative_tokens, context)
-        except DraftrankError as error:
-            self._fail(arm, str(error))
-            return
         except Exception as error:
             if arm.kind != "draft":
                 raise
             _log.warning("arm %s failed", arm.id, exc_info=True)
-            self._fail(arm, f"{type(error).__name__}: {error}")
+            self._fail(arm, _reason(error))
             return
-        peak = target_bytes + memory_bytes(self._plan.device)[1] - before
+        peak = self._target_bytes + memory_bytes(self._plan.device)[1] - before
         opened.arm = arm.model_copy(
             update={"latencies": latencies, "peak_memory_bytes": peak, "failure": None}
         )
         self._arms[arm.id] = opened
         self._journal.update_arm(self._session.id, opened.arm)
 
-    def _warm_up(self, opened: _OpenArm) -> None:
+    def _warm_up(self, opened: _OpenArm, prompt: tuple[int, ...]) -> None:
         """Lets every shape of forward run once before anything counts."""
-        request = Request(self._warm_up_prompt(), WARM_UP_TOKENS, mode=self._plan.mode)
-        self._decode(opened, request)
+        self._decode(opened, Request(prompt, self._warm_up_tokens, mode=self._plan.mode))
         if opened.proposer is not None:
             for tokens in range(1, opened.arm.num_speculative_tokens + 2):
-                self._target.feed([request.prompt[-1]] * tokens)
+                self._target.feed([prompt[-1]] * tokens)
                 self._target.forget(tokens)
 
-    def _warm_up_prompt(self) -> tuple[int, ...]:
-        """A prompt of the session's own, cut to a usual length."""
-        room = min(WARM_UP_CONTEXT, self._target.context_window - 2 * WARM_UP_TOKENS)
-        return max((self.render(index, 0, 0, ()) for index in range(len(self._plan.tasks))), key=len)[:room]
+    @property
+    def _warm_up_tokens(self) -> int:
+        return max(1, min(WARM_UP_TOKENS, self._target.context_window // 4))
+
+    def _warm_up_prompt(self, num_speculative_tokens: int) -> tuple[int, ...]:
+        """A prompt of the session's own, cut to a usual length that leaves room for every forward."""
+        room = self._target.context_window - self._warm_up_tokens - num_speculative_tokens - 1
+        longest = max((self.render(index, 0, 0, ()) for index in range(len(self._plan.tasks))), key=len)
+        return longest[: max(1, min(WARM_UP_CONTEXT, room))]
 
     def _fail(self, arm: Arm, reason: str) -> None:
         opened = self._arms.pop(arm.id, None)
         failed = (opened.arm if opened else arm).model_copy(update={"failure": reason})
         self._journal.update_arm(self._session.id, failed)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, DraftrankError) else f"{type(error).__name__}: {error}"

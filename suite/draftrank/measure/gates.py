@@ -150,7 +150,8 @@ def _unjudged_differences(summary: SessionSummary, arm: ArmSummary) -> Values | 
 
 def _no_noise_floor(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
     """A session measures its baseline in two arms; what they differ by is its noise floor."""
-    return {} if summary.noise is None else None
+    overall = summary.noise and summary.noise.overall
+    return {} if not overall or overall.interval is None else None
 
 
 def _unstable(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001

@@ -1,7 +1,8 @@
 """Where a session ran, and the class of machines its numbers speak for.
 
 Rule of the class: on CUDA the device's name; on CPU the processor's name, its best instruction set
-for matrices and the processors in use. Ranks never cross classes.
+for matrices, the processors in use and, where they are fewer or more, torch's threads. Ranks never
+cross classes.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def read_machine(device: Literal["cpu", "cuda"]) -> Machine:
     else:
         flags = set(info.get("flags", info.get("Features", "")).split())
         tier = next((tier for tier in _CPU_TIERS if tier in flags), "generic")
-        machine_class = _slug(f"{cpu} {tier} {cores}c")
+        threads = "" if compute.threads == cores else f" {compute.threads}t"
+        machine_class = _slug(f"{cpu} {tier} {cores}c{threads}")
     return Machine(
         machine_class=machine_class,
         cpu=cpu,

@@ -1,8 +1,9 @@
 """The order in which arms take their turns.
 
-Every prompt turn is a block that all arms decode back to back. The order rotates from block to block,
-so each arm stands in each place equally often, and is reversed in every second repeat (ABBA), so that
-a drift of the machine hits all arms alike.
+Every prompt turn is a block that all arms decode back to back. Within a group of as many blocks as arms
+the order rotates, so each arm stands in each place equally often; each group starts from another order,
+so no arm always follows the same one; every second repeat is reversed (ABBA), so that a drift of the
+machine hits all arms alike.
 """
 
 from __future__ import annotations
@@ -35,8 +36,6 @@ def schedule(tasks: Sequence[SessionTask], arms: Sequence[str], repeats: int, se
 
     A prompt's turns follow one another, because a later one is asked in the context of the earlier.
     """
-    base = list(arms)
-    random.Random(seed).shuffle(base)
     order = [
         (task_index, prompt_index)
         for prompt_index in range(max(len(task.prompts) for task in tasks))
@@ -47,9 +46,11 @@ def schedule(tasks: Sequence[SessionTask], arms: Sequence[str], repeats: int, se
         block = 0
         for task_index, prompt_index in order:
             for turn in range(tasks[task_index].turns[prompt_index]):
-                shift = block % len(base)
-                arranged = base[shift:] + base[:shift]
-                if (block // len(base) + repeat) % 2:
+                group, shift = divmod(block, len(arms))
+                arranged = list(arms)
+                random.Random(f"{seed}/{group}").shuffle(arranged)  # (order, not secrecy)
+                arranged = arranged[shift:] + arranged[:shift]
+                if repeat % 2:
                     arranged.reverse()
                 yield Block(task_index, prompt_index, turn, repeat, tuple(arranged))
                 block += 1

@@ -18,9 +18,9 @@ from draftrank.catalog.base import sha256_of_json
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.catalog.prompts import TaskPrompts
 from draftrank.catalog.recipe import Recipe
+from draftrank.catalog.sources.base import file_sha256
 from draftrank.catalog.target import Target
 from draftrank.catalog.task import Suite
-from draftrank.drafting.target_folder import TargetFolder
 from draftrank.measure.journal import Journal
 from draftrank.measure.machine import read_machine
 from draftrank.measure.records import (
@@ -39,6 +39,7 @@ from draftrank.progress import Progress, SilentProgress
 from draftrank.version import __version__
 
 if TYPE_CHECKING:
+    from draftrank.drafting.target_folder import TargetFolder
     from draftrank.measure.bench import Bench
 
 MEASURING_VERSION = 1
@@ -78,15 +79,16 @@ class SessionPlan:
         return sha256_of_json(
             {
                 "version": [MEASURING_VERSION, __version__],
-                "machine": [machine.machine_class, machine.threads, machine.packages],
+                "machine": machine.model_dump(mode="json"),
                 "target": [self.target.content_sha256(), self.target_folder.weights_sha256],
+                "target_files": _small_files_sha256(self.target_folder.path),
                 "suite": self.suite.content_sha256(),
                 "tasks": [task.model_dump(mode="json") for task in map(session_task, self.tasks)],
                 "drafts": [
                     [
                         arm.recipe.id,
                         arm.recipe.content_sha256(),
-                        arm.build.weights_sha256 if arm.build else arm.failure,
+                        arm.build.weights_sha256 if arm.build else "build failed",
                     ]
                     for arm in self.drafts
                 ],
@@ -125,13 +127,16 @@ def run_session(
         ContextOverflowError: a prompt does not fit the target's window; nothing has been measured.
         InvalidInputError: the plan has no task or no draft.
     """
+    from draftrank.measure.bench import Bench
+
     progress = progress or SilentProgress()
     machine = read_machine(plan.device)
     plan_sha256 = plan.sha256(machine)
-    session = None if fresh else journal.find_session(plan_sha256)
+    session = None if fresh else _to_reuse(plan, journal.find_session(plan_sha256))
     if session is not None and session.finished_at is not None:
         progress.message(f"session {session.id} has measured this already; nothing to do")
         return journal.result(session.id)
+    bench = Bench.load(plan, progress)
     if session is None:
         session = _new_session(plan, plan_sha256, machine)
         journal.begin_session(session)
@@ -139,13 +144,29 @@ def run_session(
         progress.message(f"session {session.id} goes on where it stopped")
     done = {trial.key: trial for trial in journal.trials(session.id)}
     process = 1 + max((trial.process for trial in done.values()), default=-1)
-
-    from draftrank.measure.bench import Bench
-
-    bench = Bench.open(plan, session, journal, progress)
+    bench.open_arms(session, journal, progress, resumed=bool(done))
     _measure(session, bench, done, process, journal, progress)
     journal.finish_session(session.id, utc_now())
     return journal.result(session.id)
+
+
+def _to_reuse(plan: SessionPlan, found: Session | None) -> Session | None:
+    """A session of the same plan, unless it holds only part of its arms (an imported bundle), or has
+    ended with an arm that failed though its draft was built: that one deserves another try."""
+    if found is None or {arm.id for arm in found.arms} != {
+        BASELINE,
+        CONTROL,
+        *(arm.recipe.id for arm in plan.drafts),
+    }:
+        return None
+    broke = any(arm.failure is not None and arm.draft is not None for arm in found.arms)
+    return None if broke and found.finished_at is not None else found
+
+
+def _small_files_sha256(folder: Path) -> str:
+    """Hash of a target's configuration, tokenizer and template: all its files beside the weights."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".jinja", ".txt", ".model"))
+    return sha256_of_json([[path.name, file_sha256(path)] for path in files])
 
 
 def _measure(

@@ -12,7 +12,7 @@ ROW_FIELDS = {
     "board", "draft", "title", "rank", "ranked", "reason", "gates", "speedup", "ci", "acceptance_length",
     "acceptance_rate", "draft_cost", "tokens_per_second", "per_task", "techniques", "trained", "k", "parameters",
     "bytes_on_disk", "build_s", "peak_memory_bytes", "fidelity", "session", "measured_at", "recipe_sha256",
-    "weights_sha256",
+    "weights_sha256", "reproduce",
 }  # fmt: skip
 
 

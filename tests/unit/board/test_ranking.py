@@ -157,10 +157,12 @@ def test_of_two_states_of_one_session_the_fuller_counts():
     assert board.rows[0].ranked
 
 
-def test_a_session_without_a_task_that_others_have_is_not_ranked_beside_them():
-    (board,) = build_boards([result({"a": 2.0}), result({"b": 4.0}, id="20261102-b", tasks={"chat": 4})])
-    assert [(row.draft, row.ranked) for row in board.rows] == [("a", True), ("b", False)]
-    assert "lacks math" in board.rows[1].reason
+def test_a_session_over_other_tasks_is_another_board():
+    boards = build_boards([result({"a": 2.0}), result({"b": 4.0}, id="20261102-b", tasks={"chat": 4})])
+    assert sorted((board.tasks, [row.draft for row in board.rows]) for board in boards) == [
+        (("chat",), ["b"]),
+        (("chat", "math"), ["a"]),
+    ]
 
 
 def test_a_session_of_the_baseline_alone_is_a_board_without_rows():

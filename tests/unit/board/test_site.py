@@ -138,7 +138,7 @@ def test_a_draft_page_tells_how_it_was_made_and_how_to_repeat_it(out):
     render_site(boards(), out)
     text = " ".join(pages_of(out)[out / draft_page("tiny-target", "cut")].text.split())
     assert "keep 6 layers, evenly spread." in text
-    assert "draftrank run --target tiny-target --draft cut --suite quick" in text
+    assert "draftrank run tiny-target --draft cut --suite quick" in text
     assert sha("cut weights") in text
     assert sha("recipe cut") in text
     assert "kind: drop_layers" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import jsonschema
 import pytest
@@ -130,7 +131,7 @@ def test_the_canonical_form_does_not_depend_on_order(order):
 def test_starters_are_valid_and_never_overwrite(tmp_path):
     workspace = Workspace.open(write_workspace(tmp_path))
     draft = start_draft(workspace, "tiny", "depth8", "Ann")
-    task = start_task(workspace, "my-task")
+    start_task(workspace, "my-task")
     assert workspace.check().problems == ()
     assert workspace.recipe("tiny", "depth8").authors[0].name == "Ann"
     for call in (
@@ -159,6 +160,14 @@ def test_prompt_templates_read_nested_fields_and_leave_other_braces(tmp_path):
     assert prompt.reference == "7"
 
 
+def test_other_line_separators_inside_json_text_do_not_split_rows(tmp_path):
+    write_workspace(tmp_path)
+    write_prompts(tmp_path, '{"id": "1", "turns": ["a\u2028b\u0085c"]}\n{"id": "2", "turns": ["d"]}\n')
+    workspace = Workspace.open(tmp_path)
+    prompts = read_prompts(workspace.task("small"), workspace.fetch_context())
+    assert [prompt.turns[0] for prompt in prompts] == ["a\u2028b\u0085c", "d"]
+
+
 @given(
     total=st.integers(1, 60),
     wanted=st.one_of(st.none(), st.integers(1, 80)),
@@ -175,7 +184,7 @@ def test_a_suite_takes_prompts_at_even_distances(total, wanted, limit):
     indices = [int(prompt.id) for prompt in chosen.prompts]
     assert len(indices) == min(wanted or total, total)
     assert indices == sorted(set(indices))
-    gaps = [b - a for a, b in zip(indices, indices[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(indices)]
     assert not gaps or max(gaps) - min(gaps) <= 1
     assert chosen.max_new_tokens == min(task.max_new_tokens, limit or task.max_new_tokens)
 

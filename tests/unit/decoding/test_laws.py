@@ -97,6 +97,19 @@ def test_a_draft_equal_to_its_target_accepts_everything(name, k):
     assert found.draft_forwards == 4 * k
 
 
+@settings(max_examples=40, deadline=None)
+@given(prompt=prompts, k=st.integers(1, 8), limit=st.integers(1, 40), stop=stops)
+def test_an_equal_drafts_every_judged_token_is_accepted(prompt, k, limit, stop):
+    """Also where an accepted stop token ends the output in the middle of a proposal."""
+    target = TorchRuntime(TARGETS["llama"])
+    found = speculative(
+        target, ModelProposer(TorchRuntime(TARGETS["llama"])), Request(prompt, limit, stop), k
+    )
+    reached = [sum(found.accept_histogram[i + 1 :]) for i in range(k)]
+    assert list(found.offered) == reached
+    assert found.proposed == sum(reached)
+
+
 def test_the_last_step_asks_for_no_more_than_the_limit_holds():
     target = TorchRuntime(TARGETS["llama"])
     request = Request((5, 9, 11), 1 + 4 + 2)

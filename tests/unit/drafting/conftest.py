@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.sources.base import FetchContext
@@ -20,7 +19,7 @@ from draftrank.drafting.loading import load_model, load_tokenizer
 from draftrank.drafting.target_folder import TargetFolder, ensure_target
 from draftrank.drafting.working_draft import BuildContext, WorkingDraft
 from draftrank.progress import SilentProgress
-from models import small_model
+from models import small_model, small_tokenizer
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
@@ -28,7 +27,6 @@ CHATML = (
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>")
 LAYERS = 4
 
 
@@ -44,20 +42,7 @@ def _one_thread():
 @pytest.fixture(scope="session")
 def make_tokenizer() -> Callable[..., PreTrainedTokenizerBase]:
     def make(template: str | None = CHATML) -> PreTrainedTokenizerBase:
-        letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-        vocabulary = {token: index for index, token in enumerate((*SPECIAL, *letters))}
-        merges = [("a", "b"), ("Ġ", "a"), ("ab", "ab")]  # enough for text to be split in several ways
-        for left, right in merges:
-            vocabulary[left + right] = len(vocabulary)
-        backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        backend.decoder = decoders.ByteLevel()
-        backend.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=backend, pad_token=SPECIAL[0], bos_token=SPECIAL[1], eos_token=SPECIAL[2]
-        )
-        tokenizer.chat_template = template
-        return tokenizer
+        return small_tokenizer(template)
 
     return make
 
@@ -75,10 +60,15 @@ def make_target(tmp_path_factory, make_tokenizer) -> Callable[..., tuple[Target,
             model = small_model(architecture, layers=LAYERS, vocabulary=len(tokenizer))
             model.save_pretrained(root / "model")
             tokenizer.save_pretrained(root / "model")
-            target = Target.model_validate_json(
-                '{"schema_version": 1, "id": "tiny", "title": "Tiny", "licence": "Apache-2.0",'
-                ' "source": {"kind": "local", "path": "model"}, "prompt_format": "%s"}' % prompt_format
-            )
+            fields = {
+                "schema_version": 1,
+                "id": "tiny",
+                "title": "Tiny",
+                "licence": "Apache-2.0",
+                "source": {"kind": "local", "path": "model"},
+                "prompt_format": prompt_format,
+            }
+            target = Target.model_validate_json(json.dumps(fields))
             made[key] = target, ensure_target(target, FetchContext(root / "cache", (root,)))
         return made[key]
 

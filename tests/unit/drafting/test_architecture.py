@@ -71,6 +71,8 @@ def test_a_view_of_the_first_layers_equals_the_cut_model_and_leaves_the_original
     torch.testing.assert_close(token_by_token(view), expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(model(IDS).logits, before)
     assert model.config.to_dict() == config
+    assert view.config.num_hidden_layers == view.base_model.config.num_hidden_layers == count
+    assert len(getattr(view.config, "layer_types", None) or range(count)) == count
     assert len(Architecture.of(model).layers(model)) == 6
     ours = {parameter.data_ptr() for parameter in model.parameters()}
     assert {parameter.data_ptr() for parameter in view.parameters()} <= ours
@@ -123,6 +125,6 @@ def test_layers_that_depend_on_their_depth_are_not_moved():
 
 
 def test_unknown_architectures_are_refused_with_the_known_ones():
-    with pytest.raises(BuildError, match="'bert'.*llama, gemma3_text, gpt2"):
+    with pytest.raises(BuildError, match=r"'bert'.*llama, gemma3_text, gpt2"):
         Architecture.of(BertConfig())
     assert Architecture.of(LlamaConfig()) in ROWS

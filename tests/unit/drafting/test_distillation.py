@@ -13,7 +13,7 @@ from draftrank.drafting.conversation_row import ANSWER, TEMPLATE
 from draftrank.drafting.corpus import self_generated_corpus
 from draftrank.drafting.distillation import distill, learning_rate_factor, split_sequences
 from draftrank.drafting.loading import load_model
-from draftrank.drafting.objective import backward_in_chunks, closeness_in_chunks, position_loss
+from draftrank.drafting.objective import backward_in_chunks, closeness_in_chunks
 from draftrank.drafting.steps.distill import Distill, SelfGenerated
 from draftrank.errors import BuildError
 
@@ -199,7 +199,6 @@ def test_closeness_of_a_model_with_itself_and_with_another():
     assert other.mean_kl == pytest.approx(
         float(F.kl_div(first.log_softmax(-1), second.softmax(-1), reduction="batchmean")), rel=1e-5
     )
-    assert float(position_loss("kl", first, second, torch.empty(0))) == pytest.approx(other.kl, rel=1e-5)
 
 
 def test_the_templates_tokens_are_not_trained_on(make_context, make_draft, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -40,14 +42,14 @@ def test_even_spacing_is_even(data):
     assert len(set(chosen)) == count
     if count > 1:
         assert (chosen[0], chosen[-1]) == (0, depth - 1)
-        gaps = [after - before for before, after in zip(chosen, chosen[1:], strict=False)]
+        gaps = [after - before for before, after in pairwise(chosen)]
         assert max(gaps) - min(gaps) <= 1
 
 
 @pytest.mark.parametrize(("keep", "select"), [(5, "ends"), (5, "block_influence"), ((0, 4), None)])
 def test_more_layers_than_there_are_is_refused(make_context, make_draft, keep, select):
     context = make_context()
-    with pytest.raises(BuildError, match="4 layers, so 5 .* at most 4|layers 0 to 3: there is no layer 4"):
+    with pytest.raises(BuildError, match=r"4 layers, so 5 .* at most 4|layers 0 to 3: there is no layer 4"):
         choose_layers(keep, select, make_draft(context), context)
 
 

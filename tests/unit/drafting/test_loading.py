@@ -87,6 +87,14 @@ def test_a_folder_that_is_no_model_is_named(tmp_path):
         load_tokenizer(tmp_path)
 
 
+def test_a_cut_off_file_is_named(make_target, tmp_path):
+    load_model(make_target()[1].path, "fp32", "cpu").save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(MissingDataError, match="cannot be opened as a model"):
+        load_model(tmp_path, "fp32", "cpu")
+
+
 def test_pickled_weights_are_never_opened(make_target, tmp_path):
     model = load_model(make_target()[1].path, "fp32", "cpu")
     model.config.save_pretrained(tmp_path)

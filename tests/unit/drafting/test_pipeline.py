@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
+from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from draftrank.drafting import pipeline
 from draftrank.drafting.architecture import Architecture
 from draftrank.drafting.cache import draft_key
+from draftrank.drafting.distillation import _Trainer
 from draftrank.drafting.loading import load_model
 from draftrank.drafting.pipeline import build_draft
 from draftrank.drafting.steps.drop_layers import DropLayers
@@ -170,7 +173,7 @@ def test_an_interrupted_training_goes_on_in_the_next_build(
     [spent] = (tmp_path / "cut" / "scratch").rglob("spent_s")
     seconds = float(spent.read_text())
     updates = []
-    update = pipeline_update()
+    update = _Trainer._update
     monkeypatch.setattr(
         "draftrank.drafting.distillation._Trainer._update",
         lambda *given: updates.append(given) or update(*given),
@@ -182,10 +185,24 @@ def test_an_interrupted_training_goes_on_in_the_next_build(
     assert not list((tmp_path / "cut" / "scratch").iterdir())
 
 
-def pipeline_update():
-    from draftrank.drafting.distillation import _Trainer
-
-    return _Trainer._update
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_killed_build_leaves_nothing_and_its_remains_are_removed(
+    make_target, make_recipe, tmp_path, monkeypatch
+):
+    target, folder = make_target()
+    child = os.fork()
+    if child == 0:  # dies as if killed, after the weights are written and before they are published
+        monkeypatch.setattr(pipeline, "weights_sha256", lambda *_: os._exit(9))
+        build_draft(make_recipe(DROP), target, folder, cache=tmp_path)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    [remains] = published(tmp_path)
+    assert remains.name.startswith(".staging-")
+    assert list(remains.glob("*.safetensors"))
+    built = build_draft(make_recipe(DROP), target, folder, cache=tmp_path)
+    assert not built.reused
+    assert published(tmp_path) == [built.folder]
+    assert load_model(built.folder, "fp32", "cpu").config.num_hidden_layers == 2
 
 
 def test_two_processes_build_one_good_draft(make_target, make_recipe, tmp_path):
@@ -203,8 +220,6 @@ def test_two_processes_build_one_good_draft(make_target, make_recipe, tmp_path):
 
 
 def test_a_waiting_build_says_so(make_target, make_recipe, tmp_path):
-    from filelock import FileLock
-
     target, folder = make_target()
     key = draft_key(make_recipe(DROP).draft.build_steps, folder.weights_sha256)
     (tmp_path / "drafts").mkdir()

@@ -81,6 +81,14 @@ def test_an_answer_is_not_tokenized_again(make_tokenizer):
     assert any(ids[place : place + 3] == [a, b, END] for place in range(len(ids)))
 
 
+def test_an_end_token_without_a_name_is_not_doubled_either(make_tokenizer):
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = "<|pad|>"
+    assert END not in tokenizer.all_special_ids
+    ids = render_turns(tokenizer, "chat", ["x", "y"], [[10, END]])
+    assert ids == render_turns(tokenizer, "chat", ["x", "y"], [[10]])
+
+
 def test_a_template_with_spaces_around_answers(make_tokenizer):
     tokenizer = make_tokenizer(LLAMA2)
     answer = tokenizer(" fine", add_special_tokens=False).input_ids
@@ -100,7 +108,7 @@ def test_plain_text_is_joined_with_blank_lines(make_tokenizer):
 
 
 def test_a_target_without_template_is_told_to_use_completion(make_tokenizer):
-    with pytest.raises(InvalidInputError, match="no chat template.*prompt_format: completion"):
+    with pytest.raises(InvalidInputError, match=r"no chat template.*prompt_format: completion"):
         render_turns(make_tokenizer(None), "chat", ["x"], [])
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from draftrank.catalog.base import sha256_of_json
 from draftrank.catalog.loading import load_declaration
 from draftrank.catalog.sources.base import FetchContext, file_sha256
 from draftrank.catalog.target import Target
@@ -180,8 +181,6 @@ def test_a_folder_is_used_where_it_lies_and_hashed_once(local_source, monkeypatc
 def test_the_hash_is_that_of_the_files(local_source):
     _, context = local_source
     folder = ensure_target(declare("model", prompt_format="completion"), context)
-    from draftrank.catalog.base import sha256_of_json
-
     expected = [["model.safetensors", file_sha256(folder.path / "model.safetensors")]]
     assert folder.weights_sha256 == sha256_of_json(expected)
 

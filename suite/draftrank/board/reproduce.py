@@ -1,0 +1,33 @@
+"""The command that measures a row again."""
+
+from __future__ import annotations
+
+import shlex
+
+from draftrank.measure.records import Session
+
+CUSTOM = "-custom"
+"""How a run marks a suite that it narrowed by tasks or repeats."""
+
+
+def reproduce_command(session: Session, draft: str) -> str:
+    """`draftrank run …` with every option that differs from its default, quoted for a shell."""
+    words = ["draftrank", "run", session.target, "--draft", draft]
+    words += ["--suite", session.suite.removesuffix(CUSTOM)]
+    if session.suite.endswith(CUSTOM):
+        for task in session.tasks:
+            words += ["--task", task.task]
+        words += ["--repeats", str(session.repeats)]
+    if session.dtype != "fp32":
+        words += ["--dtype", session.dtype]
+    if session.device != "cpu":
+        words += ["--device", session.device]
+    if not session.mode.greedy:
+        words += ["--temperature", f"{session.mode.temperature:g}"]
+        if session.mode.top_p is not None:
+            words += ["--top-p", f"{session.mode.top_p:g}"]
+        if session.mode.top_k is not None:
+            words += ["--top-k", str(session.mode.top_k)]
+    if session.seed:
+        words += ["--seed", str(session.seed)]
+    return shlex.join(words)

@@ -1,0 +1,131 @@
+"""What the documents say is so: their examples run, and nothing there is goes unnamed."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import io
+import json
+import re
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pytest
+from pydantic import TypeAdapter
+
+from draftrank import RunRequest, kinds
+from draftrank.catalog.loading import load_declaration
+from draftrank.catalog.schemas import MODELS
+from draftrank.cli.main import COMMANDS
+
+ROOT = Path(__file__).parents[2]
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text("utf-8")
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "drafts").glob("*.md")]
+}
+DECLARATIONS = PAGES["docs/declarations.md"]
+COMMANDS_PAGE = PAGES["docs/commands.md"]
+KINDS = {**kinds.SOURCES, **kinds.STEPS, **kinds.DRAFTS}
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.+?)^```$", page, re.DOTALL | re.MULTILINE)
+
+
+def generator():
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "ci" / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_python_examples_run_in_their_order(measured_root, monkeypatch):
+    monkeypatch.chdir(measured_root)
+    page = PAGES["docs/python-api.md"].replace("smollm2-135m-instruct", "tiny")
+    names: dict[str, object] = {}
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        for block in blocks(page.replace("depth6-unhealed", "shallow"), "python"):
+            exec(compile(block, "docs/python-api.md", "exec"), names)
+    told = printed.getvalue()
+    assert "tiny shallow from a copy of the target: keep 2 layers" in told
+    assert "has measured this already" in told
+    assert '2 ["known: tiny"]'.replace('"', "'") in told
+    assert {row["draft"] for row in names["document"]["rows"]} == {"early-exit", "int8", "ngram", "shallow"}
+    assert (measured_root / "site" / "index.html").is_file()
+
+
+def test_the_python_page_names_every_field_of_a_request():
+    table = PAGES["docs/python-api.md"].split("The fields of `RunRequest`:")[1].split("\n\n")[1]
+    cells = [line.split("|")[1] for line in table.splitlines()[2:]]
+    assert re.findall(r"`(\w+)`", " ".join(cells)) == [field.name for field in dataclasses.fields(RunRequest)]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/declarations.md", "CONTRIBUTING.md", "drafts/README.md"])
+def test_every_yaml_example_is_valid(page, tmp_path):
+    for number, block in enumerate(blocks(PAGES[page], "yaml")):
+        header = re.match(r"# yaml-language-server: \$schema=\S*/(\w+)\.json\n", block)
+        if header:
+            model = MODELS[header[1]]
+            name = re.search(r"^id: (\S+)$", block, re.MULTILINE)[1]
+            folder = tmp_path / str(number) / name
+            folder.mkdir(parents=True)
+            path = folder / ("target.yaml" if header[1] == "target" else f"{name}.yaml")
+            path.write_text(block, "utf-8")
+            load_declaration(path, model)
+        else:
+            path = tmp_path / f"{number}.yaml"
+            path.write_text(block, "utf-8")
+            kind = TypeAdapter(kinds.load_kind(KINDS[re.match(r"kind: (\w+)\n", block)[1]]))
+            kind.validate_json(json.dumps(read(path)))
+
+
+def read(path: Path) -> object:
+    from draftrank.catalog.yaml_file import read_yaml
+
+    return read_yaml(path).data
+
+
+def test_the_reference_has_an_example_and_a_table_of_every_kind_and_declaration():
+    examples = blocks(DECLARATIONS, "yaml")
+    for kind in KINDS:
+        assert f"### `{kind}`\n" in DECLARATIONS
+        assert any(block.startswith(f"kind: {kind}\n") for block in examples)
+    for name in MODELS:
+        assert any(f"/{name}.json\n" in block.splitlines(keepends=True)[0] for block in examples)
+    tables = re.findall(r"<!-- fields: (\w+) -->", DECLARATIONS)
+    assert sorted(tables) == sorted(generator().definitions())
+
+
+def test_the_generated_tables_are_current():
+    assert generator().with_tables(DECLARATIONS) == DECLARATIONS, "run: python ci/generate.py"
+
+
+def test_every_command_and_variable_is_in_the_reference():
+    table = re.findall(r"^\| `draftrank (\w+)` \|", COMMANDS_PAGE, re.MULTILINE)
+    assert table == list(COMMANDS)
+    code = "".join(path.read_text("utf-8") for path in (ROOT / "suite").rglob("*.py"))
+    assert set(re.findall(r"DRAFTRANK_[A-Z]+", code)) == set(re.findall(r"DRAFTRANK_[A-Z]+", COMMANDS_PAGE))
+
+
+def test_documents_name_only_commands_options_and_files_that_there_are(measured_root):
+    from commands import several
+
+    pages = dict(zip(COMMANDS, several(measured_root, *([name, "--help"] for name in COMMANDS)), strict=True))
+    for name, page in PAGES.items():
+        for command, rest in re.findall(r"\bdraftrank (\w+)((?: [^\n`#]*)?)", page):
+            if command not in COMMANDS:
+                continue
+            for option in re.findall(r"--[a-z-]+", rest):
+                assert option in pages[command].out, f"{name}: draftrank {command} {option}"
+        for link in re.findall(r"\]\(([^)#]+)", page):
+            if not link.startswith("http"):
+                assert (ROOT / name).parent.joinpath(link).exists(), f"{name}: {link}"
+
+
+def test_the_board_example_has_the_fields_of_a_real_board(measured):
+    example = json.loads(blocks(COMMANDS_PAGE, "json")[0])
+    real = measured[1].json
+    assert example.keys() <= real.keys()
+    assert example["rows"][0].keys() <= real["rows"][0].keys()
+    assert example["boards"][0].keys() <= real["boards"][0].keys()
