@@ -60,7 +60,7 @@ def load_model(folder: Path, dtype: DtypeName, device: str) -> PreTrainedModel:
                 trust_remote_code=False,
                 local_files_only=True,
             )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise MissingDataError(f"{folder} cannot be opened as a model: {error}") from error
     model.eval()
     model.requires_grad_(False)

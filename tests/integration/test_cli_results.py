@@ -1,0 +1,169 @@
+"""From `draftrank run` to a board, a site, bundles and back, through the real command."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from commands import draftrank, several
+from workspaces import RECIPE
+
+ARMS = ["early-exit", "int8", "ngram", "shallow"]
+
+
+def test_a_run_ranks_every_draft_and_its_board_has_the_documented_form(measured):
+    root, ran = measured
+    assert ran.code == 0
+    (board,) = several(root, ["board", "--json"])
+    assert board.code == 0
+    assert board.json["rows"] == ran.json["rows"]
+    assert sorted(row["draft"] for row in board.json["rows"]) == ARMS
+    for row in board.json["rows"]:
+        assert row["ranked"] == (row["rank"] is not None) == (row["reason"] is None)
+        if row["ranked"]:
+            low, high = row["rank"]
+            assert 1 <= low <= high <= len(ARMS)
+        low, high = row["ci"]
+        assert 0 < low <= high
+        assert row["speedup"] > 0
+        assert 1 <= row["acceptance_length"] <= 4
+        assert row["draft_cost"] > 0
+        assert row["tokens_per_second"] > 0
+
+
+def test_no_figure_is_cut_off_where_there_is_no_terminal(measured):
+    _, ran = measured
+    lines = ran.out.splitlines()
+    header = next(line for line in lines if line.lstrip().startswith("rank"))
+    assert header.split()[:5] == ["rank", "draft", "k", "speedup", "95"]
+    assert "…" not in ran.out
+
+
+def test_progress_goes_to_standard_error_and_says_how_far_it_is(measured):
+    _, ran = measured
+    assert "build drafts: 100%" in ran.err
+    assert "measure: 100%" in ran.err
+    assert "measure:" not in ran.out
+
+
+def test_a_second_run_builds_and_measures_nothing(measured_root, measured):
+    again = draftrank(measured_root, "run", "--json")
+    assert again.code == 0
+    assert again.json == measured[1].json
+    assert f"session {again.json['session']} has measured this already" in again.err
+    assert "step 1" not in again.err
+
+
+def test_show_tells_all_of_a_draft_of_a_session_and_of_all_sessions(measured):
+    root, ran = measured
+    session = ran.json["session"]
+    draft, whole, sessions = several(
+        root, ["show", "shallow", "--json"], ["show", session, "--json"], ["show", "--json"]
+    )
+    assert [arm["arm"]["id"] for arm in draft.json["arms"]] == ["shallow"]
+    assert {arm["arm"]["id"] for arm in whole.json["arms"]} == {*ARMS, "baseline", "baseline-control"}
+    assert [entry["id"] for entry in sessions.json["sessions"]] == [session]
+    row = next(row for row in ran.json["rows"] if row["draft"] == "shallow")
+    assert draft.json["arms"][0]["speedup"]["value"] == row["speedup"]
+    assert row["weights_sha256"] in draft.out
+
+
+def test_published_results_give_the_same_board_without_the_store(measured_root, measured):
+    rows = measured[1].json["rows"]
+    published, both = several(measured_root, ["publish", "--json"], ["board", "--json"])
+    files = [Path(file) for file in published.json["files"]]
+    assert len(files) == len(ARMS)
+    assert both.json["rows"] == rows
+    shutil.rmtree(measured_root / ".draftrank")
+    (bundles_only,) = several(measured_root, ["board", "--json"])
+    assert bundles_only.json["rows"] == rows
+    moved = measured_root / "inbox"
+    (measured_root / "leaderboard" / "results").rename(moved)
+    nothing, imported, again, store_only, published_only = several(
+        measured_root,
+        ["board", "--json"],
+        ["import", "inbox", "--json"],
+        ["import", str(moved)],
+        ["board", "--json"],
+        ["board", "--published", "--json"],
+    )
+    assert nothing.json["rows"] == []
+    assert len(imported.json["files"]) == len(ARMS)
+    assert again.code == 0
+    assert store_only.json["rows"] == rows
+    assert published_only.json["rows"] == []
+
+
+def test_good_bundles_are_imported_beside_bad_ones_and_all_bad_ones_are_named(measured_root):
+    (published,) = several(measured_root, ["publish", "--json"])
+    first, second, *others = map(Path, published.json["files"])
+    first.write_text(first.read_text()[:-100])
+    document = json.loads(second.read_text())
+    document["trials"] = 7
+    second.write_text(json.dumps(document))
+    shutil.rmtree(measured_root / ".draftrank")
+    inbox = measured_root / "inbox"
+    (measured_root / "leaderboard" / "results").rename(inbox)
+    imported, board = several(measured_root, ["import", "inbox"], ["board", "--json"])
+    assert imported.code == 2
+    assert first.name in imported.err
+    assert second.name in imported.err
+    assert len(board.json["rows"]) == len(others)
+
+
+def test_a_published_bundle_that_was_changed_is_refused(measured_root):
+    (published,) = several(measured_root, ["publish", "--json"])
+    path = Path(published.json["files"][0])
+    document = json.loads(path.read_text())
+    document["trials"][0]["decode_s"] *= 2
+    path.write_text(json.dumps(document))
+    (board,) = several(measured_root, ["board"])
+    assert board.code == 2
+    assert str(path.relative_to(measured_root)) in board.err
+
+
+def test_the_site_shows_every_draft_and_can_be_rendered_again(measured_root):
+    first, again = several(measured_root, ["site", "--out", "pages", "--json"], ["site", "--out", "pages"])
+    assert (first.code, again.code) == (0, 0)
+    index = Path(first.json["index"])
+    assert index == measured_root / "pages" / "index.html"
+    assert index.as_uri() in again.out
+    text = index.read_text()
+    for draft in ARMS:
+        assert f"drafts/tiny/{draft}/index.html" in text
+        assert (index.parent / "drafts" / "tiny" / draft / "index.html").is_file()
+
+
+def test_a_failed_draft_is_exit_code_one_and_folders_are_those_that_are_named(measured_root, tmp_path):
+    (measured_root / "drafts" / "tiny" / "too-deep.yaml").write_text(
+        RECIPE.replace("id: ngram", "id: too-deep").replace(
+            "kind: ngram\n  max_ngram: 3",
+            "kind: model\n  steps: [{kind: drop_layers, keep: 99, select: ends}]",
+        )
+    )
+    shutil.rmtree(measured_root / ".draftrank")
+    (tmp_path / "data").mkdir()
+    (measured_root / "models").rename(tmp_path / "data" / "models")
+    folders = {
+        "DRAFTRANK_STATE": str(tmp_path / "state"),
+        "DRAFTRANK_CACHE": str(tmp_path / "cache"),
+        "DRAFTRANK_DATA": str(tmp_path / "data"),
+    }
+    only = ["--draft", "too-deep", "--draft", "shallow", "--repeats", "1"]
+    ran = draftrank(measured_root, "run", *only, "--json", **folders)
+    assert ran.code == 1
+    rows = {row["draft"]: row for row in ran.json["rows"]}
+    assert rows["shallow"]["speedup"] > 0
+    assert not rows["too-deep"]["ranked"]
+    assert "build failed" in rows["too-deep"]["reason"]
+    assert "draft too-deep could not be built" in ran.err
+    assert (tmp_path / "state" / "results.sqlite").is_file()
+    assert not (tmp_path / "state" / "cache").exists()
+    assert len(list((tmp_path / "cache" / "drafts").glob("*/draftrank.json"))) == 1
+    assert not (measured_root / ".draftrank").exists()
+    built = draftrank(measured_root, "build", "--draft", "too-deep", "--draft", "ngram", "--json", **folders)
+    assert built.code == 1
+    failed, ngram = built.json["drafts"]
+    assert "99" in failed["failure"]
+    assert ngram["failure"] is None

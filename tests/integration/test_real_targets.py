@@ -1,0 +1,56 @@
+"""The declared wheel targets, for real: fetched, converted, decoded. Skipped where they cannot be had."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from draftrank.catalog.workspace import Workspace
+from draftrank.decoding.loop import Request, autoregressive, speculative
+from draftrank.decoding.proposers.early_exit import EarlyExitProposer
+from draftrank.decoding.proposers.ngram import NgramProposer
+from draftrank.decoding.runtimes.torch_eager import TorchRuntime
+from draftrank.decoding.stop_tokens import read_stop_tokens
+from draftrank.drafting.loading import load_tokenizer
+from draftrank.drafting.prompting import render_turns
+from draftrank.drafting.target_folder import ensure_target
+from draftrank.errors import MissingDataError
+
+pytestmark = [pytest.mark.real_model, pytest.mark.timeout(900)]
+ROOT = Path(__file__).parents[2]
+PARAMETERS = {"smollm2-135m-instruct": 134_515_008, "gemma-3-270m": 268_098_176}
+
+
+def prepared(target_id):
+    workspace = Workspace.open(ROOT)
+    target = workspace.target(target_id)
+    try:
+        return target, ensure_target(target, workspace.fetch_context())
+    except MissingDataError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("target_id", PARAMETERS)
+def test_a_wheel_target_decodes_as_transformers_does_and_speculation_changes_nothing(target_id):
+    target, folder = prepared(target_id)
+    assert folder.parameters == PARAMETERS[target_id]
+    runtime = TorchRuntime.load(folder.path, "fp32", "cpu")
+    tokenizer = load_tokenizer(folder.path)
+    turns = ["List the numbers from one to twelve in words, then list them again in the same order."]
+    prompt = tuple(render_turns(tokenizer, target.prompt_format, turns, [], None))
+    stops = read_stop_tokens(folder.path)
+    assert stops
+    request = Request(prompt, 40, stops)
+    plain = autoregressive(runtime, request)
+    ids = torch.tensor([prompt])
+    theirs = runtime.model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False
+    )
+    assert tuple(theirs[0, len(prompt) :].tolist()) == plain.token_ids
+    found = speculative(runtime, NgramProposer(1, 3), request, 4)
+    assert found.token_ids == plain.token_ids
+    assert found.acceptance_length > 1.2  # the second list repeats the first
+    exit_ = speculative(runtime, EarlyExitProposer(runtime.first_layers(4)), request, 2)
+    assert exit_.token_ids == plain.token_ids
