@@ -230,9 +230,10 @@ class Bench:
             _log.warning("arm %s failed", arm.id, exc_info=True)
             self._fail(arm, _reason(error))
             return
+        # A small model may fit into memory that the process had before: then nothing was measured.
         peak = self._target_bytes + memory_bytes(self._plan.device)[1] - before
         opened.arm = arm.model_copy(
-            update={"latencies": latencies, "peak_memory_bytes": peak, "failure": None}
+            update={"latencies": latencies, "peak_memory_bytes": peak if peak > 0 else None, "failure": None}
         )
         self._arms[arm.id] = opened
         self._journal.update_arm(self._session.id, opened.arm)
