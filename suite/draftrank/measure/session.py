@@ -125,7 +125,6 @@ def run_session(
 
     Raises:
         ContextOverflowError: a prompt does not fit the target's window; nothing has been measured.
-        InvalidInputError: the plan has no task or no draft.
     """
     from draftrank.measure.bench import Bench
 
