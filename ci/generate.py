@@ -1,5 +1,5 @@
-"""Writes what is generated from the declarations' models: their JSON Schemas and the tables of fields in
-`docs/declarations.md`. Run it after a field or a kind has changed; tests say when it is due.
+"""Writes what is generated from the models: the JSON Schemas of declarations and bundles, and the tables
+of fields in `docs/declarations.md`. Run it after a field or a kind has changed; tests say when it is due.
 """
 
 from __future__ import annotations
@@ -109,6 +109,9 @@ def main() -> int:
     if current != page:
         PAGE.write_text(current, "utf-8")
         changed.append(PAGE)
+    if SCHEMA_FILE.read_text("utf-8") != schema_text():
+        SCHEMA_FILE.write_text(schema_text(), "utf-8")
+        changed.append(SCHEMA_FILE)
     for path in changed:
         print(f"written: {path}")
     return 0

@@ -11,6 +11,15 @@ import random
 from hypothesis import strategies as st
 
 from draftrank.catalog.decoding_mode import DecodingMode
+from draftrank.measure.evidence import (
+    Conditions,
+    Divergence,
+    Environment,
+    Judgement,
+    Numerics,
+    Quality,
+    SamplingCheck,
+)
 from draftrank.measure.records import (
     BASELINE,
     CONTROL,
@@ -80,6 +89,42 @@ latencies = st.builds(
     median_s=seconds,
     samples=st.integers(1, 100),
 )
+shares = st.floats(0.0, 1.0)
+conditions = st.builds(
+    Conditions,
+    others_cpus=st.none() | seconds,
+    steal=st.none() | shares,
+    memory_stalled=st.none() | shares,
+    gpu_throttled_by=st.lists(texts, max_size=2).map(tuple),
+)
+judgements = st.builds(
+    Judgement,
+    divergence=st.none()
+    | st.builds(Divergence, index=wholes, gap=st.none() | seconds, baseline_gap=st.none() | seconds),
+    quality=st.none()
+    | st.builds(
+        Quality,
+        log_likelihood=st.floats(-99, 0),
+        rouge_l=st.none() | shares,
+        correct=st.none() | st.booleans(),
+    ),
+)
+numerics = st.builds(
+    Numerics,
+    positions=wholes,
+    forward_tokens=st.lists(st.integers(2, 9), max_size=2).map(tuple),
+    quantiles=st.lists(seconds, max_size=3).map(tuple),
+)
+sampling_checks = st.builds(
+    SamplingCheck, task=texts, prompt=texts, draws=wholes, bins=wholes, statistic=seconds, p_value=shares
+)
+environments = st.builds(
+    Environment,
+    affinity=st.lists(wholes, max_size=3).map(tuple),
+    thread_variables=st.dictionaries(texts, texts, max_size=2),
+    suite_commit=st.none() | texts,
+    suite_dirty=st.none() | st.booleans(),
+)
 moments = st.datetimes().map(lambda moment: f"{moment.replace(microsecond=0).isoformat()}Z")
 
 
@@ -112,6 +157,8 @@ def sessions(draw: st.DrawFn, min_drafts: int = 1, max_drafts: int = 3) -> Sessi
             peak_memory_bytes=draw(st.none() | wholes),
             latencies=tuple(draw(st.lists(latencies, max_size=2))),
             failure=draw(st.none() | texts),
+            lossy=draw(st.booleans()),
+            sampling=draw(st.none() | sampling_checks),
         )
         for name in sorted(names)
     ]
@@ -138,6 +185,12 @@ def sessions(draw: st.DrawFn, min_drafts: int = 1, max_drafts: int = 3) -> Sessi
         tasks=tuple(draw(st.lists(session_tasks(), min_size=1, max_size=2, unique_by=lambda t: t.task))),
         arms=tuple(arms),
         warnings=tuple(draw(st.lists(texts, max_size=2, unique=True))),
+        skipped_tasks=tuple(draw(st.lists(identifiers, max_size=2, unique=True))),
+        precision=draw(st.none() | st.floats(0.001, 1.0)),
+        budget_s=draw(st.none() | seconds),
+        stopped_by=draw(st.sampled_from([None, "repeats", "precision", "spread", "budget"])),
+        numerics=draw(st.none() | numerics),
+        environment=draw(st.none() | environments),
     )
 
 
@@ -149,11 +202,14 @@ def session_results(
     session = draw(sessions(min_drafts, max_drafts))
     seed = draw(st.integers(0, 2**32))
     times = draw(st.lists(seconds, min_size=1, max_size=6))
+    evidence = draw(
+        st.lists(st.tuples(st.none() | conditions, st.none() | judgements), min_size=1, max_size=3)
+    )
     tokens = draw(st.lists(wholes, min_size=1, max_size=6))
     share = 1.0 if complete else draw(st.sampled_from([0.0, 0.5, 1.0]))
     chance = random.Random(seed)
     trials = [
-        trial(session, arm, task.task, prompt, turn, repeat, position, chance, times, tokens)
+        trial(session, arm, task.task, prompt, turn, repeat, position, chance, times, tokens, evidence)
         for task in session.tasks
         for prompt, turns in zip(task.prompts, task.turns, strict=True)
         for turn in range(turns)
@@ -175,6 +231,7 @@ def trial(
     chance: random.Random,
     times: list[float],
     tokens: list[int],
+    evidence: list[tuple[Conditions | None, Judgement | None]],
 ) -> Trial:
     """A trial that adds up: its counts come from single steps, as in the engine.
 
@@ -188,6 +245,7 @@ def trial(
         steps.append((proposed, chance.randint(0, proposed)))
     emitted = 1 + sum(accepted + 1 for _, accepted in steps)
     decode_s, propose_s, verify_s = (chance.choice(times) if steps else 0.0 for _ in range(3))
+    known = chance.choice(evidence)
     return Trial(
         arm=arm.id,
         task=task,
@@ -209,4 +267,7 @@ def trial(
         decode_s=decode_s,
         propose_s=propose_s,
         verify_s=verify_s,
+        attempt=(len(prompt) + turn) % 2,  # the same for all arms: an attempt is made by all
+        conditions=known[0],
+        judgement=known[1],
     )

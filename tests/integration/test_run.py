@@ -158,6 +158,7 @@ def test_a_task_without_its_data_is_skipped_with_a_warning(workspace_root):
     with Store.open(workspace.store_url) as store:
         result = run(workspace, RunRequest("tiny", drafts=("ngram",)), store)
     assert "task absent is skipped" in result.session.warnings[0]
+    assert result.session.skipped_tasks == ("absent",)
     assert not build_boards([result])[0].rows[0].ranked
 
 

@@ -187,17 +187,19 @@ class Workspace:
         self._require("suite", suite_id, [path.stem for path in self.suite_paths()])
         return self._load(self.root / "tasks" / "suites" / f"{suite_id}.yaml", Suite)
 
-    def prompts(self, suite: Suite, progress: Progress | None = None) -> tuple[list[TaskPrompts], list[str]]:
-        """The suite's prompts by task, and one message for each task whose data cannot be had now."""
+    def prompts(
+        self, suite: Suite, progress: Progress | None = None
+    ) -> tuple[list[TaskPrompts], dict[str, str]]:
+        """The suite's prompts by task, and for each task whose data cannot be had now, why."""
         context = self.fetch_context(progress)
         found: list[TaskPrompts] = []
-        skipped: list[str] = []
+        skipped: dict[str, str] = {}
         for entry in suite.tasks:
             task = self.task(entry.task)
             try:
                 found.append(select_prompts(suite, entry, task, read_prompts(task, context)))
             except MissingDataError as error:
-                skipped.append(f"task {task.id} is skipped: {error}")
+                skipped[task.id] = f"task {task.id} is skipped: {error}"
         return found, skipped
 
     def check(self, paths: list[Path] | None = None) -> Checked:

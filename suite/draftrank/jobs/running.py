@@ -21,6 +21,7 @@ from draftrank.errors import BuildError, InvalidInputError, MissingDataError
 from draftrank.measure.journal import Journal
 from draftrank.measure.records import DraftBuild, SessionResult
 from draftrank.measure.session import DraftArm, SessionPlan, run_session
+from draftrank.measure.stopping import DEFAULT_PRECISION
 from draftrank.progress import Progress, SilentProgress
 
 
@@ -44,6 +45,11 @@ class RunRequest:
     """How tokens are chosen."""
     repeats: int | None = None
     """Replaces the suite's number of repeats."""
+    precision: float | None = DEFAULT_PRECISION
+    """Half-width of each arm's relative 95 % interval at which repeating ends; None: no matter."""
+    budget_s: float | None = None
+    """Seconds of decoding up to which prompts are repeated until the precision is reached; None: the
+    suite's repeats are all there are."""
     seed: int = 0
     """Seed of arm order."""
     fresh: bool = False
@@ -120,10 +126,10 @@ def plan_run(workspace: Workspace, request: RunRequest, progress: Progress | Non
     recipes = choose_recipes(workspace, request.target, request.drafts)
     suite = _narrowed(workspace.suite(request.suite), request)
     tasks, skipped = workspace.prompts(suite, progress)
-    for warning in skipped:
+    for warning in skipped.values():
         progress.message(warning)
     if not tasks:
-        raise MissingDataError("no task of the suite has its data: " + "; ".join(skipped))
+        raise MissingDataError("no task of the suite has its data: " + "; ".join(skipped.values()))
     from draftrank.drafting.target_folder import ensure_target  # loads torch: wrong requests fail before
 
     arms = _build_all(workspace, target, recipes, request.device, progress)
@@ -137,7 +143,10 @@ def plan_run(workspace: Workspace, request: RunRequest, progress: Progress | Non
         device=request.device,
         mode=request.mode,
         seed=request.seed,
-        warnings=tuple(skipped),
+        precision=request.precision,
+        budget_s=request.budget_s,
+        warnings=tuple(skipped.values()),
+        skipped_tasks=tuple(skipped),
     )
 
 

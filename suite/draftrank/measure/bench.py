@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.decoding.environment import memory_bytes, reset_peak_memory
 from draftrank.decoding.loop import ContextOverflowError, Decoding, Request, autoregressive, speculative
 from draftrank.decoding.proposer import Proposer, ProposerContext
@@ -16,8 +17,11 @@ from draftrank.decoding.stop_tokens import read_stop_tokens
 from draftrank.drafting.loading import load_tokenizer
 from draftrank.drafting.prompting import render_turns
 from draftrank.errors import DraftrankError
+from draftrank.measure.conditions import Watch
+from draftrank.measure.evidence import Numerics
 from draftrank.measure.latency import measure_latencies
-from draftrank.measure.records import Arm, Session, Trial
+from draftrank.measure.numerics import measure_numerics
+from draftrank.measure.records import BASELINE, Arm, Session, Trial
 from draftrank.measure.schedule import Block
 from draftrank.measure.session import SessionPlan, cell_of, trial_seed, utc_now
 from draftrank.progress import Progress
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
 
 WARM_UP_TOKENS = 12
 WARM_UP_CONTEXT = 256
+NUMERICS_PROMPTS = 2
+"""Prompts of each task on which rounding is measured."""
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +57,7 @@ class Bench:
         self._target_bytes = target_bytes
         self._stop_tokens = read_stop_tokens(plan.target_folder.path)
         self._arms: dict[str, _OpenArm] = {}
+        self._watch = Watch(plan.device)
         self._session: Session
         self._journal: Journal
 
@@ -96,7 +103,13 @@ class Bench:
         return arm_id in self._arms
 
     def decode(
-        self, arm_id: str, block: Block, position: int, answers: Sequence[Sequence[int]], process: int
+        self,
+        arm_id: str,
+        block: Block,
+        position: int,
+        answers: Sequence[Sequence[int]],
+        process: int,
+        attempt: int = 0,
     ) -> Trial | None:
         """Decodes one prompt turn; None when the arm failed, which is then recorded.
 
@@ -106,6 +119,7 @@ class Bench:
             position: the arm's place in the block.
             answers: the target's answers to the turns before, as token ids.
             process: number of this process in the session.
+            attempt: number of the attempt at this block.
         """
         opened = self._arms[arm_id]
         entry = self._plan.tasks[block.task]
@@ -120,7 +134,9 @@ class Bench:
         )
         started_at = utc_now()
         try:
+            self._watch.begin()
             decoding = self._decode(opened, request)
+            conditions = self._watch.end()
         except Exception as error:
             if opened.arm.kind != "draft":
                 raise  # without a baseline nothing can be compared
@@ -150,6 +166,8 @@ class Bench:
             decode_s=decoding.decode_s,
             propose_s=decoding.propose_s,
             verify_s=decoding.verify_s,
+            attempt=attempt,
+            conditions=conditions,
         )
 
     def render(
@@ -162,6 +180,31 @@ class Bench:
             self._tokenizer, self._plan.target.prompt_format, turns, answers, entry.task.system_prompt
         )
         return tuple(rendered)
+
+    @property
+    def target(self) -> TorchRuntime:
+        """The target's runtime, for a look at outputs between trials."""
+        return self._target
+
+    @property
+    def mode(self) -> DecodingMode:
+        """How this session's tokens are chosen."""
+        return self._plan.mode
+
+    def measure_numerics(self, trials: Iterable[Trial], progress: Progress) -> Numerics:
+        """How rounding depends on the shape of a forward, on the session's own texts."""
+        texts = []
+        for task_index, entry in enumerate(self._plan.tasks):
+            for prompt_index, prompt in enumerate(entry.prompts[:NUMERICS_PROMPTS]):
+                output = next(
+                    trial.token_ids
+                    for trial in trials
+                    if trial.key == (BASELINE, entry.task.id, prompt.id, 0, 0, 0)
+                )
+                texts.append((self.render(task_index, prompt_index, 0, ()), output))
+        sizes = {arm.num_speculative_tokens + 1 for arm in self._session.arms if arm.kind == "draft"}
+        with progress.stage("measure rounding", len(texts)) as stage:
+            return measure_numerics(self._target, texts, sorted(sizes), stage)
 
     def check_room(self) -> None:
         """Refuses the whole session before the run when some prompt can outgrow the window.

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from draftrank.measure.fidelity import Divergence
 from draftrank.measure.statistics import MIN_PROMPTS, geometric_mean
 from draftrank.measure.summary import ArmSummary, SessionSummary
 
@@ -113,10 +114,12 @@ def _too_few_prompts(summary: SessionSummary, arm: ArmSummary) -> Values | None:
 
 
 def _not_lossless(summary: SessionSummary, arm: ArmSummary) -> Values | None:
-    """Greedy outputs in fp32 must be the baseline's, token for token."""
-    if summary.session.dtype != "fp32" or arm.fidelity.earliest is None:
+    """Greedy outputs must be the baseline's, token for token. In bf16 and fp16 an output may leave it
+    where both tokens lie within the session's measured rounding of the target's best one (a tie)."""
+    first = arm.fidelity.earliest("break")
+    if first is None or arm.arm.lossy:
         return None
-    return _difference(arm)
+    return _difference(summary, arm, first) | {"breaks": str(arm.fidelity.breaks)}
 
 
 def _implausible_speedup(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
@@ -141,11 +144,12 @@ def _implausible_acceptance(summary: SessionSummary, arm: ArmSummary) -> Values 
 
 
 def _unjudged_differences(summary: SessionSummary, arm: ArmSummary) -> Values | None:
-    """In bf16 and fp16 an honest draft may differ where the target's two best tokens are all but equal.
-    Without looking at those places a tie and a break look the same, so the row is not ranked."""
-    if summary.session.dtype == "fp32" or arm.fidelity.earliest is None:
+    """In bf16 and fp16 a tie and a break look the same until the target was asked about the place, and
+    until the session's rounding is known."""
+    first = arm.fidelity.earliest("unjudged")
+    if first is None or arm.arm.lossy:
         return None
-    return _difference(arm) | {"dtype": summary.session.dtype}
+    return _difference(summary, arm, first)
 
 
 def _no_noise_floor(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
@@ -168,13 +172,12 @@ def _noisy(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: 
     return _noise(summary) if interval and interval.half_width > NOISE_WIDTH else None
 
 
-def _difference(arm: ArmSummary) -> Values:
-    first = arm.fidelity.earliest
-    assert first is not None
+def _difference(summary: SessionSummary, arm: ArmSummary, first: Divergence) -> Values:
     return {
         "differing": str(arm.fidelity.differing),
         "compared": str(arm.fidelity.compared),
-        "place": f"token {first.index} of {first.task}/{first.prompt}",
+        "place": first.place,
+        "dtype": summary.session.dtype,
     }
 
 
@@ -198,7 +201,7 @@ GATES: tuple[Gate, ...] = (
     Gate(
         "not-lossless",
         "draft",
-        "not lossless: {differing} of {compared} outputs differ from the target's own, first at {place}",
+        "not lossless: {breaks} of {compared} outputs leave the target's own, first at {place}",
         _not_lossless,
     ),
     Gate(
@@ -217,7 +220,7 @@ GATES: tuple[Gate, ...] = (
         "unjudged-differences",
         "draft",
         "unjudged differences: {differing} of {compared} outputs differ, first at {place}; in {dtype} they "
-        "may be ties, so measure it in fp32 to have it ranked",
+        "may be ties, so run it again to have them judged",
         _unjudged_differences,
     ),
     Gate(

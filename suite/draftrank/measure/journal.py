@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from draftrank.measure.records import Arm, Session, SessionResult, Trial
+from draftrank.measure.evidence import Numerics
+from draftrank.measure.records import Arm, Session, SessionResult, StoppedBy, Trial
 
 
 class Journal(Protocol):
@@ -25,8 +26,14 @@ class Journal(Protocol):
     def update_arm(self, session_id: str, arm: Arm) -> None:
         """Replaces what is known of one arm."""
 
-    def finish_session(self, session_id: str, finished_at: str) -> None:
-        """Marks the session as complete."""
+    def judge_trial(self, session_id: str, trial: Trial) -> None:
+        """Keeps the judgement of a trial that was added before."""
+
+    def set_numerics(self, session_id: str, numerics: Numerics) -> None:
+        """Keeps how rounding depends on the shape of a forward."""
+
+    def finish_session(self, session_id: str, finished_at: str, stopped_by: StoppedBy | None = None) -> None:
+        """Marks the session as complete, and says what ended it."""
 
     def result(self, session_id: str) -> SessionResult:
         """The session with its trials."""

@@ -9,24 +9,18 @@ from __future__ import annotations
 import hashlib
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from draftrank.catalog.base import Sha256
 from draftrank.catalog.decoding_mode import DecodingMode
+from draftrank.measure.evidence import Conditions, Environment, Judgement, Numerics, Reference, SamplingCheck
+from draftrank.measure.record import Count, Record, Seconds
 
-ArmKind = Literal["baseline", "control", "draft"]
+ArmKind = Literal["baseline", "control", "draft", "reference"]
 Finish = Literal["stop", "length"]
+StoppedBy = Literal["repeats", "precision", "spread", "budget"]
 BASELINE = "baseline"
 CONTROL = "baseline-control"
-
-Count = Annotated[int, Field(ge=0)]
-Seconds = Annotated[float, Field(ge=0.0)]
-
-
-class Record(BaseModel):
-    """A stored fact: complete, unchangeable, and refusing what it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Trial(Record):
@@ -72,11 +66,22 @@ class Trial(Record):
     """Seconds of `decode_s` spent proposing."""
     verify_s: Seconds
     """Seconds of `decode_s` spent in target forwards."""
+    attempt: Count = 0
+    """Above 0 when all arms decoded the prompt turn once more because the machine was disturbed."""
+    conditions: Conditions | None = None
+    """What else the machine did meanwhile; None where it was not watched."""
+    judgement: Judgement | None = None
+    """What a look at the output gave, after its time was taken; None when there was nothing to say."""
 
     @property
-    def key(self) -> tuple[str, str, str, int, int]:
-        """What makes a trial unique in its session."""
-        return (self.arm, self.task, self.prompt, self.turn, self.repeat)
+    def key(self) -> tuple[str, str, str, int, int, int]:
+        """What makes a trial unique in its session: its arm, its cell and the attempt."""
+        return (self.arm, *self.cell, self.attempt)
+
+    @property
+    def cell(self) -> tuple[str, str, int, int]:
+        """Task, prompt, turn and repeat: what all arms have in common."""
+        return (self.task, self.prompt, self.turn, self.repeat)
 
     @property
     def decode_tokens(self) -> int:
@@ -148,7 +153,7 @@ class Arm(Record):
     id: str
     """Unique in the session."""
     kind: ArmKind
-    """`baseline`, its A/A twin `control`, or a `draft`."""
+    """`baseline`, its A/A twin `control`, a `draft`, or a `reference`: another implementation."""
     num_speculative_tokens: Count
     """k; 0 for autoregressive arms."""
     draft: DraftBuild | None = None
@@ -159,6 +164,12 @@ class Arm(Record):
     """Forward times for this arm's cost."""
     failure: str | None = None
     """Why the arm has no or not all trials; None when it ran."""
+    lossy: bool = False
+    """Whether its rule may change the output on purpose."""
+    sampling: SamplingCheck | None = None
+    """Whether its samples follow the target's distribution; None in greedy modes."""
+    reference: Reference | None = None
+    """What a reference arm ran; None for all others."""
 
 
 class SessionTask(Record):
@@ -237,7 +248,7 @@ class Session(Record):
     seed: Count
     """Seed of arm order."""
     repeats: Annotated[int, Field(ge=1)]
-    """Planned repeats."""
+    """Repeats that every prompt gets at least."""
     machine: Machine
     """Where."""
     tasks: tuple[SessionTask, ...]
@@ -245,7 +256,20 @@ class Session(Record):
     arms: tuple[Arm, ...]
     """Which."""
     warnings: tuple[str, ...] = ()
-    """What a reader should know, e.g. tasks that were skipped."""
+    """What a reader should know."""
+    skipped_tasks: tuple[str, ...] = ()
+    """Tasks of the suite whose data could not be had."""
+    precision: Annotated[float, Field(gt=0.0)] | None = None
+    """Half-width of every arm's relative 95 % interval at which repeating ends; None: it was not asked."""
+    budget_s: Seconds | None = None
+    """Seconds of decoding after which no repeat beyond the required ones goes on; None: none are made."""
+    stopped_by: StoppedBy | None = None
+    """What ended it: the required `repeats` were all it was given, `precision` was reached, the `spread`
+    between prompts alone is wider (more repeats could not help), or the `budget` was spent."""
+    numerics: Numerics | None = None
+    """How rounding depends on the shape of a forward here; None where it was not measured (fp32)."""
+    environment: Environment | None = None
+    """The rest of the fingerprint; None in sessions of older versions."""
 
 
 class SessionResult(Record):

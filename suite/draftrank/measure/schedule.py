@@ -31,8 +31,8 @@ class Block:
     """Arm ids in the order they decode it."""
 
 
-def schedule(tasks: Sequence[SessionTask], arms: Sequence[str], repeats: int, seed: int) -> Iterator[Block]:
-    """All blocks of a session; tasks take turns, so that a run cut short has seen each of them.
+def schedule(tasks: Sequence[SessionTask], arms: Sequence[str], repeat: int, seed: int) -> Iterator[Block]:
+    """All blocks of one repeat; tasks take turns, so that a run cut short has seen each of them.
 
     A prompt's turns follow one another, because a later one is asked in the context of the earlier.
     """
@@ -42,15 +42,14 @@ def schedule(tasks: Sequence[SessionTask], arms: Sequence[str], repeats: int, se
         for task_index, task in enumerate(tasks)
         if prompt_index < len(task.prompts)
     ]
-    for repeat in range(repeats):
-        block = 0
-        for task_index, prompt_index in order:
-            for turn in range(tasks[task_index].turns[prompt_index]):
-                group, shift = divmod(block, len(arms))
-                arranged = list(arms)
-                random.Random(f"{seed}/{group}").shuffle(arranged)  # (order, not secrecy)
-                arranged = arranged[shift:] + arranged[:shift]
-                if repeat % 2:
-                    arranged.reverse()
-                yield Block(task_index, prompt_index, turn, repeat, tuple(arranged))
-                block += 1
+    block = 0
+    for task_index, prompt_index in order:
+        for turn in range(tasks[task_index].turns[prompt_index]):
+            group, shift = divmod(block, len(arms))
+            arranged = list(arms)
+            random.Random(f"{seed}/{group}").shuffle(arranged)  # (order, not secrecy)
+            arranged = arranged[shift:] + arranged[:shift]
+            if repeat % 2:
+                arranged.reverse()
+            yield Block(task_index, prompt_index, turn, repeat, tuple(arranged))
+            block += 1

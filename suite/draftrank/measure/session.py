@@ -7,10 +7,12 @@ the next begins, and goes on where an interrupted run of the same plan stopped.
 from __future__ import annotations
 
 import hashlib
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -21,8 +23,12 @@ from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.sources.base import file_sha256
 from draftrank.catalog.target import Target
 from draftrank.catalog.task import Suite
+from draftrank.measure.conditions import disturbance_of
+from draftrank.measure.environment import read_environment
 from draftrank.measure.journal import Journal
+from draftrank.measure.judging import judge_block
 from draftrank.measure.machine import read_machine
+from draftrank.measure.numerics import needs_numerics
 from draftrank.measure.records import (
     BASELINE,
     CONTROL,
@@ -32,18 +38,27 @@ from draftrank.measure.records import (
     Session,
     SessionResult,
     SessionTask,
+    StoppedBy,
     Trial,
 )
 from draftrank.measure.schedule import Block, schedule
-from draftrank.progress import Progress, SilentProgress
+from draftrank.measure.standing import standing_trials
+from draftrank.measure.stopping import DEFAULT_PRECISION, reason_to_stop, spent_s
+from draftrank.progress import Progress, SilentProgress, Stage
 from draftrank.version import __version__
 
 if TYPE_CHECKING:
     from draftrank.drafting.target_folder import TargetFolder
     from draftrank.measure.bench import Bench
 
-MEASURING_VERSION = 1
+MEASURING_VERSION = 2
 """Raised when the engine or the session changes what trials mean, so that old ones are not reused."""
+ATTEMPTS = 3
+"""How often a prompt turn is decoded at most while the machine is disturbed."""
+PATIENCE_BLOCKS = 4
+"""Prompt turns that stayed disturbed, after which none is decoded again: the session is unstable."""
+PAUSE_S = 5.0
+"""Wait before another attempt, so that a short disturbance can pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +87,12 @@ class SessionPlan:
     device: Literal["cpu", "cuda"] = "cpu"
     mode: DecodingMode = DecodingMode()
     seed: int = 0
+    precision: float | None = DEFAULT_PRECISION
+    """See `Session.precision`."""
+    budget_s: float | None = None
+    """See `Session.budget_s`."""
     warnings: tuple[str, ...] = ()
+    skipped_tasks: tuple[str, ...] = ()
 
     def sha256(self, machine: Machine) -> str:
         """Hash of the plan on a machine: equal hashes measure the same thing."""
@@ -96,6 +116,7 @@ class SessionPlan:
                 "device": self.device,
                 "mode": self.mode.model_dump(mode="json"),
                 "seed": self.seed,
+                "stopping": [self.precision, self.budget_s],
             }
         )
 
@@ -144,8 +165,10 @@ def run_session(
     done = {trial.key: trial for trial in journal.trials(session.id)}
     process = 1 + max((trial.process for trial in done.values()), default=-1)
     bench.open_arms(session, journal, progress, resumed=bool(done))
-    _measure(session, bench, done, process, journal, progress)
-    journal.finish_session(session.id, utc_now())
+    stopped_by = _Measuring(session, bench, done, process, journal, progress).measure()
+    if session.numerics is None and needs_numerics(session):
+        journal.set_numerics(session.id, bench.measure_numerics(done.values(), progress))
+    journal.finish_session(session.id, utc_now(), stopped_by)
     return journal.result(session.id)
 
 
@@ -168,44 +191,99 @@ def _small_files_sha256(folder: Path) -> str:
     return sha256_of_json([[path.name, file_sha256(path)] for path in files])
 
 
-def _measure(
-    session: Session,
-    bench: Bench,
-    done: dict[tuple[str, str, str, int, int], Trial],
-    process: int,
-    journal: Journal,
-    progress: Progress,
-) -> None:
-    arms = [arm.id for arm in session.arms]
-    blocks = list(schedule(session.tasks, arms, session.repeats, session.seed))
-    left = [
-        (block, position, arm)
-        for block in blocks
-        for position, arm in enumerate(block.arms)
-        if bench.works(arm) and (arm, *cell_of(session, block)) not in done
-    ]
-    with progress.stage("measure", len(left)) as stage:
-        for block, position, arm in left:
-            if not bench.works(arm):  # it failed on an earlier prompt
-                stage.advance()
-                continue
-            answers = _answers_so_far(session, block, done)
-            trial = bench.decode(arm, block, position, answers, process)
-            if trial is not None:
-                journal.add_trial(session.id, trial)
-                done[trial.key] = trial
-            stage.advance(note=f"{session.tasks[block.task].task} · {arm}")
+Trials = dict[tuple[str, str, str, int, int, int], Trial]
 
 
-def _answers_so_far(
-    session: Session, block: Block, done: dict[tuple[str, str, str, int, int], Trial]
-) -> tuple[tuple[int, ...], ...]:
+@dataclass(slots=True)
+class _Measuring:
+    """A session under way in this process."""
+
+    session: Session
+    bench: Bench
+    done: Trials
+    """Every trial so far, by its key; grows."""
+    process: int
+    journal: Journal
+    progress: Progress
+    disturbed: int = 0
+    """Prompt turns during which the machine stayed disturbed."""
+
+    def measure(self) -> StoppedBy:
+        """Measures repeat after repeat until it is enough; see `stopping`."""
+        session = self.session
+        required = [block for repeat in range(session.repeats) for block in self._blocks(repeat)]
+        with self.progress.stage("measure", sum(len(block.arms) for block in required)) as stage:
+            for block in required:
+                self._measure_block(block, stage)
+        for repeat in count(session.repeats):
+            reason = reason_to_stop(session, standing_trials(self.done.values()))
+            if reason is not None:
+                return reason
+            blocks = self._blocks(repeat)
+            with self.progress.stage(f"repeat {repeat + 1}", sum(len(b.arms) for b in blocks)) as stage:
+                for block in blocks:
+                    if session.budget_s is not None and spent_s(self.done.values()) >= session.budget_s:
+                        return "budget"
+                    self._measure_block(block, stage)
+        raise AssertionError("unreachable: repeats never end by themselves")
+
+    def _blocks(self, repeat: int) -> list[Block]:
+        session = self.session
+        return list(schedule(session.tasks, [arm.id for arm in session.arms], repeat, session.seed))
+
+    def _measure_block(self, block: Block, stage: Stage) -> None:
+        """Lets all arms decode one prompt turn, again if the machine was disturbed; judges the outputs."""
+        cell = cell_of(self.session, block)
+        answers = _answers_so_far(self.session, block, self.done)
+        begun = max((key[-1] for key in self.done if key[1:-1] == cell), default=0)
+        # On a machine that is never quiet, repeating everything would only make the session longer.
+        last = max(begun, ATTEMPTS - 1 if self.disturbed < PATIENCE_BLOCKS else 0)
+        for attempt in range(begun, last + 1):
+            self._attempt(block, attempt, answers, stage)
+            reason = self._disturbance((*cell, attempt))
+            if reason is None:
+                break
+            if attempt < last:
+                self.progress.message(f"{'/'.join(map(str, cell))} is decoded again: {reason}")
+                time.sleep(PAUSE_S)
+            else:
+                self.disturbed += 1
+        trials = [trial for key, trial in self.done.items() if key[1:-1] == cell]
+        for judged in judge_block(self.bench, block, answers, trials):
+            self.journal.judge_trial(self.session.id, judged)
+            self.done[judged.key] = judged
+
+    def _attempt(
+        self, block: Block, attempt: int, answers: tuple[tuple[int, ...], ...], stage: Stage
+    ) -> None:
+        cell = cell_of(self.session, block)
+        task = self.session.tasks[block.task]
+        for position, arm in enumerate(block.arms):
+            if self.bench.works(arm) and (arm, *cell, attempt) not in self.done:
+                trial = self.bench.decode(arm, block, position, answers, self.process, attempt)
+                if trial is not None:
+                    self.journal.add_trial(self.session.id, trial)
+                    self.done[trial.key] = trial
+            if attempt == 0:
+                place = f"{block.prompt + 1} of {len(task.prompts)}"
+                stage.advance(note=f"{task.task} {place} · {arm}")
+
+    def _disturbance(self, cell_and_attempt: tuple[str, str, int, int, int]) -> str | None:
+        for key, trial in self.done.items():
+            if key[1:] == cell_and_attempt and trial.conditions is not None:
+                reason = disturbance_of(trial.conditions)
+                if reason is not None:
+                    return reason
+        return None
+
+
+def _answers_so_far(session: Session, block: Block, done: Trials) -> tuple[tuple[int, ...], ...]:
     """The target's own answers to the earlier turns: every arm goes on from the same context."""
     task = session.tasks[block.task]
     found = []
     for turn in range(block.turn):
-        # The first repeat's, so that all repeats ask the same question, also in sampling modes.
-        trial = done[(BASELINE, task.task, task.prompts[block.prompt], turn, 0)]
+        # The first one's, so that all repeats ask the same question, also in sampling modes.
+        trial = done[(BASELINE, task.task, task.prompts[block.prompt], turn, 0, 0)]
         found.append(trial.token_ids)
     return tuple(found)
 
@@ -254,6 +332,10 @@ def _new_session(plan: SessionPlan, plan_sha256: str, machine: Machine) -> Sessi
         tasks=tuple(map(session_task, plan.tasks)),
         arms=(*autoregressive, *drafts),
         warnings=plan.warnings,
+        skipped_tasks=plan.skipped_tasks,
+        precision=plan.precision,
+        budget_s=plan.budget_s,
+        environment=read_environment(plan.device),
     )
 
 

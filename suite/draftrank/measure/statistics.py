@@ -21,6 +21,7 @@ from draftrank.measure.records import Trial
 
 RESAMPLES = 4_000
 CONFIDENCE = 0.95
+_NORMAL_95 = 1.96
 MIN_PROMPTS = 2
 """Prompts per task below which nothing can be said about their spread."""
 
@@ -68,9 +69,9 @@ class SpeedComparison:
 
 
 def pair_trials(baseline: Iterable[Trial], other: Iterable[Trial]) -> tuple[tuple[Trial, Trial], ...]:
-    """Trials of the same task, prompt, turn and repeat, sorted by these; the rest is left out."""
-    first = {trial.key[1:]: trial for trial in baseline}
-    second = {trial.key[1:]: trial for trial in other}
+    """Trials of the same cell (task, prompt, turn, repeat) and attempt, sorted by these; the rest is left out."""
+    first = {(trial.cell, trial.attempt): trial for trial in baseline}
+    second = {(trial.cell, trial.attempt): trial for trial in other}
     return tuple((first[cell], second[cell]) for cell in sorted(first.keys() & second.keys()))
 
 
@@ -103,6 +104,31 @@ def compare_speed(
     return SpeedComparison(_overall(estimates, draws), estimates, len(pairs))
 
 
+def prompt_spread(baseline: Iterable[Trial], other: Iterable[Trial]) -> float | None:
+    """Relative half-width of the overall interval that would remain after endlessly many repeats.
+
+    The variance of a prompt's log speedup over repeats is the machine's noise, and averages out; what
+    is left of the variance between prompts is theirs. None with fewer than two repeats of some prompt,
+    or fewer than two prompts in a task.
+    """
+    logs: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for first, second in pair_trials(baseline, other):
+        value = _speedup(first.decode_s, first.decode_tokens, second.decode_s, second.decode_tokens)
+        if value is not None:
+            logs[first.task][f"{first.prompt}/{first.turn}"].append(math.log(value))
+    variances = []
+    for prompts in logs.values():
+        repeats = min(map(len, prompts.values()))
+        if len(prompts) < MIN_PROMPTS or repeats < 2:
+            return None
+        between = float(np.var([np.mean(values) for values in prompts.values()], ddof=1))
+        within = float(np.mean([np.var(values, ddof=1) / len(values) for values in prompts.values()]))
+        variances.append(max(0.0, between - within) / len(prompts))
+    if not variances:
+        return None
+    return _NORMAL_95 * math.sqrt(math.fsum(variances)) / len(variances)
+
+
 def ratio(above: float, below: float) -> float | None:
     """`above` ÷ `below`; None where that is no finite number."""
     if below == 0:
@@ -127,19 +153,27 @@ def _overall(estimates: Mapping[str, Estimate], draws: list[NDArray[np.float64]]
 
 
 def _sums_by_prompt(pairs: Iterable[tuple[Trial, Trial]]) -> dict[str, NDArray[np.float64]]:
-    """Per task, sorted: one row per prompt of (baseline seconds, tokens, other's seconds, tokens)."""
-    cells: dict[str, dict[str, list[tuple[float, float, float, float]]]] = defaultdict(
-        lambda: defaultdict(list)
+    """Per task, sorted: one row per prompt of (baseline seconds, tokens, other's seconds, tokens).
+
+    Turns are summed and repeats averaged, so a prompt that an unfinished repeat happened to reach once
+    more does not weigh more.
+    """
+    turns: dict[str, dict[str, dict[int, list[tuple[float, ...]]]]] = defaultdict(
+        lambda: defaultdict(lambda: defaultdict(list))
     )
     for first, second in pairs:
         row = (first.decode_s, float(first.decode_tokens), second.decode_s, float(second.decode_tokens))
-        cells[first.task][first.prompt].append(row)
+        turns[first.task][first.prompt][first.turn].append(row)
     return {
         task: np.array(
-            [[math.fsum(column) for column in zip(*rows, strict=True)] for rows in prompts.values()]
+            [np.sum([_mean_row(rows) for rows in by_turn.values()], axis=0) for by_turn in prompts.values()]
         )
-        for task, prompts in cells.items()
+        for task, prompts in turns.items()
     }
+
+
+def _mean_row(rows: list[tuple[float, ...]]) -> list[float]:
+    return [math.fsum(column) / len(rows) for column in zip(*rows, strict=True)]
 
 
 def _speedup(baseline_s: float, baseline_tokens: float, other_s: float, other_tokens: float) -> float | None:

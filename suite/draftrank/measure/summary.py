@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +10,8 @@ from statistics import median
 from draftrank.measure.acceptance import Acceptance, sum_acceptance
 from draftrank.measure.fidelity import Fidelity, compare_outputs
 from draftrank.measure.records import Arm, ForwardLatency, Session, SessionResult, SessionTask, Trial
+from draftrank.measure.standing import standing_trials
 from draftrank.measure.statistics import Estimate, SpeedComparison, compare_speed, ratio
-
-_SKIPPED = re.compile(r"task (\S+) is skipped:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +104,7 @@ def summarise(result: SessionResult) -> SessionSummary:
     """Computes every figure of a session; the order of its trials does not matter."""
     session = result.session
     trials: dict[str, list[Trial]] = defaultdict(list)
-    for trial in sorted(result.trials, key=lambda trial: trial.key):
+    for trial in sorted(standing_trials(result.trials), key=lambda trial: trial.key):
         trials[trial.arm].append(trial)
     baseline = next((arm for arm in session.arms if arm.kind == "baseline"), None)
     control = next((arm for arm in session.arms if arm.kind == "control"), None)
@@ -116,7 +114,7 @@ def summarise(result: SessionResult) -> SessionSummary:
         session,
         tuple(_summarise_arm(session, arm, trials[arm.id], baseline, reference) for arm in session.arms),
         noise if noise is not None and noise.overall is not None else None,
-        _skipped_tasks(session),
+        session.skipped_tasks,
     )
 
 
@@ -129,14 +127,14 @@ def _summarise_arm(
         of_arm = [trial for trial in trials if trial.task == task.task]
         of_reference = [trial for trial in reference if trial.task == task.task]
         planned = _planned_cells(task, session.repeats)
-        present = {trial.key[2:] for trial in of_arm} & {trial.key[2:] for trial in of_reference}
+        present = {trial.cell[1:] for trial in of_arm} & {trial.cell[1:] for trial in of_reference}
         tasks.append(
             TaskSummary(
                 task.task,
                 speed.tasks.get(task.task),
                 sum_acceptance(of_arm),
                 _timing(of_arm),
-                compare_outputs(of_reference, of_arm, session.mode),
+                compare_outputs(of_reference, of_arm, session, lossy=arm.lossy),
                 len(planned),
                 len(planned - present),
             )
@@ -148,7 +146,7 @@ def _summarise_arm(
         sum_acceptance(trials),
         _draft_cost(arm, trials, baseline.latencies if baseline else ()),
         _timing(trials),
-        compare_outputs(reference, trials, session.mode),
+        compare_outputs(reference, trials, session, lossy=arm.lossy),
     )
 
 
@@ -159,12 +157,6 @@ def _planned_cells(task: SessionTask, repeats: int) -> set[tuple[str, int, int]]
         for turn in range(turns)
         for repeat in range(repeats)
     }
-
-
-def _skipped_tasks(session: Session) -> tuple[str, ...]:
-    """Tasks whose data could not be had: `Workspace.prompts` words the warning that says so."""
-    found = (_SKIPPED.match(warning) for warning in session.warnings)
-    return tuple(match.group(1) for match in found if match)
 
 
 def _timing(trials: Sequence[Trial]) -> Timing:

@@ -14,10 +14,11 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from draftrank.catalog.base import Sha256, sha256_of_json
-from draftrank.measure.records import Record, Session, SessionResult, Trial
+from draftrank.measure.record import Record
+from draftrank.measure.records import Session, SessionResult, Trial
 from draftrank.store.merging import in_order
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SCHEMA_FILE = Path(__file__).with_name("bundle.schema.json")
 
 
@@ -37,7 +38,7 @@ class BundleTrial(Trial):
 class Bundle(Record):
     """One draft's results of one session, with the baseline trials they are compared to."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     """Version of this form."""
     session: Session
     """The session's header; its arms are the baseline, its control and one draft."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from draftrank.errors import InvalidInputError, Problem
 from draftrank.measure.records import SessionResult
 from draftrank.store.bundle_checks import MAX_PROBLEMS, find_problems
 from draftrank.store.bundle_format import SCHEMA_VERSION, Bundle
+
+_SKIPPED = re.compile(r"task (\S+) is skipped:")
 
 MAX_BYTES = 64_000_000
 MAX_WHOLE = 2**53 - 1
@@ -75,13 +78,15 @@ def bundle_result(data: dict[str, Any], name: str) -> SessionResult:
         InvalidInputError: with every problem found, up to `MAX_PROBLEMS`.
     """
     version = data.get("schema_version")
-    if version != SCHEMA_VERSION or isinstance(version, bool):
+    if version not in (1, SCHEMA_VERSION) or isinstance(version, bool):
         raise InvalidInputError.single(
-            f"is {version!r}, this draftrank reads {SCHEMA_VERSION}",
+            f"is {version!r}, this draftrank reads 1 to {SCHEMA_VERSION}",
             file=name,
             field="schema_version",
             fix="name a result bundle; for a newer one, update draftrank",
         )
+    if version == 1:
+        data = _from_version_1(data)
     try:
         result = Bundle.model_validate_json(json.dumps(data), strict=True).result()
     except RecursionError as error:
@@ -101,6 +106,15 @@ def bundle_result(data: dict[str, Any], name: str) -> SessionResult:
     if problems:
         raise InvalidInputError(problems)
     return result
+
+
+def _from_version_1(data: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 added fields that have defaults, and names skipped tasks instead of only warning of them."""
+    session = data.get("session")
+    if isinstance(session, dict) and isinstance(session.get("warnings"), list):
+        found = (_SKIPPED.match(text) for text in session["warnings"] if isinstance(text, str))
+        session = {**session, "skipped_tasks": [match[1] for match in found if match]}
+    return {**data, "schema_version": SCHEMA_VERSION, "session": session}
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

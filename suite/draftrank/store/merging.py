@@ -10,8 +10,10 @@ from collections.abc import Iterable
 from draftrank.errors import StoreError
 from draftrank.measure.records import Arm, Session, SessionResult, Trial
 
-_ARM_KINDS = ("baseline", "control", "draft")
-_JOINED = frozenset({"arms", "warnings", "finished_at"})
+_ARM_KINDS = ("baseline", "control", "draft", "reference")
+_LEARNT = ("finished_at", "stopped_by", "numerics")
+"""What a session knows only at its end."""
+_JOINED = frozenset({"arms", "warnings", *_LEARNT})
 
 
 def arm_order(arm: Arm) -> tuple[int, str]:
@@ -19,9 +21,9 @@ def arm_order(arm: Arm) -> tuple[int, str]:
     return (_ARM_KINDS.index(arm.kind), arm.id)
 
 
-def trial_order(trial: Trial) -> tuple[str, str, int, int, int, str]:
+def trial_order(trial: Trial) -> tuple[str, str, int, int, int, int, str]:
     """Sorts trials as they were run: those of the same prompt turn side by side, by place."""
-    return (trial.task, trial.prompt, trial.turn, trial.repeat, trial.position, trial.arm)
+    return (*trial.cell, trial.attempt, trial.position, trial.arm)
 
 
 def session_order(result: SessionResult) -> tuple[str, str]:
@@ -71,8 +73,12 @@ def join(first: SessionResult, second: SessionResult) -> SessionResult:
         for name in Session.model_fields
         if name not in _JOINED and getattr(one, name) != getattr(other, name)
     ]
-    if one.finished_at and other.finished_at and one.finished_at != other.finished_at:
-        differing.append("finished_at")
+    differing += [
+        name
+        for name in _LEARNT
+        if None not in (getattr(one, name), getattr(other, name))
+        and getattr(one, name) != getattr(other, name)
+    ]
     if differing:
         raise _conflict(one.id, f"its {', '.join(differing)}")
     arms = {arm.id: arm for arm in one.arms}
@@ -87,7 +93,7 @@ def join(first: SessionResult, second: SessionResult) -> SessionResult:
         update={
             "arms": tuple(sorted(arms.values(), key=arm_order)),
             "warnings": tuple(dict.fromkeys((*one.warnings, *other.warnings))),
-            "finished_at": one.finished_at or other.finished_at,
+            **{name: getattr(one, name) or getattr(other, name) for name in _LEARNT},
         }
     )
     return SessionResult(session=session, trials=tuple(sorted(trials.values(), key=trial_order)))
@@ -97,7 +103,7 @@ def describe(trial: Trial) -> str:
     """A trial's key for people."""
     return (
         f"of arm {trial.arm!r}, task {trial.task!r}, prompt {trial.prompt!r}, "
-        f"turn {trial.turn}, repeat {trial.repeat}"
+        f"turn {trial.turn}, repeat {trial.repeat}" + (f", attempt {trial.attempt}" if trial.attempt else "")
     )
 
 

@@ -56,6 +56,22 @@ def read_trials(transaction: Transaction, row: SessionRow) -> tuple[Trial, ...]:
     return tuple(sorted(map(to_trial, found), key=trial_order))
 
 
+def trial_row(transaction: Transaction, session: SessionRow, trial: Trial) -> TrialRow | None:
+    """The row of a trial's key, if there is one."""
+    arm, task, prompt, turn, repeat, attempt = trial.key
+    return transaction.scalar(
+        select(TrialRow).filter_by(
+            session_key=session.key,
+            arm=arm,
+            task=task,
+            prompt=prompt,
+            turn=turn,
+            repeat=repeat,
+            attempt=attempt,
+        )
+    )
+
+
 def read_result(transaction: Transaction, row: SessionRow) -> SessionResult:
     """A session with its trials."""
     return SessionResult(session=to_session(row), trials=read_trials(transaction, row))

@@ -13,7 +13,8 @@ from sqlalchemy.orm import DeclarativeBase
 
 from draftrank.catalog.base import sha256_of_json
 from draftrank.errors import StoreError
-from draftrank.measure.records import Arm, Machine, Record, Session, SessionTask, Trial
+from draftrank.measure.record import Record
+from draftrank.measure.records import Arm, Machine, Session, SessionTask, Trial
 from draftrank.store.tables import ArmRow, MachineRow, SessionRow, SessionTaskRow, TrialRow
 
 R = TypeVar("R", bound=Record)

@@ -22,7 +22,7 @@ from draftrank.store.database import BUSY_S, create_store_engine, writing
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0002"
+HEAD = "0003"
 APPLICATION_ID = 0x64726273
 _LOCK_S = 10 * BUSY_S
 

@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from sqlalchemy import Engine, insert, select, update
+from sqlalchemy import Engine, insert, update
 from sqlalchemy.orm import Session as Transaction
 
 from draftrank.errors import StoreError
-from draftrank.measure.records import Arm, Session, SessionResult, Trial
+from draftrank.measure.evidence import Numerics
+from draftrank.measure.records import Arm, Session, SessionResult, StoppedBy, Trial
 from draftrank.store.database import create_store_engine, store_errors, writing
 from draftrank.store.merging import describe, in_order, join
 from draftrank.store.queries import (
@@ -28,6 +29,7 @@ from draftrank.store.queries import (
     remove_session,
     require_part_of,
     session_rows,
+    trial_row,
 )
 from draftrank.store.rows import arm_values, to_session, to_trial, trial_values
 from draftrank.store.schema import ensure_schema
@@ -108,14 +110,24 @@ class Store:
             row = existing_session_row(transaction, session_id)
             row.warnings = list(dict.fromkeys((*row.warnings, *warnings)))
 
-    def finish_session(self, session_id: str, finished_at: str) -> None:
-        """Marks a session complete at a UTC time (ISO 8601).
+    def finish_session(self, session_id: str, finished_at: str, stopped_by: StoppedBy | None = None) -> None:
+        """Marks a session complete at a UTC time (ISO 8601), and says what ended it.
 
         Raises:
             StoreError: the session does not exist.
         """
         with self._writing() as transaction:
-            existing_session_row(transaction, session_id).finished_at = finished_at
+            row = existing_session_row(transaction, session_id)
+            row.finished_at, row.stopped_by = finished_at, stopped_by
+
+    def set_numerics(self, session_id: str, numerics: Numerics) -> None:
+        """Keeps how rounding depends on the shape of a forward.
+
+        Raises:
+            StoreError: the session does not exist.
+        """
+        with self._writing() as transaction:
+            existing_session_row(transaction, session_id).numerics = numerics.model_dump(mode="json")
 
     def add_trial(self, session_id: str, trial: Trial) -> None:
         """Stores a trial; it is on disk when this returns. An identical one is ignored.
@@ -127,16 +139,7 @@ class Store:
         with self._writing() as transaction:
             session = existing_session_row(transaction, session_id)
             require_part_of(session, trial)
-            known = transaction.scalar(
-                select(TrialRow).filter_by(
-                    session_key=session.key,
-                    arm=trial.arm,
-                    task=trial.task,
-                    prompt=trial.prompt,
-                    turn=trial.turn,
-                    repeat=trial.repeat,
-                )
-            )
+            known = trial_row(transaction, session, trial)
             if known is None:
                 transaction.execute(insert(TrialRow).values(**trial_values(trial, session.key)))
             elif to_trial(known) != trial:
@@ -144,6 +147,19 @@ class Store:
                     f"session {session_id} holds another trial {describe(trial)} "
                     "(measure it in a new session)"
                 )
+
+    def judge_trial(self, session_id: str, trial: Trial) -> None:
+        """Keeps the judgement of a trial that is stored already.
+
+        Raises:
+            StoreError: the session or the trial does not exist.
+        """
+        with self._writing() as transaction:
+            known = trial_row(transaction, existing_session_row(transaction, session_id), trial)
+            if known is None:
+                raise StoreError(f"session {session_id} has no trial {describe(trial)} (add it first)")
+            judgement = trial.judgement
+            known.judgement = judgement.model_dump(mode="json") if judgement else None
 
     def add_result(self, result: SessionResult) -> None:
         """Stores a whole session; an identical one is ignored.

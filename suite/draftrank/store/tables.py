@@ -83,6 +83,12 @@ class SessionRow(Base):
     seed: Mapped[int]
     repeats: Mapped[int]
     warnings: Mapped[list[str]] = mapped_column(JSON)
+    skipped_tasks: Mapped[list[str]] = mapped_column(JSON)
+    precision: Mapped[float | None]
+    budget_s: Mapped[float | None]
+    stopped_by: Mapped[str | None]
+    numerics: Mapped[dict[str, Any] | None] = mapped_column(JSON_OR_NULL)
+    environment: Mapped[dict[str, Any] | None] = mapped_column(JSON_OR_NULL)
 
     machine: Mapped[MachineRow] = relationship()
     tasks: Mapped[list[SessionTaskRow]] = relationship(order_by="SessionTaskRow.place")
@@ -124,6 +130,9 @@ class ArmRow(Base):
     peak_memory_bytes: Mapped[int | None]
     latencies: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
     failure: Mapped[str | None]
+    lossy: Mapped[bool]
+    sampling: Mapped[dict[str, Any] | None] = mapped_column(JSON_OR_NULL)
+    reference: Mapped[dict[str, Any] | None] = mapped_column(JSON_OR_NULL)
 
 
 class TrialRow(Base):
@@ -131,7 +140,7 @@ class TrialRow(Base):
 
     __tablename__ = "trials"
     __table_args__ = (
-        UniqueConstraint("session_key", "arm", "task", "prompt", "turn", "repeat"),
+        UniqueConstraint("session_key", "arm", "task", "prompt", "turn", "repeat", "attempt"),
         ForeignKeyConstraint(["session_key", "arm"], ["arms.session_key", "arms.id"], ondelete="CASCADE"),
         ForeignKeyConstraint(
             ["session_key", "task"],
@@ -163,3 +172,6 @@ class TrialRow(Base):
     decode_s: Mapped[float]
     propose_s: Mapped[float]
     verify_s: Mapped[float]
+    attempt: Mapped[int]
+    conditions: Mapped[dict[str, Any] | None] = mapped_column(JSON_OR_NULL)
+    judgement: Mapped[dict[str, Any] | None] = mapped_column(JSON_OR_NULL)

@@ -7,8 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.measure.fidelity import compare_outputs, first_difference
-from unit.board.builders import GREEDY, trial
+from draftrank.measure.evidence import Divergence, Judgement, Numerics
+from draftrank.measure.fidelity import compare_outputs, first_difference, judge_divergence
+from unit.board.builders import arm_of, session, trial
+
+FP32 = session([arm_of("d")], {"math": 4})
+ROUNDING = Numerics(positions=500, forward_tokens=(4,), quantiles=(*(0.001 * i for i in range(100)), 0.25))
+BF16 = FP32.model_copy(update={"dtype": "bf16", "numerics": ROUNDING})
 
 ids = st.lists(st.integers(0, 3), max_size=6)
 
@@ -28,24 +33,26 @@ def test_differences_are_counted_and_placed():
     same = [found.model_copy(update={"arm": "d"}) for found in baseline]
     late = same[2].model_copy(update={"token_ids": (*same[2].token_ids[:7], 9, 9)})
     early = same[3].model_copy(update={"token_ids": (*same[3].token_ids[:2], 9, *same[3].token_ids[3:])})
-    found = compare_outputs(baseline, [same[0], same[1], late, early], GREEDY)
-    assert (found.status, found.compared, found.differing) == ("differs", 4, 2)
+    found = compare_outputs(baseline, [same[0], same[1], late, early], FP32)
+    assert (found.status, found.compared, found.differing) == ("breaks", 4, 2)
     assert found.exact_match == 0.5
     assert [(place.prompt, place.index) for place in found.divergences] == [("p2", 7), ("p3", 2)]
-    assert found.earliest.prompt == "p3"
+    assert found.earliest("break").prompt == "p3"
+    assert found.agreement == (10 + 10 + 7 + 2) / 40 or found.agreement < 1
 
 
 def test_an_output_that_stops_early_differs():
     baseline, shorter = trial("b", tokens=9), trial("d", tokens=5)
-    assert compare_outputs([baseline], [shorter], GREEDY).divergences[0].index == 5
+    assert compare_outputs([baseline], [shorter], FP32).divergences[0].index == 5
 
 
 @pytest.mark.parametrize(
-    ("mode", "arm"), [(DecodingMode(temperature=0.7), [trial("d")]), (GREEDY, [trial("d", prompt="other")])]
+    ("mode", "arm"),
+    [(DecodingMode(temperature=0.7), [trial("d")]), (DecodingMode(), [trial("d", prompt="other")])],
 )
 def test_nothing_to_compare(mode, arm):
-    found = compare_outputs([trial("b")], arm, mode)
-    assert (found.status, found.compared, found.exact_match, found.earliest) == (
+    found = compare_outputs([trial("b")], arm, FP32.model_copy(update={"mode": mode}))
+    assert (found.status, found.compared, found.exact_match, found.agreement) == (
         "not compared",
         0,
         None,
@@ -54,5 +61,55 @@ def test_nothing_to_compare(mode, arm):
 
 
 def test_equal_outputs_are_identical():
-    found = compare_outputs([trial("b")], [trial("d")], GREEDY)
+    found = compare_outputs([trial("b")], [trial("d")], FP32)
     assert (found.status, found.exact_match, found.divergences) == ("identical", 1.0, ())
+
+
+def differing(gap, baseline_gap=0.0):
+    baseline = trial("b")
+    found = Divergence(index=2, gap=gap, baseline_gap=baseline_gap)
+    other = baseline.model_copy(
+        update={
+            "arm": "d",
+            "token_ids": (*baseline.token_ids[:2], 9, *baseline.token_ids[3:]),
+            "judgement": Judgement(divergence=found),
+        }
+    )
+    return [baseline], [other]
+
+
+@pytest.mark.parametrize(
+    ("gap", "baseline_gap", "status"),
+    [
+        (0.0, 0.0, "ties"),
+        (0.25, 0.0, "ties"),
+        (0.26, 0.0, "breaks"),
+        (0.1, 0.3, "breaks"),
+        (None, 0.0, "breaks"),
+    ],
+)
+def test_a_difference_within_the_measured_rounding_is_a_tie(gap, baseline_gap, status):
+    found = compare_outputs(*differing(gap, baseline_gap), BF16)
+    assert (found.status, found.ties + found.breaks) == (status, 1)
+
+
+def test_fp32_has_no_ties():
+    assert compare_outputs(*differing(0.0), FP32.model_copy(update={"numerics": ROUNDING})).status == "breaks"
+
+
+def test_without_evidence_a_difference_stays_unjudged():
+    assert judge_divergence(None, ROUNDING, "bf16") == "unjudged"
+    assert judge_divergence(Divergence(index=0, gap=0.0, baseline_gap=0.0), None, "bf16") == "unjudged"
+
+
+def test_a_lossy_rule_may_differ():
+    assert compare_outputs(*differing(9.0), FP32, lossy=True).status == "lossy"
+
+
+@given(gap=st.floats(0, 1), nearer=st.floats(0, 1))
+def test_a_smaller_gap_is_never_judged_more_harshly(gap, nearer):
+    far, near = (
+        judge_divergence(Divergence(index=0, gap=one, baseline_gap=0.0), ROUNDING, "bf16")
+        for one in (max(gap, nearer), min(gap, nearer))
+    )
+    assert far == "break" or near == "tie"

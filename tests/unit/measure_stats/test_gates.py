@@ -38,13 +38,13 @@ FAILING = {
         result({"d": 2.0}, drop=lambda one: one.arm == "d" and one.prompt == "p2" and one.task == "chat"),
         "incomplete: 2 of 8 outputs of chat are missing",
     ),
-    "not-lossless": (result({"d": 2.0}, change=spoil), "1 of 16 outputs differ .* token 4 of math/p1"),
+    "not-lossless": (result({"d": 2.0}, change=spoil), "1 of 16 outputs leave .* token 4 of math/p1"),
     "implausible-acceptance": (
         result({"d": 2.0}, arms=[arm_of("d", k=2)]),
         r"the acceptance length 4.00 lies outside \[1, 3\]",
     ),
     "implausible-speedup": (result({"d": 2.0}, histogram=(8,)), "implausible: 2.0.× is more than .* 1.00"),
-    "unjudged-differences": (result({"d": 2.0}, change=spoil, dtype="bf16"), "in bf16 .* measure it in fp32"),
+    "unjudged-differences": (result({"d": 2.0}, change=spoil, dtype="bf16"), "in bf16 .* run it again"),
     "too-few-prompts": (
         result({"d": 2.0}, tasks={"chat": 4, "math": 1}),
         "math has fewer than 2 .* larger suite",
@@ -85,7 +85,7 @@ def test_identical_outputs_pass_in_low_precision(dtype):
 
 
 def test_a_skipped_task_is_incomplete():
-    judged = verdict(result({"d": 2.0}, warnings=("task code is skipped: offline",)))
+    judged = verdict(result({"d": 2.0}, skipped_tasks=("code",)))
     assert judged.reason.startswith("incomplete: task code was skipped")
 
 

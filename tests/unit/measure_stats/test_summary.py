@@ -7,8 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.catalog.task import Suite, SuiteTask
-from draftrank.catalog.workspace import Workspace
 from draftrank.measure.acceptance import sum_acceptance
 from draftrank.measure.records import SessionResult
 from draftrank.measure.summary import summarise
@@ -139,19 +137,15 @@ def test_no_control_arm_means_no_noise_floor():
     assert summarise(result({"d": 2.0}, drop=lambda one: one.arm == "baseline-control")).noise is None
 
 
-def test_skipped_tasks_are_read_from_the_warnings():
-    found = summarise(result({"d": 2.0}, warnings=("task code is skipped: offline", "the task is slow")))
-    assert found.skipped_tasks == ("code",)
-
-
-def test_skipped_tasks_are_known_from_what_the_workspace_says(tmp_path):
-    (tmp_path / "drafts").mkdir()
-    (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "code.yaml").write_text(
-        "{schema_version: 1, id: code, title: Code, licence: MIT, "
-        f"source: {{kind: local, path: absent.jsonl, sha256: {'a' * 64}}}}}",
-        encoding="utf-8",
-    )
-    suite = Suite(schema_version=1, id="s", title="S", tasks=(SuiteTask(task="code"),))
-    _, warnings = Workspace.open(tmp_path).prompts(suite)
-    assert summarise(result({"d": 2.0}, warnings=tuple(warnings))).skipped_tasks == ("code",)
+def test_a_disturbed_attempt_gives_way_to_the_next_as_a_whole():
+    calm = result({"d": 2.0})
+    disturbed = [
+        trial.model_copy(update={"decode_s": 100.0}) for trial in calm.trials if trial.prompt == "p0"
+    ]
+    again = [
+        trial.model_copy(update={"attempt": 1}) if trial.prompt == "p0" else trial for trial in calm.trials
+    ]
+    both = SessionResult(session=calm.session, trials=(*disturbed, *again))
+    assert arm(summarise(both), "d").speedup == arm(summarise(calm), "d").speedup
+    cut = [trial for trial in both.trials if not (trial.attempt and trial.arm == "d")]
+    assert arm(summarise(SessionResult(session=calm.session, trials=tuple(cut))), "d").missing == 0

@@ -6,6 +6,7 @@ import sqlite3
 from contextlib import closing
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -15,7 +16,7 @@ from sqlalchemy import inspect as inspect_database
 
 from draftrank.errors import StoreError
 from draftrank.store import schema
-from draftrank.store.schema import HEAD, alembic_config, migrate, read_revision
+from draftrank.store.schema import HEAD, alembic_config, read_revision
 from draftrank.store.store import Store
 from draftrank.store.tables import Base
 
@@ -31,11 +32,21 @@ def indexes(path):
 
 def an_old_store(path):
     """A file of the first schema with a session in it."""
-    migrate(path, "0001")
-    store = Store(path, schema.create_store_engine(path))
-    store.add_result(a_result())
-    store.close()
+    with Store.open(path) as store:
+        store.add_result(a_result())
+    engine = schema.create_store_engine(path, foreign_keys=False)
+    config = alembic_config()
+    with schema.writing(engine).begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0001")
+    engine.dispose()
+    assert read_revision(path) == "0001"
     return path
+
+
+def trials_as_the_first_schema_had_them(path):
+    columns = "key, session_key, arm, task, prompt, turn, repeat, token_ids, accept_histogram, decode_s"
+    return execute(path, f"SELECT {columns} FROM trials ORDER BY key")
 
 
 def test_a_new_store_has_the_newest_schema_and_leaves_no_backup(tmp_path):
@@ -70,7 +81,7 @@ def test_the_head_named_in_the_code_is_the_only_head_of_the_migrations():
 
 def test_an_older_store_is_backed_up_and_migrated_with_nothing_lost(tmp_path):
     path = an_old_store(tmp_path / "results.sqlite")
-    before = execute(path, "SELECT * FROM trials ORDER BY key")
+    before = trials_as_the_first_schema_had_them(path)
     assert "ix_sessions_plan_sha256_created_at" not in indexes(path)
     with Store.open(path) as store:
         read = store.result("2026-03-01-aaaa")
@@ -78,10 +89,10 @@ def test_an_older_store_is_backed_up_and_migrated_with_nothing_lost(tmp_path):
     assert "ix_sessions_plan_sha256_created_at" in indexes(path)
     assert set(read.trials) == set(a_result().trials)
     assert read.session == a_result().session
-    assert execute(path, "SELECT * FROM trials ORDER BY key") == before
+    assert trials_as_the_first_schema_had_them(path) == before
     (backup,) = tmp_path.glob("results.sqlite.0001.*.bak")
     assert read_revision(backup) == "0001"
-    assert execute(backup, "SELECT * FROM trials ORDER BY key") == before
+    assert trials_as_the_first_schema_had_them(backup) == before
     assert execute(backup, "PRAGMA integrity_check") == [("ok",)]
 
 
@@ -115,21 +126,11 @@ def test_a_failed_migration_changes_nothing_and_names_the_backup(tmp_path):
     assert "ix_sessions_plan_sha256_created_at" not in indexes(path)
 
 
-def test_downgrading_and_upgrading_again_keeps_the_data(tmp_path):
-    from alembic import command
-
-    path = tmp_path / "results.sqlite"
+def test_tasks_that_only_a_warning_named_as_skipped_are_named_after_the_migration(tmp_path):
+    path = an_old_store(tmp_path / "results.sqlite")
+    execute(path, """UPDATE sessions SET warnings = '["task absent is skipped: offline", "it was hot"]'""")
     with Store.open(path) as store:
-        store.add_result(a_result())
-    engine = schema.create_store_engine(path, foreign_keys=False)
-    config = alembic_config()
-    with schema.writing(engine).begin() as connection:
-        config.attributes["connection"] = connection
-        command.downgrade(config, "0001")
-    engine.dispose()
-    assert read_revision(path) == "0001"
-    with Store.open(path) as store:
-        assert set(store.trials("2026-03-01-aaaa")) == set(a_result().trials)
+        assert store.sessions()[0].skipped_tasks == ("absent",)
 
 
 def test_a_newer_schema_is_refused_and_the_file_left_alone(tmp_path):

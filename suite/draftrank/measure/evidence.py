@@ -1,0 +1,150 @@
+"""What speaks for or against a number: how the machine was, how outputs differ, what was tested.
+
+Only what was observed is kept here. Whether it is good enough is decided by the gates, each time anew.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from draftrank.measure.record import Count, NotNegative, Record, Share
+
+
+class Conditions(Record):
+    """What the machine did while one trial ran, beside running it. None: not readable here."""
+
+    others_cpus: NotNegative | None = None
+    """Processors kept busy by other processes, on average."""
+    steal: Share | None = None
+    """Share of the processors' time that the hypervisor gave to others."""
+    frequency_hz: NotNegative | None = None
+    """Mean frequency of the processors in use, at the trial's end."""
+    quota_throttled: Share | None = None
+    """Share of the time in which the container's processor quota stopped this process."""
+    memory_stalled: Share | None = None
+    """Share of the time in which some task waited for memory."""
+    gpu_clock_hz: NotNegative | None = None
+    """The GPU's clock at the trial's end."""
+    gpu_throttled_by: tuple[str, ...] = ()
+    """Reasons for which the driver held the GPU's clock down."""
+    gpu_others: Count | None = None
+    """Other processes that compute on the GPU."""
+
+
+class Divergence(Record):
+    """The first place at which a greedy output left the baseline's, as the target sees it there.
+
+    The target is fed prompt and common tokens one at a time, as the baseline was; gaps are differences of
+    its logits to that of its best token.
+    """
+
+    index: Count
+    """Index of the first emitted token that differs."""
+    gap: NotNegative | None
+    """Gap of the token that this arm emitted; None when its output ended there."""
+    baseline_gap: NotNegative | None
+    """Gap of the token that the baseline emitted; None when its output ended there."""
+
+
+class Quality(Record):
+    """How good an output is that need not be the target's own."""
+
+    log_likelihood: float
+    """Mean natural logarithm of the target's probability of each emitted token."""
+    rouge_l: Share | None = None
+    """ROUGE-L F1 of the text against the baseline's."""
+    correct: bool | None = None
+    """Whether the answer is the task's; None for tasks without answers."""
+
+
+class Judgement(Record):
+    """What a look at one output gave."""
+
+    divergence: Divergence | None = None
+    """Where a greedy output left the baseline's."""
+    quality: Quality | None = None
+    """For arms with a lossy rule, and for the baseline beside them."""
+
+
+class Numerics(Record):
+    """How far rounding moves logits between forwards of one token and of several, on the same tokens.
+
+    For every position: the change of the gap between the two tokens that are best when tokens are fed
+    one at a time. A greedy choice can flip only where this gap is smaller than its change.
+    """
+
+    positions: Count
+    """Positions compared, over all forward sizes."""
+    forward_tokens: tuple[Annotated[int, Field(ge=2)], ...]
+    """Sizes of forward that were set against one token at a time: each k+1 of the session."""
+    quantiles: tuple[NotNegative, ...]
+    """Absolute changes at 0 %, 1 %, … 100 %: 101 values, the last one the largest seen."""
+
+
+class SamplingCheck(Record):
+    """Chi-square test of an arm's first two sampled tokens against the target's own distribution."""
+
+    task: str
+    """Task of the prompt."""
+    prompt: str
+    """Prompt that was continued."""
+    draws: Count
+    """Outputs drawn, each with a seed of its own."""
+    bins: Count
+    """Outcomes told apart; rare ones share one."""
+    statistic: NotNegative
+    """Chi-square over the bins."""
+    p_value: Share
+    """Probability of a statistic as large if the distributions are equal."""
+
+
+class Reference(Record):
+    """What a reference arm ran instead of this engine."""
+
+    implementation: str
+    """Package and version."""
+    method: Literal["generate", "assisted", "prompt_lookup"]
+    """Plain decoding, with a draft model, or with n-grams of the context."""
+    draft: str | None
+    """Id of the draft that it used; None without one."""
+    differs: tuple[str, ...]
+    """How it differs from this engine's arm, in sentences."""
+
+
+class Environment(Record):
+    """The part of the fingerprint that may change between runs on one machine. None: not readable."""
+
+    instruction_sets: tuple[str, ...] = ()
+    """Those that matter for matrix products."""
+    affinity: tuple[Count, ...] = ()
+    """Processors that this process may run on."""
+    quota_cpus: NotNegative | None = None
+    """Processors' worth of time that the container may use."""
+    memory_limit_bytes: Count | None = None
+    """The container's memory limit."""
+    memory_available_bytes: Count | None = None
+    """Memory free for use at the start."""
+    governor: str | None = None
+    """Policy of the processor's frequency."""
+    frequency_max_hz: NotNegative | None = None
+    """Highest frequency of the processor."""
+    interop_threads: Count | None = None
+    """torch's threads between operations."""
+    thread_variables: dict[str, str] = Field(default_factory=dict)
+    """Environment variables that steer threads."""
+    torch_build: str | None = None
+    """torch's version with its build tag and its best instruction set."""
+    load_average: NotNegative | None = None
+    """Mean number of runnable processes in the last minute before the start."""
+    gpu_driver: str | None = None
+    """Version of the GPU's driver."""
+    gpu_power_limit_w: NotNegative | None = None
+    """The GPU's power limit."""
+    gpu_clock_max_hz: NotNegative | None = None
+    """The GPU's highest clock."""
+    suite_commit: str | None = None
+    """git commit of the workspace."""
+    suite_dirty: bool | None = None
+    """Whether the workspace had changes that are not committed."""

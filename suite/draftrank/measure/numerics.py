@@ -1,0 +1,93 @@
+"""How far rounding moves the target's logits when several tokens share a forward.
+
+In bf16 and fp16 a matrix product sums in another order, and rounds elsewhere, for one row than for
+several. So a correct speculative loop may choose another token where the target's two best are all but
+equal. How equal is measured here, on the session's own outputs: the same tokens are fed one at a time
+and in chunks, each way building its own cache as decoding does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from draftrank.measure.evidence import Numerics
+from draftrank.measure.records import Session
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from draftrank.decoding.runtime import Runtime
+    from draftrank.progress import Stage
+
+DECIMALS = 6
+
+
+def needs_numerics(session: Session) -> bool:
+    """Whether outputs of this session may differ by rounding alone: fp32 must give identical ones."""
+    drafts = any(arm.num_speculative_tokens for arm in session.arms)
+    return session.dtype != "fp32" and session.mode.greedy and drafts
+
+
+def measure_numerics(
+    target: Runtime,
+    texts: Sequence[tuple[Sequence[int], Sequence[int]]],
+    forward_tokens: Sequence[int],
+    stage: Stage,
+) -> Numerics:
+    """Compares the logits after every output token between forwards of one token and of several.
+
+    Args:
+        target: the model; its sequence is lost.
+        texts: prompts with the target's outputs, as token ids.
+        forward_tokens: the forward sizes to set against 1, each at least 2.
+        stage: told of every text.
+    """
+    changes: list[float] = []
+    for prompt, output in texts:
+        if len(output) > 1:
+            alone = _gaps(target, prompt, output[:-1], 1, None)
+            best, gaps = alone
+            for size in forward_tokens:
+                _, moved = _gaps(target, prompt, output[:-1], size, best)
+                changes += [abs(one - other) for one, other in zip(gaps, moved, strict=True)]
+        stage.advance()
+    quantiles = np.percentile(changes, range(101)).tolist() if changes else []
+    return Numerics(
+        positions=len(changes),
+        forward_tokens=tuple(forward_tokens),
+        quantiles=tuple(round(value, DECIMALS) for value in quantiles),
+    )
+
+
+def _gaps(
+    target: Runtime,
+    prompt: Sequence[int],
+    tokens: Sequence[int],
+    size: int,
+    pairs: list[tuple[int, int]] | None,
+) -> tuple[list[tuple[int, int]], list[float]]:
+    """Logit gaps after each token, fed `size` at a time, between two tokens each.
+
+    Args:
+        pairs: the two tokens for each position; None: the two best, which are returned.
+    """
+    target.reset()
+    target.reserve(len(prompt) + len(tokens) + size)
+    target.feed(prompt, keep=1)
+    rows: list[tuple[int, int]] = []
+    gaps: list[float] = []
+    for start in range(0, len(tokens), size):
+        chunk = tokens[start : start + size]
+        logits: Tensor = target.feed(chunk).float()
+        for offset in range(len(chunk)):
+            row = logits[offset]
+            if pairs is None:
+                first, second = row.topk(2).indices.tolist()
+            else:
+                first, second = pairs[start + offset]
+            rows.append((first, second))
+            gaps.append(float(row[first] - row[second]))
+    return rows, gaps
