@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from draftrank.catalog.schemas import MODELS, generate, write_all
+from draftrank.store.bundle_format import SCHEMA_FILE, schema_text
 
 PAGE = Path(__file__).parents[1] / "docs" / "declarations.md"
 TABLE = re.compile(r"(<!-- fields: (?P<name>\w+) -->\n).*?(<!-- /fields -->)", re.DOTALL)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from draftrank.errors import InvalidInputError
 
 
 class Dtype(StrEnum):
@@ -22,6 +25,23 @@ class Device(StrEnum):
 
     cpu = "cpu"
     cuda = "cuda"
+
+
+_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_duration(text: str, option: str) -> float:
+    """Seconds of a duration such as `90s`, `30m` or `1.5h`.
+
+    Raises:
+        InvalidInputError: it is none; names the option.
+    """
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smh])", text.strip())
+    if found is None or float(found[1]) == 0.0:
+        raise InvalidInputError.single(
+            f"{text!r} is no duration", field=option, fix="write a number and s, m or h, e.g. 30m"
+        )
+    return float(found[1]) * _UNITS_S[found[2]]
 
 
 WorkspaceOption = Annotated[

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from draftrank.cli.options import Device, Dtype, JsonOption, WorkspaceOption
+from draftrank.cli.options import Device, Dtype, JsonOption, WorkspaceOption, parse_duration
 from draftrank.cli.output import ConsoleProgress, out, print_json
 
 
@@ -39,6 +39,17 @@ def run(
     repeats: Annotated[
         int | None, typer.Option(help="Instead of the suite's number.", min=1, max=1000)
     ] = None,
+    precision: Annotated[
+        float, typer.Option(help="Relative half-width of the 95 % intervals to reach.", min=0.001, max=1.0)
+    ] = 0.02,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Decoding time for repeats until the precision is reached, e.g. 90s, 30m, 2h. "
+            "Default: only the suite's own repeats.",
+            metavar="TIME",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of arm order and sampling.", min=0)] = 0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure anew even what has been measured.")] = False,
     json: JsonOption = False,
@@ -69,6 +80,8 @@ def run(
         device=device.value,
         mode=DecodingMode(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed),
         repeats=repeats,
+        precision=precision,
+        budget_s=parse_duration(budget, "--budget") if budget else None,
         seed=seed,
         fresh=fresh,
     )
