@@ -181,6 +181,53 @@ def test_sampling_runs_are_reproducible_and_on_a_board_of_their_own(workspace_ro
     assert summarise(first).arms[2].fidelity.status == "not compared"
 
 
+def test_samples_are_tested_in_the_session(workspace_root):
+    workspace = Workspace.open(workspace_root)
+    request = RunRequest("tiny", drafts=("ngram", "early-exit"), mode=DecodingMode(temperature=1.0))
+    with Store.open(workspace.store_url) as store:
+        result = run(workspace, request, store)
+    checks = {arm.id: arm.sampling for arm in result.session.arms}
+    assert checks["baseline"] is None
+    assert all(checks[name].p_value > 0.001 and checks[name].draws for name in request.drafts)
+
+
+def test_a_lossy_draft_is_ranked_apart_with_the_quality_of_its_outputs(workspace_root):
+    recipe = (workspace_root / "drafts" / "tiny" / "shallow.yaml").read_text()
+    lossy = (
+        recipe.replace("id: shallow", "id: typical")
+        + "  typical_acceptance: {threshold: 0.001, alpha: 0.001}\n"
+    )
+    (workspace_root / "drafts" / "tiny" / "typical.yaml").write_text(lossy)
+    write_prompts(
+        workspace_root, [{"id": f"p{i}", "turns": [f"{i} and {i}"], "reference": "5"} for i in range(3)]
+    )
+    workspace = Workspace.open(workspace_root)
+    with Store.open(workspace.store_url) as store:
+        result = run(workspace, RunRequest("tiny", drafts=("typical", "shallow")), store)
+    (board,) = build_boards([result])
+    rows = {row.draft: row for row in board.rows}
+    row = rows["typical"]
+    assert (row.lossy, row.fidelity.status, rows["shallow"].fidelity.status) == (True, "lossy", "identical")
+    assert row.acceptance_length > rows["shallow"].acceptance_length
+    assert row.quality.outputs == row.baseline_quality.outputs == 6
+    assert row.quality.log_likelihood < row.baseline_quality.log_likelihood
+    assert (row.quality.rouge_l < 1, row.baseline_quality.rouge_l) == (True, 1)
+    assert row.quality.correct is not None
+    assert "not-lossless" not in [finding.gate for finding in row.findings]
+    assert rows["shallow"].quality is None
+
+
+def test_low_precision_divergences_are_judged(workspace_root):
+    workspace = Workspace.open(workspace_root)
+    request = RunRequest("tiny", drafts=("ngram", "shallow"), dtype="bf16", repeats=1)
+    with Store.open(workspace.store_url) as store:
+        result = run(workspace, request, store)
+    assert result.session.numerics.positions > 0
+    assert len(result.session.numerics.quantiles) == 101
+    for arm in summarise(result).arms:
+        assert arm.fidelity.status in ("identical", "ties")
+
+
 def test_no_gpu_is_a_clear_error(workspace_root):
     import torch
 

@@ -66,6 +66,8 @@ def _row(row: BoardRow) -> dict[str, Any]:
         "ci": _pair(row.ci),
         "techniques": list(row.techniques),
         "fidelity": asdict(row.fidelity),
+        "quality": asdict(row.quality) if row.quality else None,
+        "baseline_quality": asdict(row.baseline_quality) if row.baseline_quality else None,
         "gates": [finding.gate for finding in row.findings],
         "per_task": {task: asdict(cell) | {"ci": _pair(cell.ci)} for task, cell in row.per_task.items()},
     }

@@ -86,12 +86,12 @@ def _standing(candidate: _Candidate) -> tuple[bool, bool, float]:
 
 def _ranked(rows: Sequence[BoardRow]) -> tuple[BoardRow, ...]:
     in_order = sorted(rows, key=lambda row: (-(row.speedup or 0.0), row.draft))
-    ranked = [row for row in in_order if row.ranked and row.interval]
-    ranges = rank_ranges([row.interval for row in ranked if row.interval])
-    return (
-        *(replace(row, rank=span) for row, span in zip(ranked, ranges, strict=True)),
-        *(row for row in in_order if not (row.ranked and row.interval)),
-    )
+    placed: list[BoardRow] = []
+    for lossy in (False, True):  # a faster draft with another output has not won
+        ranked = [row for row in in_order if row.ranked and row.interval and row.lossy == lossy]
+        ranges = rank_ranges([row.interval for row in ranked if row.interval])
+        placed += [replace(row, rank=span) for row, span in zip(ranked, ranges, strict=True)]
+    return (*placed, *(row for row in in_order if not (row.ranked and row.interval)))
 
 
 def _once_each(results: Iterable[SessionResult]) -> list[SessionResult]:

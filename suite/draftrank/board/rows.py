@@ -9,6 +9,7 @@ from draftrank.board.reproduce import reproduce_command
 from draftrank.catalog.base import sha256_of_json
 from draftrank.measure.fidelity import Status
 from draftrank.measure.gates import Finding, Verdict
+from draftrank.measure.quality import QualitySummary
 from draftrank.measure.records import DraftBuild, Machine, Session
 from draftrank.measure.statistics import Estimate, Interval
 from draftrank.measure.summary import ArmSummary, SessionSummary, TaskSummary
@@ -78,6 +79,12 @@ class RowFidelity:
     status: Status
     exact_match: float | None
     """Share of identical outputs."""
+    ties: int
+    """Outputs that left the baseline's where rounding explains it."""
+    breaks: int
+    """Outputs that left it for no excuse."""
+    agreement: float | None
+    """Share of the baseline's tokens before the first difference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +123,12 @@ class BoardRow:
     build_s: float | None
     peak_memory_bytes: int | None
     fidelity: RowFidelity
+    lossy: bool
+    """Whether its rule may change the output: such rows are ranked among themselves."""
+    quality: QualitySummary | None
+    """Of a lossy row's outputs."""
+    baseline_quality: QualitySummary | None
+    """Of the baseline's outputs in the same session."""
     session: str
     """Id of the session that measured it: pairs of trials exist only within one."""
     measured_at: str
@@ -194,7 +207,16 @@ def row_of(summary: SessionSummary, arm: ArmSummary, verdict: Verdict) -> BoardR
         bytes_on_disk=build.bytes_on_disk if build else None,
         build_s=build.build_s if build else None,
         peak_memory_bytes=arm.arm.peak_memory_bytes,
-        fidelity=RowFidelity(arm.fidelity.status, arm.fidelity.exact_match),
+        fidelity=RowFidelity(
+            arm.fidelity.status,
+            arm.fidelity.exact_match,
+            arm.fidelity.ties,
+            arm.fidelity.breaks,
+            arm.fidelity.agreement,
+        ),
+        lossy=arm.arm.lossy,
+        quality=arm.quality if arm.arm.lossy else None,
+        baseline_quality=summary.baseline.quality if arm.arm.lossy and summary.baseline else None,
         session=session.id,
         measured_at=measured_at(session),
         recipe_sha256=build.recipe_sha256 if build else None,

@@ -28,11 +28,24 @@ class Author(Declared):
     """Account name, without the @."""
 
 
+class TypicalAcceptance(Declared):
+    """Medusa's lossy rule (Cai et al. 2024, arXiv:2401.10774): a proposed token stands when the target
+    finds it typical, i.e. when its probability is at least min(threshold, alpha · exp(-entropy))."""
+
+    threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.09
+    """Probability that is always enough (epsilon)."""
+    alpha: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
+    """Share of exp(-entropy) that is enough where the target is unsure (delta)."""
+
+
 class Speculate(Declared):
     """How the draft is used while decoding."""
 
     num_speculative_tokens: Annotated[int, Field(ge=1, le=MAX_SPECULATIVE_TOKENS)]
     """Tokens proposed per step at most (k)."""
+    typical_acceptance: TypicalAcceptance | None = None
+    """Accept typical tokens instead of only those that leave the output unchanged. Lossy: such a draft is
+    ranked apart, with the quality of its outputs beside its speed."""
 
 
 class Recipe(Declared):

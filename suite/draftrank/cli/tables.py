@@ -58,7 +58,7 @@ def print_board(board: Board) -> None:
 def _cells(board: Board, row: BoardRow) -> list[str]:
     per_task = [row.per_task.get(task) for task in board.tasks]
     return [
-        rank(row.rank),
+        rank(row.rank) + (" lossy" if row.lossy and row.rank else ""),
         row.draft,
         str(row.k),
         times(row.speedup),
@@ -85,7 +85,7 @@ def print_arm(session: Session, arm: ArmSummary, verdict: str | None) -> None:
         "tokens/s": decimal(arm.timing.tokens_per_second, 1),
         "time": f"proposing {percent(arm.timing.propose_share)}, verifying {percent(arm.timing.verify_share)}, "
         f"loop {percent(arm.timing.other_share)}; first token after {duration(arm.timing.prefill_s)}",
-        "output": f"{arm.fidelity.status}, {percent(arm.fidelity.exact_match)} identical",
+        "output": _output(arm),
         "memory": size(arm.arm.peak_memory_bytes),
     }
     if made is not None:
@@ -115,6 +115,24 @@ def print_arm(session: Session, arm: ArmSummary, verdict: str | None) -> None:
             percent(task.fidelity.exact_match),
         )
     print_table(tasks)
+
+
+def _output(arm: ArmSummary) -> str:
+    found, quality = arm.fidelity, arm.quality
+    parts = [f"{found.status}, {percent(found.exact_match)} identical"]
+    if found.differing:
+        parts.append(
+            f"{found.ties} ties, {found.breaks} breaks; {percent(found.agreement)} of the tokens lie before "
+            "the first difference"
+        )
+    if arm.arm.lossy and quality is not None:
+        parts.append(
+            f"log-likelihood {quality.log_likelihood:.3f} per token, ROUGE-L {decimal(quality.rouge_l)}, "
+            f"{percent(quality.correct)} right answers"
+        )
+    if arm.arm.sampling is not None:
+        parts.append(f"samples follow the target with p = {arm.arm.sampling.p_value:.2g}")
+    return "; ".join(parts)
 
 
 def print_sessions(summaries: list[SessionSummary]) -> None:

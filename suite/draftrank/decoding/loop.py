@@ -17,6 +17,7 @@ from draftrank.decoding.verification import verify
 from draftrank.errors import DraftrankError
 
 if TYPE_CHECKING:
+    from draftrank.catalog.recipe import TypicalAcceptance
     from draftrank.decoding.runtime import Runtime
 
 
@@ -121,7 +122,11 @@ def autoregressive(target: Runtime, request: Request) -> Decoding:
 
 
 def speculative(
-    target: Runtime, proposer: Proposer, request: Request, num_speculative_tokens: int
+    target: Runtime,
+    proposer: Proposer,
+    request: Request,
+    num_speculative_tokens: int,
+    typical: TypicalAcceptance | None = None,
 ) -> Decoding:
     """Decodes with proposed tokens: each step verifies up to k of them in one forward.
 
@@ -130,6 +135,7 @@ def speculative(
         proposer: what proposes.
         request: the sequence.
         num_speculative_tokens: k, at least 1.
+        typical: accept typical tokens (lossy) instead of only what leaves the output unchanged.
 
     Raises:
         ContextOverflowError: prompt and limit do not fit the window of target or draft.
@@ -168,7 +174,7 @@ def speculative(
         logits = target.feed((context[-1], *proposal.tokens))
         target.synchronize()
         verifying_ended = perf_counter()
-        verdict = verify(logits, proposal, sampler)
+        verdict = verify(logits, proposal, sampler, typical)
         rejected = len(proposal.tokens) - verdict.accepted
         if rejected:
             target.forget(rejected)

@@ -1,8 +1,9 @@
 """Which proposed tokens stand, and which token follows them.
 
-Both rules are lossless: greedy verification emits exactly the target's own greedy tokens, and
+Two rules are lossless: greedy verification emits exactly the target's own greedy tokens, and
 speculative sampling leaves the target's distribution unchanged (Leviathan et al. 2023,
-arXiv:2211.17192; Chen et al. 2023, arXiv:2302.01318).
+arXiv:2211.17192; Chen et al. 2023, arXiv:2302.01318). Typical acceptance (Cai et al. 2024,
+arXiv:2401.10774) is not: it trades the output's fidelity for longer accepted runs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ from draftrank.decoding.sampling import Sampler
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from draftrank.catalog.recipe import TypicalAcceptance
+
+_TINY = 1e-30
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -27,14 +32,19 @@ class Verdict:
     """The token after them: the target's correction, or its bonus when all stand."""
 
 
-def verify(logits: Tensor, proposal: Proposal, sampler: Sampler) -> Verdict:
-    """Judges one step by the rule that the decoding mode asks for.
+def verify(
+    logits: Tensor, proposal: Proposal, sampler: Sampler, typical: TypicalAcceptance | None = None
+) -> Verdict:
+    """Judges one step by the lossless rule of the decoding mode, or by typical acceptance.
 
     Args:
         logits: the target's, [len(proposal.tokens) + 1, vocabulary]; row i follows i proposed tokens.
         proposal: what was proposed.
         sampler: the sequence's mode and random numbers.
+        typical: the lossy rule's knobs; None for the lossless rules.
     """
+    if typical is not None:
+        return verify_typical(logits, proposal, sampler, typical)
     if sampler.mode.greedy:
         return verify_greedy(logits, proposal)
     return verify_sampling(logits, proposal, sampler)
@@ -74,3 +84,23 @@ def verify_sampling(logits: Tensor, proposal: Proposal, sampler: Sampler) -> Ver
             residual = target[index]
         return Verdict(index, sampler.draw(residual))
     return Verdict(len(proposal.tokens), sampler.draw(target[len(proposal.tokens)]))
+
+
+def verify_typical(logits: Tensor, proposal: Proposal, sampler: Sampler, rule: TypicalAcceptance) -> Verdict:
+    """Accepts token x while p(x) ≥ min(threshold, alpha · exp(-H(p))); what follows is the target's own
+    choice, drawn from p or, in greedy modes, its most likely token.
+
+    p is the mode's distribution; greedy modes, which have none, are judged by the softmax of the logits.
+    The most likely token is always accepted (its probability is at least exp(-H), and alpha ≤ 1), so no
+    run is shorter than the greedy rule's.
+    """
+    greedy = sampler.mode.greedy
+    target = logits.float().softmax(dim=-1) if greedy else sampler.probabilities(logits)
+    entropies = -(target * target.clamp_min(_TINY).log()).sum(dim=-1)
+    bars: list[float] = (rule.alpha * (-entropies).exp()).clamp_max(rule.threshold).tolist()
+    accepted = 0
+    for index, token in enumerate(proposal.tokens):
+        if float(target[index, token]) < bars[index]:
+            break
+        accepted += 1
+    return Verdict(accepted, int(logits[accepted].argmax()) if greedy else sampler.draw(target[accepted]))

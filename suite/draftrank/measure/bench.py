@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from draftrank.catalog.decoding_mode import DecodingMode
+from draftrank.catalog.recipe import TypicalAcceptance
 from draftrank.decoding.environment import memory_bytes, reset_peak_memory
 from draftrank.decoding.loop import ContextOverflowError, Decoding, Request, autoregressive, speculative
 from draftrank.decoding.proposer import Proposer, ProposerContext
@@ -18,10 +19,11 @@ from draftrank.drafting.loading import load_tokenizer
 from draftrank.drafting.prompting import render_turns
 from draftrank.errors import DraftrankError
 from draftrank.measure.conditions import Watch
-from draftrank.measure.evidence import Numerics
+from draftrank.measure.evidence import Numerics, SamplingCheck
 from draftrank.measure.latency import measure_latencies
 from draftrank.measure.numerics import measure_numerics
 from draftrank.measure.records import BASELINE, Arm, Session, Trial
+from draftrank.measure.sampling_check import check_sampling
 from draftrank.measure.schedule import Block
 from draftrank.measure.session import SessionPlan, cell_of, trial_seed, utc_now
 from draftrank.progress import Progress
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 WARM_UP_TOKENS = 12
 WARM_UP_CONTEXT = 256
+SAMPLING_CONTEXT = 48
 NUMERICS_PROMPTS = 2
 """Prompts of each task on which rounding is measured."""
 
@@ -43,6 +46,7 @@ _log = logging.getLogger(__name__)
 class _OpenArm:
     arm: Arm
     proposer: Proposer | None
+    typical: TypicalAcceptance | None = None
 
 
 class Bench:
@@ -191,6 +195,20 @@ class Bench:
         """How this session's tokens are chosen."""
         return self._plan.mode
 
+    @property
+    def lossy_arms(self) -> frozenset[str]:
+        """Ids of the arms whose rule may change the output."""
+        return frozenset(arm.id for arm in self._session.arms if arm.lossy)
+
+    def reference_answer(self, block: Block) -> str | None:
+        """The exact answer to a conversation's last turn, where the task has one."""
+        prompt = self._plan.tasks[block.task].prompts[block.prompt]
+        return prompt.reference if block.turn == len(prompt.turns) - 1 else None
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """An output as text."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
     def measure_numerics(self, trials: Iterable[Trial], progress: Progress) -> Numerics:
         """How rounding depends on the shape of a forward, on the session's own texts."""
         texts = []
@@ -238,7 +256,8 @@ class Bench:
         try:
             if opened.proposer is None:
                 return autoregressive(self._target, request)
-            return speculative(self._target, opened.proposer, request, opened.arm.num_speculative_tokens)
+            k = opened.arm.num_speculative_tokens
+            return speculative(self._target, opened.proposer, request, k, opened.typical)
         finally:
             gc.enable()
 
@@ -262,11 +281,13 @@ class Bench:
                 )
                 # Loading may hold a second copy of the weights for a moment; decoding does not.
                 reset_peak_memory(self._plan.device)
-            opened = _OpenArm(arm, proposer)
+            typical = planned.recipe.speculate.typical_acceptance if planned else None
+            opened = _OpenArm(arm, proposer, typical)
             context = self._warm_up_prompt(arm.num_speculative_tokens)
             self._warm_up(opened, context)
             draft = proposer.runtime() if proposer is not None else None
             latencies = measure_latencies(self._target, draft, arm.num_speculative_tokens, context)
+            sampling = self._check_sampling(opened)
         except Exception as error:
             if arm.kind != "draft":
                 raise
@@ -276,10 +297,26 @@ class Bench:
         # A small model may fit into memory that the process had before: then nothing was measured.
         peak = self._target_bytes + memory_bytes(self._plan.device)[1] - before
         opened.arm = arm.model_copy(
-            update={"latencies": latencies, "peak_memory_bytes": peak if peak > 0 else None, "failure": None}
+            update={
+                "latencies": latencies,
+                "peak_memory_bytes": peak if peak > 0 else None,
+                "failure": None,
+                "sampling": sampling,
+            }
         )
         self._arms[arm.id] = opened
         self._journal.update_arm(self._session.id, opened.arm)
+
+    def _check_sampling(self, opened: _OpenArm) -> SamplingCheck | None:
+        """Tests the arm's samples in sampling modes; lossy rules promise nothing, so are not tested."""
+        known = opened.arm.sampling
+        if known or self._plan.mode.greedy or opened.proposer is None or opened.typical is not None:
+            return known
+        entry = self._plan.tasks[0]
+        # The end of a prompt is enough of a context, and every draw starts by feeding it.
+        context = self.render(0, 0, 0, ())[-SAMPLING_CONTEXT:]
+        k, place = opened.arm.num_speculative_tokens, (entry.task.id, entry.prompts[0].id)
+        return check_sampling(self._target, opened.proposer, context, self._plan.mode, k, place=place)
 
     def _warm_up(self, opened: _OpenArm, prompt: tuple[int, ...]) -> None:
         """Lets every shape of forward run once before anything counts."""

@@ -21,6 +21,9 @@ quiet session in twenty would miss 1 itself."""
 NOISE_WIDTH = 0.10
 """Widest half-width of the A/A interval."""
 
+SAMPLING_P = 0.001
+"""Probability below which samples are said not to be the target's."""
+
 Values = dict[str, str]
 Check = Callable[[SessionSummary, ArmSummary], Values | None]
 Scope = Literal["draft", "session"]
@@ -122,6 +125,15 @@ def _not_lossless(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     return _difference(summary, arm, first) | {"breaks": str(arm.fidelity.breaks)}
 
 
+def _samples_differ(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
+    """In sampling modes the first tokens drawn over many seeds must follow the target's own distribution
+    (chi-square). One honest draft in a thousand fails by chance."""
+    check = arm.arm.sampling
+    if check is None or check.p_value >= SAMPLING_P:
+        return None
+    return {"p": f"{check.p_value:.1g}", "draws": str(check.draws)}
+
+
 def _implausible_speedup(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
     """No draft can be faster than its acceptance length, since each step costs at least one forward of
     the target. Both are compared as geometric means over the tasks, the speedup by its interval's
@@ -203,6 +215,12 @@ GATES: tuple[Gate, ...] = (
         "draft",
         "not lossless: {breaks} of {compared} outputs leave the target's own, first at {place}",
         _not_lossless,
+    ),
+    Gate(
+        "samples-differ",
+        "draft",
+        "not lossless: {draws} outputs drawn do not follow the target's distribution (p = {p})",
+        _samples_differ,
     ),
     Gate(
         "implausible-acceptance",

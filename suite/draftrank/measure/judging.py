@@ -1,12 +1,13 @@
-"""A look at outputs after their time was taken: where and how they left the target's own."""
+"""A look at outputs after their time was taken: where they left the target's own, and how good they are."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from draftrank.measure.evidence import Divergence, Judgement
+from draftrank.measure.evidence import Divergence, Judgement, Quality
 from draftrank.measure.fidelity import first_difference
+from draftrank.measure.quality import is_correct, mean_log_likelihood, rouge_l
 from draftrank.measure.records import BASELINE, Trial
 from draftrank.measure.schedule import Block
 
@@ -26,18 +27,26 @@ def judge_block(
         answers: the target's answers to the turns before.
         trials: all arms' trials of it, every attempt; those judged already are left out.
     """
-    if not bench.mode.greedy:
-        return
     baselines = {trial.attempt: trial for trial in trials if trial.arm == BASELINE}
+    with_quality = bench.lossy_arms | {BASELINE} if bench.lossy_arms else frozenset[str]()
     for trial in trials:
         baseline = baselines.get(trial.attempt)
         if trial.judgement is not None or baseline is None:
             continue
-        index = first_difference(baseline.token_ids, trial.token_ids)
+        prompt = bench.render(block.task, block.prompt, block.turn, answers)
+        divergence = quality = None
+        index = first_difference(baseline.token_ids, trial.token_ids) if bench.mode.greedy else None
         if index is not None:
-            prompt = bench.render(block.task, block.prompt, block.turn, answers)
-            found = find_divergence(bench.target, prompt, baseline.token_ids, trial.token_ids, index)
-            yield trial.model_copy(update={"judgement": Judgement(divergence=found)})
+            divergence = find_divergence(bench.target, prompt, baseline.token_ids, trial.token_ids, index)
+        if trial.arm in with_quality:
+            quality = Quality(
+                log_likelihood=mean_log_likelihood(bench.target, prompt, trial.token_ids),
+                rouge_l=rouge_l(trial.token_ids, baseline.token_ids),
+                correct=is_correct(bench.text(trial.token_ids), bench.reference_answer(block)),
+            )
+        if divergence or quality:
+            judgement = Judgement(divergence=divergence, quality=quality)
+            yield trial.model_copy(update={"judgement": judgement})
 
 
 def find_divergence(

@@ -307,6 +307,7 @@ def _new_session(plan: SessionPlan, plan_sha256: str, machine: Machine) -> Sessi
             num_speculative_tokens=arm.recipe.speculate.num_speculative_tokens,
             draft=arm.build,
             failure=arm.failure,
+            lossy=arm.recipe.speculate.typical_acceptance is not None,
         )
         for arm in plan.drafts
     ]

@@ -9,6 +9,7 @@ from statistics import median
 
 from draftrank.measure.acceptance import Acceptance, sum_acceptance
 from draftrank.measure.fidelity import Fidelity, compare_outputs
+from draftrank.measure.quality import QualitySummary, summarise_quality
 from draftrank.measure.records import Arm, ForwardLatency, Session, SessionResult, SessionTask, Trial
 from draftrank.measure.standing import standing_trials
 from draftrank.measure.statistics import Estimate, SpeedComparison, compare_speed, ratio
@@ -48,6 +49,8 @@ class TaskSummary:
     acceptance: Acceptance
     timing: Timing
     fidelity: Fidelity
+    quality: QualitySummary | None
+    """Where a lossy arm took part: its own and the baseline's."""
     planned: int
     """Cells (prompt, turn, repeat) that the session planned."""
     missing: int
@@ -70,6 +73,8 @@ class ArmSummary:
     its mean proposing time per step ÷ that target forward; None where either is unknown."""
     timing: Timing
     fidelity: Fidelity
+    quality: QualitySummary | None
+    """Where a lossy arm took part: its own and the baseline's."""
 
     @property
     def planned(self) -> int:
@@ -135,6 +140,7 @@ def _summarise_arm(
                 sum_acceptance(of_arm),
                 _timing(of_arm),
                 compare_outputs(of_reference, of_arm, session, lossy=arm.lossy),
+                summarise_quality(of_arm),
                 len(planned),
                 len(planned - present),
             )
@@ -147,6 +153,7 @@ def _summarise_arm(
         _draft_cost(arm, trials, baseline.latencies if baseline else ()),
         _timing(trials),
         compare_outputs(reference, trials, session, lossy=arm.lossy),
+        summarise_quality(trials),
     )
 
 

@@ -12,7 +12,7 @@ ROW_FIELDS = {
     "board", "draft", "title", "rank", "ranked", "reason", "gates", "speedup", "ci", "acceptance_length",
     "acceptance_rate", "draft_cost", "tokens_per_second", "per_task", "techniques", "trained", "k", "parameters",
     "bytes_on_disk", "build_s", "peak_memory_bytes", "fidelity", "session", "measured_at", "recipe_sha256",
-    "weights_sha256", "reproduce",
+    "weights_sha256", "reproduce", "lossy", "quality", "baseline_quality",
 }  # fmt: skip
 
 
@@ -30,7 +30,13 @@ def test_one_board_stands_at_the_top():
     assert set(failed) == ROW_FIELDS
     assert ranked["rank"] == [1, 1]
     assert ranked["ci"][0] <= ranked["speedup"] <= ranked["ci"][1]
-    assert ranked["fidelity"] == {"status": "identical", "exact_match": 1.0}
+    assert ranked["fidelity"] == {
+        "status": "identical",
+        "exact_match": 1.0,
+        "ties": 0,
+        "breaks": 0,
+        "agreement": 1.0,
+    }
     assert set(ranked["per_task"]["math"]) == {"speedup", "ci", "acceptance_length", "tokens_per_second"}
     assert isinstance(ranked["per_task"]["math"]["ci"], list)
     assert (failed["rank"], failed["ranked"], failed["speedup"], failed["ci"]) == (None, False, None, None)

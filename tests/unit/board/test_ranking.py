@@ -184,3 +184,13 @@ def test_a_row_carries_what_is_shown():
     assert (row.k, row.trained, row.parameters, row.techniques) == (3, False, 0, ("n-gram",))
     assert row.recipe_sha256 == sha("recipe a")
     assert row.measured_at == "2026-11-01T11:00:00Z"
+
+
+def test_lossy_drafts_are_ranked_among_themselves():
+    arms = [arm_of("exact"), arm_of("loose", lossy=True), arm_of("looser", lossy=True)]
+    (board,) = build_boards([result({"exact": 1.5, "loose": 2.0, "looser": 3.0}, arms=arms)])
+    assert [(row.draft, row.rank) for row in board.rows] == [
+        ("exact", (1, 1)),
+        ("looser", (1, 1)),
+        ("loose", (2, 2)),
+    ]

@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+from draftrank.catalog.decoding_mode import DecodingMode
+from draftrank.measure.evidence import SamplingCheck
 from draftrank.measure.gates import GATES, judge
 from draftrank.measure.summary import summarise
 from unit.board.builders import arm_of, result
@@ -29,6 +31,10 @@ def spread(one):
     return one.model_copy(update={"decode_s": one.decode_s * factor})
 
 
+def check(p_value):
+    return SamplingCheck(task="math", prompt="p0", draws=200, bins=9, statistic=30.0, p_value=p_value)
+
+
 FAILING = {
     "failed": (
         result({}, arms=[arm_of("d", draft=None, failure="out of {memory}")]),
@@ -39,6 +45,10 @@ FAILING = {
         "incomplete: 2 of 8 outputs of chat are missing",
     ),
     "not-lossless": (result({"d": 2.0}, change=spoil), "1 of 16 outputs leave .* token 4 of math/p1"),
+    "samples-differ": (
+        result({"d": 2.0}, arms=[arm_of("d", sampling=check(0.0001))], mode=DecodingMode(temperature=1.0)),
+        r"200 outputs drawn do not follow .* \(p = 0.0001\)",
+    ),
     "implausible-acceptance": (
         result({"d": 2.0}, arms=[arm_of("d", k=2)]),
         r"the acceptance length 4.00 lies outside \[1, 3\]",
@@ -71,6 +81,15 @@ def test_a_gate_that_fails_says_why(gate):
     assert gate in [finding.gate for finding in judged.findings]
     finding = next(finding for finding in judged.findings if finding.gate == gate)
     assert re.search(reason.replace("{", r"\{").replace("}", r"\}"), finding.reason)
+
+
+def test_samples_that_follow_the_target_pass():
+    arms = [arm_of("d", sampling=check(0.02))]
+    assert verdict(result({"d": 2.0}, arms=arms, mode=DecodingMode(temperature=1.0))).ranked
+
+
+def test_a_lossy_draft_need_not_be_identical():
+    assert verdict(result({"d": 2.0}, change=spoil, arms=[arm_of("d", lossy=True)])).ranked
 
 
 def test_a_sound_result_passes_all_gates():
