@@ -261,6 +261,9 @@ def trial(
         steps=len(steps),
         accept_histogram=tuple(sum(accepted == n for _, accepted in steps) for n in range(k + 1)),
         offered=tuple(sum(p > n and accepted >= n for p, accepted in steps) for n in range(k)),
+        proposal_sizes=chance.choice(
+            (None, tuple(sum(proposed == n for proposed, _ in steps) for n in range(k + 1)))
+        ),
         proposed=sum(p for p, _ in steps),
         draft_forwards=sum(p for p, _ in steps),
         prefill_s=chance.choice(times),

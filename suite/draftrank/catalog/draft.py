@@ -17,6 +17,8 @@ class DraftBase(Declared):
     kind: str
     technique: ClassVar[str]
     """Family shown on the board, e.g. `n-gram`."""
+    has_confidence: ClassVar[bool] = False
+    """Whether it gives its tokens probabilities, which `stop_below_confidence` needs."""
 
     @property
     def build_steps(self) -> tuple[StepBase, ...]:

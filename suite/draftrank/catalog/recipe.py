@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Union
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
 from draftrank import kinds
 from draftrank.catalog.base import Declared, Identifier, Line, Text
@@ -46,6 +46,9 @@ class Speculate(Declared):
     typical_acceptance: TypicalAcceptance | None = None
     """Accept typical tokens instead of only those that leave the output unchanged. Lossy: such a draft is
     ranked apart, with the quality of its outputs beside its speed."""
+    stop_below_confidence: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Stop proposing after a token to which the draft itself gave less probability than this (the token is
+    still proposed); absent: always propose k. Only for drafts with a model."""
 
 
 class Recipe(Declared):
@@ -71,3 +74,12 @@ class Recipe(Declared):
     """What proposes the tokens."""
     speculate: Speculate
     """How it is used."""
+
+    @model_validator(mode="after")
+    def _confident(self) -> Recipe:
+        if self.speculate.stop_below_confidence is not None and not self.draft.has_confidence:
+            raise ValueError(
+                f"speculate.stop_below_confidence asks for probabilities, which a draft of kind "
+                f"{self.draft.kind!r} does not have (fix: remove it)"
+            )
+        return self

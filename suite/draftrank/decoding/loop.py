@@ -61,6 +61,8 @@ class Decoding:
     """
     offered: tuple[int, ...]
     """Entry i: steps whose (i+1)-th token was proposed and whose first i were accepted; length k."""
+    proposal_sizes: tuple[int, ...]
+    """Entry i: steps that verified exactly i proposed tokens; length k+1."""
     proposed: int
     """Tokens proposed over all steps, up to a stop token that ended the output."""
     draft_forwards: int
@@ -112,6 +114,7 @@ def autoregressive(target: Runtime, request: Request) -> Decoding:
         steps=steps,
         accept_histogram=(steps,),
         offered=(),
+        proposal_sizes=(steps,),
         proposed=0,
         draft_forwards=0,
         prefill_s=arrived - started,
@@ -161,6 +164,7 @@ def speculative(
     limit = len(request.prompt) + request.max_new_tokens
     histogram = [0] * (k + 1)
     offered = [0] * k
+    sizes = [0] * (k + 1)
     proposed = draft_forwards = 0
     propose_s = verify_s = 0.0
     stopped = token in request.stop_tokens
@@ -193,6 +197,7 @@ def speculative(
         context += emitted
         accepted = len(emitted) - 1
         histogram[accepted] += 1
+        sizes[len(proposal.tokens)] += 1
         for index in range(min(judged, accepted + 1)):
             offered[index] += 1
         proposed += judged
@@ -206,6 +211,7 @@ def speculative(
         steps=sum(histogram),
         accept_histogram=tuple(histogram),
         offered=tuple(offered),
+        proposal_sizes=tuple(sizes),
         proposed=proposed,
         draft_forwards=draft_forwards,
         prefill_s=arrived - started,

@@ -58,3 +58,5 @@ class ProposerContext:
     """The session's precision."""
     device: Literal["cpu", "cuda"]
     """Where the session runs."""
+    stop_below_confidence: float | None = None
+    """The recipe's; None: never stop early."""

@@ -44,6 +44,10 @@ class Sampler:
             probabilities /= probabilities.sum(dim=-1, keepdim=True)
         return probabilities
 
+    def confidence(self, logits: Tensor) -> float:
+        """Probability of the most likely token of one row of logits, [1, vocabulary], at temperature 1."""
+        return float(torch.softmax(logits[-1].to(dtype=torch.float32), dim=-1).max())
+
     def draw(self, probabilities: Tensor) -> int:
         """One token id from one distribution, [vocabulary]; its scale does not matter."""
         return int(torch.multinomial(probabilities, 1, generator=self._generator))

@@ -164,6 +164,7 @@ class Bench:
             steps=decoding.steps,
             accept_histogram=decoding.accept_histogram,
             offered=decoding.offered,
+            proposal_sizes=decoding.proposal_sizes,
             proposed=decoding.proposed,
             draft_forwards=decoding.draft_forwards,
             prefill_s=decoding.prefill_s,
@@ -277,6 +278,7 @@ class Bench:
                         target_folder=self._plan.target_folder.path,
                         dtype=self._plan.dtype,
                         device=self._plan.device,
+                        stop_below_confidence=planned.recipe.speculate.stop_below_confidence,
                     )
                 )
                 # Loading may hold a second copy of the weights for a moment; decoding does not.

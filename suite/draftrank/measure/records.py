@@ -70,6 +70,9 @@ class Trial(Record):
     """Above 0 when all arms decoded the prompt turn once more because the machine was disturbed."""
     conditions: Conditions | None = None
     """What else the machine did meanwhile; None where it was not watched."""
+    proposal_sizes: tuple[Count, ...] | None = None
+    """Entry i: steps that verified exactly i proposed tokens, so i+1 positions; length k+1. None in trials
+    of older versions."""
     judgement: Judgement | None = None
     """What a look at the output gave, after its time was taken; None when there was nothing to say."""
 
@@ -108,6 +111,9 @@ class Trial(Record):
             raise ValueError("tokens differ from steps plus accepted tokens")
         if len(self.offered) != len(self.accept_histogram) - 1:
             raise ValueError("offered must have one entry fewer than the histogram")
+        sizes = self.proposal_sizes
+        if sizes is not None and (len(sizes) != len(self.accept_histogram) or sum(sizes) != self.steps):
+            raise ValueError("proposal_sizes must have as many entries and steps as the histogram")
         return self
 
 

@@ -84,15 +84,22 @@ def _trial_problems(result: SessionResult) -> Iterator[tuple[str, str, str]]:
             if len(trial.token_ids) > tasks[trial.task].max_new_tokens:
                 yield f"{field}.token_ids", "are more than the task's max_new_tokens", _PUBLISH_AGAIN
         if not _sums_hold(trial):
-            yield f"{field}.offered", "does not fit the histogram and `proposed`", _PUBLISH_AGAIN
+            yield (
+                f"{field}.offered",
+                "does not fit the histogram, `proposed` and `proposal_sizes`",
+                _PUBLISH_AGAIN,
+            )
 
 
 def _sums_hold(trial: Trial) -> bool:
     """An (i+1)-th token is offered only where i were accepted, and accepted only where offered."""
     reached = [sum(trial.accept_histogram[i:]) for i in range(len(trial.accept_histogram))]
     possible = zip(reached[1:], trial.offered, reached[:-1], strict=True)
-    return all(low <= offered <= high for low, offered, high in possible) and (
-        sum(trial.offered) <= trial.proposed
+    verified = sum(size * steps for size, steps in enumerate(trial.proposal_sizes or ()))
+    return (
+        all(low <= offered <= high for low, offered, high in possible)
+        and sum(trial.offered) <= trial.proposed
+        and (trial.proposal_sizes is None or trial.proposed <= verified)
     )
 
 

@@ -174,4 +174,5 @@ class TrialRow(Base):
     verify_s: Mapped[float]
     attempt: Mapped[int]
     conditions: Mapped[dict[str, Any] | None] = mapped_column(JSON_OR_NULL)
+    proposal_sizes: Mapped[list[int] | None] = mapped_column(JSON_OR_NULL)
     judgement: Mapped[dict[str, Any] | None] = mapped_column(JSON_OR_NULL)

@@ -214,3 +214,25 @@ def test_data_that_is_absent_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setenv("DRAFTRANK_DATA", str(tmp_path))
     with pytest.raises(MissingDataError, match="DRAFTRANK_DATA"):
         read_prompts(REPOSITORY.task("gsm8k"), REPOSITORY.fetch_context())
+
+
+def test_a_confidence_is_asked_of_models_only_and_changes_the_identity_only_when_given(tmp_path):
+    asking = RECIPE.replace("tokens: 3", "tokens: 3\n  stop_below_confidence: 0.4")
+    with pytest.raises(InvalidInputError, match=r"a draft of kind .ngram. does not have.*remove it"):
+        load(tmp_path, asking)
+    exit_early = ("kind: ngram\n  max_ngram: 3", "kind: early_exit\n  layers: 2")
+    wary = load(tmp_path, asking.replace(*exit_early))
+    assert wary.speculate.stop_below_confidence == 0.4
+    plain = load(tmp_path, RECIPE.replace(*exit_early))
+    assert plain.content_sha256() != wary.content_sha256()
+    assert "stop_below_confidence" not in plain.model_dump(mode="json", exclude_none=True)["speculate"]
+    with pytest.raises(InvalidInputError, match="stop_below_confidence"):
+        load(tmp_path, asking.replace(*exit_early).replace("0.4", "1.0"))
+
+
+def test_published_recipes_keep_their_identity():
+    """A new field with a default must not change what is known under a hash already."""
+    for path in sorted(REPOSITORY.published.rglob("*.json")):
+        header = json.loads(path.read_text())["session"]
+        (build,) = (arm["draft"] for arm in header["arms"] if arm["draft"])
+        assert Recipe.model_validate(build["recipe"], strict=False).content_sha256() == build["recipe_sha256"]

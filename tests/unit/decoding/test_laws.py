@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from proposers_for_tests import ScriptedProposer
 
+from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.decoding.loop import ContextOverflowError, Request, autoregressive, speculative
 from draftrank.decoding.proposers.early_exit import EarlyExitProposer
 from draftrank.decoding.proposers.model import ModelProposer
 from draftrank.decoding.proposers.ngram import NgramProposer
 from draftrank.decoding.runtimes.torch_eager import TorchRuntime
+from draftrank.decoding.sampling import Sampler
 from models import ARCHITECTURES, small_model
 
 TARGETS = {name: small_model(name) for name in ARCHITECTURES}
@@ -28,6 +31,8 @@ PROPOSERS = {
     "stranger": lambda name, _: ModelProposer(TorchRuntime(STRANGERS[name])),
     "ngram": lambda _, __: NgramProposer(1, 3),
     "early_exit": lambda _, target: EarlyExitProposer(target.first_layers(2)),
+    "hesitant": lambda name, _: ModelProposer(TorchRuntime(NEAR[name]), 0.6),
+    "hesitant_exit": lambda _, target: EarlyExitProposer(target.first_layers(2), 0.6),
 }
 
 prompts = st.lists(st.integers(3, 60), min_size=1, max_size=30).map(tuple)
@@ -43,6 +48,11 @@ def check_sums(decoding, k, limit):
     assert len(decoding.accept_histogram) == k + 1
     assert 1.0 <= decoding.acceptance_length <= k + 1
     assert accepted <= decoding.proposed <= k * decoding.steps
+    assert len(decoding.proposal_sizes) == k + 1
+    assert sum(decoding.proposal_sizes) == decoding.steps
+    verified = sum(size * steps for size, steps in enumerate(decoding.proposal_sizes))
+    assert decoding.proposed <= verified
+    assert decoding.draft_forwards in (0, verified)
     # The i-th token is offered at least as often as it is accepted, and never more often than its predecessor.
     for position, offers in enumerate(decoding.offered):
         assert offers >= sum(decoding.accept_histogram[position + 1 :])
@@ -108,6 +118,35 @@ def test_an_equal_drafts_every_judged_token_is_accepted(prompt, k, limit, stop):
     reached = [sum(found.accept_histogram[i + 1 :]) for i in range(k)]
     assert list(found.offered) == reached
     assert found.proposed == sum(reached)
+
+
+def test_a_hesitant_draft_stops_after_the_token_it_doubts():
+    """Every proposed token but the last of a step has at least the asked probability."""
+    target = TorchRuntime(TARGETS["llama"])
+    prompt, k, threshold = (5, 9, 11, 4), 6, 0.2
+    free = ModelProposer(TorchRuntime(NEAR["llama"]))
+    wary = ModelProposer(TorchRuntime(NEAR["llama"]), threshold)
+    sampler = Sampler(DecodingMode())
+    lengths = set()
+    for start in range(3, 50):
+        context = [*prompt, start]
+        for proposer in (free, wary):
+            proposer.begin(prompt, sampler, 64)
+        everything, some = free.propose(context, k).tokens, wary.propose(context, k)
+        assert some.tokens == everything[: len(some.tokens)]
+        assert some.forwards == len(some.tokens) >= 1
+        logits = NEAR["llama"](torch.tensor([[*context, *everything]])).logits[0, len(context) - 1 :]
+        sure = torch.softmax(logits, -1).max(-1).values >= threshold
+        assert all(sure[: len(some.tokens) - 1])
+        assert len(some.tokens) == k or not sure[len(some.tokens) - 1]
+        lengths.add(len(some.tokens))
+    assert len(lengths) > 1
+    request = Request(prompt, 40)
+    few = speculative(target, ModelProposer(TorchRuntime(NEAR["llama"]), 0.999), request, k)
+    all_ = speculative(target, ModelProposer(TorchRuntime(NEAR["llama"]), 0.001), request, k)
+    assert few.token_ids == all_.token_ids
+    assert few.proposed < all_.proposed
+    assert all_.proposal_sizes[k] > 0
 
 
 def test_the_last_step_asks_for_no_more_than_the_limit_holds():

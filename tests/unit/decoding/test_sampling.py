@@ -113,6 +113,8 @@ OPENERS = {
     "model": lambda _: ModelProposer(TorchRuntime(DRAFT)),
     "ngram": lambda _: NgramProposer(1, 2),
     "early_exit": lambda target: EarlyExitProposer(target.first_layers(2)),
+    "hesitant_model": lambda _: ModelProposer(TorchRuntime(DRAFT), 0.4),
+    "hesitant_exit": lambda target: EarlyExitProposer(target.first_layers(2), 0.4),
 }
 
 

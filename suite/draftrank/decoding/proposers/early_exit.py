@@ -28,6 +28,7 @@ class EarlyExitDraft(DraftBase):
     """Works well only for targets trained to be exited early; costs no memory."""
 
     technique: ClassVar[str] = "early exit"
+    has_confidence: ClassVar[bool] = True
 
     kind: Literal["early_exit"]
     layers: Annotated[int, Field(ge=1, le=10_000)]
@@ -43,14 +44,15 @@ class EarlyExitDraft(DraftBase):
             raise IncompatibleDraftError(
                 f"the runtime {context.target.name} cannot run a model's first layers alone"
             )
-        return EarlyExitProposer(context.target.first_layers(self.layers))
+        return EarlyExitProposer(context.target.first_layers(self.layers), context.stop_below_confidence)
 
 
 class EarlyExitProposer:
     """Proposes like a model whose cache always equals the target's."""
 
-    def __init__(self, view: Runtime) -> None:
+    def __init__(self, view: Runtime, stop_below_confidence: float | None = None) -> None:
         self._view = view
+        self._stop_below = stop_below_confidence
         self._sampler: Sampler | None = None
 
     def begin(self, prompt: Sequence[int], sampler: Sampler, reserve: int) -> None:
@@ -61,7 +63,7 @@ class EarlyExitProposer:
         """See `Proposer.propose`."""
         assert self._sampler is not None
         held = self._view.length
-        proposal = draft_tokens(self._view, self._sampler, context[held:], count)
+        proposal = draft_tokens(self._view, self._sampler, context[held:], count, self._stop_below)
         self._view.forget(self._view.length - held)
         return proposal
 

@@ -24,6 +24,7 @@ class ModelDraft(DraftBase):
     """A smaller language model over the target's vocabulary."""
 
     technique: ClassVar[str] = "model"
+    has_confidence: ClassVar[bool] = True
 
     kind: Literal["model"]
     steps: Annotated[tuple[Step, ...], Field(min_length=1, max_length=32)]
@@ -51,18 +52,20 @@ class ModelDraft(DraftBase):
         if context.draft_folder is None:
             raise IncompatibleDraftError("the draft has not been built: run `draftrank build` first")
         check_vocabularies(context.target_folder, context.draft_folder)
-        return ModelProposer(TorchRuntime.load(context.draft_folder, context.dtype, context.device))
+        draft = TorchRuntime.load(context.draft_folder, context.dtype, context.device)
+        return ModelProposer(draft, context.stop_below_confidence)
 
 
 class ModelProposer:
-    """Decodes k tokens with the draft, one forward each.
+    """Decodes up to k tokens with the draft, one forward each.
 
     Its cache lags behind the context by the tokens it has not seen: one after a rejection, two when
     everything was accepted, because its own last proposal was never fed.
     """
 
-    def __init__(self, draft: Runtime) -> None:
+    def __init__(self, draft: Runtime, stop_below_confidence: float | None = None) -> None:
         self._draft = draft
+        self._stop_below = stop_below_confidence
         self._sampler: Sampler | None = None
         self._settled = 0
         self._proposed = 0
@@ -77,8 +80,10 @@ class ModelProposer:
     def propose(self, context: Sequence[int], count: int) -> Proposal:
         """See `Proposer.propose`."""
         assert self._sampler is not None
-        self._settled, self._proposed = len(context), count
-        return draft_tokens(self._draft, self._sampler, context[self._draft.length :], count)
+        unseen = context[self._draft.length :]
+        proposal = draft_tokens(self._draft, self._sampler, unseen, count, self._stop_below)
+        self._settled, self._proposed = len(context), len(proposal.tokens)
+        return proposal
 
     def settle(self, accepted: int) -> None:
         """See `Proposer.settle`."""
@@ -90,14 +95,27 @@ class ModelProposer:
         return self._draft
 
 
-def draft_tokens(draft: Runtime, sampler: Sampler, unseen: Sequence[int], count: int) -> Proposal:
-    """Proposes `count` tokens, one forward each; the draft's last one is not fed back to it.
+def draft_tokens(
+    draft: Runtime,
+    sampler: Sampler,
+    unseen: Sequence[int],
+    count: int,
+    stop_below: float | None = None,
+) -> Proposal:
+    """Proposes up to `count` tokens, one forward each; the draft's last one is not fed back to it.
+
+    The token that falls below `stop_below` is proposed and is the last. It must not be withdrawn: in
+    sampling modes a draw that is thrown away because it is unlikely no longer follows the distribution
+    by which verification judges it. Kept, each token is an honest draw, and whether another one follows
+    is decided by tokens and probabilities that are already on the table, so the output's law stands.
 
     Args:
         draft: the model that proposes.
         sampler: the sequence's mode and random numbers.
         unseen: the end of the context that the draft has not been fed, at least one token.
-        count: how many, at least 1.
+        count: how many at most, at least 1.
+        stop_below: probability below which a proposed token is the last: the draft's own of that token,
+            in greedy modes by the plain softmax, else by the distribution it was drawn from.
     """
     logits = draft.feed(unseen, keep=1)
     tokens: list[int] = []
@@ -105,12 +123,14 @@ def draft_tokens(draft: Runtime, sampler: Sampler, unseen: Sequence[int], count:
     while True:
         if sampler.mode.greedy:
             tokens.append(sampler.choose(logits))
+            confident = stop_below is None or sampler.confidence(logits) >= stop_below
         else:
             row = sampler.probabilities(logits)
             rows.append(row)
             tokens.append(sampler.draw(row[0]))
-        if len(tokens) == count:
-            return Proposal(tokens, _joined(rows), forwards=count)
+            confident = stop_below is None or float(row[0, tokens[-1]]) >= stop_below
+        if len(tokens) == count or not confident:
+            return Proposal(tokens, _joined(rows), forwards=len(tokens))
         logits = draft.feed((tokens[-1],))
 
 

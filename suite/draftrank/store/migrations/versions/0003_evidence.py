@@ -33,6 +33,7 @@ def upgrade() -> None:
     with op.batch_alter_table("trials") as table:
         table.add_column(sa.Column("attempt", sa.Integer(), nullable=False, server_default="0"))
         table.add_column(sa.Column("conditions", sa.JSON(), nullable=True))
+        table.add_column(sa.Column("proposal_sizes", sa.JSON(), nullable=True))
         table.add_column(sa.Column("judgement", sa.JSON(), nullable=True))
         table.drop_constraint(_ONCE, type_="unique")
         table.create_unique_constraint(f"{_ONCE}_attempt", [*_CELL, "attempt"])
@@ -44,7 +45,7 @@ def downgrade() -> None:
     with op.batch_alter_table("trials") as table:
         table.drop_constraint(f"{_ONCE}_attempt", type_="unique")
         table.create_unique_constraint(_ONCE, _CELL)
-        for name in ("judgement", "conditions", "attempt"):
+        for name in ("judgement", "proposal_sizes", "conditions", "attempt"):
             table.drop_column(name)
     with op.batch_alter_table("arms") as table:
         for name in ("reference", "sampling", "lossy"):

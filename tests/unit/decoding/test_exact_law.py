@@ -1,0 +1,170 @@
+"""The law of whole outputs, exactly: every branch of every random choice of the loop is followed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from draftrank.catalog.decoding_mode import DecodingMode
+from draftrank.decoding import loop
+from draftrank.decoding.proposers.early_exit import EarlyExitProposer
+from draftrank.decoding.proposers.model import ModelProposer
+from draftrank.decoding.sampling import Sampler
+
+VOCABULARY = 3
+LENGTH = 3
+MODE = DecodingMode(temperature=1.0)
+
+
+class TableRuntime:
+    """A model whose logits depend on the last two tokens only."""
+
+    name = "table"
+    vocabulary_size = VOCABULARY
+    context_window = 64
+
+    def __init__(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.table = 2 * torch.randn(VOCABULARY, VOCABULARY, VOCABULARY, generator=generator)
+        self.tokens: list[int] = []
+
+    @property
+    def length(self):
+        return len(self.tokens)
+
+    def feed(self, tokens, keep=None):
+        rows = []
+        for token in tokens:
+            self.tokens.append(token)
+            before = self.tokens[-2] if len(self.tokens) > 1 else 0
+            rows.append(self.table[before, token])
+        return torch.stack(rows)[-(keep or len(tokens)) :]
+
+    def forget(self, count):
+        del self.tokens[len(self.tokens) - count :]
+
+    def reset(self):
+        self.tokens = []
+
+    def reserve(self, tokens):
+        pass
+
+    def synchronize(self):
+        pass
+
+
+class SharedView(TableRuntime):
+    """Another table over the same sequence, as an early exit shares its target's cache."""
+
+    def __init__(self, seed, target):
+        super().__init__(seed)
+        self.target = target
+        del self.tokens
+
+    def __getattr__(self, name):
+        if name == "tokens":
+            return self.target.tokens
+        raise AttributeError(name)
+
+
+class Choices:
+    """Replays a path of choices, then takes the first way at each new one; knows what it left out."""
+
+    def __init__(self) -> None:
+        self.path: list[tuple[int, list[float]]] = []
+        self.at = 0
+
+    def choose(self, probabilities: list[float]) -> int:
+        if self.at == len(self.path):
+            self.path.append((next(i for i, p in enumerate(probabilities) if p > 0), probabilities))
+        chosen, _ = self.path[self.at]
+        self.at += 1
+        return chosen
+
+    @property
+    def probability(self) -> float:
+        found = 1.0
+        for chosen, probabilities in self.path:
+            found *= probabilities[chosen]
+        return found
+
+    def advance(self) -> bool:
+        """Turns to the next path; False when all have been followed."""
+        while self.path:
+            chosen, probabilities = self.path.pop()
+            later = [i for i in range(chosen + 1, len(probabilities)) if probabilities[i] > 0]
+            if later:
+                self.path.append((later[0], probabilities))
+                self.at = 0
+                return True
+        return False
+
+
+class Chance:
+    """A uniform random number, known only by the question that is asked of it."""
+
+    def __init__(self, choices, scale=1.0):
+        self.choices, self.scale = choices, scale
+
+    def __mul__(self, scale):
+        return Chance(self.choices, scale)
+
+    def __lt__(self, bound):
+        likely = min(1.0, bound / self.scale)
+        return bool(self.choices.choose([1 - likely, likely]))
+
+
+def law(target, proposer, k):
+    """Probability of every output of the speculative loop."""
+    choices, found = Choices(), defaultdict(float)
+
+    class Following(Sampler):
+        def draw(self, probabilities):
+            return choices.choose((probabilities.double() / probabilities.double().sum()).tolist())
+
+        def uniform(self):
+            return Chance(choices)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "Sampler", Following)
+        while True:
+            request = loop.Request((1, 2), LENGTH, mode=MODE)
+            output = loop.speculative(target, proposer, request, k).token_ids
+            found[output] += choices.probability
+            if not choices.advance():
+                return found
+
+
+def own_law(target):
+    """Probability of every output of the target alone."""
+    found = {}
+    for output in product(range(VOCABULARY), repeat=LENGTH):
+        target.reset()
+        logits = target.feed((1, 2, *output[:-1]), keep=LENGTH)
+        shares = torch.softmax(logits.double(), dim=-1)
+        found[output] = float(torch.prod(shares[range(LENGTH), list(output)]))
+    return found
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    seeds=st.tuples(st.integers(0, 99), st.integers(100, 199)),
+    threshold=st.sampled_from([None, 0.3, 0.6, 0.99]),
+    shared=st.booleans(),
+)
+def test_stopping_early_keeps_the_outputs_law_exactly(seeds, threshold, shared):
+    target = TableRuntime(seeds[0])
+    if shared:
+        proposer = EarlyExitProposer(SharedView(seeds[1], target), threshold)
+    else:
+        proposer = ModelProposer(TableRuntime(seeds[1]), threshold)
+    found = law(target, proposer, 2)
+    expected = own_law(target)
+    assert sum(found.values()) == pytest.approx(1.0, abs=1e-5)
+    for output, probability in expected.items():
+        assert found[output] == pytest.approx(probability, abs=1e-5)
