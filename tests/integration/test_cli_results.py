@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from commands import draftrank, several
+from draftrank.store.store import Store
 from workspaces import RECIPE
 
 ARMS = ["early-exit", "int8", "ngram", "shallow"]
@@ -167,3 +168,24 @@ def test_a_failed_draft_is_exit_code_one_and_folders_are_those_that_are_named(me
     failed, ngram = built.json["drafts"]
     assert "99" in failed["failure"]
     assert ngram["failure"] is None
+
+
+def test_each_temperature_has_a_board_of_its_own(measured_root):
+    wanted = ["--temperature", "0", "--temperature", "0.7", "--temperature", "1", "--temperature", "0"]
+    outcome = draftrank(measured_root, "run", "--draft", "ngram", "--repeats", "1", *wanted, "--json")
+    assert outcome.code == 0
+    assert [board["mode"] for board in outcome.json["boards"]] == ["greedy", "t=0.7", "t=1"]
+    assert len(outcome.json["sessions"]) == 3
+    assert len(outcome.json["rows"]) == 3
+
+
+def test_a_budget_lets_a_session_repeat_until_it_is_spent(measured_root):
+    command = ["run", "--draft", "ngram", "--precision", "0.001", "--budget", "2s", "--json"]
+    outcome = draftrank(measured_root, *command)
+    assert outcome.code == 0
+    store = Store.open(measured_root / ".draftrank" / "results.sqlite")
+    result = store.result(outcome.json["session"])
+    store.close()
+    assert result.session.stopped_by in ("budget", "spread")
+    assert 1 + max(trial.repeat for trial in result.trials) > result.session.repeats
+    assert draftrank(measured_root, *command).json["session"] == outcome.json["session"]

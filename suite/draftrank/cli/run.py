@@ -31,7 +31,15 @@ def run(
     ] = None,
     dtype: Annotated[Dtype, typer.Option(help="Precision of the target.")] = Dtype.fp32,
     device: Annotated[Device, typer.Option(help="Where to run.")] = Device.cpu,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0.0, max=10.0)] = 0.0,
+    temperature: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="0, the default, is greedy. Repeatable: each has a session and a board of its own.",
+            min=0.0,
+            max=10.0,
+            show_default=False,
+        ),
+    ] = None,
     top_p: Annotated[
         float | None, typer.Option(help="Nucleus of this probability.", min=0.001, max=1.0)
     ] = None,
@@ -71,28 +79,33 @@ def run(
     from draftrank.store.store import Store
 
     opened = Workspace.open(workspace)
-    request = RunRequest(
-        target=target or default_target(opened),
-        drafts=tuple(draft or ()),
-        suite=suite,
-        tasks=tuple(task or ()),
-        dtype=dtype.value,
-        device=device.value,
-        mode=DecodingMode(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed),
-        repeats=repeats,
-        precision=precision,
-        budget_s=parse_duration(budget, "--budget") if budget else None,
-        seed=seed,
-        fresh=fresh,
-    )
+    requests = [
+        RunRequest(
+            target=target or default_target(opened),
+            drafts=tuple(draft or ()),
+            suite=suite,
+            tasks=tuple(task or ()),
+            dtype=dtype.value,
+            device=device.value,
+            mode=DecodingMode(temperature=one, top_p=top_p, top_k=top_k, seed=seed),
+            repeats=repeats,
+            precision=precision,
+            budget_s=parse_duration(budget, "--budget") if budget else None,
+            seed=seed,
+            fresh=fresh,
+        )
+        for one in dict.fromkeys(temperature or [0.0])
+    ]
     with Store.open(opened.store_url) as store, ConsoleProgress() as progress:
-        result = run_job(opened, request, store, progress)
-    boards = build_boards([result])
+        results = [run_job(opened, request, store, progress) for request in requests]
+    boards = build_boards(results)
     for board in boards:
         print_board(board)
-    failed = [arm.id for arm in result.session.arms if arm.failure is not None]
-    out.print(f"session {result.session.id} is kept in {opened.display(opened.state)}")
+    sessions = [result.session for result in results]
+    names = ", ".join(session.id for session in sessions)
+    out.print(f"session{'s' * (len(sessions) > 1)} {names} kept in {opened.display(opened.state)}")
     if json:
-        print_json({"session": result.session.id, **board_document(boards)})
-    if failed:
+        ids = {"session": sessions[0].id, "sessions": [session.id for session in sessions]}
+        print_json(ids | board_document(boards))
+    if any(arm.failure is not None for session in sessions for arm in session.arms):
         raise typer.Exit(1)
