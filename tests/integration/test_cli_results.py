@@ -180,7 +180,18 @@ def test_each_temperature_has_a_board_of_its_own(measured_root):
 
 
 def test_a_budget_lets_a_session_repeat_until_it_is_spent(measured_root):
-    command = ["run", "--draft", "ngram", "--precision", "0.001", "--budget", "2s", "--json"]
+    command = [
+        "run",
+        "--draft",
+        "ngram",
+        "--repeats",
+        "1",
+        "--precision",
+        "0.001",
+        "--budget",
+        "9s",
+        "--json",
+    ]
     outcome = draftrank(measured_root, *command)
     assert outcome.code == 0
     store = Store.open(measured_root / ".draftrank" / "results.sqlite")
