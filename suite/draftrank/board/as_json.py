@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from draftrank.board.references import ReferenceRow
 from draftrank.board.rows import Board, BoardRow, BoardSession
 from draftrank.measure.statistics import Estimate
 
@@ -36,6 +37,7 @@ def _head(board: Board) -> dict[str, Any]:
         "warnings": list(newest.warnings),
         "tasks": list(board.tasks),
         "sessions": [_session(session) for session in board.sessions],
+        "references": [_reference(reference) for reference in board.references],
     }
 
 
@@ -50,6 +52,11 @@ def _session(session: BoardSession) -> dict[str, Any]:
         "prompts": session.prompts,
         "repeats": session.repeats,
     }
+
+
+def _reference(reference: ReferenceRow) -> dict[str, Any]:
+    ends = {"ci": _pair(reference.ci), "beside_ci": _pair(reference.beside_ci)}
+    return asdict(reference) | ends | {"differs": list(reference.differs)}
 
 
 def _noise(noise: Estimate | None) -> dict[str, Any] | None:

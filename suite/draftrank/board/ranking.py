@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from draftrank.board.references import references_of
 from draftrank.board.rows import Board, BoardKey, BoardRow, key_of, measured_at, row_of, session_of
 from draftrank.catalog.base import sha256_of_json
 from draftrank.measure.gates import judge
@@ -62,7 +63,7 @@ def _board(key: BoardKey, summaries: Sequence[SessionSummary]) -> Board:
     # The board's key fixes the tasks and their prompts, so any session's list is every session's.
     tasks = tuple(task.task for task in newest_first[0].session.tasks)
     rows = _ranked([candidate.row for candidate in chosen])
-    return Board(key, rows, tuple(map(session_of, sessions)), tasks)
+    return Board(key, rows, tuple(map(session_of, sessions)), tasks, references_of(newest_first))
 
 
 def _stands_for_draft(newest_first: Sequence[_Candidate]) -> _Candidate:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from draftrank.board.references import ReferenceRow
 from draftrank.board.reproduce import reproduce_command
 from draftrank.catalog.base import sha256_of_json
 from draftrank.measure.fidelity import Status
@@ -175,6 +176,8 @@ class Board:
     """Those the rows come from, newest first; never empty."""
     tasks: tuple[str, ...]
     """Every task that a row has, in the newest session's order."""
+    references: tuple[ReferenceRow, ...] = ()
+    """Other implementations, measured beside; never ranked."""
 
     @property
     def newest(self) -> BoardSession:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from draftrank.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from draftrank.measure.references import ReferenceMethod
 
 
 class Dtype(StrEnum):
@@ -25,6 +28,24 @@ class Device(StrEnum):
 
     cpu = "cpu"
     cuda = "cuda"
+
+
+class ReferenceName(StrEnum):
+    """What is measured beside the engine's own arms."""
+
+    generate = "generate"
+    assisted = "assisted"
+    prompt_lookup = "prompt-lookup"
+
+    @property
+    def method(self) -> ReferenceMethod:
+        """Its name in records."""
+        methods: dict[str, ReferenceMethod] = {
+            "generate": "generate",
+            "assisted": "assisted",
+            "prompt-lookup": "prompt_lookup",
+        }
+        return methods[self.value]
 
 
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from draftrank.cli.options import Device, Dtype, JsonOption, WorkspaceOption, parse_duration
+from draftrank.cli.options import Device, Dtype, JsonOption, ReferenceName, WorkspaceOption, parse_duration
 from draftrank.cli.output import ConsoleProgress, out, print_json
 
 
@@ -58,6 +58,13 @@ def run(
             metavar="TIME",
         ),
     ] = None,
+    reference: Annotated[
+        list[ReferenceName] | None,
+        typer.Option(
+            help="Measure transformers' generate beside: plain, with the same drafts, or with prompt lookup; "
+            "repeatable.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of arm order and sampling.", min=0)] = 0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure anew even what has been measured.")] = False,
     json: JsonOption = False,
@@ -93,6 +100,7 @@ def run(
             budget_s=parse_duration(budget, "--budget") if budget else None,
             seed=seed,
             fresh=fresh,
+            references=tuple(entry.method for entry in reference or ()),
         )
         for one in dict.fromkeys(temperature or [0.0])
     ]

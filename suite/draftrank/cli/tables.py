@@ -8,6 +8,7 @@ from rich.text import Text
 from draftrank.board.formats import day, decimal, duration, percent, rank, size, span, times
 from draftrank.board.rows import Board, BoardRow
 from draftrank.cli.output import out, print_table
+from draftrank.cli.reference_lines import reference_lines
 from draftrank.measure.records import Session
 from draftrank.measure.statistics import Interval
 from draftrank.measure.summary import ArmSummary, SessionSummary
@@ -50,6 +51,8 @@ def print_board(board: Board) -> None:
     for row in board.rows:
         if not row.ranked:
             out.print(Text.assemble(("not ranked: ", "yellow"), f"{row.draft}: {row.reason}"))
+    for line in reference_lines(board.references):
+        out.print(Text.assemble(("reference: ", "cyan"), line))
     for warning in newest.warnings:
         out.print(Text(warning, "yellow"))
     out.print(Text(_LEGEND, "dim"))
@@ -94,6 +97,11 @@ def print_arm(session: Session, arm: ArmSummary, verdict: str | None) -> None:
         facts["build"] = duration(made.build_s)
         facts["recipe"] = made.recipe_sha256
         facts["weights"] = made.weights_sha256 or "none of its own"
+    if arm.arm.reference is not None:
+        facts["reference"] = f"{arm.arm.reference.implementation}, never ranked"
+        facts["differs"] = " ".join(arm.arm.reference.differs)
+    if arm.arm.failure is not None:
+        facts["failed"] = arm.arm.failure
     if verdict is not None:
         facts["not ranked"] = verdict
     table = Table(box=None, show_header=False, pad_edge=False)

@@ -20,6 +20,7 @@ from draftrank.drafting.cache import only_process
 from draftrank.errors import BuildError, InvalidInputError, MissingDataError
 from draftrank.measure.journal import Journal
 from draftrank.measure.records import DraftBuild, SessionResult
+from draftrank.measure.references import ReferenceMethod, reference_arms
 from draftrank.measure.session import DraftArm, SessionPlan, run_session
 from draftrank.measure.stopping import DEFAULT_PRECISION
 from draftrank.progress import Progress, SilentProgress
@@ -54,6 +55,9 @@ class RunRequest:
     """Seed of arm order."""
     fresh: bool = False
     """Measure anew even what has been measured."""
+    references: tuple[ReferenceMethod, ...] = ()
+    """What transformers' `generate` is measured with beside: plain, with the same draft models
+    (`assisted`), with prompt lookup for each n-gram draft."""
 
 
 def default_target(workspace: Workspace) -> str:
@@ -124,6 +128,7 @@ def plan_run(workspace: Workspace, request: RunRequest, progress: Progress | Non
     _require_device(request.device)
     target = workspace.target(request.target)
     recipes = choose_recipes(workspace, request.target, request.drafts)
+    references = reference_arms(request.references, recipes)
     suite = _narrowed(workspace.suite(request.suite), request)
     tasks, skipped = workspace.prompts(suite, progress)
     for warning in skipped.values():
@@ -147,6 +152,7 @@ def plan_run(workspace: Workspace, request: RunRequest, progress: Progress | Non
         budget_s=request.budget_s,
         warnings=tuple(skipped.values()),
         skipped_tasks=tuple(skipped),
+        references=references,
     )
 
 

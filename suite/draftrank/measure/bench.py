@@ -13,11 +13,13 @@ from draftrank.catalog.recipe import TypicalAcceptance
 from draftrank.decoding.environment import memory_bytes, reset_peak_memory
 from draftrank.decoding.loop import ContextOverflowError, Decoding, Request, autoregressive, speculative
 from draftrank.decoding.proposer import Proposer, ProposerContext
+from draftrank.decoding.proposers.ngram import NgramDraft
+from draftrank.decoding.reference import GenerateDecoder
 from draftrank.decoding.runtimes.torch_eager import TorchRuntime
 from draftrank.decoding.stop_tokens import read_stop_tokens
 from draftrank.drafting.loading import load_tokenizer
 from draftrank.drafting.prompting import render_turns
-from draftrank.errors import DraftrankError
+from draftrank.errors import DraftrankError, IncompatibleDraftError
 from draftrank.measure.conditions import Watch
 from draftrank.measure.evidence import Numerics, SamplingCheck
 from draftrank.measure.latency import measure_latencies
@@ -47,6 +49,8 @@ class _OpenArm:
     arm: Arm
     proposer: Proposer | None
     typical: TypicalAcceptance | None = None
+    reference: GenerateDecoder | None = None
+    """Decodes in the engine's place."""
 
 
 class Bench:
@@ -142,7 +146,7 @@ class Bench:
             decoding = self._decode(opened, request)
             conditions = self._watch.end()
         except Exception as error:
-            if opened.arm.kind != "draft":
+            if opened.arm.kind not in ("draft", "reference"):
                 raise  # without a baseline nothing can be compared
             # One arm's crash must not lose what the others can still give.
             _log.warning("arm %s failed", arm_id, exc_info=True)
@@ -255,6 +259,8 @@ class Bench:
         gc.collect(1)  # a full one walks all that is loaded, which takes longer than many a decode
         gc.disable()
         try:
+            if opened.reference is not None:
+                return opened.reference.decode(request)
             if opened.proposer is None:
                 return autoregressive(self._target, request)
             k = opened.arm.num_speculative_tokens
@@ -284,30 +290,50 @@ class Bench:
                 # Loading may hold a second copy of the weights for a moment; decoding does not.
                 reset_peak_memory(self._plan.device)
             typical = planned.recipe.speculate.typical_acceptance if planned else None
-            opened = _OpenArm(arm, proposer, typical)
+            opened = _OpenArm(arm, proposer, typical, self._open_reference(arm))
             context = self._warm_up_prompt(arm.num_speculative_tokens)
             self._warm_up(opened, context)
+            if opened.reference is not None:  # it shares its models with other arms and times no forwards
+                self._take(opened, arm)
+                return
             draft = proposer.runtime() if proposer is not None else None
             latencies = measure_latencies(self._target, draft, arm.num_speculative_tokens, context)
             sampling = self._check_sampling(opened)
         except Exception as error:
-            if arm.kind != "draft":
+            if arm.kind not in ("draft", "reference"):
                 raise
             _log.warning("arm %s failed", arm.id, exc_info=True)
             self._fail(arm, _reason(error))
             return
         # A small model may fit into memory that the process had before: then nothing was measured.
         peak = self._target_bytes + memory_bytes(self._plan.device)[1] - before
-        opened.arm = arm.model_copy(
-            update={
-                "latencies": latencies,
-                "peak_memory_bytes": peak if peak > 0 else None,
-                "failure": None,
-                "sampling": sampling,
-            }
-        )
+        measured = {
+            "latencies": latencies,
+            "peak_memory_bytes": peak if peak > 0 else None,
+            "sampling": sampling,
+        }
+        self._take(opened, arm.model_copy(update=measured))
+
+    def _take(self, opened: _OpenArm, arm: Arm) -> None:
+        opened.arm = arm.model_copy(update={"failure": None})
         self._arms[arm.id] = opened
         self._journal.update_arm(self._session.id, opened.arm)
+
+    def _open_reference(self, arm: Arm) -> GenerateDecoder | None:
+        if arm.reference is None:
+            return None
+        k, beside = arm.num_speculative_tokens, arm.reference.draft
+        if beside is None:
+            return GenerateDecoder(self._target)
+        if arm.reference.method == "assisted":
+            opened = self._arms.get(beside)
+            draft = opened.proposer.runtime() if opened and opened.proposer else None
+            if draft is None:
+                raise IncompatibleDraftError(f"the draft {beside} did not open")
+            return GenerateDecoder(self._target, draft=draft, num_speculative_tokens=k)
+        ngram = next(entry.recipe.draft for entry in self._plan.drafts if entry.recipe.id == beside)
+        assert isinstance(ngram, NgramDraft)
+        return GenerateDecoder(self._target, num_speculative_tokens=k, max_ngram=ngram.max_ngram)
 
     def _check_sampling(self, opened: _OpenArm) -> SamplingCheck | None:
         """Tests the arm's samples in sampling modes; lossy rules promise nothing, so are not tested."""

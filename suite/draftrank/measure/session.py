@@ -93,6 +93,8 @@ class SessionPlan:
     """See `Session.budget_s`."""
     warnings: tuple[str, ...] = ()
     skipped_tasks: tuple[str, ...] = ()
+    references: tuple[Arm, ...] = ()
+    """Arms of other implementations; see `measure.references`."""
 
     def sha256(self, machine: Machine) -> str:
         """Hash of the plan on a machine: equal hashes measure the same thing."""
@@ -117,6 +119,7 @@ class SessionPlan:
                 "mode": self.mode.model_dump(mode="json"),
                 "seed": self.seed,
                 "stopping": [self.precision, self.budget_s],
+                "references": [arm.model_dump(mode="json") for arm in self.references],
             }
         )
 
@@ -179,6 +182,7 @@ def _to_reuse(plan: SessionPlan, found: Session | None) -> Session | None:
         BASELINE,
         CONTROL,
         *(arm.recipe.id for arm in plan.drafts),
+        *(arm.id for arm in plan.references),
     }:
         return None
     broke = any(arm.failure is not None and arm.draft is not None for arm in found.arms)
@@ -331,7 +335,7 @@ def _new_session(plan: SessionPlan, plan_sha256: str, machine: Machine) -> Sessi
         repeats=plan.suite.repeats,
         machine=machine,
         tasks=tuple(map(session_task, plan.tasks)),
-        arms=(*autoregressive, *drafts),
+        arms=(*autoregressive, *drafts, *plan.references),
         warnings=plan.warnings,
         skipped_tasks=plan.skipped_tasks,
         precision=plan.precision,

@@ -116,7 +116,12 @@ def folder_name(machine_class: str) -> str:
 
 def _part_of(result: SessionResult, draft: Arm) -> SessionResult:
     """The session as if this draft alone had been measured beside the baseline."""
-    arms = tuple(arm for arm in result.session.arms if arm.kind != "draft" or arm is draft)
+    arms = tuple(
+        arm
+        for arm in result.session.arms
+        if (arm.kind != "draft" or arm is draft)
+        and (arm.reference is None or arm.reference.draft in (None, draft.id))
+    )
     names = {arm.id for arm in arms}
     return SessionResult(
         session=result.session.model_copy(update={"arms": arms}),

@@ -42,17 +42,27 @@ def _session_problems(session: Session) -> Iterator[tuple[str, str, str]]:
         if len(task.prompts) != len(task.turns) or len(set(task.prompts)) != len(task.prompts):
             yield f"session.tasks.{index}", "prompts and turns do not match one to one", _PUBLISH_AGAIN
     kinds = Counter(arm.kind for arm in session.arms)
+    drafts = {arm.id for arm in session.arms if arm.kind == "draft"}
     if (kinds["baseline"], kinds["draft"]) != (1, 1) or kinds["control"] > 1:
         yield "session.arms", "are not one baseline, its control and one draft", _PUBLISH_AGAIN
     for index, arm in enumerate(session.arms):
-        named = {BASELINE: "baseline", CONTROL: "control"}.get(arm.id, "draft")
-        if arm.kind != named or not is_identifier(arm.id):
+        named = {BASELINE: ("baseline",), CONTROL: ("control",)}.get(arm.id, ("draft", "reference"))
+        if arm.kind not in named or not is_identifier(arm.id):
             yield (
                 f"session.arms.{index}.id",
                 f"{arm.id!r} does not fit the kind {arm.kind!r}",
                 "use the arm's id",
             )
-        if arm.kind != "draft" and arm.num_speculative_tokens:
+        if (arm.kind == "reference") != (arm.reference is not None):
+            yield f"session.arms.{index}.reference", "stands with references, and only there", _PUBLISH_AGAIN
+        named_draft = arm.reference.draft if arm.reference else None
+        if named_draft is not None and named_draft not in drafts:
+            yield (
+                f"session.arms.{index}.reference.draft",
+                f"the session has no draft {named_draft!r}",
+                _PUBLISH_AGAIN,
+            )
+        if arm.kind != "draft" and named_draft is None and arm.num_speculative_tokens:
             yield f"session.arms.{index}.num_speculative_tokens", "must be 0 without a draft", "write 0"
 
 

@@ -163,6 +163,12 @@ def set_header(**values):
     return lambda data: data["session"].update(values)
 
 
+def add_reference(**values):
+    reference = {"implementation": "x", "method": "assisted", "draft": "ngram-2", "differs": []} | values
+    arm = {"id": "other", "kind": "reference", "num_speculative_tokens": 2, "reference": reference}
+    return lambda data: data["session"]["arms"].append(arm)
+
+
 @pytest.mark.parametrize(
     ("change", "field", "message"),
     [
@@ -209,6 +215,13 @@ def set_header(**values):
             "more than the task's max_new_tokens",
         ),
         (lambda data: data["session"]["tasks"][0]["turns"].pop(), "session.tasks.0", "do not match"),
+        (add_reference(draft="stranger"), "session.arms.3.reference.draft", "no draft 'stranger'"),
+        (add_reference(draft=None), "session.arms.3.num_speculative_tokens", "must be 0"),
+        (
+            lambda data: data["session"]["arms"][2].update(kind="reference"),
+            "session.arms.2.reference",
+            "only there",
+        ),
     ],
 )
 def test_a_wrong_bundle_is_refused_by_file_and_field(published, change, field, message):
