@@ -73,6 +73,13 @@ WORDS: tuple[Word, ...] = (
     Word(
         "fidelity",
         "Whether the emitted token ids are the baseline's, output by output, in greedy decoding. In "
-        "fp32 any difference is a break.",
+        "fp32 any difference is a break. In bf16 and fp16 rounding depends on how many tokens share a "
+        "forward, so a difference is a tie where both tokens lie within the session's measured rounding "
+        "of the target's best logit, and a break elsewhere.",
+    ),
+    Word(
+        "lossy",
+        "A draft whose rule may change the output on purpose (typical acceptance). Such rows are ranked "
+        "among themselves, with the quality of their outputs.",
     ),
 )

@@ -16,6 +16,7 @@ from draftrank.board.site import draft_page, render_pages, render_site
 from draftrank.board.site_files import LISTING, safe_name, site_source, write_site
 from draftrank.board.words import WORDS
 from draftrank.errors import InvalidInputError
+from draftrank.measure.evidence import Divergence, Judgement, Numerics, Quality
 from draftrank.measure.gates import GATES
 from strategies import session_results
 from unit.board.builders import MACHINE, arm_of, build, result, sha
@@ -145,6 +146,36 @@ def test_a_draft_page_tells_how_it_was_made_and_how_to_repeat_it(out):
     assert "20261101-a" in text
     assert "All 16 outputs are the target's own" in text
     assert "proposing 25 %" in text
+
+
+def test_ties_breaks_and_lossy_outputs_are_told_apart(out):
+    def changed(one):
+        if one.prompt != "p1" or one.arm not in ("tied", "broken", "loose") or one.repeat:
+            return one
+        gap = {"tied": 0.01, "broken": 3.0, "loose": 3.0}[one.arm]
+        judgement = Judgement(
+            divergence=Divergence(index=4, gap=gap, baseline_gap=0.0),
+            quality=Quality(log_likelihood=-1.5, rouge_l=0.75) if one.arm == "loose" else None,
+        )
+        tokens = (*one.token_ids[:4], 7, *one.token_ids[5:])
+        return one.model_copy(update={"token_ids": tokens, "judgement": judgement})
+
+    rounding = Numerics(positions=100, forward_tokens=(4,), quantiles=(0.0,) * 100 + (0.1,))
+    arms = [arm_of("tied"), arm_of("broken"), arm_of("loose", lossy=True)]
+    speeds = {"tied": 1.5, "broken": 2.0, "loose": 2.5}
+    write_site(
+        render_pages(
+            build_boards([result(speeds, arms=arms, change=changed, dtype="bf16", numerics=rounding)])
+        ),
+        out,
+    )
+    index = Page((out / "index.html").read_text()).text
+    assert "identical up to 2 ties" in index
+    assert "Lossy: the output need not be the target's own" in index
+    pages = {name: (out / draft_page("tiny-target", name)).read_text() for name in speeds}
+    assert "token 4 of math/p1: tie, 0.010 below the target's best logit" in Page(pages["tied"]).text
+    assert "token 4 of math/p1: break, 3.000 below" in Page(pages["broken"]).text
+    assert "-1.500 mean log-likelihood per token" in Page(pages["loose"]).text.replace("−", "-")
 
 
 def test_a_draft_on_two_boards_has_one_page_with_both(out):
