@@ -18,21 +18,36 @@ class ComputeEnvironment:
     """torch's version with its build tag."""
     threads: int
     """Threads one operation may use."""
+    interop_threads: int
+    """Threads that run operations beside one another."""
+    cpu_capability: str
+    """Best instruction set that torch's own kernels use here, e.g. `AVX512`."""
     gpu: str | None
     """Name of the first CUDA device; None without one."""
     gpu_memory_bytes: int | None
     """Its memory."""
+    gpu_uuid: str | None
+    """Its identity, as the driver spells it; None where torch does not tell it."""
 
 
 def compute_environment() -> ComputeEnvironment:
     """Reads it; imports torch."""
     import torch
 
-    gpu = memory = None
+    gpu = memory = uuid = None
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         gpu, memory = properties.name, int(properties.total_memory)
-    return ComputeEnvironment(torch.__version__, torch.get_num_threads(), gpu, memory)
+        uuid = f"GPU-{properties.uuid}" if hasattr(properties, "uuid") else None
+    return ComputeEnvironment(
+        torch=torch.__version__,
+        threads=torch.get_num_threads(),
+        interop_threads=torch.get_num_interop_threads(),
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        gpu=gpu,
+        gpu_memory_bytes=memory,
+        gpu_uuid=uuid,
+    )
 
 
 def reset_peak_memory(device: Literal["cpu", "cuda"]) -> None:

@@ -18,6 +18,7 @@ from draftrank.catalog.task import Suite, SuiteTask
 from draftrank.catalog.workspace import Workspace
 from draftrank.drafting.cache import only_process
 from draftrank.errors import BuildError, InvalidInputError, MissingDataError
+from draftrank.measure.conditions import watching
 from draftrank.measure.journal import Journal
 from draftrank.measure.records import DraftBuild, SessionResult
 from draftrank.measure.references import ReferenceMethod, reference_arms
@@ -153,6 +154,8 @@ def plan_run(workspace: Workspace, request: RunRequest, progress: Progress | Non
         warnings=tuple(skipped.values()),
         skipped_tasks=tuple(skipped),
         references=references,
+        watch=watching(),
+        workspace=workspace.root,
     )
 
 

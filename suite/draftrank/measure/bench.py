@@ -20,7 +20,7 @@ from draftrank.decoding.stop_tokens import read_stop_tokens
 from draftrank.drafting.loading import load_tokenizer
 from draftrank.drafting.prompting import render_turns
 from draftrank.errors import DraftrankError, IncompatibleDraftError
-from draftrank.measure.conditions import Watch
+from draftrank.measure.conditions import ThisMachine, Watch
 from draftrank.measure.evidence import Numerics, SamplingCheck
 from draftrank.measure.latency import measure_latencies
 from draftrank.measure.numerics import measure_numerics
@@ -65,7 +65,8 @@ class Bench:
         self._target_bytes = target_bytes
         self._stop_tokens = read_stop_tokens(plan.target_folder.path)
         self._arms: dict[str, _OpenArm] = {}
-        self._watch = Watch(plan.device)
+        self.watch = Watch(ThisMachine(plan.device)) if plan.watch else None
+        """Reads the machine's counters around trials; None where that was not asked."""
         self._session: Session
         self._journal: Journal
 
@@ -142,9 +143,10 @@ class Bench:
         )
         started_at = utc_now()
         try:
-            self._watch.begin()
+            if self.watch is not None:
+                self.watch.begin()
             decoding = self._decode(opened, request)
-            conditions = self._watch.end()
+            conditions = self.watch.end() if self.watch is not None else None
         except Exception as error:
             if opened.arm.kind not in ("draft", "reference"):
                 raise  # without a baseline nothing can be compared

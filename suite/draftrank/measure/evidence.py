@@ -13,14 +13,18 @@ from draftrank.measure.record import Count, NotNegative, Record, Share
 
 
 class Conditions(Record):
-    """What the machine did while one trial ran, beside running it. None: not readable here."""
+    """What the machine did while one trial ran, beside running it. None: not readable here.
+
+    All None where the trial was too short for the counters to tell: then the next long enough report
+    covers it too.
+    """
 
     others_cpus: NotNegative | None = None
-    """Processors kept busy by other processes, on average."""
+    """Processors kept busy by other processes, on average, of those that this process may use."""
     steal: Share | None = None
     """Share of the processors' time that the hypervisor gave to others."""
     frequency_hz: NotNegative | None = None
-    """Mean frequency of the processors in use, at the trial's end."""
+    """Mean frequency of the processors that compute, at the trial's end."""
     quota_throttled: Share | None = None
     """Share of the time in which the container's processor quota stopped this process."""
     memory_stalled: Share | None = None

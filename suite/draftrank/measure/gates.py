@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from draftrank.measure.disturbance import Kind
 from draftrank.measure.fidelity import Divergence
 from draftrank.measure.statistics import MIN_PROMPTS, geometric_mean
 from draftrank.measure.summary import ArmSummary, SessionSummary
@@ -20,6 +21,9 @@ NOISE_TOLERANCE = 0.01
 quiet session in twenty would miss 1 itself."""
 NOISE_WIDTH = 0.10
 """Widest half-width of the A/A interval."""
+DISTURBED_SHARE = 0.1
+"""Largest share of prompt turns that may stay disturbed. All arms of a prompt turn run in the same
+minutes, so a few bad ones widen the intervals; many can shift what is compared."""
 
 SAMPLING_P = 0.001
 """Probability below which samples are said not to be the target's."""
@@ -184,6 +188,27 @@ def _noisy(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: 
     return _noise(summary) if interval and interval.half_width > NOISE_WIDTH else None
 
 
+def _disturbed(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
+    """The machine must be left to the session: a prompt turn during which other processes, the hypervisor
+    or a lack of memory took its time is decoded again, and no more than a tenth may stay so. Sessions
+    that were not watched pass."""
+    return _not_calm(summary, "disturbed")
+
+
+def _throttled(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
+    """The machine must keep its pace: no more than a tenth of the prompt turns may stay slowed down by a
+    container's quota or by clocks that were held down. Sessions that were not watched pass."""
+    return _not_calm(summary, "throttled")
+
+
+def _not_calm(summary: SessionSummary, kind: Kind) -> Values | None:
+    worst = summary.stability.worst(kind)
+    share = summary.stability.share(kind)
+    if worst is None or share <= DISTURBED_SHARE:
+        return None
+    return {"share": f"{share:.0%}", "example": worst.example, "fix": worst.fix}
+
+
 def _difference(summary: SessionSummary, arm: ArmSummary, first: Divergence) -> Values:
     return {
         "differing": str(arm.fidelity.differing),
@@ -253,6 +278,18 @@ GATES: tuple[Gate, ...] = (
         "session",
         "noise unknown: the session has no A/A comparison; run it again with the control arm",
         _no_noise_floor,
+    ),
+    Gate(
+        "disturbed",
+        "session",
+        "unstable: the machine was disturbed in {share} of the prompt turns (e.g. {example}); {fix}",
+        _disturbed,
+    ),
+    Gate(
+        "throttled",
+        "session",
+        "unstable: the machine was slowed down in {share} of the prompt turns (e.g. {example}); {fix}",
+        _throttled,
     ),
     Gate(
         "unstable",

@@ -1,13 +1,14 @@
 """Where a session ran, and the class of machines its numbers speak for.
 
 Rule of the class: on CUDA the device's name; on CPU the processor's name, its best instruction set
-for matrices, the processors in use and, where they are fewer or more, torch's threads. Ranks never
-cross classes.
+for matrices, the processors in use and, where they are fewer or more, torch's threads. Processors in use
+are those the process may run on, but no more than its container's quota, rounded up: a quota of 1.5 of
+64 processors gives `2c`. Ranks never cross classes.
 """
 
 from __future__ import annotations
 
-import os
+import math
 import platform
 import re
 from importlib.metadata import PackageNotFoundError, version
@@ -17,18 +18,26 @@ from typing import Literal
 import psutil
 
 from draftrank.decoding.environment import compute_environment
+from draftrank.measure.cgroup import ControlGroups
+from draftrank.measure.processor import cpu_info, processors_of_this_process
 from draftrank.measure.records import Machine
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "gguf")
 _CPU_TIERS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "asimd", "neon")
 
 
-def read_machine(device: Literal["cpu", "cuda"]) -> Machine:
-    """Describes this machine as seen by this process."""
+def read_machine(device: Literal["cpu", "cuda"], *, root: Path = Path("/")) -> Machine:
+    """Describes this machine as seen by this process.
+
+    Args:
+        device: where the session computes.
+        root: where `proc` and `sys` lie.
+    """
     compute = compute_environment()
-    info = _cpu_info()
+    info = cpu_info(root)
     cpu = info.get("model name") or platform.processor() or platform.machine()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = ControlGroups.of_this_process(root).quota_cpus()
+    cores = cores_in_use(len(processors_of_this_process()), quota)
     gpu = compute.gpu if device == "cuda" else None
     if gpu is not None:
         machine_class = _slug(gpu)
@@ -50,22 +59,17 @@ def read_machine(device: Literal["cpu", "cuda"]) -> Machine:
     )
 
 
+def cores_in_use(affinity: int, quota_cpus: float | None) -> int:
+    """Processors a process can keep busy: those it may run on, but no more than its quota, rounded up."""
+    return affinity if quota_cpus is None else max(1, min(affinity, math.ceil(quota_cpus)))
+
+
 def package_version(name: str) -> str | None:
     """An installed package's version; None when it is absent."""
     try:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _cpu_info() -> dict[str, str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return {}
-    first = text.split("\n\n", 1)[0]
-    pairs = (line.split(":", 1) for line in first.splitlines() if ":" in line)
-    return {name.strip(): value.strip() for name, value in pairs}
 
 
 def _slug(text: str) -> str:

@@ -7,7 +7,6 @@ the next begins, and goes on where an interrupted run of the same plan stopped.
 from __future__ import annotations
 
 import hashlib
-import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.sources.base import file_sha256
 from draftrank.catalog.target import Target
 from draftrank.catalog.task import Suite
-from draftrank.measure.conditions import disturbance_of
+from draftrank.measure.disturbance import disturbance_of
 from draftrank.measure.environment import read_environment
 from draftrank.measure.journal import Journal
 from draftrank.measure.judging import judge_block
@@ -56,9 +55,9 @@ MEASURING_VERSION = 2
 ATTEMPTS = 3
 """How often a prompt turn is decoded at most while the machine is disturbed."""
 PATIENCE_BLOCKS = 4
-"""Prompt turns that stayed disturbed, after which none is decoded again: the session is unstable."""
-PAUSE_S = 5.0
-"""Wait before another attempt, so that a short disturbance can pass."""
+"""Prompt turns that stayed disturbed, after which none is decoded again until the end of the repeats."""
+PAUSE_S = 10.0
+"""Longest wait before another attempt for the disturbance to pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +94,10 @@ class SessionPlan:
     skipped_tasks: tuple[str, ...] = ()
     references: tuple[Arm, ...] = ()
     """Arms of other implementations; see `measure.references`."""
+    watch: bool = True
+    """Whether to watch the machine, and to decode anew what it disturbed."""
+    workspace: Path | None = None
+    """Where the declarations lie, for its git state."""
 
     def sha256(self, machine: Machine) -> str:
         """Hash of the plan on a machine: equal hashes measure the same thing."""
@@ -210,7 +213,7 @@ class _Measuring:
     journal: Journal
     progress: Progress
     disturbed: int = 0
-    """Prompt turns during which the machine stayed disturbed."""
+    """Prompt turns that stayed disturbed since patience was fresh."""
 
     def measure(self) -> StoppedBy:
         """Measures repeat after repeat until it is enough; see `stopping`."""
@@ -219,6 +222,7 @@ class _Measuring:
         with self.progress.stage("measure", sum(len(block.arms) for block in required)) as stage:
             for block in required:
                 self._measure_block(block, stage)
+        self._mend(required)
         for repeat in count(session.repeats):
             reason = reason_to_stop(session, standing_trials(self.done.values()))
             if reason is not None:
@@ -236,49 +240,76 @@ class _Measuring:
         return list(schedule(session.tasks, [arm.id for arm in session.arms], repeat, session.seed))
 
     def _measure_block(self, block: Block, stage: Stage) -> None:
-        """Lets all arms decode one prompt turn, again if the machine was disturbed; judges the outputs."""
-        cell = cell_of(self.session, block)
-        answers = _answers_so_far(self.session, block, self.done)
-        begun = max((key[-1] for key in self.done if key[1:-1] == cell), default=0)
+        """Lets all arms decode one prompt turn, again while the machine is disturbed."""
+        begun = self._attempts_begun(block)
         # On a machine that is never quiet, repeating everything would only make the session longer.
         last = max(begun, ATTEMPTS - 1 if self.disturbed < PATIENCE_BLOCKS else 0)
         for attempt in range(begun, last + 1):
-            self._attempt(block, attempt, answers, stage)
-            reason = self._disturbance((*cell, attempt))
+            reason = self._attempt(block, attempt, stage if attempt == begun else None)
             if reason is None:
-                break
+                return
             if attempt < last:
-                self.progress.message(f"{'/'.join(map(str, cell))} is decoded again: {reason}")
-                time.sleep(PAUSE_S)
-            else:
-                self.disturbed += 1
-        trials = [trial for key, trial in self.done.items() if key[1:-1] == cell]
-        for judged in judge_block(self.bench, block, answers, trials):
-            self.journal.judge_trial(self.session.id, judged)
-            self.done[judged.key] = judged
+                self._announce(block, reason)
+                self._is_calm()
+        self.disturbed += 1
 
-    def _attempt(
-        self, block: Block, attempt: int, answers: tuple[tuple[int, ...], ...], stage: Stage
-    ) -> None:
+    def _mend(self, blocks: Sequence[Block]) -> None:
+        """Decodes once more what stayed disturbed, in case the machine has become calm since."""
+        left = [(block, reason) for block in blocks if (reason := self._disturbance(block)) is not None]
+        self.disturbed = 0
+        if not left or not self._is_calm():
+            return
+        with self.progress.stage("measure what was disturbed", sum(len(b.arms) for b, _ in left)) as stage:
+            for block, reason in left:
+                self._announce(block, reason)
+                if self._attempt(block, self._attempts_begun(block) + 1, stage) is not None:
+                    self.disturbed += 1
+                    if self.disturbed >= PATIENCE_BLOCKS or not self._is_calm():
+                        return
+
+    def _announce(self, block: Block, reason: str) -> None:
+        place = "/".join(map(str, cell_of(self.session, block)))
+        self.progress.message(f"{place} is decoded again: {reason}")
+
+    def _is_calm(self) -> bool:
+        """Whether the machine becomes calm in a while."""
+        return self.bench.watch is None or self.bench.watch.wait_for_calm(PAUSE_S)
+
+    def _attempts_begun(self, block: Block) -> int:
+        cell = cell_of(self.session, block)
+        return max((key[-1] for key in self.done if key[1:-1] == cell), default=0)
+
+    def _attempt(self, block: Block, attempt: int, stage: Stage | None) -> str | None:
+        """Lets every arm decode a prompt turn that has not yet done so in this attempt, and judges the
+        outputs; returns what disturbed them."""
         cell = cell_of(self.session, block)
         task = self.session.tasks[block.task]
+        answers = _answers_so_far(self.session, block, self.done)
+        if attempt and self.bench.watch is not None:
+            self.bench.watch.start_anew()
         for position, arm in enumerate(block.arms):
             if self.bench.works(arm) and (arm, *cell, attempt) not in self.done:
                 trial = self.bench.decode(arm, block, position, answers, self.process, attempt)
                 if trial is not None:
                     self.journal.add_trial(self.session.id, trial)
                     self.done[trial.key] = trial
-            if attempt == 0:
+            if stage is not None:
                 place = f"{block.prompt + 1} of {len(task.prompts)}"
                 stage.advance(note=f"{task.task} {place} · {arm}")
+        for judged in judge_block(self.bench, block, answers, self._trials(block)):
+            self.journal.judge_trial(self.session.id, judged)
+            self.done[judged.key] = judged
+        return self._disturbance(block)
 
-    def _disturbance(self, cell_and_attempt: tuple[str, str, int, int, int]) -> str | None:
-        for key, trial in self.done.items():
-            if key[1:] == cell_and_attempt and trial.conditions is not None:
-                reason = disturbance_of(trial.conditions)
-                if reason is not None:
-                    return reason
-        return None
+    def _disturbance(self, block: Block) -> str | None:
+        """What disturbed the attempt that stands."""
+        trials = standing_trials(self._trials(block))
+        found = disturbance_of((trial.conditions for trial in trials), self.session.machine.cores)
+        return None if found is None else found.reason
+
+    def _trials(self, block: Block) -> list[Trial]:
+        cell = cell_of(self.session, block)
+        return [trial for key, trial in self.done.items() if key[1:-1] == cell]
 
 
 def _answers_so_far(session: Session, block: Block, done: Trials) -> tuple[tuple[int, ...], ...]:
@@ -340,7 +371,7 @@ def _new_session(plan: SessionPlan, plan_sha256: str, machine: Machine) -> Sessi
         skipped_tasks=plan.skipped_tasks,
         precision=plan.precision,
         budget_s=plan.budget_s,
-        environment=read_environment(plan.device),
+        environment=read_environment(plan.device, plan.workspace),
     )
 
 

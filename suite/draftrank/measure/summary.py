@@ -11,6 +11,7 @@ from draftrank.measure.acceptance import Acceptance, sum_acceptance
 from draftrank.measure.fidelity import Fidelity, compare_outputs
 from draftrank.measure.quality import QualitySummary, summarise_quality
 from draftrank.measure.records import Arm, ForwardLatency, Session, SessionResult, SessionTask, Trial
+from draftrank.measure.stability import Stability, stability_of
 from draftrank.measure.standing import standing_trials
 from draftrank.measure.statistics import Estimate, SpeedComparison, compare_speed, ratio
 
@@ -98,6 +99,8 @@ class SessionSummary:
     """A/A: the control arm against the baseline; None where either is missing."""
     skipped_tasks: tuple[str, ...]
     """Tasks of the suite that the session left out."""
+    stability: Stability
+    """How calm the machine was."""
 
     @property
     def baseline(self) -> ArmSummary | None:
@@ -120,6 +123,7 @@ def summarise(result: SessionResult) -> SessionSummary:
         tuple(_summarise_arm(session, arm, trials[arm.id], baseline, reference) for arm in session.arms),
         noise if noise is not None and noise.overall is not None else None,
         session.skipped_tasks,
+        stability_of(session, result.trials),
     )
 
 
