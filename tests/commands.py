@@ -111,4 +111,10 @@ def _environment(changes: dict[str, str]) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith("DRAFTRANK_") and name not in ("COLUMNS", "FORCE_COLOR", "PYTHONIOENCODING")
     }
-    return {**kept, "OMP_NUM_THREADS": "1", "DRAFTRANK_OFFLINE": "1", "PYTHONUTF8": "1", **changes}
+    steered = {
+        "OMP_NUM_THREADS": "1",
+        "DRAFTRANK_OFFLINE": "1",
+        "DRAFTRANK_WATCH": "off",  # the machine that runs the tests may well be busy
+        "PYTHONUTF8": "1",
+    }
+    return {**kept, **steered, **changes}

@@ -1,4 +1,4 @@
-"""Shared set-up: one thread for the small models, and the test helpers on the path."""
+"""Shared set-up: few threads for the small models, no watch, and the test helpers on the path."""
 
 from __future__ import annotations
 
@@ -7,5 +7,7 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Tests share their machine with others; what they say of the watch, they say with counters of their own.
+os.environ["DRAFTRANK_WATCH"] = "off"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(Path(__file__).parent))

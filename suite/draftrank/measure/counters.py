@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
@@ -42,8 +42,17 @@ class Counters:
         return self._combine(other, lambda mine, theirs: mine - theirs)
 
     def _combine(self, other: Counters, operation: Callable[[float, float], float]) -> Counters:
-        pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
-        return Counters(*(None if None in pair else operation(*pair) for pair in pairs))
+        def both(mine: float | None, theirs: float | None) -> float | None:
+            return None if mine is None or theirs is None else operation(mine, theirs)
+
+        return Counters(
+            operation(self.elapsed_s, other.elapsed_s),
+            operation(self.own_s, other.own_s),
+            both(self.busy_s, other.busy_s),
+            both(self.stolen_s, other.stolen_s),
+            both(self.throttled_s, other.throttled_s),
+            both(self.memory_stalled_s, other.memory_stalled_s),
+        )
 
 
 class KernelCounters:
