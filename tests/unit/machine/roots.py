@@ -34,5 +34,8 @@ def write(root: Path, files: dict[str, str]) -> Path:
 
 def container(root: Path, kind: str, files: dict[str, str]) -> Path:
     """A machine with these control groups; `files` are relative to `/sys/fs/cgroup`."""
-    proc = {"proc/self/cgroup": GROUPS[kind], "proc/self/mountinfo": "22 1 8:1 / / rw - ext4 x rw\n" + MOUNTS[kind]}
+    proc = {
+        "proc/self/cgroup": GROUPS[kind],
+        "proc/self/mountinfo": "22 1 8:1 / / rw - ext4 x rw\n" + MOUNTS[kind],
+    }
     return write(root, proc | {f"sys/fs/cgroup/{name}": text for name, text in files.items()})

@@ -81,7 +81,10 @@ def test_counters_become_shares():
 def test_short_trials_are_judged_together():
     short = MIN_WATCHED_S / 4
     found = seen(Script(*[window(short, others=1.0)] * 9), 9)
-    empty, full = Conditions(), Conditions(others_cpus=1.0, steal=0.0, quota_throttled=0.0, memory_stalled=0.0)
+    empty, full = (
+        Conditions(),
+        Conditions(others_cpus=1.0, steal=0.0, quota_throttled=0.0, memory_stalled=0.0),
+    )
     assert found == [empty, empty, empty, full, empty, empty, empty, full, empty]
     assert disturbance_of(found[:4], 2).rule.id == "others"
 
@@ -142,7 +145,10 @@ BROKEN = {
     "steal": (Conditions(steal=0.2), "hypervisor gave 20%"),
     "memory": (Conditions(memory_stalled=0.3), "waited for memory 30%"),
     "quota": (Conditions(quota_throttled=0.4), "quota stopped its processes 40%"),
-    "gpu-clock": (Conditions(gpu_throttled_by=("power limit", "hardware slowdown")), r"\(hardware slowdown\)"),
+    "gpu-clock": (
+        Conditions(gpu_throttled_by=("power limit", "hardware slowdown")),
+        r"\(hardware slowdown\)",
+    ),
     "clock": (Conditions(frequency_hz=2.0e9), "fell from 3.00 to 2.00 GHz"),
 }
 CALM = Conditions(
@@ -189,9 +195,7 @@ STAT = "cpu  1 1 1 1 1 1 1 1 0 0\n{}intr 5\n"
 def test_the_kernels_counters(tmp_path):
     line = "cpu{} 100 10 50 9000 70 3 7 20 90 0\n"
     everyone = "".join(line.format(number) for number in range(4096))
-    root = container(
-        tmp_path, "v2", {"user.slice/job.scope/cpu.stat": "throttled_usec 4000000\n"}
-    )
+    root = container(tmp_path, "v2", {"user.slice/job.scope/cpu.stat": "throttled_usec 4000000\n"})
     write(
         root,
         {

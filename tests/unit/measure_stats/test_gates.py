@@ -8,6 +8,7 @@ import pytest
 
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.measure.evidence import SamplingCheck
+from draftrank.measure.evidence import Conditions
 from draftrank.measure.gates import GATES, judge
 from draftrank.measure.summary import summarise
 from unit.board.builders import arm_of, result
@@ -33,6 +34,16 @@ def spread(one):
 
 def check(p_value):
     return SamplingCheck(task="math", prompt="p0", draws=200, bins=9, statistic=30.0, p_value=p_value)
+
+
+def under(**conditions):
+    """Lets every trial of one prompt in four run under these conditions, the others on a calm machine."""
+
+    def change(one):
+        found = Conditions(**conditions) if one.prompt == "p1" else Conditions(others_cpus=0.02)
+        return one.model_copy(update={"conditions": found})
+
+    return change
 
 
 FAILING = {
@@ -62,6 +73,14 @@ FAILING = {
     "no-noise-floor": (
         result({"d": 2.0}, drop=lambda one: one.arm == "baseline-control"),
         "no A/A comparison",
+    ),
+    "disturbed": (
+        result({"d": 2.0}, change=under(others_cpus=1.8)),
+        r"unstable: the machine was disturbed in 25% .* kept 1.8 of 2 processors busy\); stop other work",
+    ),
+    "throttled": (
+        result({"d": 2.0}, change=under(quota_throttled=0.5)),
+        r"unstable: the machine was slowed down in 25% .*quota stopped its processes 50%",
     ),
     "unstable": (result({"d": 2.0}, control=1.1), "instead of 1; run it again on a quiet machine"),
     "noisy": (result({"d": 2.0}, change=spread), r"spreads by ±.*%.*with more prompts"),
@@ -144,3 +163,33 @@ def test_a_high_speedup_is_plausible_when_tasks_accept_unevenly():
     draft = summary.arms[-1]
     assert draft.speedup.interval.low > draft.acceptance.length
     assert judge(summary, draft).ranked
+
+
+def test_one_prompt_turn_in_ten_may_stay_disturbed():
+    def change(one):
+        hit = (one.task, one.prompt, one.repeat) == ("math", "p1", 0)
+        return one.model_copy(update={"conditions": Conditions(others_cpus=1.8 if hit else 0.0)})
+
+    assert verdict(result({"d": 2.0}, change=change)).ranked
+
+
+def test_only_the_attempt_that_stands_must_be_calm():
+    found = result({"d": 2.0}, change=under(others_cpus=1.8))
+    again = tuple(
+        one.model_copy(update={"attempt": 1, "conditions": Conditions(others_cpus=0.1)})
+        for one in found.trials
+        if one.prompt == "p1"
+    )
+    calm = found.model_copy(update={"trials": found.trials + again})
+    assert verdict(calm).ranked
+    stability = summarise(calm).stability
+    assert (stability.prompt_turns, stability.watched, stability.repeated) == (16, 16, 4)
+    assert (stability.disturbed, stability.throttled, stability.rules) == (0, 0, ())
+
+
+def test_a_session_that_was_not_watched_passes():
+    unwatched = summarise(result({"d": 2.0})).stability
+    assert (unwatched.watched, unwatched.share("disturbed")) == (0, 0.0)
+    assert verdict(
+        result({"d": 2.0}, change=lambda one: one.model_copy(update={"conditions": Conditions()}))
+    ).ranked
