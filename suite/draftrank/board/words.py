@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from draftrank.measure.statistics import CONFIDENCE, MIN_PROMPTS, RESAMPLES
+from draftrank.measure.log_ratio import CONFIDENCE, MIN_PROMPTS
 
 
 class Word(NamedTuple):
@@ -61,9 +61,9 @@ WORDS: tuple[Word, ...] = (
     Word("overall speedup", "Geometric mean of the tasks' speedups."),
     Word(
         "interval",
-        f"{CONFIDENCE:.0%} percentile bootstrap over prompts, each task by itself, {RESAMPLES:,} draws "
-        f"of n−1 of its n prompts with all their turns and repeats. A task with fewer than {MIN_PROMPTS}"
-        " prompts has none.",
+        f"{CONFIDENCE:.0%} t-interval of the logarithm. Its error comes from leaving out each prompt with "
+        "all its turns and repeats (jackknife), each task by itself; over tasks the degrees of freedom are "
+        f"Welch & Satterthwaite's. A task with fewer than {MIN_PROMPTS} prompts has none.",
     ),
     Word(
         "rank",

@@ -13,7 +13,8 @@ from typing import Literal
 
 from draftrank.measure.disturbance import Kind
 from draftrank.measure.fidelity import Divergence
-from draftrank.measure.statistics import MIN_PROMPTS, geometric_mean
+from draftrank.measure.log_ratio import MIN_PROMPTS
+from draftrank.measure.statistics import geometric_mean
 from draftrank.measure.summary import ArmSummary, SessionSummary
 
 NOISE_TOLERANCE = 0.01

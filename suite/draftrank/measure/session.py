@@ -224,7 +224,8 @@ class _Measuring:
                 self._measure_block(block, stage)
         self._mend(required)
         for repeat in count(session.repeats):
-            reason = reason_to_stop(session, standing_trials(self.done.values()))
+            trials = self.done.values()
+            reason = reason_to_stop(session, standing_trials(trials), spent_s(trials), self._working())
             if reason is not None:
                 return reason
             blocks = self._blocks(repeat)
@@ -234,6 +235,9 @@ class _Measuring:
                         return "budget"
                     self._measure_block(block, stage)
         raise AssertionError("unreachable: repeats never end by themselves")
+
+    def _working(self) -> set[str]:
+        return {arm.id for arm in self.session.arms if self.bench.works(arm.id)}
 
     def _blocks(self, repeat: int) -> list[Block]:
         session = self.session

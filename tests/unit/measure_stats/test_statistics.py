@@ -6,6 +6,7 @@ import random
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,7 +33,7 @@ def paired_arms(draw, least_prompts=1):
 @given(paired_arms())
 @settings(max_examples=40, deadline=None)
 def test_an_arm_against_itself_is_exactly_one(arms):
-    comparison = compare_speed(arms[0], arms[0], resamples=200)
+    comparison = compare_speed(arms[0], arms[0])
     for estimate in (comparison.overall, *comparison.tasks.values()):
         assert estimate.value == 1.0
         assert estimate.interval is None or estimate.interval == Interval(1.0, 1.0)
@@ -43,7 +44,7 @@ def test_an_arm_against_itself_is_exactly_one(arms):
 def test_halving_all_seconds_of_a_draft_doubles_its_speedup(arms):
     baseline, draft = arms
     faster = [found.model_copy(update={"decode_s": found.decode_s / 2}) for found in draft]
-    before, after = (compare_speed(baseline, of, resamples=200) for of in (draft, faster))
+    before, after = (compare_speed(baseline, of) for of in (draft, faster))
     assert after.overall.value == pytest.approx(2 * before.overall.value)
     assert after.overall.interval.low == pytest.approx(2 * before.overall.interval.low)
     assert after.overall.interval.high == pytest.approx(2 * before.overall.interval.high)
@@ -56,13 +57,13 @@ def test_halving_all_seconds_of_a_draft_doubles_its_speedup(arms):
 def test_the_order_of_trials_changes_nothing(arms, rng):
     baseline, draft = arms
     shuffled = [rng.sample(of, len(of)) for of in arms]
-    assert compare_speed(baseline, draft, resamples=100) == compare_speed(*shuffled, resamples=100)
+    assert compare_speed(baseline, draft) == compare_speed(*shuffled)
 
 
 @given(paired_arms(least_prompts=2))
 @settings(max_examples=40, deadline=None)
 def test_intervals_hold_their_value_and_are_ordered(arms):
-    comparison = compare_speed(*arms, resamples=100)
+    comparison = compare_speed(*arms)
     for estimate in (comparison.overall, *comparison.tasks.values()):
         assert estimate.interval.low <= estimate.value <= estimate.interval.high
 
@@ -137,14 +138,6 @@ def test_times_beyond_the_range_of_floats_give_no_speedup(baseline_s, draft_s):
     assert compare_speed(baseline, draft).overall is None
 
 
-def test_equal_seeds_give_equal_intervals_and_other_seeds_other_draws():
-    rng = random.Random(5)
-    baseline = [trial("b", prompt=f"p{index}", decode_s=rng.uniform(0.5, 2)) for index in range(12)]
-    draft = [trial("d", prompt=f"p{index}", decode_s=rng.uniform(0.5, 2)) for index in range(12)]
-    assert compare_speed(baseline, draft, seed=3) == compare_speed(baseline, draft, seed=3)
-    assert compare_speed(baseline, draft, seed=3) != compare_speed(baseline, draft, seed=4)
-
-
 def test_repeats_of_one_prompt_do_not_narrow_the_interval():
     rng = random.Random(2)
     cells = [(f"p{index}", rng.uniform(0.2, 1.0)) for index in range(8)]
@@ -159,40 +152,39 @@ def test_repeats_of_one_prompt_do_not_narrow_the_interval():
     assert often.half_width == pytest.approx(once.half_width)
 
 
-@pytest.mark.parametrize(("prompts", "least"), [(12, 0.88), (4, 0.75)])
-def test_intervals_cover_a_known_truth_about_as_often_as_they_say(prompts, least):
-    rng = np.random.default_rng(0)
-    truth, covered, runs = 1.5, 0, 200
-    for _ in range(runs):
-        baseline, draft = [], []
-        for task in range(4):
-            for index in range(prompts):
-                cell = {"task": f"t{task}", "prompt": f"p{index}"}
-                own = truth * rng.lognormal(
-                    -0.005, 0.1
-                )  # a prompt's own speedup; its harmonic-like mean ~ truth
-                baseline.append(trial("b", decode_s=1.0, **cell))
-                draft.append(trial("d", decode_s=1.0 / own, **cell))
-        expected = truth * np.exp(-0.005 - 0.005)  # 1 / E[1 / own]
-        covered += compare_speed(baseline, draft, resamples=400).overall.interval.contains(expected)
-    assert least <= covered / runs <= 0.995
-
-
-def test_few_prompts_do_not_make_the_interval_too_narrow():
-    # For small spreads the overall speedup is all but linear, so its standard error is known:
-    # √(Σ s²/n) / tasks, with s² the unbiased variance. Drawing n of n would give √((n−1)/n) of it.
+def test_small_spreads_give_the_textbook_interval():
+    # For small spreads the overall speedup is all but linear, so its interval is Welch's for a mean over
+    # tasks: standard error √(Σ s²/n) / tasks, degrees of freedom by Satterthwaite's formula.
     rng = random.Random(1)
     baseline, draft, variances = [], [], []
     for task in range(10):
-        own = [1 + rng.gauss(0, 0.02) for _ in range(3)]
+        own = [1 + rng.gauss(0, 0.002) for _ in range(3)]
         variances.append(np.var(own, ddof=1) / 3)
         for index, factor in enumerate(own):
             cell = {"task": f"t{task}", "prompt": f"p{index}"}
             baseline.append(trial("b", decode_s=1.0, **cell))
             draft.append(trial("d", decode_s=factor, **cell))
-    expected = 1.96 * np.sqrt(sum(variances)) / 10
+    freedom = sum(variances) ** 2 / sum(variance**2 / 2 for variance in variances)
+    expected = scipy.stats.t.ppf(0.975, freedom) * np.sqrt(sum(variances)) / 10
+    overall = compare_speed(baseline, draft).overall
+    assert overall.log.freedom == pytest.approx(freedom, rel=0.01)
+    assert overall.interval.half_width == pytest.approx(expected, rel=0.01)
+
+
+def test_two_prompts_far_apart_say_very_little():
+    baseline = [trial("b", prompt=p) for p in ("p0", "p1")]
+    draft = [trial("d", prompt=p, decode_s=s) for p, s in (("p0", 0.5), ("p1", 0.8))]
     interval = compare_speed(baseline, draft).overall.interval
-    assert interval.half_width == pytest.approx(expected, rel=0.08)
+    assert interval.low < 0.2
+    assert interval.high > 10
+
+
+def test_an_interval_without_bounds_is_none():
+    baseline = [trial("b", prompt=p) for p in ("p0", "p1")]
+    draft = [trial("d", prompt=p, decode_s=s) for p, s in (("p0", 1e-60), ("p1", 1e60))]
+    estimate = compare_speed(baseline, draft).overall
+    assert estimate.value > 0
+    assert estimate.interval is None
 
 
 def test_geometric_mean_of_nothing_is_unknown():
