@@ -111,6 +111,12 @@ class BoardRow:
     acceptance_rate: float | None
     draft_cost: float | None
     """One draft forward in target forwards."""
+    predicted_speedup: float | None
+    """From forward times and acceptance alone."""
+    engine_efficiency: float | None
+    """Predicted decode time ÷ measured."""
+    best_k: int | None
+    """The k predicted to be fastest; beyond the measured one by extrapolation."""
     tokens_per_second: float | None
     per_task: Mapping[str, TaskCell]
     """By task id, in the session's order."""
@@ -201,6 +207,9 @@ def row_of(summary: SessionSummary, arm: ArmSummary, verdict: Verdict) -> BoardR
         acceptance_length=arm.acceptance.length,
         acceptance_rate=arm.acceptance.rate,
         draft_cost=arm.draft_cost,
+        predicted_speedup=arm.prediction.speedup if arm.prediction else None,
+        engine_efficiency=arm.prediction.engine_efficiency if arm.prediction else None,
+        best_k=arm.prediction.best.k if arm.prediction else None,
         tokens_per_second=arm.timing.tokens_per_second,
         per_task={task.task: _cell(task) for task in arm.tasks},
         techniques=build.techniques if build else (),

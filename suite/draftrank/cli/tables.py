@@ -9,6 +9,7 @@ from draftrank.board.formats import day, decimal, duration, percent, rank, size,
 from draftrank.board.rows import Board, BoardRow
 from draftrank.cli.output import out, print_table
 from draftrank.cli.reference_lines import reference_lines
+from draftrank.measure.cost_model import Prediction
 from draftrank.measure.records import Session
 from draftrank.measure.statistics import Interval
 from draftrank.measure.summary import ArmSummary, SessionSummary
@@ -88,6 +89,7 @@ def print_arm(session: Session, arm: ArmSummary, verdict: str | None) -> None:
         "tokens/s": decimal(arm.timing.tokens_per_second, 1),
         "time": f"proposing {percent(arm.timing.propose_share)}, verifying {percent(arm.timing.verify_share)}, "
         f"loop {percent(arm.timing.other_share)}; first token after {duration(arm.timing.prefill_s)}",
+        **_prediction(arm.prediction),
         "output": _output(arm),
         "memory": size(arm.arm.peak_memory_bytes),
     }
@@ -123,6 +125,33 @@ def print_arm(session: Session, arm: ArmSummary, verdict: str | None) -> None:
             percent(task.fidelity.exact_match),
         )
     print_table(tasks)
+
+
+def _prediction(found: Prediction | None) -> dict[str, str]:
+    if found is None:
+        return {}
+    facts = {"predicted": f"{times(found.speedup)} from forward times and acceptance"}
+    if found.step is not None:
+        step = found.step
+        facts["predicted"] += f"; engine efficiency {percent(found.engine_efficiency)}"
+        facts["step"] = (
+            f"{step.total_ms:.1f} ms, predicted {step.predicted_ms:.1f}: drafting {step.draft_ms:.1f}, rest of "
+            f"proposing {step.propose_overhead_ms:.1f}, verifying {step.verify_ms:.1f}, loop {step.rest_ms:.1f}"
+        )
+    facts["by k"] = by_k(found)
+    facts["at most"] = (
+        f"{times(found.bounds.free_draft)} if the draft were free, {times(found.bounds.perfect_draft)} if it "
+        f"were always right, {times(found.bounds.ceiling)} if both"
+    )
+    return facts
+
+
+def by_k(found: Prediction) -> str:
+    """Predicted speedup by k in one line; `~` marks what lies beyond the measured k."""
+    parts = [f"{at.k}: {'~' if at.extrapolated else ''}{times(at.speedup)}" for at in found.by_k]
+    return (
+        ", ".join(parts) + f"; best k {found.best.k}" + (" (~ extrapolated)" if "~" in "".join(parts) else "")
+    )
 
 
 def _output(arm: ArmSummary) -> str:

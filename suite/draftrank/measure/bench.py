@@ -33,11 +33,14 @@ from draftrank.progress import Progress
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from draftrank.decoding.runtime import Runtime
     from draftrank.measure.journal import Journal
 
 WARM_UP_TOKENS = 12
 WARM_UP_CONTEXT = 256
 SAMPLING_CONTEXT = 48
+LATENCY_CONTEXT = 1024
+"""Longest context in which forwards are timed."""
 NUMERICS_PROMPTS = 2
 """Prompts of each task on which rounding is measured."""
 
@@ -299,7 +302,9 @@ class Bench:
                 self._take(opened, arm)
                 return
             draft = proposer.runtime() if proposer is not None else None
-            latencies = measure_latencies(self._target, draft, arm.num_speculative_tokens, context)
+            latencies = measure_latencies(
+                self._target, draft, arm.num_speculative_tokens, self._latency_prompts(arm, draft)
+            )
             sampling = self._check_sampling(opened)
         except Exception as error:
             if arm.kind not in ("draft", "reference"):
@@ -365,6 +370,18 @@ class Bench:
         room = self._target.context_window - self._warm_up_tokens - num_speculative_tokens - 1
         longest = max((self.render(index, 0, 0, ()) for index in range(len(self._plan.tasks))), key=len)
         return longest[: max(1, min(WARM_UP_CONTEXT, room))]
+
+    def _latency_prompts(self, arm: Arm, draft: Runtime | None) -> list[tuple[int, ...]]:
+        """A short and a long context, as trials have in the middle of their output; one if they are alike."""
+        windows = [self._target.context_window, *([draft.context_window] if draft is not None else [])]
+        room = min(windows) - arm.num_speculative_tokens - 1
+        middles = {}
+        for index, entry in enumerate(self._plan.tasks):
+            prompt = self.render(index, 0, 0, ())
+            middles[len(prompt) + entry.max_new_tokens // 2] = prompt
+        short, long = (max(1, min(end, room, LATENCY_CONTEXT)) for end in (min(middles), max(middles)))
+        text = middles[max(middles)] * 2  # what it says does not matter
+        return [text[:length] for length in ((short, long) if long > 1.5 * short else (long,))]
 
     def _fail(self, arm: Arm, reason: str) -> None:
         opened = self._arms.pop(arm.id, None)

@@ -1,6 +1,8 @@
 """Forward times in the session's own process, for the cost of a draft.
 
-The kinds of forward are timed in turn, not one after the other, so that drift does not favour one.
+The kinds of forward are timed in turn, not one after the other, so that drift does not favour one: what
+they cost relative to each other is what counts. They are timed at a short and at a long context of the
+session, because a forward grows with what it attends to, and one of many tokens grows faster.
 """
 
 from __future__ import annotations
@@ -8,58 +10,109 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from draftrank.measure.records import ForwardLatency
 
 if TYPE_CHECKING:
     from draftrank.decoding.runtime import Runtime
 
-SAMPLES = 12
-WARM_UP = 3
+MIN_ROUNDS = 4
+MAX_ROUNDS = 24
+BUDGET_S = 1.2
+"""Seconds per context after which no further round begins."""
+EVERY_SIZE_TO = 6
+"""Verifications of up to so many tokens are all timed; of larger ones those in `_LARGER`."""
+_LARGER = (9, 13, 17, 25, 33, 49, 65)
+
+
+class _Kind(NamedTuple):
+    part: Literal["target", "draft"]
+    runtime: Runtime
+    tokens: int
+
+
+def verification_sizes(num_speculative_tokens: int) -> tuple[int, ...]:
+    """Sizes of target forward that are timed for a k: 1 to k+1, and two beyond, so that the cost of a
+    larger k is interpolated and not guessed. Of a large k some sizes are left out."""
+    own = num_speculative_tokens + 1
+    if own == 1:
+        return (1,)
+    dense = range(1, min(own, EVERY_SIZE_TO) + 1)
+    beyond = [size for size in (5, 9) if size > own]
+    return tuple(sorted({*dense, own, *(size for size in _LARGER if size < own), *beyond}))
 
 
 def measure_latencies(
-    target: Runtime, draft: Runtime | None, num_speculative_tokens: int, prompt: Sequence[int]
+    target: Runtime, draft: Runtime | None, num_speculative_tokens: int, prompts: Sequence[Sequence[int]]
 ) -> tuple[ForwardLatency, ...]:
-    """Times single-token forwards of target and draft, and the verification of k+1 tokens.
+    """Times the forwards that decoding is made of, at each of the given contexts.
+
+    Of the target: see `verification_sizes`. Of a draft with a cache of its own: one token, and two, since
+    after a step that accepted everything it lags behind by two.
 
     Args:
         target: the target's runtime; its sequence is lost.
         draft: the draft's own runtime, if it has one; its sequence is lost.
         num_speculative_tokens: k; 0 for an autoregressive arm.
-        prompt: the context to time them in.
+        prompts: the contexts to time them in; sizes that do not fit the window are left out.
     """
-    kinds: list[tuple[str, Runtime, int]] = [("target", target, 1)]
-    if num_speculative_tokens:
-        kinds.append(("target", target, num_speculative_tokens + 1))
-    if draft is not None:
-        kinds.append(("draft", draft, 1))
+    found: list[ForwardLatency] = []
+    for prompt in prompts:
+        kinds = _prepare(target, draft, num_speculative_tokens, prompt)
+        times = _time_in_turn(kinds, prompt[-1], warm_up=not found)
+        found += [
+            ForwardLatency(
+                part=kind.part,
+                tokens=kind.tokens,
+                context=len(prompt),
+                median_s=statistics.median(taken),
+                samples=len(taken),
+            )
+            for kind, taken in zip(kinds, times, strict=True)
+        ]
+    return tuple(found)
+
+
+def _prepare(
+    target: Runtime, draft: Runtime | None, num_speculative_tokens: int, prompt: Sequence[int]
+) -> list[_Kind]:
     target.reset()
-    target.feed(prompt, keep=1)
-    # An early-exit draft shares the target's cache and is filled already.
-    if draft is not None and draft.length != target.length:
+    if draft is not None:
         draft.reset()
-        draft.feed(prompt, keep=1)
+    target.feed(prompt, keep=1)
+    sizes = verification_sizes(num_speculative_tokens)
+    room = target.context_window - len(prompt)
+    kinds = [_Kind("target", target, size) for size in sizes if size <= max(1, room)]
+    if draft is None:
+        return kinds
+    if draft.length:  # an early exit shares the target's cache, and both are always at the same token
+        return [_Kind("draft", draft, 1), *kinds]
+    draft.feed(prompt, keep=1)
+    return [_Kind("draft", draft, 1), _Kind("draft", draft, 2), *kinds]
+
+
+def _time_in_turn(kinds: Sequence[_Kind], token: int, *, warm_up: bool) -> list[list[float]]:
+    """Seconds of each kind, one sample per round."""
     times: list[list[float]] = [[] for _ in kinds]
-    for sample in range(WARM_UP + SAMPLES):
-        for index, (_, runtime, tokens) in enumerate(kinds):
-            fed = [prompt[-1]] * tokens
-            runtime.synchronize()
-            started = perf_counter()
-            # The token must be chosen before the next forward can start, so that is part of it.
-            runtime.feed(fed).argmax(dim=-1).tolist()
-            elapsed = perf_counter() - started
-            runtime.forget(tokens)
-            if sample >= WARM_UP:
-                times[index].append(elapsed)
-    return tuple(
-        ForwardLatency(
-            part="target" if part == "target" else "draft",
-            tokens=tokens,
-            context=len(prompt),
-            median_s=statistics.median(taken),
-            samples=len(taken),
-        )
-        for (part, _, tokens), taken in zip(kinds, times, strict=True)
-    )
+    if warm_up:
+        for kind in kinds:
+            _time_one(kind, token)
+    began = perf_counter()
+    for sample in range(MAX_ROUNDS):
+        if sample >= MIN_ROUNDS and perf_counter() - began > BUDGET_S:
+            break
+        for taken, kind in zip(times, kinds, strict=True):
+            taken.append(_time_one(kind, token))
+    return times
+
+
+def _time_one(kind: _Kind, token: int) -> float:
+    fed = [token] * kind.tokens
+    kind.runtime.synchronize()
+    started = perf_counter()
+    # The token must be chosen before the next forward can start, so that is part of it.
+    kind.runtime.feed(fed).argmax(dim=-1).tolist()
+    elapsed = perf_counter() - started
+    kind.runtime.forget(kind.tokens)
+    return elapsed

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from draftrank.measure.acceptance import Acceptance, sum_acceptance
+from draftrank.measure.cost_model import Prediction, predict
 from draftrank.measure.fidelity import Fidelity, compare_outputs
 from draftrank.measure.quality import QualitySummary, summarise_quality
 from draftrank.measure.records import Arm, ForwardLatency, Session, SessionResult, SessionTask, Trial
@@ -76,6 +77,8 @@ class ArmSummary:
     fidelity: Fidelity
     quality: QualitySummary | None
     """Where a lossy arm took part: its own and the baseline's."""
+    prediction: Prediction | None
+    """What its forward times and its acceptance let expect; None for arms without them."""
 
     @property
     def planned(self) -> int:
@@ -158,6 +161,7 @@ def _summarise_arm(
         _timing(trials),
         compare_outputs(reference, trials, session, lossy=arm.lossy),
         summarise_quality(trials),
+        predict(arm, trials, reference),
     )
 
 

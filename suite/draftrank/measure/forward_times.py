@@ -1,0 +1,87 @@
+"""Forward times as functions of how many tokens are fed and how many are held already."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from draftrank.measure.records import ForwardLatency
+
+LEAST_S, MOST_S = 1e-9, 1e6
+"""What is no time of a forward is left out."""
+Points = tuple[tuple[float, float], ...]
+"""(place, seconds), by place."""
+Curves = tuple[tuple[int, Points], ...]
+"""(context, seconds by tokens fed), by context."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardTimes:
+    """What one session timed of a target and a draft; times between what was timed are interpolated."""
+
+    target: Curves
+    draft: Curves
+    """Empty for drafts without a model."""
+
+    @classmethod
+    def of(cls, latencies: Iterable[ForwardLatency]) -> ForwardTimes | None:
+        """The times of an arm's record; None without the target's."""
+        latencies = tuple(entry for entry in latencies if LEAST_S < entry.median_s < MOST_S)
+        target = _curves(latencies, "target")
+        return cls(target, _curves(latencies, "draft")) if target else None
+
+    @property
+    def has_draft(self) -> bool:
+        """Whether a draft's forwards were timed."""
+        return bool(self.draft)
+
+    @property
+    def largest_target(self) -> int:
+        """Most tokens in a timed forward of the target."""
+        return int(max(points[-1][0] for _, points in self.target))
+
+    def target_s(self, tokens: int, context: float) -> float:
+        """Seconds of one forward of the target.
+
+        Between sizes and contexts it is interpolated linearly. Above the largest size it goes on with
+        the mean slope from one token on; outside the contexts the nearest one's time holds.
+        """
+        return _at(self.target, tokens, context)
+
+    def draft_s(self, tokens: int, context: float) -> float:
+        """Seconds of one forward of the draft; of one token where two were not timed."""
+        return _at(self.draft, tokens, context)
+
+
+def _curves(latencies: Iterable[ForwardLatency], part: Literal["target", "draft"]) -> Curves:
+    found: dict[int, dict[int, float]] = defaultdict(dict)
+    for entry in latencies:
+        if entry.part == part:
+            found[entry.context][entry.tokens] = entry.median_s
+    return tuple((context, tuple(sorted(sizes.items()))) for context, sizes in sorted(found.items()))
+
+
+def _at(curves: Curves, tokens: int, context: float) -> float:
+    column = tuple((float(held), _of_size(points, tokens)) for held, points in curves)
+    return _between(column, min(max(context, column[0][0]), column[-1][0]))
+
+
+def _of_size(points: Points, tokens: int) -> float:
+    (first, least), (last, most) = points[0], points[-1]
+    if tokens <= first:
+        return least
+    if tokens > last:
+        slope = (most - least) / (last - first) if last > first else 0.0
+        return most + max(0.0, slope) * (tokens - last)
+    return _between(points, tokens)
+
+
+def _between(points: Points, place: float) -> float:
+    below = max((point for point in points if point[0] <= place), key=lambda point: point[0])
+    above = min((point for point in points if point[0] >= place), key=lambda point: point[0])
+    if above[0] == below[0]:
+        return below[1]
+    share = (place - below[0]) / (above[0] - below[0])
+    return below[1] + share * (above[1] - below[1])
