@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from draftrank.catalog.decoding_mode import DecodingMode
     from draftrank.catalog.workspace import Workspace
     from draftrank.jobs.running import RunRequest, build, run
+    from draftrank.jobs.tuning import TuneRequest, tune_k
     from draftrank.measure.summary import summarise
+    from draftrank.measure.what_if import predict_elsewhere
     from draftrank.store.bundle import load_results
     from draftrank.store.store import Store
 
@@ -35,27 +37,33 @@ _HOMES = {
     "DecodingMode": "draftrank.catalog.decoding_mode",
     "RunRequest": "draftrank.jobs.running",
     "Store": "draftrank.store.store",
+    "TuneRequest": "draftrank.jobs.tuning",
     "Workspace": "draftrank.catalog.workspace",
     "build": "draftrank.jobs.running",
     "build_boards": "draftrank.board.ranking",
     "load_results": "draftrank.store.bundle",
+    "predict_elsewhere": "draftrank.measure.what_if",
     "render_site": "draftrank.board.site",
     "run": "draftrank.jobs.running",
     "summarise": "draftrank.measure.summary",
+    "tune_k": "draftrank.jobs.tuning",
 }
 
 __all__ = [
     "DecodingMode",
     "RunRequest",
     "Store",
+    "TuneRequest",
     "Workspace",
     "__version__",
     "build",
     "build_boards",
     "load_results",
+    "predict_elsewhere",
     "render_site",
     "run",
     "summarise",
+    "tune_k",
 ]
 
 

@@ -102,7 +102,7 @@ def test_the_generated_tables_are_current():
 
 
 def test_every_command_and_variable_is_in_the_reference():
-    table = re.findall(r"^\| `draftrank (\w+)` \|", COMMANDS_PAGE, re.MULTILINE)
+    table = re.findall(r"^\| `draftrank ([\w-]+)` \|", COMMANDS_PAGE, re.MULTILINE)
     assert table == list(COMMANDS)
     code = "".join(path.read_text("utf-8") for path in (ROOT / "suite").rglob("*.py"))
     assert set(re.findall(r"DRAFTRANK_[A-Z]+", code)) == set(re.findall(r"DRAFTRANK_[A-Z]+", COMMANDS_PAGE))
@@ -113,7 +113,7 @@ def test_documents_name_only_commands_options_and_files_that_there_are(measured_
 
     pages = dict(zip(COMMANDS, several(measured_root, *([name, "--help"] for name in COMMANDS)), strict=True))
     for name, page in PAGES.items():
-        for command, rest in re.findall(r"\bdraftrank (\w+)((?: [^\n`#]*)?)", page):
+        for command, rest in re.findall(r"\bdraftrank (\w[\w-]*)((?: [^\n`#]*)?)", page):
             if command not in COMMANDS:
                 continue
             for option in re.findall(r"--[a-z-]+", rest):

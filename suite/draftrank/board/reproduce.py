@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 
 from draftrank.measure.records import Session
 
 CUSTOM = "-custom"
 """How a run marks a suite that it narrowed by tasks or repeats."""
+TUNING = "-tuning"
+"""How `tune-k` marks the suite of its sessions: their arms are variants, which no recipe file declares."""
+_VARIANT = re.compile(r"-k[0-9]+(?:-c[0-9.]+)?$")
 
 
 def reproduce_command(session: Session, draft: str) -> str:
     """`draftrank run …` with every option that differs from its default, quoted for a shell."""
-    words = ["draftrank", "run", session.target, "--draft", draft]
-    words += ["--suite", session.suite.removesuffix(CUSTOM)]
+    if session.suite.endswith(TUNING):
+        words = ["draftrank", "tune-k", _VARIANT.sub("", draft), "--target", session.target]
+    else:
+        words = ["draftrank", "run", session.target, "--draft", draft]
+    words += ["--suite", session.suite.removesuffix(CUSTOM).removesuffix(TUNING)]
     if session.suite.endswith(CUSTOM):
         for task in session.tasks:
             words += ["--task", task.task]

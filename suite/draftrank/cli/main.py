@@ -14,7 +14,21 @@ from typing import Annotated, Any
 
 import typer
 
-from draftrank.cli import board, build, check, doctor, importing, listing, new, publish, run, show, site
+from draftrank.cli import (
+    board,
+    build,
+    check,
+    doctor,
+    importing,
+    listing,
+    new,
+    predict,
+    publish,
+    run,
+    show,
+    site,
+    tune,
+)
 from draftrank.cli.output import report_error
 from draftrank.errors import DraftrankError
 from draftrank.version import __version__
@@ -37,6 +51,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "new": new.new,
     "board": board.board,
     "show": show.show,
+    "tune-k": tune.tune_k,
+    "predict": predict.predict,
     "site": site.site,
     "publish": publish.publish,
     "import": importing.import_,

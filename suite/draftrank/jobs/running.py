@@ -114,12 +114,26 @@ def build(
     _require_device(device)
     declared = workspace.target(target)
     recipes = choose_recipes(workspace, target, drafts)
-    with _alone(workspace, progress):
+    with alone(workspace, progress):
         return _build_all(workspace, declared, recipes, device, progress)
 
 
-def plan_run(workspace: Workspace, request: RunRequest, progress: Progress | None = None) -> SessionPlan:
+def plan_run(
+    workspace: Workspace,
+    request: RunRequest,
+    progress: Progress | None = None,
+    *,
+    recipes: tuple[Recipe, ...] | None = None,
+    suite: Suite | None = None,
+) -> SessionPlan:
     """Fetches and builds all that a run needs; nothing is measured yet.
+
+    Args:
+        workspace: where declarations and caches lie.
+        request: what to measure.
+        progress: told how far it is.
+        recipes: instead of those that the request names.
+        suite: instead of the one that the request names.
 
     Raises:
         InvalidInputError: the request or a declaration is wrong.
@@ -128,9 +142,9 @@ def plan_run(workspace: Workspace, request: RunRequest, progress: Progress | Non
     progress = progress or SilentProgress()
     _require_device(request.device)
     target = workspace.target(request.target)
-    recipes = choose_recipes(workspace, request.target, request.drafts)
+    recipes = recipes or choose_recipes(workspace, request.target, request.drafts)
     references = reference_arms(request.references, recipes)
-    suite = _narrowed(workspace.suite(request.suite), request)
+    suite = suite or _narrowed(workspace.suite(request.suite), request)
     tasks, skipped = workspace.prompts(suite, progress)
     for warning in skipped.values():
         progress.message(warning)
@@ -172,12 +186,13 @@ def run(
         MissingDataError: the target, or the data of every task, cannot be had.
     """
     progress = progress or SilentProgress()
-    with _alone(workspace, progress):
+    with alone(workspace, progress):
         plan = plan_run(workspace, request, progress)
         return run_session(plan, journal, fresh=request.fresh, progress=progress)
 
 
-def _alone(workspace: Workspace, progress: Progress) -> AbstractContextManager[None]:
+def alone(workspace: Workspace, progress: Progress) -> AbstractContextManager[None]:
+    """Waits until no other run builds or measures in the workspace, and keeps others waiting."""
     return only_process(workspace.state / "running", progress, "runs in this workspace")
 
 

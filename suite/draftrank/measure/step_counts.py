@@ -100,7 +100,7 @@ class StepCounts:
             full = self.steps - sizes[0] - rejected
         else:
             sizes = (*self.sizes[: self.k], *(0.0,) * (k - self.k), self.sizes[self.k])
-            whole = float(self.accepted_at[-1])
+            whole = float(self.accepted_at[-1]) if self.accepted_at else 0.0
             further = [whole * self._last_rate**place for place in range(1, k - self.k + 1)]
             accepted += fsum(further)
             full = self.steps - sizes[0] - rejected - (whole - further[-1])
@@ -118,7 +118,7 @@ class StepCounts:
     def _last_rate(self) -> float:
         for offered, accepted in zip(reversed(self.offered), reversed(self.accepted_at), strict=True):
             if offered:
-                return accepted / offered
+                return min(1.0, accepted / offered)  # a damaged record may say more
         return 0.0
 
 

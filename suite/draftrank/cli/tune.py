@@ -1,0 +1,132 @@
+"""`draftrank tune-k`: which number of proposed tokens suits a draft here."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from draftrank.cli.options import Device, Dtype, JsonOption, TargetOption, WorkspaceOption, parse_duration
+from draftrank.cli.output import ConsoleProgress, out, print_json, print_table
+
+if TYPE_CHECKING:
+    from draftrank.jobs.tuning import Tuning
+
+
+def tune_k(
+    draft: Annotated[str, typer.Argument(help="The draft's id.", show_default=False)],
+    target: TargetOption = None,
+    max_k: Annotated[int, typer.Option("--max-k", help="Largest k to look at.", min=1, max=64)] = 8,
+    confidence: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--confidence",
+            help="Also measure stopping below this confidence, at the largest k; repeatable.",
+            metavar="P",
+        ),
+    ] = None,
+    suite: Annotated[str, typer.Option("--suite", "-s", help="Suite to measure on.", metavar="ID")] = "quick",
+    dtype: Annotated[Dtype, typer.Option(help="Precision of the target.")] = Dtype.fp32,
+    device: Annotated[Device, typer.Option(help="Where to run.")] = Device.cpu,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0.0, max=10.0)] = 0.0,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Decoding time for repeats, e.g. 90s, 30m. Default: none.", metavar="TIME"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of arm order and sampling.", min=0)] = 0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure anew even what has been measured.")] = False,
+    json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Predict the best k of a draft from forward times and acceptance, and confirm it by measurement.
+
+    [bold]Example:[/bold] draftrank tune-k ngram --max-k 8
+    """
+    from draftrank.catalog.decoding_mode import DecodingMode
+    from draftrank.catalog.workspace import Workspace
+    from draftrank.jobs.tuning import TuneRequest
+    from draftrank.jobs.tuning import tune_k as tune
+    from draftrank.store.store import Store
+
+    opened = Workspace.open(workspace)
+    request = TuneRequest(
+        target=target or opened.find_recipe(draft).target,
+        draft=draft,
+        max_k=max_k,
+        confidences=tuple(dict.fromkeys(confidence or ())),
+        suite=suite,
+        dtype=dtype.value,
+        device=device.value,
+        mode=DecodingMode(temperature=temperature, seed=seed),
+        budget_s=parse_duration(budget, "--budget") if budget else None,
+        seed=seed,
+        fresh=fresh,
+    )
+    with Store.open(opened.store_url) as store, ConsoleProgress() as progress:
+        found = tune(opened, request, store, progress)
+    _print(draft, found)
+    if json:
+        best = found.best
+        print_json(
+            {
+                "draft": draft,
+                "target": request.target,
+                "declared_k": found.declared_k,
+                "best": asdict(best) if best else None,
+                "tied": [variant.arm for variant in found.tied],
+                "by_k": [asdict(at) for at in found.by_k],
+                "variants": [asdict(variant) | {"apart": variant.apart} for variant in found.variants],
+                "sessions": [found.probe.session.id, found.session.session.id],
+            }
+        )
+    if any(arm.failure is not None for arm in found.session.session.arms):
+        raise typer.Exit(1)
+
+
+def _print(draft: str, found: Tuning) -> None:
+    from draftrank.board.formats import decimal, span, times
+
+    predicted = ", ".join(f"{at.k}: {times(at.speedup)}" for at in found.by_k)
+    out.print(Text.assemble(("\n" + draft, "bold"), f" · predicted speedup by k: {predicted}"))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("k", "confidence", "predicted", "measured", "95 % interval", "accept", "best is faster by"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for variant in found.variants:
+        behind, measured = variant.behind_best, variant.measured
+        interval = measured.interval if measured else None
+        gap = "–" if behind is None else times(behind.value)
+        if behind is not None and behind.interval is not None:
+            gap += f" ({span((behind.interval.low, behind.interval.high))})"
+        table.add_row(
+            str(variant.k),
+            decimal(variant.stop_below_confidence),
+            times(variant.predicted),
+            times(measured.value if measured else None),
+            span((interval.low, interval.high) if interval else None),
+            decimal(variant.acceptance_length),
+            gap,
+        )
+    print_table(table)
+    best = found.best
+    if best is None or best.measured is None:
+        out.print("no variant could be measured")
+        return
+    tied = found.tied
+    names = ", ".join(variant.arm for variant in tied)
+    out.print(
+        f"best: {best.arm}" + (f"; not told apart from it: {names}" if tied else "; all others are slower")
+    )
+    top = best.measured.interval
+    if top is not None and top.high < 1:
+        out.print("no k makes this draft faster than decoding without one here")
+    elif any(
+        variant.k == found.declared_k and not variant.stop_below_confidence for variant in (best, *tied)
+    ):
+        out.print(f"the recipe's k = {found.declared_k} is among the best: nothing needs to change")
+    else:
+        out.print("in the recipe:\n  speculate:\n    num_speculative_tokens: " + str(best.k))
+        if best.stop_below_confidence is not None:
+            out.print(f"    stop_below_confidence: {best.stop_below_confidence:g}")
