@@ -85,7 +85,8 @@ def test_a_confident_recipe_runs_and_is_lossless(workspace_root):
     assert arm.fidelity.status == "identical"
     assert arm.arm.draft.recipe["speculate"]["stop_below_confidence"] == 0.3
     sizes = [
-        sum(column) for column in zip(*(t.proposal_sizes for t in result.trials if t.arm == "early-exit"), strict=True)
+        sum(column)
+        for column in zip(*(t.proposal_sizes for t in result.trials if t.arm == "early-exit"), strict=True)
     ]
     assert sum(sizes[1:3]) > 0  # it stopped before k = 3 at least once
     assert arm.prediction.speedup > 0

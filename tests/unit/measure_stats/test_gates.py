@@ -7,8 +7,7 @@ import re
 import pytest
 
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.measure.evidence import SamplingCheck
-from draftrank.measure.evidence import Conditions
+from draftrank.measure.evidence import Conditions, SamplingCheck
 from draftrank.measure.gates import GATES, judge
 from draftrank.measure.summary import summarise
 from unit.board.builders import arm_of, result
