@@ -90,7 +90,7 @@ class InjectedMachine:
 @pytest.fixture
 def inject(monkeypatch):
     def put(others):
-        monkeypatch.setattr(bench, "ThisMachine", lambda device: InjectedMachine(others))
+        monkeypatch.setattr(bench, "ThisMachine", lambda _: InjectedMachine(others))
 
     return put
 
@@ -116,7 +116,7 @@ def test_a_second_torch_process_is_caught(workspace):
 
 
 def test_a_calm_machine_is_left_to_decode_once(workspace, inject):
-    inject(lambda window: 0.02)
+    inject(lambda _: 0.02)
     result = measured(workspace)
     assert {trial.attempt for trial in result.trials} == {0}
     assert {trial.conditions.others_cpus for trial in result.trials} == {0.02}
@@ -137,7 +137,7 @@ def test_a_short_disturbance_is_waited_out(workspace, inject):
 
 
 def test_a_machine_that_is_never_calm_is_unstable_and_not_measured_for_ever(workspace, inject):
-    inject(lambda window: 1.5)
+    inject(lambda _: 1.5)
     result = measured(workspace)
     assert len(result.trials) == PROMPT_TURNS * ARMS * session.ATTEMPTS
     assert "disturbed in 100% of the prompt turns" in findings(result)["disturbed"]
@@ -145,7 +145,7 @@ def test_a_machine_that_is_never_calm_is_unstable_and_not_measured_for_ever(work
 
 def test_patience_ends(workspace, inject, monkeypatch):
     monkeypatch.setattr(session, "PATIENCE_BLOCKS", 1)
-    inject(lambda window: 1.5)
+    inject(lambda _: 1.5)
     result = measured(workspace)
     # Only the first prompt turn was decoded three times.
     assert len(result.trials) == (PROMPT_TURNS + 2) * ARMS
@@ -164,14 +164,14 @@ def test_what_stayed_disturbed_is_decoded_again_once_the_machine_is_calm(workspa
 
 def test_without_a_watch_nothing_is_kept_and_nothing_repeated(workspace, inject, monkeypatch):
     monkeypatch.setenv("DRAFTRANK_WATCH", "off")
-    inject(lambda window: 1.5)
+    inject(lambda _: 1.5)
     result = measured(workspace)
     assert {trial.conditions for trial in result.trials} == {None}
     assert summarise(result).stability.watched == 0
 
 
 def test_the_watch_does_not_decide_what_is_measured(workspace, inject, monkeypatch):
-    inject(lambda window: 0.0)
+    inject(lambda _: 0.0)
     first = measured(workspace)
     monkeypatch.setenv("DRAFTRANK_WATCH", "off")
     assert measured(workspace).session.id == first.session.id

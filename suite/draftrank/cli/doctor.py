@@ -7,40 +7,28 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import asdict
 
 import typer
 from rich.text import Text
 
+from draftrank.cli.doctor_machine import look_at_machine
+from draftrank.cli.findings import Finding, Status
 from draftrank.cli.options import JsonOption, WorkspaceOption
 from draftrank.cli.output import out, print_json
 
-Status = Literal["ok", "warning", "missing"]
-_STYLES = {"ok": "green", "warning": "yellow", "missing": "bold red"}
-BUSY_SHARE = 0.15
-LEAST_MEMORY_BYTES = 4 << 30
+_STYLES: dict[Status, str] = {"ok": "green", "warning": "yellow", "missing": "bold red"}
 LEAST_DISK_BYTES = 5 << 30
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing looked at."""
-
-    what: str
-    status: Status
-    found: str
-    fix: str | None = None
-
-
 def doctor(json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
-    """Look at Python, packages, threads, memory, GPU, load and the workspace; say how to mend each.
+    """Look at Python, packages, the machine, its load and the workspace; say how to mend what is wrong.
 
     [bold]Example:[/bold] draftrank doctor
     """
     from draftrank.catalog.workspace import Workspace
 
-    findings = [*_packages(), *_machine(), *_workspace(Workspace.open(workspace))]
+    findings = [*_packages(), *look_at_machine(), *_workspace(Workspace.open(workspace))]
     for finding in findings:
         line = Text.assemble(
             (f"{finding.status:8}", _STYLES[finding.status]), f"{finding.what:14}{finding.found}"
@@ -70,47 +58,6 @@ def _packages() -> Iterator[Finding]:
             found or "not installed",
             None if found else f"pip install {name}",
         )
-
-
-def _machine() -> Iterator[Finding]:
-    import psutil
-
-    from draftrank.decoding.environment import compute_environment
-    from draftrank.measure.machine import read_machine
-
-    compute = compute_environment()
-    machine = read_machine("cuda" if compute.gpu else "cpu")
-    yield Finding("processor", "ok", f"{machine.cpu}, {machine.cores} cores")
-    yield Finding("class", "ok", machine.machine_class)
-    matched = compute.threads <= machine.cores
-    yield Finding(
-        "threads",
-        "ok" if matched else "warning",
-        f"torch computes with {compute.threads}",
-        None if matched else f"set OMP_NUM_THREADS={machine.cores}",
-    )
-    free = psutil.virtual_memory().available
-    roomy = free >= LEAST_MEMORY_BYTES
-    yield Finding(
-        "memory",
-        "ok" if roomy else "warning",
-        f"{free / 2**30:.1f} GiB free of {machine.memory_bytes / 2**30:.1f}",
-        None if roomy else "close other programs: the default target with its drafts wants 4 GiB",
-    )
-    if compute.gpu:
-        yield Finding("gpu", "ok", compute.gpu)
-    else:
-        yield Finding("gpu", "ok", "none; runs use the CPU")
-    busy = psutil.cpu_percent(interval=1.0) / 100
-    quiet = busy <= BUSY_SHARE
-    yield Finding(
-        "load",
-        "ok" if quiet else "warning",
-        f"{busy:.0%} of the processor is busy",
-        None
-        if quiet
-        else "stop other work while you measure: two torch processes slow each other many times over",
-    )
 
 
 def _workspace(workspace: object) -> Iterator[Finding]:

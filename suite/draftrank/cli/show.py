@@ -20,12 +20,13 @@ def show(
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Show every figure of a draft in its newest session, or of all arms of a session.
+    """Show every figure of a draft in its newest session, or of a session: its machine and all its arms.
 
     [bold]Example:[/bold] draftrank show ngram --target smollm2-135m-instruct
     """
     from draftrank.catalog.workspace import Workspace
     from draftrank.cli.results import read_results, require_known
+    from draftrank.cli.session_facts import print_session
     from draftrank.cli.tables import print_arm, print_sessions
     from draftrank.errors import InvalidInputError
     from draftrank.measure.gates import judge
@@ -53,6 +54,8 @@ def show(
             fix="`draftrank show` lists sessions, `draftrank list` the drafts; measure one with `draftrank run`",
         )
     summary = summarise(chosen)
+    if arms is None:
+        print_session(summary)
     shown: list[dict[str, Any]] = []
     for arm in summary.arms:
         if arms is not None and arm.arm.id not in arms:
@@ -61,4 +64,11 @@ def show(
         print_arm(summary.session, arm, reason)
         shown.append({**asdict(arm), "arm": arm.arm.model_dump(mode="json"), "reason": reason})
     if json:
-        print_json({"session": summary.session.model_dump(mode="json"), "arms": shown})
+        print_json(
+            {
+                "session": summary.session.model_dump(mode="json"),
+                "arms": shown,
+                "stability": asdict(summary.stability),
+                "precision_reached": summary.precision_reached,
+            }
+        )

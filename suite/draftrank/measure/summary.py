@@ -110,6 +110,20 @@ class SessionSummary:
         """The arm that speedups refer to."""
         return next((arm for arm in self.arms if arm.arm.kind == "baseline"), None)
 
+    @property
+    def precision_reached(self) -> float | None:
+        """Widest relative half-width of the 95 % intervals that the session was to narrow: those of its
+        drafts and of A/A; None where one of them has no interval."""
+        widths = [
+            arm.speedup.interval.half_width / arm.speedup.value
+            if arm.speedup and arm.speedup.interval
+            else None
+            for arm in self.arms
+            if arm.arm.kind in ("draft", "control") and arm.arm.failure is None
+        ]
+        known = [width for width in widths if width is not None]
+        return max(known, default=None) if len(known) == len(widths) else None
+
 
 def summarise(result: SessionResult) -> SessionSummary:
     """Computes every figure of a session; the order of its trials does not matter."""

@@ -1,0 +1,137 @@
+"""What `draftrank doctor` says of the machine: how it is set up, and whether it is calm now."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Literal
+
+from draftrank.cli.findings import Finding
+
+LEAST_MEMORY_BYTES = 4 << 30
+GIB = 1 << 30
+
+
+def look_at_machine() -> Iterator[Finding]:
+    """Looks for a second, so that the counters tell of now and not of the last minutes."""
+    from draftrank.decoding.environment import compute_environment
+    from draftrank.measure.environment import read_environment
+    from draftrank.measure.machine import read_machine
+
+    compute = compute_environment()
+    device: Literal["cpu", "cuda"] = "cuda" if compute.gpu else "cpu"
+    machine, environment = read_machine(device), read_environment(device)
+    sets = ", ".join(environment.instruction_sets) or "no vector instructions known"
+    yield Finding("processor", "ok", f"{machine.cpu}, {machine.cores} cores, {sets}")
+    yield Finding("class", "ok", machine.machine_class)
+    yield Finding(
+        "torch build",
+        "ok",
+        f"{environment.torch_build}, {environment.interop_threads} threads between operations",
+    )
+    yield _threads(machine.threads, machine.cores, environment.thread_variables)
+    yield _affinity(environment.affinity)
+    yield from _container(environment.quota_cpus, environment.memory_limit_bytes, machine.threads)
+    yield _governor(environment.governor, environment.frequency_max_hz)
+    yield _memory(environment.memory_available_bytes, environment.memory_limit_bytes, machine.memory_bytes)
+    if compute.gpu:
+        facts = [compute.gpu]
+        if environment.gpu_driver:
+            facts.append(f"driver {environment.gpu_driver}")
+        if environment.gpu_power_limit_w:
+            facts.append(f"power limit {environment.gpu_power_limit_w:.0f} W")
+        if environment.gpu_clock_max_hz:
+            facts.append(f"up to {environment.gpu_clock_max_hz / 1e9:.2f} GHz")
+        yield Finding("gpu", "ok", ", ".join(facts))
+    else:
+        yield Finding("gpu", "ok", "none; runs use the CPU")
+    yield from _calm(device, environment.load_average, machine.cores)
+
+
+def _threads(threads: int, cores: int, variables: dict[str, str]) -> Finding:
+    matched = threads <= cores
+    set_by = ", ".join(f"{name}={value}" for name, value in variables.items())
+    return Finding(
+        "threads",
+        "ok" if matched else "warning",
+        f"torch computes with {threads}" + (f" ({set_by})" if set_by else ""),
+        None if matched else f"set OMP_NUM_THREADS={cores}",
+    )
+
+
+def _affinity(affinity: tuple[int, ...]) -> Finding:
+    every = os.cpu_count() or 1
+    count = len(affinity) or every
+    bound = count < every
+    return Finding("affinity", "ok", f"bound to {count} of {every} processors" if bound else "not bound")
+
+
+def _container(quota: float | None, memory: int | None, threads: int) -> Iterator[Finding]:
+    if quota is None:
+        yield Finding("quota", "ok", "none")
+    else:
+        enough = threads <= quota
+        yield Finding(
+            "quota",
+            "ok" if enough else "warning",
+            f"the container may use {quota:g} processors",
+            None
+            if enough
+            else f"set OMP_NUM_THREADS={max(1, int(quota))}, or raise the container's limit: with more threads "
+            "than that the quota stops them in mid-step",
+        )
+    if memory is not None:
+        yield Finding("memory limit", "ok", f"the container may hold {memory / GIB:.1f} GiB")
+
+
+def _governor(governor: str | None, frequency_max_hz: float | None) -> Finding:
+    top = f", up to {frequency_max_hz / 1e9:.2f} GHz" if frequency_max_hz else ""
+    if governor is None:
+        return Finding("governor", "ok", f"not readable here{top}")
+    steady = governor == "performance"
+    return Finding(
+        "governor",
+        "ok" if steady else "warning",
+        governor + top,
+        None if steady else "`sudo cpupower frequency-set -g performance` keeps the clock from wandering",
+    )
+
+
+def _memory(available: int | None, limit: int | None, total: int) -> Finding:
+    free = min(value for value in (available, limit, total) if value is not None)
+    roomy = free >= LEAST_MEMORY_BYTES
+    return Finding(
+        "memory",
+        "ok" if roomy else "warning",
+        f"{free / GIB:.1f} GiB free of {total / GIB:.1f}",
+        None if roomy else "close other programs: the default target with its drafts wants 4 GiB",
+    )
+
+
+def _calm(device: Literal["cpu", "cuda"], load_average: float | None, cores: int) -> Iterator[Finding]:
+    from draftrank.measure.conditions import LOOK_S, ThisMachine, Watch, watching
+    from draftrank.measure.disturbance import disturbances
+
+    watch = Watch(ThisMachine(device))
+    watch.begin()
+    time.sleep(LOOK_S)
+    now = watch.end()
+    if now.others_cpus is None:
+        yield Finding("load", "warning", "not readable here", "watch the machine yourself while you measure")
+    else:
+        average = "" if load_average is None else f", load average {load_average:.2f}"
+        found = disturbances([now.model_copy(update={"frequency_hz": None})], cores)
+        busy = f"others keep {now.others_cpus:.2f} of {cores} processors busy{average}"
+        loaded = next((one for one in found if one.rule.id == "others"), None)
+        yield Finding("load", "warning" if loaded else "ok", busy, loaded.rule.fix if loaded else None)
+        for one in found:
+            if one is not loaded:
+                yield Finding(one.rule.kind, "warning", one.reason, one.rule.fix)
+    if not watching():
+        yield Finding(
+            "watch",
+            "warning",
+            "switched off by DRAFTRANK_WATCH",
+            "unset it to have sessions watch the machine",
+        )
