@@ -116,7 +116,9 @@ class BoardRow:
     engine_efficiency: float | None
     """Predicted decode time ÷ measured."""
     best_k: int | None
-    """The k predicted to be fastest; beyond the measured one by extrapolation."""
+    """The k predicted to be fastest."""
+    best_k_extrapolated: bool | None
+    """Whether it lies beyond the measured k, where acceptance is only assumed."""
     tokens_per_second: float | None
     per_task: Mapping[str, TaskCell]
     """By task id, in the session's order."""
@@ -210,6 +212,7 @@ def row_of(summary: SessionSummary, arm: ArmSummary, verdict: Verdict) -> BoardR
         predicted_speedup=arm.prediction.speedup if arm.prediction else None,
         engine_efficiency=arm.prediction.engine_efficiency if arm.prediction else None,
         best_k=arm.prediction.best.k if arm.prediction else None,
+        best_k_extrapolated=arm.prediction.best.extrapolated if arm.prediction else None,
         tokens_per_second=arm.timing.tokens_per_second,
         per_task={task.task: _cell(task) for task in arm.tasks},
         techniques=build.techniques if build else (),
