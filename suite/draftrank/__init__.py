@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from draftrank.catalog.workspace import Workspace
     from draftrank.jobs.running import RunRequest, build, run
     from draftrank.jobs.tuning import TuneRequest, tune_k
+    from draftrank.measure.comparing import compare
     from draftrank.measure.summary import summarise
     from draftrank.measure.what_if import predict_elsewhere
     from draftrank.store.bundle import load_results
@@ -41,6 +42,7 @@ _HOMES = {
     "Workspace": "draftrank.catalog.workspace",
     "build": "draftrank.jobs.running",
     "build_boards": "draftrank.board.ranking",
+    "compare": "draftrank.measure.comparing",
     "load_results": "draftrank.store.bundle",
     "predict_elsewhere": "draftrank.measure.what_if",
     "render_site": "draftrank.board.site",
@@ -58,6 +60,7 @@ __all__ = [
     "__version__",
     "build",
     "build_boards",
+    "compare",
     "load_results",
     "predict_elsewhere",
     "render_site",

@@ -70,6 +70,31 @@ def test_show_tells_all_of_a_draft_of_a_session_and_of_all_sessions(measured):
     assert row["weights_sha256"] in draft.out
 
 
+def test_compare_says_which_draft_is_faster_or_that_it_cannot_tell(measured):
+    root, ran = measured
+    found, swapped, itself, unknown, elsewhere = several(
+        root,
+        ["compare", "ngram", "shallow", "--target", "tiny", "--json"],
+        ["compare", "shallow", "ngram", "--session", ran.json["session"], "--json"],
+        ["compare", "ngram", "ngram"],
+        ["compare", "ngram", "nothing"],
+        ["compare", "ngram", "baseline", "--target", "nowhere"],
+    )
+    assert found.code == swapped.code == 0
+    assert found.json["session"] == ran.json["session"]
+    overall, other = found.json["overall"], swapped.json["overall"]
+    assert abs(overall["value"] * other["value"] - 1) < 1e-9
+    answers = {"faster": "slower", "slower": "faster", "can't tell": "can't tell"}
+    assert answers[overall["answer"]] == other["answer"]
+    spans = overall["interval"]["low"] <= 1 <= overall["interval"]["high"]
+    assert spans == (overall["answer"] == "can't tell") == ("can't tell whether" in found.out)
+    assert abs(overall["probability"] + other["probability"] - 1) < 1e-9
+    assert {row["draft"] for row in ran.json["rows"] if row["reason"]} >= set(found.json["cautions"])
+    assert (itself.code, unknown.code, elsewhere.code) == (2, 2, 2)
+    assert "known: " in unknown.err
+    assert found.heavy == ()
+
+
 def test_published_results_give_the_same_board_without_the_store(measured_root, measured):
     rows = measured[1].json["rows"]
     published, both = several(measured_root, ["publish", "--json"], ["board", "--json"])

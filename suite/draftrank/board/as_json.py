@@ -71,6 +71,7 @@ def _row(row: BoardRow) -> dict[str, Any]:
     plain |= {
         "rank": _pair(row.rank),
         "ci": _pair(row.ci),
+        "ahead": dict(row.ahead),
         "techniques": list(row.techniques),
         "fidelity": asdict(row.fidelity),
         "quality": asdict(row.quality) if row.quality else None,

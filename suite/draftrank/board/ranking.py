@@ -1,7 +1,6 @@
 """From sessions to boards: which results may be compared, which one stands for a draft, who ranks where.
 
-Two rows whose intervals overlap are not told apart: each carries the range of ranks that the intervals
-allow. Ranks never cross target, machine class, dtype, device, mode, suite or version.
+Rows that the evidence does not tell apart share a range of ranks (`measure.ranking_evidence`). Ranks never cross target, machine class, dtype, device, mode, suite or version.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from draftrank.board.references import references_of
 from draftrank.board.rows import Board, BoardKey, BoardRow, key_of, measured_at, row_of, session_of
 from draftrank.catalog.base import sha256_of_json
 from draftrank.measure.gates import judge
+from draftrank.measure.ranking_evidence import Contender, stand
 from draftrank.measure.records import SessionResult
-from draftrank.measure.statistics import Interval
 from draftrank.measure.summary import SessionSummary, summarise
 
 
@@ -38,17 +37,6 @@ def build_boards(results: Sequence[SessionResult]) -> tuple[Board, ...]:
     return tuple(_board(key, grouped[key]) for key in sorted(grouped, key=_key_order))
 
 
-def rank_ranges(intervals: Sequence[Interval]) -> tuple[tuple[int, int], ...]:
-    """For each interval, 1 + how many lie entirely above it, and n − how many lie entirely below it."""
-    return tuple(
-        (
-            1 + sum(other.above(own) for other in intervals),
-            len(intervals) - sum(own.above(other) for other in intervals),
-        )
-        for own in intervals
-    )
-
-
 def _board(key: BoardKey, summaries: Sequence[SessionSummary]) -> Board:
     newest_first = sorted(summaries, key=_age, reverse=True)
     candidates: dict[str, list[_Candidate]] = defaultdict(list)
@@ -62,7 +50,7 @@ def _board(key: BoardKey, summaries: Sequence[SessionSummary]) -> Board:
     sessions = [summary for summary in newest_first if summary.session.id in used] or newest_first[:1]
     # The board's key fixes the tasks and their prompts, so any session's list is every session's.
     tasks = tuple(task.task for task in newest_first[0].session.tasks)
-    rows = _ranked([candidate.row for candidate in chosen])
+    rows = _ranked(chosen)
     return Board(key, rows, tuple(map(session_of, sessions)), tasks, references_of(newest_first))
 
 
@@ -85,14 +73,26 @@ def _standing(candidate: _Candidate) -> tuple[bool, bool, float]:
     return complete, steady and complete, 1 - arm.missing / arm.planned if arm.planned else 0.0
 
 
-def _ranked(rows: Sequence[BoardRow]) -> tuple[BoardRow, ...]:
-    in_order = sorted(rows, key=lambda row: (-(row.speedup or 0.0), row.draft))
+def _ranked(candidates: Sequence[_Candidate]) -> tuple[BoardRow, ...]:
+    in_order = sorted(candidates, key=lambda found: (-(found.row.speedup or 0.0), found.row.draft))
     placed: list[BoardRow] = []
     for lossy in (False, True):  # a faster draft with another output has not won
-        ranked = [row for row in in_order if row.ranked and row.interval and row.lossy == lossy]
-        ranges = rank_ranges([row.interval for row in ranked if row.interval])
-        placed += [replace(row, rank=span) for row, span in zip(ranked, ranges, strict=True)]
-    return (*placed, *(row for row in in_order if not (row.ranked and row.interval)))
+        ranked = [found for found in in_order if _may_rank(found.row) and found.row.lossy == lossy]
+        standings = stand(map(_contender, ranked))
+        for found in ranked:
+            own = standings[found.row.draft]
+            placed.append(replace(found.row, rank=own.rank, ahead=own.ahead))
+    return (*placed, *(found.row for found in in_order if not _may_rank(found.row)))
+
+
+def _may_rank(row: BoardRow) -> bool:
+    return row.ranked and row.ci is not None
+
+
+def _contender(candidate: _Candidate) -> Contender:
+    row, summary = candidate.row, candidate.summary
+    assert row.summary.speedup is not None  # (it has an interval)
+    return Contender(row.draft, row.session, row.summary.speedup, summary.trials.get(row.draft, ()))
 
 
 def _once_each(results: Iterable[SessionResult]) -> list[SessionResult]:

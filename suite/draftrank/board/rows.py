@@ -97,7 +97,9 @@ class BoardRow:
     title: str
     """Its name for people; the id where the recipe has none."""
     rank: tuple[int, int] | None
-    """Best and worst rank that the intervals allow; None when not ranked."""
+    """Best and worst rank that cannot be excluded; None when not ranked."""
+    ahead: Mapping[str, float]
+    """Probability that it is faster than another row it is ranked with, by draft; empty when not ranked."""
     ranked: bool
     reason: str | None
     """Why it is not ranked, and what to do."""
@@ -120,6 +122,8 @@ class BoardRow:
     best_k_extrapolated: bool | None
     """Whether it lies beyond the measured k, where acceptance is only assumed."""
     tokens_per_second: float | None
+    outliers: int
+    """Trials that took oddly long or short; they are counted like all others."""
     per_task: Mapping[str, TaskCell]
     """By task id, in the session's order."""
     techniques: tuple[str, ...]
@@ -201,6 +205,7 @@ def row_of(summary: SessionSummary, arm: ArmSummary, verdict: Verdict) -> BoardR
         draft=arm.arm.id,
         title=title if isinstance(title, str) and title.strip() else arm.arm.id,
         rank=None,
+        ahead={},
         ranked=verdict.ranked,
         reason=verdict.reason,
         findings=verdict.findings,
@@ -214,6 +219,7 @@ def row_of(summary: SessionSummary, arm: ArmSummary, verdict: Verdict) -> BoardR
         best_k=arm.prediction.best.k if arm.prediction else None,
         best_k_extrapolated=arm.prediction.best.extrapolated if arm.prediction else None,
         tokens_per_second=arm.timing.tokens_per_second,
+        outliers=arm.outliers,
         per_task={task.task: _cell(task) for task in arm.tasks},
         techniques=build.techniques if build else (),
         trained=build.trained if build else None,

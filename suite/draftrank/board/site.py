@@ -18,7 +18,7 @@ from draftrank.board import charts
 from draftrank.board.as_json import board_document
 from draftrank.board.formats import FILTERS
 from draftrank.board.recipe_text import recipe_sentence, recipe_yaml
-from draftrank.board.rows import Board, BoardRow
+from draftrank.board.rows import Board, BoardRow, TaskCell
 from draftrank.board.site_files import safe_name, site_source, write_site
 from draftrank.board.words import WORDS
 from draftrank.measure.gates import GATES
@@ -125,12 +125,19 @@ def _entry(board: Board, row: BoardRow) -> Entry:
     return Entry(
         board,
         row,
-        charts.Scale.over([row.ci, *(cell.ci for cell in row.per_task.values())]),
+        charts.Scale.over([row.ci, *(_near(cell) for cell in row.per_task.values())]),
         charts.bars(acceptance.histogram, _numbers(0, len(acceptance.histogram)), _CHART_WIDTH),
         charts.bars([share or 0.0 for share in positions], _numbers(1, len(positions)), _CHART_WIDTH, 1.0),
         charts.stacked(shares),
         row.reproduce,
     )
+
+
+def _near(cell: TaskCell) -> tuple[float, float] | None:
+    """A task's interval, as far as the chart's axis follows it: two prompts alone may leave it endless."""
+    if cell.ci is None or cell.speedup is None:
+        return None
+    return max(cell.ci[0], cell.speedup / 2), min(cell.ci[1], cell.speedup * 2)
 
 
 def _numbers(first: int, how_many: int) -> list[str]:

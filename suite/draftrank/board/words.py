@@ -67,8 +67,15 @@ WORDS: tuple[Word, ...] = (
     ),
     Word(
         "rank",
-        "From 1 + the rows whose interval lies entirely above, to the number of rows less those "
-        "entirely below. Rows that measurement cannot tell apart share a range, such as 2–4.",
+        "From 1 + the rows surely ahead, to the number of rows less those surely behind. Surely ahead: faster "
+        "with a probability of at least 1 − 2.5 % ÷ (rows − 1), so that a range holds the true rank 95 % of "
+        "the time. Rows of one session are compared trial by trial on the same prompts, those of different "
+        "sessions by their speedups as independent figures. Rows not told apart share a range, such as 2–4.",
+    ),
+    Word(
+        "outlier",
+        "A trial whose seconds per step, set against the arm's own and those of the arms beside it, lie beyond "
+        "3.5 robust standard deviations and 5 %. It is flagged, shown, and counted like all others.",
     ),
     Word(
         "fidelity",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.table import Table
 from rich.text import Text
 
@@ -9,6 +11,7 @@ from draftrank.board.formats import day, decimal, duration, percent, rank, size,
 from draftrank.board.rows import Board, BoardRow
 from draftrank.cli.output import out, print_table
 from draftrank.cli.reference_lines import reference_lines
+from draftrank.measure.comparing import ArmComparison
 from draftrank.measure.cost_model import Prediction
 from draftrank.measure.records import Session
 from draftrank.measure.statistics import Interval
@@ -90,6 +93,9 @@ def print_arm(session: Session, arm: ArmSummary, verdict: str | None) -> None:
         "time": f"proposing {percent(arm.timing.propose_share)}, verifying {percent(arm.timing.verify_share)}, "
         f"loop {percent(arm.timing.other_share)}; first token after {duration(arm.timing.prefill_s)}",
         **_prediction(arm.prediction),
+        "outliers": f"{arm.outliers} trials that took oddly long or short, counted like all others"
+        if arm.outliers
+        else "none",
         "output": _output(arm),
         "memory": size(arm.arm.peak_memory_bytes),
     }
@@ -113,7 +119,7 @@ def print_arm(session: Session, arm: ArmSummary, verdict: str | None) -> None:
         table.add_row(name, Text(value))
     print_table(table)
     tasks = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("task", "speedup", "95 % interval", "accept", "tok/s", "identical"):
+    for name in ("task", "speedup", "95 % interval", "accept", "tok/s", "outliers", "identical"):
         tasks.add_column(name, justify="left" if name == "task" else "right")
     for task in arm.tasks:
         tasks.add_row(
@@ -122,6 +128,7 @@ def print_arm(session: Session, arm: ArmSummary, verdict: str | None) -> None:
             span(_ends(task.speedup.interval) if task.speedup else None),
             decimal(task.acceptance.length),
             decimal(task.timing.tokens_per_second, 1),
+            str(task.outliers),
             percent(task.fidelity.exact_match),
         )
     print_table(tasks)
@@ -170,6 +177,43 @@ def _output(arm: ArmSummary) -> str:
     if arm.arm.sampling is not None:
         parts.append(f"samples follow the target with p = {arm.arm.sampling.p_value:.2g}")
     return "; ".join(parts)
+
+
+def print_comparison(found: ArmComparison, cautions: Mapping[str, str]) -> None:
+    """Prints how two arms of one session compare; `cautions` say why an arm is not ranked."""
+    session = found.session
+    out.print(
+        Text.assemble(
+            ("\n" + session.target, "bold"),
+            f" · {session.suite} · {session.dtype} · {session.mode.label} · session {session.id}",
+        )
+    )
+    out.print(Text(_sentence(found), "bold"))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("task", "ratio", "95 % interval", "probability", f"{found.first} is"):
+        table.add_column(name, justify="left" if name == "task" else "right", no_wrap=True)
+    rows = [*found.tasks.items(), *([("overall", found.overall)] if found.overall else [])]
+    for name, one in rows:
+        table.add_row(name, times(one.value), span(_ends(one.interval)), percent(one.probability), one.answer)
+    print_table(table)
+    for arm, reason in cautions.items():
+        out.print(Text.assemble(("not ranked: ", "yellow"), f"{arm}: {reason}"))
+    out.print(
+        Text(
+            f"Ratio: speed of {found.first} ÷ speed of {found.second}, over {found.cells} pairs of trials of "
+            "the same prompts; overall the geometric mean over tasks. Probability: that it is above 1.",
+            "dim",
+        )
+    )
+
+
+def _sentence(found: ArmComparison) -> str:
+    overall = found.overall
+    if overall is None:
+        return f"{found.first} and {found.second} decoded nothing in common"
+    if overall.answer == "can't tell":
+        return f"can't tell whether {found.first} or {found.second} is faster"
+    return f"{found.first} is {times(overall.value)} as fast as {found.second}"
 
 
 def print_sessions(summaries: list[SessionSummary]) -> None:

@@ -6,13 +6,17 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
+from draftrank.measure.gates import differs, spreads
 from draftrank.measure.interval_methods import METHODS, Ends, Method
 from draftrank.measure.log_ratio import LogRatio, jackknife, mean_of, spread_of_prompts
+from draftrank.measure.ranking_evidence import stand_by
 from draftrank.measure.records import BASELINE, CONTROL
 from draftrank.measure.simulation import Scenario, SimulatedSession, draw_session, truth
+from draftrank.measure.statistics import Interval
 from draftrank.measure.stopping import ArmPrecision, precise_enough
 
 
@@ -44,8 +48,14 @@ class Coverage:
     """The same of its speedups in single tasks."""
     called_different: Share = field(default_factory=Share)
     """A/A intervals that missed 1."""
+    unstable: Share = field(default_factory=Share)
+    """A/A intervals that ended further from 1 than the gate tolerates."""
+    noisy: Share = field(default_factory=Share)
+    """A/A intervals wider than the gate allows."""
     half_widths: list[float] = field(default_factory=list)
     """Of the draft's intervals, on the logarithmic scale."""
+    noise_half_widths: list[float] = field(default_factory=list)
+    """Of the A/A intervals."""
 
 
 def cover_methods(
@@ -64,6 +74,10 @@ def cover_methods(
             row.overall.add(_holds(of_draft.overall, _mean(true)))
             row.tasks.add(float(np.mean([*map(_holds, of_draft.tasks, true.values())])))
             row.called_different.add(not _holds(of_control.overall, 0.0))
+            noise = Interval(*map(math.exp, of_control.overall))
+            row.unstable.add(differs(noise))
+            row.noisy.add(spreads(noise))
+            row.noise_half_widths.append((of_control.overall.high - of_control.overall.low) / 2)
             row.half_widths.append((of_draft.overall.high - of_draft.overall.low) / 2)
     return found
 
@@ -107,6 +121,45 @@ def cover_stopping(scenario: Scenario, precision: float, required: int, sessions
             else:
                 found.drafts.add(held)
     return found
+
+
+@dataclass(slots=True)
+class Ranked:
+    """What became of rankings."""
+
+    ranges: Share = field(default_factory=Share)
+    """Rank ranges that held the draft's true rank."""
+    all_right: Share = field(default_factory=Share)
+    """Sessions in which all ranges did."""
+    widths: list[int] = field(default_factory=list)
+    """Ranks in each range."""
+
+
+def cover_ranks(scenario: Scenario, sessions: int, seed: int) -> Ranked:
+    """Ranks the scenario's drafts in each session; drafts of equal truth may take any of their ranks."""
+    generator = np.random.default_rng(seed)
+    drafts = [arm for arm in scenario.arms if arm.startswith("d")]
+    true = {arm: _mean(truth(scenario, BASELINE, arm)) for arm in drafts}
+    found = Ranked()
+    for _ in range(sessions):
+        session = draw_session(scenario, generator)
+        speeds = {arm: math.exp(speedup_after(session, BASELINE, arm).value) for arm in drafts}
+        standings = stand_by(speeds, partial(_faster, session))
+        right = True
+        for arm in drafts:
+            best = 1 + sum(other > true[arm] for other in true.values())
+            worst = sum(other >= true[arm] for other in true.values())
+            low, high = standings[arm].rank
+            held = low <= best and high >= worst
+            right &= held
+            found.ranges.add(held)
+            found.widths.append(high - low + 1)
+        found.all_right.add(right)
+    return found
+
+
+def _faster(session: SimulatedSession, one: str, other: str) -> LogRatio:
+    return speedup_after(session, other, one)
 
 
 def speedup_after(session: SimulatedSession, first: str, second: str, repeats: int | None = None) -> LogRatio:

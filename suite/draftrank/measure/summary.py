@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from draftrank.measure.acceptance import Acceptance, sum_acceptance
 from draftrank.measure.cost_model import Prediction, predict
 from draftrank.measure.fidelity import Fidelity, compare_outputs
+from draftrank.measure.outliers import flag_outliers
 from draftrank.measure.quality import QualitySummary, summarise_quality
 from draftrank.measure.records import Arm, ForwardLatency, Session, SessionResult, SessionTask, Trial
 from draftrank.measure.stability import Stability, stability_of
@@ -57,6 +58,8 @@ class TaskSummary:
     """Cells (prompt, turn, repeat) that the session planned."""
     missing: int
     """Planned cells that this arm or the baseline lacks."""
+    outliers: int
+    """Trials that took oddly long or short; they count like all others (see `outliers`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,11 @@ class ArmSummary:
         """Planned cells that this arm or the baseline lacks."""
         return sum(task.missing for task in self.tasks)
 
+    @property
+    def outliers(self) -> int:
+        """Trials that took oddly long or short, over all tasks."""
+        return sum(task.outliers for task in self.tasks)
+
 
 @dataclass(frozen=True, slots=True)
 class SessionSummary:
@@ -104,6 +112,8 @@ class SessionSummary:
     """Tasks of the suite that the session left out."""
     stability: Stability
     """How calm the machine was."""
+    trials: Mapping[str, Sequence[Trial]]
+    """Those that count, by arm, sorted by their key."""
 
     @property
     def baseline(self) -> ArmSummary | None:
@@ -135,17 +145,24 @@ def summarise(result: SessionResult) -> SessionSummary:
     control = next((arm for arm in session.arms if arm.kind == "control"), None)
     reference = trials[baseline.id] if baseline else []
     noise = compare_speed(reference, trials[control.id]) if control else None
+    odd = flag_outliers(trial for of_arm in trials.values() for trial in of_arm)
     return SessionSummary(
         session,
-        tuple(_summarise_arm(session, arm, trials[arm.id], baseline, reference) for arm in session.arms),
+        tuple(_summarise_arm(session, arm, trials[arm.id], baseline, reference, odd) for arm in session.arms),
         noise if noise is not None and noise.overall is not None else None,
         session.skipped_tasks,
         stability_of(session, result.trials),
+        trials,
     )
 
 
 def _summarise_arm(
-    session: Session, arm: Arm, trials: Sequence[Trial], baseline: Arm | None, reference: Sequence[Trial]
+    session: Session,
+    arm: Arm,
+    trials: Sequence[Trial],
+    baseline: Arm | None,
+    reference: Sequence[Trial],
+    odd: Container[object],
 ) -> ArmSummary:
     speed = compare_speed(reference, trials)
     tasks = []
@@ -164,6 +181,7 @@ def _summarise_arm(
                 summarise_quality(of_arm),
                 len(planned),
                 len(planned - present),
+                sum(trial.key in odd for trial in of_arm),
             )
         )
     return ArmSummary(

@@ -6,40 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draftrank.board.ranking import build_boards, rank_ranges
+from draftrank.board.ranking import build_boards
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.measure.statistics import Interval
 from unit.board.builders import MACHINE, arm_of, build, result, sha
-
-intervals = st.lists(
-    st.tuples(st.floats(0.1, 5.0), st.floats(0.0, 1.0)).map(
-        lambda pair: Interval(pair[0], pair[0] + pair[1])
-    ),
-    max_size=12,
-)
-
-
-@given(intervals)
-def test_rank_ranges_are_valid_and_never_contradict_the_intervals(found):
-    ranges = rank_ranges(found)
-    for own, (low, high) in zip(found, ranges, strict=True):
-        assert 1 <= low <= high <= len(found)
-        for other, (_, other_high) in zip(found, ranges, strict=True):
-            if other.above(own):
-                assert other_high < high
-                assert low > 1
-
-
-@given(intervals, st.randoms(use_true_random=False))
-def test_rank_ranges_do_not_depend_on_the_order(found, rng):
-    order = rng.sample(range(len(found)), len(found))
-    shuffled = rank_ranges([found[index] for index in order])
-    assert [shuffled[order.index(index)] for index in range(len(found))] == list(rank_ranges(found))
-
-
-def test_overlapping_rows_share_a_range():
-    found = [Interval(2.0, 2.2), Interval(1.5, 1.8), Interval(1.7, 1.9), Interval(1.0, 1.1)]
-    assert rank_ranges(found) == ((1, 1), (2, 3), (2, 3), (4, 4))
 
 
 def test_rows_are_sorted_by_speedup_and_unranked_ones_come_last():
@@ -109,6 +78,21 @@ def test_a_patch_version_or_another_seed_stays_on_the_board():
     )
     assert [(row.draft, row.session) for row in board.rows] == [("a", "20261101-a"), ("b", "20261102-b")]
     assert len(board.sessions) == 2
+
+
+def test_rows_that_cannot_be_told_apart_share_a_range_and_say_how_sure_the_rest_is():
+    (board,) = build_boards([result({"a": 2.0, "twin": 2.0, "slow": 1.2})])
+    ranks = {row.draft: row.rank for row in board.rows}
+    assert ranks == {"a": (1, 2), "twin": (1, 2), "slow": (3, 3)}
+    slow = board.rows[-1]
+    assert set(slow.ahead) == {"a", "twin"}
+    assert max(slow.ahead.values()) < 0.01
+
+
+def test_rows_of_different_sessions_are_compared_by_their_speedups():
+    (board,) = build_boards([result({"a": 2.0}), result({"b": 1.2}, id="20261102-b")])
+    assert [(row.draft, row.rank) for row in board.rows] == [("a", (1, 1)), ("b", (2, 2))]
+    assert board.rows[0].ahead["b"] > 0.99
 
 
 def newer(speedup=1.5, **changes):
