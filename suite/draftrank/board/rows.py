@@ -257,7 +257,7 @@ def session_of(summary: SessionSummary) -> BoardSession:
         baseline.timing.tokens_per_second if baseline else None,
         summary.noise.overall if summary.noise else None,
         session.machine,
-        session.warnings,
+        summary.warnings,
         session.runtime,
         session.repeats,
         sum(len(task.prompts) for task in session.tasks),

@@ -117,7 +117,7 @@ def watching() -> bool:
     """Whether the machine is to be watched: `DRAFTRANK_WATCH=off` says no.
 
     That is for machines whose counters do not speak of this process, such as sandboxes that show their
-    host's. Sessions without a watch keep no conditions, and say so wherever they are shown.
+    host's. Such a session keeps no conditions, and the board warns of it.
 
     Raises:
         InvalidInputError: the variable holds something else.

@@ -17,6 +17,8 @@ from draftrank.measure.stability import Stability, stability_of
 from draftrank.measure.standing import standing_trials
 from draftrank.measure.statistics import Estimate, SpeedComparison, compare_speed, ratio
 
+UNWATCHED = "the machine was not watched, or its counters could not be read: nobody knows how calm it was"
+
 
 @dataclass(frozen=True, slots=True)
 class Timing:
@@ -119,6 +121,13 @@ class SessionSummary:
     def baseline(self) -> ArmSummary | None:
         """The arm that speedups refer to."""
         return next((arm for arm in self.arms if arm.arm.kind == "baseline"), None)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader should know: what the session noted, and whether its machine was watched."""
+        # Versions that kept no environment had no watch either, and nobody could have known.
+        silent = self.session.environment is not None and not self.stability.watched
+        return (*self.session.warnings, *((UNWATCHED,) if silent else ()))
 
     @property
     def precision_reached(self) -> float | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from draftrank.board.ranking import build_boards
 from draftrank.cli.doctor_machine import look_at_machine
 from draftrank.cli.session_facts import print_session
 from draftrank.measure import conditions, environment
 from draftrank.measure.evidence import Conditions, Environment
-from draftrank.measure.summary import summarise
+from draftrank.measure.summary import UNWATCHED, summarise
 from unit.board.builders import result
 
 
@@ -95,6 +96,14 @@ def test_a_session_shows_its_fingerprint_and_how_calm_it_was(capsys):
         "in the widest interval",
     ):
         assert part in text, part
+
+
+def test_a_board_warns_of_a_session_that_was_not_watched():
+    found = result({"d": 2.0})
+    assert build_boards([found])[0].newest.warnings == (), "its version kept nothing of this"
+    session = found.session.model_copy(update={"environment": Environment(), "warnings": ("one",)})
+    board = build_boards([found.model_copy(update={"session": session})])[0]
+    assert board.newest.warnings == ("one", UNWATCHED)
 
 
 def test_an_old_session_says_what_it_does_not_know(capsys):
