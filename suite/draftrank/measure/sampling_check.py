@@ -30,7 +30,7 @@ NEW_TOKENS = 3
 LEAST_EXPECTED = 5.0
 """Expected count below which outcomes share a bin (Cochran's rule)."""
 LEAST_LIKELY = 0.01
-"""First tokens rarer than this are not followed to their second."""
+"""Tokens rarer than this share a bin in any case."""
 
 Outcome = tuple[int, int]
 
@@ -76,7 +76,7 @@ def check_sampling(
 def _distribution(
     target: Runtime, prompt: Sequence[int], mode: DecodingMode
 ) -> dict[int, tuple[float, dict[int, float]]]:
-    """For each likely first token: its probability, and those of the tokens after it."""
+    """For each likely first token: its probability, and those of the likely tokens after it."""
     sampler = Sampler(mode)
     target.reset()
     target.reserve(len(prompt) + 1)
@@ -85,7 +85,7 @@ def _distribution(
     for token in (first >= LEAST_LIKELY).nonzero().flatten().tolist():
         second = sampler.probabilities(target.feed((token,)))[0]
         target.forget(1)
-        likely = (second > 0).nonzero().flatten().tolist()
+        likely = (second >= LEAST_LIKELY).nonzero().flatten().tolist()
         found[token] = (float(first[token]), dict(zip(likely, second[likely].tolist(), strict=True)))
     return found
 
