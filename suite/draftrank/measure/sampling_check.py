@@ -24,7 +24,7 @@ from draftrank.measure.evidence import SamplingCheck
 if TYPE_CHECKING:
     from draftrank.decoding.runtime import Runtime
 
-DRAWS = 200
+DRAWS = 100
 NEW_TOKENS = 3
 """One more than is counted: the last token of an output is never proposed."""
 LEAST_EXPECTED = 5.0
