@@ -27,6 +27,10 @@ class ContextOverflowError(DraftrankError):
     exit_code = 2
 
 
+class ProposerError(DraftrankError):
+    """A proposer broke its contract, so nothing that it says can be counted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One sequence to decode."""
@@ -142,6 +146,7 @@ def speculative(
 
     Raises:
         ContextOverflowError: prompt and limit do not fit the window of target or draft.
+        ProposerError: more was proposed than asked for.
     """
     k = num_speculative_tokens
     _check_room(target, request, "target")
@@ -173,6 +178,8 @@ def speculative(
         # The step emits one token more than it accepts, so the last one needs no proposal.
         room = min(k, limit - len(context) - 1)
         proposal = proposer.propose(context, room) if room else Proposal([])
+        if len(proposal.tokens) > room:
+            raise ProposerError(f"it proposed {len(proposal.tokens)} tokens where at most {room} can stand")
         target.synchronize()
         proposing_ended = perf_counter()
         logits = target.feed((context[-1], *proposal.tokens))

@@ -19,9 +19,10 @@ from draftrank.decoding.runtimes.torch_eager import TorchRuntime
 from draftrank.decoding.stop_tokens import read_stop_tokens
 from draftrank.drafting.loading import load_tokenizer
 from draftrank.drafting.prompting import render_turns
-from draftrank.errors import DraftrankError, IncompatibleDraftError
+from draftrank.errors import IncompatibleDraftError
 from draftrank.measure.conditions import ThisMachine, Watch
 from draftrank.measure.evidence import Numerics, SamplingCheck
+from draftrank.measure.failures import check_cache, reason_of
 from draftrank.measure.latency import measure_latencies
 from draftrank.measure.numerics import measure_numerics
 from draftrank.measure.records import BASELINE, Arm, Session, Trial
@@ -145,44 +146,46 @@ class Bench:
             seed=trial_seed(self._plan.mode, cell),
         )
         started_at = utc_now()
+        task, prompt_id, turn, repeat = cell
         try:
             if self.watch is not None:
                 self.watch.begin()
             decoding = self._decode(opened, request)
             conditions = self.watch.end() if self.watch is not None else None
+            if opened.reference is None:  # it has a cache of its own
+                check_cache(self._target, request, decoding)
+            return Trial(
+                arm=arm_id,
+                task=task,
+                prompt=prompt_id,
+                turn=turn,
+                repeat=repeat,
+                position=position,
+                process=process,
+                started_at=started_at,
+                prompt_tokens=len(prompt),
+                token_ids=decoding.token_ids,
+                finish=decoding.finish,
+                steps=decoding.steps,
+                accept_histogram=decoding.accept_histogram,
+                offered=decoding.offered,
+                proposal_sizes=decoding.proposal_sizes,
+                proposed=decoding.proposed,
+                draft_forwards=decoding.draft_forwards,
+                prefill_s=decoding.prefill_s,
+                decode_s=decoding.decode_s,
+                propose_s=decoding.propose_s,
+                verify_s=decoding.verify_s,
+                attempt=attempt,
+                conditions=conditions,
+            )
         except Exception as error:
             if opened.arm.kind not in ("draft", "reference"):
                 raise  # without a baseline nothing can be compared
             # One arm's crash must not lose what the others can still give.
             _log.warning("arm %s failed", arm_id, exc_info=True)
-            self._fail(opened.arm, _reason(error))
+            self._fail(opened.arm, reason_of(error))
             return None
-        task, prompt_id, turn, repeat = cell
-        return Trial(
-            arm=arm_id,
-            task=task,
-            prompt=prompt_id,
-            turn=turn,
-            repeat=repeat,
-            position=position,
-            process=process,
-            started_at=started_at,
-            prompt_tokens=len(prompt),
-            token_ids=decoding.token_ids,
-            finish=decoding.finish,
-            steps=decoding.steps,
-            accept_histogram=decoding.accept_histogram,
-            offered=decoding.offered,
-            proposal_sizes=decoding.proposal_sizes,
-            proposed=decoding.proposed,
-            draft_forwards=decoding.draft_forwards,
-            prefill_s=decoding.prefill_s,
-            decode_s=decoding.decode_s,
-            propose_s=decoding.propose_s,
-            verify_s=decoding.verify_s,
-            attempt=attempt,
-            conditions=conditions,
-        )
 
     def render(
         self, task_index: int, prompt_index: int, turn: int, answers: Sequence[Sequence[int]]
@@ -310,7 +313,7 @@ class Bench:
             if arm.kind not in ("draft", "reference"):
                 raise
             _log.warning("arm %s failed", arm.id, exc_info=True)
-            self._fail(arm, _reason(error))
+            self._fail(arm, reason_of(error))
             return
         # A small model may fit into memory that the process had before: then nothing was measured.
         peak = self._target_bytes + memory_bytes(self._plan.device)[1] - before
@@ -387,7 +390,3 @@ class Bench:
         opened = self._arms.pop(arm.id, None)
         failed = (opened.arm if opened else arm).model_copy(update={"failure": reason})
         self._journal.update_arm(self._session.id, failed)
-
-
-def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, DraftrankError) else f"{type(error).__name__}: {error}"

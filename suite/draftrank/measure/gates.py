@@ -14,7 +14,18 @@ from typing import Literal
 from draftrank.measure.disturbance import Kind
 from draftrank.measure.fidelity import Divergence
 from draftrank.measure.log_ratio import MIN_PROMPTS
-from draftrank.measure.statistics import Interval, geometric_mean
+from draftrank.measure.plausibility import (
+    accepts_nothing,
+    implausible_acceptance,
+    implausible_clock,
+    implausible_counts,
+    implausible_outputs,
+    implausible_speedup,
+    implausible_times,
+    skipped_work,
+    unplanned,
+)
+from draftrank.measure.statistics import Interval
 from draftrank.measure.summary import ArmSummary, SessionSummary
 
 NOISE_TOLERANCE = 0.01
@@ -151,27 +162,6 @@ def _samples_differ(summary: SessionSummary, arm: ArmSummary) -> Values | None: 
     return {"p": f"{check.p_value:.1g}", "draws": str(check.draws)}
 
 
-def _implausible_speedup(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
-    """No draft can be faster than its acceptance length, since each step costs at least one forward of
-    the target. Both are compared as geometric means over the tasks, the speedup by its interval's
-    lower end."""
-    lengths = [task.acceptance.length for task in arm.tasks if task.speedup is not None]
-    bound = geometric_mean(length for length in lengths if length is not None)
-    if bound is None or arm.speedup is None or arm.speedup.interval is None:
-        return None
-    if arm.speedup.interval.low <= bound:
-        return None
-    return {"speedup": f"{arm.speedup.value:.2f}", "bound": f"{bound:.2f}"}
-
-
-def _implausible_acceptance(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
-    """A step emits at least one token and at most k+1, and so does the mean step."""
-    length, most = arm.acceptance.length, arm.arm.num_speculative_tokens + 1
-    if length is None or 1 <= length <= most:
-        return None
-    return {"length": f"{length:.2f}", "most": str(most)}
-
-
 def _unjudged_differences(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     """In bf16 and fp16 a tie and a break look the same until the target was asked about the place, and
     until the session's rounding is known."""
@@ -259,16 +249,47 @@ GATES: tuple[Gate, ...] = (
         _samples_differ,
     ),
     Gate(
+        "implausible-outputs",
+        "draft",
+        "implausible: {what}; run it again, and report it if it stays",
+        implausible_outputs,
+    ),
+    Gate(
         "implausible-acceptance",
         "draft",
-        "implausible: the acceptance length {length} lies outside [1, {most}]",
-        _implausible_acceptance,
+        "implausible: the acceptance length {length} {where} lies outside [1, {most}]",
+        implausible_acceptance,
+    ),
+    Gate("implausible-counts", "draft", "implausible counts: {what}", implausible_counts),
+    Gate("unplanned", "draft", "not as planned: {what}", unplanned),
+    Gate("implausible-times", "draft", "implausible times: {what}; run it again", implausible_times),
+    Gate(
+        "implausible-clock",
+        "draft",
+        "implausible times: the stopwatch and the time of day disagree: {what}; run it again without "
+        "suspending the machine or setting its clock",
+        implausible_clock,
+    ),
+    Gate(
+        "skipped-work",
+        "draft",
+        "implausible: a verification took {mean} ms on average in {task}, though no forward of the target "
+        "took under {fastest} ms; work was skipped, or the clock is wrong",
+        skipped_work,
     ),
     Gate(
         "implausible-speedup",
         "draft",
-        "implausible: {speedup}× is more than the acceptance length {bound} allows; run it again",
-        _implausible_speedup,
+        "implausible: {speedup}× (at least {low}×) {where} is more than the acceptance length {bound} allows; "
+        "run it again",
+        implausible_speedup,
+    ),
+    Gate(
+        "accepts-nothing",
+        "draft",
+        "accepts nothing: none of {proposed} proposed tokens was accepted; check that the draft reads the "
+        "target's token ids",
+        accepts_nothing,
     ),
     Gate(
         "unjudged-differences",

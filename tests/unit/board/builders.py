@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from draftrank.catalog.decoding_mode import DecodingMode
@@ -158,6 +160,17 @@ def wobble(*parts: object) -> float:
     return 0.98 + 0.04 * digest[0] / 255
 
 
+def one_after_another(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials with the times at which one process began them, and their places in their blocks."""
+    now, done, places = datetime(2026, 11, 1, 10, tzinfo=UTC), [], Counter[object]()
+    for found in trials:
+        started_at = now.isoformat(timespec="milliseconds")
+        done.append(found.model_copy(update={"started_at": started_at, "position": places[found.cell]}))
+        places[found.cell] += 1
+        now += timedelta(seconds=found.prefill_s + found.decode_s + 0.01)
+    return done
+
+
 def result(
     speedups: Mapping[str, float],
     *,
@@ -192,5 +205,5 @@ def result(
         for repeat in range(repeats)
         for name, factor in factors.items()
     ]
-    kept = tuple(change(found) for found in trials if not drop(found))
+    kept = tuple(change(found) for found in one_after_another(trials) if not drop(found))
     return SessionResult(session=session(arms, tasks, repeats=repeats, **changes), trials=kept)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
+from draftrank import load_results
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.measure.evidence import Conditions, SamplingCheck
 from draftrank.measure.gates import GATES, judge
 from draftrank.measure.summary import summarise
-from unit.board.builders import arm_of, result
+from unit.board.builders import arm_of, one_after_another, result
 
 
 def verdict(found, name="d"):
@@ -23,6 +25,11 @@ def spoil(one):
     if one.arm != "d" or (one.task, one.prompt, one.repeat) != ("math", "p1", 0):
         return one
     return one.model_copy(update={"token_ids": (*one.token_ids[:4], 7, *one.token_ids[5:])})
+
+
+def of_d(one, **changes):
+    """The trial with these changes if it is the draft's."""
+    return one.model_copy(update=changes) if one.arm == "d" else one
 
 
 def spread(one):
@@ -61,9 +68,40 @@ FAILING = {
     ),
     "implausible-acceptance": (
         result({"d": 2.0}, arms=[arm_of("d", k=2)]),
-        r"the acceptance length 4.00 lies outside \[1, 3\]",
+        r"the acceptance length 4.00 over all tasks lies outside \[1, 3\]",
     ),
-    "implausible-speedup": (result({"d": 2.0}, histogram=(8,)), "implausible: 2.0.× is more than .* 1.00"),
+    "implausible-outputs": (
+        result({"d": 2.0}, change=lambda one: of_d(one, token_ids=(*range(100, 108), 103), finish="stop")),
+        r"implausible: chat/p0 .* of d: ended as by a stop token, but 103 is none \(and 15 more\)",
+    ),
+    "implausible-counts": (
+        result({"d": 2.0}, change=lambda one: of_d(one, draft_forwards=99)),
+        "implausible counts: chat/p0 .* of d: 99 forwards of the draft for 6 proposed tokens",
+    ),
+    "unplanned": (
+        result({"d": 2.0}, change=lambda one: one.model_copy(update={"prompt": "the-best-one"})),
+        "not as planned: chat/the-best-one .* is not in its plan",
+    ),
+    "implausible-times": (
+        result({"d": 2.0}, change=lambda one: of_d(one, propose_s=2 * one.decode_s)),
+        "of d: its parts took .* s of .* s",
+    ),
+    "implausible-clock": (
+        result({"d": 2.0}, change=lambda one: one.model_copy(update={"started_at": "2026-11-01T10:00:00Z"})),
+        "disagree: .* took .* s, but the next began 0.000 s after it began",
+    ),
+    "skipped-work": (
+        result({"d": 2.0}, change=lambda one: of_d(one, verify_s=one.verify_s / 10)),
+        "a verification took .* ms on average in chat, though no forward .* took under .* ms",
+    ),
+    "implausible-speedup": (
+        result({"d": 2.0}, histogram=(8, 0, 0, 0)),
+        "implausible: 2.0.× .at least .* over all tasks is more than .* 1.00",
+    ),
+    "accepts-nothing": (
+        result({"d": 0.5}, histogram=(8, 0, 0, 0)),
+        "none of 384 proposed tokens was accepted",
+    ),
     "unjudged-differences": (result({"d": 2.0}, change=spoil, dtype="bf16"), "in bf16 .* run it again"),
     "too-few-prompts": (
         result({"d": 2.0}, tasks={"chat": 4, "math": 1}),
@@ -140,7 +178,8 @@ def test_a_bias_of_half_a_percent_is_no_reason_to_distrust_a_session():
         for one in found.trials
         if one.arm == "baseline"
     )
-    assert verdict(found.model_copy(update={"trials": found.trials + twins})).ranked
+    trials = tuple(one_after_another(found.trials + twins))
+    assert verdict(found.model_copy(update={"trials": trials})).ranked
 
 
 def test_a_high_speedup_is_plausible_when_tasks_accept_unevenly():
@@ -151,10 +190,20 @@ def test_a_high_speedup_is_plausible_when_tasks_accept_unevenly():
     def reshape(one):
         if one.arm != "d":
             return one
-        histogram = (8, 0, 0, 0) if one.task == "a" else (0, 0, 0, 2)
-        speed = 0.98 if one.task == "a" else 3.9
+        histogram, offered = ((8, 0, 0, 0), (8, 0, 0)) if one.task == "a" else ((0, 0, 0, 2), (2, 2, 2))
+        seconds = one.decode_s / (0.98 if one.task == "a" else 3.9)
+        steps = sum(histogram)
         return one.model_copy(
-            update={"accept_histogram": histogram, "steps": sum(histogram), "decode_s": one.decode_s / speed}
+            update={
+                "accept_histogram": histogram,
+                "offered": offered,
+                "steps": steps,
+                "proposed": 3 * steps,
+                "draft_forwards": 3 * steps,
+                "decode_s": seconds,
+                "propose_s": 0.25 * seconds,
+                "verify_s": 0.5 * seconds,
+            }
         )
 
     uneven = base.model_copy(update={"trials": tuple(map(reshape, base.trials))})
@@ -192,3 +241,32 @@ def test_a_session_that_was_not_watched_passes():
     assert verdict(
         result({"d": 2.0}, change=lambda one: one.model_copy(update={"conditions": Conditions()}))
     ).ranked
+
+
+def test_one_implausible_task_is_enough():
+    def faster(one):
+        parts = ("decode_s", "propose_s", "verify_s")
+        return of_d(one, **{part: getattr(one, part) / 2 for part in parts}) if one.task == "math" else one
+
+    judged = verdict(result({"d": 2.5}, change=faster))
+    assert "in math is more than the acceptance length 4.00 allows" in judged.reason
+
+
+def test_what_is_wrong_with_the_baseline_counts_against_every_draft():
+    def jump(one):
+        jumps = one.arm == "baseline" and (one.prompt, one.repeat) == ("p1", 1)
+        return one.model_copy(update={"decode_s": one.decode_s + 5}) if jumps else one
+
+    judged = verdict(result({"d": 2.0}, change=jump))
+    assert "implausible-clock" in {finding.gate for finding in judged.findings}
+
+
+def test_the_published_results_pass_every_gate_but_those_of_noise():
+    """Their rows were ranked when they were measured: a stricter rule must not refuse honest sessions."""
+    published = load_results(None, Path(__file__).parents[3] / "leaderboard" / "results")
+    assert published
+    for found in published:
+        summary = summarise(found)
+        for arm in summary.arms:
+            refused = [finding for finding in judge(summary, arm).findings if finding.scope == "draft"]
+            assert refused == [], f"{found.session.id} {arm.arm.id}"

@@ -1,0 +1,83 @@
+"""Two clocks that must agree: the stopwatch that gives a trial's seconds, and the time of day.
+
+Trials of one process follow one another, so each must end before the next begins, and between two that
+follow directly only a little time passes: to keep the trial, and to get ready for the next. A stopwatch
+that jumps, or that runs slow for one arm, breaks one of both rules.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from itertools import pairwise
+from statistics import median
+
+from draftrank.measure.audit import place_of
+from draftrank.measure.records import Trial
+
+OVERLAP_S = 0.05
+OVERLAP_SHARE = 0.01
+"""How much a trial may reach into the next: clocks are set right while a session runs."""
+PAUSE_S = 0.25
+"""What may pass between two trials beyond what is usual in the session."""
+LOST_SHARE = 0.05
+"""Share of an arm's time that may be missing in the gaps between its trials and the next."""
+
+
+def overlaps(trials: Iterable[Trial]) -> Iterator[tuple[Trial, str]]:
+    """Trials that ended, by their own seconds, only after the next of their process had begun.
+
+    Args:
+        trials: of all arms.
+    """
+    for first, second in _in_order(trials):
+        gap, taken = _begin(second) - _begin(first), _taken(first)
+        if taken > gap + OVERLAP_S + OVERLAP_SHARE * taken:
+            yield (
+                first,
+                f"{place_of(first)} took {taken:.3f} s, but the next began {gap:.3f} s after it began",
+            )
+
+
+def lost_seconds(trials: Iterable[Trial]) -> Mapping[str, tuple[float, float]]:
+    """By arm: seconds missing between its trials and those that directly followed, and its own seconds.
+
+    Missing is what exceeds the usual gap (the least of the arms' medians) by more than `PAUSE_S`. Trials that follow directly
+    stand in neighbouring places of one block; elsewhere the session may have looked at outputs or waited.
+
+    Args:
+        trials: of all arms.
+    """
+    gaps: dict[str, list[float]] = defaultdict(list)
+    own: dict[str, float] = defaultdict(float)
+    for first, second in _in_order(trials):
+        same_block = (first.cell, first.attempt) == (second.cell, second.attempt)
+        if same_block and second.position == first.position + 1:
+            gaps[first.arm].append(_begin(second) - _begin(first) - _taken(first))
+            own[first.arm] += _taken(first)
+    usual = min((median(found) for found in gaps.values()), default=0.0)
+    return {
+        arm: (math.fsum(gap - usual for gap in found if gap - usual > PAUSE_S), own[arm])
+        for arm, found in gaps.items()
+    }
+
+
+def _in_order(trials: Iterable[Trial]) -> Iterator[tuple[Trial, Trial]]:
+    """Neighbours in time, process by process."""
+    processes: dict[int, list[Trial]] = defaultdict(list)
+    for trial in trials:
+        processes[trial.process].append(trial)
+    for of_process in processes.values():
+        yield from pairwise(sorted(of_process, key=lambda trial: (_begin(trial), trial.position)))
+
+
+def _begin(trial: Trial) -> float:
+    """Seconds since 1970; records hold UTC."""
+    moment = datetime.fromisoformat(trial.started_at)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _taken(trial: Trial) -> float:
+    return trial.prefill_s + trial.decode_s
