@@ -114,6 +114,7 @@ numerics = st.builds(
     positions=wholes,
     forward_tokens=st.lists(st.integers(2, 9), max_size=2).map(tuple),
     quantiles=st.lists(seconds, max_size=3).map(tuple),
+    gap_quantiles=st.lists(seconds, max_size=3).map(tuple),
 )
 sampling_checks = st.builds(
     SamplingCheck, task=texts, prompt=texts, draws=wholes, bins=wholes, statistic=seconds, p_value=shares

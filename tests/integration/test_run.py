@@ -224,6 +224,7 @@ def test_low_precision_divergences_are_judged(workspace_root):
         result = run(workspace, request, store)
     assert result.session.numerics.positions > 0
     assert len(result.session.numerics.quantiles) == 101
+    assert len(result.session.numerics.gap_quantiles) == 101
     for arm in summarise(result).arms:
         assert arm.fidelity.status in ("identical", "ties")
 

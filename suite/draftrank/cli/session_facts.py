@@ -7,7 +7,8 @@ from rich.text import Text
 
 from draftrank.board.formats import duration, size
 from draftrank.cli.output import out, print_table
-from draftrank.measure.evidence import Environment
+from draftrank.measure.evidence import Environment, Numerics
+from draftrank.measure.fidelity import blind_share
 from draftrank.measure.records import Machine, Session
 from draftrank.measure.stability import Stability
 from draftrank.measure.summary import SessionSummary
@@ -34,6 +35,8 @@ def print_session(summary: SessionSummary) -> None:
     }
     for rule in summary.stability.rules:
         facts[f"  {rule.rule}"] = f"{rule.prompt_turns} × e.g. {rule.example}; {rule.fix}"
+    if session.numerics is not None and session.numerics.quantiles:
+        facts["rounding"] = _rounding(session.numerics)
     facts["ended"] = _ended(session)
     facts["precision"] = _precision(summary)
     for number, warning in enumerate(session.warnings, 1):
@@ -44,6 +47,14 @@ def print_session(summary: SessionSummary) -> None:
     for name, value in facts.items():
         table.add_row(name, Text(value))
     print_table(table)
+
+
+def _rounding(numerics: Numerics) -> str:
+    told = f"moves gaps between logits by up to {numerics.quantiles[-1]:g} (at {numerics.positions} places)"
+    blind = blind_share(numerics)
+    if blind is not None:
+        told += f"; a wrong second-best token would pass for a tie at {blind:.0%} of them"
+    return told
 
 
 def _machine(machine: Machine) -> str:

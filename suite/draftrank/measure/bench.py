@@ -24,7 +24,7 @@ from draftrank.measure.conditions import ThisMachine, Watch
 from draftrank.measure.evidence import Numerics, SamplingCheck
 from draftrank.measure.failures import check_cache, reason_of
 from draftrank.measure.latency import measure_latencies
-from draftrank.measure.numerics import measure_numerics
+from draftrank.measure.numerics import MIN_TOKENS, measure_numerics
 from draftrank.measure.records import BASELINE, Arm, Session, Trial
 from draftrank.measure.sampling_check import check_sampling
 from draftrank.measure.schedule import Block
@@ -42,8 +42,6 @@ WARM_UP_CONTEXT = 256
 SAMPLING_CONTEXT = 32
 LATENCY_CONTEXT = 1024
 """Longest context in which forwards are timed."""
-NUMERICS_PROMPTS = 2
-"""Prompts of each task on which rounding is measured."""
 
 _log = logging.getLogger(__name__)
 
@@ -224,15 +222,19 @@ class Bench:
 
     def measure_numerics(self, trials: Iterable[Trial], progress: Progress) -> Numerics:
         """How rounding depends on the shape of a forward, on the session's own texts."""
-        texts = []
-        for task_index, entry in enumerate(self._plan.tasks):
-            for prompt_index, prompt in enumerate(entry.prompts[:NUMERICS_PROMPTS]):
-                output = next(
-                    trial.token_ids
-                    for trial in trials
-                    if trial.key == (BASELINE, entry.task.id, prompt.id, 0, 0, 0)
-                )
-                texts.append((self.render(task_index, prompt_index, 0, ()), output))
+        outputs = {
+            (trial.task, trial.prompt): trial.token_ids
+            for trial in trials
+            if (trial.arm, *trial.key[3:]) == (BASELINE, 0, 0, 0)
+        }
+        texts: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+        for prompt_index in range(max(len(entry.prompts) for entry in self._plan.tasks)):
+            for task_index, entry in enumerate(self._plan.tasks):
+                if prompt_index < len(entry.prompts):
+                    output = outputs[entry.task.id, entry.prompts[prompt_index].id]
+                    texts.append((self.render(task_index, prompt_index, 0, ()), output))
+            if sum(len(output) - 1 for _, output in texts) >= MIN_TOKENS:
+                break  # after whole rounds, so that every task has the same say
         sizes = {arm.num_speculative_tokens + 1 for arm in self._session.arms if arm.kind == "draft"}
         with progress.stage("measure rounding", len(texts)) as stage:
             return measure_numerics(self._target, texts, sorted(sizes), stage)

@@ -85,6 +85,8 @@ class Numerics(Record):
     """Sizes of forward that were set against one token at a time: each k+1 of the session."""
     quantiles: tuple[NotNegative, ...]
     """Absolute changes at 0 %, 1 %, … 100 %: 101 values, the last one the largest seen."""
+    gap_quantiles: tuple[NotNegative, ...] = ()
+    """The gaps themselves at 0 %, 1 %, … 100 %, once for each output token that was looked at."""
 
 
 class SamplingCheck(Record):

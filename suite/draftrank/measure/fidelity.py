@@ -129,6 +129,18 @@ def judge_divergence(
     return "tie" if all(gap is not None and gap <= rounding for gap in gaps) else "break"
 
 
+def blind_share(numerics: Numerics | None) -> float | None:
+    """Share of places at which the target's second-best token would pass for a tie, to whole percents.
+
+    It is how often a wrong token that happens to be the runner-up goes unnoticed; other wrong tokens lie
+    further off, and pass less often. None where it was not measured.
+    """
+    if numerics is None or not numerics.quantiles or not numerics.gap_quantiles:
+        return None
+    within = sum(gap <= numerics.quantiles[-1] for gap in numerics.gap_quantiles)
+    return max(0, within - 1) / max(1, len(numerics.gap_quantiles) - 1)
+
+
 def first_difference(first: Sequence[int], second: Sequence[int]) -> int | None:
     """Index from which two sequences differ; None when they are equal."""
     for index, (one, other) in enumerate(zip(first, second, strict=False)):

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from draftrank.decoding.runtime import Runtime
     from draftrank.progress import Stage
 
+MIN_TOKENS = 500
+"""Output tokens on which rounding is measured at least, where the session has as many. In bf16 the largest
+change seen hardly grows beyond (see `docs/methodology.md`), while over two short outputs it is often half
+of what others show, so that honest drafts would be called broken."""
 DECIMALS = 6
 
 
@@ -46,20 +50,26 @@ def measure_numerics(
         stage: told of every text.
     """
     changes: list[float] = []
+    alone: list[float] = []
     for prompt, output in texts:
         if len(output) > 1:
-            alone = _gaps(target, prompt, output[:-1], 1, None)
-            best, gaps = alone
+            best, gaps = _gaps(target, prompt, output[:-1], 1, None)
+            alone += gaps
             for size in forward_tokens:
                 _, moved = _gaps(target, prompt, output[:-1], size, best)
                 changes += [abs(one - other) for one, other in zip(gaps, moved, strict=True)]
         stage.advance()
-    quantiles = np.percentile(changes, range(101)).tolist() if changes else []
     return Numerics(
         positions=len(changes),
         forward_tokens=tuple(forward_tokens),
-        quantiles=tuple(round(value, DECIMALS) for value in quantiles),
+        quantiles=_percentiles(changes),
+        gap_quantiles=_percentiles(alone),
     )
+
+
+def _percentiles(values: Sequence[float]) -> tuple[float, ...]:
+    found: list[float] = np.percentile(values, range(101)).tolist() if values else []
+    return tuple(round(value, DECIMALS) for value in found)
 
 
 def _gaps(

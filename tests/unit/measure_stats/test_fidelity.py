@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.measure.evidence import Divergence, Judgement, Numerics
-from draftrank.measure.fidelity import compare_outputs, first_difference, judge_divergence
+from draftrank.measure.fidelity import blind_share, compare_outputs, first_difference, judge_divergence
 from unit.board.builders import arm_of, session, trial
 
 FP32 = session([arm_of("d")], {"math": 4})
@@ -113,3 +113,12 @@ def test_a_smaller_gap_is_never_judged_more_harshly(gap, nearer):
         for one in (max(gap, nearer), min(gap, nearer))
     )
     assert far == "break" or near == "tie"
+
+
+def test_the_share_of_places_at_which_a_wrong_runner_up_would_pass():
+    # Gaps of 0 to 1 in steps of 0.01 and a rounding of 0.25.
+    gaps = tuple(0.01 * i for i in range(101))
+    assert blind_share(ROUNDING.model_copy(update={"gap_quantiles": gaps})) == 0.25
+    assert blind_share(ROUNDING.model_copy(update={"gap_quantiles": (9.0,) * 101})) == 0.0
+    assert blind_share(ROUNDING) is None
+    assert blind_share(None) is None
