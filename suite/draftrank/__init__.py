@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from draftrank.catalog.workspace import Workspace
     from draftrank.jobs.running import RunRequest, build, run
     from draftrank.jobs.tuning import TuneRequest, tune_k
+    from draftrank.jobs.verifying import verify
     from draftrank.measure.comparing import compare
     from draftrank.measure.summary import summarise
     from draftrank.measure.what_if import predict_elsewhere
@@ -49,6 +50,7 @@ _HOMES = {
     "run": "draftrank.jobs.running",
     "summarise": "draftrank.measure.summary",
     "tune_k": "draftrank.jobs.tuning",
+    "verify": "draftrank.jobs.verifying",
 }
 
 __all__ = [
@@ -67,6 +69,7 @@ __all__ = [
     "run",
     "summarise",
     "tune_k",
+    "verify",
 ]
 
 

@@ -29,6 +29,7 @@ from draftrank.cli import (
     show,
     site,
     tune,
+    verify,
 )
 from draftrank.cli.output import report_error
 from draftrank.errors import DraftrankError
@@ -58,6 +59,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "site": site.site,
     "publish": publish.publish,
     "import": importing.import_,
+    "verify": verify.verify,
     "doctor": doctor.doctor,
 }
 

@@ -1,0 +1,65 @@
+"""`draftrank verify`: run a sample of published results again and compare."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from draftrank.cli.options import JsonOption, WorkspaceOption
+from draftrank.cli.output import ConsoleProgress, out, print_json
+
+if TYPE_CHECKING:
+    from draftrank.jobs.verifying import Verification
+
+_STYLES = {"holds": "green", "fails": "bold red", "skipped": "yellow"}
+
+
+def verify(
+    bundle: Annotated[list[Path], typer.Argument(help="Result bundles.", show_default=False)],
+    prompts: Annotated[int, typer.Option(help="Prompts of each task to run again.", min=1)] = 2,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the sample. Default: drawn, and told.", min=0)
+    ] = None,
+    json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Run a sample of published results again; exit code 1 when one does not hold.
+
+    Hashes of target, recipe, tasks and weights are compared first, then outputs and accept histograms, and
+    speedups where the machine is of the same class.
+
+    [bold]Example:[/bold] draftrank verify leaderboard/results/smollm2-135m-instruct/ngram/*/*.json
+    """
+    from draftrank.catalog.workspace import Workspace
+    from draftrank.jobs.verifying import verify as verify_job
+
+    opened = Workspace.open(workspace)
+    found = []
+    with ConsoleProgress() as progress:
+        for path in bundle:
+            found.append(verify_job(opened, path, prompts=prompts, seed=seed, progress=progress))
+            _print(found[-1])
+    if json:
+        bundles = [asdict(one) | {"holds": one.holds} for one in found]
+        print_json({"holds": all(one.holds for one in found), "bundles": bundles})
+    if not all(one.holds for one in found):
+        raise typer.Exit(1)
+
+
+def _print(found: Verification) -> None:
+    name = f"{found.draft} of session {found.session}" if found.session else "unreadable"
+    out.print(Text.assemble(("\n" + found.bundle, "bold"), f": {name}"))
+    for check in found.checks:
+        out.print(
+            Text.assemble((f"{check.status:8}", _STYLES[check.status]), f"{check.name}: {check.detail}")
+        )
+    for note in found.notes:
+        out.print(Text(f"note: {note}", "dim"))
+    if found.prompts:
+        out.print(Text(f"run again with seed {found.seed}: {', '.join(found.prompts)}", "dim"))
+    verdict = ("it holds", "bold green") if found.holds else ("it does not hold", "bold red")
+    out.print(Text.assemble(verdict))
