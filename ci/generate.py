@@ -1,19 +1,34 @@
-"""Writes what is generated from the models: the JSON Schemas of declarations and bundles, and the tables
-of fields in `docs/declarations.md`. Run it after a field or a kind has changed; tests say when it is due.
+"""Writes what is generated from the code: the JSON Schemas of declarations and bundles, the tables of fields
+in `docs/declarations.md`, and the words, gates, rules and constants in `docs/methodology.md`. Run it after
+one of them has changed; tests say when it is due.
 """
 
 from __future__ import annotations
 
+import ast
+import importlib
+import inspect
+import itertools
 import json
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from draftrank.board.words import WORDS
 from draftrank.catalog.schemas import MODELS, generate, write_all
+from draftrank.measure.disturbance import RULES
+from draftrank.measure.gates import GATES
 from draftrank.store.bundle_format import SCHEMA_FILE, schema_text
 
-PAGE = Path(__file__).parents[1] / "docs" / "declarations.md"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = DOCS / "declarations.md"
+METHODOLOGY = DOCS / "methodology.md"
+SECTION = re.compile(
+    r"(<!-- (?P<kind>words|gates|rules|constants|docstring):? ?(?P<names>[\w., ]*) -->\n).*?(<!-- /(?P=kind) -->)",
+    re.DOTALL,
+)
 TABLE = re.compile(r"(<!-- fields: (?P<name>\w+) -->\n).*?(<!-- /fields -->)", re.DOTALL)
 HEAD = "| field | value | default | meaning |\n|---|---|---|---|\n"
 PATTERNS = {
@@ -102,14 +117,71 @@ def meaning(field: dict[str, Any]) -> str:
     return " ".join(field.get("description", "Names the kind.").split()).replace("|", "\\|")
 
 
+def with_sections(page: str) -> str:
+    """The methodology with every section between markers as the code is now.
+
+    Raises:
+        LookupError: a constant has no docstring below it, or a module none at its head.
+    """
+    return SECTION.sub(
+        lambda match: match[1] + section(match["kind"], match["names"].split()) + match[4], page
+    )
+
+
+def section(kind: str, names: list[str]) -> str:
+    """One section: of all words, gates or rules, or of the constants or the module that are named."""
+    if kind == "words":
+        return rows(("word", "meaning"), ((word.word, word.meaning) for word in WORDS))
+    if kind == "gates":
+        return rows(
+            ("gate", "judges", "what it holds, and why", "what a reader is told"),
+            ((f"`{gate.id}`", f"the {gate.scope}", gate.meaning, gate.reason) for gate in GATES),
+        )
+    if kind == "rules":
+        return rows(
+            ("rule", "a prompt turn is then", "what must hold", "what a reader is told"),
+            ((f"`{rule.id}`", rule.kind, rule.meaning, f"{rule.reason}; {rule.fix}") for rule in RULES),
+        )
+    if kind == "constants":
+        return rows(("constant", "value", "meaning"), map(constant, names))
+    return "".join(f"{module_docstring(name)}\n" for name in names)
+
+
+def rows(names: tuple[str, ...], cells: Iterable[tuple[str, ...]]) -> str:
+    """A Markdown table."""
+    lines = [names, ("---",) * len(names), *cells]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def constant(name: str) -> tuple[str, str, str]:
+    """Name, value and docstring of a module's constant, given as `package.module.NAME`."""
+    module_name, _, attribute = name.rpartition(".")
+    module = importlib.import_module(f"draftrank.{module_name}")
+    body = ast.parse(inspect.getsource(module)).body
+    for node, below in itertools.pairwise(body):
+        named = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == attribute
+        if named and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            text = " ".join(str(below.value.value).split())
+            return f"`{module_name}.{attribute}`", f"{getattr(module, attribute):g}", text
+    raise LookupError(f"{name} has no docstring below it")
+
+
+def module_docstring(name: str) -> str:
+    """What a module says of itself, without its first line, which is a heading."""
+    text = inspect.getdoc(importlib.import_module(f"draftrank.{name}"))
+    if not text:
+        raise LookupError(f"{name} has no docstring")
+    return text.partition("\n\n")[2] or text
+
+
 def main() -> int:
     """Writes what is not current; names it."""
     changed = write_all()
-    page = PAGE.read_text("utf-8")
-    current = with_tables(page)
-    if current != page:
-        PAGE.write_text(current, "utf-8")
-        changed.append(PAGE)
+    for path, renew in ((PAGE, with_tables), (METHODOLOGY, with_sections)):
+        page = path.read_text("utf-8")
+        if renew(page) != page:
+            path.write_text(renew(page), "utf-8")
+            changed.append(path)
     if SCHEMA_FILE.read_text("utf-8") != schema_text():
         SCHEMA_FILE.write_text(schema_text(), "utf-8")
         changed.append(SCHEMA_FILE)

@@ -99,6 +99,23 @@ def test_the_reference_has_an_example_and_a_table_of_every_kind_and_declaration(
 
 def test_the_generated_tables_are_current():
     assert generator().with_tables(DECLARATIONS) == DECLARATIONS, "run: python ci/generate.py"
+    page = PAGES["docs/methodology.md"]
+    assert generator().with_sections(page) == page, "run: python ci/generate.py"
+
+
+def test_the_methodology_names_every_gate_rule_and_word():
+    from draftrank.board.words import WORDS
+    from draftrank.measure.disturbance import RULES
+    from draftrank.measure.gates import GATES
+
+    page = PAGES["docs/methodology.md"]
+    assert re.findall(r"^\| `([a-z-]+)` \| the (?:draft|session) \|", page, re.MULTILINE) == [
+        gate.id for gate in GATES
+    ]
+    assert all(f"| `{rule.id}` | {rule.kind} |" in page for rule in RULES)
+    assert all(f"| {word.word} | " in page for word in WORDS)
+    stopped_by = page.split("| fault | stopped by |")[1].split("\n\n")[0]
+    assert set(re.findall(r"`([a-z-]+)`", stopped_by)) <= {gate.id for gate in GATES}
 
 
 def test_every_command_and_variable_is_in_the_reference():

@@ -18,10 +18,11 @@ from draftrank.measure.audit import place_of
 from draftrank.measure.records import Trial
 
 OVERLAP_S = 0.05
+"""Seconds by which a trial may reach into the next."""
 OVERLAP_SHARE = 0.01
-"""How much a trial may reach into the next: clocks are set right while a session runs."""
+"""Share of its own time by which it may do so too: clocks are set right while a session runs."""
 PAUSE_S = 0.25
-"""What may pass between two trials beyond what is usual in the session."""
+"""Seconds that may pass between two trials beyond what is usual in the session."""
 LOST_SHARE = 0.05
 """Share of an arm's time that may be missing in the gaps between its trials and the next."""
 

@@ -19,6 +19,7 @@ from typing import TypeVar
 from draftrank.measure.records import Trial
 
 ROBUST_DEVIATIONS = 3.5
+"""Standard deviations, estimated robustly, beyond which a residual is odd."""
 LEAST = 0.05
 """Logarithmic residual that is never an outlier."""
 MIN_TRIALS = 5

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from draftrank.decoding.runtime import Runtime
 
 DRAWS = 100
+"""Outputs drawn for the test, each with a seed of its own."""
 NEW_TOKENS = 3
 """One more than is counted: the last token of an output is never proposed."""
 LEAST_EXPECTED = 5.0

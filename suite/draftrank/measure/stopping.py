@@ -12,6 +12,7 @@ from draftrank.measure.records import BASELINE, Session, StoppedBy, Trial
 from draftrank.measure.statistics import compare_speed, prompt_spread
 
 DEFAULT_PRECISION = 0.02
+"""Relative half-width of every arm's interval at which repeating ends, unless another is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
