@@ -128,7 +128,7 @@ def test_a_slowed_baseline_runs_into_the_next_trial(published, bundle):
         for trial in trials_of(data, "baseline"):
             trial["decode_s"] *= 10
 
-    assert "run into the next trial" in failed(published, bundle("ngram", slow_down))["times"]
+    assert "but the next began" in failed(published, bundle("ngram", slow_down))["times"]
 
 
 def test_an_edited_histogram_is_named(published, bundle):

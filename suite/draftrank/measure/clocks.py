@@ -34,11 +34,11 @@ def overlaps(trials: Iterable[Trial]) -> Iterator[tuple[Trial, str]]:
         trials: of all arms.
     """
     for first, second in _in_order(trials):
-        gap, taken = _begin(second) - _begin(first), _taken(first)
-        if taken > gap + OVERLAP_S + OVERLAP_SHARE * taken:
+        gap, own = began_at(second) - began_at(first), taken(first)
+        if own > gap + OVERLAP_S + OVERLAP_SHARE * own:
             yield (
                 first,
-                f"{place_of(first)} took {taken:.3f} s, but the next began {gap:.3f} s after it began",
+                f"{place_of(first)} took {own:.3f} s, but the next began {gap:.3f} s after it began",
             )
 
 
@@ -56,9 +56,10 @@ def lost_seconds(trials: Iterable[Trial]) -> Mapping[str, tuple[float, float]]:
     for first, second in _in_order(trials):
         same_block = (first.cell, first.attempt) == (second.cell, second.attempt)
         if same_block and second.position == first.position + 1:
-            gaps[first.arm].append(_begin(second) - _begin(first) - _taken(first))
-            own[first.arm] += _taken(first)
-    usual = min((median(found) for found in gaps.values()), default=0.0)
+            gaps[first.arm].append(began_at(second) - began_at(first) - taken(first))
+            own[first.arm] += taken(first)
+    # An arm whose trials reach into the next has gaps below 0, which are no measure for others.
+    usual = max(0.0, min((median(found) for found in gaps.values()), default=0.0))
     return {
         arm: (math.fsum(gap - usual for gap in found if gap - usual > PAUSE_S), own[arm])
         for arm, found in gaps.items()
@@ -71,14 +72,24 @@ def _in_order(trials: Iterable[Trial]) -> Iterator[tuple[Trial, Trial]]:
     for trial in trials:
         processes[trial.process].append(trial)
     for of_process in processes.values():
-        yield from pairwise(sorted(of_process, key=lambda trial: (_begin(trial), trial.position)))
+        yield from pairwise(sorted(of_process, key=lambda trial: (began_at(trial), trial.position)))
 
 
-def _begin(trial: Trial) -> float:
-    """Seconds since 1970; records hold UTC."""
-    moment = datetime.fromisoformat(trial.started_at)
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+def began_at(trial: Trial) -> float:
+    """When it began, in seconds since 1970."""
+    return seconds_of(trial.started_at)
 
 
-def _taken(trial: Trial) -> float:
+def seconds_of(moment: str) -> float:
+    """A time of the records, which are UTC, in seconds since 1970.
+
+    Raises:
+        ValueError: it is no time.
+    """
+    found = datetime.fromisoformat(moment)
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+
+
+def taken(trial: Trial) -> float:
+    """Seconds that it says it took."""
     return trial.prefill_s + trial.decode_s
