@@ -20,9 +20,10 @@ from draftrank.drafting.cache import only_process
 from draftrank.errors import BuildError, InvalidInputError, MissingDataError
 from draftrank.measure.conditions import watching
 from draftrank.measure.journal import Journal
+from draftrank.measure.plan import DraftArm, SessionPlan
 from draftrank.measure.records import DraftBuild, SessionResult
 from draftrank.measure.references import ReferenceMethod, reference_arms
-from draftrank.measure.session import DraftArm, SessionPlan, run_session
+from draftrank.measure.session import run_session
 from draftrank.measure.stopping import DEFAULT_PRECISION
 from draftrank.progress import Progress, SilentProgress
 

@@ -23,6 +23,7 @@ from draftrank.jobs.declared_alike import check_recipe, check_target, check_task
 from draftrank.jobs.running import build
 from draftrank.measure.fidelity import Judged, judge_divergence
 from draftrank.measure.machine import read_machine
+from draftrank.measure.plan import DraftArm, SessionPlan
 from draftrank.measure.recheck import (
     Check,
     check_acceptance,
@@ -32,7 +33,7 @@ from draftrank.measure.recheck import (
     pair_up,
 )
 from draftrank.measure.records import BASELINE, Arm, DraftBuild, Machine, Session, SessionResult, Trial
-from draftrank.measure.session import DraftArm, SessionPlan, run_session
+from draftrank.measure.session import run_session
 from draftrank.measure.timeline import timeline_problems
 from draftrank.progress import Progress, SilentProgress
 from draftrank.store.bundle import read_bundle

@@ -25,10 +25,11 @@ from draftrank.measure.evidence import Numerics, SamplingCheck
 from draftrank.measure.failures import check_cache, reason_of
 from draftrank.measure.latency import measure_latencies
 from draftrank.measure.numerics import MIN_TOKENS, measure_numerics
+from draftrank.measure.plan import SessionPlan, trial_seed
+from draftrank.measure.record import utc_now
 from draftrank.measure.records import BASELINE, Arm, Session, Trial
 from draftrank.measure.sampling_check import check_sampling
-from draftrank.measure.schedule import Block
-from draftrank.measure.session import SessionPlan, cell_of, trial_seed, utc_now
+from draftrank.measure.schedule import Block, cell_of
 from draftrank.progress import Progress
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from draftrank.measure.records import SessionTask
+from draftrank.measure.records import Session, SessionTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,3 +53,9 @@ def schedule(tasks: Sequence[SessionTask], arms: Sequence[str], repeat: int, see
                 arranged.reverse()
             yield Block(task_index, prompt_index, turn, repeat, tuple(arranged))
             block += 1
+
+
+def cell_of(session: Session, block: Block) -> tuple[str, str, int, int]:
+    """Task, prompt, turn and repeat of a block, as trials name them."""
+    task = session.tasks[block.task]
+    return (task.task, task.prompts[block.prompt], block.turn, block.repeat)

@@ -6,137 +6,40 @@ the next begins, and goes on where an interrupted run of the same plan stopped.
 
 from __future__ import annotations
 
-import hashlib
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import count
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from draftrank.catalog.base import sha256_of_json
-from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.catalog.prompts import TaskPrompts
-from draftrank.catalog.recipe import Recipe
-from draftrank.catalog.sources.base import file_sha256
-from draftrank.catalog.target import Target
-from draftrank.catalog.task import Suite
 from draftrank.measure.disturbance import disturbance_of
-from draftrank.measure.environment import read_environment
 from draftrank.measure.journal import Journal
 from draftrank.measure.judging import judge_block
 from draftrank.measure.machine import read_machine
 from draftrank.measure.numerics import needs_numerics
+from draftrank.measure.plan import SessionPlan, new_session
+from draftrank.measure.record import utc_now
 from draftrank.measure.records import (
     BASELINE,
     CONTROL,
-    Arm,
-    DraftBuild,
-    Machine,
     Session,
     SessionResult,
-    SessionTask,
     StoppedBy,
     Trial,
 )
-from draftrank.measure.schedule import Block, schedule
+from draftrank.measure.schedule import Block, cell_of, schedule
 from draftrank.measure.standing import standing_trials
-from draftrank.measure.stopping import DEFAULT_PRECISION, reason_to_stop, spent_s
+from draftrank.measure.stopping import reason_to_stop, spent_s
 from draftrank.progress import Progress, SilentProgress, Stage
-from draftrank.version import __version__
 
 if TYPE_CHECKING:
-    from draftrank.drafting.target_folder import TargetFolder
     from draftrank.measure.bench import Bench
 
-MEASURING_VERSION = 2
-"""Raised when the engine or the session changes what trials mean, so that old ones are not reused."""
 ATTEMPTS = 3
 """How often a prompt turn is decoded at most while the machine is disturbed."""
 PATIENCE_BLOCKS = 4
 """Prompt turns that stayed disturbed, after which none is decoded again until the end of the repeats."""
 PAUSE_S = 10.0
 """Longest wait before another attempt for the disturbance to pass."""
-
-
-@dataclass(frozen=True, slots=True)
-class DraftArm:
-    """A draft that takes part, with what its build gave."""
-
-    recipe: Recipe
-    build: DraftBuild | None
-    """None when the build failed."""
-    folder: Path | None
-    """The built draft; None for drafts without weights of their own."""
-    failure: str | None = None
-    """Why the build failed."""
-
-
-@dataclass(frozen=True, slots=True)
-class SessionPlan:
-    """Everything that decides what a session measures."""
-
-    target: Target
-    target_folder: TargetFolder
-    suite: Suite
-    tasks: tuple[TaskPrompts, ...]
-    drafts: tuple[DraftArm, ...]
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    device: Literal["cpu", "cuda"] = "cpu"
-    mode: DecodingMode = DecodingMode()
-    seed: int = 0
-    precision: float | None = DEFAULT_PRECISION
-    """See `Session.precision`."""
-    budget_s: float | None = None
-    """See `Session.budget_s`."""
-    warnings: tuple[str, ...] = ()
-    skipped_tasks: tuple[str, ...] = ()
-    references: tuple[Arm, ...] = ()
-    """Arms of other implementations; see `measure.references`."""
-    watch: bool = True
-    """Whether to watch the machine, and to decode anew what it disturbed."""
-    workspace: Path | None = None
-    """Where the declarations lie, for its git state."""
-
-    def sha256(self, machine: Machine) -> str:
-        """Hash of the plan on a machine: equal hashes measure the same thing."""
-        return sha256_of_json(
-            {
-                "version": [MEASURING_VERSION, __version__],
-                "machine": machine.model_dump(mode="json"),
-                "target": [self.target.content_sha256(), self.target_folder.weights_sha256],
-                "target_files": _small_files_sha256(self.target_folder.path),
-                "suite": self.suite.content_sha256(),
-                "tasks": [task.model_dump(mode="json") for task in map(session_task, self.tasks)],
-                "drafts": [
-                    [
-                        arm.recipe.id,
-                        arm.recipe.content_sha256(),
-                        arm.build.weights_sha256 if arm.build else "build failed",
-                    ]
-                    for arm in self.drafts
-                ],
-                "dtype": self.dtype,
-                "device": self.device,
-                "mode": self.mode.model_dump(mode="json"),
-                "seed": self.seed,
-                "stopping": [self.precision, self.budget_s],
-                "references": [arm.model_dump(mode="json") for arm in self.references],
-            }
-        )
-
-
-def session_task(entry: TaskPrompts) -> SessionTask:
-    """The record of a task as one session uses it."""
-    return SessionTask(
-        task=entry.task.id,
-        task_sha256=entry.task.content_sha256(),
-        prompts=tuple(prompt.id for prompt in entry.prompts),
-        turns=tuple(len(prompt.turns) for prompt in entry.prompts),
-        prompts_sha256=sha256_of_json([[prompt.id, prompt.turns] for prompt in entry.prompts]),
-        max_new_tokens=entry.max_new_tokens,
-    )
 
 
 def run_session(
@@ -164,7 +67,7 @@ def run_session(
         return journal.result(session.id)
     bench = Bench.load(plan, progress)
     if session is None:
-        session = _new_session(plan, plan_sha256, machine)
+        session = new_session(plan, plan_sha256, machine)
         journal.begin_session(session)
     else:
         progress.message(f"session {session.id} goes on where it stopped")
@@ -190,12 +93,6 @@ def _to_reuse(plan: SessionPlan, found: Session | None) -> Session | None:
         return None
     broke = any(arm.failure is not None and arm.draft is not None for arm in found.arms)
     return None if broke and found.finished_at is not None else found
-
-
-def _small_files_sha256(folder: Path) -> str:
-    """Hash of a target's configuration, tokenizer and template: all its files beside the weights."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".jinja", ".txt", ".model"))
-    return sha256_of_json([[path.name, file_sha256(path)] for path in files])
 
 
 Trials = dict[tuple[str, str, str, int, int, int], Trial]
@@ -325,66 +222,3 @@ def _answers_so_far(session: Session, block: Block, done: Trials) -> tuple[tuple
         trial = done[(BASELINE, task.task, task.prompts[block.prompt], turn, 0, 0)]
         found.append(trial.token_ids)
     return tuple(found)
-
-
-def cell_of(session: Session, block: Block) -> tuple[str, str, int, int]:
-    """Task, prompt, turn and repeat of a block, as trials name them."""
-    task = session.tasks[block.task]
-    return (task.task, task.prompts[block.prompt], block.turn, block.repeat)
-
-
-def _new_session(plan: SessionPlan, plan_sha256: str, machine: Machine) -> Session:
-    now = utc_now()
-    autoregressive = [
-        Arm(id=BASELINE, kind="baseline", num_speculative_tokens=0),
-        Arm(id=CONTROL, kind="control", num_speculative_tokens=0),
-    ]
-    drafts = [
-        Arm(
-            id=arm.recipe.id,
-            kind="draft",
-            num_speculative_tokens=arm.recipe.speculate.num_speculative_tokens,
-            draft=arm.build,
-            failure=arm.failure,
-            lossy=arm.recipe.speculate.typical_acceptance is not None,
-        )
-        for arm in plan.drafts
-    ]
-    return Session(
-        id=f"{now[:10]}-{uuid.uuid4().hex[:12]}",
-        plan_sha256=plan_sha256,
-        created_at=now,
-        finished_at=None,
-        suite=plan.suite.id,
-        suite_sha256=plan.suite.content_sha256(),
-        draftrank_version=__version__,
-        target=plan.target.id,
-        target_sha256=plan.target.content_sha256(),
-        target_weights_sha256=plan.target_folder.weights_sha256,
-        target_parameters=plan.target_folder.parameters,
-        dtype=plan.dtype,
-        device=plan.device,
-        runtime="torch-eager",
-        mode=plan.mode,
-        seed=plan.seed,
-        repeats=plan.suite.repeats,
-        machine=machine,
-        tasks=tuple(map(session_task, plan.tasks)),
-        arms=(*autoregressive, *drafts, *plan.references),
-        warnings=plan.warnings,
-        skipped_tasks=plan.skipped_tasks,
-        precision=plan.precision,
-        budget_s=plan.budget_s,
-        environment=read_environment(plan.device, plan.workspace),
-    )
-
-
-def utc_now() -> str:
-    """The time as records hold it: UTC, ISO 8601, whole milliseconds."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def trial_seed(mode: DecodingMode, cell: Sequence[str | int]) -> int:
-    """Seed of one trial, equal for all arms of a block: 63 bits from the mode's seed and the cell."""
-    digest = hashlib.sha256(repr((mode.seed, *cell)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1

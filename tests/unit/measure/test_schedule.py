@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from draftrank.catalog.decoding_mode import DecodingMode
+from draftrank.measure.plan import trial_seed
 from draftrank.measure.records import SessionTask
 from draftrank.measure.schedule import schedule
-from draftrank.measure.session import trial_seed
 
 ZERO = "0" * 64
 
