@@ -162,7 +162,7 @@ def main() -> int:
                 middle = (*prompt, *tokens[: options.tokens // 2])
                 latencies = {
                     (one.part, one.tokens): one.median_s
-                    for one in measure_latencies(target, drafting, options.k, middle)
+                    for one in measure_latencies(target, drafting, options.k, (middle,))
                 }
                 for kind, median in latencies.items():
                     forwards.setdefault(kind, []).append(median)
