@@ -199,4 +199,5 @@ def _against_measured(
     drafting = min(drafting, proposing)
     rest = max(0.0, measured - proposing - verifying)
     parts = (drafting, proposing - drafting, verifying, rest, predicted)
-    return predicted / measured, StepTime(*(1000 * part / steps for part in parts))
+    efficiency = ratio(predicted, measured)  # times near the smallest float give no finite one
+    return efficiency, StepTime(*(1000 * part / steps for part in parts)) if efficiency else None
