@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,6 +41,16 @@ err = _console(stderr=True)
 def print_json(value: Any) -> None:
     """Prints one compact JSON object on a line of its own, in ASCII, which every pipe carries."""
     sys.stdout.write(json.dumps(value, separators=(",", ":"), allow_nan=False) + "\n")
+
+
+def print_facts(facts: Mapping[str, str]) -> None:
+    """Prints named values, one to a line."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(name, Text(value))
+    print_table(table)
 
 
 def print_table(table: Table) -> None:

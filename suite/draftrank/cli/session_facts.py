@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from rich.table import Table
 from rich.text import Text
 
 from draftrank.board.formats import duration, size
-from draftrank.cli.output import out, print_table
+from draftrank.cli.output import out, print_facts
 from draftrank.measure.evidence import Environment, Numerics
 from draftrank.measure.fidelity import blind_share
 from draftrank.measure.records import Machine, Session
@@ -41,12 +40,7 @@ def print_session(summary: SessionSummary) -> None:
     facts["precision"] = _precision(summary)
     for number, warning in enumerate(session.warnings, 1):
         facts[f"warning {number}"] = warning
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim")
-    table.add_column(overflow="fold")
-    for name, value in facts.items():
-        table.add_row(name, Text(value))
-    print_table(table)
+    print_facts(facts)
 
 
 def _rounding(numerics: Numerics) -> str:

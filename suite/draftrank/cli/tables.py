@@ -9,7 +9,7 @@ from rich.text import Text
 
 from draftrank.board.formats import day, decimal, duration, percent, rank, size, span, times
 from draftrank.board.rows import Board, BoardRow
-from draftrank.cli.output import out, print_table
+from draftrank.cli.output import out, print_facts, print_table
 from draftrank.cli.reference_lines import reference_lines
 from draftrank.measure.comparing import ArmComparison
 from draftrank.measure.cost_model import Prediction
@@ -112,12 +112,7 @@ def print_arm(session: Session, arm: ArmSummary, verdict: str | None) -> None:
         facts["failed"] = arm.arm.failure
     if verdict is not None:
         facts["not ranked"] = verdict
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim")
-    table.add_column(overflow="fold")
-    for name, value in facts.items():
-        table.add_row(name, Text(value))
-    print_table(table)
+    print_facts(facts)
     tasks = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("task", "speedup", "95 % interval", "accept", "tok/s", "outliers", "identical"):
         tasks.add_column(name, justify="left" if name == "task" else "right")
