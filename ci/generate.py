@@ -18,6 +18,9 @@ from typing import Any
 
 from draftrank.board.words import WORDS
 from draftrank.catalog.schemas import MODELS, generate, write_all
+from draftrank.catalog.step_order import RULES as ORDER
+from draftrank.kinds import STEPS as STEP_KINDS
+from draftrank.kinds import load_kind
 from draftrank.measure.disturbance import RULES
 from draftrank.measure.gates import GATES
 from draftrank.store.bundle_format import SCHEMA_FILE, schema_text
@@ -29,6 +32,7 @@ SECTION = re.compile(
     r"(<!-- (?P<kind>words|gates|rules|constants|docstring):? ?(?P<names>[\w., ]*) -->\n).*?(<!-- /(?P=kind) -->)",
     re.DOTALL,
 )
+STEPS = re.compile(r"(<!-- (?P<kind>steps|order) -->\n).*?(<!-- /(?P=kind) -->)", re.DOTALL)
 TABLE = re.compile(r"(<!-- fields: (?P<name>\w+) -->\n).*?(<!-- /fields -->)", re.DOTALL)
 HEAD = "| field | value | default | meaning |\n|---|---|---|---|\n"
 PATTERNS = {
@@ -53,7 +57,31 @@ def definitions() -> dict[str, dict[str, Any]]:
 def with_tables(page: str) -> str:
     """The page with every table of fields as the models are now."""
     known = definitions()
+    page = STEPS.sub(lambda match: match[1] + of_steps(match["kind"]) + match[3], page)
     return TABLE.sub(lambda match: match[1] + table(known[match["name"]]) + match[3], page)
+
+
+def of_steps(kind: str) -> str:
+    """The table of all steps, or the rules of their order."""
+    if kind == "order":
+        found = ((rule.reason, rule.fix) for rule in ORDER)
+        return "".join(
+            f"- {reason.format(step='a step', other='another')}: {fix.format(step='it', other='the other')}.\n"
+            for reason, fix in found
+        )
+    steps = {name: load_kind(path) for name, path in STEP_KINDS.items()}
+    return rows(
+        ("step", "what it gives", "cost and effect", "architectures", "source"),
+        (
+            (f"[`{name}`](#{name})", first_line(step), step.cost, step.architectures, step.paper)
+            for name, step in steps.items()
+        ),
+    )
+
+
+def first_line(documented: type[Any]) -> str:
+    """The first sentence of a class's docstring."""
+    return (inspect.getdoc(documented) or "").partition("\n\n")[0].replace("\n", " ")
 
 
 def table(schema: dict[str, Any]) -> str:

@@ -19,7 +19,18 @@ SOURCES = {
 }
 
 STEPS = {
+    "pretrained": "draftrank.drafting.steps.origin:Pretrained",
+    "random": "draftrank.drafting.steps.origin:Random",
     "drop_layers": "draftrank.drafting.steps.drop_layers:DropLayers",
+    "merge_layers": "draftrank.drafting.steps.merge_layers:MergeLayers",
+    "prune_ffn": "draftrank.drafting.steps.width:PruneFfn",
+    "prune_heads": "draftrank.drafting.steps.width:PruneHeads",
+    "prune_hidden": "draftrank.drafting.steps.width:PruneHidden",
+    "factorize": "draftrank.drafting.steps.factorize:Factorize",
+    "tie_layers": "draftrank.drafting.steps.tie_layers:TieLayers",
+    "trim_vocabulary": "draftrank.drafting.steps.trim_vocabulary:TrimVocabulary",
+    "factorize_head": "draftrank.drafting.steps.factorize:FactorizeHead",
+    "sparsify": "draftrank.drafting.steps.sparsify:Sparsify",
     "distill": "draftrank.drafting.steps.distill:Distill",
     "quantize": "draftrank.drafting.steps.quantize:Quantize",
 }

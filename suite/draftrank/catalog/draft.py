@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from draftrank.catalog.base import Declared
+from draftrank.catalog.self_generated import CALIBRATION, SelfGenerated
 from draftrank.catalog.step import StepBase
 
 if TYPE_CHECKING:
@@ -24,6 +25,11 @@ class DraftBase(Declared):
     def build_steps(self) -> tuple[StepBase, ...]:
         """The steps that make the draft's weights, in order; empty when it has none of its own."""
         return ()
+
+    @property
+    def calibration_text(self) -> SelfGenerated:
+        """What steps that look at activations are shown."""
+        return CALIBRATION
 
     @property
     def has_weights(self) -> bool:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from draftrank.catalog.base import Declared
 
 if TYPE_CHECKING:
     from draftrank.drafting.working_draft import BuildContext, WorkingDraft
+
+
+Phase = Literal["origin", "structure", "factors", "tying", "head", "sparsity", "healing", "precision"]
+"""What a step changes, which decides where in a recipe it may stand (see `step_order`)."""
 
 
 class StepBase(Declared):
@@ -18,6 +22,14 @@ class StepBase(Declared):
     """Family shown on the board, e.g. `layer dropping`."""
     trains: ClassVar[bool] = False
     """Whether the step updates weights by gradient descent."""
+    phase: ClassVar[Phase]
+    """What it changes."""
+    paper: ClassVar[str]
+    """Where the method comes from."""
+    cost: ClassVar[str]
+    """What the build takes, and what the draft gains or loses by it, in a few words."""
+    architectures: ClassVar[str] = "all"
+    """Which ones it works on, and why not on others."""
     code_version: ClassVar[int] = 1
     """Raised when the step's result changes for equal knobs, so that caches are not reused."""
 

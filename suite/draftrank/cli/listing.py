@@ -98,8 +98,10 @@ def _kinds(what: What) -> list[dict[str, Any]]:
     for kind, path in table.items():
         loaded = kinds.load_kind(path)
         knobs = [name for name in loaded.model_fields if name != "kind"]
-        meaning = (loaded.__doc__ or "").strip().splitlines()[0]
-        rows.append({"kind": kind, "meaning": meaning, "fields": ", ".join(knobs)})
+        row = {"kind": kind, "meaning": (loaded.__doc__ or "").strip().splitlines()[0]}
+        if what is What.steps:
+            row |= {"cost": loaded.cost, "architectures": loaded.architectures, "source": loaded.paper}
+        rows.append({**row, "fields": ", ".join(knobs)})
     return rows
 
 

@@ -7,7 +7,7 @@ table below; supporting another one is one more row.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,45 @@ from draftrank.errors import BuildError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Names of a decoder layer's parts, as attributes of its modules."""
+
+    attention: str = "self_attn"
+    """In the layer."""
+    queries: str = "q_proj"
+    """In the attention, as the next three."""
+    keys: str = "k_proj"
+    values: str = "v_proj"
+    attention_output: str = "o_proj"
+    feed_forward: str = "mlp"
+    """In the layer."""
+    feed_forward_inputs: tuple[str, ...] = ("gate_proj", "up_proj")
+    """In the feed-forward network: what makes its channels."""
+    feed_forward_output: str = "down_proj"
+    """In the feed-forward network: what reads them."""
+    feed_forward_size: str = "intermediate_size"
+    """The configuration's field of how many there are."""
+    norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
+    """In the layer: norms over the hidden channels."""
+
+    @property
+    def fused(self) -> bool:
+        """Whether one matrix makes queries, keys and values."""
+        return self.queries == self.keys
+
+    def attention_parts(self) -> tuple[str, ...]:
+        """Every matrix of the attention, below the layer."""
+        names = dict.fromkeys((self.queries, self.keys, self.values, self.attention_output))
+        return tuple(f"{self.attention}.{name}" for name in names)
+
+    def feed_forward_parts(self) -> tuple[str, ...]:
+        """Every matrix of the feed-forward network, below the layer."""
+        return tuple(
+            f"{self.feed_forward}.{name}" for name in (*self.feed_forward_inputs, self.feed_forward_output)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +77,12 @@ class Architecture:
     """In the model: the projection to the vocabulary."""
     per_layer_fields: tuple[str, ...] = ()
     """Lists of the configuration with one entry per layer."""
+    block: Block = Block()
+    """A decoder layer's parts."""
+    norm_offset: float = 0.0
+    """What a norm adds to its weight before it multiplies."""
+    embedding_grows_with_width: bool = False
+    """Whether embeddings are multiplied by the square root of the hidden size."""
 
     @classmethod
     def of(cls, model_or_config: PreTrainedModel | PretrainedConfig) -> Architecture:
@@ -60,6 +105,18 @@ class Architecture:
         layers = getattr(self._decoder(model), self.layer_list)
         assert isinstance(layers, nn.ModuleList)
         return layers
+
+    def layer_name(self, index: int) -> str:
+        """Name of a decoder layer in the model."""
+        return f"{self.decoder}.{self.layer_list}.{index}"
+
+    def linear_layers(self, model: PreTrainedModel) -> dict[str, nn.Module]:
+        """The matrices of all decoder layers by their names in the model, in order; not the head."""
+        parts = (*self.block.attention_parts(), *self.block.feed_forward_parts())
+        names = [
+            f"{self.layer_name(index)}.{part}" for index in range(len(self.layers(model))) for part in parts
+        ]
+        return {name: model.get_submodule(name) for name in names}
 
     def norm(self, model: PreTrainedModel) -> nn.Module:
         """The norm after the last layer."""
@@ -105,15 +162,7 @@ class Architecture:
                 f"the model has layers 0 to {len(layers) - 1}; {list(indices)} does not name some of them in "
                 "ascending order"
             )
-        if getattr(model.config, "scale_attn_by_inverse_layer_idx", False):
-            raise BuildError("the model scales attention by the layer's index, so its layers cannot be moved")
-        kept = nn.ModuleList(layers[index] for index in indices)
-        for position, layer in enumerate(kept):
-            for module in layer.modules():
-                if hasattr(module, "layer_idx"):
-                    module.__dict__["layer_idx"] = position
-        setattr(self._decoder(model), self.layer_list, kept)
-        self._set_depth(model.config, indices)
+        self.replace_layers(model, [layers[index] for index in indices], indices)
 
     def first_layers(self, model: PreTrainedModel, count: int) -> PreTrainedModel:
         """A model of the first `count` layers, the final norm and the head, sharing every weight.
@@ -126,15 +175,47 @@ class Architecture:
         layers = self.layers(model)
         if not 1 <= count <= len(layers):
             raise BuildError(f"the model has {len(layers)} layers, so {count} of them cannot be run")
+        return self.view_of(model, layers[:count], range(count))
+
+    def view_of(
+        self, model: PreTrainedModel, layers: Iterable[nn.Module], indices: Sequence[int]
+    ) -> PreTrainedModel:
+        """A model that runs other layers between the same embedding and head, sharing every weight.
+
+        It has no cache of its own numbering: feed it whole sequences, or the model's first layers.
+
+        Args:
+            model: the model to look at; it stays as it is.
+            layers: the layers to run, in order.
+            indices: for each, the layer of the model whose configuration it has.
+        """
         config = copy.deepcopy(model.config)
-        self._set_depth(config, range(count))
+        self._set_depth(config, indices)
         decoder = _shallow_copy(self._decoder(model))
         decoder.config = config
-        setattr(decoder, self.layer_list, nn.ModuleList(layers[:count]))
+        setattr(decoder, self.layer_list, nn.ModuleList(layers))
         view = _shallow_copy(model)
         view.config = config
         setattr(view, self.decoder, decoder)
         return view
+
+    def replace_layers(
+        self, model: PreTrainedModel, layers: Iterable[nn.Module], indices: Sequence[int]
+    ) -> None:
+        """Makes the model run these layers, in place; arguments as above.
+
+        Raises:
+            BuildError: the architecture's layers compute differently at another depth.
+        """
+        if getattr(model.config, "scale_attn_by_inverse_layer_idx", False):
+            raise BuildError("the model scales attention by the layer's index, so its layers cannot be moved")
+        placed = nn.ModuleList(layers)
+        for position, layer in enumerate(placed):
+            for module in layer.modules():
+                if hasattr(module, "layer_idx"):
+                    module.__dict__["layer_idx"] = position
+        setattr(self._decoder(model), self.layer_list, placed)
+        self._set_depth(model.config, indices)
 
     def _decoder(self, model: PreTrainedModel) -> nn.Module:
         return _module(model, self.decoder)
@@ -149,8 +230,42 @@ class Architecture:
 
 ARCHITECTURES = (
     Architecture("llama", "model", "layers", "norm", "embed_tokens"),
-    Architecture("gemma3_text", "model", "layers", "norm", "embed_tokens", per_layer_fields=("layer_types",)),
-    Architecture("gpt2", "transformer", "h", "ln_f", "wte"),
+    Architecture(
+        "gemma3_text",
+        "model",
+        "layers",
+        "norm",
+        "embed_tokens",
+        per_layer_fields=("layer_types",),
+        block=Block(
+            norms=(
+                "input_layernorm",
+                "post_attention_layernorm",
+                "pre_feedforward_layernorm",
+                "post_feedforward_layernorm",
+            )
+        ),
+        norm_offset=1.0,
+        embedding_grows_with_width=True,
+    ),
+    Architecture(
+        "gpt2",
+        "transformer",
+        "h",
+        "ln_f",
+        "wte",
+        block=Block(
+            attention="attn",
+            queries="c_attn",
+            keys="c_attn",
+            values="c_attn",
+            attention_output="c_proj",
+            feed_forward_inputs=("c_fc",),
+            feed_forward_output="c_proj",
+            feed_forward_size="n_inner",
+            norms=("ln_1", "ln_2"),
+        ),
+    ),
 )
 """Every supported architecture, one row each."""
 

@@ -11,12 +11,14 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from draftrank.catalog.base import sha256_of_json
+from draftrank.catalog.draft import DraftBase
+from draftrank.catalog.self_generated import CALIBRATION
 from draftrank.catalog.sources.base import file_sha256
-from draftrank.catalog.step import StepBase
 from draftrank.errors import MissingDataError
 from draftrank.progress import Progress
 
@@ -24,23 +26,24 @@ PIPELINE_VERSION = 1
 """Raised when equal steps come to give another draft for reasons outside of them."""
 
 
-def draft_key(steps: Sequence[StepBase], target_weights_sha256: str) -> str:
-    """Identity of a draft's content: sha256 (hex) over the target's weights, the steps as declared
-    and the versions of the code that carries them out."""
-    return sha256_of_json(
-        {
-            "pipeline_version": PIPELINE_VERSION,
-            "target_weights_sha256": target_weights_sha256,
-            "steps": [
-                {
-                    "kind": step.kind,
-                    "code_version": step.code_version,
-                    "content_sha256": step.content_sha256(),
-                }
-                for step in steps
-            ],
-        }
-    )
+def draft_key(draft: DraftBase, target_weights_sha256: str) -> str:
+    """Identity of a draft's content: sha256 (hex) over the target's weights, the steps as declared, the
+    text they are calibrated on and the versions of the code that carries them out."""
+    content: dict[str, Any] = {
+        "pipeline_version": PIPELINE_VERSION,
+        "target_weights_sha256": target_weights_sha256,
+        "steps": [
+            {
+                "kind": step.kind,
+                "code_version": step.code_version,
+                "content_sha256": step.content_sha256(),
+            }
+            for step in draft.build_steps
+        ],
+    }
+    if draft.calibration_text != CALIBRATION:
+        content["calibration_sha256"] = draft.calibration_text.content_sha256()
+    return sha256_of_json(content)
 
 
 def draft_folder(cache: Path, key: str) -> Path:

@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from draftrank.catalog.base import sha256_of_json
+from draftrank.catalog.self_generated import SelfGenerated
 from draftrank.drafting.cache import only_process, publish_file, remove_folder, scratch_folder
 from draftrank.drafting.conversation_row import ANSWER, PROMPT, TEMPLATE, ConversationRow, RowRules, row_rules
 from draftrank.drafting.loading import compute_dtype, load_model, load_tokenizer
-from draftrank.drafting.steps.distill import SelfGenerated
 from draftrank.progress import Stage
 
 if TYPE_CHECKING:
@@ -57,23 +57,12 @@ def self_generated_corpus(spec: SelfGenerated, context: BuildContext) -> Corpus:
         InvalidInputError: a chat target without a usable chat template.
         BuildError: the rows are too short for the template.
     """
-    dtype = compute_dtype(context.device)
-    key = sha256_of_json(
-        {
-            "code_version": CODE_VERSION,
-            "spec": spec.model_dump(mode="json"),
-            "target_weights_sha256": context.target_weights_sha256,
-            "prompt_format": context.prompt_format,
-            "tokenizer_sha256": _tokenizer_sha256(context.target_folder),
-            "dtype": dtype,
-            "device": context.device,
-        }
-    )
+    key = corpus_key(spec, context)
     final = context.cache / "corpora" / f"{key}.safetensors"
     if not final.is_file():
         with only_process(final, context.progress, "the same corpus"):
             if not final.is_file():
-                model = load_model(context.target_folder, dtype, context.device)
+                model = load_model(context.target_folder, compute_dtype(context.device), context.device)
                 scratch = scratch_folder(context.cache, f"corpus-{key}")
                 parts = _write_batches(spec, model, scratch, context)
                 joined = {name: torch.cat([part[name] for part in parts]) for name in ("tokens", "roles")}
@@ -81,6 +70,29 @@ def self_generated_corpus(spec: SelfGenerated, context: BuildContext) -> Corpus:
                 remove_folder(scratch)
     found = load_file(final)
     return Corpus(found["tokens"], found["roles"])
+
+
+def corpus_key(spec: SelfGenerated, context: BuildContext) -> str:
+    """Identity of a corpus: sha256 (hex) over all that decides its text."""
+    return sha256_of_json(
+        {
+            "code_version": CODE_VERSION,
+            "spec": spec.model_dump(mode="json"),
+            "target_weights_sha256": context.target_weights_sha256,
+            "prompt_format": context.prompt_format,
+            "tokenizer_sha256": _tokenizer_sha256(context.target_folder),
+            "dtype": compute_dtype(context.device),
+            "device": context.device,
+        }
+    )
+
+
+def calibration_tokens(context: BuildContext) -> Tensor:
+    """The text that this build's steps are calibrated on: int32 [sequences, sequence_tokens].
+
+    Raises: see `self_generated_corpus`.
+    """
+    return self_generated_corpus(context.calibration, context).tokens
 
 
 def _write_batches(

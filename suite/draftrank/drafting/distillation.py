@@ -4,6 +4,8 @@ arXiv:1503.02531; for drafts: DistillSpec, Zhou et al. 2023, arXiv:2310.08461).
 The work is a pure function of the declaration: the order of sequences comes from its seed, layers
 stay in evaluation mode (no dropout), and a checkpoint holds all the rest of the state. So a run that
 was interrupted ends bit for bit like one that was not, on the same machine with as many threads.
+
+Weights that a sparsifying step set to zero stay zero.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,15 +26,15 @@ from torch import Tensor, nn
 from draftrank.drafting.architecture import Architecture
 from draftrank.drafting.cache import publish_file
 from draftrank.drafting.conversation_row import ANSWER, TEMPLATE
-from draftrank.drafting.corpus import Corpus, self_generated_corpus
+from draftrank.drafting.corpus import Corpus, corpus_key, self_generated_corpus
+from draftrank.drafting.forms import TrimmedHead
+from draftrank.drafting.hidden_matching import HiddenMatching
 from draftrank.drafting.loading import DTYPES, DtypeName, compute_dtype, load_model
-from draftrank.drafting.objective import (
-    Closeness,
-    backward_in_chunks,
-    chunk_positions,
-    closeness_in_chunks,
-)
+from draftrank.drafting.matrices import matrix
+from draftrank.drafting.objective import Closeness, chunk_positions, closeness_in_chunks, loss_in_chunks
+from draftrank.drafting.on_policy import rewritten
 from draftrank.drafting.steps.distill import Distill
+from draftrank.drafting.target_states import target_states
 from draftrank.errors import BuildError
 
 if TYPE_CHECKING:
@@ -61,6 +63,9 @@ class _State:
     losses: list[float] = field(default_factory=list)
     kl_before: float = 0.0
     agreement_before: float = 0.0
+    evaluations: list[float] = field(default_factory=list)
+    """Agreement at each evaluation so far."""
+    ended_early: bool = False
 
 
 def distill(spec: Distill, draft: WorkingDraft, context: BuildContext) -> dict[str, Any]:
@@ -85,13 +90,13 @@ def distill(spec: Distill, draft: WorkingDraft, context: BuildContext) -> dict[s
     total = sum(len(batch) for batch in batches) * corpus.tokens.shape[1]
     with context.progress.stage("distil", total) as stage:
         stage.advance(state.tokens_seen)
-        for seen, note in trainer.train(batches, state):
+        for seen, note in trainer.train(batches, held_out, state):
             stage.advance(seen, note)
     after = trainer.closeness(held_out)
     trainer.finish()
     averaged = max(1, round(len(batches) * _MEAN_SHARE))
     return {
-        "updates": len(batches),
+        "updates": state.updates_done,
         "tokens_seen": state.tokens_seen,
         "seconds": round(state.seconds, 3),
         "tokens_per_s": round(state.tokens_seen / max(state.seconds, 1e-9), 1),
@@ -103,6 +108,7 @@ def distill(spec: Distill, draft: WorkingDraft, context: BuildContext) -> dict[s
         "held_out_agreement_after": after.agreement,
         "held_out_sequences": len(held_out),
         "compute_dtype": trainer.dtype,
+        **({"evaluations": state.evaluations} if spec.evaluations else {}),
     }
 
 
@@ -145,32 +151,54 @@ class _Trainer:
         self.target = load_model(context.target_folder, self.dtype, context.device)
         self.target_shape = Architecture.of(self.target)
         self.trained = _unfreeze(self.draft, self.shape, with_head=spec.train_head)
+        self.zeros = _zeros(draft)
         self.head = self.shape.head(self.draft)
+        self.kept: Tensor | None = None
+        self.target_head = self.target_shape.head(self.target)
+        if isinstance(self.head, TrimmedHead):
+            # what the draft cannot say is left out on both sides, and costs nothing
+            self.kept, self.head = self.head.token_ids, self.head.projection
+            self.trimmed_target_head = _some_rows(self.target_head, self.kept)
         if not spec.train_head:
             # autocast would convert a frozen head anew in every chunk
             self.head = copy.deepcopy(self.head).to(DTYPES[self.dtype]).requires_grad_(False)
         self.chunk = chunk_positions(int(self.draft.config.vocab_size))
+        self.states: Tensor | None = None
+        if spec.cache_target_states:
+            self.states = target_states(self.target, corpus, corpus_key(spec.data, context), context)
+        self.matching: HiddenMatching | None = None
+        if spec.hidden_weight:
+            self.matching = HiddenMatching(draft, self.target, self.target_shape)
         self.optimizer = torch.optim.AdamW(
             _decay_groups(self.trained.values(), spec.weight_decay), lr=spec.learning_rate, betas=(0.9, 0.95)
         )
 
-    def train(self, batches: list[Tensor], state: _State) -> Iterator[tuple[int, str]]:
+    def train(self, batches: list[Tensor], held_out: Tensor, state: _State) -> Iterator[tuple[int, str]]:
         """Goes on from `state` and yields the tokens of each update with a remark on the loss."""
         saved = began = time.monotonic()
         seconds_before = state.seconds
+        looks = _evaluation_points(len(batches), self.spec.evaluations)
+        agreement = ""
         for update in range(state.updates_done, len(batches)):
+            if state.ended_early:
+                break
             loss = self._update(batches[update], update, len(batches))
             seen = len(batches[update]) * self.corpus.tokens.shape[1]
             state.losses.append(loss)
             state.updates_done += 1
             state.tokens_seen += seen
+            if state.updates_done in looks:
+                state.evaluations.append(self.closeness(held_out).agreement)
+                state.ended_early = no_longer_better(state.evaluations, self.spec.stop_after)
+                agreement = f", agreement {state.evaluations[-1]:.3f}"
             now = time.monotonic()
             state.seconds = seconds_before + now - began
-            if now - saved >= CHECKPOINT_S or state.updates_done == len(batches):
+            if now - saved >= CHECKPOINT_S or state.ended_early or state.updates_done == len(batches):
                 self._save(state)
                 saved = time.monotonic()
             left = state.seconds / state.updates_done * (len(batches) - state.updates_done)
-            yield seen, f"loss {loss:.3f}, {left / 60:.0f} min left"
+            rate = state.tokens_seen / max(state.seconds, 1e-9)
+            yield seen, f"loss {loss:.3f}{agreement}, {rate:,.0f} tokens/s, {left / 60:.0f} min left"
 
     @torch.no_grad()
     def closeness(self, indices: Tensor) -> Closeness:
@@ -179,8 +207,10 @@ class _Trainer:
         for batch in torch.split(indices, self.spec.batch_sequences):
             tokens, places = self._text(batch, answers_only=True)
             with self._precision():
-                ours, theirs = self._hidden(tokens, places)
-                total += closeness_in_chunks(ours, self._logits, theirs, self._target_logits, self.chunk)
+                ours, theirs = self._ours(tokens, places), self._theirs(batch, tokens, places)
+                total += closeness_in_chunks(
+                    ours, self._logits, theirs, self._all_target_logits, self.chunk, self.kept
+                )
         return total
 
     def resume(self) -> _State | None:
@@ -205,17 +235,19 @@ class _Trainer:
             group["lr"] = self.spec.learning_rate * factor
         self.optimizer.zero_grad(set_to_none=True)
         tokens, places = self._text(batch)
-        with self._precision():
-            ours, theirs = self._hidden(tokens, places)
-            following = tokens.flatten()[places + 1]
-            loss = backward_in_chunks(
-                self.spec.objective,
-                ours,
-                self._logits,
-                theirs,
-                self._target_logits,
-                following,
-                self.chunk,
+        if self._writes_itself(update):
+            tokens = self._rewritten(batch, tokens, update)
+        places = self._sayable(tokens, places)
+        loss, rows = 0.0, tokens.shape[1]
+        size = self.spec.micro_batch_sequences or len(batch)
+        for first in range(0, len(batch), size):
+            part = (places >= first * rows) & (places < (first + size) * rows)
+            loss += self._add_gradients(
+                batch[first : first + size],
+                tokens[first : first + size],
+                places[part] - first * rows,
+                positions=len(places),
+                share=len(batch[first : first + size]) / len(batch),
             )
         if not math.isfinite(loss):
             raise BuildError(
@@ -223,7 +255,57 @@ class _Trainer:
             )
         nn.utils.clip_grad_norm_(self.trained.values(), self.spec.gradient_clip)
         self.optimizer.step()
+        with torch.no_grad():
+            for name, zero in self.zeros.items():
+                self.trained[name].masked_fill_(zero, 0.0)
         return loss
+
+    def _add_gradients(
+        self, batch: Tensor, tokens: Tensor, places: Tensor, *, positions: int, share: float
+    ) -> float:
+        """One forward and backward; returns this part of the update's loss."""
+        matching = self.matching
+        with self._precision(), matching or nullcontext():
+            ours, theirs = self._ours(tokens, places), self._theirs(batch, tokens, places)
+            loss, gradient = loss_in_chunks(
+                self.spec.objective,
+                ours,
+                self._logits,
+                theirs,
+                self._target_logits,
+                self._spoken(tokens.flatten()[places + 1]),
+                self.chunk,
+                positions,
+            )
+        if matching is None:
+            ours.backward(gradient)  # type: ignore[no-untyped-call]
+            return loss
+        distance = matching.distance() * (self.spec.hidden_weight * share)
+        torch.autograd.backward([ours, distance], [gradient, None])
+        return loss + float(distance.detach())
+
+    def _writes_itself(self, update: int) -> bool:
+        """Spreads the updates on the draft's own text evenly."""
+        share = self.spec.on_policy_share
+        return int((update + 1) * share) > int(update * share)
+
+    def _rewritten(self, batch: Tensor, tokens: Tensor, update: int) -> Tensor:
+        answers = (self.corpus.roles[batch] == ANSWER).to(self.device)
+        generator = torch.Generator(self.device).manual_seed(_seed(self.spec.seed, f"own/{update}"))
+        with self._precision():
+            return rewritten(self.draft, tokens, answers, self.spec.data.answer_temperature, generator)
+
+    def _sayable(self, tokens: Tensor, places: Tensor) -> Tensor:
+        """The places whose next token the objective can use."""
+        if self.kept is None or self.spec.objective != "cross_entropy":
+            return places
+        return places[torch.isin(tokens.flatten()[places + 1], self.kept)]
+
+    def _spoken(self, tokens: Tensor) -> Tensor:
+        """Tokens as the head numbers them."""
+        if self.kept is None or self.spec.objective != "cross_entropy":
+            return tokens
+        return torch.searchsorted(self.kept, tokens)
 
     def _text(self, batch: Tensor, *, answers_only: bool = False) -> tuple[Tensor, Tensor]:
         """Token ids [sequences, length], and the flat places whose next token somebody wrote."""
@@ -233,17 +315,26 @@ class _Trainer:
         counted[:, 0] = False  # nothing predicts the first token
         return tokens, counted.flatten().nonzero().squeeze(1) - 1
 
-    def _hidden(self, tokens: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-        ours = self.shape.hidden_states(self.draft, tokens).flatten(0, 1).index_select(0, places)
-        with torch.no_grad():
-            theirs = self.target_shape.hidden_states(self.target, tokens)
-        return ours, theirs.flatten(0, 1).index_select(0, places)
+    def _ours(self, tokens: Tensor, places: Tensor) -> Tensor:
+        return self.shape.hidden_states(self.draft, tokens).flatten(0, 1).index_select(0, places)
+
+    @torch.no_grad()
+    def _theirs(self, batch: Tensor, tokens: Tensor, places: Tensor) -> Tensor:
+        if self.states is not None:
+            return self.states[batch].to(self.device).flatten(0, 1).index_select(0, places)
+        states = self.target_shape.hidden_states(self.target, tokens)
+        return states.flatten(0, 1).index_select(0, places)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return self.shape.logits(self.draft, hidden, self.head)
 
     def _target_logits(self, hidden: Tensor) -> Tensor:
-        return self.target_shape.logits(self.target, hidden)
+        """Of the tokens that the draft can say."""
+        head = self.target_head if self.kept is None else self.trimmed_target_head
+        return self.target_shape.logits(self.target, hidden, head)
+
+    def _all_target_logits(self, hidden: Tensor) -> Tensor:
+        return self.target_shape.logits(self.target, hidden, self.target_head)
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.dtype == "fp32":
@@ -276,10 +367,47 @@ def _decay_groups(parameters: Any, weight_decay: float) -> list[dict[str, Any]]:
     ]
 
 
+def no_longer_better(agreements: Sequence[float], patience: int | None) -> bool:
+    """Whether the best of all evaluations is as long ago as `patience` says."""
+    if patience is None or len(agreements) <= patience:
+        return False
+    return max(agreements[-patience:]) <= max(agreements[:-patience])
+
+
+def _evaluation_points(updates: int, evaluations: int) -> set[int]:
+    """After which updates agreement is looked at: evenly spread, never after the last."""
+    return {updates * number // (evaluations + 1) for number in range(1, evaluations + 1)} - {0, updates}
+
+
+def _zeros(draft: WorkingDraft) -> dict[str, Tensor]:
+    """Where weights of a sparse draft are zero, by parameter."""
+    if "zeros" not in draft.notes:
+        return {}
+    masks = {
+        f"{name}.weight": module.weight == 0
+        for name, module in draft.architecture.linear_layers(draft.model).items()
+    }
+    return {name: mask for name, mask in masks.items() if isinstance(mask, Tensor) and bool(mask.any())}
+
+
+def _some_rows(head: nn.Module, kept: Tensor) -> nn.Linear:
+    """A head over some tokens only."""
+    weight = matrix(head)[kept]
+    rows = nn.Linear(weight.shape[1], weight.shape[0], bias=isinstance(head.bias, Tensor), device="meta")
+    rows.weight = nn.Parameter(weight, requires_grad=False)
+    if isinstance(head.bias, Tensor):
+        rows.bias = nn.Parameter(head.bias.detach()[kept], requires_grad=False)
+    return rows
+
+
 def _order(indices: Tensor, seed: int, number: int) -> Tensor:
-    digest = hashlib.sha256(f"distill/{seed}/{number}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    generator = torch.Generator().manual_seed(_seed(seed, str(number)))
     return indices[torch.randperm(len(indices), generator=generator)]
+
+
+def _seed(seed: int, what: str) -> int:
+    digest = hashlib.sha256(f"distill/{seed}/{what}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")
 
 
 def _mean(values: list[float]) -> float:

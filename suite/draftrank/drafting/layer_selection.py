@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor, nn
-
-from draftrank.drafting.corpus import self_generated_corpus
-from draftrank.drafting.steps.distill import SelfGenerated
+from draftrank.drafting.corpus import calibration_tokens
+from draftrank.drafting.layer_scores import angular_distances, block_influence, layers_by_loss
 from draftrank.errors import BuildError
 
 if TYPE_CHECKING:
     from draftrank.drafting.working_draft import BuildContext, WorkingDraft
 
-Selection = Literal["ends", "even", "first", "block_influence"]
-
-CALIBRATION = SelfGenerated(
-    kind="self_generated", tokens=4_096, sequence_tokens=128, batch_sequences=32, seed=0
-)
-"""The text that block influence is measured on."""
-_BATCH_SEQUENCES = 8
+Selection = Literal["ends", "even", "first", "block_influence", "angular", "loss"]
+LOSS_SEQUENCES = 8
+"""`loss` runs the model once per candidate, so it looks at the first sequences of the text only."""
 
 
 def choose_layers(
@@ -32,7 +25,7 @@ def choose_layers(
     Args:
         keep: how many, or which.
         select: with a number: how they are chosen (see `DropLayers.select`).
-        draft: the model to cut; block influence is noted in its notes.
+        draft: the model to cut; what decided is noted in its notes.
         context: what surrounds the build.
 
     Raises:
@@ -48,17 +41,28 @@ def choose_layers(
         )
     if not isinstance(keep, int):
         return tuple(keep)
-    if select == "block_influence":
-        influence = _influence_on_calibration(draft, context)
-        draft.notes["block_influence"] = [round(value, 6) for value in influence]
-        ranked = sorted(range(depth), key=lambda index: (-influence[index], index))
-        return tuple(sorted(ranked[:keep]))
     if select == "ends":
         first = (keep + 1) // 2
         return (*range(first), *range(depth - (keep - first), depth))
     if select == "even":
         return evenly_spaced(keep, depth)
-    return tuple(range(keep))
+    if select == "first" or keep == depth:
+        return tuple(range(keep))
+    tokens = calibration_tokens(context)
+    with context.progress.stage("score the layers"):
+        if select == "angular":
+            distances = angular_distances(draft, tokens, depth - keep)
+            draft.notes["angular_distances"] = _rounded(distances)
+            start = distances.index(min(distances))
+            return (*range(start), *range(start + depth - keep, depth))
+        if select == "loss":
+            kept, losses = layers_by_loss(draft, tokens[:LOSS_SEQUENCES], keep)
+            draft.notes["losses"] = _rounded(losses)
+            return tuple(kept)
+        influence = block_influence(draft, tokens)
+    draft.notes["block_influence"] = _rounded(influence)
+    ranked = sorted(range(depth), key=lambda index: (-influence[index], index))
+    return tuple(sorted(ranked[:keep]))
 
 
 def evenly_spaced(count: int, depth: int) -> tuple[int, ...]:
@@ -69,37 +73,5 @@ def evenly_spaced(count: int, depth: int) -> tuple[int, ...]:
     return tuple((2 * index * (depth - 1) + gaps) // (2 * gaps) for index in range(count))
 
 
-def block_influence(draft: WorkingDraft, token_ids: Tensor) -> list[float]:
-    """ShortGPT's score of each layer: one minus the mean cosine similarity between the hidden state
-    before and after it, over all positions (Men et al. 2024, arXiv:2403.03853).
-
-    Args:
-        draft: the model to judge.
-        token_ids: int tensor [sequences, length].
-    """
-    layers = draft.architecture.layers(draft.model)
-    totals = torch.zeros(len(layers), dtype=torch.float64)
-
-    def observer(index: int) -> Callable[[nn.Module, tuple[Tensor, ...], Any], None]:
-        def observe(_: nn.Module, arguments: tuple[Tensor, ...], output: Any) -> None:
-            after = output if isinstance(output, Tensor) else output[0]
-            similarity = torch.cosine_similarity(arguments[0].float(), after.float(), dim=-1)
-            totals[index] += similarity.double().sum().cpu()
-
-        return observe
-
-    handles = [layer.register_forward_hook(observer(index)) for index, layer in enumerate(layers)]
-    try:
-        with torch.inference_mode():
-            for batch in torch.split(token_ids, _BATCH_SEQUENCES):
-                draft.architecture.hidden_states(draft.model, batch.to(draft.model.device, torch.int64))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [1.0 - float(total) / token_ids.numel() for total in totals]
-
-
-def _influence_on_calibration(draft: WorkingDraft, context: BuildContext) -> list[float]:
-    corpus = self_generated_corpus(CALIBRATION, context)
-    with context.progress.stage("score the layers' influence"):
-        return block_influence(draft, corpus.tokens)
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [round(value, 6) for value in values]

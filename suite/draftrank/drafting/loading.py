@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
+from draftrank.drafting.cache import weight_files
+from draftrank.drafting.forms import FORMS, DynamicInt8Form, Form, fill, quantize_linear_layers
 from draftrank.drafting.quiet import quiet_transformers
-from draftrank.errors import BuildError, IncompatibleDraftError, MissingDataError
+from draftrank.errors import IncompatibleDraftError, MissingDataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,14 +26,12 @@ DTYPES: dict[DtypeName, torch.dtype] = {
 FACTS = "draftrank.json"
 """The file in a folder of ours that says how it was made and is to be loaded."""
 
-_ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
-
 
 def load_model(folder: Path, dtype: DtypeName, device: str) -> PreTrainedModel:
     """Loads a causal language model for inference: evaluation mode, no gradients.
 
-    Only safetensors are read and no code of the folder is run. A draft whose load form is
-    `dynamic_int8` has int8 linear layers and computes the rest in fp32, whatever `dtype` says.
+    Only safetensors are read and no code of the folder is run. A draft in int8 computes the rest in
+    fp32, whatever `dtype` says.
 
     Args:
         folder: a Hugging Face folder.
@@ -39,14 +39,16 @@ def load_model(folder: Path, dtype: DtypeName, device: str) -> PreTrainedModel:
         device: `cpu` or `cuda`.
 
     Raises:
-        IncompatibleDraftError: the folder's load form does not run on this device.
+        IncompatibleDraftError: a form of the draft does not run on this device.
         BuildError: this build of torch has no engine for it.
         MissingDataError: the folder cannot be opened as a model.
     """
     from safetensors import SafetensorError
+    from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
-    int8 = _load_form(folder) == "dynamic_int8"
+    forms = read_forms(folder)
+    int8 = next((form for form in forms if isinstance(form, DynamicInt8Form)), None)
     if int8 and device != "cpu":
         raise IncompatibleDraftError(
             "a dynamic_int8 draft runs on CPU only: use --device cpu, or leave its quantize step out"
@@ -64,9 +66,14 @@ def load_model(folder: Path, dtype: DtypeName, device: str) -> PreTrainedModel:
         raise MissingDataError(f"{folder} cannot be opened as a model: {error}") from error
     model.eval()
     model.requires_grad_(False)
+    replaced = [
+        name for form in forms if not isinstance(form, DynamicInt8Form) and (name := form.prepare(model))
+    ]
+    if replaced:
+        fill(model, replaced, {k: v for path in weight_files(folder) for k, v in load_file(path).items()})
     _own_memory(model)
     if int8:
-        quantize_linear_layers(model)
+        quantize_linear_layers(model, int8.keep_precise)
     return model.to(device)
 
 
@@ -101,46 +108,12 @@ def compute_dtype(device: str) -> DtypeName:
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
-def quantize_linear_layers(model: nn.Module) -> None:
-    """Replaces every linear layer by its dynamic int8 form, in place: int8 weights with one scale per
-    output channel, activations quantized per forward.
-
-    A head that shares the embedding's weight gets its own int8 copy; the embedding stays fp32.
-
-    Raises:
-        BuildError: torch has no quantized engine for this processor.
-    """
-    from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
-
-    supported = torch.backends.quantized.supported_engines
-    engine = next((name for name in _ENGINES if name in supported), None)
-    if engine is None:
-        raise BuildError("this build of torch has no int8 engine for this processor: leave quantize out")
-    if torch.backends.quantized.engine not in _ENGINES:
-        torch.backends.quantized.engine = engine
-    _unfold_conv1d(model)
-    with quiet_transformers():
-        quantize_dynamic(  # type: ignore[no-untyped-call]
-            model, {nn.Linear: per_channel_dynamic_qconfig}, dtype=torch.qint8, inplace=True
-        )
-
-
-def _unfold_conv1d(model: nn.Module) -> None:
-    """GPT-2 calls its linear layers Conv1D and keeps their weights transposed."""
-    from transformers.pytorch_utils import Conv1D
-
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, Conv1D):
-                inputs, outputs = child.weight.shape
-                linear = nn.Linear(inputs, outputs, device="meta")
-                linear.weight = nn.Parameter(child.weight.detach().t().contiguous(), requires_grad=False)
-                linear.bias = nn.Parameter(child.bias.detach(), requires_grad=False)
-                setattr(module, name, linear)
-
-
-def _load_form(folder: Path) -> str:
+def read_forms(folder: Path) -> list[Form]:
+    """What is to be done to a folder's model when it is loaded."""
     path = folder / FACTS
     if not path.is_file():
-        return "plain"
-    return str(json.loads(path.read_text("utf-8")).get("load_form", "plain"))
+        return []
+    facts = json.loads(path.read_text("utf-8"))
+    if facts.get("load_form") == "dynamic_int8":  # as drafts were noted first
+        return [DynamicInt8Form()]
+    return FORMS.validate_python(facts.get("forms", []), strict=False)

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Objective = Literal["kl", "cross_entropy"]
+Objective = Literal["kl", "reverse_kl", "total_variation", "cross_entropy"]
 LogitsOf = Callable[[Tensor], Tensor]
 """Maps hidden states [positions, hidden] to logits [positions, vocabulary]."""
 
@@ -55,17 +55,24 @@ def chunk_positions(vocabulary: int) -> int:
 def loss_and_gradient(
     objective: Objective, draft: Tensor, target: Tensor, next_tokens: Tensor
 ) -> tuple[float, Tensor]:
-    """Loss summed over positions, in nats, and its gradient by the draft's logits.
+    """Loss summed over positions and its gradient by the draft's logits.
 
-    Written out rather than left to autograd, which would pass over the vocabulary twice as often: the
-    gradient of both losses is the draft's distribution minus the wanted one.
+    Written out rather than left to autograd, which would pass over the vocabulary twice as often. With the
+    draft's distribution q = softmax(z) and the target's p:
+
+    - `kl`, KL(p || q): q - p.
+    - `reverse_kl`, KL(q || p): q · (log q - log p - KL(q || p)); seeks the target's modes.
+    - `total_variation`, half of sum |q - p|: q · (s - sum q s) / 2 with s = sign(q - p). One minus it is
+      the chance that a sampled token is accepted (Leviathan et al. 2022, arXiv:2211.17192), so this
+      is what DistillSpec finds best for sampling.
+    - `cross_entropy`, minus the log-likelihood of the text: q minus the token's indicator.
 
     Args:
-        objective: `kl`: forward KL, from the target's distribution to the draft's; `cross_entropy`:
-            minus the log-likelihood of the text.
-        draft: the draft's logits, float [positions, vocabulary].
+        objective: which of them; in nats but for `total_variation`.
+        draft: the draft's logits z, float [positions, vocabulary].
         target: the target's, same shape; not looked at for `cross_entropy`.
-        next_tokens: the text's next token at each position, int64 [positions]; not looked at for `kl`.
+        next_tokens: the text's next token at each position, int64 [positions]; looked at for
+            `cross_entropy` only.
 
     Returns:
         the loss, and a float32 tensor of the logits' shape.
@@ -77,12 +84,24 @@ def loss_and_gradient(
         ones = torch.ones_like(wanted, dtype=torch.float32)
         return float(loss), log_draft.exp_().scatter_add_(1, wanted, -ones)
     log_target = torch.log_softmax(target.float(), -1)
-    probabilities = log_target.exp()
-    loss = torch.dot(probabilities.flatten(), log_target.sub_(log_draft).flatten())
-    return float(loss), log_draft.exp_().sub_(probabilities)
+    if objective == "kl":
+        probabilities = log_target.exp()
+        loss = torch.dot(probabilities.flatten(), log_target.sub_(log_draft).flatten())
+        return float(loss), log_draft.exp_().sub_(probabilities)
+    if objective == "reverse_kl":
+        ratio = log_draft - log_target
+        drawn = log_draft.exp_()
+        each = (drawn * ratio).sum(-1, keepdim=True)
+        return float(each.sum()), ratio.sub_(each).mul_(drawn)
+    drawn = log_draft.exp_()
+    difference = drawn - log_target.exp_()
+    loss = 0.5 * difference.abs().sum()
+    signs = difference.sign_()
+    mean = (drawn * signs).sum(-1, keepdim=True)
+    return float(loss), signs.sub_(mean).mul_(drawn).mul_(0.5)
 
 
-def backward_in_chunks(
+def loss_in_chunks(
     objective: Objective,
     draft_hidden: Tensor,
     draft_logits: LogitsOf,
@@ -90,32 +109,39 @@ def backward_in_chunks(
     target_logits: LogitsOf,
     next_tokens: Tensor,
     chunk: int,
-) -> float:
-    """Adds the gradient of the mean loss to everything `draft_hidden` came from; returns that mean.
+    positions: int,
+) -> tuple[float, Tensor]:
+    """Sum of the losses divided by `positions`, and its gradient by the draft's hidden states.
+
+    Gradients of the head's own weights, where it is trained, are added on the way.
 
     Args:
         objective: see `loss_and_gradient`.
-        draft_hidden: the draft's final hidden states [positions, hidden], with their graph.
+        draft_hidden: the draft's final hidden states [positions, hidden].
         draft_logits: the draft's head.
-        target_hidden: the target's final hidden states [positions, hidden], without a graph.
+        target_hidden: the target's final hidden states [positions, hidden].
         target_logits: the target's head.
         next_tokens: int64 [positions].
         chunk: positions at a time.
+        positions: what the sum is divided by: the positions of the whole update.
     """
-    positions = len(next_tokens)
-    leaves = [part.detach().requires_grad_() for part in torch.split(draft_hidden, chunk)]
-    total = 0.0
-    for leaf, hidden, tokens in zip(
-        leaves, torch.split(target_hidden, chunk), torch.split(next_tokens, chunk), strict=True
+    total, gradients = 0.0, []
+    for part, hidden, tokens in zip(
+        torch.split(draft_hidden.detach(), chunk),
+        torch.split(target_hidden, chunk),
+        torch.split(next_tokens, chunk),
+        strict=True,
     ):
+        leaf = part.requires_grad_()
         logits = draft_logits(leaf)
         with torch.no_grad():
-            target = target_logits(hidden) if objective == "kl" else hidden
+            target = hidden if objective == "cross_entropy" else target_logits(hidden)
             loss, gradient = loss_and_gradient(objective, logits, target, tokens)
         logits.backward(gradient.div_(positions).to(logits.dtype))  # type: ignore[no-untyped-call]
         total += loss / positions
-    draft_hidden.backward(torch.cat([_gradient(leaf) for leaf in leaves]))  # type: ignore[no-untyped-call]
-    return total
+        assert leaf.grad is not None
+        gradients.append(leaf.grad)
+    return total, torch.cat(gradients)
 
 
 @torch.no_grad()
@@ -125,17 +151,20 @@ def closeness_in_chunks(
     target_hidden: Tensor,
     target_logits: LogitsOf,
     chunk: int,
+    kept: Tensor | None = None,
 ) -> Closeness:
-    """How close the two are over positions; arguments as in `backward_in_chunks`."""
+    """How close the two are over positions; arguments as in `loss_in_chunks`.
+
+    Args:
+        kept: ids of the tokens that the draft's logits stand for, int64; None: all. The divergence is
+            then taken among them, while agreement is with what the target says of all tokens.
+    """
     total = Closeness()
     for ours, theirs in zip(torch.split(draft_hidden, chunk), torch.split(target_hidden, chunk), strict=True):
         draft, target = draft_logits(ours), target_logits(theirs)
-        kl, _ = loss_and_gradient("kl", draft, target, torch.empty(0))
-        agreeing = (draft.argmax(-1) == target.argmax(-1)).sum()
+        said = draft.argmax(-1) if kept is None else kept[draft.argmax(-1)]
+        among = target if kept is None else target.index_select(-1, kept)
+        kl, _ = loss_and_gradient("kl", draft, among, torch.empty(0))
+        agreeing = (said == target.argmax(-1)).sum()
         total += Closeness(kl, int(agreeing), len(ours))
     return total
-
-
-def _gradient(leaf: Tensor) -> Tensor:
-    assert leaf.grad is not None
-    return leaf.grad

@@ -11,7 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from draftrank.catalog.recipe import Recipe
+from draftrank.catalog.sources.base import FetchContext
 from draftrank.catalog.target import Target
 from draftrank.drafting.architecture import Architecture
 from draftrank.drafting.cache import (
@@ -24,6 +27,7 @@ from draftrank.drafting.cache import (
     weight_files,
     weights_sha256,
 )
+from draftrank.drafting.forms import FORMS, TiedLayersForm
 from draftrank.drafting.loading import FACTS, load_model, load_tokenizer
 from draftrank.drafting.quiet import quiet_transformers
 from draftrank.drafting.target_folder import TargetFolder
@@ -63,6 +67,7 @@ def build_draft(
     *,
     cache: Path,
     device: str = "cpu",
+    fetch: FetchContext | None = None,
     progress: Progress | None = None,
 ) -> BuiltDraft:
     """Builds a recipe's draft, or finds it in the cache: equal steps on equal weights are built once.
@@ -76,6 +81,7 @@ def build_draft(
         target_folder: that target on disk.
         cache: folder of the content-addressed cache.
         device: where to compute, `cpu` or `cuda`.
+        fetch: how the sources that steps name are had; None: from the cache.
         progress: who is told how far it is.
 
     Raises:
@@ -84,14 +90,14 @@ def build_draft(
     if not recipe.draft.has_weights:
         return BuiltDraft(recipe, recipe.content_sha256(), None, None, 0, 0, 0.0, reused=False)
     progress = progress or SilentProgress()
-    key = draft_key(recipe.draft.build_steps, target_folder.weights_sha256)
+    key = draft_key(recipe.draft, target_folder.weights_sha256)
     folder = draft_folder(cache, key)
     reused = folder.is_dir()
     if not reused:
         with only_process(folder, progress, f"the draft {recipe.id}"):
             reused = folder.is_dir()
             if not reused:
-                _build(recipe, target, target_folder, cache, device, progress, key)
+                _build(recipe, target, target_folder, fetch or FetchContext(cache), device, progress, key)
     return _opened(recipe, folder, reused=reused)
 
 
@@ -99,11 +105,12 @@ def _build(
     recipe: Recipe,
     target: Target,
     target_folder: TargetFolder,
-    cache: Path,
+    fetch: FetchContext,
     device: str,
     progress: Progress,
     key: str,
 ) -> None:
+    cache = fetch.cache
     began = time.monotonic()
     scratch = scratch_folder(cache, f"draft-{key}")
     ledger = scratch / "spent_s"
@@ -116,6 +123,8 @@ def _build(
         scratch=scratch,
         device=device,
         progress=progress,
+        fetch=fetch,
+        calibration=recipe.draft.calibration_text,
     )
     try:
         draft = _run_steps(recipe, context)
@@ -127,7 +136,7 @@ def _build(
             "target_weights_sha256": target_folder.weights_sha256,
             "key": key,
             "notes": draft.notes,
-            "load_form": draft.load_form,
+            "forms": FORMS.dump_python(draft.forms, mode="json", exclude_defaults=False),
             "versions": _versions(),
             "device": device,
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -158,7 +167,7 @@ def _run_steps(recipe: Recipe, context: BuildContext) -> WorkingDraft:
 
 def _save(draft: WorkingDraft, facts: dict[str, Any], staging: Path, began: float) -> None:
     with quiet_transformers():
-        draft.model.save_pretrained(staging)
+        draft.model.save_pretrained(staging, state_dict=_state(draft))
         draft.tokenizer.save_pretrained(staging)
     files = weight_files(staging)
     measured = {
@@ -169,6 +178,13 @@ def _save(draft: WorkingDraft, facts: dict[str, Any], staging: Path, began: floa
     }
     text = json.dumps({**facts, **measured}, indent=2, ensure_ascii=False)
     (staging / FACTS).write_text(text + "\n", "utf-8")
+
+
+def _state(draft: WorkingDraft) -> dict[str, Tensor]:
+    """What is saved: layers that share weights are written out, so that the folder opens anywhere."""
+    state = draft.model.state_dict()
+    tied = [form.layers for form in draft.forms if isinstance(form, TiedLayersForm)]
+    return {name: value.clone() if name.startswith(tuple(tied)) else value for name, value in state.items()}
 
 
 def _opened(recipe: Recipe, folder: Path, *, reused: bool) -> BuiltDraft:

@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from draftrank.catalog.self_generated import CALIBRATION, SelfGenerated
+from draftrank.catalog.sources.base import FetchContext
+from draftrank.drafting.forms import Form
 from draftrank.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from draftrank.drafting.architecture import Architecture
-
-LoadForm = Literal["plain", "dynamic_int8"]
-"""How saved weights are turned into a running model: as they are, or quantized when loaded."""
 
 
 @dataclass(slots=True)
@@ -24,7 +24,8 @@ class WorkingDraft:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     architecture: Architecture
-    load_form: LoadForm = "plain"
+    forms: list[Form] = field(default_factory=list)
+    """What is done to the saved model when it is loaded, in order; empty for an ordinary folder."""
     notes: dict[str, Any] = field(default_factory=dict)
     """Facts worth keeping in `draftrank.json`, such as which layers were kept or the final loss."""
 
@@ -46,3 +47,7 @@ class BuildContext:
     device: str
     """Where to compute: `cpu` or `cuda`."""
     progress: Progress
+    fetch: FetchContext
+    """How sources are had."""
+    calibration: SelfGenerated = CALIBRATION
+    """What steps that look at activations are shown."""

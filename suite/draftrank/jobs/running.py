@@ -213,7 +213,13 @@ def _build_all(
         for recipe in recipes:
             try:
                 built = build_draft(
-                    recipe, target, folder, cache=workspace.cache, device=device, progress=progress
+                    recipe,
+                    target,
+                    folder,
+                    cache=workspace.cache,
+                    device=device,
+                    fetch=workspace.fetch_context(progress),
+                    progress=progress,
                 )
             except (BuildError, MissingDataError) as error:
                 progress.message(f"draft {recipe.id} could not be built: {error}")

@@ -91,6 +91,7 @@ def make_context(tmp_path, make_target) -> Callable[..., BuildContext]:
             scratch=path,
             device="cpu",
             progress=progress or SilentProgress(),
+            fetch=FetchContext(tmp_path / "cache", (tmp_path,)),
         )
 
     return make

@@ -11,11 +11,21 @@ import torch.nn.functional as F  # noqa: N812
 from draftrank.drafting import distillation
 from draftrank.drafting.conversation_row import ANSWER, TEMPLATE
 from draftrank.drafting.corpus import self_generated_corpus
-from draftrank.drafting.distillation import distill, learning_rate_factor, split_sequences
+from draftrank.drafting.distillation import (
+    distill,
+    learning_rate_factor,
+    no_longer_better,
+    split_sequences,
+)
 from draftrank.drafting.loading import load_model
-from draftrank.drafting.objective import backward_in_chunks, closeness_in_chunks
+from draftrank.drafting.objective import closeness_in_chunks, loss_in_chunks
+from draftrank.drafting.on_policy import rewritten
+from draftrank.drafting.sparsity import sparsify
 from draftrank.drafting.steps.distill import Distill, SelfGenerated
+from draftrank.drafting.vocabulary_trimming import trim_vocabulary
 from draftrank.errors import BuildError
+from draftrank.progress import SilentProgress
+from models import small_model
 
 pytestmark = pytest.mark.usefixtures("in_fp32")
 
@@ -167,23 +177,33 @@ def test_the_learning_rate_warms_up_and_falls_to_a_tenth():
     assert learning_rate_factor(0, 1, 0.0) == 1.0
 
 
-@pytest.mark.parametrize("objective", ["kl", "cross_entropy"])
+def whole_loss(objective, draft, target, tokens):
+    """The objectives as autograd has them."""
+    log_q, log_p = draft.log_softmax(-1), target.log_softmax(-1)
+    if objective == "kl":
+        return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+    if objective == "reverse_kl":
+        return (log_q.exp() * (log_q - log_p)).sum(-1).mean()
+    if objective == "total_variation":
+        return 0.5 * (log_q.exp() - log_p.exp()).abs().sum(-1).mean()
+    return -log_q[torch.arange(len(tokens)), tokens].mean()
+
+
+@pytest.mark.parametrize("objective", ["kl", "reverse_kl", "total_variation", "cross_entropy"])
 @pytest.mark.parametrize("chunk", [1, 3, 100])
 def test_chunks_give_the_gradient_of_the_whole(objective, chunk):
     torch.manual_seed(0)
     source = torch.randn(10, 6, requires_grad=True)
     head, target_head = torch.randn(11, 6, requires_grad=True), torch.randn(11, 6)
     theirs, tokens = torch.randn(10, 6), torch.randint(11, (10,))
-    draft = source.tanh() @ head.T
-    if objective == "kl":
-        log_p = (theirs @ target_head.T).log_softmax(-1)
-        expected = (log_p.exp() * (log_p - draft.log_softmax(-1))).sum(-1).mean()
-    else:
-        expected = -draft.log_softmax(-1)[torch.arange(10), tokens].mean()
+    hidden = source.tanh()
+    expected = whole_loss(objective, hidden @ head.T, theirs @ target_head.T, tokens)
     wanted = torch.autograd.grad(expected, [source, head])
-    value = backward_in_chunks(
-        objective, source.tanh(), lambda h: h @ head.T, theirs, lambda h: h @ target_head.T, tokens, chunk
+    hidden = source.tanh()
+    value, gradient = loss_in_chunks(
+        objective, hidden, lambda h: h @ head.T, theirs, lambda h: h @ target_head.T, tokens, chunk, 10
     )
+    hidden.backward(gradient)
     assert value == pytest.approx(expected.item(), rel=1e-5)
     torch.testing.assert_close(source.grad, wanted[0])
     torch.testing.assert_close(head.grad, wanted[1])
@@ -216,3 +236,107 @@ def test_the_templates_tokens_are_not_trained_on(make_context, make_draft, monke
         distill(plan, draft, context)
         drafts.append(weights(draft))
     assert not same(*drafts)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective": "reverse_kl"},
+        {"objective": "total_variation"},
+        {"micro_batch_sequences": 1},
+        {"on_policy_share": 0.5},
+        {"hidden_weight": 0.1},
+        {"cache_target_states": True},
+    ],
+    ids=str,
+)
+def test_every_way_brings_the_draft_closer(make_context, make_draft, changes):
+    context = make_context()
+    draft = shallow(make_draft, context)
+    draft.notes["kept_layers"] = [0, 3]
+    notes = distill(spec(**changes), draft, context)
+    assert notes["held_out_kl_after"] < 0.9 * notes["held_out_kl_before"]
+
+
+def test_small_batches_add_up_to_the_large_one(make_context, make_draft):
+    found = []
+    for number, size in enumerate((None, 1, 3)):
+        context = make_context(scratch=f"run{number}")
+        draft = shallow(make_draft, context)
+        draft.notes["kept_layers"] = [0, 3]
+        notes = distill(spec(micro_batch_sequences=size, passes=1), draft, context)
+        found.append((notes["first_loss"], notes["held_out_kl_after"]))
+    for first, after in found[1:]:
+        assert first == pytest.approx(found[0][0], rel=1e-5)
+        assert after == pytest.approx(found[0][1], rel=1e-2)
+
+
+def test_kept_states_train_the_same_draft(make_context, make_draft):
+    drafts = []
+    for number, kept in enumerate((False, True)):
+        context = make_context(scratch=f"run{number}")
+        draft = shallow(make_draft, context)
+        distill(spec(cache_target_states=kept), draft, context)
+        drafts.append(weights(draft))
+    for name, value in drafts[0].items():
+        torch.testing.assert_close(drafts[1][name], value, rtol=1e-3, atol=1e-4)
+    assert len(list((context.cache / "target-states").glob("*.safetensors"))) == 1
+
+
+def test_a_trimmed_head_is_trained_on_what_it_can_say(make_context, make_draft):
+    for objective in ("kl", "cross_entropy"):
+        context = make_context(scratch=objective)
+        draft = shallow(make_draft, context)
+        trim_vocabulary(draft, self_generated_corpus(spec().data, context).tokens, 40)
+        head = draft.model.lm_head.projection.weight.clone()
+        notes = distill(spec(objective=objective), draft, context)
+        assert notes["held_out_kl_after"] < 0.9 * notes["held_out_kl_before"]
+        assert 0 < notes["held_out_agreement_after"] <= 1
+        assert torch.equal(draft.model.lm_head.projection.weight, head)
+
+
+def test_zeros_of_a_sparse_draft_stay(make_context, make_draft):
+    context = make_context()
+    draft = make_draft(context)
+    draft.notes["zeros"] = sparsify(draft, "magnitude", 0.5, None, None, SilentProgress())
+    module = draft.model.model.layers[1].mlp.up_proj
+    zero, before = module.weight == 0, module.weight.clone()
+    notes = distill(spec(), draft, context)
+    assert torch.equal(module.weight == 0, zero)
+    assert not torch.equal(module.weight, before)
+    assert notes["held_out_kl_after"] < notes["held_out_kl_before"]
+
+
+def test_it_ends_when_nothing_gets_better(make_context, make_draft):
+    context = make_context()
+    draft = shallow(make_draft, context)
+    notes = distill(spec(evaluations=6, stop_after=1, learning_rate=1e-12, passes=4), draft, context)
+    assert len(notes["evaluations"]) == 2
+    assert notes["updates"] < 4 * (2_000 // 64 - 2) // 4
+    assert no_longer_better([0.5, 0.6, 0.6], 1)
+    assert not no_longer_better([0.5, 0.6, 0.61], 1)
+    assert not no_longer_better([0.5], 1)
+    assert not no_longer_better([0.5, 0.4, 0.4], None)
+
+
+def test_hidden_states_can_only_be_matched_where_they_came_from(make_context, make_draft):
+    context = make_context()
+    draft = make_draft(context)
+    draft.architecture.keep_layers(draft.model, (0, 3))
+    with pytest.raises(BuildError, match="put drop_layers before distill"):
+        distill(spec(hidden_weight=1.0), draft, context)
+
+
+def test_the_draft_writes_only_its_own_places():
+    model = small_model("llama")
+    tokens = torch.randint(3, 60, (3, 20), generator=torch.Generator().manual_seed(0))
+    own = torch.zeros(3, 20, dtype=torch.bool)
+    own[0, 5:12], own[2, 10:] = True, True
+    written = rewritten(model, tokens, own, 0.0, torch.Generator())
+    assert torch.equal(written[~own], tokens[~own])
+    with torch.inference_mode():
+        said = model(written).logits.argmax(-1)
+    assert torch.equal(written[:, 1:][own[:, 1:]], said[:, :-1][own[:, 1:]])
+    drawn = [rewritten(model, tokens, own, 1.0, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])

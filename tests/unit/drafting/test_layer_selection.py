@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftrank.drafting.layer_selection import block_influence, choose_layers, evenly_spaced
+from draftrank.drafting.layer_scores import angular_distances, block_influence, layers_by_loss
+from draftrank.drafting.layer_selection import choose_layers, evenly_spaced
 from draftrank.errors import BuildError
 
 IDS = torch.arange(3, 43).reshape(2, 20)
@@ -93,3 +94,48 @@ def test_the_layers_with_the_most_influence_stay(make_context, make_draft):
     scores = draft.notes["block_influence"]
     assert len(scores) == 4
     assert max(scores[0], scores[2]) < min(scores[1], scores[3])
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
+@torch.inference_mode()
+def test_angular_distance_equals_its_formula(make_context, make_draft, architecture):
+    draft = make_draft(make_context(architecture))
+    states = draft.model(IDS, output_hidden_states=True).hidden_states
+    # the last of transformers' states is after the norm, so blocks that end there are left out
+    expected = []
+    for start in range(2):
+        pairs = zip(states[start].flatten(0, 1), states[start + 2].flatten(0, 1), strict=True)
+        angles = [torch.arccos((x @ y / (x.norm() * y.norm())).clamp(-1, 1)) / torch.pi for x, y in pairs]
+        expected.append(float(torch.stack(angles).mean()))
+    assert angular_distances(draft, IDS, 2)[:2] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.usefixtures("in_fp32")
+def test_the_block_that_turns_least_goes(make_context, make_draft):
+    context = make_context()
+    draft = make_draft(context)
+    with torch.no_grad():
+        for index in (1, 2):
+            draft.model.model.layers[index].self_attn.o_proj.weight.mul_(1e-3)
+            draft.model.model.layers[index].mlp.down_proj.weight.mul_(1e-3)
+    assert choose_layers(2, "angular", draft, context) == (0, 3)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
+@torch.inference_mode()
+def test_each_layer_dropped_by_loss_is_the_one_felt_least(make_context, make_draft, architecture):
+    context = make_context(architecture)
+    draft = make_draft(context)
+
+    def loss(kept):
+        other = make_draft(context)
+        other.architecture.keep_layers(other.model, kept)
+        logits = other.model(IDS).logits
+        return float(torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), IDS[:, 1:].flatten()))
+
+    first = min([(1, 2, 3), (0, 2, 3), (0, 1, 3), (0, 1, 2)], key=loss)
+    second = min([tuple(i for i in first if i != gone) for gone in first], key=loss)
+    kept, losses = layers_by_loss(draft, IDS, 2)
+    assert tuple(kept) == second
+    assert losses == pytest.approx([loss(first), loss(second)], rel=1e-4)
+    assert len(draft.architecture.layers(draft.model)) == 4

@@ -9,7 +9,7 @@ import torch
 from torch.ao.nn.quantized.dynamic import Linear as DynamicInt8
 from transformers.pytorch_utils import Conv1D
 
-from draftrank.drafting import loading
+from draftrank.drafting import forms
 from draftrank.drafting.loading import compute_dtype, load_model, load_tokenizer
 from draftrank.errors import BuildError, IncompatibleDraftError, MissingDataError
 
@@ -19,11 +19,12 @@ IDS = torch.arange(3, 43).reshape(2, 20)
 
 @pytest.fixture
 def int8_folder(make_target, tmp_path):
-    def make(architecture):
+    def make(architecture, facts=None):
+        facts = facts or {"forms": [{"form": "dynamic_int8"}]}
         _, folder = make_target(architecture)
         path = tmp_path / architecture
         load_model(folder.path, "fp32", "cpu").save_pretrained(path)
-        (path / "draftrank.json").write_text(json.dumps({"load_form": "dynamic_int8"}))
+        (path / "draftrank.json").write_text(json.dumps(facts))
         return folder.path, path
 
     return make
@@ -68,6 +69,20 @@ def test_an_int8_draft_assists_generation(int8_folder):
     assert torch.equal(alone, helped)
 
 
+@torch.inference_mode()
+def test_how_int8_was_noted_first_is_still_read(int8_folder):
+    model = load_model(int8_folder("llama", {"load_form": "dynamic_int8"})[1], "fp32", "cpu")
+    assert isinstance(model.lm_head, DynamicInt8)
+
+
+def test_layers_named_by_their_ends_stay_precise(int8_folder):
+    form = {"form": "dynamic_int8", "keep_precise": ["down_proj", "lm_head"]}
+    model = load_model(int8_folder("llama", {"forms": [form]})[1], "fp32", "cpu")
+    plain = {name for name, module in model.named_modules() if type(module) is torch.nn.Linear}
+    assert plain == {"lm_head", *(f"model.layers.{index}.mlp.down_proj" for index in range(4))}
+    assert isinstance(model.model.layers[0].mlp.up_proj, DynamicInt8)
+
+
 def test_int8_is_for_the_processor(int8_folder):
     with pytest.raises(IncompatibleDraftError, match="CPU only"):
         load_model(int8_folder("llama")[1], "fp32", "cuda")
@@ -75,7 +90,7 @@ def test_int8_is_for_the_processor(int8_folder):
 
 def test_a_processor_without_int8_engine_is_named(int8_folder, monkeypatch):
     _, folder = int8_folder("llama")
-    monkeypatch.setattr(loading, "_ENGINES", ("no-such-engine",))
+    monkeypatch.setattr(forms, "_ENGINES", ("no-such-engine",))
     with pytest.raises(BuildError, match="no int8 engine"):
         load_model(folder, "fp32", "cpu")
 

@@ -12,6 +12,8 @@ import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from draftrank.catalog.self_generated import CALIBRATION
+from draftrank.decoding.proposers.model import ModelDraft
 from draftrank.drafting import pipeline
 from draftrank.drafting.architecture import Architecture
 from draftrank.drafting.cache import draft_key
@@ -66,7 +68,7 @@ def test_what_was_done_is_written_beside_the_weights(make_target, make_recipe, t
     assert facts["recipe"]["draft"]["steps"][0]["keep"] == 2
     assert facts["target_weights_sha256"] == folder.weights_sha256
     assert facts["notes"]["kept_layers"] == [0, 3]
-    assert facts["load_form"] == "dynamic_int8"
+    assert [form["form"] for form in facts["forms"]] == ["dynamic_int8"]
     assert facts["versions"]["torch"] == torch.__version__
     assert facts["weights_sha256"] == built.weights_sha256
     assert built.recipe_sha256 == recipe.content_sha256()
@@ -88,10 +90,15 @@ def test_equal_steps_are_built_once_whatever_the_recipe_is_called(
     assert second.recipe_sha256 == other.content_sha256() != first.recipe_sha256
 
 
+def made_by(*steps, calibration=None):
+    """In any order, sensible or not."""
+    return ModelDraft.model_construct(kind="model", steps=steps, calibration=calibration)
+
+
 def test_the_key_covers_all_that_decides_the_draft(monkeypatch):
     drop, quantize = DropLayers(**DROP), Quantize(**QUANTIZE)
     keys = {
-        draft_key(steps, sha)
+        draft_key(made_by(*steps), sha)
         for steps in (
             (drop,),
             (quantize,),
@@ -102,11 +109,14 @@ def test_the_key_covers_all_that_decides_the_draft(monkeypatch):
         for sha in ("a" * 64, "b" * 64)
     }
     monkeypatch.setattr(DropLayers, "code_version", 2)
-    keys.add(draft_key((drop,), "a" * 64))
+    keys.add(draft_key(made_by(drop), "a" * 64))
     monkeypatch.setattr("draftrank.drafting.cache.PIPELINE_VERSION", 2)
-    keys.add(draft_key((drop,), "a" * 64))
-    assert len(keys) == 12
-    assert draft_key((drop,), "a" * 64) == draft_key((DropLayers(**DROP),), "a" * 64)
+    keys.add(draft_key(made_by(drop), "a" * 64))
+    other = CALIBRATION.model_copy(update={"seed": 1})
+    keys.add(draft_key(made_by(drop, calibration=other), "a" * 64))
+    assert len(keys) == 13
+    assert draft_key(made_by(drop, calibration=CALIBRATION), "a" * 64) in keys
+    assert draft_key(made_by(drop), "a" * 64) == draft_key(made_by(DropLayers(**DROP)), "a" * 64)
 
 
 def test_drafts_without_weights_need_no_build(make_target, make_recipe, tmp_path):
@@ -221,7 +231,7 @@ def test_two_processes_build_one_good_draft(make_target, make_recipe, tmp_path):
 
 def test_a_waiting_build_says_so(make_target, make_recipe, tmp_path):
     target, folder = make_target()
-    key = draft_key(make_recipe(DROP).draft.build_steps, folder.weights_sha256)
+    key = draft_key(make_recipe(DROP).draft, folder.weights_sha256)
     (tmp_path / "drafts").mkdir()
     lock = FileLock(tmp_path / "drafts" / f".{key}.lock")
     lock.acquire()

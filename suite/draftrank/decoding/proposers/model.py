@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from draftrank.catalog.draft import DraftBase
+from draftrank.catalog.self_generated import CALIBRATION, SelfGenerated
 from draftrank.catalog.step import StepBase
+from draftrank.catalog.step_order import order_fault
 from draftrank.catalog.steps import Step
 from draftrank.decoding.proposer import Proposal, ProposerContext
 from draftrank.errors import IncompatibleDraftError
@@ -29,6 +31,20 @@ class ModelDraft(DraftBase):
     kind: Literal["model"]
     steps: Annotated[tuple[Step, ...], Field(min_length=1, max_length=32)]
     """What is done to a copy of the target, in order."""
+    calibration: SelfGenerated | None = None
+    """The text that steps which look at activations are shown; absent: 4,096 tokens the target wrote."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ModelDraft:
+        fault = order_fault(self.steps)
+        if fault is not None:
+            raise ValueError(fault)
+        return self
+
+    @property
+    def calibration_text(self) -> SelfGenerated:
+        """See `DraftBase.calibration_text`."""
+        return self.calibration or CALIBRATION
 
     @property
     def build_steps(self) -> tuple[StepBase, ...]:

@@ -1,0 +1,205 @@
+"""What is done to a saved draft when it is loaded, where an ordinary model cannot express it.
+
+A form is one line of JSON in the draft's `draftrank.json`. Building applies it to the model in memory and
+notes it; loading applies it again to the ordinary model that the configuration describes, and then fills
+the new parts from the folder's safetensors. A draft without forms is an ordinary folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+from pydantic import Field, TypeAdapter
+from torch import Tensor, nn
+
+from draftrank.catalog.base import Declared
+from draftrank.drafting.matrices import is_transposed, unfolded
+from draftrank.drafting.quiet import quiet_transformers
+from draftrank.drafting.resizing import replace_module
+from draftrank.errors import BuildError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class LowRankLinear(nn.Module):
+    """A linear layer as the product of two thin ones."""
+
+    def __init__(self, inputs: int, rank: int, outputs: int, *, bias: bool) -> None:
+        super().__init__()
+        self.first = nn.Linear(inputs, rank, bias=False)
+        self.second = nn.Linear(rank, outputs, bias=bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., inputs] to [..., outputs]."""
+        result: Tensor = self.second(self.first(hidden))
+        return result
+
+
+class TrimmedHead(nn.Module):
+    """A head over some tokens that answers for all: the others get minus infinity, probability 0.
+
+    So every rule of verification holds as it is, and token ids need no translation.
+    """
+
+    token_ids: Tensor
+    """int64 [kept tokens], ascending."""
+
+    def __init__(self, inputs: int, kept: int, vocabulary: int, *, bias: bool) -> None:
+        super().__init__()
+        self.projection = nn.Linear(inputs, kept, bias=bias)
+        self.register_buffer("token_ids", torch.arange(kept))
+        self.vocabulary = vocabulary
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., hidden] to logits [..., vocabulary]."""
+        kept: Tensor = self.projection(hidden)
+        full = kept.new_full((*kept.shape[:-1], self.vocabulary), float("-inf"))
+        return full.index_copy_(-1, self.token_ids, kept)
+
+
+class LowRankForm(Declared):
+    """A linear layer is two thin ones."""
+
+    form: Literal["low_rank"] = "low_rank"
+    module: str
+    """Name in the model."""
+    rank: int
+    """Width between the two."""
+
+    def prepare(self, model: PreTrainedModel) -> str:
+        """Puts an empty low-rank layer in place; returns its name."""
+        found = model.get_submodule(self.module)
+        outputs, inputs = _shape(found)
+        thin = LowRankLinear(inputs, self.rank, outputs, bias=found.bias is not None)
+        replace_module(model, self.module, _like(thin, found))
+        return self.module
+
+
+class TrimmedHeadForm(Declared):
+    """The head knows some tokens only."""
+
+    form: Literal["trimmed_head"] = "trimmed_head"
+    module: str
+    """The head's name in the model."""
+    kept: int
+    """How many tokens it knows."""
+    rank: int | None = None
+    """Width between the two layers it is made of, if it is factorized as well."""
+
+    def prepare(self, model: PreTrainedModel) -> str:
+        """Puts an empty trimmed head in place; returns its name."""
+        found = model.get_submodule(self.module)
+        vocabulary, inputs = _shape(found)
+        trimmed = TrimmedHead(inputs, self.kept, vocabulary, bias=found.bias is not None)
+        if self.rank is not None:
+            bias = found.bias is not None
+            trimmed.projection = LowRankLinear(inputs, self.rank, self.kept, bias=bias)  # type: ignore[assignment]
+        replace_module(model, self.module, _like(trimmed, found))
+        return self.module
+
+
+class TiedLayersForm(Declared):
+    """Several layers use one layer's weights."""
+
+    form: Literal["tied_layers"] = "tied_layers"
+    layers: str
+    """Name of the list of layers in the model."""
+    sources: tuple[int, ...]
+    """For each layer, whose weights it uses."""
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Makes layers share their parameters."""
+        layers = model.get_submodule(self.layers)
+        assert isinstance(layers, nn.ModuleList)
+        for index, source in enumerate(self.sources):
+            if index != source:
+                share_parameters(layers[index], layers[source])
+
+
+class DynamicInt8Form(Declared):
+    """Linear layers are torch's dynamic int8 ones, on CPU."""
+
+    form: Literal["dynamic_int8"] = "dynamic_int8"
+    keep_precise: tuple[str, ...] = ()
+    """Ends of the names of linear layers that stay as they are."""
+
+
+Form = Annotated[
+    LowRankForm | TrimmedHeadForm | TiedLayersForm | DynamicInt8Form, Field(discriminator="form")
+]
+FORMS: TypeAdapter[list[Form]] = TypeAdapter(list[Form])
+
+_ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
+
+
+def share_parameters(layer: nn.Module, source: nn.Module) -> None:
+    """Makes every parameter of a layer the one of the same name in another."""
+    for name, parameter in list(source.named_parameters()):
+        parent, _, attribute = name.rpartition(".")
+        setattr(layer.get_submodule(parent), attribute, parameter)
+
+
+def fill(model: PreTrainedModel, names: Sequence[str], saved: Mapping[str, Tensor]) -> None:
+    """Gives replaced modules their weights.
+
+    Raises:
+        BuildError: a weight is absent or has another shape.
+    """
+    for name in names:
+        module = model.get_submodule(name)
+        prefix = f"{name}."
+        state = {key.removeprefix(prefix): value for key, value in saved.items() if key.startswith(prefix)}
+        try:
+            module.load_state_dict(state, strict=True)
+        except RuntimeError as error:
+            raise BuildError(f"{name} cannot be filled from the folder's weights: {error}") from error
+
+
+def quantize_linear_layers(model: nn.Module, keep_precise: Sequence[str] = ()) -> None:
+    """Replaces linear layers by their dynamic int8 form, in place: int8 weights with one scale per
+    output channel, activations quantized per forward.
+
+    A head that shares the embedding's weight gets its own int8 copy; the embedding stays fp32.
+
+    Args:
+        model: an fp32 model.
+        keep_precise: ends of the names of layers that stay as they are.
+
+    Raises:
+        BuildError: torch has no quantized engine for this processor.
+    """
+    from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
+
+    supported = torch.backends.quantized.supported_engines
+    engine = next((name for name in _ENGINES if name in supported), None)
+    if engine is None:
+        raise BuildError("this build of torch has no int8 engine for this processor: leave quantize out")
+    if torch.backends.quantized.engine not in _ENGINES:
+        torch.backends.quantized.engine = engine
+    for name, module in list(model.named_modules()):
+        if is_transposed(module):
+            replace_module(model, name, unfolded(module))
+    chosen = {
+        name: per_channel_dynamic_qconfig
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not name.endswith(tuple(keep_precise))
+    }
+    with quiet_transformers():
+        quantize_dynamic(model, chosen, dtype=torch.qint8, inplace=True)  # type: ignore[no-untyped-call]
+
+
+def _shape(module: nn.Module) -> tuple[int, int]:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    outputs, inputs = reversed(weight.shape) if is_transposed(module) else weight.shape
+    return outputs, inputs
+
+
+def _like(module: nn.Module, original: nn.Module) -> nn.Module:
+    """In the original's dtype and on its device, for inference."""
+    weight = original.weight
+    assert isinstance(weight, Tensor)
+    return module.to(weight.device, weight.dtype).eval().requires_grad_(False)

@@ -1,0 +1,44 @@
+"""Let the draft's head know the most useful tokens only.
+
+For a shallow draft of a small model the head over the whole vocabulary is most of a forward. Tokens that
+the head does not know get probability 0, so they are never proposed, and verification stays exact.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from draftrank.catalog.self_generated import SelfGenerated
+from draftrank.catalog.step import Phase, StepBase
+
+if TYPE_CHECKING:
+    from draftrank.drafting.working_draft import BuildContext, WorkingDraft
+
+
+class TrimVocabulary(StepBase):
+    """A smaller head: cheaper forwards, at the price of tokens it can never propose."""
+
+    technique: ClassVar[str] = "vocabulary trimming"
+    phase: ClassVar[Phase] = "head"
+    paper: ClassVar[str] = "FR-Spec (arXiv:2502.14856)"
+    cost: ClassVar[str] = "the corpus, if it is not there; the head shrinks to the share kept"
+
+    kind: Literal["trim_vocabulary"]
+    keep_tokens: Annotated[int, Field(ge=1, le=10_000_000)]
+    """How many tokens the head keeps: those that occur most often, and those that end an answer."""
+    data: SelfGenerated | None = None
+    """The text in which they are counted; absent: the recipe's calibration text."""
+
+    def sentence(self) -> str:
+        """See `StepBase.sentence`."""
+        return f"let the head know the {self.keep_tokens:,} most used tokens only"
+
+    def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
+        """See `StepBase.apply`."""
+        from draftrank.drafting.corpus import self_generated_corpus
+        from draftrank.drafting.vocabulary_trimming import trim_vocabulary
+
+        tokens = self_generated_corpus(self.data or context.calibration, context).tokens
+        draft.notes["kept_tokens_share_of_text"] = trim_vocabulary(draft, tokens, self.keep_tokens)

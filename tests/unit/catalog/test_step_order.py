@@ -1,0 +1,61 @@
+"""Steps stand where they make sense, or the recipe says why not."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from draftrank.decoding.proposers.model import ModelDraft
+
+DROP = {"kind": "drop_layers", "keep": 2, "select": "ends"}
+FFN = {"kind": "prune_ffn", "keep_channels": 20}
+HEAL = {"kind": "distill", "data": {"kind": "self_generated", "tokens": 1_000}}
+INT8 = {"kind": "quantize", "scheme": "dynamic_int8"}
+THIN = {"kind": "factorize", "keep_parameters": 0.5}
+TIE = {"kind": "tie_layers", "blocks": 1}
+TRIM = {"kind": "trim_vocabulary", "keep_tokens": 10}
+SPARSE = {"kind": "sparsify", "method": "wanda", "sparsity": 0.5}
+RANDOM = {"kind": "random"}
+
+
+def declare(*steps):
+    return ModelDraft.model_validate_json(json.dumps({"kind": "model", "steps": steps}))
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (DROP, FFN, HEAL, INT8),
+        (FFN, DROP, HEAL, DROP, HEAL),
+        (RANDOM, DROP, HEAL),
+        (DROP, TRIM, HEAL, INT8),
+        (DROP, HEAL, TRIM, INT8),
+        (THIN, TIE, TRIM, HEAL),
+        (SPARSE, HEAL),
+    ],
+)
+def test_sensible_orders_are_taken(steps):
+    assert len(declare(*steps).steps) == len(steps)
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ((INT8, DROP), "quantize gives weights that no later step can change.*make quantize the last step"),
+        ((INT8, INT8), "quantize gives weights"),
+        ((DROP, RANDOM), "random puts another model in the place of what drop_layers made"),
+        (
+            (DROP, HEAL, FFN),
+            "prune_ffn cuts again what distill has healed.*before distill, or heal once more",
+        ),
+        ((TRIM, DROP), "drop_layers needs the layers as the architecture has them, and trim_vocabulary"),
+        ((THIN, FFN), "put prune_ffn before factorize"),
+        ((TIE, THIN), "put factorize before tie_layers"),
+        ((SPARSE, FFN), "put prune_ffn before sparsify"),
+    ],
+)
+def test_other_orders_are_refused_with_their_reason(steps, message):
+    with pytest.raises(ValidationError, match=message):
+        declare(*steps)
