@@ -27,16 +27,17 @@ FACTS = "draftrank.json"
 """The file in a folder of ours that says how it was made and is to be loaded."""
 
 
-def load_model(folder: Path, dtype: DtypeName, device: str) -> PreTrainedModel:
+def load_model(folder: Path, dtype: DtypeName, device: str, *, as_saved: bool = False) -> PreTrainedModel:
     """Loads a causal language model for inference: evaluation mode, no gradients.
 
-    Only safetensors are read and no code of the folder is run. A draft in int8 computes the rest in
-    fp32, whatever `dtype` says.
+    Only safetensors are read and no code of the folder is run. A draft in dynamic int8 computes the rest
+    in fp32, one quantized by a library in bf16, whatever `dtype` says.
 
     Args:
         folder: a Hugging Face folder.
         dtype: precision of the weights.
         device: `cpu` or `cuda`.
+        as_saved: without the draft's forms: the ordinary model that its folder holds.
 
     Raises:
         IncompatibleDraftError: a form of the draft does not run on this device.
@@ -47,7 +48,7 @@ def load_model(folder: Path, dtype: DtypeName, device: str) -> PreTrainedModel:
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
-    forms = read_forms(folder)
+    forms = [] if as_saved else read_forms(folder)
     int8 = next((form for form in forms if isinstance(form, DynamicInt8Form)), None)
     if int8 and device != "cpu":
         raise IncompatibleDraftError(
@@ -57,11 +58,16 @@ def load_model(folder: Path, dtype: DtypeName, device: str) -> PreTrainedModel:
         with quiet_transformers():
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
-                dtype=torch.float32 if int8 else DTYPES[dtype],
+                dtype=_weights_dtype(folder, dtype, int8 is not None),
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
+                **({"device_map": device} if is_quantized(folder) else {}),
             )
+    except ImportError as error:
+        raise IncompatibleDraftError(
+            f"{folder.name} needs a library that is not installed: {error}"
+        ) from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise MissingDataError(f"{folder} cannot be opened as a model: {error}") from error
     model.eval()
@@ -71,10 +77,11 @@ def load_model(folder: Path, dtype: DtypeName, device: str) -> PreTrainedModel:
     ]
     if replaced:
         fill(model, replaced, {k: v for path in weight_files(folder) for k, v in load_file(path).items()})
-    _own_memory(model)
+    if getattr(model, "hf_quantizer", None) is None:  # a library's own tensors stay as it made them
+        _own_memory(model)
     if int8:
         quantize_linear_layers(model, int8.keep_precise)
-    return model.to(device)
+    return model if getattr(model, "hf_quantizer", None) is not None else model.to(device)
 
 
 def _own_memory(model: nn.Module) -> None:
@@ -106,6 +113,18 @@ def compute_dtype(device: str) -> DtypeName:
         probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
         return "bf16" if probe is not None and probe() else "fp32"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+
+
+def _weights_dtype(folder: Path, dtype: DtypeName, int8: bool) -> torch.dtype:
+    if int8:
+        return torch.float32
+    return torch.bfloat16 if is_quantized(folder) else DTYPES[dtype]
+
+
+def is_quantized(folder: Path) -> bool:
+    """Whether the folder's weights are those of a quantization library."""
+    path = folder / "config.json"
+    return path.is_file() and "quantization_config" in json.loads(path.read_text("utf-8"))
 
 
 def read_forms(folder: Path) -> list[Form]:

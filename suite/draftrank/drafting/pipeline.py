@@ -11,8 +11,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.sources.base import FetchContext
 from draftrank.catalog.target import Target
@@ -27,9 +25,8 @@ from draftrank.drafting.cache import (
     weight_files,
     weights_sha256,
 )
-from draftrank.drafting.forms import FORMS, TiedLayersForm
+from draftrank.drafting.forms import FORMS
 from draftrank.drafting.loading import FACTS, load_model, load_tokenizer
-from draftrank.drafting.quiet import quiet_transformers
 from draftrank.drafting.target_folder import TargetFolder
 from draftrank.drafting.working_draft import BuildContext, WorkingDraft
 from draftrank.errors import BuildError, MissingDataError
@@ -166,9 +163,7 @@ def _run_steps(recipe: Recipe, context: BuildContext) -> WorkingDraft:
 
 
 def _save(draft: WorkingDraft, facts: dict[str, Any], staging: Path, began: float) -> None:
-    with quiet_transformers():
-        draft.model.save_pretrained(staging, state_dict=_state(draft))
-        draft.tokenizer.save_pretrained(staging)
+    draft.save(staging)
     files = weight_files(staging)
     measured = {
         "parameters": sum(parameter.numel() for parameter in draft.model.parameters()),
@@ -178,13 +173,6 @@ def _save(draft: WorkingDraft, facts: dict[str, Any], staging: Path, began: floa
     }
     text = json.dumps({**facts, **measured}, indent=2, ensure_ascii=False)
     (staging / FACTS).write_text(text + "\n", "utf-8")
-
-
-def _state(draft: WorkingDraft) -> dict[str, Tensor]:
-    """What is saved: layers that share weights are written out, so that the folder opens anywhere."""
-    state = draft.model.state_dict()
-    tied = [form.layers for form in draft.forms if isinstance(form, TiedLayersForm)]
-    return {name: value.clone() if name.startswith(tuple(tied)) else value for name, value in state.items()}
 
 
 def _opened(recipe: Recipe, folder: Path, *, reused: bool) -> BuiltDraft:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from draftrank.catalog.self_generated import CALIBRATION, SelfGenerated
 from draftrank.catalog.sources.base import FetchContext
-from draftrank.drafting.forms import Form
+from draftrank.drafting.forms import Form, TiedLayersForm
+from draftrank.drafting.quiet import quiet_transformers
 from draftrank.progress import Progress
 
 if TYPE_CHECKING:
@@ -28,6 +29,17 @@ class WorkingDraft:
     """What is done to the saved model when it is loaded, in order; empty for an ordinary folder."""
     notes: dict[str, Any] = field(default_factory=dict)
     """Facts worth keeping in `draftrank.json`, such as which layers were kept or the final loss."""
+
+    def save(self, folder: Path) -> None:
+        """Writes model and tokenizer; layers that share weights are written out, so that the folder opens
+        anywhere."""
+        tied = tuple(form.layers for form in self.forms if isinstance(form, TiedLayersForm))
+        state = self.model.state_dict() if tied else None
+        if state is not None:
+            state = {name: value.clone() if name.startswith(tied) else value for name, value in state.items()}
+        with quiet_transformers():
+            self.model.save_pretrained(folder, state_dict=state)
+            self.tokenizer.save_pretrained(folder)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,158 @@
+"""Writes a draft as GGUF, for llama.cpp and what is built on it.
+
+The file that the target came from tells how its tokens, chat template and norms are written down; all of
+that is copied word for word, so that llama.cpp finds the two vocabularies equal. Only the sizes and the
+weights are the draft's.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from draftrank.drafting.quiet import quiet_gguf
+from draftrank.errors import BuildError
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader, ReaderField
+    from transformers import PretrainedConfig, PreTrainedModel
+
+_LAYER = re.compile(r"^model\.layers\.(\d+)\.(.+)\.weight$")
+_PARTS = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+}
+_NORMS = {
+    "llama": {"post_attention_layernorm": "ffn_norm"},
+    "gemma3": {
+        "post_attention_layernorm": "post_attention_norm",
+        "pre_feedforward_layernorm": "ffn_norm",
+        "post_feedforward_layernorm": "post_ffw_norm",
+    },
+}
+_OUTER = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+_LEFT_OUT = ("GGUF.", "general.", "split.", "quantize.")
+
+
+def write_gguf(model: PreTrainedModel, target_file: Path, name: str, final: Path) -> None:
+    """Writes matrices as float16, norms as float32.
+
+    Args:
+        model: an ordinary draft of the target's architecture.
+        target_file: the GGUF file that the target came from.
+        name: what the file calls the model.
+        final: where to write.
+
+    Raises:
+        BuildError: llama.cpp has no such model, or this architecture is not written yet.
+    """
+    from gguf import GGUFReader, GGUFWriter
+
+    with quiet_gguf():
+        source = GGUFReader(target_file)
+        architecture = str(source.fields["general.architecture"].contents())
+        if architecture not in _NORMS:
+            raise BuildError(f"GGUF files of the architecture {architecture} are not written yet")
+        _require_expressible(model.config, architecture)
+        writer = GGUFWriter(final, architecture)
+        writer.add_name(name)
+        sizes = _sizes(model.config, architecture)
+        for key, field in source.fields.items():
+            if key not in sizes and not key.startswith(_LEFT_OUT):
+                _copy(writer, key, field)
+        for key, value in sizes.items():
+            writer.add_uint32(key, value)
+        tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        for key, tensor in model.state_dict().items():
+            if tied and key == "lm_head.weight":
+                continue
+            array = _as_written(key, tensor, model.config, architecture)
+            writer.add_tensor(_tensor_name(key, architecture), array)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+
+def _require_expressible(config: PretrainedConfig, architecture: str) -> None:
+    """llama.cpp reads the pattern of sliding windows off the layers' numbers."""
+    kinds = getattr(config, "layer_types", None)
+    if architecture != "gemma3" or kinds is None or "sliding_attention" not in kinds:
+        return
+    period = 6
+    expected = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(len(kinds))]
+    if list(kinds) != expected:
+        raise BuildError(
+            f"llama.cpp expects full attention in every {period}th layer of a Gemma model, and this draft has it "
+            "elsewhere: keep layers in whole periods"
+        )
+
+
+def _sizes(config: PretrainedConfig, architecture: str) -> dict[str, int]:
+    heads, groups = int(config.num_attention_heads), int(config.num_key_value_heads)
+    size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    found = {
+        "block_count": int(config.num_hidden_layers),
+        "embedding_length": int(config.hidden_size),
+        "feed_forward_length": int(config.intermediate_size),
+        "attention.head_count": heads,
+        "attention.head_count_kv": groups,
+        "attention.key_length": size,
+        "attention.value_length": size,
+    }
+    if architecture == "llama":
+        found["rope.dimension_count"] = size
+    return {f"{architecture}.{key}": value for key, value in found.items()}
+
+
+def _copy(writer: Any, key: str, field: ReaderField) -> None:
+    from gguf import GGUFValueType
+
+    kinds = field.types
+    inner = kinds[1] if kinds[0] is GGUFValueType.ARRAY else None
+    writer.add_key_value(key, field.contents(), kinds[0], sub_type=inner)
+
+
+def _tensor_name(key: str, architecture: str) -> str:
+    if key in _OUTER:
+        return _OUTER[key]
+    found = _LAYER.match(key)
+    part = found and ({**_PARTS, **_NORMS[architecture]}).get(found[2])
+    if not found or not part:
+        raise BuildError(f"GGUF has no place for the weights {key}")
+    return f"blk.{found[1]}.{part}.weight"
+
+
+def _as_written(
+    key: str, tensor: torch.Tensor, config: PretrainedConfig, architecture: str
+) -> np.ndarray[Any, Any]:
+    values = tensor.detach().float().cpu()
+    if values.ndim == 1:
+        return (values + 1.0 if architecture == "gemma3" else values).numpy()
+    if architecture == "llama" and key.endswith(("q_proj.weight", "k_proj.weight")):
+        heads = config.num_attention_heads if "q_proj" in key else config.num_key_value_heads
+        values = _interleaved(values, int(heads))
+    return values.to(torch.float16).numpy()
+
+
+def _interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """llama.cpp rotates neighbouring channels of a head, transformers those half a head apart."""
+    outputs, inputs = weight.shape
+    halves = weight.view(heads, 2, outputs // heads // 2, inputs)
+    return halves.transpose(1, 2).reshape(outputs, inputs).contiguous()

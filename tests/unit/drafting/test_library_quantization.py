@@ -1,0 +1,112 @@
+"""Drafts quantized by libraries: saved, opened again, close to what they were."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from draftrank.drafting.library_quantization import quantize_folder
+from draftrank.drafting.loading import load_model
+from draftrank.drafting.pipeline import build_draft
+from draftrank.errors import BuildError, IncompatibleDraftError
+
+IDS = torch.arange(3, 43).reshape(2, 20)
+LIBRARIES = {
+    "int8_weight_only": "torchao",
+    "int8_dynamic": "torchao",
+    "llm_int8": "bitsandbytes",
+    "nf4": "bitsandbytes",
+}
+
+
+def quantize(scheme, **more):
+    return {"kind": "quantize", "scheme": scheme, **more}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
+@pytest.mark.parametrize(("scheme", "library"), list(LIBRARIES.items())[:3])
+def test_a_quantized_draft_is_close_to_its_weights(
+    make_target, make_recipe, tmp_path, architecture, scheme, library
+):
+    pytest.importorskip(library)
+    target, folder = make_target(architecture)
+    built = build_draft(make_recipe(quantize(scheme)), target, folder, cache=tmp_path)
+    config = json.loads((built.folder / "config.json").read_text())
+    assert config["quantization_config"]
+    plain = load_model(folder.path, "fp32", "cpu")
+    for dtype in ("fp32", "bf16"):
+        model = load_model(built.folder, dtype, "cpu")
+        with torch.inference_mode():
+            found, expected = model(IDS).logits.float(), plain(IDS).logits
+        assert not torch.equal(found, expected)
+        assert torch.cosine_similarity(found, expected, dim=-1).mean() > 0.95
+    assert built.bytes_on_disk < folder.bytes_on_disk
+
+
+def test_nf4_is_close_where_its_blocks_fit(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        vocab_size=61,
+        initializer_range=0.3,
+    )
+    plain = LlamaForCausalLM(config).eval()
+    plain.save_pretrained(tmp_path / "plain")
+    quantize_folder(tmp_path / "plain", "nf4", (), "cpu").save_pretrained(tmp_path / "nf4")
+    model = load_model(tmp_path / "nf4", "fp32", "cpu")
+    with torch.inference_mode():
+        found, expected = model(IDS).logits.float(), plain(IDS).logits
+    assert not torch.equal(found, expected)
+    assert torch.cosine_similarity(found, expected, dim=-1).mean() > 0.75
+
+
+def test_blocks_that_do_not_fit_are_named(make_target, make_recipe, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    target, folder = make_target()
+    with pytest.raises(BuildError, match="q_proj has 32 columns, and nf4 needs a multiple of 64"):
+        build_draft(make_recipe(quantize("nf4")), target, folder, cache=tmp_path)
+
+
+@pytest.mark.parametrize(("scheme", "library"), LIBRARIES.items())
+def test_a_missing_library_is_named_with_its_install(
+    make_target, make_recipe, tmp_path, monkeypatch, scheme, library
+):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == library else find(name))
+    target, folder = make_target()
+    with pytest.raises(BuildError, match=rf"pip install 'draftrank\[{library}\]'"):
+        build_draft(make_recipe(quantize(scheme)), target, folder, cache=tmp_path)
+
+
+def test_a_device_without_kernel_is_named(make_target, make_recipe, tmp_path):
+    pytest.importorskip("torchao")
+    target, folder = make_target()
+    with pytest.raises(BuildError, match="no int4_weight_only kernel for cpu: use --device cuda"):
+        build_draft(make_recipe(quantize("int4_weight_only")), target, folder, cache=tmp_path)
+
+
+def test_parts_of_ours_are_not_quantized_by_others(make_target, make_recipe, tmp_path):
+    pytest.importorskip("torchao")
+    target, folder = make_target()
+    recipe = make_recipe({"kind": "factorize_head", "rank": 8}, quantize("int8_weight_only"))
+    with pytest.raises(BuildError, match="has low_rank parts, which only dynamic_int8 can follow"):
+        build_draft(recipe, target, folder, cache=tmp_path)
+
+
+def test_a_draft_whose_library_is_gone_says_so(make_target, make_recipe, tmp_path, monkeypatch):
+    pytest.importorskip("torchao")
+    target, folder = make_target()
+    built = build_draft(make_recipe(quantize("int8_weight_only")), target, folder, cache=tmp_path)
+    from transformers.quantizers import quantizer_torchao
+
+    monkeypatch.setattr(quantizer_torchao, "is_torchao_available", lambda: False)
+    with pytest.raises(IncompatibleDraftError, match="needs a library that is not installed"):
+        load_model(built.folder, "fp32", "cpu")
