@@ -19,6 +19,7 @@ from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from draftrank.decoding.loop import Decoding, Request
+from draftrank.decoding.runtimes.grouped_attention import LIBRARY, use_attention
 from draftrank.drafting.quiet import quiet_transformers
 from draftrank.errors import IncompatibleDraftError
 
@@ -81,6 +82,7 @@ class GenerateDecoder:
         arguments: dict[str, Any] = {} if self._draft is None else {"assistant_model": self._draft}
         with (
             quiet_transformers(),
+            _own_attention(self._target, self._draft),
             _own_settings(self._target, GenerationConfig()),
             _own_settings(self._draft, self._drafting()),
             watch.observing(self._target, self._draft),
@@ -254,6 +256,18 @@ def _model_of(runtime: Runtime) -> PreTrainedModel:
     if not isinstance(runtime, TorchRuntime):
         raise IncompatibleDraftError("transformers' generate needs a model that torch runs")
     return runtime.model
+
+
+@contextmanager
+def _own_attention(*models: PreTrainedModel | None) -> Iterator[None]:
+    """The library's attention instead of the engine's."""
+    held = [model for model in models if model is not None]
+    before = [use_attention(model, LIBRARY) for model in held]
+    try:
+        yield
+    finally:
+        for model, name in zip(held, before, strict=True):
+            use_attention(model, name)
 
 
 @contextmanager

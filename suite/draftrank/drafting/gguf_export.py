@@ -18,7 +18,7 @@ from draftrank.drafting.quiet import quiet_gguf
 from draftrank.errors import BuildError
 
 if TYPE_CHECKING:
-    from gguf import GGUFReader, ReaderField
+    from gguf import ReaderField
     from transformers import PretrainedConfig, PreTrainedModel
 
 _LAYER = re.compile(r"^model\.layers\.(\d+)\.(.+)\.weight$")

@@ -25,7 +25,7 @@ from draftrank.version import __version__
 if TYPE_CHECKING:
     from draftrank.drafting.target_folder import TargetFolder
 
-MEASURING_VERSION = 2
+MEASURING_VERSION = 3
 """Raised when the engine or the session changes what trials mean, so that old ones are not reused."""
 
 

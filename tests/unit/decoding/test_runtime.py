@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draftrank.decoding.runtimes.torch_eager import TorchRuntime
+from draftrank.decoding.runtimes.grouped_attention import LIBRARY, NAME, use_attention
+from draftrank.decoding.runtimes.torch_eager import TorchRuntime, padded_rows
 from models import ARCHITECTURES, small_model
 
 MODELS = {name: small_model(name) for name in ARCHITECTURES}
@@ -42,6 +43,47 @@ def test_keep_returns_the_last_rows(name):
     sequence = list(range(3, 20))
     kept = runtime.feed(sequence, keep=2)
     torch.testing.assert_close(kept, fresh_logits(name, sequence)[-2:], atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("new", [1, 2, 3, 5, 97])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_grouped_attention_is_the_librarys(name, new, dtype):
+    """Sliding windows, single tokens, verifications and prefills; bf16 within its rounding."""
+    model = small_model(name, window=256).to(dtype)
+    held = list(range(3, 50))
+    fed = [3 + place % 50 for place in range(new)]
+    found = []
+    for attention in (NAME, LIBRARY):
+        runtime = TorchRuntime(model)
+        use_attention(model, attention)
+        runtime.feed(held)
+        found.append(runtime.feed(fed).float())
+    torch.testing.assert_close(
+        found[0],
+        found[1],
+        **({"atol": 1e-4, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.2, "rtol": 0.1}),
+    )
+
+
+def test_padded_feeds_leave_no_trace():
+    """Also where the window has no room for the padding."""
+    model = small_model("gpt2", window=24)
+    runtime = TorchRuntime(model)
+    runtime._pads = True
+    held = list(range(3, 20))
+    runtime.feed(held)
+    for fed in ([5, 6], [7, 8, 9], [9, 9]):
+        logits = runtime.feed(fed)
+        held += fed
+        with torch.inference_mode():
+            expected = model(torch.tensor([held]), use_cache=False).logits[0, -len(fed) :]
+        torch.testing.assert_close(logits, expected, atol=2e-4, rtol=1e-4)
+        assert runtime.length == len(held)
+
+
+def test_rows_are_padded_where_the_product_is_slow():
+    assert [padded_rows(count) for count in range(1, 13)] == [1, 4, 4, 4, 5, 6, 8, 8, 9, 10, 12, 12]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
