@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+FIRST_LOOK := ngram int8-dynamic depth2-distilled-quick depth6-unhealed early-exit-10
 
 .PHONY: install run test lint bench clean
 
@@ -15,7 +16,7 @@ $(STAMP): pyproject.toml ci/constraints.txt
 	touch $(STAMP)
 
 run: install
-	@status=0; $(BIN)/draftrank run smollm2-135m-instruct --suite quick || status=$$?; \
+	@status=0; $(BIN)/draftrank run smollm2-135m-instruct --suite quick $(addprefix --draft ,$(FIRST_LOOK)) || status=$$?; \
 	$(BIN)/draftrank site --out site; exit $$status
 
 test: install

@@ -81,6 +81,7 @@ def test_json_is_the_last_line_of_every_command(measured_root):
         "site": ({"index", "sessions"}, []),
         "publish": ({"session", "files"}, []),
         "import": ({"files"}, ["leaderboard/results"]),
+        "export": ({"files"}, ["shallow", "--to", "exported"]),
         "doctor": ({"findings"}, []),
     }
     # These have tests of their own, since they measure.

@@ -21,7 +21,6 @@ from draftrank.decoding import loop
 from draftrank.decoding.loop import Decoding
 from draftrank.decoding.proposers.model import ModelDraft
 from draftrank.decoding.proposers.ngram import NgramProposer
-from draftrank.decoding.runtimes.torch_cache import RollbackCache
 from draftrank.decoding.runtimes.torch_eager import TorchRuntime
 from draftrank.decoding.verification import Verdict
 from draftrank.jobs.running import build
@@ -142,8 +141,8 @@ def test_a_verifier_that_accepts_one_wrong_token_in_200(root, tmp_path, monkeypa
 
 
 def roll_back_one_short(monkeypatch):
-    forget = RollbackCache.forget
-    monkeypatch.setattr(RollbackCache, "forget", lambda self, count: forget(self, max(0, count - 1)))
+    forget = TorchRuntime.forget
+    monkeypatch.setattr(TorchRuntime, "forget", lambda self, count: forget(self, max(0, count - 1)))
 
 
 @pytest.mark.parametrize("request_", [{}, {"mode": SAMPLING}], ids=["fp32", "sampling"])

@@ -11,10 +11,9 @@ Weights that a sparsifying step set to zero stay zero.
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,6 +32,14 @@ from draftrank.drafting.loading import DTYPES, DtypeName, compute_dtype, load_mo
 from draftrank.drafting.matrices import matrix
 from draftrank.drafting.objective import Closeness, chunk_positions, closeness_in_chunks, loss_in_chunks
 from draftrank.drafting.on_policy import rewritten
+from draftrank.drafting.schedule import (
+    evaluation_points,
+    learning_rate_factor,
+    no_longer_better,
+    order,
+    seed_of,
+    split_sequences,
+)
 from draftrank.drafting.steps.distill import Distill
 from draftrank.drafting.target_states import target_states
 from draftrank.errors import BuildError
@@ -44,11 +51,6 @@ if TYPE_CHECKING:
 
 CHECKPOINT_S = 30.0
 """Seconds between checkpoints."""
-HELD_OUT_SHARE = 0.05
-HELD_OUT_MOST = 64
-"""Sequences kept aside: this share, at least 2, at most that many."""
-FINAL_RATE = 0.1
-"""Where the cosine ends, as a share of the peak learning rate."""
 _MEAN_SHARE = 0.05
 """Share of the updates averaged for the first and the last loss of the notes."""
 
@@ -81,8 +83,8 @@ def distill(spec: Distill, draft: WorkingDraft, context: BuildContext) -> dict[s
     corpus = self_generated_corpus(spec.data, context)
     training, held_out = split_sequences(len(corpus), spec.seed)
     trainer = _Trainer(spec, draft, context, corpus)
-    orders = [_order(training, spec.seed, number) for number in range(spec.passes)]
-    batches = [batch for order in orders for batch in torch.split(order, spec.batch_sequences)]
+    passes = [order(training, spec.seed, number) for number in range(spec.passes)]
+    batches = [batch for sequences in passes for batch in torch.split(sequences, spec.batch_sequences)]
     state = trainer.resume()
     if state is None:
         before = trainer.closeness(held_out)
@@ -110,31 +112,6 @@ def distill(spec: Distill, draft: WorkingDraft, context: BuildContext) -> dict[s
         "compute_dtype": trainer.dtype,
         **({"evaluations": state.evaluations} if spec.evaluations else {}),
     }
-
-
-def learning_rate_factor(update: int, updates: int, warmup_fraction: float) -> float:
-    """Share of the peak rate at an update (from 0): linear warm-up, then cosine to `FINAL_RATE`."""
-    warmup = math.ceil(updates * warmup_fraction)
-    if update < warmup:
-        return (update + 1) / warmup
-    way = (update - warmup) / max(updates - warmup - 1, 1)
-    return FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * way))
-
-
-def split_sequences(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of the sequences to train on and of those kept aside (int64).
-
-    Raises:
-        BuildError: there are not enough.
-    """
-    aside = min(max(2, round(count * HELD_OUT_SHARE)), HELD_OUT_MOST)
-    if count <= aside:
-        raise BuildError(
-            f"a corpus of {count} sequences is too small to keep {aside} aside: raise data.tokens or lower "
-            "data.sequence_tokens"
-        )
-    shuffled = _order(torch.arange(count), seed, -1)
-    return shuffled[aside:], shuffled[:aside]
 
 
 class _Trainer:
@@ -177,7 +154,7 @@ class _Trainer:
         """Goes on from `state` and yields the tokens of each update with a remark on the loss."""
         saved = began = time.monotonic()
         seconds_before = state.seconds
-        looks = _evaluation_points(len(batches), self.spec.evaluations)
+        looks = evaluation_points(len(batches), self.spec.evaluations)
         agreement = ""
         for update in range(state.updates_done, len(batches)):
             if state.ended_early:
@@ -291,7 +268,7 @@ class _Trainer:
 
     def _rewritten(self, batch: Tensor, tokens: Tensor, update: int) -> Tensor:
         answers = (self.corpus.roles[batch] == ANSWER).to(self.device)
-        generator = torch.Generator(self.device).manual_seed(_seed(self.spec.seed, f"own/{update}"))
+        generator = torch.Generator(self.device).manual_seed(seed_of(self.spec.seed, f"own/{update}"))
         with self._precision():
             return rewritten(self.draft, tokens, answers, self.spec.data.answer_temperature, generator)
 
@@ -367,18 +344,6 @@ def _decay_groups(parameters: Any, weight_decay: float) -> list[dict[str, Any]]:
     ]
 
 
-def no_longer_better(agreements: Sequence[float], patience: int | None) -> bool:
-    """Whether the best of all evaluations is as long ago as `patience` says."""
-    if patience is None or len(agreements) <= patience:
-        return False
-    return max(agreements[-patience:]) <= max(agreements[:-patience])
-
-
-def _evaluation_points(updates: int, evaluations: int) -> set[int]:
-    """After which updates agreement is looked at: evenly spread, never after the last."""
-    return {updates * number // (evaluations + 1) for number in range(1, evaluations + 1)} - {0, updates}
-
-
 def _zeros(draft: WorkingDraft) -> dict[str, Tensor]:
     """Where weights of a sparse draft are zero, by parameter."""
     if "zeros" not in draft.notes:
@@ -398,16 +363,6 @@ def _some_rows(head: nn.Module, kept: Tensor) -> nn.Linear:
     if isinstance(head.bias, Tensor):
         rows.bias = nn.Parameter(head.bias.detach()[kept], requires_grad=False)
     return rows
-
-
-def _order(indices: Tensor, seed: int, number: int) -> Tensor:
-    generator = torch.Generator().manual_seed(_seed(seed, str(number)))
-    return indices[torch.randperm(len(indices), generator=generator)]
-
-
-def _seed(seed: int, what: str) -> int:
-    digest = hashlib.sha256(f"distill/{seed}/{what}".encode()).digest()
-    return int.from_bytes(digest[:7], "big")
 
 
 def _mean(values: list[float]) -> float:

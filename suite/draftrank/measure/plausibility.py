@@ -30,6 +30,9 @@ published sessions stay above 0.9, and a forward over more tokens is never the f
 MIN_PROPOSED = 100
 """Proposals of a model after which at least one must have been accepted."""
 
+CONTROL_TECHNIQUE = "random weights"
+"""How the step `random` is called on the board."""
+
 Values = dict[str, str]
 
 
@@ -152,7 +155,11 @@ def skipped_work(summary: SessionSummary, arm: ArmSummary) -> Values | None:
 
 def accepts_nothing(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     """A model of which not one token is accepted reads other token ids than the target (a permuted
-    vocabulary, mixed-up weights) or has unlearnt everything: a defect of its build, not a slow draft."""
+    vocabulary, mixed-up weights) or has unlearnt everything: a defect of its build, not a slow draft. Random
+    weights that are declared as such are a control, and may."""
+    build = arm.arm.draft
+    if build is not None and CONTROL_TECHNIQUE in build.techniques:
+        return None
     forwards = sum(trial.draft_forwards for trial in _trials(summary, arm))
     if not forwards or arm.acceptance.accepted or arm.acceptance.proposed < MIN_PROPOSED:
         return None

@@ -11,15 +11,11 @@ import torch.nn.functional as F  # noqa: N812
 from draftrank.drafting import distillation
 from draftrank.drafting.conversation_row import ANSWER, TEMPLATE
 from draftrank.drafting.corpus import self_generated_corpus
-from draftrank.drafting.distillation import (
-    distill,
-    learning_rate_factor,
-    no_longer_better,
-    split_sequences,
-)
+from draftrank.drafting.distillation import distill
 from draftrank.drafting.loading import load_model
 from draftrank.drafting.objective import closeness_in_chunks, loss_in_chunks
 from draftrank.drafting.on_policy import rewritten
+from draftrank.drafting.schedule import learning_rate_factor, no_longer_better, split_sequences
 from draftrank.drafting.sparsity import sparsify
 from draftrank.drafting.steps.distill import Distill, SelfGenerated
 from draftrank.drafting.vocabulary_trimming import trim_vocabulary

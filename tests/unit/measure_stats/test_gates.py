@@ -159,6 +159,11 @@ def test_identical_outputs_pass_in_low_precision(dtype):
     assert verdict(result({"d": 2.0}, dtype=dtype)).ranked
 
 
+def test_a_declared_control_may_accept_nothing():
+    build = arm_of("d").draft.model_copy(update={"techniques": ("random weights",)})
+    assert verdict(result({"d": 0.5}, histogram=(8, 0, 0, 0), arms=[arm_of("d", draft=build)])).ranked
+
+
 def test_a_skipped_task_is_incomplete():
     judged = verdict(result({"d": 2.0}, skipped_tasks=("code",)))
     assert judged.reason.startswith("incomplete: task code was skipped")

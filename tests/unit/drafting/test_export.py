@@ -1,0 +1,132 @@
+"""What leaves the cache is what was built, and says where it cannot be opened."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from draftrank.drafting.export import abilities, copy_folder
+from draftrank.drafting.gguf_export import write_gguf
+from draftrank.drafting.pipeline import build_draft
+from draftrank.drafting.quiet import quiet_gguf, quiet_transformers
+from draftrank.errors import BuildError, InvalidInputError
+
+IDS = torch.arange(3, 43).reshape(2, 20)
+DROP = {"kind": "drop_layers", "keep": 2, "select": "ends"}
+
+
+@pytest.mark.parametrize(
+    ("steps", "opens", "vllm", "gguf"),
+    [
+        ([DROP], True, True, True),
+        ([{"kind": "tie_layers", "blocks": 2}], True, False, True),
+        ([DROP, {"kind": "quantize", "scheme": "dynamic_int8"}], False, False, True),
+        ([{"kind": "trim_vocabulary", "keep_tokens": 40}], False, False, False),
+        ([{"kind": "factorize_head", "rank": 8}], False, False, False),
+    ],
+)
+def test_what_a_form_can_do_is_said(make_target, make_recipe, tmp_path, steps, opens, vllm, gguf):
+    target, folder = make_target()
+    built = build_draft(make_recipe(*steps), target, folder, cache=tmp_path)
+    can = abilities(built.folder)
+    assert (can.transformers is None, can.vllm is None, can.gguf is None) == (opens, vllm, gguf)
+
+
+def test_a_copy_goes_into_an_empty_folder_only(make_target, make_recipe, tmp_path):
+    target, folder = make_target()
+    built = build_draft(make_recipe(DROP), target, folder, cache=tmp_path)
+    files = copy_folder(built.folder, tmp_path / "out")
+    assert {path.name for path in files} >= {"model.safetensors", "config.json", "tokenizer.json"}
+    with torch.inference_mode():
+        first, second = (
+            AutoModelForCausalLM.from_pretrained(place) for place in (built.folder, tmp_path / "out")
+        )
+        assert torch.equal(first(IDS).logits, second(IDS).logits)
+    with pytest.raises(InvalidInputError, match="is not empty"):
+        copy_folder(built.folder, tmp_path / "out")
+
+
+def small(architecture, layers, **more):
+    torch.manual_seed(3)
+    shape = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "vocab_size": 70,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.2,
+        **more,
+    }
+    if architecture == "llama":
+        return LlamaForCausalLM(LlamaConfig(**shape)).eval()
+    kinds = ["full_attention" if (i + 1) % 6 == 0 else "sliding_attention" for i in range(layers)]
+    return Gemma3ForCausalLM(Gemma3TextConfig(**shape, layer_types=kinds, sliding_window=8)).eval()
+
+
+def target_file(path, architecture, layers):
+    """The description that a target's GGUF file holds, without its weights."""
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(path, architecture)
+    for name, value in {
+        "context_length": 128,
+        "embedding_length": 64,
+        "feed_forward_length": 96,
+        "block_count": layers,
+        "attention.head_count": 4,
+        "attention.head_count_kv": 2,
+        "vocab_size": 70,
+    }.items():
+        writer.add_uint32(f"{architecture}.{name}", value)
+    if architecture == "gemma3":
+        writer.add_uint32("gemma3.attention.sliding_window", 8)
+    writer.add_float32(f"{architecture}.attention.layer_norm_rms_epsilon", 1e-6)
+    writer.add_float32(
+        f"{architecture}.rope.freq_base", 1_000_000.0 if architecture == "gemma3" else 10_000.0
+    )
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list([f"t{number}" for number in range(70)])
+    writer.add_token_types([1] * 70)
+    writer.add_token_merges(["t 1"])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize(("architecture", "layers"), [("llama", 2), ("gemma3", 6)])
+def test_the_gguf_file_holds_the_same_model(tmp_path, architecture, layers):
+    """Read back by transformers' own reader, which knows nothing of the writer."""
+    model = small(architecture, layers, num_key_value_heads=1)
+    described = target_file(tmp_path / "target.gguf", architecture, 30)
+    write_gguf(model, described, "draft", tmp_path / "draft.gguf")
+    with quiet_gguf(), quiet_transformers():
+        opened = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="draft.gguf", dtype=torch.float32)
+    assert opened.config.num_hidden_layers == layers
+    assert opened.config.num_key_value_heads == 1
+    with torch.inference_mode():
+        found, expected = opened(IDS).logits, model(IDS).logits
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02 * float(expected.std()))
+
+
+def test_what_gguf_cannot_express_is_said(tmp_path):
+    described = target_file(tmp_path / "target.gguf", "gemma3", 30)
+    model = small("gemma3", 6)
+    model.config.layer_types = ["full_attention", *model.config.layer_types[1:]]
+    with pytest.raises(BuildError, match="keep layers in whole periods"):
+        write_gguf(model, described, "draft", tmp_path / "draft.gguf")
+    other = target_file(tmp_path / "other.gguf", "qwen2", 30)
+    with pytest.raises(BuildError, match="architecture qwen2 are not written yet"):
+        write_gguf(small("llama", 2), other, "draft", tmp_path / "draft.gguf")
