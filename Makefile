@@ -30,6 +30,7 @@ lint: install
 
 bench: install
 	$(BIN)/python ci/bench_engine.py
+	$(BIN)/python ci/bench_distill.py
 
 clean:
 	rm -rf .draftrank site

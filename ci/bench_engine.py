@@ -36,8 +36,8 @@ from draftrank.drafting.loading import load_model, load_tokenizer
 from draftrank.drafting.prompting import render_turns
 from draftrank.drafting.target_folder import ensure_target
 from draftrank.jobs.running import build
-from draftrank.measure.latency import measure_latencies
-from draftrank.measure.machine import read_machine
+from draftrank.measure.cost.latency import measure_latencies
+from draftrank.measure.machine.fingerprint import read_machine
 
 MAX_NGRAM = 2
 Arm = Callable[[tuple[int, ...]], tuple[tuple[int, ...], float, Decoding | None]]

@@ -21,8 +21,8 @@ from draftrank.catalog.schemas import MODELS, generate, write_all
 from draftrank.catalog.step_order import RULES as ORDER
 from draftrank.kinds import STEPS as STEP_KINDS
 from draftrank.kinds import load_kind
-from draftrank.measure.disturbance import RULES
-from draftrank.measure.gates import GATES
+from draftrank.measure.gates.verdict import GATES
+from draftrank.measure.machine.disturbance import RULES
 from draftrank.store.bundle_format import SCHEMA_FILE, schema_text
 
 DOCS = Path(__file__).parents[1] / "docs"

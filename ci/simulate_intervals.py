@@ -14,10 +14,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from draftrank.measure.coverage import cover_methods, cover_ranks, cover_stopping
-from draftrank.measure.gates import NOISE_TOLERANCE, NOISE_WIDTH
-from draftrank.measure.interval_methods import METHODS, RESAMPLES
-from draftrank.measure.simulation import Scenario
+from draftrank.measure.gates.verdict import NOISE_TOLERANCE, NOISE_WIDTH
+from draftrank.measure.validation.coverage import cover_methods, cover_ranks, cover_stopping
+from draftrank.measure.validation.interval_methods import METHODS, RESAMPLES
+from draftrank.measure.validation.simulation import Scenario
 
 PAGE = Path(__file__).parents[1] / "docs" / "simulation.md"
 SEED = 20_261_123
@@ -78,7 +78,7 @@ RANKING: dict[str, Scenario] = {
 HEAD = """# Do the intervals hold what they say?
 
 Written by `ci/simulate_intervals.py` (seed {seed:,}); tests run a small part of it. Sessions are drawn from a
-known truth by `measure/simulation.py`, whose docstring has the model: prompts with an own length, pace and speedup
+known truth by `measure/validation/simulation.py`, whose docstring has the model: prompts with an own length, pace and speedup
 per draft, drift over the session, noise that lasts from trial to trial (correlation 0.8), noise of the single
 trial, and outliers that take three times as long on average. Arms take turns in the order of the real schedule.
 Unless a row says otherwise, log spreads are 0.15 between the prompts of a task (tasks differ by a factor of 1.65

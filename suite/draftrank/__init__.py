@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from draftrank.jobs.running import RunRequest, build, run
     from draftrank.jobs.tuning import TuneRequest, tune_k
     from draftrank.jobs.verifying import verify
-    from draftrank.measure.comparing import compare
-    from draftrank.measure.summary import summarise
-    from draftrank.measure.what_if import predict_elsewhere
+    from draftrank.measure.cost.what_if import predict_elsewhere
+    from draftrank.measure.statistics.comparing import compare
+    from draftrank.measure.summaries.summary import summarise
     from draftrank.store.bundle import load_results
     from draftrank.store.store import Store
 
@@ -43,12 +43,12 @@ _HOMES = {
     "Workspace": "draftrank.catalog.workspace",
     "build": "draftrank.jobs.running",
     "build_boards": "draftrank.board.ranking",
-    "compare": "draftrank.measure.comparing",
+    "compare": "draftrank.measure.statistics.comparing",
     "load_results": "draftrank.store.bundle",
-    "predict_elsewhere": "draftrank.measure.what_if",
+    "predict_elsewhere": "draftrank.measure.cost.what_if",
     "render_site": "draftrank.board.site",
     "run": "draftrank.jobs.running",
-    "summarise": "draftrank.measure.summary",
+    "summarise": "draftrank.measure.summaries.summary",
     "tune_k": "draftrank.jobs.tuning",
     "verify": "draftrank.jobs.verifying",
 }

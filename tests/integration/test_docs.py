@@ -105,8 +105,8 @@ def test_the_generated_tables_are_current():
 
 def test_the_methodology_names_every_gate_rule_and_word():
     from draftrank.board.words import WORDS
-    from draftrank.measure.disturbance import RULES
-    from draftrank.measure.gates import GATES
+    from draftrank.measure.gates.verdict import GATES
+    from draftrank.measure.machine.disturbance import RULES
 
     page = PAGES["docs/methodology.md"]
     assert re.findall(r"^\| `([a-z-]+)` \| the (?:draft|session) \|", page, re.MULTILINE) == [

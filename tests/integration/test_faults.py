@@ -24,10 +24,11 @@ from draftrank.decoding.proposers.ngram import NgramProposer
 from draftrank.decoding.runtimes.torch_eager import TorchRuntime
 from draftrank.decoding.verification import Verdict
 from draftrank.jobs.running import build
-from draftrank.measure import bench, latency
-from draftrank.measure.conditions import Watch
+from draftrank.measure.cost import latency
 from draftrank.measure.evidence import Conditions
-from draftrank.measure.gates import judge
+from draftrank.measure.gates.verdict import judge
+from draftrank.measure.machine.conditions import Watch
+from draftrank.measure.sessions import bench
 
 LAYER_S = 0.01
 MAX_NEW_TOKENS = 48

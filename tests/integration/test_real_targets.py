@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.workspace import Workspace
 from draftrank.decoding.loop import Request, autoregressive, speculative
 from draftrank.decoding.proposers.early_exit import EarlyExitProposer
+from draftrank.decoding.proposers.model import ModelProposer
 from draftrank.decoding.proposers.ngram import NgramProposer
 from draftrank.decoding.runtimes.torch_eager import TorchRuntime
 from draftrank.decoding.stop_tokens import read_stop_tokens
 from draftrank.drafting.loading import load_tokenizer
+from draftrank.drafting.pipeline import build_draft
 from draftrank.drafting.prompting import render_turns
 from draftrank.drafting.target_folder import ensure_target
 from draftrank.errors import MissingDataError
@@ -54,3 +58,56 @@ def test_a_wheel_target_decodes_as_transformers_does_and_speculation_changes_not
     assert found.acceptance_length > 1.2  # the second list repeats the first
     exit_ = speculative(runtime, EarlyExitProposer(runtime.first_layers(4)), request, 2)
     assert exit_.token_ids == plain.token_ids
+
+
+TEXT = {"kind": "self_generated", "tokens": 1_000, "sequence_tokens": 64, "batch_sequences": 16}
+HYBRIDS = {
+    "cut": [
+        {"kind": "drop_layers", "keep": 6, "select": "block_influence"},
+        {"kind": "prune_ffn", "keep_channels": 512},
+        {"kind": "prune_heads", "keep_heads_per_group": 2},
+        {"kind": "prune_hidden", "keep_channels": 384},
+        {"kind": "trim_vocabulary", "keep_tokens": 4_096},
+        {"kind": "factorize_head", "rank": 64},
+        {"kind": "sparsify", "method": "sparsegpt", "pattern": "2:4"},
+        {"kind": "distill", "data": TEXT, "batch_sequences": 4},
+        {"kind": "quantize", "scheme": "dynamic_int8"},
+    ],
+    "thin": [
+        {"kind": "drop_layers", "keep": 6, "select": "angular"},
+        {"kind": "merge_layers", "keep": 5, "group": 2},
+        {"kind": "factorize", "keep_parameters": 0.5},
+        {"kind": "tie_layers", "blocks": 3},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Shared, so that the calibration text is written once per target."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.mark.parametrize("target_id", PARAMETERS)
+@pytest.mark.parametrize("hybrid", HYBRIDS)
+def test_every_family_of_steps_makes_a_draft_of_a_real_target(target_id, hybrid, cache):
+    target, folder = prepared(target_id)
+    fields = {
+        "schema_version": 1,
+        "id": hybrid,
+        "target": target_id,
+        "title": hybrid,
+        "authors": [{"name": "A"}],
+        "draft": {"kind": "model", "calibration": TEXT, "steps": HYBRIDS[hybrid]},
+        "speculate": {"num_speculative_tokens": 3},
+    }
+    recipe = Recipe.model_validate_json(json.dumps(fields))
+    built = build_draft(recipe, target, folder, cache=cache)
+    assert 0 < built.parameters < folder.parameters
+    runtime = TorchRuntime.load(folder.path, "fp32", "cpu")
+    draft = TorchRuntime.load(built.folder, "fp32", "cpu")
+    tokenizer = load_tokenizer(folder.path)
+    prompt = tuple(render_turns(tokenizer, target.prompt_format, ["Name three rivers."], [], None))
+    request = Request(prompt, 24, read_stop_tokens(folder.path))
+    plain = autoregressive(runtime, request)
+    assert speculative(runtime, ModelProposer(draft), request, 3).token_ids == plain.token_ids

@@ -125,6 +125,53 @@ def test_a_draft_that_cannot_be_built_does_not_stop_the_others(workspace_root):
     assert rows["ngram"].speedup is not None
 
 
+CALIBRATED = """\
+kind: model
+  calibration:
+    kind: self_generated
+    tokens: 1000
+    sequence_tokens: 192
+    prompts:
+      source: {{kind: inline, prompts: [{{turns: ["{question}"]}}]}}
+      licence: CC0-1.0
+  steps:
+    - {{kind: sparsify, method: wanda, sparsity: 0.5}}"""
+
+
+def test_a_draft_made_with_a_tasks_prompt_is_refused(workspace_root):
+    for name, question in (("leaky", "A dog, and a cat, and a dog!"), ("clean", "a bird and a cat")):
+        draft = CALIBRATED.format(question=question)
+        text = RECIPE.replace("id: ngram", f"id: {name}").replace("kind: ngram\n  max_ngram: 3", draft)
+        (workspace_root / "drafts" / "tiny" / f"{name}.yaml").write_text(text)
+    workspace = Workspace.open(workspace_root)
+    with Store.open(workspace.store_url) as store:
+        result = run(workspace, RunRequest("tiny", drafts=("leaky", "clean")), store)
+        again = run(workspace, RunRequest("tiny", drafts=("leaky", "clean")), store)
+    assert again.session.id == result.session.id
+    rows = {row.draft: row for row in build_boards([result])[0].rows}
+    assert not rows["leaky"].ranked
+    assert rows["clean"].speedup is not None
+    failures = {arm.id: arm.failure for arm in result.session.arms}
+    assert failures["clean"] is None
+    assert "the prompt three of the task small" in failures["leaky"]
+    assert "a dog and a cat and a dog" in failures["leaky"]
+
+
+def test_text_that_is_gone_is_said_to_be_unchecked(workspace_root):
+    draft = CALIBRATED.format(question="a bird and a cat")
+    text = RECIPE.replace("id: ngram", "id: clean").replace("kind: ngram\n  max_ngram: 3", draft)
+    (workspace_root / "drafts" / "tiny" / "clean.yaml").write_text(text)
+    workspace = Workspace.open(workspace_root)
+    build(workspace, "tiny", ("clean",))
+    (corpus,) = (workspace.cache / "corpora").glob("*.safetensors")
+    corpus.unlink()
+    with Store.open(workspace.store_url) as store:
+        result = run(workspace, RunRequest("tiny", drafts=("clean",)), store)
+    (warning,) = result.session.warnings
+    assert "clean: the text it was made with is no longer in the cache" in warning
+    assert next(arm for arm in result.session.arms if arm.id == "clean").failure is None
+
+
 def test_a_draft_that_cannot_be_opened_does_not_stop_the_others(workspace_root):
     text = RECIPE.replace("id: ngram", "id: late-exit").replace(
         "kind: ngram\n  max_ngram: 3", "kind: early_exit\n  layers: 40"
@@ -290,7 +337,7 @@ def test_an_arm_is_never_measured_without_its_baseline_beside_it(workspace_root,
 
 
 def test_a_broken_baseline_stops_the_run(workspace_root, monkeypatch):
-    from draftrank.measure import bench
+    from draftrank.measure.sessions import bench
 
     def broken(*_):
         raise RuntimeError("no baseline")

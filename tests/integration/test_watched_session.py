@@ -9,9 +9,10 @@ import time
 import pytest
 
 from draftrank import RunRequest, Store, Workspace, run, summarise
-from draftrank.measure import bench, conditions, session
-from draftrank.measure.counters import Counters, KernelCounters
-from draftrank.measure.gates import judge
+from draftrank.measure.gates.verdict import judge
+from draftrank.measure.machine import conditions
+from draftrank.measure.machine.counters import Counters, KernelCounters
+from draftrank.measure.sessions import bench, session
 from models import save_small_target
 from workspaces import write_workspace
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from draftrank.board.references import ReferenceRow
 from draftrank.board.rows import Board, BoardRow, BoardSession
-from draftrank.measure.statistics import Estimate
+from draftrank.measure.statistics.estimates import Estimate
 
 SCHEMA_VERSION = 1
 _NOT_SHOWN = ("build", "summary", "findings")
@@ -73,6 +73,7 @@ def _row(row: BoardRow) -> dict[str, Any]:
         "ci": _pair(row.ci),
         "ahead": dict(row.ahead),
         "techniques": list(row.techniques),
+        "remarks": list(row.remarks),
         "fidelity": asdict(row.fidelity),
         "quality": asdict(row.quality) if row.quality else None,
         "baseline_quality": asdict(row.baseline_quality) if row.baseline_quality else None,

@@ -1,6 +1,6 @@
 """From sessions to boards: which results may be compared, which one stands for a draft, who ranks where.
 
-Rows that the evidence does not tell apart share a range of ranks (`measure.ranking_evidence`). Ranks never cross target, machine class, dtype, device, mode, suite or version.
+Rows that the evidence does not tell apart share a range of ranks (`measure.statistics.ranking_evidence`). Ranks never cross target, machine class, dtype, device, mode, suite or version.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import NamedTuple
 from draftrank.board.references import references_of
 from draftrank.board.rows import Board, BoardKey, BoardRow, key_of, measured_at, row_of, session_of
 from draftrank.catalog.base import sha256_of_json
-from draftrank.measure.gates import judge
-from draftrank.measure.ranking_evidence import Contender, stand
+from draftrank.measure.gates.verdict import judge
 from draftrank.measure.records import SessionResult
-from draftrank.measure.summary import SessionSummary, summarise
+from draftrank.measure.statistics.ranking_evidence import Contender, stand
+from draftrank.measure.summaries.summary import SessionSummary, summarise
 
 
 class _Candidate(NamedTuple):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from draftrank.measure.statistics import Estimate
-from draftrank.measure.summary import ArmSummary, SessionSummary
+from draftrank.measure.statistics.estimates import Estimate
+from draftrank.measure.summaries.summary import ArmSummary, SessionSummary
 
 
 @dataclass(frozen=True, slots=True)

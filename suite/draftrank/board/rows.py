@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from draftrank.board.references import ReferenceRow
+from draftrank.board.remarks import remarks_on
 from draftrank.board.reproduce import reproduce_command
 from draftrank.catalog.base import sha256_of_json
-from draftrank.measure.fidelity import Status
-from draftrank.measure.gates import Finding, Verdict
-from draftrank.measure.quality import QualitySummary
+from draftrank.measure.fidelity.divergence import Status
+from draftrank.measure.fidelity.quality import QualitySummary
+from draftrank.measure.gates.verdict import Finding, Verdict
 from draftrank.measure.records import DraftBuild, Machine, Session
-from draftrank.measure.statistics import Estimate, Interval
-from draftrank.measure.summary import ArmSummary, SessionSummary, TaskSummary
+from draftrank.measure.statistics.estimates import Estimate, Interval
+from draftrank.measure.summaries.summary import ArmSummary, SessionSummary, TaskSummary
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,8 @@ class BoardRow:
     """Why it is not ranked, and what to do."""
     findings: tuple[Finding, ...]
     """Every gate it did not pass."""
+    remarks: tuple[str, ...]
+    """What a reader should know that the figures do not say."""
     speedup: float | None
     """Overall, over the baseline of the same session."""
     ci: tuple[float, float] | None
@@ -209,6 +212,7 @@ def row_of(summary: SessionSummary, arm: ArmSummary, verdict: Verdict) -> BoardR
         ranked=verdict.ranked,
         reason=verdict.reason,
         findings=verdict.findings,
+        remarks=remarks_on(session, build),
         speedup=arm.speedup.value if arm.speedup else None,
         ci=_ends(arm.speedup),
         acceptance_length=arm.acceptance.length,

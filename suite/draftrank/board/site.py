@@ -21,7 +21,7 @@ from draftrank.board.recipe_text import recipe_sentence, recipe_yaml
 from draftrank.board.rows import Board, BoardRow, TaskCell
 from draftrank.board.site_files import safe_name, site_source, write_site
 from draftrank.board.words import WORDS
-from draftrank.measure.gates import GATES
+from draftrank.measure.gates.verdict import GATES
 
 _CHART_WIDTH = 320.0
 

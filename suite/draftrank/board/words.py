@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from draftrank.measure.log_ratio import CONFIDENCE, MIN_PROMPTS
+from draftrank.measure.statistics.log_ratio import CONFIDENCE, MIN_PROMPTS
 
 
 class Word(NamedTuple):

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from draftrank.catalog.sources.base import FetchContext
+from draftrank.catalog.prompt_rows import ReadRows
+from draftrank.catalog.sources.base import FetchContext, SourceBase
 from draftrank.catalog.sources.inline import InlineSource
-from draftrank.catalog.task import ReadRows, Suite, SuiteTask, Task
+from draftrank.catalog.task import Suite, SuiteTask, Task
 from draftrank.errors import InvalidInputError, Problem
 
 MAX_REPORTED = 20
@@ -45,11 +46,19 @@ def read_prompts(task: Task, context: FetchContext) -> tuple[Prompt, ...]:
         MissingDataError: the data cannot be had now.
         InvalidInputError: the data is not what the task declares, with every bad row.
     """
-    if isinstance(task.source, InlineSource):
-        rows = list(enumerate(task.source.rows(), start=1))
-        name = f"tasks/{task.id}.yaml"
+    return prompts_of(task.source, task.read, context, f"tasks/{task.id}.yaml")
+
+
+def prompts_of(source: SourceBase, read: ReadRows, context: FetchContext, file: str) -> tuple[Prompt, ...]:
+    """All prompts of a source; `file` is where it is declared, for messages.
+
+    Raises: see `read_prompts`.
+    """
+    if isinstance(source, InlineSource):
+        rows = list(enumerate(source.rows(), start=1))
+        name = file
     else:
-        path = task.source.fetch(context)
+        path = source.fetch(context)
         name = path.name
         rows = _read_json_lines(path)
     prompts: list[Prompt] = []
@@ -57,19 +66,19 @@ def read_prompts(task: Task, context: FetchContext) -> tuple[Prompt, ...]:
     seen: set[str] = set()
     for line, row in rows:
         try:
-            prompt = _prompt_of_row({"row": line, **row}, task.read)
+            prompt = _prompt_of_row({"row": line, **row}, read)
         except KeyError as error:
             problems.append(
                 Problem(
                     f"the row has no field {error.args[0]!r}",
                     name,
                     line,
-                    fix="mend the row or the task's `read`",
+                    fix="mend the row or `read`",
                 )
             )
             continue
         except ValueError as error:
-            problems.append(Problem(str(error), name, line, fix="mend the row or the task's `read`"))
+            problems.append(Problem(str(error), name, line, fix="mend the row or `read`"))
             continue
         if prompt.id in seen:
             problems.append(

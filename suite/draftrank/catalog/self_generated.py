@@ -6,11 +6,24 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from draftrank.catalog.base import Declared
+from draftrank.catalog.base import Declared, Line
+from draftrank.catalog.prompt_rows import PromptFile, ReadRows
+
+
+class GivenPrompts(Declared):
+    """Prompts of others, for the target to answer; those of a task are refused when it is measured."""
+
+    source: PromptFile
+    """Where they come from: JSON Lines, plain or gzipped, or inline."""
+    read: ReadRows = ReadRows(turns_from="turns")
+    """How rows become prompts; the first turn of each is used."""
+    licence: Line
+    """Licence of the prompts."""
 
 
 class SelfGenerated(Declared):
-    """Conversations the target makes up: it writes the user's turn from its opening, then answers."""
+    """Conversations that the target writes: it answers, and makes up the user's turns from their opening
+    unless prompts are given."""
 
     kind: Literal["self_generated"]
     tokens: Annotated[int, Field(ge=1_000, le=2_000_000_000)]
@@ -24,7 +37,9 @@ class SelfGenerated(Declared):
     batch_sequences: Annotated[int, Field(ge=1, le=4_096)] = 64
     """Conversations generated together."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of the sampling."""
+    """Seed of the sampling, and of the order of given prompts."""
+    prompts: GivenPrompts | None = None
+    """What users ask; absent: the target makes it up."""
 
 
 CALIBRATION = SelfGenerated(

@@ -10,7 +10,8 @@ from draftrank.catalog.step import Phase, StepBase
 
 _BEFORE: dict[Phase, tuple[Phase, ...]] = {
     "structure": ("factors", "tying", "head", "sparsity"),
-    "factors": ("tying",),
+    "factors": ("tying", "sparsity"),
+    "sparsity": ("factors", "tying"),
 }
 """Phases that must not have come before."""
 

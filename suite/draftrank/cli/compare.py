@@ -28,10 +28,10 @@ def compare(
     from draftrank.catalog.workspace import Workspace
     from draftrank.cli.results import read_results, require_known
     from draftrank.cli.tables import print_comparison
-    from draftrank.measure.comparing import SpeedRatio
-    from draftrank.measure.comparing import compare as compare_arms
-    from draftrank.measure.gates import judge
-    from draftrank.measure.summary import summarise
+    from draftrank.measure.gates.verdict import judge
+    from draftrank.measure.statistics.comparing import SpeedRatio
+    from draftrank.measure.statistics.comparing import compare as compare_arms
+    from draftrank.measure.summaries.summary import summarise
 
     opened = Workspace.open(workspace)
     results = read_results(opened)

@@ -43,7 +43,7 @@ def doctor(json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
 
 
 def _packages() -> Iterator[Finding]:
-    from draftrank.measure.machine import PACKAGES, package_version
+    from draftrank.measure.machine.fingerprint import PACKAGES, package_version
 
     version = platform.python_version()
     enough = sys.version_info >= (3, 11)

@@ -16,8 +16,8 @@ GIB = 1 << 30
 def look_at_machine() -> Iterator[Finding]:
     """Looks for a second, so that the counters tell of now and not of the last minutes."""
     from draftrank.decoding.environment import compute_environment
-    from draftrank.measure.environment import read_environment
-    from draftrank.measure.machine import read_machine
+    from draftrank.measure.machine.environment import read_environment
+    from draftrank.measure.machine.fingerprint import read_machine
 
     compute = compute_environment()
     device: Literal["cpu", "cuda"] = "cuda" if compute.gpu else "cpu"
@@ -110,8 +110,8 @@ def _memory(available: int | None, limit: int | None, total: int) -> Finding:
 
 
 def _calm(device: Literal["cpu", "cuda"], load_average: float | None, cores: int) -> Iterator[Finding]:
-    from draftrank.measure.conditions import LOOK_S, ThisMachine, Watch, watching
-    from draftrank.measure.disturbance import disturbances
+    from draftrank.measure.machine.conditions import LOOK_S, ThisMachine, Watch, watching
+    from draftrank.measure.machine.disturbance import disturbances
 
     watch = Watch(ThisMachine(device))
     watch.begin()

@@ -12,7 +12,7 @@ import typer
 from draftrank.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from draftrank.measure.references import ReferenceMethod
+    from draftrank.measure.sessions.references import ReferenceMethod
 
 
 class Dtype(StrEnum):

@@ -33,7 +33,7 @@ def predict(
     from draftrank.catalog.workspace import Workspace
     from draftrank.cli.results import read_results
     from draftrank.cli.tables import by_k
-    from draftrank.measure.what_if import predict_elsewhere
+    from draftrank.measure.cost.what_if import predict_elsewhere
 
     opened = Workspace.open(workspace)
     if target is not None:

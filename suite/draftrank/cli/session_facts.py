@@ -7,10 +7,10 @@ from rich.text import Text
 from draftrank.board.formats import duration, size
 from draftrank.cli.output import out, print_facts
 from draftrank.measure.evidence import Environment, Numerics
-from draftrank.measure.fidelity import blind_share
+from draftrank.measure.fidelity.divergence import blind_share
 from draftrank.measure.records import Machine, Session
-from draftrank.measure.stability import Stability
-from draftrank.measure.summary import SessionSummary
+from draftrank.measure.summaries.stability import Stability
+from draftrank.measure.summaries.summary import SessionSummary
 
 _ENDINGS = {
     "repeats": "the required repeats were done",

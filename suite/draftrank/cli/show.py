@@ -29,8 +29,8 @@ def show(
     from draftrank.cli.session_facts import print_session
     from draftrank.cli.tables import print_arm, print_sessions
     from draftrank.errors import InvalidInputError
-    from draftrank.measure.gates import judge
-    from draftrank.measure.summary import summarise
+    from draftrank.measure.gates.verdict import judge
+    from draftrank.measure.summaries.summary import summarise
 
     opened = Workspace.open(workspace)
     results = [result for result in read_results(opened) if target in (None, result.session.target)]

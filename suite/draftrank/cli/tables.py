@@ -8,14 +8,15 @@ from rich.table import Table
 from rich.text import Text
 
 from draftrank.board.formats import day, decimal, duration, percent, rank, size, span, times
+from draftrank.board.remarks import remarks_on
 from draftrank.board.rows import Board, BoardRow
 from draftrank.cli.output import out, print_facts, print_table
 from draftrank.cli.reference_lines import reference_lines
-from draftrank.measure.comparing import ArmComparison
-from draftrank.measure.cost_model import Prediction
+from draftrank.measure.cost.model import Prediction
 from draftrank.measure.records import Session
-from draftrank.measure.statistics import Interval
-from draftrank.measure.summary import ArmSummary, SessionSummary
+from draftrank.measure.statistics.comparing import ArmComparison
+from draftrank.measure.statistics.estimates import Interval
+from draftrank.measure.summaries.summary import ArmSummary, SessionSummary
 
 _LEGEND = (
     "Speedup over the autoregressive baseline of the same session: geometric mean over tasks, 95 % interval. "
@@ -105,6 +106,9 @@ def print_arm(session: Session, arm: ArmSummary, verdict: str | None) -> None:
         facts["build"] = duration(made.build_s)
         facts["recipe"] = made.recipe_sha256
         facts["weights"] = made.weights_sha256 or "none of its own"
+    remarks = remarks_on(session, made)
+    if remarks:
+        facts["remarks"] = " ".join(remarks)
     if arm.arm.reference is not None:
         facts["reference"] = f"{arm.arm.reference.implementation}, never ranked"
         facts["differs"] = " ".join(arm.arm.reference.differs)

@@ -26,9 +26,15 @@ PIPELINE_VERSION = 1
 """Raised when equal steps come to give another draft for reasons outside of them."""
 
 
-def draft_key(draft: DraftBase, target_weights_sha256: str) -> str:
+def draft_key(draft: DraftBase, target_weights_sha256: str, steps: int | None = None) -> str:
     """Identity of a draft's content: sha256 (hex) over the target's weights, the steps as declared, the
-    text they are calibrated on and the versions of the code that carries them out."""
+    text they are calibrated on and the versions of the code that carries them out.
+
+    Args:
+        draft: the declaration.
+        target_weights_sha256: identity of the target.
+        steps: only the first so many steps; None: all.
+    """
     content: dict[str, Any] = {
         "pipeline_version": PIPELINE_VERSION,
         "target_weights_sha256": target_weights_sha256,
@@ -38,7 +44,7 @@ def draft_key(draft: DraftBase, target_weights_sha256: str) -> str:
                 "code_version": step.code_version,
                 "content_sha256": step.content_sha256(),
             }
-            for step in draft.build_steps
+            for step in draft.build_steps[:steps]
         ],
     }
     if draft.calibration_text != CALIBRATION:

@@ -1,13 +1,14 @@
 """One row of a self-generated corpus: what is forced, what is sampled, and when the speaker changes.
 
 The target plays both sides. The template's tokens are put in its mouth; the user's message is sampled
-until it ends it (or has written enough), the answer until it ends that; then the next user message
-begins, so that every row is full to its last token and none is padded.
+until it ends it (or has written enough) unless it is given, the answer until it ends that; then the next
+user message begins, so that every row is full to its last token and none is padded.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -71,10 +72,16 @@ class ConversationRow:
     rules: RowRules
     role: int = PROMPT
     """Whose token is sampled next."""
-    forced: deque[int] = field(default_factory=deque)
-    """Tokens that come before that."""
+    forced: deque[tuple[int, int]] = field(default_factory=deque)
+    """Tokens that come before that, with their roles."""
     written: list[int] = field(default_factory=list)
     """The prompt so far."""
+    given: Iterator[Sequence[int]] | None = None
+    """What the user says, message by message, without end; None: sampled."""
+
+    def __post_init__(self) -> None:
+        if self.role == PROMPT:
+            self._give_prompt()
 
     def push(self, sampled: int) -> tuple[int, int]:
         """Takes what the target would write next; returns the token that stands there and its role.
@@ -82,7 +89,7 @@ class ConversationRow:
         `sampled` is ignored while tokens are forced.
         """
         if self.forced:
-            return self.forced.popleft(), TEMPLATE
+            return self.forced.popleft()
         return self._push_prompt(sampled) if self.role == PROMPT else self._push_answer(sampled)
 
     def _push_prompt(self, token: int) -> tuple[int, int]:
@@ -107,13 +114,20 @@ class ConversationRow:
 
     def _answer_next(self, forced: tuple[int, ...]) -> None:
         self.role = ANSWER
-        self.forced.extend(forced)
+        self.forced.extend((token, TEMPLATE) for token in forced)
         self.written.clear()
 
     def _prompt_next(self, forced: tuple[int, ...]) -> None:
         self.role = PROMPT
-        self.forced.extend(forced)
+        self.forced.extend((token, TEMPLATE) for token in forced)
         self.written.clear()
+        self._give_prompt()
+
+    def _give_prompt(self) -> None:
+        if self.given is not None:
+            prompt = next(self.given)[: self.rules.prompt_limit]
+            self.forced.extend((token, PROMPT) for token in prompt)
+            self._answer_next(self.rules.frame.closing)
 
 
 def row_rules(

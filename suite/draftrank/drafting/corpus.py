@@ -2,14 +2,16 @@
 
 An instruct model fed only the opening of a user turn writes a plausible user message and then answers
 it (Magpie, Xu et al. 2024, arXiv:2406.08464). So no data licence is in the way, no test prompt leaks,
-and the draft sees what it will have to predict.
+and the draft sees what it will have to predict. Prompts can also be declared; the answers are the target's
+in either case.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from draftrank.catalog.base import sha256_of_json
+from draftrank.catalog.prompts import prompts_of
 from draftrank.catalog.self_generated import SelfGenerated
 from draftrank.drafting.cache import only_process, publish_file, remove_folder, scratch_folder
 from draftrank.drafting.conversation_row import ANSWER, PROMPT, TEMPLATE, ConversationRow, RowRules, row_rules
@@ -26,7 +29,7 @@ from draftrank.drafting.loading import compute_dtype, load_model, load_tokenizer
 from draftrank.progress import Stage
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from draftrank.drafting.working_draft import BuildContext
 
@@ -43,6 +46,12 @@ class Corpus:
     roles: Tensor
     """uint8 [sequences, sequence_tokens]: `TEMPLATE`, `PROMPT` or `ANSWER` for each token."""
 
+    @classmethod
+    def read(cls, path: Path) -> Corpus:
+        """A finished corpus from its file."""
+        found = load_file(path)
+        return cls(found["tokens"], found["roles"])
+
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
@@ -54,11 +63,14 @@ def self_generated_corpus(spec: SelfGenerated, context: BuildContext) -> Corpus:
     ends the same. The target computes in `compute_dtype`.
 
     Raises:
-        InvalidInputError: a chat target without a usable chat template.
+        InvalidInputError: a chat target without a usable chat template, or given prompts that are not what
+            is declared.
+        MissingDataError: given prompts cannot be had.
         BuildError: the rows are too short for the template.
     """
     key = corpus_key(spec, context)
-    final = context.cache / "corpora" / f"{key}.safetensors"
+    final = corpus_path(context.cache, key)
+    context.corpora.add(key)
     if not final.is_file():
         with only_process(final, context.progress, "the same corpus"):
             if not final.is_file():
@@ -68,8 +80,12 @@ def self_generated_corpus(spec: SelfGenerated, context: BuildContext) -> Corpus:
                 joined = {name: torch.cat([part[name] for part in parts]) for name in ("tokens", "roles")}
                 publish_file(final, lambda path: save_file(joined, path))
                 remove_folder(scratch)
-    found = load_file(final)
-    return Corpus(found["tokens"], found["roles"])
+    return Corpus.read(final)
+
+
+def corpus_path(cache: Path, key: str) -> Path:
+    """Where the corpus of this key lies once it is written."""
+    return cache / "corpora" / f"{key}.safetensors"
 
 
 def corpus_key(spec: SelfGenerated, context: BuildContext) -> str:
@@ -77,7 +93,7 @@ def corpus_key(spec: SelfGenerated, context: BuildContext) -> str:
     return sha256_of_json(
         {
             "code_version": CODE_VERSION,
-            "spec": spec.model_dump(mode="json"),
+            "spec": spec.model_dump(mode="json", exclude_none=True),
             "target_weights_sha256": context.target_weights_sha256,
             "prompt_format": context.prompt_format,
             "tokenizer_sha256": _tokenizer_sha256(context.target_folder),
@@ -101,6 +117,7 @@ def _write_batches(
     tokenizer = load_tokenizer(context.target_folder)
     rules = row_rules(model, tokenizer, context.prompt_format, spec.sequence_tokens)
     sequences = -(-spec.tokens // spec.sequence_tokens)
+    asked = given_prompts(spec, tokenizer, rules, context)
     parts = []
     with context.progress.stage("write the corpus", sequences * spec.sequence_tokens) as stage:
         pace = _Pace(stage, sequences * spec.sequence_tokens)
@@ -111,10 +128,34 @@ def _write_batches(
                 pace.skip(rows * spec.sequence_tokens)
             else:
                 generator = torch.Generator(context.device).manual_seed(_batch_seed(spec.seed, batch))
-                written = write_rows(model, rules, rows, spec, generator, pace)
+                given = (
+                    [_from(asked, row, sequences) for row in range(first, first + rows)] if asked else None
+                )
+                written = write_rows(model, rules, rows, spec, generator, pace, given)
                 publish_file(path, lambda staged, written=written: save_file(written, staged))  # type: ignore[misc]
             parts.append(load_file(path))
     return parts
+
+
+def given_prompts(
+    spec: SelfGenerated, tokenizer: PreTrainedTokenizerBase, rules: RowRules, context: BuildContext
+) -> list[list[int]]:
+    """The declared prompts as tokens, in an order drawn from the seed; empty when none are declared.
+
+    Raises: see `self_generated_corpus`.
+    """
+    if spec.prompts is None:
+        return []
+    found = prompts_of(spec.prompts.source, spec.prompts.read, context.fetch, "data.prompts")
+    texts = [rules.frame.lead + prompt.turns[0].strip() for prompt in found]
+    encoded: list[list[int]] = tokenizer(texts, add_special_tokens=False).input_ids
+    order = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(spec.seed)).tolist()
+    return [[token for token in encoded[place] if token not in rules.special_ids] for place in order]
+
+
+def _from(prompts: list[list[int]], row: int, rows: int) -> Iterator[list[int]]:
+    """A row's prompts: every prompt is used before one is used again."""
+    return (prompts[place % len(prompts)] for place in itertools.count(row, rows))
 
 
 @torch.inference_mode()
@@ -125,8 +166,18 @@ def write_rows(
     spec: SelfGenerated,
     generator: torch.Generator,
     pace: _Pace,
+    given: Sequence[Iterator[list[int]]] | None = None,
 ) -> dict[str, Tensor]:
     """Writes `count` rows side by side, all at the same position, so that nothing is padded.
+
+    Args:
+        model: the target.
+        rules: what its rows have in common.
+        count: how many rows.
+        spec: how they are sampled.
+        generator: source of the randomness.
+        pace: told of every token.
+        given: the prompts of each row; None: the target makes them up.
 
     Returns:
         `tokens` int32 and `roles` uint8, both [count, sequence_tokens], on the CPU.
@@ -135,7 +186,7 @@ def write_rows(
 
     length, opening = spec.sequence_tokens, rules.frame.opening
     sampler = _Sampler(rules, spec, generator, int(model.config.get_text_config().vocab_size))
-    rows = [ConversationRow(rules) for _ in range(count)]
+    rows = [ConversationRow(rules, given=given[row] if given else None) for row in range(count)]
     tokens = torch.zeros(count, length, dtype=torch.int64)
     roles = torch.full((count, length), TEMPLATE, dtype=torch.uint8)
     tokens[:, : len(opening)] = torch.tensor(opening)

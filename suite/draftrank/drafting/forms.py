@@ -127,8 +127,21 @@ class DynamicInt8Form(Declared):
     """Ends of the names of linear layers that stay as they are."""
 
 
+class SemiStructuredForm(Declared):
+    """Of every four weights of these layers two are zero: a GPU multiplies them by its sparse kernels in
+    half precision; elsewhere the model is an ordinary one."""
+
+    form: Literal["semi_structured"] = "semi_structured"
+    modules: tuple[str, ...]
+    """Names in the model."""
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Nothing: the weights are in the folder as they are."""
+
+
 Form = Annotated[
-    LowRankForm | TrimmedHeadForm | TiedLayersForm | DynamicInt8Form, Field(discriminator="form")
+    LowRankForm | TrimmedHeadForm | TiedLayersForm | DynamicInt8Form | SemiStructuredForm,
+    Field(discriminator="form"),
 ]
 FORMS: TypeAdapter[list[Form]] = TypeAdapter(list[Form])
 
@@ -156,6 +169,23 @@ def fill(model: PreTrainedModel, names: Sequence[str], saved: Mapping[str, Tenso
             module.load_state_dict(state, strict=True)
         except RuntimeError as error:
             raise BuildError(f"{name} cannot be filled from the folder's weights: {error}") from error
+
+
+def use_sparse_kernels(model: nn.Module, names: Sequence[str]) -> None:
+    """Gives 2:4 sparse linear layers on a GPU the form that its sparse tensor cores multiply, in place.
+
+    Layers that are not nn.Linear, or whose shape the kernels refuse, stay as they are.
+    """
+    from torch.sparse import to_sparse_semi_structured
+
+    for name in names:
+        module = model.get_submodule(name)
+        if isinstance(module, nn.Linear):
+            try:
+                sparse = to_sparse_semi_structured(module.weight.detach())
+            except (RuntimeError, ValueError):
+                continue
+            module.weight = nn.Parameter(sparse, requires_grad=False)
 
 
 def quantize_linear_layers(model: nn.Module, keep_precise: Sequence[str] = ()) -> None:

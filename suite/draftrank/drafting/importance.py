@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 Importance = Literal["magnitude", "activation", "taylor"]
 BATCH_SEQUENCES = 8
 """Sequences of calibration text that are run together."""
+_GRADIENT_SEQUENCES = 1
+"""The same where gradients are asked for, which keep the activations of all layers in memory."""
 
 
 def feed_forward_scores(draft: WorkingDraft, importance: Importance, tokens: Tensor | None) -> list[Tensor]:
@@ -149,7 +151,7 @@ def _accumulate(
             add(index, x, x)
 
     with watched_inputs(dict(enumerate(modules)), keep), torch.set_grad_enabled(gradients):
-        for batch in torch.split(tokens, BATCH_SEQUENCES):
+        for batch in torch.split(tokens, _GRADIENT_SEQUENCES if gradients else BATCH_SEQUENCES):
             ids = batch.to(draft.model.device, torch.int64)
             if not gradients:
                 draft.architecture.hidden_states(draft.model, ids)

@@ -10,7 +10,16 @@ import torch
 from torch import nn
 
 from draftrank.drafting.cache import weight_files
-from draftrank.drafting.forms import FORMS, DynamicInt8Form, Form, fill, quantize_linear_layers
+from draftrank.drafting.forms import (
+    FORMS,
+    DynamicInt8Form,
+    Form,
+    SemiStructuredForm,
+    fill,
+    quantize_linear_layers,
+    use_sparse_kernels,
+)
+from draftrank.drafting.packed_int8 import use_packed_kernel
 from draftrank.drafting.quiet import quiet_transformers
 from draftrank.errors import IncompatibleDraftError, MissingDataError
 
@@ -79,9 +88,18 @@ def load_model(folder: Path, dtype: DtypeName, device: str, *, as_saved: bool = 
         fill(model, replaced, {k: v for path in weight_files(folder) for k, v in load_file(path).items()})
     if getattr(model, "hf_quantizer", None) is None:  # a library's own tensors stay as it made them
         _own_memory(model)
+    elif device == "cpu":
+        use_packed_kernel(model)
     if int8:
         quantize_linear_layers(model, int8.keep_precise)
-    return model if getattr(model, "hf_quantizer", None) is not None else model.to(device)
+    if getattr(model, "hf_quantizer", None) is not None:
+        return model
+    model.to(device)
+    if device == "cuda" and dtype != "fp32":
+        for form in forms:
+            if isinstance(form, SemiStructuredForm):
+                use_sparse_kernels(model, form.modules)
+    return model
 
 
 def _own_memory(model: nn.Module) -> None:

@@ -26,7 +26,7 @@ from draftrank.drafting.cache import (
     weights_sha256,
 )
 from draftrank.drafting.forms import FORMS
-from draftrank.drafting.loading import FACTS, load_model, load_tokenizer
+from draftrank.drafting.loading import FACTS, load_model, load_tokenizer, read_forms
 from draftrank.drafting.target_folder import TargetFolder
 from draftrank.drafting.working_draft import BuildContext, WorkingDraft
 from draftrank.errors import BuildError, MissingDataError
@@ -67,7 +67,8 @@ def build_draft(
     fetch: FetchContext | None = None,
     progress: Progress | None = None,
 ) -> BuiltDraft:
-    """Builds a recipe's draft, or finds it in the cache: equal steps on equal weights are built once.
+    """Builds a recipe's draft, or finds it in the cache: equal steps on equal weights are built once, and a
+    recipe that adds steps to another one begins with what that one gave.
 
     The folder opens with `AutoModelForCausalLM.from_pretrained` and serves as `assistant_model`; its
     `draftrank.json` says how it was made. What an interrupted build had finished is taken up again.
@@ -123,8 +124,11 @@ def _build(
         fetch=fetch,
         calibration=recipe.draft.calibration_text,
     )
+    done = _Done()
     try:
-        draft = _run_steps(recipe, context)
+        draft, done = _begin(recipe, context)
+        spent += done.build_s
+        _run_steps(recipe, draft, done.steps, context)
         facts = {
             "format": 1,
             "recipe": recipe.model_dump(mode="json", exclude_none=True),
@@ -133,6 +137,7 @@ def _build(
             "target_weights_sha256": target_folder.weights_sha256,
             "key": key,
             "notes": draft.notes,
+            "corpora": sorted(context.corpora),
             "forms": FORMS.dump_python(draft.forms, mode="json", exclude_defaults=False),
             "versions": _versions(),
             "device": device,
@@ -140,17 +145,44 @@ def _build(
         }
         publish_folder(draft_folder(cache, key), lambda staging: _save(draft, facts, staging, began - spent))
     except BaseException:
-        ledger.write_text(str(spent + time.monotonic() - began))
+        ledger.write_text(str(spent - done.build_s + time.monotonic() - began))
         raise
     remove_folder(scratch)
 
 
-def _run_steps(recipe: Recipe, context: BuildContext) -> WorkingDraft:
-    model = load_model(context.target_folder, "fp32", context.device)
-    tokenizer = load_tokenizer(context.target_folder)
-    draft = WorkingDraft(model, tokenizer, Architecture.of(model))
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """What another recipe has built already."""
+
+    steps: int = 0
+    """How many of the first steps."""
+    build_s: float = 0.0
+    """Seconds that took."""
+
+
+def _begin(recipe: Recipe, context: BuildContext) -> tuple[WorkingDraft, _Done]:
+    """The longest beginning of the steps that is in the cache as a draft of its own, else the target."""
+    for count in range(len(recipe.draft.build_steps) - 1, 0, -1):
+        key = draft_key(recipe.draft, context.target_weights_sha256, count)
+        folder = draft_folder(context.cache, key)
+        if folder.is_dir():
+            facts = json.loads((folder / FACTS).read_text("utf-8"))
+            draft = _working(folder, context.device)
+            draft.forms += read_forms(folder)
+            draft.notes |= facts["notes"]
+            context.corpora.update(facts.get("corpora", ()))
+            return draft, _Done(count, facts["build_s"])
+    return _working(context.target_folder, context.device), _Done()
+
+
+def _working(folder: Path, device: str) -> WorkingDraft:
+    model = load_model(folder, "fp32", device)
+    return WorkingDraft(model, load_tokenizer(folder), Architecture.of(model))
+
+
+def _run_steps(recipe: Recipe, draft: WorkingDraft, done: int, context: BuildContext) -> None:
     steps = recipe.draft.build_steps
-    for number, step in enumerate(steps, start=1):
+    for number, step in enumerate(steps[done:], start=done + 1):
         with context.progress.stage(f"{recipe.id}: step {number} of {len(steps)}, {step.kind}"):
             scratch = context.scratch / f"step-{number}"
             scratch.mkdir(exist_ok=True)
@@ -159,7 +191,6 @@ def _run_steps(recipe: Recipe, context: BuildContext) -> WorkingDraft:
             except Exception as error:  # whatever a step raises, the run goes on without this draft
                 cause = str(error) if isinstance(error, BuildError) else f"{type(error).__name__}: {error}"
                 raise BuildError(f"{recipe.id}: step {number} ({step.kind}) failed: {cause}") from error
-    return draft
 
 
 def _save(draft: WorkingDraft, facts: dict[str, Any], staging: Path, began: float) -> None:

@@ -63,6 +63,8 @@ class ConversationFrame:
     """From the end of a user message to where the answer begins."""
     reopening: tuple[int, ...]
     """From the end of an answer to where the next user message begins."""
+    lead: str = ""
+    """Space that stands before a user message and belongs to its first word."""
 
 
 def conversation_frame(tokenizer: PreTrainedTokenizerBase) -> ConversationFrame:
@@ -80,6 +82,7 @@ def conversation_frame(tokenizer: PreTrainedTokenizerBase) -> ConversationFrame:
         tuple(_encode(tokenizer, opening.rstrip(" "))),
         tuple(_encode(tokenizer, closing)),
         tuple(_encode(tokenizer, reopening.rstrip(" "))),
+        opening[len(opening.rstrip(" ")) :],
     )
 
 

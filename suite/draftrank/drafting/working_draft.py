@@ -63,3 +63,5 @@ class BuildContext:
     """How sources are had."""
     calibration: SelfGenerated = CALIBRATION
     """What steps that look at activations are shown."""
+    corpora: set[str] = field(default_factory=set)
+    """Keys of the corpora that this build has read."""

@@ -18,9 +18,9 @@ from draftrank.catalog.prompts import TaskPrompts, read_prompts
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.workspace import Workspace
 from draftrank.errors import InvalidInputError, MissingDataError
-from draftrank.measure.plan import session_task
-from draftrank.measure.recheck import Check
 from draftrank.measure.records import Arm, Session, SessionTask
+from draftrank.measure.sessions.plan import session_task
+from draftrank.measure.summaries.recheck import Check
 
 
 def check_target(workspace: Workspace, session: Session) -> Check:

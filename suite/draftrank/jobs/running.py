@@ -18,13 +18,14 @@ from draftrank.catalog.task import Suite, SuiteTask
 from draftrank.catalog.workspace import Workspace
 from draftrank.drafting.cache import only_process
 from draftrank.errors import BuildError, InvalidInputError, MissingDataError
-from draftrank.measure.conditions import watching
+from draftrank.jobs.refusing import refuse_overlaps
 from draftrank.measure.journal import Journal
-from draftrank.measure.plan import DraftArm, SessionPlan
+from draftrank.measure.machine.conditions import watching
 from draftrank.measure.records import DraftBuild, SessionResult
-from draftrank.measure.references import ReferenceMethod, reference_arms
-from draftrank.measure.session import run_session
-from draftrank.measure.stopping import DEFAULT_PRECISION
+from draftrank.measure.sessions.plan import DraftArm, SessionPlan
+from draftrank.measure.sessions.references import ReferenceMethod, reference_arms
+from draftrank.measure.sessions.session import run_session
+from draftrank.measure.statistics.stopping import DEFAULT_PRECISION
 from draftrank.progress import Progress, SilentProgress
 
 
@@ -153,10 +154,14 @@ def plan_run(
         raise MissingDataError("no task of the suite has its data: " + "; ".join(skipped.values()))
     from draftrank.drafting.target_folder import ensure_target  # loads torch: wrong requests fail before
 
-    arms = _build_all(workspace, target, recipes, request.device, progress)
+    target_folder = ensure_target(target, workspace.fetch_context(progress))
+    built = _build_all(workspace, target, recipes, request.device, progress)
+    arms, unknown = refuse_overlaps(built, tasks, target_folder.path, workspace.cache)
+    for warning in unknown:
+        progress.message(warning)
     return SessionPlan(
         target=target,
-        target_folder=ensure_target(target, workspace.fetch_context(progress)),
+        target_folder=target_folder,
         suite=suite,
         tasks=tuple(tasks),
         drafts=arms,
@@ -166,7 +171,7 @@ def plan_run(
         seed=request.seed,
         precision=request.precision,
         budget_s=request.budget_s,
-        warnings=tuple(skipped.values()),
+        warnings=(*skipped.values(), *unknown),
         skipped_tasks=tuple(skipped),
         references=references,
         watch=watching(),

@@ -1,7 +1,7 @@
 """The best number of proposed tokens for a draft on this machine: predicted first, then measured.
 
 One short session at the largest k shows how far the draft's tokens are accepted, and what the forwards
-cost here; from that follows what every smaller k should give (`measure.cost_model`). The most promising
+cost here; from that follows what every smaller k should give (`measure.cost.model`). The most promising
 ones are then measured side by side as arms of one session, since predictions are close but not proof.
 """
 
@@ -17,13 +17,13 @@ from draftrank.catalog.task import Suite
 from draftrank.catalog.workspace import Workspace
 from draftrank.errors import InvalidInputError
 from draftrank.jobs.running import RunRequest, alone, plan_run
-from draftrank.measure.cost_model import AtK, Prediction
+from draftrank.measure.cost.model import AtK, Prediction
 from draftrank.measure.journal import Journal
 from draftrank.measure.records import SessionResult, Trial
-from draftrank.measure.session import run_session
-from draftrank.measure.standing import standing_trials
-from draftrank.measure.statistics import Estimate, compare_speed
-from draftrank.measure.summary import summarise
+from draftrank.measure.sessions.session import run_session
+from draftrank.measure.statistics.estimates import Estimate, compare_speed
+from draftrank.measure.statistics.standing import standing_trials
+from draftrank.measure.summaries.summary import summarise
 from draftrank.progress import Progress, SilentProgress
 
 PROBE_PROMPTS = 2

@@ -21,10 +21,13 @@ from draftrank.drafting.cache import only_process
 from draftrank.errors import InvalidInputError, MissingDataError
 from draftrank.jobs.declared_alike import check_recipe, check_target, check_tasks, sample
 from draftrank.jobs.running import build
-from draftrank.measure.fidelity import Judged, judge_divergence
-from draftrank.measure.machine import read_machine
-from draftrank.measure.plan import DraftArm, SessionPlan
-from draftrank.measure.recheck import (
+from draftrank.measure.fidelity.divergence import Judged, judge_divergence
+from draftrank.measure.gates.timeline import timeline_problems
+from draftrank.measure.machine.fingerprint import read_machine
+from draftrank.measure.records import BASELINE, Arm, DraftBuild, Machine, Session, SessionResult, Trial
+from draftrank.measure.sessions.plan import DraftArm, SessionPlan
+from draftrank.measure.sessions.session import run_session
+from draftrank.measure.summaries.recheck import (
     Check,
     check_acceptance,
     check_outputs,
@@ -32,9 +35,6 @@ from draftrank.measure.recheck import (
     check_speed,
     pair_up,
 )
-from draftrank.measure.records import BASELINE, Arm, DraftBuild, Machine, Session, SessionResult, Trial
-from draftrank.measure.session import run_session
-from draftrank.measure.timeline import timeline_problems
 from draftrank.progress import Progress, SilentProgress
 from draftrank.store.bundle import read_bundle
 from draftrank.store.store import Store
@@ -248,7 +248,7 @@ class _Judging:
     """Asks the target about places where outputs part; it is loaded when the first one comes up."""
 
     def __init__(self, plan: SessionPlan, again: SessionResult, progress: Progress) -> None:
-        from draftrank.measure.bench import Bench
+        from draftrank.measure.sessions.bench import Bench
 
         self._plan, self._again, self._progress = plan, again, progress
         self._bench: Bench | None = None
@@ -260,8 +260,8 @@ class _Judging:
             return "break"
         if not session.mode.greedy:  # a sampler may turn anywhere, so gaps say nothing
             return "unjudged"
-        from draftrank.measure.bench import Bench
-        from draftrank.measure.judging import find_divergence
+        from draftrank.measure.sessions.bench import Bench
+        from draftrank.measure.sessions.judging import find_divergence
 
         bench = self._bench = self._bench or Bench.load(self._plan, self._progress)
         task = next(i for i, one in enumerate(self._plan.tasks) if one.task.id == again.task)
@@ -272,7 +272,7 @@ class _Judging:
             if (trial.arm, *trial.cell[:2]) == (BASELINE, again.task, again.prompt)
             and (trial.repeat, trial.attempt) == (0, 0)
         }
-        context = bench.render(task, prompt, again.turn, [answers[turn] for turn in range(again.turn)])
+        context = bench.texts.render(task, prompt, again.turn, [answers[turn] for turn in range(again.turn)])
         found = find_divergence(bench.target, context, again.token_ids, published.token_ids, index)
         return judge_divergence(found, session.numerics, session.dtype)
 

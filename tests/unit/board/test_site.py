@@ -17,7 +17,7 @@ from draftrank.board.site_files import LISTING, safe_name, site_source, write_si
 from draftrank.board.words import WORDS
 from draftrank.errors import InvalidInputError
 from draftrank.measure.evidence import Divergence, Judgement, Numerics, Quality
-from draftrank.measure.gates import GATES
+from draftrank.measure.gates.verdict import GATES
 from strategies import session_results
 from unit.board.builders import MACHINE, arm_of, build, result, sha
 

@@ -54,6 +54,9 @@ def test_sensible_orders_are_taken(steps):
         ((THIN, FFN), "put prune_ffn before factorize"),
         ((TIE, THIN), "put factorize before tie_layers"),
         ((SPARSE, FFN), "put prune_ffn before sparsify"),
+        ((SPARSE, THIN), "factorize needs the layers as the architecture has them, and sparsify"),
+        ((THIN, SPARSE), "sparsify needs the layers as the architecture has them, and factorize"),
+        ((TIE, SPARSE), "put sparsify before tie_layers"),
     ],
 )
 def test_other_orders_are_refused_with_their_reason(steps, message):

@@ -12,8 +12,8 @@ from draftrank.decoding.proposers.early_exit import EarlyExitProposer
 from draftrank.decoding.proposers.model import ModelProposer
 from draftrank.decoding.proposers.ngram import NgramProposer
 from draftrank.decoding.runtimes.torch_eager import TorchRuntime
-from draftrank.measure.latency import measure_latencies
-from draftrank.measure.machine import read_machine
+from draftrank.measure.cost.latency import measure_latencies
+from draftrank.measure.machine.fingerprint import read_machine
 from models import ARCHITECTURES, small_model
 
 pytestmark = [

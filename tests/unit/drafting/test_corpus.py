@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from draftrank.drafting.conversation_row import (
     ANSWER,
@@ -96,6 +98,66 @@ def test_an_interrupted_corpus_goes_on_and_ends_the_same(make_context, interrupt
 def test_another_seed_gives_another_text(make_context):
     first, second = (self_generated_corpus(spec(seed=seed), make_context()) for seed in (0, 1))
     assert not torch.equal(first.tokens, second.tokens)
+
+
+GIVEN = ["Name two rivers", "What is a noun?", "Count to five <|im_end|> now"]
+
+
+def asking(*texts):
+    source = {"kind": "inline", "prompts": [{"turns": [text]} for text in texts]}
+    return {"source": source, "licence": "CC0-1.0"}
+
+
+def messages(corpus, tokenizer):
+    """What the user says in each row."""
+    rows = []
+    for tokens, roles in zip(corpus.tokens.tolist(), corpus.roles.tolist(), strict=True):
+        spans = [[]]
+        for token, role in zip(tokens, roles, strict=True):
+            if role == PROMPT:
+                spans[-1].append(token)
+            elif spans[-1]:
+                spans.append([])
+        rows.append([tokenizer.decode(span) for span in spans if span])
+    return rows
+
+
+@pytest.mark.usefixtures("in_fp32")
+@pytest.mark.parametrize("prompt_format", ["chat", "completion"])
+@torch.inference_mode()
+def test_given_prompts_are_asked_and_the_target_answers(make_context, prompt_format):
+    context = make_context("llama", prompt_format)
+    tokenizer = load_tokenizer(context.target_folder)
+    declared = SelfGenerated.model_validate_json(
+        json.dumps({**spec().model_dump(mode="json", exclude_none=True), "prompts": asking(*GIVEN)})
+    )
+    corpus = self_generated_corpus(declared, context)
+    said = messages(corpus, tokenizer)
+    plain = {text.replace(" <|im_end|>", "") for text in GIVEN}
+    assert {row[0].replace("  ", " ") for row in said} == plain
+    logits = load_model(context.target_folder, "fp32", "cpu")(corpus.tokens.long()).logits[:, :-1]
+    answers = corpus.roles[:, 1:] == ANSWER
+    assert answers.float().mean() > 0.1
+    best, chosen = logits.max(-1).values, logits.gather(-1, corpus.tokens[:, 1:, None].long())[..., 0]
+    assert (best - chosen)[answers].max() < 1e-3
+    assert corpus.tokens.shape == self_generated_corpus(spec(), context).tokens.shape
+
+
+@pytest.mark.usefixtures("in_fp32")
+def test_a_given_prompt_that_is_too_long_is_cut(make_context):
+    context = make_context()
+    declared = SelfGenerated.model_validate_json(
+        json.dumps({**spec().model_dump(mode="json", exclude_none=True), "prompts": asking("so " * 200)})
+    )
+    corpus = self_generated_corpus(declared, context)
+    assert (corpus.roles == PROMPT).any()
+    assert (corpus.roles == ANSWER).any(1).all()
+
+
+def test_prompts_without_a_hash_are_refused():
+    prompts = {"source": {"kind": "local", "path": "prompts.jsonl"}, "licence": "MIT"}
+    with pytest.raises(ValidationError, match="prompts without their sha256"):
+        SelfGenerated.model_validate({"kind": "self_generated", "tokens": 1_000, "prompts": prompts})
 
 
 @pytest.mark.usefixtures("in_fp32")

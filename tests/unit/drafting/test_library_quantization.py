@@ -7,10 +7,11 @@ import json
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from draftrank.drafting.library_quantization import quantize_folder
+from draftrank.drafting.library_quantization import Settings, quantize_folder
 from draftrank.drafting.loading import load_model
+from draftrank.drafting.packed_int8 import PackedInt8Linear
 from draftrank.drafting.pipeline import build_draft
 from draftrank.errors import BuildError, IncompatibleDraftError
 
@@ -20,6 +21,7 @@ LIBRARIES = {
     "int8_dynamic": "torchao",
     "llm_int8": "bitsandbytes",
     "nf4": "bitsandbytes",
+    "gptq": "gptqmodel",
 }
 
 
@@ -47,8 +49,8 @@ def test_a_quantized_draft_is_close_to_its_weights(
     assert built.bytes_on_disk < folder.bytes_on_disk
 
 
-def test_nf4_is_close_where_its_blocks_fit(tmp_path):
-    pytest.importorskip("bitsandbytes")
+def wider_model():
+    """Large enough for the blocks in which weights share a scale."""
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=64,
@@ -58,9 +60,55 @@ def test_nf4_is_close_where_its_blocks_fit(tmp_path):
         vocab_size=61,
         initializer_range=0.3,
     )
-    plain = LlamaForCausalLM(config).eval()
+    return LlamaForCausalLM(config).eval()
+
+
+def rounded(weight, bits, group):
+    """Round to nearest, symmetric, one scale per group of a row."""
+    grouped = weight.view(len(weight), -1, group)
+    largest = 2 ** (bits - 1) - 1
+    scale = grouped.abs().amax(-1, keepdim=True) / largest
+    return ((grouped / scale).round().clamp(-largest - 1, largest) * scale).view_as(weight)
+
+
+def test_gptq_is_closer_than_rounding(tmp_path):
+    """Frantar et al.'s point: what rounding one weight breaks, the later ones make up for."""
+    pytest.importorskip("gptqmodel")
+    plain = wider_model()
     plain.save_pretrained(tmp_path / "plain")
-    quantize_folder(tmp_path / "plain", "nf4", (), "cpu").save_pretrained(tmp_path / "nf4")
+    text = torch.randint(3, 61, (32, 48), generator=torch.Generator().manual_seed(1))
+    settings = Settings(bits=4, group_size=32, text=text)
+    quantize_folder(tmp_path / "plain", "gptq", "cpu", settings).save_pretrained(tmp_path / "gptq")
+    config = json.loads((tmp_path / "gptq" / "config.json").read_text())["quantization_config"]
+    assert (config["bits"], config["group_size"], config.get("dataset")) == (4, 32, None)
+    found, nearest = load_model(tmp_path / "gptq", "bf16", "cpu"), wider_model()
+    with torch.inference_mode():
+        for module in nearest.model.layers.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight.copy_(rounded(module.weight, 4, 32))
+        expected = plain(text).logits
+        errors = [(model(text).logits.float() - expected).square().mean() for model in (found, nearest)]
+    assert errors[0] < errors[1]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
+def test_the_packed_kernel_multiplies_as_torchao_does(make_target, make_recipe, tmp_path, architecture):
+    pytest.importorskip("torchao")
+    target, folder = make_target(architecture)
+    built = build_draft(make_recipe(quantize("int8_weight_only")), target, folder, cache=tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(built.folder, dtype=torch.bfloat16)
+    ours = load_model(built.folder, "bf16", "cpu")
+    packed = [module for module in ours.modules() if isinstance(module, PackedInt8Linear)]
+    assert bool(packed) == (architecture != "gpt2")  # torchao leaves its Conv1D alone
+    with torch.inference_mode():
+        assert torch.cosine_similarity(ours(IDS).logits, theirs(IDS).logits, dim=-1).min() > 0.99
+
+
+def test_nf4_is_close_where_its_blocks_fit(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    plain = wider_model()
+    plain.save_pretrained(tmp_path / "plain")
+    quantize_folder(tmp_path / "plain", "nf4", "cpu").save_pretrained(tmp_path / "nf4")
     model = load_model(tmp_path / "nf4", "fp32", "cpu")
     with torch.inference_mode():
         found, expected = model(IDS).logits.float(), plain(IDS).logits
@@ -82,7 +130,7 @@ def test_a_missing_library_is_named_with_its_install(
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == library else find(name))
     target, folder = make_target()
-    with pytest.raises(BuildError, match=rf"pip install 'draftrank\[{library}\]'"):
+    with pytest.raises(BuildError, match=rf"needs the library {library}: pip install 'draftrank\["):
         build_draft(make_recipe(quantize(scheme)), target, folder, cache=tmp_path)
 
 

@@ -119,6 +119,29 @@ def test_the_key_covers_all_that_decides_the_draft(monkeypatch):
     assert draft_key(made_by(drop), "a" * 64) == draft_key(made_by(DropLayers(**DROP)), "a" * 64)
 
 
+TRIM = {"kind": "trim_vocabulary", "keep_tokens": 100}
+TIE = {"kind": "tie_layers", "blocks": 1}
+
+
+@pytest.mark.parametrize("last", [QUANTIZE, DISTILL | {"seed": 7}], ids=["quantized", "healed"])
+@pytest.mark.parametrize("first", [(DROP, TRIM, DISTILL), (DROP, TIE, DISTILL)], ids=["trimmed", "tied"])
+def test_a_longer_recipe_begins_with_what_a_shorter_one_gave(
+    make_target, make_recipe, tmp_path, monkeypatch, first, last
+):
+    target, folder = make_target()
+    longer = [*first, last]
+    whole = build_draft(make_recipe(*longer), target, folder, cache=tmp_path / "whole")
+    beginning = build_draft(make_recipe(*first), target, folder, cache=tmp_path / "parts")
+    monkeypatch.setattr(DropLayers, "apply", lambda *_: pytest.fail("done already"))
+    parts = build_draft(make_recipe(*longer), target, folder, cache=tmp_path / "parts")
+    assert parts.weights_sha256 == whole.weights_sha256
+    assert parts.build_s > beginning.build_s
+    facts = [json.loads((built.folder / "draftrank.json").read_text()) for built in (parts, whole)]
+    assert facts[0]["forms"] == facts[1]["forms"]
+    assert facts[0]["corpora"] == facts[1]["corpora"]
+    assert facts[0]["notes"].keys() == facts[1]["notes"].keys()
+
+
 def test_drafts_without_weights_need_no_build(make_target, make_recipe, tmp_path):
     target, folder = make_target()
     recipe = make_recipe(draft={"kind": "ngram"})

@@ -7,10 +7,10 @@ import subprocess
 
 import pytest
 
-from draftrank.measure.cgroup import ControlGroups
-from draftrank.measure.environment import git_state, read_environment
-from draftrank.measure.machine import cores_in_use, read_machine
-from draftrank.measure.processor import (
+from draftrank.measure.machine.cgroup import ControlGroups
+from draftrank.measure.machine.environment import git_state, read_environment
+from draftrank.measure.machine.fingerprint import cores_in_use, read_machine
+from draftrank.measure.machine.processor import (
     cpu_info,
     frequency_hz,
     frequency_max_hz,

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from draftrank.measure.gpu import Gpu, GpuState
+from draftrank.measure.machine.gpu import Gpu, GpuState
 
 # Prototypes and numbers as in NVIDIA's nvml.h.
 FAKE = """

@@ -7,9 +7,9 @@ import pytest
 from draftrank.board.ranking import build_boards
 from draftrank.cli.doctor_machine import look_at_machine
 from draftrank.cli.session_facts import print_session
-from draftrank.measure import conditions, environment
 from draftrank.measure.evidence import Conditions, Environment
-from draftrank.measure.summary import UNWATCHED, summarise
+from draftrank.measure.machine import conditions, environment
+from draftrank.measure.summaries.summary import UNWATCHED, summarise
 from unit.board.builders import result
 
 

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from draftrank.errors import InvalidInputError
-from draftrank.measure.conditions import MIN_WATCHED_S, ThisMachine, Watch, watching
-from draftrank.measure.counters import Counters, KernelCounters
-from draftrank.measure.disturbance import RULES, disturbance_of, disturbances
 from draftrank.measure.evidence import Conditions
-from draftrank.measure.gpu import GpuState
-from draftrank.measure.processor import processors_of_this_process
+from draftrank.measure.machine.conditions import MIN_WATCHED_S, ThisMachine, Watch, watching
+from draftrank.measure.machine.counters import Counters, KernelCounters
+from draftrank.measure.machine.disturbance import RULES, disturbance_of, disturbances
+from draftrank.measure.machine.gpu import GpuState
+from draftrank.measure.machine.processor import processors_of_this_process
 from unit.machine.roots import container, write
 
 

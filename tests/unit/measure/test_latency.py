@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from draftrank.decoding.runtimes.torch_eager import TorchRuntime
-from draftrank.measure.latency import MAX_ROUNDS, MIN_ROUNDS, measure_latencies, verification_sizes
+from draftrank.measure.cost.latency import (
+    MAX_ROUNDS,
+    MIN_ROUNDS,
+    averaged,
+    measure_latencies,
+    verification_sizes,
+)
+from draftrank.measure.records import ForwardLatency
 from models import small_model
 
 SHORT, LONG = (5, 6, 7), tuple(range(3, 43))
@@ -50,3 +57,12 @@ def test_sizes_that_do_not_fit_the_window_are_left_out():
     target = TorchRuntime(small_model("llama", window=44))
     found = measure_latencies(target, None, 2, [LONG])
     assert {entry.tokens for entry in found} == {1, 2, 3}
+
+
+def test_several_looks_are_averaged_by_their_samples():
+    def look(median_s, samples, tokens=1):
+        return ForwardLatency(part="target", tokens=tokens, context=9, median_s=median_s, samples=samples)
+
+    one, two = averaged([look(0.01, 10), look(0.5, 3, tokens=4), look(0.02, 30)])
+    assert (one.median_s, one.samples) == (pytest.approx(0.0175), 40)
+    assert two == look(0.5, 3, tokens=4)

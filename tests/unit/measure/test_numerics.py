@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from draftrank.decoding.runtimes.torch_eager import TorchRuntime
-from draftrank.measure.numerics import measure_numerics
+from draftrank.measure.fidelity.numerics import measure_numerics
 from draftrank.progress import SilentProgress
 from models import small_model
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from draftrank.decoding.loop import Request, autoregressive
 from draftrank.decoding.runtimes.torch_eager import TorchRuntime
-from draftrank.measure.quality import is_correct, mean_log_likelihood, rouge_l
+from draftrank.measure.fidelity.quality import is_correct, mean_log_likelihood, rouge_l
 from models import small_model
 
 ids = st.lists(st.integers(0, 5), min_size=1, max_size=12)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from draftrank.measure.machine import read_machine
+from draftrank.measure.machine.fingerprint import read_machine
 from draftrank.measure.records import Trial
 
 GOOD = {

@@ -10,7 +10,7 @@ from draftrank.decoding.proposers.model import ModelProposer
 from draftrank.decoding.proposers.ngram import NgramProposer
 from draftrank.decoding.runtimes.torch_eager import TorchRuntime
 from draftrank.decoding.verification import Verdict
-from draftrank.measure.sampling_check import check_sampling
+from draftrank.measure.fidelity.sampling_check import check_sampling
 from models import small_model
 
 PROMPT = (1, 5, 6, 7, 5, 6, 7, 5, 6)

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.measure.plan import trial_seed
 from draftrank.measure.records import SessionTask
-from draftrank.measure.schedule import schedule
+from draftrank.measure.sessions.plan import trial_seed
+from draftrank.measure.sessions.schedule import schedule
 
 ZERO = "0" * 64
 

@@ -7,8 +7,15 @@ import re
 import pytest
 from hypothesis import given
 
-from draftrank.measure.audit import Ends, count_faults, output_faults, plan_faults, prompt_faults, time_faults
-from draftrank.measure.clocks import lost_seconds, overlaps
+from draftrank.measure.gates.audit import (
+    Ends,
+    count_faults,
+    output_faults,
+    plan_faults,
+    prompt_faults,
+    time_faults,
+)
+from draftrank.measure.gates.clocks import lost_seconds, overlaps
 from strategies import session_results
 from unit.board.builders import arm_of, one_after_another, result, session, trial
 
@@ -133,8 +140,8 @@ def test_waits_between_blocks_and_processes_are_nobodys_loss():
 
 
 def test_an_unreadable_time_is_a_finding_and_no_crash():
-    from draftrank.measure.gates import judge
-    from draftrank.measure.summary import summarise
+    from draftrank.measure.gates.verdict import judge
+    from draftrank.measure.summaries.summary import summarise
 
     found = result({"d": 2.0}, change=lambda one: one.model_copy(update={"started_at": "noon"}))
     summary = summarise(found)

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftrank.measure.cost_model import MAX_K, predict
-from draftrank.measure.forward_times import ForwardTimes
+from draftrank.measure.cost.forward_times import ForwardTimes
+from draftrank.measure.cost.model import MAX_K, predict
+from draftrank.measure.cost.step_counts import StepCounts
 from draftrank.measure.records import ForwardLatency
-from draftrank.measure.step_counts import StepCounts
-from draftrank.measure.summary import summarise
+from draftrank.measure.summaries.summary import summarise
 from unit.board.builders import arm_of, result, trial
 
 

@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.measure.evidence import Divergence, Judgement, Numerics
-from draftrank.measure.fidelity import blind_share, compare_outputs, first_difference, judge_divergence
+from draftrank.measure.fidelity.divergence import (
+    blind_share,
+    compare_outputs,
+    first_difference,
+    judge_divergence,
+)
 from unit.board.builders import arm_of, session, trial
 
 FP32 = session([arm_of("d")], {"math": 4})

@@ -10,8 +10,8 @@ import pytest
 from draftrank import load_results
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.measure.evidence import Conditions, SamplingCheck
-from draftrank.measure.gates import GATES, judge
-from draftrank.measure.summary import summarise
+from draftrank.measure.gates.verdict import GATES, judge
+from draftrank.measure.summaries.summary import summarise
 from unit.board.builders import arm_of, one_after_another, result
 
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from draftrank.board.as_json import board_document
 from draftrank.board.ranking import build_boards
-from draftrank.measure.outliers import flag_outliers
-from draftrank.measure.summary import summarise
+from draftrank.measure.statistics.outliers import flag_outliers
+from draftrank.measure.summaries.summary import summarise
 from unit.board.builders import result
 
 

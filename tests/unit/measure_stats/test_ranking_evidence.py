@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftrank.measure.coverage import cover_ranks
-from draftrank.measure.log_ratio import LogRatio
-from draftrank.measure.ranking_evidence import Contender, ratio_of, stand, stand_by, surely
-from draftrank.measure.simulation import Scenario
-from draftrank.measure.statistics import Estimate, compare_speed
+from draftrank.measure.statistics.estimates import Estimate, compare_speed
+from draftrank.measure.statistics.log_ratio import LogRatio
+from draftrank.measure.statistics.ranking_evidence import Contender, ratio_of, stand, stand_by, surely
+from draftrank.measure.validation.coverage import cover_ranks
+from draftrank.measure.validation.simulation import Scenario
 from unit.board.builders import trial
 
 

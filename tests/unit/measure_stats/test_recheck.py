@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from draftrank.measure.recheck import check_acceptance, check_outputs, check_speed, pair_up
+from draftrank.measure.summaries.recheck import check_acceptance, check_outputs, check_speed, pair_up
 from unit.board.builders import result
 
 

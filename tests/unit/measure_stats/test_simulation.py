@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from draftrank.measure.coverage import cover_methods, cover_stopping, speedup_after
-from draftrank.measure.interval_methods import METHODS
 from draftrank.measure.records import BASELINE, CONTROL
-from draftrank.measure.simulation import Scenario, draw_session, truth
-from draftrank.measure.statistics import compare_speed
+from draftrank.measure.statistics.estimates import compare_speed
+from draftrank.measure.validation.coverage import cover_methods, cover_stopping, speedup_after
+from draftrank.measure.validation.interval_methods import METHODS
+from draftrank.measure.validation.simulation import Scenario, draw_session, truth
 from unit.board.builders import trial
 
 QUICK = (3, 3, 3, 2)

@@ -10,7 +10,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draftrank.measure.statistics import Interval, compare_speed, geometric_mean, pair_trials
+from draftrank.measure.statistics.estimates import Interval, compare_speed, geometric_mean, pair_trials
 from unit.board.builders import trial
 
 seconds = st.floats(0.01, 10.0)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from draftrank.measure.log_ratio import LogRatio
-from draftrank.measure.stopping import ArmPrecision, precise_enough, reason_to_stop, spent_s
+from draftrank.measure.statistics.log_ratio import LogRatio
+from draftrank.measure.statistics.stopping import ArmPrecision, precise_enough, reason_to_stop, spent_s
 from unit.board.builders import result, trial
 
 NARROW = LogRatio(0.3, 0.001, 20)

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.measure.acceptance import sum_acceptance
+from draftrank.measure.cost.acceptance import sum_acceptance
 from draftrank.measure.records import SessionResult
-from draftrank.measure.summary import summarise
+from draftrank.measure.summaries.summary import summarise
 from unit.board.builders import arm_of, result, session, trial
 
 histograms = st.integers(1, 6).flatmap(

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from draftrank.measure.gates.timeline import timeline_problems
 from draftrank.measure.records import BASELINE, CONTROL, SessionResult
-from draftrank.measure.timeline import timeline_problems
 from unit.board.builders import arm_of, session, trial
 
 START = datetime(2026, 11, 1, 10, tzinfo=UTC)

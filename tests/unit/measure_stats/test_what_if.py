@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from draftrank.errors import InvalidInputError, MissingDataError
+from draftrank.measure.cost.what_if import predict_elsewhere
 from draftrank.measure.records import ForwardLatency
-from draftrank.measure.what_if import predict_elsewhere
 from unit.board.builders import MACHINE, arm_of, build, result, sha
 
 

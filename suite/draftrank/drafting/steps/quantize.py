@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
 from draftrank.catalog.step import Phase, StepBase
 
@@ -34,25 +34,48 @@ class Quantize(StepBase):
 
     technique: ClassVar[str] = "quantization"
     phase: ClassVar[Phase] = "precision"
-    paper: ClassVar[str] = "LLM.int8 (arXiv:2208.07339), QLoRA's NF4 (arXiv:2305.14314), torchao"
-    cost: ClassVar[str] = "seconds; a forward reads a quarter to a half of the bytes, most tokens still agree"
+    paper: ClassVar[str] = (
+        "GPTQ (arXiv:2210.17323), LLM.int8 (arXiv:2208.07339), QLoRA's NF4 (arXiv:2305.14314), torchao"
+    )
+    cost: ClassVar[str] = (
+        "seconds, GPTQ minutes; a forward reads a quarter to a half of the bytes, most tokens still agree"
+    )
 
     kind: Literal["quantize"]
-    scheme: Literal["dynamic_int8", "int8_weight_only", "int8_dynamic", "int4_weight_only", "nf4", "llm_int8"]
+    scheme: Literal[
+        "dynamic_int8", "int8_weight_only", "int8_dynamic", "int4_weight_only", "nf4", "llm_int8", "gptq"
+    ]
     """`dynamic_int8`: torch dynamic quantization, CPU only. torchao: `int8_weight_only`; `int8_dynamic`, with
-    int8 activations; `int4_weight_only`, CUDA only. bitsandbytes: `nf4`; `llm_int8`."""
+    int8 activations; `int4_weight_only`, CUDA only. bitsandbytes: `nf4`; `llm_int8`. GPTQModel: `gptq`, which
+    looks at calibration text."""
+    bits: Literal[2, 3, 4, 8] | None = None
+    """Bits per weight, for `gptq`; absent: 4."""
+    group_size: Annotated[int, Field(ge=16, le=1_024)] | None = None
+    """Weights of a row that share a scale, for `gptq`; rows must be a multiple of it. Absent: 64."""
     keep_precise: tuple[ModuleEnding, ...] = ()
     """Linear layers that stay as they are, by the ends of their names, e.g. `down_proj`, `lm_head`."""
 
+    @model_validator(mode="after")
+    def _only_gptq(self) -> Quantize:
+        for name in ("bits", "group_size"):
+            if getattr(self, name) is not None and self.scheme != "gptq":
+                raise ValueError(f"{name} is fixed for {self.scheme} (fix: remove it, or use gptq)")
+        return self
+
     def sentence(self) -> str:
         """See `StepBase.sentence`."""
+        gptq = f"to {self.bits or 4} bits by GPTQ, {self.group_size or 64} weights to a scale"
+        how = _WORDS.get(self.scheme, gptq)
         but = f", but for {', '.join(self.keep_precise)}" if self.keep_precise else ""
-        return f"quantize its linear layers {_WORDS[self.scheme]}{but}"
+        return f"quantize its linear layers {how}{but}"
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""
-        from draftrank.drafting.forms import DynamicInt8Form
+        from draftrank.drafting.corpus import calibration_tokens
+        from draftrank.drafting.forms import DynamicInt8Form, SemiStructuredForm
         from draftrank.drafting.library_quantization import (
+            GPTQ_GROUP,
+            Settings,
             quantize_folder,
             require_fitting,
             require_library,
@@ -63,7 +86,9 @@ class Quantize(StepBase):
             draft.forms.append(DynamicInt8Form(keep_precise=self.keep_precise))
             return
         require_library(self.scheme, context.device)
-        require_fitting(draft, self.scheme)
+        require_fitting(draft, self.scheme, self.group_size or GPTQ_GROUP)
+        # their kernels know nothing of zeros
+        draft.forms = [form for form in draft.forms if not isinstance(form, SemiStructuredForm)]
         if draft.forms:
             changed = ", ".join(dict.fromkeys(form.form for form in draft.forms))
             raise BuildError(
@@ -72,4 +97,10 @@ class Quantize(StepBase):
             )
         plain = context.scratch / "plain"
         draft.save(plain)
-        draft.model = quantize_folder(plain, self.scheme, self.keep_precise, context.device)
+        settings = Settings(
+            keep_precise=self.keep_precise,
+            bits=self.bits or 4,
+            group_size=self.group_size or GPTQ_GROUP,
+            text=calibration_tokens(context) if self.scheme == "gptq" else None,
+        )
+        draft.model = quantize_folder(plain, self.scheme, context.device, settings)

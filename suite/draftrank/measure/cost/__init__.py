@@ -1,0 +1,1 @@
+"""Where time goes, and what another k, machine or draft would give."""

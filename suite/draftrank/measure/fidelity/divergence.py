@@ -1,0 +1,160 @@
+"""Whether a draft left the target's output alone: token ids against the baseline's.
+
+Greedy decoding has one right output, so each trial is compared with the baseline's trial of the same
+cell. In fp32 any difference is a break. In bf16 and fp16 rounding depends on how many positions a
+forward holds, so a correct loop may choose another token where the target's best ones are all but
+equal. Such a difference is a tie if both tokens lie within the session's measured rounding
+(`Session.numerics`) of the target's best one there; any other is a break.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from draftrank.measure import evidence
+from draftrank.measure.evidence import Numerics
+from draftrank.measure.records import Session, Trial
+from draftrank.measure.statistics.estimates import pair_trials
+
+Status = Literal["identical", "ties", "breaks", "unjudged", "lossy", "not compared"]
+Judged = Literal["tie", "break", "unjudged"]
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """Where one output first left the baseline's, and what that was."""
+
+    task: str
+    prompt: str
+    turn: int
+    repeat: int
+    index: int
+    """Index of the first emitted token that differs; the shorter output's length if one is a prefix."""
+    judged: Judged
+    """`tie`: rounding explains it; `break`: it does not; `unjudged`: the evidence is missing."""
+    gap: float | None
+    """Logit of the target's best token there minus that of the token emitted; None where unknown."""
+
+    @property
+    def place(self) -> str:
+        """For people: `token 12 of code/HumanEval-3`."""
+        return f"token {self.index} of {self.task}/{self.prompt}"
+
+
+@dataclass(frozen=True, slots=True)
+class Fidelity:
+    """Outputs of one arm against the baseline's."""
+
+    status: Status
+    """The worst of its divergences, or `identical`; `lossy` for rules that may differ; `not compared`
+    in sampling modes, whose outputs differ rightly, and without common cells."""
+    compared: int
+    """Outputs compared."""
+    divergences: tuple[Divergence, ...]
+    """One for each output that differs, in the order of task, prompt, turn and repeat."""
+    agreement: float | None
+    """Share of the baseline's tokens that lie before the first difference of their output."""
+
+    @property
+    def differing(self) -> int:
+        """How many outputs differ."""
+        return len(self.divergences)
+
+    @property
+    def ties(self) -> int:
+        """How many of them by rounding alone."""
+        return sum(divergence.judged == "tie" for divergence in self.divergences)
+
+    @property
+    def breaks(self) -> int:
+        """How many of them for no excuse."""
+        return sum(divergence.judged == "break" for divergence in self.divergences)
+
+    @property
+    def exact_match(self) -> float | None:
+        """Share of outputs that are identical; None where nothing was compared."""
+        return 1 - self.differing / self.compared if self.compared else None
+
+    def earliest(self, judged: Judged) -> Divergence | None:
+        """The difference of one kind at the lowest index; the first of several."""
+        found = (divergence for divergence in self.divergences if divergence.judged == judged)
+        return min(found, key=lambda divergence: divergence.index, default=None)
+
+
+NOT_COMPARED = Fidelity("not compared", 0, (), None)
+
+
+def compare_outputs(
+    baseline: Iterable[Trial], other: Iterable[Trial], session: Session, *, lossy: bool = False
+) -> Fidelity:
+    """Compares the emitted tokens of every cell that both arms have.
+
+    Args:
+        baseline: the baseline's trials.
+        other: the other arm's.
+        session: its mode, dtype and numerics decide what a difference means.
+        lossy: whether the arm's rule may change the output.
+    """
+    if not session.mode.greedy:
+        return NOT_COMPARED
+    pairs = pair_trials(baseline, other)
+    if not pairs:
+        return NOT_COMPARED
+    found = []
+    agreeing = 0
+    for reference, trial in pairs:
+        index = first_difference(reference.token_ids, trial.token_ids)
+        agreeing += len(reference.token_ids) if index is None else index
+        if index is not None:
+            known = trial.judgement.divergence if trial.judgement else None
+            judged = judge_divergence(known, session.numerics, session.dtype)
+            gap = known.gap if known else None
+            found.append(Divergence(trial.task, trial.prompt, trial.turn, trial.repeat, index, judged, gap))
+    total = sum(len(reference.token_ids) for reference, _ in pairs)
+    return Fidelity(_status(found, lossy), len(pairs), tuple(found), agreeing / total)
+
+
+def judge_divergence(
+    known: evidence.Divergence | None, numerics: Numerics | None, dtype: Literal["fp32", "bf16", "fp16"]
+) -> Judged:
+    """Tie or break, by the rule of this module's head."""
+    if dtype == "fp32":
+        return "break"
+    if known is None or numerics is None or not numerics.quantiles:
+        return "unjudged"
+    rounding = numerics.quantiles[-1]
+    gaps = (known.gap, known.baseline_gap)
+    return "tie" if all(gap is not None and gap <= rounding for gap in gaps) else "break"
+
+
+def blind_share(numerics: Numerics | None) -> float | None:
+    """Share of places at which the target's second-best token would pass for a tie, to whole percents.
+
+    It is how often a wrong token that happens to be the runner-up goes unnoticed; other wrong tokens lie
+    further off, and pass less often. None where it was not measured.
+    """
+    if numerics is None or not numerics.quantiles or not numerics.gap_quantiles:
+        return None
+    within = sum(gap <= numerics.quantiles[-1] for gap in numerics.gap_quantiles)
+    return max(0, within - 1) / max(1, len(numerics.gap_quantiles) - 1)
+
+
+def first_difference(first: Sequence[int], second: Sequence[int]) -> int | None:
+    """Index from which two sequences differ; None when they are equal."""
+    for index, (one, other) in enumerate(zip(first, second, strict=False)):
+        if one != other:
+            return index
+    return None if len(first) == len(second) else min(len(first), len(second))
+
+
+def _status(found: Sequence[Divergence], lossy: bool) -> Status:
+    if lossy:
+        return "lossy"
+    kinds = {divergence.judged for divergence in found}
+    if "break" in kinds:
+        return "breaks"
+    if "unjudged" in kinds:
+        return "unjudged"
+    return "ties" if kinds else "identical"

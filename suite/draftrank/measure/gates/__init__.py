@@ -1,0 +1,1 @@
+"""What a result must pass to be ranked."""

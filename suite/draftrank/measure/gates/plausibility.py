@@ -1,0 +1,207 @@
+"""The gates against figures that cannot be true, whatever the cause.
+
+A measurement goes wrong more often than it lies: a clock that jumps, an arm that skips work, a counter
+that counts twice. Such a row looks like any other, often like a better one. Each check here holds a
+figure against a bound that no honest session can cross; the findings name the first place to look at.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from draftrank.measure.gates.audit import (
+    Ends,
+    count_faults,
+    output_faults,
+    place_of,
+    plan_faults,
+    prompt_faults,
+    time_faults,
+)
+from draftrank.measure.gates.clocks import LOST_SHARE, lost_seconds, overlaps
+from draftrank.measure.records import Trial
+from draftrank.measure.statistics.estimates import SpeedComparison, geometric_mean, pair_trials
+from draftrank.measure.summaries.summary import ArmSummary, SessionSummary
+
+MIN_FORWARD = 0.7
+"""Least mean time of a verification as a share of the target's fastest single-token forward there:
+published sessions stay above 0.9, and a forward over more tokens is never the faster one."""
+MIN_PROPOSED = 100
+"""Proposals of a model after which at least one must have been accepted."""
+
+CONTROL_TECHNIQUE = "random weights"
+"""How the step `random` is called on the board."""
+
+Values = dict[str, str]
+
+
+def implausible_speedup(summary: SessionSummary, arm: ArmSummary) -> Values | None:
+    """No draft can be faster than its acceptance length, since each step costs at least one forward of
+    the target. The lower end of the speedup's interval is held against it, overall (as geometric means
+    over the tasks) and in each task, with what the session's A/A leaves to chance."""
+    if arm.arm.kind != "draft":
+        return None
+    cases = [(task.task, task.speedup, task.acceptance.length) for task in arm.tasks]
+    lengths = [length for _, speedup, length in cases if speedup is not None and length is not None]
+    for name, speedup, bound in [("over all tasks", arm.speedup, geometric_mean(lengths)), *cases]:
+        if bound is None or speedup is None or speedup.interval is None:
+            continue
+        if speedup.interval.low > bound * _by_chance(summary.noise, name):
+            return {
+                "speedup": f"{speedup.value:.2f}",
+                "low": f"{speedup.interval.low:.2f}",
+                "bound": f"{bound:.2f}",
+                "where": name if speedup is arm.speedup else f"in {name}",
+            }
+    return None
+
+
+def implausible_acceptance(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
+    """A step emits at least one token and at most k+1, and so does the mean step, in each task too."""
+    most = arm.arm.num_speculative_tokens + 1
+    cases = [("over all tasks", arm.acceptance.length)]
+    cases += [(f"in {task.task}", task.acceptance.length) for task in arm.tasks]
+    for where, length in cases:
+        if length is not None and not 1 <= length <= most:
+            return {"length": f"{length:.2f}", "most": str(most), "where": where}
+    return None
+
+
+def implausible_counts(summary: SessionSummary, arm: ArmSummary) -> Values | None:
+    """Histogram, offered and proposed tokens, forwards of the draft and the prompt's length must fit each
+    other, k and the baseline: what was accepted had to be offered before, and what was offered, proposed."""
+    found = [
+        f"{place_of(trial)}: {fault}"
+        for judged in _with_baseline(summary, arm)
+        for trial in _trials(summary, judged)
+        for fault in count_faults(trial, judged.arm)
+    ]
+    if summary.baseline is not None and arm.arm.kind == "draft":
+        found += prompt_faults(pair_trials(_trials(summary, summary.baseline), _trials(summary, arm)))
+    return _first(found)
+
+
+def implausible_outputs(summary: SessionSummary, arm: ArmSummary) -> Values | None:
+    """An output ends at a stop token or at its task's limit, says which, and nothing follows its end. What
+    is a stop token is read off the baseline's outputs."""
+    limits = {task.task: task for task in summary.session.tasks}
+    ends = Ends.seen_in(_trials(summary, summary.baseline))
+    return _first(
+        f"{place_of(trial)}: {fault}"
+        for judged in _with_baseline(summary, arm)
+        for trial in _trials(summary, judged)
+        if trial.task in limits
+        for fault in output_faults(trial, limits[trial.task], ends)
+    )
+
+
+def unplanned(summary: SessionSummary, arm: ArmSummary) -> Values | None:
+    """Every prompt turn that counts was planned before it was measured, and counts once: nobody chooses
+    the prompts afterwards."""
+    return _first(
+        fault
+        for judged in _with_baseline(summary, arm)
+        for fault in plan_faults(_trials(summary, judged), summary.session.tasks)
+    )
+
+
+def implausible_times(summary: SessionSummary, arm: ArmSummary) -> Values | None:
+    """Proposing and verifying are parts of decoding and cannot take longer than it, and no forward takes
+    no time."""
+    return _first(
+        f"{place_of(trial)}: {fault}"
+        for judged in _with_baseline(summary, arm)
+        for trial in _trials(summary, judged)
+        for fault in time_faults(trial)
+    )
+
+
+def implausible_clock(summary: SessionSummary, arm: ArmSummary) -> Values | None:
+    """The stopwatch and the time of day must agree: a trial ends before the next of its process begins,
+    and little time passes between two that follow directly. A stopwatch that jumps, or runs slow for one
+    arm, breaks this in the draft's trials or in the baseline's."""
+    arms = {judged.arm.id for judged in _with_baseline(summary, arm)}
+    trials = [trial for each in summary.arms for trial in _trials(summary, each)]
+    try:
+        found = [fault for trial, fault in overlaps(trials) if trial.arm in arms]
+        for name, (missing, own) in lost_seconds(trials).items():
+            if name in arms and missing > LOST_SHARE * own:
+                found.append(f"{missing:.1f} s passed unseen beside {own:.1f} s of {name}")
+    except ValueError as error:
+        found = [f"the time a trial began is unreadable ({error})"]
+    return _first(found)
+
+
+def skipped_work(summary: SessionSummary, arm: ArmSummary) -> Values | None:
+    """A verification is a forward of the target over at least one token, so its mean time in a task cannot
+    be far below the fastest single-token forward that this session saw: its baseline's in the same task,
+    or one timed before the start. An arm below it skips work."""
+    timed = [
+        latency.median_s
+        for each in summary.arms
+        for latency in each.arm.latencies
+        if (latency.part, latency.tokens) == ("target", 1)
+    ]
+    if arm.arm.kind != "draft":
+        return None
+    baseline = _verifications(summary, summary.baseline)
+    for task, mean in _verifications(summary, arm).items():
+        fastest = min([*timed, *([baseline[task]] if task in baseline else [])], default=0.0)
+        if mean < MIN_FORWARD * fastest:
+            return {"task": task, "mean": f"{1000 * mean:.3g}", "fastest": f"{1000 * fastest:.3g}"}
+    return None
+
+
+def accepts_nothing(summary: SessionSummary, arm: ArmSummary) -> Values | None:
+    """A model of which not one token is accepted reads other token ids than the target (a permuted
+    vocabulary, mixed-up weights) or has unlearnt everything: a defect of its build, not a slow draft. Random
+    weights that are declared as such are a control, and may."""
+    build = arm.arm.draft
+    if build is not None and CONTROL_TECHNIQUE in build.techniques:
+        return None
+    forwards = sum(trial.draft_forwards for trial in _trials(summary, arm))
+    if not forwards or arm.acceptance.accepted or arm.acceptance.proposed < MIN_PROPOSED:
+        return None
+    return {"proposed": str(arm.acceptance.proposed)}
+
+
+def _with_baseline(summary: SessionSummary, arm: ArmSummary) -> Iterator[ArmSummary]:
+    """What a speedup rests on: the arm's trials and the baseline's. A reference counts in its own way,
+    and is never ranked."""
+    if arm.arm.kind == "reference":
+        return
+    yield arm
+    if summary.baseline is not None and summary.baseline.arm.id != arm.arm.id:
+        yield summary.baseline
+
+
+def _first(faults: Iterable[str]) -> Values | None:
+    found = list(faults)
+    if not found:
+        return None
+    others = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return {"what": found[0] + others}
+
+
+def _by_chance(noise: SpeedComparison | None, task: str) -> float:
+    """How much a ratio of equals exceeded 1 in this session, in the task or over all of them."""
+    estimate = noise and (noise.tasks.get(task) or noise.overall)
+    if not estimate or estimate.interval is None:
+        return 1.0
+    low, high = estimate.interval.low, estimate.interval.high
+    return max(1.0, high, 1 / low if low > 0 else 1.0)
+
+
+def _trials(summary: SessionSummary, arm: ArmSummary | None) -> Sequence[Trial]:
+    return summary.trials.get(arm.arm.id, ()) if arm else ()
+
+
+def _verifications(summary: SessionSummary, arm: ArmSummary | None) -> Mapping[str, float]:
+    """Mean seconds of a verification by task, where there was one."""
+    verify_s: dict[str, float] = defaultdict(float)
+    steps: Counter[str] = Counter()
+    for trial in _trials(summary, arm):
+        verify_s[trial.task] += trial.verify_s
+        steps[trial.task] += trial.steps
+    return {task: verify_s[task] / count for task, count in steps.items() if count}

@@ -1,0 +1,68 @@
+"""Whether the stated seconds of a whole result fit the times of day it states.
+
+A trial's duration and its start are taken by different clocks, so a duration that was made longer
+afterwards runs into the next trial, and one that was made shorter leaves a hole that other arms' trials
+do not have. The gate `implausible-clock` asks the same of one draft; this asks it of all arms and every
+attempt, and of the session's own beginning and end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from draftrank.measure.gates.audit import place_of, time_faults
+from draftrank.measure.gates.clocks import (
+    LOST_SHARE,
+    OVERLAP_S,
+    began_at,
+    lost_seconds,
+    overlaps,
+    seconds_of,
+    taken,
+)
+from draftrank.measure.records import SessionResult, Trial
+
+
+def timeline_problems(result: SessionResult) -> list[str]:
+    """What cannot be, in sentences; empty when the times fit.
+
+    A bundle holds only some of its session's arms, so holes are judged where both neighbours are there.
+    """
+    session, trials = result.session, result.trials
+    try:
+        return [
+            *_once(f"{place_of(trial)}: {fault}" for trial in trials for fault in time_faults(trial)),
+            *_once(fault for _, fault in overlaps(trials)),
+            *_outside(trials, session.created_at, session.finished_at),
+            *_holes(trials),
+        ]
+    except ValueError as error:
+        return [f"a time is none: {error}"]
+
+
+def _once(faults: Iterator[str]) -> Iterator[str]:
+    found = list(faults)
+    if found:
+        yield found[0] + (f" (and {len(found) - 1} more)" if len(found) > 1 else "")
+
+
+def _outside(trials: Sequence[Trial], created_at: str, finished_at: str | None) -> Iterator[str]:
+    begin = seconds_of(created_at)
+    yield from _once(
+        f"{place_of(trial)}: it began before its session"
+        for trial in trials
+        if began_at(trial) < begin - OVERLAP_S
+    )
+    if finished_at is not None:
+        end = seconds_of(finished_at)
+        yield from _once(
+            f"{place_of(trial)}: it ended after its session"
+            for trial in trials
+            if began_at(trial) + taken(trial) > end + OVERLAP_S
+        )
+
+
+def _holes(trials: Sequence[Trial]) -> Iterator[str]:
+    for arm, (missing, own) in lost_seconds(trials).items():
+        if missing > LOST_SHARE * own:
+            yield f"after trials of {arm} the clock went on for {missing:.2f} s that no trial states"

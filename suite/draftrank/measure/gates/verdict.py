@@ -1,0 +1,338 @@
+"""What a result must pass to be ranked. What fails is still shown, with the reason and what to do.
+
+Each gate is a function that returns the values of its reason when a result fails it. The methodology
+page lists the gates from `GATES`, so a gate and its explanation cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from draftrank.measure.fidelity.divergence import Divergence
+from draftrank.measure.gates.plausibility import (
+    accepts_nothing,
+    implausible_acceptance,
+    implausible_clock,
+    implausible_counts,
+    implausible_outputs,
+    implausible_speedup,
+    implausible_times,
+    skipped_work,
+    unplanned,
+)
+from draftrank.measure.machine.disturbance import Kind
+from draftrank.measure.statistics.estimates import Interval
+from draftrank.measure.statistics.log_ratio import MIN_PROMPTS
+from draftrank.measure.summaries.summary import ArmSummary, SessionSummary
+
+NOISE_TOLERANCE = 0.01
+"""How far from 1 the A/A interval may end: less is no matter for a ranking, and by chance alone one
+quiet session in twenty would miss 1 itself. With it, few honest quick sessions and hardly any larger
+ones are called unstable; `docs/simulation.md` has the rates."""
+NOISE_WIDTH = 0.15
+"""Widest half-width of the A/A interval. Honest quick sessions have ±3 to ±9 %, since a t-interval of
+eleven prompts is wide; the intervals of their drafts carry the same noise, so none ranks too well."""
+DISTURBED_SHARE = 0.1
+"""Largest share of prompt turns that may stay disturbed. All arms of a prompt turn run in the same
+minutes, so a few bad ones widen the intervals; many can shift what is compared."""
+
+SAMPLING_P = 0.001
+"""Probability below which samples are said not to be the target's."""
+
+Values = dict[str, str]
+Check = Callable[[SessionSummary, ArmSummary], Values | None]
+Scope = Literal["draft", "session"]
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One condition of being ranked."""
+
+    id: str
+    """Short name."""
+    scope: Scope
+    """Whether it judges the draft or the session that measured it."""
+    reason: str
+    """What a reader is told, with `{named}` values."""
+    check: Check
+    """The values of the reason when the result fails; None when it passes."""
+
+    @property
+    def meaning(self) -> str:
+        """What the gate is for, in one paragraph."""
+        return " ".join((inspect.getdoc(self.check) or "").split())
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A gate that a result did not pass."""
+
+    gate: str
+    scope: Scope
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a result is ranked."""
+
+    findings: tuple[Finding, ...]
+    """Every gate it did not pass, the weightiest first."""
+
+    @property
+    def ranked(self) -> bool:
+        """Whether it passed all gates."""
+        return not self.findings
+
+    @property
+    def reason(self) -> str | None:
+        """The weightiest reason against ranking it; None when ranked."""
+        return self.findings[0].reason if self.findings else None
+
+
+def judge(summary: SessionSummary, arm: ArmSummary) -> Verdict:
+    """Puts one arm of a session through all gates."""
+    findings = []
+    for gate in GATES:
+        values = gate.check(summary, arm)
+        if values is not None:
+            findings.append(Finding(gate.id, gate.scope, gate.reason.format(**values)))
+    return Verdict(tuple(findings))
+
+
+def differs(noise: Interval) -> bool:
+    """Whether an A/A interval says that the baseline differs from itself by more than is tolerated."""
+    return noise.low > 1 + NOISE_TOLERANCE or noise.high < 1 - NOISE_TOLERANCE
+
+
+def spreads(noise: Interval) -> bool:
+    """Whether an A/A interval is too wide to rank anything by its session."""
+    return noise.half_width > NOISE_WIDTH
+
+
+def _failed(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
+    """The draft could not be built, or decoding with it broke off."""
+    return None if arm.arm.failure is None else {"failure": arm.arm.failure}
+
+
+def _incomplete(summary: SessionSummary, arm: ArmSummary) -> Values | None:
+    """A missing task or prompt changes what the overall speedup is a mean of."""
+    parts = [f"task {task} was skipped" for task in summary.skipped_tasks]
+    parts += [
+        f"{task.missing} of {task.planned} outputs of {task.task} are missing"
+        for task in arm.tasks
+        if task.missing
+    ]
+    parts += [
+        f"{task.task} has no speedup (nothing was decoded)"
+        for task in arm.tasks
+        if not task.missing and task.speedup is None
+    ]
+    if not arm.tasks:
+        parts.append("no task was measured")
+    return {"what": "; ".join(parts)} if parts else None
+
+
+def _too_few_prompts(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
+    """One prompt in a task shows nothing of how prompts differ, so no honest interval exists."""
+    for task in arm.tasks:
+        if task.speedup is not None and task.speedup.interval is None:
+            return {"task": task.task, "least": str(MIN_PROMPTS)}
+    return None
+
+
+def _not_lossless(summary: SessionSummary, arm: ArmSummary) -> Values | None:
+    """Greedy outputs must be the baseline's, token for token. In bf16 and fp16 an output may leave it
+    where both tokens lie within the session's measured rounding of the target's best one (a tie)."""
+    first = arm.fidelity.earliest("break")
+    if first is None or arm.arm.lossy:
+        return None
+    return _difference(summary, arm, first) | {"breaks": str(arm.fidelity.breaks)}
+
+
+def _samples_differ(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
+    """In sampling modes the first tokens drawn over many seeds must follow the target's own distribution
+    (chi-square). One honest draft in a thousand fails by chance."""
+    check = arm.arm.sampling
+    if check is None or check.p_value >= SAMPLING_P:
+        return None
+    return {"p": f"{check.p_value:.1g}", "draws": str(check.draws)}
+
+
+def _unjudged_differences(summary: SessionSummary, arm: ArmSummary) -> Values | None:
+    """In bf16 and fp16 a tie and a break look the same until the target was asked about the place, and
+    until the session's rounding is known."""
+    first = arm.fidelity.earliest("unjudged")
+    if first is None or arm.arm.lossy:
+        return None
+    return _difference(summary, arm, first)
+
+
+def _no_noise_floor(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
+    """A session measures its baseline in two arms; what they differ by is its noise floor."""
+    overall = summary.noise and summary.noise.overall
+    return {} if not overall or overall.interval is None else None
+
+
+def _unstable(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
+    """The baseline measured against itself must come out at 1, to within 1 %."""
+    interval = summary.noise and summary.noise.overall and summary.noise.overall.interval
+    return _noise(summary) if interval and differs(interval) else None
+
+
+def _noisy(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
+    """An A/A interval wider than ±15 % says too little about any draft of the session."""
+    interval = summary.noise and summary.noise.overall and summary.noise.overall.interval
+    return _noise(summary) if interval and spreads(interval) else None
+
+
+def _disturbed(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
+    """The machine must be left to the session: a prompt turn during which other processes, the hypervisor
+    or a lack of memory took its time is decoded again, and no more than a tenth may stay so. Sessions
+    that were not watched pass."""
+    return _not_calm(summary, "disturbed")
+
+
+def _throttled(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
+    """The machine must keep its pace: no more than a tenth of the prompt turns may stay slowed down by a
+    container's quota or by clocks that were held down. Sessions that were not watched pass."""
+    return _not_calm(summary, "throttled")
+
+
+def _not_calm(summary: SessionSummary, kind: Kind) -> Values | None:
+    worst = summary.stability.worst(kind)
+    share = summary.stability.share(kind)
+    if worst is None or share <= DISTURBED_SHARE:
+        return None
+    return {"share": f"{share:.0%}", "example": worst.example, "fix": worst.fix}
+
+
+def _difference(summary: SessionSummary, arm: ArmSummary, first: Divergence) -> Values:
+    return {
+        "differing": str(arm.fidelity.differing),
+        "compared": str(arm.fidelity.compared),
+        "place": first.place,
+        "dtype": summary.session.dtype,
+    }
+
+
+def _noise(summary: SessionSummary) -> Values:
+    assert summary.noise is not None
+    assert summary.noise.overall is not None
+    interval = summary.noise.overall.interval
+    assert interval is not None
+    return {
+        "low": f"{interval.low:.3f}",
+        "high": f"{interval.high:.3f}",
+        "width": f"{interval.half_width:.1%}",
+    }
+
+
+_QUIETER = "run it again on a quiet machine, with more prompts or repeats"
+
+GATES: tuple[Gate, ...] = (
+    Gate("failed", "draft", "failed: {failure}", _failed),
+    Gate("incomplete", "draft", "incomplete: {what}; run the same command again to fill it", _incomplete),
+    Gate(
+        "not-lossless",
+        "draft",
+        "not lossless: {breaks} of {compared} outputs leave the target's own, first at {place}",
+        _not_lossless,
+    ),
+    Gate(
+        "samples-differ",
+        "draft",
+        "not lossless: {draws} outputs drawn do not follow the target's distribution (p = {p})",
+        _samples_differ,
+    ),
+    Gate(
+        "implausible-outputs",
+        "draft",
+        "implausible: {what}; run it again, and report it if it stays",
+        implausible_outputs,
+    ),
+    Gate(
+        "implausible-acceptance",
+        "draft",
+        "implausible: the acceptance length {length} {where} lies outside [1, {most}]",
+        implausible_acceptance,
+    ),
+    Gate("implausible-counts", "draft", "implausible counts: {what}", implausible_counts),
+    Gate("unplanned", "draft", "not as planned: {what}", unplanned),
+    Gate("implausible-times", "draft", "implausible times: {what}; run it again", implausible_times),
+    Gate(
+        "implausible-clock",
+        "draft",
+        "implausible times: the stopwatch and the time of day disagree: {what}; run it again without "
+        "suspending the machine or setting its clock",
+        implausible_clock,
+    ),
+    Gate(
+        "skipped-work",
+        "draft",
+        "implausible: a verification took {mean} ms on average in {task}, though no forward of the target "
+        "took under {fastest} ms; work was skipped, or the clock is wrong",
+        skipped_work,
+    ),
+    Gate(
+        "implausible-speedup",
+        "draft",
+        "implausible: {speedup}× (at least {low}×) {where} is more than the acceptance length {bound} allows; "
+        "run it again",
+        implausible_speedup,
+    ),
+    Gate(
+        "accepts-nothing",
+        "draft",
+        "accepts nothing: none of {proposed} proposed tokens was accepted; check that the draft reads the "
+        "target's token ids",
+        accepts_nothing,
+    ),
+    Gate(
+        "unjudged-differences",
+        "draft",
+        "unjudged differences: {differing} of {compared} outputs differ, first at {place}; in {dtype} they "
+        "may be ties, so run it again to have them judged",
+        _unjudged_differences,
+    ),
+    Gate(
+        "too-few-prompts",
+        "session",
+        "too few prompts: {task} has fewer than {least} that can be compared, so there is no interval; use a "
+        "larger suite",
+        _too_few_prompts,
+    ),
+    Gate(
+        "no-noise-floor",
+        "session",
+        "noise unknown: the session has no A/A comparison; run it again with the control arm",
+        _no_noise_floor,
+    ),
+    Gate(
+        "disturbed",
+        "session",
+        "unstable: the machine was disturbed in {share} of the prompt turns (e.g. {example}); {fix}",
+        _disturbed,
+    ),
+    Gate(
+        "throttled",
+        "session",
+        "unstable: the machine was slowed down in {share} of the prompt turns (e.g. {example}); {fix}",
+        _throttled,
+    ),
+    Gate(
+        "unstable",
+        "session",
+        f"unstable: the baseline against itself came out at {{low}}–{{high}} instead of 1; {_QUIETER}",
+        _unstable,
+    ),
+    Gate(
+        "noisy",
+        "session",
+        f"noisy: the baseline against itself spreads by ±{{width}} ({{low}}–{{high}}); {_QUIETER}",
+        _noisy,
+    ),
+)

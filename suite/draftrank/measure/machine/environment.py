@@ -1,0 +1,107 @@
+"""The part of the fingerprint that may change between two runs on one machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from draftrank.decoding.environment import compute_environment
+from draftrank.measure.evidence import Environment
+from draftrank.measure.machine.cgroup import ControlGroups
+from draftrank.measure.machine.gpu import Gpu
+from draftrank.measure.machine.processor import (
+    cpu_info,
+    frequency_max_hz,
+    governor,
+    instruction_sets,
+    processors_of_this_process,
+)
+
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OMP_PROC_BIND",
+    "OMP_PLACES",
+    "OMP_WAIT_POLICY",
+    "OMP_DYNAMIC",
+    "MKL_NUM_THREADS",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "OPENBLAS_NUM_THREADS",
+    "ONEDNN_MAX_CPU_ISA",
+    "ATEN_CPU_CAPABILITY",
+    "KMP_AFFINITY",
+    "KMP_BLOCKTIME",
+    "GOMP_CPU_AFFINITY",
+    "GOMP_SPINCOUNT",
+    "CUDA_VISIBLE_DEVICES",
+)
+"""Environment variables that steer threads, instruction sets and devices."""
+_GIT_PATIENCE_S = 10.0
+
+
+def read_environment(
+    device: Literal["cpu", "cuda"], workspace: Path | None = None, *, root: Path = Path("/")
+) -> Environment:
+    """Describes how this machine is set up now; what cannot be read is None.
+
+    Args:
+        device: where the session computes.
+        workspace: folder whose git state to tell.
+        root: where `proc` and `sys` lie.
+    """
+    compute = compute_environment()
+    groups = ControlGroups.of_this_process(root)
+    affinity = processors_of_this_process()
+    gpu = Gpu.open(compute.gpu_uuid) if device == "cuda" else None
+    limits = gpu.limits() if gpu else None
+    commit, dirty = git_state(workspace) if workspace is not None else (None, None)
+    return Environment(
+        instruction_sets=instruction_sets(cpu_info(root)),
+        affinity=affinity,
+        quota_cpus=groups.quota_cpus(),
+        memory_limit_bytes=groups.memory_limit_bytes(),
+        memory_available_bytes=int(psutil.virtual_memory().available),
+        governor=governor(affinity[0], root),
+        frequency_max_hz=frequency_max_hz(affinity, root),
+        interop_threads=compute.interop_threads,
+        thread_variables={name: value for name in THREAD_VARIABLES if (value := os.environ.get(name))},
+        torch_build=f"{compute.torch} {compute.cpu_capability}",
+        load_average=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        gpu_driver=limits.driver if limits else None,
+        gpu_power_limit_w=limits.power_limit_w if limits else None,
+        gpu_clock_max_hz=limits.clock_max_hz if limits else None,
+        suite_commit=commit,
+        suite_dirty=dirty,
+    )
+
+
+def git_state(folder: Path) -> tuple[str | None, bool | None]:
+    """The commit a folder is at, and whether it holds changes that are not committed (new files too).
+
+    Returns:
+        Two times None for a folder without commits, or without git.
+    """
+    commit = _git(folder, "rev-parse", "--verify", "HEAD")
+    if not commit:
+        return None, None
+    # What a run leaves there is no change of what it measures.
+    changes = _git(folder, "status", "--porcelain", "--", ".", ":(exclude).draftrank")
+    return commit, None if changes is None else bool(changes)
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    # A workspace's own git configuration may name programs to start: none of them is needed here.
+    command = ["git", "-c", "core.fsmonitor=false", "-C", str(folder), *arguments]
+    # Variables of a git hook that calls this would point at another repository.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environment["GIT_OPTIONAL_LOCKS"] = "0"
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_GIT_PATIENCE_S, check=False, env=environment
+        )
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

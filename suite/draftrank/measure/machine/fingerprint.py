@@ -1,0 +1,78 @@
+"""Where a session ran, and the class of machines its numbers speak for.
+
+Rule of the class: on CUDA the device's name; on CPU the processor's name, its best instruction set
+for matrices, the processors in use and, where they are fewer or more, torch's threads. Processors in use
+are those the process may run on, but no more than its container's quota, rounded up: a quota of 1.5 of
+64 processors gives `2c`. Ranks never cross classes.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from draftrank.decoding.environment import compute_environment
+from draftrank.measure.machine.cgroup import ControlGroups
+from draftrank.measure.machine.processor import cpu_info, processors_of_this_process
+from draftrank.measure.records import Machine
+
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "gguf")
+_CPU_TIERS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "asimd", "neon")
+
+
+def read_machine(device: Literal["cpu", "cuda"], *, root: Path = Path("/")) -> Machine:
+    """Describes this machine as seen by this process.
+
+    Args:
+        device: where the session computes.
+        root: where `proc` and `sys` lie.
+    """
+    compute = compute_environment()
+    info = cpu_info(root)
+    cpu = info.get("model name") or platform.processor() or platform.machine()
+    quota = ControlGroups.of_this_process(root).quota_cpus()
+    cores = cores_in_use(len(processors_of_this_process()), quota)
+    gpu = compute.gpu if device == "cuda" else None
+    if gpu is not None:
+        machine_class = _slug(gpu)
+    else:
+        flags = set(info.get("flags", info.get("Features", "")).split())
+        tier = next((tier for tier in _CPU_TIERS if tier in flags), "generic")
+        threads = "" if compute.threads == cores else f" {compute.threads}t"
+        machine_class = _slug(f"{cpu} {tier} {cores}c{threads}")
+    return Machine(
+        machine_class=machine_class,
+        cpu=cpu,
+        cores=cores,
+        threads=compute.threads,
+        memory_bytes=int(psutil.virtual_memory().total),
+        gpu=gpu,
+        platform=platform.platform(terse=True) + " " + platform.machine(),
+        python=platform.python_version(),
+        packages={name: found for name in PACKAGES if (found := package_version(name))},
+    )
+
+
+def cores_in_use(affinity: int, quota_cpus: float | None) -> int:
+    """Processors a process can keep busy: those it may run on, but no more than its quota, rounded up."""
+    return affinity if quota_cpus is None else max(1, min(affinity, math.ceil(quota_cpus)))
+
+
+def package_version(name: str) -> str | None:
+    """An installed package's version; None when it is absent."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _slug(text: str) -> str:
+    cleaned = re.sub(r"\((?:r|tm)\)", " ", text.lower())
+    cleaned = re.sub(r"\b(?:processor|cpu|with|core)\b|@.*?ghz", " ", cleaned)
+    return re.sub(r"[^a-z0-9]+", "-", cleaned).strip("-")[:80]

@@ -1,0 +1,333 @@
+"""The loaded models of one session, and how one arm decodes one prompt turn on them."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from draftrank.catalog.decoding_mode import DecodingMode
+from draftrank.catalog.recipe import TypicalAcceptance
+from draftrank.decoding.environment import memory_bytes, reset_peak_memory
+from draftrank.decoding.loop import Decoding, Request, autoregressive, speculative
+from draftrank.decoding.proposer import Proposer, ProposerContext
+from draftrank.decoding.proposers.ngram import NgramDraft
+from draftrank.decoding.reference import GenerateDecoder
+from draftrank.decoding.runtimes.torch_eager import TorchRuntime
+from draftrank.decoding.stop_tokens import read_stop_tokens
+from draftrank.drafting.loading import load_tokenizer
+from draftrank.errors import IncompatibleDraftError
+from draftrank.measure.cost.latency import averaged, measure_latencies
+from draftrank.measure.evidence import Numerics, SamplingCheck
+from draftrank.measure.fidelity.numerics import measure_numerics
+from draftrank.measure.fidelity.sampling_check import check_sampling
+from draftrank.measure.machine.conditions import ThisMachine, Watch
+from draftrank.measure.record import utc_now
+from draftrank.measure.records import Arm, ForwardLatency, Session, Trial
+from draftrank.measure.sessions.failures import check_cache, reason_of
+from draftrank.measure.sessions.plan import SessionPlan, trial_seed
+from draftrank.measure.sessions.schedule import Block, cell_of
+from draftrank.measure.sessions.texts import SessionTexts
+from draftrank.progress import Progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from draftrank.measure.journal import Journal
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _OpenArm:
+    arm: Arm
+    proposer: Proposer | None
+    typical: TypicalAcceptance | None = None
+    reference: GenerateDecoder | None = None
+    """Decodes in the engine's place."""
+
+
+class Bench:
+    """Holds the target and every draft in one process, so that all are measured alike."""
+
+    def __init__(
+        self, plan: SessionPlan, target: TorchRuntime, tokenizer: PreTrainedTokenizerBase, target_bytes: int
+    ) -> None:
+        self._plan = plan
+        self._target = target
+        self._target_bytes = target_bytes
+        self._stop_tokens = read_stop_tokens(plan.target_folder.path)
+        self.texts = SessionTexts(plan, tokenizer, target.context_window, self._stop_tokens)
+        """What the models are given to read."""
+        self._arms: dict[str, _OpenArm] = {}
+        self.watch = Watch(ThisMachine(plan.device)) if plan.watch else None
+        """Reads the machine's counters around trials; None where that was not asked."""
+        self._session: Session
+        self._journal: Journal
+
+    @classmethod
+    def load(cls, plan: SessionPlan, progress: Progress) -> Bench:
+        """Loads the target; nothing is kept yet, so a refusal leaves no trace.
+
+        Raises:
+            ContextOverflowError: a prompt does not fit the target's window.
+        """
+        with progress.stage("load the target"):
+            tokenizer = load_tokenizer(plan.target_folder.path)
+            before, _ = memory_bytes(plan.device)
+            target = TorchRuntime.load(plan.target_folder.path, plan.dtype, plan.device)
+            if plan.target.context_window is not None:
+                target.context_window = min(target.context_window, plan.target.context_window)
+            bench = cls(plan, target, tokenizer, 0)
+            bench.texts.check_room()
+            # The first decode touches everything that decoding needs, so later arms find it in place.
+            autoregressive(target, bench._warm_up_request(0))
+            bench._target_bytes = memory_bytes(plan.device)[0] - before
+        return bench
+
+    def open_arms(self, session: Session, journal: Journal, progress: Progress, *, resumed: bool) -> None:
+        """Loads every draft and warms every arm up; one that cannot be opened is marked as failed.
+
+        Args:
+            session: whose arms to open.
+            journal: told what becomes of each arm.
+            progress: told how far it is.
+            resumed: the session has trials already. An arm that failed then stays out: alone, without
+                the baseline's trials of the same minutes, it could not be compared.
+        """
+        self._session, self._journal = session, journal
+        with progress.stage("load and warm up the drafts", len(session.arms)) as stage:
+            for arm in session.arms:
+                if not (resumed and arm.failure is not None):
+                    self._open_arm(arm)
+                stage.advance(note=arm.id)
+
+    def works(self, arm_id: str) -> bool:
+        """Whether an arm can still decode."""
+        return arm_id in self._arms
+
+    def decode(
+        self,
+        arm_id: str,
+        block: Block,
+        position: int,
+        answers: Sequence[Sequence[int]],
+        process: int,
+        attempt: int = 0,
+    ) -> Trial | None:
+        """Decodes one prompt turn; None when the arm failed, which is then recorded.
+
+        Args:
+            arm_id: which arm.
+            block: which prompt turn and repeat.
+            position: the arm's place in the block.
+            answers: the target's answers to the turns before, as token ids.
+            process: number of this process in the session.
+            attempt: number of the attempt at this block.
+        """
+        opened = self._arms[arm_id]
+        entry = self._plan.tasks[block.task]
+        prompt = self.texts.render(block.task, block.prompt, block.turn, answers)
+        cell = cell_of(self._session, block)
+        request = Request(
+            prompt=prompt,
+            max_new_tokens=entry.max_new_tokens,
+            stop_tokens=self._stop_tokens,
+            mode=self._plan.mode,
+            seed=trial_seed(self._plan.mode, cell),
+        )
+        started_at = utc_now()
+        task, prompt_id, turn, repeat = cell
+        try:
+            if self.watch is not None:
+                self.watch.begin()
+            decoding = self._decode(opened, request)
+            conditions = self.watch.end() if self.watch is not None else None
+            if opened.reference is None:  # it has a cache of its own
+                check_cache(self._target, request, decoding)
+            return Trial(
+                arm=arm_id,
+                task=task,
+                prompt=prompt_id,
+                turn=turn,
+                repeat=repeat,
+                position=position,
+                process=process,
+                started_at=started_at,
+                prompt_tokens=len(prompt),
+                token_ids=decoding.token_ids,
+                finish=decoding.finish,
+                steps=decoding.steps,
+                accept_histogram=decoding.accept_histogram,
+                offered=decoding.offered,
+                proposal_sizes=decoding.proposal_sizes,
+                proposed=decoding.proposed,
+                draft_forwards=decoding.draft_forwards,
+                prefill_s=decoding.prefill_s,
+                decode_s=decoding.decode_s,
+                propose_s=decoding.propose_s,
+                verify_s=decoding.verify_s,
+                attempt=attempt,
+                conditions=conditions,
+            )
+        except Exception as error:
+            if opened.arm.kind not in ("draft", "reference"):
+                raise  # without a baseline nothing can be compared
+            # One arm's crash must not lose what the others can still give.
+            _log.warning("arm %s failed", arm_id, exc_info=True)
+            self._fail(opened.arm, reason_of(error))
+            return None
+
+    @property
+    def target(self) -> TorchRuntime:
+        """The target's runtime, for a look at outputs between trials."""
+        return self._target
+
+    @property
+    def mode(self) -> DecodingMode:
+        """How this session's tokens are chosen."""
+        return self._plan.mode
+
+    @property
+    def lossy_arms(self) -> frozenset[str]:
+        """Ids of the arms whose rule may change the output."""
+        return frozenset(arm.id for arm in self._session.arms if arm.lossy)
+
+    def measure_numerics(self, trials: Iterable[Trial], progress: Progress) -> Numerics:
+        """How rounding depends on the shape of a forward, on the session's own texts."""
+        texts = self.texts.rounding_texts(trials)
+        sizes = {arm.num_speculative_tokens + 1 for arm in self._session.arms if arm.kind == "draft"}
+        with progress.stage("measure rounding", len(texts)) as stage:
+            return measure_numerics(self._target, texts, sorted(sizes), stage)
+
+    def _decode(self, opened: _OpenArm, request: Request) -> Decoding:
+        # A garbage collection in the middle would be charged to whichever arm it happens to hit.
+        gc.collect(1)  # a full one walks all that is loaded, which takes longer than many a decode
+        gc.disable()
+        try:
+            if opened.reference is not None:
+                return opened.reference.decode(request)
+            if opened.proposer is None:
+                return autoregressive(self._target, request)
+            k = opened.arm.num_speculative_tokens
+            return speculative(self._target, opened.proposer, request, k, opened.typical)
+        finally:
+            gc.enable()
+
+    def _open_arm(self, arm: Arm) -> None:
+        if arm.kind == "draft" and arm.draft is None:  # its build failed
+            return
+        planned = {entry.recipe.id: entry for entry in self._plan.drafts}.get(arm.id)
+        before, _ = memory_bytes(self._plan.device)
+        reset_peak_memory(self._plan.device)
+        try:
+            proposer = None
+            if planned is not None:
+                proposer = planned.recipe.draft.open(
+                    ProposerContext(
+                        target=self._target,
+                        draft_folder=planned.folder,
+                        target_folder=self._plan.target_folder.path,
+                        dtype=self._plan.dtype,
+                        device=self._plan.device,
+                        stop_below_confidence=planned.recipe.speculate.stop_below_confidence,
+                    )
+                )
+                # Loading may hold a second copy of the weights for a moment; decoding does not.
+                reset_peak_memory(self._plan.device)
+            typical = planned.recipe.speculate.typical_acceptance if planned else None
+            opened = _OpenArm(arm, proposer, typical, self._open_reference(arm))
+            self._warm_up(opened)
+            if opened.reference is not None:  # it shares its models with other arms and times no forwards
+                self._take(opened, arm)
+                return
+            latencies = self._timed(opened)
+            sampling = self._check_sampling(opened)
+        except Exception as error:
+            if arm.kind not in ("draft", "reference"):
+                raise
+            _log.warning("arm %s failed", arm.id, exc_info=True)
+            self._fail(arm, reason_of(error))
+            return
+        # A small model may fit into memory that the process had before: then nothing was measured.
+        peak = self._target_bytes + memory_bytes(self._plan.device)[1] - before
+        measured = {
+            "latencies": latencies,
+            "peak_memory_bytes": peak if peak > 0 else None,
+            "sampling": sampling,
+        }
+        self._take(opened, arm.model_copy(update=measured))
+
+    def time_forwards(self, progress: Progress) -> None:
+        """Times every open arm's forwards once more, and keeps the mean of all looks."""
+        with progress.stage("time forwards", len(self._arms)) as stage:
+            for opened in list(self._arms.values()):
+                if opened.reference is None:
+                    try:
+                        latencies = self._timed(opened)
+                    except Exception as error:
+                        if opened.arm.kind != "draft":
+                            raise
+                        _log.warning("arm %s failed", opened.arm.id, exc_info=True)
+                        self._fail(opened.arm, reason_of(error))
+                    else:
+                        self._take(opened, opened.arm.model_copy(update={"latencies": latencies}))
+                stage.advance(note=opened.arm.id)
+
+    def _timed(self, opened: _OpenArm) -> tuple[ForwardLatency, ...]:
+        """Forward times of an arm: the mean of those it has and of new ones."""
+        draft = opened.proposer.runtime() if opened.proposer is not None else None
+        k, window = opened.arm.num_speculative_tokens, draft.context_window if draft is not None else None
+        contexts = self.texts.latency_contexts(k, window)
+        return averaged([*opened.arm.latencies, *measure_latencies(self._target, draft, k, contexts)])
+
+    def _take(self, opened: _OpenArm, arm: Arm) -> None:
+        opened.arm = arm.model_copy(update={"failure": None})
+        self._arms[arm.id] = opened
+        self._journal.update_arm(self._session.id, opened.arm)
+
+    def _open_reference(self, arm: Arm) -> GenerateDecoder | None:
+        if arm.reference is None:
+            return None
+        k, beside = arm.num_speculative_tokens, arm.reference.draft
+        if beside is None:
+            return GenerateDecoder(self._target)
+        if arm.reference.method == "assisted":
+            opened = self._arms.get(beside)
+            draft = opened.proposer.runtime() if opened and opened.proposer else None
+            if draft is None:
+                raise IncompatibleDraftError(f"the draft {beside} did not open")
+            return GenerateDecoder(self._target, draft=draft, num_speculative_tokens=k)
+        ngram = next(entry.recipe.draft for entry in self._plan.drafts if entry.recipe.id == beside)
+        assert isinstance(ngram, NgramDraft)
+        return GenerateDecoder(self._target, num_speculative_tokens=k, max_ngram=ngram.max_ngram)
+
+    def _check_sampling(self, opened: _OpenArm) -> SamplingCheck | None:
+        """Tests the arm's samples in sampling modes; lossy rules promise nothing, so are not tested."""
+        known = opened.arm.sampling
+        if known or self._plan.mode.greedy or opened.proposer is None or opened.typical is not None:
+            return known
+        entry = self._plan.tasks[0]
+        context = self.texts.sampling_context()
+        k, place = opened.arm.num_speculative_tokens, (entry.task.id, entry.prompts[0].id)
+        return check_sampling(self._target, opened.proposer, context, self._plan.mode, k, place=place)
+
+    def _warm_up_request(self, num_speculative_tokens: int) -> Request:
+        prompt = self.texts.warm_up_prompt(num_speculative_tokens)
+        return Request(prompt, self.texts.warm_up_tokens, mode=self._plan.mode)
+
+    def _warm_up(self, opened: _OpenArm) -> None:
+        """Lets every shape of forward run once before anything counts."""
+        request = self._warm_up_request(opened.arm.num_speculative_tokens)
+        self._decode(opened, request)
+        if opened.proposer is not None:
+            for tokens in range(1, opened.arm.num_speculative_tokens + 2):
+                self._target.feed([request.prompt[-1]] * tokens)
+                self._target.forget(tokens)
+
+    def _fail(self, arm: Arm, reason: str) -> None:
+        opened = self._arms.pop(arm.id, None)
+        failed = (opened.arm if opened else arm).model_copy(update={"failure": reason})
+        self._journal.update_arm(self._session.id, failed)

@@ -1,0 +1,167 @@
+"""What a session is to measure, and what makes two of them the same."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from draftrank.catalog.base import sha256_of_json
+from draftrank.catalog.decoding_mode import DecodingMode
+from draftrank.catalog.prompts import TaskPrompts
+from draftrank.catalog.recipe import Recipe
+from draftrank.catalog.sources.base import file_sha256
+from draftrank.catalog.target import Target
+from draftrank.catalog.task import Suite
+from draftrank.measure.machine.environment import read_environment
+from draftrank.measure.record import utc_now
+from draftrank.measure.records import BASELINE, CONTROL, Arm, DraftBuild, Machine, Session, SessionTask
+from draftrank.measure.statistics.stopping import DEFAULT_PRECISION
+from draftrank.version import __version__
+
+if TYPE_CHECKING:
+    from draftrank.drafting.target_folder import TargetFolder
+
+MEASURING_VERSION = 4
+"""Raised when the engine or the session changes what trials mean, so that old ones are not reused."""
+
+
+@dataclass(frozen=True, slots=True)
+class DraftArm:
+    """A draft that takes part, with what its build gave."""
+
+    recipe: Recipe
+    build: DraftBuild | None
+    """None when the build failed."""
+    folder: Path | None
+    """The built draft; None for drafts without weights of their own."""
+    failure: str | None = None
+    """Why the build failed, or why the draft may not be measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPlan:
+    """Everything that decides what a session measures."""
+
+    target: Target
+    target_folder: TargetFolder
+    suite: Suite
+    tasks: tuple[TaskPrompts, ...]
+    drafts: tuple[DraftArm, ...]
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    device: Literal["cpu", "cuda"] = "cpu"
+    mode: DecodingMode = DecodingMode()
+    seed: int = 0
+    precision: float | None = DEFAULT_PRECISION
+    """See `Session.precision`."""
+    budget_s: float | None = None
+    """See `Session.budget_s`."""
+    warnings: tuple[str, ...] = ()
+    skipped_tasks: tuple[str, ...] = ()
+    references: tuple[Arm, ...] = ()
+    """Arms of other implementations; see `measure.sessions.references`."""
+    watch: bool = True
+    """Whether to watch the machine, and to decode anew what it disturbed."""
+    workspace: Path | None = None
+    """Where the declarations lie, for its git state."""
+
+    def sha256(self, machine: Machine) -> str:
+        """Hash of the plan on a machine: equal hashes measure the same thing."""
+        return sha256_of_json(
+            {
+                "version": [MEASURING_VERSION, __version__],
+                "machine": machine.model_dump(mode="json"),
+                "target": [self.target.content_sha256(), self.target_folder.weights_sha256],
+                "target_files": _small_files_sha256(self.target_folder.path),
+                "suite": self.suite.content_sha256(),
+                "tasks": [task.model_dump(mode="json") for task in map(session_task, self.tasks)],
+                "drafts": [
+                    [
+                        arm.recipe.id,
+                        arm.recipe.content_sha256(),
+                        arm.build.weights_sha256 if arm.build else "build failed",
+                    ]
+                    for arm in self.drafts
+                ],
+                "dtype": self.dtype,
+                "device": self.device,
+                "mode": self.mode.model_dump(mode="json"),
+                "seed": self.seed,
+                "stopping": [self.precision, self.budget_s],
+                "references": [arm.model_dump(mode="json") for arm in self.references],
+            }
+        )
+
+
+def session_task(entry: TaskPrompts) -> SessionTask:
+    """The record of a task as one session uses it."""
+    return SessionTask(
+        task=entry.task.id,
+        task_sha256=entry.task.content_sha256(),
+        prompts=tuple(prompt.id for prompt in entry.prompts),
+        turns=tuple(len(prompt.turns) for prompt in entry.prompts),
+        prompts_sha256=sha256_of_json([[prompt.id, prompt.turns] for prompt in entry.prompts]),
+        max_new_tokens=entry.max_new_tokens,
+    )
+
+
+def new_session(plan: SessionPlan, plan_sha256: str, machine: Machine) -> Session:
+    """The header of a session that measures this plan, with nothing measured yet."""
+    now = utc_now()
+    autoregressive = [
+        Arm(id=BASELINE, kind="baseline", num_speculative_tokens=0),
+        Arm(id=CONTROL, kind="control", num_speculative_tokens=0),
+    ]
+    drafts = [
+        Arm(
+            id=arm.recipe.id,
+            kind="draft",
+            num_speculative_tokens=arm.recipe.speculate.num_speculative_tokens,
+            draft=arm.build,
+            failure=arm.failure,
+            lossy=arm.recipe.speculate.typical_acceptance is not None,
+        )
+        for arm in plan.drafts
+    ]
+    return Session(
+        id=f"{now[:10]}-{uuid.uuid4().hex[:12]}",
+        plan_sha256=plan_sha256,
+        created_at=now,
+        finished_at=None,
+        suite=plan.suite.id,
+        suite_sha256=plan.suite.content_sha256(),
+        draftrank_version=__version__,
+        target=plan.target.id,
+        target_sha256=plan.target.content_sha256(),
+        target_weights_sha256=plan.target_folder.weights_sha256,
+        target_parameters=plan.target_folder.parameters,
+        dtype=plan.dtype,
+        device=plan.device,
+        runtime="torch-eager",
+        mode=plan.mode,
+        seed=plan.seed,
+        repeats=plan.suite.repeats,
+        machine=machine,
+        tasks=tuple(map(session_task, plan.tasks)),
+        arms=(*autoregressive, *drafts, *plan.references),
+        warnings=plan.warnings,
+        skipped_tasks=plan.skipped_tasks,
+        precision=plan.precision,
+        budget_s=plan.budget_s,
+        environment=read_environment(plan.device, plan.workspace),
+    )
+
+
+def trial_seed(mode: DecodingMode, cell: Sequence[str | int]) -> int:
+    """Seed of one trial, equal for all arms of a block: 63 bits from the mode's seed and the cell."""
+    digest = hashlib.sha256(repr((mode.seed, *cell)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _small_files_sha256(folder: Path) -> str:
+    """Hash of a target's configuration, tokenizer and template: all its files beside the weights."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".jinja", ".txt", ".model"))
+    return sha256_of_json([[path.name, file_sha256(path)] for path in files])

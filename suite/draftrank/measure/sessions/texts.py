@@ -1,0 +1,129 @@
+"""The texts of a session as its target reads them: prompts, warm-up and the contexts of side measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from draftrank.decoding.loop import ContextOverflowError
+from draftrank.drafting.prompting import render_turns
+from draftrank.measure.fidelity.numerics import MIN_TOKENS
+from draftrank.measure.records import BASELINE, Trial
+from draftrank.measure.sessions.plan import SessionPlan
+from draftrank.measure.sessions.schedule import Block
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+WARM_UP_TOKENS = 12
+WARM_UP_CONTEXT = 256
+SAMPLING_CONTEXT = 32
+LATENCY_CONTEXT = 1024
+"""Longest context in which forwards are timed."""
+
+
+class SessionTexts:
+    """Token ids of all that a session lets its models read."""
+
+    def __init__(
+        self,
+        plan: SessionPlan,
+        tokenizer: PreTrainedTokenizerBase,
+        context_window: int,
+        stop_tokens: frozenset[int],
+    ) -> None:
+        self._plan = plan
+        self._tokenizer = tokenizer
+        self._context_window = context_window
+        self._stop_tokens = stop_tokens
+
+    def render(
+        self, task_index: int, prompt_index: int, turn: int, answers: Sequence[Sequence[int]]
+    ) -> tuple[int, ...]:
+        """Token ids of a prompt turn in the context of the turns before."""
+        entry = self._plan.tasks[task_index]
+        turns = entry.prompts[prompt_index].turns[: turn + 1]
+        rendered = render_turns(
+            self._tokenizer, self._plan.target.prompt_format, turns, answers, entry.task.system_prompt
+        )
+        return tuple(rendered)
+
+    def reference_answer(self, block: Block) -> str | None:
+        """The exact answer to a conversation's last turn, where the task has one."""
+        prompt = self._plan.tasks[block.task].prompts[block.prompt]
+        return prompt.reference if block.turn == len(prompt.turns) - 1 else None
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """An output as text."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def rounding_texts(self, trials: Iterable[Trial]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Prompts with the baseline's outputs on which rounding is measured."""
+        outputs = {
+            (trial.task, trial.prompt): trial.token_ids
+            for trial in trials
+            if (trial.arm, *trial.key[3:]) == (BASELINE, 0, 0, 0)
+        }
+        texts: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+        for prompt_index in range(max(len(entry.prompts) for entry in self._plan.tasks)):
+            for task_index, entry in enumerate(self._plan.tasks):
+                if prompt_index < len(entry.prompts):
+                    output = outputs[entry.task.id, entry.prompts[prompt_index].id]
+                    texts.append((self.render(task_index, prompt_index, 0, ()), output))
+            if sum(len(output) - 1 for _, output in texts) >= MIN_TOKENS:
+                break  # after whole rounds, so that every task has the same say
+        return texts
+
+    def check_room(self) -> None:
+        """Refuses the whole session before the run when some prompt can outgrow the window.
+
+        Raises:
+            ContextOverflowError: with the first such prompt of each task.
+        """
+        problems = []
+        for task_index, entry in enumerate(self._plan.tasks):
+            for prompt_index, prompt in enumerate(entry.prompts):
+                last = len(prompt.turns) - 1
+                filler = [[self._filler] * entry.max_new_tokens for _ in range(last)]
+                needed = len(self.render(task_index, prompt_index, last, filler)) + entry.max_new_tokens
+                if needed > self._context_window:
+                    problems.append(f"{entry.task.id}/{prompt.id} needs {needed}")
+                    break
+        if problems:
+            raise ContextOverflowError(
+                f"the target holds {self._context_window} tokens, but {'; '.join(problems)}: "
+                "lower max_new_tokens or leave these tasks out"
+            )
+
+    @property
+    def warm_up_tokens(self) -> int:
+        """Length of an output that warms up."""
+        return max(1, min(WARM_UP_TOKENS, self._context_window // 4))
+
+    def warm_up_prompt(self, num_speculative_tokens: int) -> tuple[int, ...]:
+        """A prompt of the session's own, cut to a usual length that leaves room for every forward."""
+        room = self._context_window - self.warm_up_tokens - num_speculative_tokens - 1
+        longest = max((self.render(index, 0, 0, ()) for index in range(len(self._plan.tasks))), key=len)
+        return longest[: max(1, min(WARM_UP_CONTEXT, room))]
+
+    def latency_contexts(
+        self, num_speculative_tokens: int, draft_window: int | None
+    ) -> list[tuple[int, ...]]:
+        """A short and a long context, as trials have in the middle of their output; one if they are alike."""
+        window = min(self._context_window, draft_window or self._context_window)
+        room = window - num_speculative_tokens - 1
+        middles = {}
+        for index, entry in enumerate(self._plan.tasks):
+            prompt = self.render(index, 0, 0, ())
+            middles[len(prompt) + entry.max_new_tokens // 2] = prompt
+        short, long = (max(1, min(end, room, LATENCY_CONTEXT)) for end in (min(middles), max(middles)))
+        text = middles[max(middles)] * 2  # what it says does not matter
+        return [text[:length] for length in ((short, long) if long > 1.5 * short else (long,))]
+
+    @property
+    def _filler(self) -> int:
+        return min(set(range(len(self._stop_tokens) + 1)) - self._stop_tokens)
+
+    def sampling_context(self) -> tuple[int, ...]:
+        """Where samples are tested: the end of a prompt is enough, and every draw starts by feeding it."""
+        return self.render(0, 0, 0, ())[-SAMPLING_CONTEXT:]

@@ -1,0 +1,1 @@
+"""From trials to estimates with intervals, comparisons and ranks."""

@@ -1,0 +1,1 @@
+"""What a session's trials say of each of its arms."""

@@ -1,0 +1,180 @@
+"""How often intervals, stopping and ranks are right, over many simulated sessions."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from draftrank.measure.gates.verdict import differs, spreads
+from draftrank.measure.records import BASELINE, CONTROL
+from draftrank.measure.statistics.estimates import Interval
+from draftrank.measure.statistics.log_ratio import LogRatio, jackknife, mean_of, spread_of_prompts
+from draftrank.measure.statistics.ranking_evidence import stand_by
+from draftrank.measure.statistics.stopping import ArmPrecision, precise_enough
+from draftrank.measure.validation.interval_methods import METHODS, Ends, Method
+from draftrank.measure.validation.simulation import Scenario, SimulatedSession, draw_session, truth
+
+
+@dataclass(slots=True)
+class Share:
+    """How often something was so."""
+
+    hits: float = 0
+    of: int = 0
+
+    def add(self, hit: float) -> None:
+        """Counts one more case; `hit` between 0 and 1."""
+        self.hits += hit
+        self.of += 1
+
+    @property
+    def value(self) -> float:
+        """Hits ÷ cases; NaN without any."""
+        return self.hits / self.of if self.of else math.nan
+
+
+@dataclass(slots=True)
+class Coverage:
+    """What became of one method in one scenario."""
+
+    overall: Share = field(default_factory=Share)
+    """Intervals of the draft's overall speedup that held the truth."""
+    tasks: Share = field(default_factory=Share)
+    """The same of its speedups in single tasks."""
+    called_different: Share = field(default_factory=Share)
+    """A/A intervals that missed 1."""
+    unstable: Share = field(default_factory=Share)
+    """A/A intervals that ended further from 1 than the gate tolerates."""
+    noisy: Share = field(default_factory=Share)
+    """A/A intervals wider than the gate allows."""
+    half_widths: list[float] = field(default_factory=list)
+    """Of the draft's intervals, on the logarithmic scale."""
+    noise_half_widths: list[float] = field(default_factory=list)
+    """Of the A/A intervals."""
+
+
+def cover_methods(
+    scenario: Scenario, sessions: int, seed: int, methods: Mapping[str, Method] = METHODS
+) -> Mapping[str, Coverage]:
+    """Lets every method judge the same sessions; by name, as in `methods`."""
+    generator = np.random.default_rng(seed)
+    found = {name: Coverage() for name in methods}
+    true = truth(scenario, BASELINE, "d0")
+    for _ in range(sessions):
+        session = draw_session(scenario, generator)
+        draft, control = (list(session.sums(BASELINE, arm).values()) for arm in ("d0", CONTROL))
+        for name, method in methods.items():
+            of_draft, of_control = method(draft, generator), method(control, generator)
+            row = found[name]
+            row.overall.add(_holds(of_draft.overall, _mean(true)))
+            row.tasks.add(float(np.mean([*map(_holds, of_draft.tasks, true.values())])))
+            row.called_different.add(not _holds(of_control.overall, 0.0))
+            noise = Interval(*map(math.exp, of_control.overall))
+            row.unstable.add(differs(noise))
+            row.noisy.add(spreads(noise))
+            row.noise_half_widths.append((of_control.overall.high - of_control.overall.low) / 2)
+            row.half_widths.append((of_draft.overall.high - of_draft.overall.low) / 2)
+    return found
+
+
+@dataclass(slots=True)
+class Stopped:
+    """What became of sessions that stopped by themselves."""
+
+    drafts: Share = field(default_factory=Share)
+    """Intervals of drafts that held the truth."""
+    called_different: Share = field(default_factory=Share)
+    """A/A intervals that missed 1."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    repeats: list[int] = field(default_factory=list)
+
+
+def cover_stopping(scenario: Scenario, precision: float, required: int, sessions: int, seed: int) -> Stopped:
+    """Sessions that repeat from `required` times until the precision is reached; `scenario.repeats` stand
+    for the budget."""
+    generator = np.random.default_rng(seed)
+    found = Stopped()
+    others = [arm for arm in scenario.arms if arm != BASELINE]
+    true = {arm: _mean(truth(scenario, BASELINE, arm)) for arm in others}
+    for _ in range(sessions):
+        session = draw_session(scenario, generator)
+        reason, repeats = None, required
+        while True:
+            ratios = {arm: speedup_after(session, BASELINE, arm, repeats) for arm in others}
+            reason = precise_enough(
+                [ArmPrecision(ratios[arm], _spread(session, arm, repeats)) for arm in others], precision
+            )
+            if reason is not None or repeats == scenario.repeats:
+                break
+            repeats += 1
+        found.reasons[reason or "budget"] += 1
+        found.repeats.append(repeats)
+        for arm, ratio in ratios.items():
+            held = abs(ratio.value - true[arm]) <= ratio.reach()
+            if arm == CONTROL:
+                found.called_different.add(not held)
+            else:
+                found.drafts.add(held)
+    return found
+
+
+@dataclass(slots=True)
+class Ranked:
+    """What became of rankings."""
+
+    ranges: Share = field(default_factory=Share)
+    """Rank ranges that held the draft's true rank."""
+    all_right: Share = field(default_factory=Share)
+    """Sessions in which all ranges did."""
+    widths: list[int] = field(default_factory=list)
+    """Ranks in each range."""
+
+
+def cover_ranks(scenario: Scenario, sessions: int, seed: int) -> Ranked:
+    """Ranks the scenario's drafts in each session; drafts of equal truth may take any of their ranks."""
+    generator = np.random.default_rng(seed)
+    drafts = [arm for arm in scenario.arms if arm.startswith("d")]
+    true = {arm: _mean(truth(scenario, BASELINE, arm)) for arm in drafts}
+    found = Ranked()
+    for _ in range(sessions):
+        session = draw_session(scenario, generator)
+        speeds = {arm: math.exp(speedup_after(session, BASELINE, arm).value) for arm in drafts}
+        standings = stand_by(speeds, partial(_faster, session))
+        right = True
+        for arm in drafts:
+            best = 1 + sum(other > true[arm] for other in true.values())
+            worst = sum(other >= true[arm] for other in true.values())
+            low, high = standings[arm].rank
+            held = low <= best and high >= worst
+            right &= held
+            found.ranges.add(held)
+            found.widths.append(high - low + 1)
+        found.all_right.add(right)
+    return found
+
+
+def _faster(session: SimulatedSession, one: str, other: str) -> LogRatio:
+    return speedup_after(session, other, one)
+
+
+def speedup_after(session: SimulatedSession, first: str, second: str, repeats: int | None = None) -> LogRatio:
+    """What `compare_speed` would say of two arms after so many repeats."""
+    tasks = [jackknife(sums) for sums in session.sums(first, second, repeats).values()]
+    return mean_of([task for task in tasks if task is not None])
+
+
+def _spread(session: SimulatedSession, arm: str, repeats: int) -> LogRatio | None:
+    return spread_of_prompts(session.logs(BASELINE, arm, repeats)) if repeats > 1 else None
+
+
+def _holds(ends: Ends, value: float) -> bool:
+    return ends.low <= value <= ends.high
+
+
+def _mean(tasks: Mapping[str, float]) -> float:
+    return math.fsum(tasks.values()) / len(tasks)

@@ -1,0 +1,102 @@
+"""What holds for every kind of step: same recipe, same weights; and all of them compose."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from draftrank import kinds
+from draftrank.drafting.loading import load_model, load_tokenizer
+from draftrank.drafting.pipeline import build_draft
+from draftrank.errors import BuildError
+
+DATA = {"kind": "self_generated", "tokens": 1_000, "sequence_tokens": 64}
+DISTILL = {"kind": "distill", "data": DATA, "batch_sequences": 4, "learning_rate": 0.01}
+STEPS = [
+    {"kind": "random", "seed": 3},
+    {"kind": "drop_layers", "keep": 2, "select": "block_influence"},
+    {"kind": "drop_layers", "keep": 2, "select": "angular"},
+    {"kind": "drop_layers", "keep": 2, "select": "loss"},
+    {"kind": "merge_layers", "keep": 2},
+    {"kind": "prune_ffn", "keep_channels": 24, "importance": "taylor"},
+    {"kind": "prune_heads", "keep_heads_per_group": 1},
+    {"kind": "prune_hidden", "keep_channels": 16},
+    {"kind": "factorize", "keep_parameters": 0.5},
+    {"kind": "tie_layers", "blocks": 2},
+    {"kind": "trim_vocabulary", "keep_tokens": 40},
+    {"kind": "factorize_head", "rank": 8},
+    {"kind": "sparsify", "method": "sparsegpt", "sparsity": 0.5},
+    DISTILL,
+    {"kind": "quantize", "scheme": "dynamic_int8"},
+]
+NOT_FOR = {("prune_heads", "gpt2"), ("prune_hidden", "gpt2")}
+SPARSE_HYBRID = [
+    {"kind": "drop_layers", "keep": 3, "select": "block_influence"},
+    {"kind": "prune_ffn", "keep_channels": 24},
+    {"kind": "trim_vocabulary", "keep_tokens": 200},
+    {"kind": "factorize_head", "rank": 8},
+    {"kind": "sparsify", "method": "wanda", "pattern": "2:4"},
+    DISTILL,
+    {"kind": "quantize", "scheme": "dynamic_int8"},
+]
+THIN_HYBRID = [
+    {"kind": "merge_layers", "keep": 3},
+    {"kind": "factorize", "keep_parameters": 0.8, "matrices": "attention"},
+    {"kind": "tie_layers", "blocks": 2},
+    DISTILL,
+    {"kind": "quantize", "scheme": "dynamic_int8", "keep_precise": ["lm_head"]},
+]
+IDS = torch.arange(3, 43).reshape(2, 20)
+
+
+def name_of(step):
+    return "-".join(str(step[field]) for field in ("kind", "select", "method") if field in step)
+
+
+def test_no_kind_of_step_is_left_out():
+    # `pretrained` needs a model of somebody else: see test_origins
+    assert {step["kind"] for step in STEPS} == set(kinds.STEPS) - {"pretrained"}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
+@pytest.mark.parametrize("step", STEPS, ids=name_of)
+def test_the_same_recipe_gives_the_same_weights(make_target, make_recipe, tmp_path, architecture, step):
+    target, folder = make_target(architecture)
+    recipe = make_recipe(step)
+    if (step["kind"], architecture) in NOT_FOR:
+        with pytest.raises(BuildError, match=r"gpt2|GPT-2"):
+            build_draft(recipe, target, folder, cache=tmp_path / "a")
+        return
+    first, second = (build_draft(recipe, target, folder, cache=tmp_path / place) for place in "ab")
+    assert first.folder != second.folder
+    assert first.weights_sha256 == second.weights_sha256
+    logits = load_model(first.folder, "fp32", "cpu")(IDS).logits
+    assert logits.shape == (2, 20, len(load_tokenizer(folder.path)))
+    assert not logits.isnan().any()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
+@pytest.mark.parametrize(
+    ("steps", "forms"),
+    [
+        (SPARSE_HYBRID, {"trimmed_head", "semi_structured", "dynamic_int8"}),
+        (THIN_HYBRID, {"low_rank", "tied_layers", "dynamic_int8"}),
+    ],
+    ids=["sparse", "thin"],
+)
+def test_steps_of_all_families_compose(make_target, make_recipe, tmp_path, architecture, steps, forms):
+    target, folder = make_target(architecture)
+    built = build_draft(make_recipe(*steps), target, folder, cache=tmp_path)
+    facts = json.loads((built.folder / "draftrank.json").read_text())
+    assert {form["form"] for form in facts["forms"]} == forms
+    assert facts["forms"][-1]["form"] == "dynamic_int8"
+    assert facts["corpora"]
+    logits = load_model(built.folder, "fp32", "cpu")(IDS).logits
+    assert not logits.isnan().any()
+    if steps is SPARSE_HYBRID:
+        assert len(facts["notes"]["kept_layers"]) == 3
+        assert facts["notes"]["zeros"] == pytest.approx(0.5)
+        assert (logits == float("-inf")).sum(-1).unique().tolist() == [logits.shape[-1] - 200]
+    assert built.parameters < folder.parameters
