@@ -18,7 +18,7 @@ from torch import Tensor
 
 from draftrank.drafting.architecture import Architecture
 from draftrank.drafting.matrices import matrix
-from draftrank.drafting.quiet import quiet_transformers
+from draftrank.drafting.quiet import quiet_libraries
 from draftrank.errors import BuildError
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def quantize_folder(
     # GPTQModel otherwise starts more workers than a small machine has processors.
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(torch.get_num_threads()))
     try:
-        with quiet_transformers():
+        with quiet_libraries():
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=torch.bfloat16,

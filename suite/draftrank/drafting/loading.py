@@ -20,7 +20,7 @@ from draftrank.drafting.forms import (
     use_sparse_kernels,
 )
 from draftrank.drafting.packed_int8 import use_packed_kernel
-from draftrank.drafting.quiet import quiet_transformers
+from draftrank.drafting.quiet import quiet_libraries, quiet_transformers
 from draftrank.errors import IncompatibleDraftError, MissingDataError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def load_model(folder: Path, dtype: DtypeName, device: str, *, as_saved: bool = 
             "a dynamic_int8 draft runs on CPU only: use --device cpu, or leave its quantize step out"
         )
     try:
-        with quiet_transformers():
+        with quiet_libraries() if is_quantized(folder) else quiet_transformers():
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=_weights_dtype(folder, dtype, int8 is not None),

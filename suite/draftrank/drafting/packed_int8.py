@@ -47,4 +47,5 @@ def use_packed_kernel(model: nn.Module) -> None:
         ):
             scale = weight.scale.flatten().to(torch.bfloat16)  # type: ignore[union-attr]
             bias = None if module.bias is None else module.bias.detach()
-            replace_module(model, name, PackedInt8Linear(weight.qdata.contiguous(), scale, bias))  # type: ignore[union-attr]
+            # the kernel reads whole vectors, which a mapped file does not align
+            replace_module(model, name, PackedInt8Linear(weight.qdata.clone(), scale.clone(), bias))  # type: ignore[union-attr]

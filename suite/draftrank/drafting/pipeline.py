@@ -197,7 +197,7 @@ def _save(draft: WorkingDraft, facts: dict[str, Any], staging: Path, began: floa
     draft.save(staging)
     files = weight_files(staging)
     measured = {
-        "parameters": sum(parameter.numel() for parameter in draft.model.parameters()),
+        "parameters": draft.count_parameters(),
         "bytes_on_disk": sum(path.stat().st_size for path in files),
         "weights_sha256": weights_sha256(files),
         "build_s": round(time.monotonic() - began, 3),

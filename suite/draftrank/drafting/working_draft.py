@@ -29,6 +29,12 @@ class WorkingDraft:
     """What is done to the saved model when it is loaded, in order; empty for an ordinary folder."""
     notes: dict[str, Any] = field(default_factory=dict)
     """Facts worth keeping in `draftrank.json`, such as which layers were kept or the final loss."""
+    packed_parameters: int | None = None
+    """How many parameters it has, where a library has packed them so that the model cannot tell."""
+
+    def count_parameters(self) -> int:
+        """How many parameters it has; shared ones once."""
+        return self.packed_parameters or sum(parameter.numel() for parameter in self.model.parameters())
 
     def save(self, folder: Path) -> None:
         """Writes model and tokenizer; layers that share weights are written out, so that the folder opens

@@ -47,6 +47,7 @@ def test_a_quantized_draft_is_close_to_its_weights(
         assert not torch.equal(found, expected)
         assert torch.cosine_similarity(found, expected, dim=-1).mean() > 0.95
     assert built.bytes_on_disk < folder.bytes_on_disk
+    assert built.parameters == folder.parameters
 
 
 def wider_model():

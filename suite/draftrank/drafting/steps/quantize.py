@@ -95,6 +95,7 @@ class Quantize(StepBase):
                 f"{self.scheme} needs an ordinary model, and this one has {changed} parts, which only "
                 "dynamic_int8 can follow"
             )
+        draft.packed_parameters = draft.count_parameters()
         plain = context.scratch / "plain"
         draft.save(plain)
         settings = Settings(
