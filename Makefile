@@ -31,6 +31,7 @@ lint: install
 bench: install
 	$(BIN)/python ci/bench_engine.py
 	$(BIN)/python ci/bench_distill.py
+	$(BIN)/python ci/bench_site.py
 
 clean:
 	rm -rf .draftrank site

@@ -39,6 +39,7 @@ DRAFTS = {
     "model": "draftrank.decoding.proposers.model:ModelDraft",
     "ngram": "draftrank.decoding.proposers.ngram:NgramDraft",
     "early_exit": "draftrank.decoding.proposers.early_exit:EarlyExitDraft",
+    "mixed": "draftrank.decoding.proposers.mixed:MixedDraft",
 }
 
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import signal
+import urllib.error
+import urllib.request
 from pathlib import Path
 
-from commands import draftrank, several
+import pytest
+
+from commands import draftrank, several, start
 from draftrank.store.store import Store
 from workspaces import RECIPE
 
@@ -159,6 +165,28 @@ def test_the_site_shows_every_draft_and_can_be_rendered_again(measured_root):
     for draft in ARMS:
         assert f"drafts/tiny/{draft}/index.html" in text
         assert (index.parent / "drafts" / "tiny" / draft / "index.html").is_file()
+    with Store.open(index.parent / "results.sqlite") as store:
+        assert {trial.arm for trial in store.results()[0].trials} >= set(ARMS)
+
+
+def test_the_site_is_served_to_this_machine_until_it_is_stopped(measured_root):
+    told = []
+    served = start(measured_root, "site", "--out", "pages", "--serve", "--port", "0", "--no-database")
+    try:
+        for line in served.stdout:
+            told.append(line)
+            if "serving" in line:
+                break
+        address = re.search(r"http://127\.0\.0\.1:\d+/", told[-1]).group()
+        with urllib.request.urlopen(address + "data.html", timeout=20) as answer:
+            assert b"index.schema.json" in answer.read()
+        with pytest.raises(urllib.error.HTTPError):
+            urllib.request.urlopen(address + "results.sqlite", timeout=20)
+    finally:
+        served.send_signal(signal.SIGINT)
+        rest, _ = served.communicate(timeout=20)
+    assert "stopped" in rest
+    assert served.returncode == 0
 
 
 def test_a_failed_draft_is_exit_code_one_and_folders_are_those_that_are_named(measured_root, tmp_path):

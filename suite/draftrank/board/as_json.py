@@ -11,7 +11,9 @@ from draftrank.board.rows import Board, BoardRow, BoardSession
 from draftrank.measure.statistics.estimates import Estimate
 
 SCHEMA_VERSION = 1
-_NOT_SHOWN = ("build", "summary", "findings")
+NOT_SHOWN = ("build", "summary", "findings")
+"""Fields of a row that the document leaves out."""
+_DOUBT = 0.0005
 
 
 def board_document(boards: Sequence[Board]) -> dict[str, Any]:
@@ -67,11 +69,12 @@ def _noise(noise: Estimate | None) -> dict[str, Any] | None:
 
 
 def _row(row: BoardRow) -> dict[str, Any]:
-    plain = {name: getattr(row, name) for name in BoardRow.__slots__ if name not in _NOT_SHOWN}
+    plain = {name: getattr(row, name) for name in BoardRow.__slots__ if name not in NOT_SHOWN}
     plain |= {
         "rank": _pair(row.rank),
         "ci": _pair(row.ci),
-        "ahead": dict(row.ahead),
+        "ahead": {name: value for name, value in row.ahead.items() if _DOUBT < value < 1 - _DOUBT},
+        "complete": row.complete,
         "techniques": list(row.techniques),
         "remarks": list(row.remarks),
         "fidelity": asdict(row.fidelity),

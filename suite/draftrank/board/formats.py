@@ -7,6 +7,7 @@ from collections.abc import Callable
 UNKNOWN = "–"
 _BYTES = ("B", "kB", "MB", "GB", "TB")
 _COUNTS = ("", "k", "M", "B")
+_HEAT_STEPS = (1.05, 1.25, 1.6, 2.2)
 
 
 def times(value: float | None) -> str:
@@ -59,6 +60,24 @@ def duration(seconds: float | None) -> str:
     return f"{1000 * seconds:.0f}\u00a0ms"
 
 
+def probability(value: float | None) -> str:
+    """A probability, e.g. `97 %`; next to certainty `> 99.9 %`."""
+    if value is None:
+        return UNKNOWN
+    if value > 0.999 or value < 0.001:
+        return ">\u00a099.9\u00a0%" if value > 0.5 else "<\u00a00.1\u00a0%"
+    return f"{100 * value:.{1 if value > 0.99 or value < 0.01 else 0}f}\u00a0%"
+
+
+def heat(value: float | None) -> str:
+    """Class of a speedup's cell in a heatmap: `slow-4` … `slow-1`, `even`, `fast-1` … `fast-4`."""
+    if value is None:
+        return "blank"
+    gains = sum(value >= step for step in _HEAT_STEPS)
+    losses = sum(value <= 1 / step for step in _HEAT_STEPS)
+    return f"fast-{gains}" if gains else f"slow-{losses}" if losses else "even"
+
+
 def day(moment: str) -> str:
     """The date of an ISO 8601 time."""
     return moment[:10]
@@ -66,7 +85,7 @@ def day(moment: str) -> str:
 
 FILTERS: dict[str, Callable[..., str]] = {
     "times": times, "span": span, "rank": rank, "decimal": decimal, "percent": percent,
-    "count_of": count, "size": size, "duration": duration, "day": day,
+    "count_of": count, "size": size, "duration": duration, "day": day, "probability": probability, "heat": heat,
 }  # fmt: skip
 
 

@@ -4,79 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from draftrank.board.formats import day, decimal, span, times
 from draftrank.board.recipe_text import recipe_sentence, recipe_yaml
 from draftrank.board.rows import Board, BoardRow
 from draftrank.catalog.target import Target
+from draftrank.catalog.use import Use
 from draftrank.measure.records import DraftBuild
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """One program that runs the draft, or why it cannot."""
-
-    program: str
-    language: str
-    snippet: str | None
-    """What to type; None where it cannot run it."""
-    remark: str | None
-    """What to know; with no snippet, the reason."""
-
-
-def uses(
-    target: Target,
-    folder: str,
-    k: int,
-    *,
-    transformers: str | None,
-    vllm: str | None,
-    gguf: str | None,
-    gguf_file: str | None,
-) -> tuple[Use, ...]:
-    """How each program is given the draft.
-
-    Args:
-        target: the declaration of its target.
-        folder: where the draft lies.
-        k: tokens proposed per step.
-        transformers: why transformers cannot open the draft that was measured; None: it can.
-        vllm: the same of vLLM and SGLang.
-        gguf: why it cannot be written as GGUF; None: it can.
-        gguf_file: the GGUF file's name, if one was written.
-    """
-    source = target.source
-    model = getattr(source, "repository", None) or f"PATH_OF_{target.id}"
-    speculative = json.dumps({"model": folder, "num_speculative_tokens": k, "method": "draft_model"})
-    opened = (
-        f'draft = AutoModelForCausalLM.from_pretrained("{folder}", dtype="auto")'
-        if transformers is None
-        else f'draft = load_model(Path("{folder}"), "fp32", "cpu")'
-    )
-    imports = "from transformers import AutoModelForCausalLM\n"
-    if transformers is not None:
-        imports = "from pathlib import Path\nfrom draftrank.drafting.loading import load_model\n"
-    generated = (
-        f"{imports}{opened}\ndraft.generation_config.num_assistant_tokens = {k}\n"
-        "target.generate(**inputs, assistant_model=draft)"
-    )
-    serve = None if vllm else f"vllm serve {model} --speculative-config '{speculative}'"
-    sglang = (
-        None
-        if vllm
-        else f"python -m sglang.launch_server --model-path {model} --speculative-algorithm STANDALONE "
-        f"--speculative-draft-model-path {folder} --speculative-num-steps {k} --speculative-eagle-topk 1 "
-        f"--speculative-num-draft-tokens {k + 1}"
-    )
-    llama = f"llama-server -m TARGET.gguf -md {folder}/{gguf_file} --draft-max {k}" if gguf_file else None
-    missing = gguf or "written with `draftrank export --gguf`"
-    return (
-        Use("transformers", "python", generated, transformers),
-        Use("vLLM", "sh", serve, vllm),
-        Use("SGLang", "sh", sglang, vllm),
-        Use("llama.cpp", "sh", llama, None if gguf_file else missing),
-    )
 
 
 def model_card(
@@ -88,7 +22,7 @@ def model_card(
         build: the draft as recorded.
         target: the declaration of its target.
         boards: boards whose rows of these very weights are shown.
-        uses_: see `uses`.
+        uses_: how programs are given the draft.
         facts: further lines of the lineage, by name.
     """
     recipe = build.recipe

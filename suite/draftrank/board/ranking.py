@@ -14,7 +14,7 @@ from draftrank.board.references import references_of
 from draftrank.board.rows import Board, BoardKey, BoardRow, key_of, measured_at, row_of, session_of
 from draftrank.catalog.base import sha256_of_json
 from draftrank.measure.gates.verdict import judge
-from draftrank.measure.records import SessionResult
+from draftrank.measure.records import SessionResult, Trial
 from draftrank.measure.statistics.ranking_evidence import Contender, stand
 from draftrank.measure.summaries.summary import SessionSummary, summarise
 
@@ -37,6 +37,13 @@ def build_boards(results: Sequence[SessionResult]) -> tuple[Board, ...]:
     return tuple(_board(key, grouped[key]) for key in sorted(grouped, key=_key_order))
 
 
+def contender_of(row: BoardRow, trials: Sequence[Trial] = ()) -> Contender:
+    """A row with an interval as what it is in a ranking; `trials` are its own, where they are at hand."""
+    assert row.summary.speedup is not None
+    tasks = {task.task: task.speedup for task in row.summary.tasks if task.speedup is not None}
+    return Contender(row.draft, row.session, row.summary.speedup, trials, row.summary.cells, tasks)
+
+
 def _board(key: BoardKey, summaries: Sequence[SessionSummary]) -> Board:
     newest_first = sorted(summaries, key=_age, reverse=True)
     candidates: dict[str, list[_Candidate]] = defaultdict(list)
@@ -51,7 +58,15 @@ def _board(key: BoardKey, summaries: Sequence[SessionSummary]) -> Board:
     # The board's key fixes the tasks and their prompts, so any session's list is every session's.
     tasks = tuple(task.task for task in newest_first[0].session.tasks)
     rows = _ranked(chosen)
-    return Board(key, rows, tuple(map(session_of, sessions)), tasks, references_of(newest_first))
+    every = [candidate.row for found in candidates.values() for candidate in found]
+    return Board(
+        key,
+        rows,
+        tuple(map(session_of, sessions)),
+        tasks,
+        references_of(newest_first),
+        tuple(sorted(every, key=lambda row: (row.measured_at, row.session, row.draft))),
+    )
 
 
 def _stands_for_draft(newest_first: Sequence[_Candidate]) -> _Candidate:
@@ -68,9 +83,8 @@ def _stands_for_draft(newest_first: Sequence[_Candidate]) -> _Candidate:
 
 def _standing(candidate: _Candidate) -> tuple[bool, bool, float]:
     row, arm = candidate.row, candidate.row.summary
-    complete = not any(finding.gate in ("failed", "incomplete") for finding in row.findings)
     steady = not any(finding.scope == "session" for finding in row.findings)
-    return complete, steady and complete, 1 - arm.missing / arm.planned if arm.planned else 0.0
+    return row.complete, steady and row.complete, 1 - arm.missing / arm.planned if arm.planned else 0.0
 
 
 def _ranked(candidates: Sequence[_Candidate]) -> tuple[BoardRow, ...]:
@@ -90,9 +104,7 @@ def _may_rank(row: BoardRow) -> bool:
 
 
 def _contender(candidate: _Candidate) -> Contender:
-    row, summary = candidate.row, candidate.summary
-    assert row.summary.speedup is not None  # (it has an interval)
-    return Contender(row.draft, row.session, row.summary.speedup, summary.trials.get(row.draft, ()))
+    return contender_of(candidate.row, candidate.summary.trials.get(candidate.row.draft, ()))
 
 
 def _once_each(results: Iterable[SessionResult]) -> list[SessionResult]:

@@ -9,20 +9,34 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 
+from draftrank.catalog.draft import DraftBase
 from draftrank.catalog.recipe import Draft, Recipe
 from draftrank.measure.records import DraftBuild
 
 _LINE_WIDTH = 88
+_DRAFT: TypeAdapter[Any] = TypeAdapter(Draft)
+
+
+def draft_of(recipe: dict[str, Any]) -> DraftBase | None:
+    """What a recorded recipe declares; None where this version does not know all of it."""
+    try:
+        found: DraftBase = _DRAFT.validate_json(json.dumps(recipe.get("draft")))
+    except ValidationError:
+        return None
+    return found
 
 
 def recipe_sentence(build: DraftBuild) -> str:
     """How the draft was made, in one sentence; its techniques where the recipe is of another version."""
-    try:
-        draft = TypeAdapter(Draft).validate_json(json.dumps(build.recipe.get("draft")))
-        words = draft.sentence()
-    except ValidationError:
-        words = ", then ".join(build.techniques)
+    draft = draft_of(build.recipe)
+    words = draft.sentence() if draft is not None else ", then ".join(build.techniques)
     return f"{words[:1].upper()}{words[1:]}." if words else ""
+
+
+def steps_of(build: DraftBuild) -> tuple[tuple[str, str], ...]:
+    """Technique and sentence of each step, in order; empty for a draft that is not built in steps."""
+    draft = draft_of(build.recipe)
+    return tuple((step.technique, step.sentence()) for step in draft.build_steps) if draft is not None else ()
 
 
 def recipe_yaml(recipe: dict[str, Any]) -> str:

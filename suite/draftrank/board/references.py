@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pydantic import ConfigDict, with_config
+
 from draftrank.measure.statistics.estimates import Estimate
 from draftrank.measure.summaries.summary import ArmSummary, SessionSummary
 
+DOCUMENTED = ConfigDict(use_attribute_docstrings=True)
+"""Types that the published documents are made of: their docstrings become the schema's descriptions."""
 
+
+@with_config(DOCUMENTED)
 @dataclass(frozen=True, slots=True)
 class ReferenceRow:
     """One way of decoding by another implementation, with this engine's beside it."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from draftrank.board.references import ReferenceRow
+from pydantic import with_config
+
+from draftrank.board.references import DOCUMENTED, ReferenceRow
 from draftrank.board.remarks import remarks_on
 from draftrank.board.reproduce import reproduce_command
 from draftrank.catalog.base import sha256_of_json
@@ -17,6 +19,7 @@ from draftrank.measure.statistics.estimates import Estimate, Interval
 from draftrank.measure.summaries.summary import ArmSummary, SessionSummary, TaskSummary
 
 
+@with_config(DOCUMENTED)
 @dataclass(frozen=True, slots=True)
 class BoardKey:
     """What two results must share to be ranked together."""
@@ -64,6 +67,7 @@ def key_of(session: Session) -> BoardKey:
     )
 
 
+@with_config(DOCUMENTED)
 @dataclass(frozen=True, slots=True)
 class TaskCell:
     """One row in one task."""
@@ -74,6 +78,7 @@ class TaskCell:
     tokens_per_second: float | None
 
 
+@with_config(DOCUMENTED)
 @dataclass(frozen=True, slots=True)
 class RowFidelity:
     """Whether the outputs are the target's own."""
@@ -89,6 +94,7 @@ class RowFidelity:
     """Share of the baseline's tokens before the first difference."""
 
 
+@with_config(DOCUMENTED)
 @dataclass(frozen=True, slots=True)
 class BoardRow:
     """One draft on one board. Figures are None where the session cannot give them."""
@@ -100,7 +106,8 @@ class BoardRow:
     rank: tuple[int, int] | None
     """Best and worst rank that cannot be excluded; None when not ranked."""
     ahead: Mapping[str, float]
-    """Probability that it is faster than another row it is ranked with, by draft; empty when not ranked."""
+    """Probability that it is faster than another row it is ranked with, by draft; empty when not ranked. In
+    documents only where it lies between 0.05 % and 99.95 %."""
     ranked: bool
     reason: str | None
     """Why it is not ranked, and what to do."""
@@ -159,6 +166,11 @@ class BoardRow:
     """Everything else that is known of it."""
 
     @property
+    def complete(self) -> bool:
+        """Whether it has an output of every prompt."""
+        return not any(finding.gate in ("failed", "incomplete") for finding in self.findings)
+
+    @property
     def interval(self) -> Interval | None:
         """`ci` as an interval."""
         return Interval(*self.ci) if self.ci else None
@@ -179,6 +191,8 @@ class BoardSession:
     repeats: int
     prompts: int
     """Prompts over all tasks."""
+    record: Session
+    """Everything else that is known of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +207,9 @@ class Board:
     """Every task that a row has, in the newest session's order."""
     references: tuple[ReferenceRow, ...] = ()
     """Other implementations, measured beside; never ranked."""
+    results: tuple[BoardRow, ...] = ()
+    """Every result of every session, oldest first and not ranked against each other: what `rows` were chosen
+    from."""
 
     @property
     def newest(self) -> BoardSession:
@@ -265,6 +282,7 @@ def session_of(summary: SessionSummary) -> BoardSession:
         session.runtime,
         session.repeats,
         sum(len(task.prompts) for task in session.tasks),
+        session,
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from draftrank.catalog.base import Declared
 from draftrank.catalog.self_generated import CALIBRATION, SelfGenerated
 from draftrank.catalog.step import StepBase
+from draftrank.catalog.use import Use
 
 if TYPE_CHECKING:
     from draftrank.decoding.proposer import Proposer, ProposerContext
@@ -49,6 +50,16 @@ class DraftBase(Declared):
     def sentence(self) -> str:
         """How the draft is made, in plain words."""
         return "; then ".join(step.sentence() for step in self.build_steps)
+
+    def uses(self, model: str, folder: str, k: int) -> tuple[Use, ...]:
+        """How other programs are given the draft; empty where none is known to take it.
+
+        Args:
+            model: the target, as programs load it: a repository or a path.
+            folder: where a draft with weights of its own was exported to.
+            k: tokens proposed per step.
+        """
+        return ()
 
     def open(self, context: ProposerContext) -> Proposer:
         """Makes the proposer for one target runtime.

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 Phase = Literal["origin", "structure", "factors", "tying", "head", "sparsity", "healing", "precision"]
 """What a step changes, which decides where in a recipe it may stand (see `step_order`)."""
+Trait = Literal["factors", "trimmed head", "packed", "int8 at load", "shared layers"]
+"""What sets a draft's model apart from an ordinary one of its architecture."""
 
 
 class StepBase(Declared):
@@ -32,6 +34,11 @@ class StepBase(Declared):
     """Which ones it works on, and why not on others."""
     code_version: ClassVar[int] = 1
     """Raised when the step's result changes for equal knobs, so that caches are not reused."""
+
+    @property
+    def trait(self) -> Trait | None:
+        """What it leaves in the model that other programs may not know; None: nothing."""
+        return None
 
     def sentence(self) -> str:
         """The step in plain words."""

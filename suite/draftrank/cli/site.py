@@ -1,4 +1,4 @@
-"""`draftrank site`: render the static pages."""
+"""`draftrank site`: render the static pages, and show them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,16 @@ def site(
     published: Annotated[
         bool, typer.Option("--published", help="Only the published bundles, not the local store.")
     ] = False,
+    url: Annotated[
+        str, typer.Option("--url", help="Where the site will be served; the feed's links begin with it.")
+    ] = "",
+    database: Annotated[
+        bool, typer.Option(help="Add the SQLite file with every raw trial to the downloads.")
+    ] = True,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Then serve it on this machine until Ctrl-C, for a look.")
+    ] = False,
+    port: Annotated[int, typer.Option(help="Port to serve it on; 0: any.", min=0, max=65_535)] = 8000,
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
@@ -26,13 +36,55 @@ def site(
     [bold]Example:[/bold] draftrank site --out site
     """
     from draftrank.board.ranking import build_boards
-    from draftrank.board.site import render_site
+    from draftrank.board.site import Declarations, render_site
     from draftrank.catalog.workspace import Workspace
     from draftrank.cli.results import read_results
+    from draftrank.store.snapshot import database_of
 
-    results = read_results(Workspace.open(workspace), local=not published)
-    render_site(build_boards(results), out_dir)
+    opened = Workspace.open(workspace)
+    results = read_results(opened, local=not published)
+    declared = opened.check()
+    render_site(
+        build_boards(results),
+        out_dir,
+        declared=Declarations.of(declared.targets, declared.tasks),
+        url=_with_slash(url),
+        downloads={"results.sqlite": database_of(results)} if database and results else {},
+    )
     index = (out_dir / "index.html").resolve()
     out.print(f"the site is rendered: {index.as_uri()}")
     if json:
         print_json({"index": str(index), "sessions": len(results)})
+    if serve:
+        _serve(out_dir.resolve(), port)
+
+
+def _with_slash(url: str) -> str:
+    if url and not url.startswith(("https://", "http://")):
+        raise typer.BadParameter("begin it with https://", param_hint="--url")
+    return f"{url.rstrip('/')}/" if url else ""
+
+
+def _serve(folder: Path, port: int) -> None:
+    """Serves a folder to this machine alone.
+
+    Raises:
+        BadParameter: the port is taken.
+    """
+    from functools import partial
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (the library's name)
+            """Says nothing of each request."""
+
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", port), partial(Quiet, directory=str(folder)))
+    except OSError as error:
+        raise typer.BadParameter(f"cannot serve on port {port}: {error}", param_hint="--port") from error
+    with server:
+        out.print(f"serving http://127.0.0.1:{server.server_address[1]}/ until Ctrl-C")
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            out.print("stopped")

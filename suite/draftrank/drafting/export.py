@@ -3,49 +3,27 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
+from draftrank.catalog.step import Trait
+from draftrank.drafting.abilities import Abilities, abilities_of
 from draftrank.drafting.forms import DynamicInt8Form, LowRankForm, TiedLayersForm, TrimmedHeadForm
 from draftrank.drafting.loading import is_quantized, load_model, read_forms
 from draftrank.errors import BuildError, InvalidInputError
 
-_REPLACED = {
-    LowRankForm: "its matrices are products of thin ones",
-    TrimmedHeadForm: "its head knows some of the tokens only",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Abilities:
-    """Which programs can run a draft; for those that cannot, why."""
-
-    transformers: str | None
-    """None: `AutoModelForCausalLM.from_pretrained` opens the very draft that was measured."""
-    vllm: str | None
-    """None: vLLM and SGLang open it as a draft model."""
-    gguf: str | None
-    """None: it can be written as GGUF."""
+_TRAITS: tuple[tuple[type, Trait], ...] = (
+    (LowRankForm, "factors"),
+    (TrimmedHeadForm, "trimmed head"),
+    (DynamicInt8Form, "int8 at load"),
+    (TiedLayersForm, "shared layers"),
+)
 
 
 def abilities(folder: Path) -> Abilities:
     """What can be done with a built draft's folder."""
     forms = read_forms(folder)
-    for form in forms:
-        reason = next((why for kind, why in _REPLACED.items() if isinstance(form, kind)), None)
-        if reason is not None:
-            opened = f"{reason}, which the architecture's own code cannot express"
-            return Abilities(f"{opened}: open it through draftrank", opened, opened)
-    if is_quantized(folder):
-        packed = "its weights are packed for another library"
-        return Abilities(None, f"{packed}: whether it opens depends on the version", packed)
-    if any(isinstance(form, DynamicInt8Form) for form in forms):
-        at_load = "it is turned into int8 when draftrank loads it"
-        plain = f"{at_load}; other programs open its plain weights, which is a slower draft"
-        return Abilities(f"{plain}: open it through draftrank", plain, None)
-    tied = any(isinstance(form, TiedLayersForm) for form in forms)
-    note = "layers that share weights are written out, so that it takes more memory than was measured"
-    return Abilities(None, note if tied else None, None)
+    traits = {trait for kind, trait in _TRAITS if any(isinstance(form, kind) for form in forms)}
+    return abilities_of(traits | {"packed"} if is_quantized(folder) else traits)
 
 
 def copy_folder(folder: Path, to: Path) -> list[Path]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from draftrank.board.model_card import Use, model_card, uses
+from draftrank.board.model_card import model_card
 from draftrank.board.ranking import build_boards
+from draftrank.catalog.use import Use
 from draftrank.catalog.workspace import Workspace
 from draftrank.errors import BuildError, InvalidInputError
 from draftrank.jobs.running import build
@@ -55,6 +56,7 @@ def export(
         BuildError: it cannot be built, or not be written as GGUF.
         MissingDataError: the target cannot be had.
     """
+    from draftrank.drafting.abilities import uses_of_model
     from draftrank.drafting.export import abilities, copy_folder, export_gguf
     from draftrank.drafting.loading import FACTS
 
@@ -82,15 +84,8 @@ def export(
             )
         files.append(export_gguf(arm.folder, source, draft, to))
     written = files[-1].name if gguf else None
-    ways = uses(
-        declared,
-        str(to),
-        recipe.speculate.num_speculative_tokens,
-        transformers=can.transformers,
-        vllm=can.vllm,
-        gguf=can.gguf,
-        gguf_file=written,
-    )
+    model = getattr(declared.source, "repository", None) or f"PATH_OF_{declared.id}"
+    ways = uses_of_model(can, model, str(to), recipe.speculate.num_speculative_tokens, gguf_file=written)
     lineage = {
         "built": f"{facts['created_at']} on {facts['device']} in {arm.build.build_s:.0f} s with "
         + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),

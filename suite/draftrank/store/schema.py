@@ -68,6 +68,26 @@ def _create(path: Path) -> None:
     os.replace(unfinished, path)
 
 
+def create_from_tables(path: Path) -> None:
+    """Makes a new store from the tables as they are declared, in one go and always with the same bytes.
+
+    (Migrations write a table's constraints in an order that changes from process to process.)
+    """
+    from draftrank.store.tables import Base
+
+    engine = create_store_engine(path)
+    try:
+        with writing(engine).begin() as connection:
+            Base.metadata.create_all(connection)
+            connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.exec_driver_sql(
+                "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"
+            )
+            connection.exec_driver_sql("INSERT INTO alembic_version VALUES (?)", (HEAD,))
+    finally:
+        engine.dispose()
+
+
 def read_revision(path: Path) -> str | None:
     """Revision of an existing file's schema; None when it is empty.
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftrank.board import charts, formats
+from draftrank.board import formats
+from draftrank.board.site import charts
 
 
 @pytest.mark.parametrize(

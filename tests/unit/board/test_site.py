@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from urllib.parse import unquote, urlsplit
 
+import jsonschema
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from draftrank.board.ranking import build_boards
-from draftrank.board.site import draft_page, render_pages, render_site
-from draftrank.board.site_files import LISTING, safe_name, site_source, write_site
+from draftrank.board.site import Declarations, render_site
+from draftrank.board.site.addresses import (
+    badge,
+    board_page,
+    draft_page,
+    machine_page,
+    safe_name,
+    target_page,
+    task_page,
+)
+from draftrank.board.site.files import LISTING, site_source, write_site
+from draftrank.board.site.render import render_pages
 from draftrank.board.words import WORDS
+from draftrank.catalog.target import Target
+from draftrank.catalog.task import Task
 from draftrank.errors import InvalidInputError
 from draftrank.measure.evidence import Divergence, Judgement, Numerics, Quality
 from draftrank.measure.gates.verdict import GATES
@@ -31,6 +46,7 @@ EVIL = [
     "x" * 5_000,
 ]
 VOID = {"meta", "link", "br", "img", "hr", "input", "line", "rect", "circle"}
+OWN_SCRIPTS = {"theme.js", "site.js", "evidence.js", "board.js", "compare.js", "plots.js"}
 
 
 class Page(HTMLParser):
@@ -39,6 +55,7 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.links, self.ids, self.tags, self.attributes, self.text = [], [], [], [], ""
+        self.scripts, self.data = [], []
         self.open: list[str] = []
         self.feed(text)
         self.close()
@@ -47,6 +64,8 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.attributes += attrs
+        if tag == "script":
+            self.scripts.append(dict(attrs))
         for name, value in attrs:
             if name in ("href", "src"):
                 self.links.append(value)
@@ -60,7 +79,21 @@ class Page(HTMLParser):
             assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.text += data
+        if self.open and self.open[-1] == "script":
+            self.data.append(data)
+        else:
+            self.text += data
+
+    def check_scripts(self):
+        """Only files of the site and blocks of data, which nothing executes."""
+        for script in self.scripts:
+            if "src" in script:
+                assert script["src"].rpartition("/")[2] in OWN_SCRIPTS
+            else:
+                assert script["type"] == "application/json"
+        for text in self.data:
+            if text.strip():
+                json.loads(text)
 
 
 def pages_of(folder):
@@ -102,7 +135,7 @@ def boards():
         arm_of("ngram-3"),
         arm_of("dead", draft=None, failure="out of memory"),
     ]
-    first = result({"cut": 1.8, "ngram-3": 1.4}, arms=arms, histogram=(3, 1, 0, 4))
+    first = result({"cut": 1.8, "ngram-3": 1.4}, arms=arms, histogram=(1, 0, 1, 1))
     other = result({"ngram-3": 1.2}, id="20261102-b", dtype="bf16", tasks={"chat": 2, "math": 2})
     return build_boards([first, other])
 
@@ -115,24 +148,115 @@ def out(tmp_path):
 def test_all_links_resolve_and_nothing_is_loaded_from_elsewhere(out):
     render_site(boards(), out)
     pages = check_links(out)
-    assert len(pages) == 2 + 3
-    assert not any({"script", "iframe", "img"} & set(page.tags) for page in pages.values())
+    fixed = {"index.html", "methodology.html", "submit.html", "data.html"}
+    assert fixed <= {str(path.relative_to(out)) for path in pages}
+    # two boards, three drafts, one target, two tasks, one machine class
+    assert len(pages) == len(fixed) + 2 + 3 + 1 + 2 + 1
+    for page in pages.values():
+        assert "iframe" not in page.tags
+        page.check_scripts()
 
 
-def test_the_index_shows_every_draft_with_its_figures(out):
+def text_of(folder, address):
+    return " ".join(Page((folder / address).read_text(encoding="utf-8")).text.split())
+
+
+def test_every_board_has_a_page_with_all_its_figures(out):
     found = boards()
-    render_site(found, out)
-    text = " ".join(pages_of(out)[out / "index.html"].text.split())
+    write_site(render_pages(found, plots=False), out)
     for board in found:
+        text = text_of(out, board_page(board.key))
         for row in board.rows:
             assert row.title in text
             if row.speedup:
                 assert f"{row.speedup:.2f}×" in text
                 assert f"{row.ci[0]:.2f}–{row.ci[1]:.2f}" in text
+        assert "A/A" in text
+    text = text_of(out, board_page(found[1].key))
     assert "failed: out of memory" in text
     assert text.count("Not ranked") == 1
-    assert "A/A" in text
     assert text.index("The draft cut") < text.index("dead")
+
+
+def test_the_first_page_shows_the_fullest_board_and_leads_to_all(out):
+    found = boards()
+    write_site(render_pages(found, plots=False), out)
+    page = Page((out / "index.html").read_text(encoding="utf-8"))
+    assert "The draft cut" in page.text  # (fp32: eight prompts; bf16: four)
+    assert {board_page(board.key) for board in found} <= set(page.links)
+
+
+def test_switches_lead_to_the_nearest_board_that_differs(out):
+    found = boards()
+    write_site(render_pages(found, plots=False), out)
+    for own, other in (found, found[::-1]):
+        page = Page((out / board_page(own.key)).read_text(encoding="utf-8"))
+        assert f"../../../../{board_page(other.key)}" in page.links
+        assert own.key.dtype in page.text
+
+
+def test_targets_tasks_and_machines_have_pages(out):
+    target = Target.model_validate_json(
+        json.dumps(
+            {
+                "schema_version": 1,
+                "id": "tiny-target",
+                "title": "A tiny target",
+                "licence": "MIT",
+                "source": {"kind": "local", "path": "weights"},
+            }
+        )
+    )
+    task = Task.model_validate_json(
+        json.dumps(
+            {
+                "schema_version": 1,
+                "id": "math",
+                "title": "Sums",
+                "licence": "CC0-1.0",
+                "source": {"kind": "inline", "prompts": [{"turns": ["1+1"]}]},
+            }
+        )
+    )
+    render_site(boards(), out, declared=Declarations.of([target], [task]))
+    assert "A tiny target" in text_of(out, target_page("tiny-target"))
+    assert "Fastest lossless draft" in text_of(out, target_page("tiny-target"))
+    assert "Sums" in text_of(out, task_page("math"))
+    assert "The draft cut" in text_of(out, task_page("math"))
+    assert "The draft cut" in text_of(out, task_page("chat"))  # (not declared here)
+    machine = text_of(out, machine_page("cpu-2core"))
+    assert "Example CPU" in machine
+    assert "20261102-b" in machine
+
+
+def test_a_draft_page_sets_it_against_its_neighbours(out):
+    found = boards()
+    write_site(render_pages(found, plots=False), out)
+    text = text_of(out, draft_page("tiny-target", "cut"))
+    ratio = found[1].rows[0].speedup / found[1].rows[1].speedup
+    assert "Against its neighbours" in text
+    assert f"{ratio:.2f}×" in text
+    assert "> 99.9 %" in text.replace("\u00a0", " ")
+
+
+def test_a_draft_page_says_how_other_programs_use_it(out):
+    write_site(render_pages(boards(), plots=False), out)
+    text = text_of(out, draft_page("tiny-target", "ngram-3"))
+    assert "prompt_lookup_num_tokens=3" in text
+    assert "vllm serve" in text
+    assert "assistant_model=draft" in text_of(out, draft_page("tiny-target", "cut"))
+
+
+def test_badges_are_drawings_of_rank_and_speedup(out):
+    found = boards()
+    write_site(render_pages(found, plots=False), out)
+    drawing = ElementTree.fromstring((out / badge("tiny-target", "cut")).read_text(encoding="utf-8"))
+    assert (
+        drawing.find("{http://www.w3.org/2000/svg}title").text
+        == f"draftrank: {found[1].rows[0].speedup:.2f}× · rank 1"
+    )
+    dead = (out / badge("tiny-target", "dead")).read_text(encoding="utf-8")
+    assert "not ranked" in dead
 
 
 def test_a_draft_page_tells_how_it_was_made_and_how_to_repeat_it(out):
@@ -145,7 +269,8 @@ def test_a_draft_page_tells_how_it_was_made_and_how_to_repeat_it(out):
     assert "kind: drop_layers" in text
     assert "20261101-a" in text
     assert "All 16 outputs are the target's own" in text
-    assert "proposing 25 %" in text
+    assert "target forward" in text  # (where a step's time goes)
+    assert "was to be expected" in text
 
 
 def test_ties_breaks_and_lossy_outputs_are_told_apart(out):
@@ -169,7 +294,7 @@ def test_ties_breaks_and_lossy_outputs_are_told_apart(out):
         ),
         out,
     )
-    index = Page((out / "index.html").read_text()).text
+    index = text_of(out, "index.html")
     assert "identical up to 2 ties" in index
     assert "Lossy: the output need not be the target's own" in index
     pages = {name: (out / draft_page("tiny-target", name)).read_text() for name in speeds}
@@ -181,8 +306,8 @@ def test_ties_breaks_and_lossy_outputs_are_told_apart(out):
 def test_a_draft_on_two_boards_has_one_page_with_both(out):
     render_site(boards(), out)
     text = " ".join(pages_of(out)[out / draft_page("tiny-target", "ngram-3")].text.split())
-    assert "Results: cpu-2core, bf16" in text
-    assert "Results: cpu-2core, fp32" in text
+    assert "Results: quick, bf16" in text
+    assert "Results: quick, fp32" in text
 
 
 def test_the_methodology_lists_every_word_and_gate(out):
@@ -209,7 +334,7 @@ def test_a_board_of_the_baseline_alone_renders(out):
 
 def test_rows_of_several_sessions_are_pointed_out(out):
     render_site(build_boards([result({"a": 2.0}), result({"b": 1.5}, id="20261102-b")]), out)
-    assert "Rows come from 2 sessions" in pages_of(out)[out / "index.html"].text
+    assert "Rows come from 2 sessions" in text_of(out, "index.html")
 
 
 @pytest.mark.parametrize("evil", EVIL)
@@ -244,11 +369,17 @@ def test_hostile_records_are_only_text(evil, out):
     render_site(build_boards([hostile]), out)
     assert {path.parent for path in out.parent.iterdir()} == {out.parent}
     pages = check_links(out)  # only relative links to files of the site, so none of them is hostile
-    assert len(pages) == 4
-    forbidden = {"script", "img", "iframe", "object", "embed", "form", "base", "style"}
+    forbidden = {"iframe", "object", "embed", "base", "style"}
     for page in pages.values():
+        page.check_scripts()
         assert not forbidden & set(page.tags)
-        assert not [name for name, _ in page.attributes if name.startswith("on")]
+        assert not [name for name, _ in page.attributes if name.startswith("on") or name == "style"]
+    for name in ("feed.xml", *(str(path.relative_to(out)) for path in out.rglob("*.svg"))):
+        drawing = ElementTree.fromstring((out / name).read_text(encoding="utf-8"))
+        assert not [part for part in drawing.iter() if part.tag.endswith("script")]
+        attributes = [attribute for part in drawing.iter() for attribute in part.attrib.items()]
+        assert not [name for name, _ in attributes if name.startswith("on")]
+        assert not [value for _, value in attributes if value.strip().lower().startswith("javascript:")]
     assert evil in pages[out / "index.html"].text
     assert not any(str(7331 * 7331) in page.text for page in pages.values())
     longest = max(len(part) for path in pages for part in path.relative_to(out).parts)
@@ -267,22 +398,77 @@ def test_equal_results_give_equal_bytes_in_any_order():
     assert render_pages(build_boards([one, other])) == render_pages(build_boards([other, one]))
 
 
+def test_a_history_shows_earlier_results_and_records(out):
+    slow = result({"a": 1.2}, id="20261101-a")
+    fast = result(
+        {"b": 2.0}, id="20261105-b", created_at="2026-11-05T10:00:00Z", finished_at="2026-11-05T11:00:00Z"
+    )
+    again = result(
+        {"a": 1.3}, id="20261107-c", created_at="2026-11-07T10:00:00Z", finished_at="2026-11-07T11:00:00Z"
+    )
+    write_site(render_pages(build_boards([slow, fast, again]), plots=False), out)
+    assert "The draft b 1.99×" in text_of(out, "index.html").split("Records")[1]
+    assert "over The draft a with 1.19×" in text_of(out, "index.html")
+    history = text_of(out, draft_page("tiny-target", "a")).split("History")[1]
+    assert "2026-11-01" in history
+    assert "2026-11-07" in history
+
+
 @given(st.lists(session_results(), max_size=3))
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_valid_results_can_be_shown(results):
     found = build_boards(results)
-    pages = render_pages(found)
-    assert pages == render_pages(build_boards(results[::-1]))
+    pages = render_pages(found, plots=False)
+    assert pages == render_pages(build_boards(results[::-1]), plots=False)
     for name, content in pages.items():
         if name.endswith(".html"):
             page = Page(content.decode())
-            numbers = [v for name, v in page.attributes if name in ("x", "y", "x1", "x2", "width", "height")]
+            numbers = [
+                v for name, v in page.attributes if name in ("x", "y", "x1", "x2", "cx", "width", "height")
+            ]
             assert not {"nan", "inf"} & set(numbers)
 
 
-def test_the_json_document_is_part_of_the_site(out):
+def test_the_json_document_is_part_of_the_site_and_follows_its_schema(out):
     render_site(boards(), out)
-    assert len(json.loads((out / "board.json").read_text(encoding="utf-8"))["rows"]) == 4
+    document = json.loads((out / "index.json").read_text(encoding="utf-8"))
+    schema = json.loads((out / "index.schema.json").read_text(encoding="utf-8"))
+    assert len(document["rows"]) == 4
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(document, schema)
+    described = schema["$defs"]["Row"]["properties"]
+    assert described["speedup"]["description"] == "Overall, over the baseline of the same session."
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(document | {"rows": [{"draft": "cut"}]}, schema)
+
+
+def test_the_table_of_all_rows_opens_in_a_spreadsheet(out):
+    hostile = build("=1+1", recipe=build("=1+1").recipe | {"title": "=cmd()"})
+    found = build_boards([result({"=1+1": 1.5, "b": 2.0}, arms=[arm_of("=1+1", draft=hostile), arm_of("b")])])
+    write_site(render_pages(found, plots=False), out)
+    rows = list(csv.DictReader((out / "results.csv").read_text(encoding="utf-8").splitlines()))
+    assert [row["draft"] for row in rows] == ["b", "'=1+1"]
+    assert rows[1]["title"] == "'=cmd()"
+    assert float(rows[0]["speedup"]) == pytest.approx(found[0].rows[0].speedup)
+    assert float(rows[0]["speedup_math"]) == pytest.approx(found[0].rows[0].per_task["math"].speedup)
+
+
+def test_the_feed_tells_of_results_and_records(out):
+    slow = result({"a": 1.2}, id="20261101-a")
+    fast = result(
+        {"b": 2.0}, id="20261105-b", created_at="2026-11-05T10:00:00Z", finished_at="2026-11-05T11:00:00Z"
+    )
+    write_site(render_pages(build_boards([slow, fast]), url="https://example.org/board/", plots=False), out)
+    atom = "{http://www.w3.org/2005/Atom}"
+    feed = ElementTree.parse(out / "feed.xml").getroot()
+    assert feed.get("{http://www.w3.org/XML/1998/namespace}base") == "https://example.org/board/"
+    titles = [entry.find(f"{atom}title").text for entry in feed.iter(f"{atom}entry")]
+    assert "New record: The draft b with 1.99×" in titles
+    assert "The draft a: 1.19×" in titles
+    links = [entry.find(f"{atom}link").get("href") for entry in feed.iter(f"{atom}entry")]
+    assert all((out / link).is_file() for link in links)
+    ids = [entry.find(f"{atom}id").text for entry in feed.iter(f"{atom}entry")]
+    assert len(set(ids)) == len(ids)
 
 
 def test_pages_that_are_gone_are_removed_and_other_files_stay(out):

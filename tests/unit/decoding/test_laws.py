@@ -11,6 +11,7 @@ from proposers_for_tests import ScriptedProposer
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.decoding.loop import ContextOverflowError, Request, autoregressive, speculative
 from draftrank.decoding.proposers.early_exit import EarlyExitProposer
+from draftrank.decoding.proposers.mixed import MixedProposer
 from draftrank.decoding.proposers.model import ModelProposer
 from draftrank.decoding.proposers.ngram import NgramProposer
 from draftrank.decoding.runtimes.torch_eager import TorchRuntime
@@ -31,6 +32,7 @@ PROPOSERS = {
     "stranger": lambda name, _: ModelProposer(TorchRuntime(STRANGERS[name])),
     "ngram": lambda _, __: NgramProposer(1, 3),
     "early_exit": lambda _, target: EarlyExitProposer(target.first_layers(2)),
+    "mixed": lambda name, _: MixedProposer(NgramProposer(2, 3), ModelProposer(TorchRuntime(NEAR[name]))),
     "hesitant": lambda name, _: ModelProposer(TorchRuntime(NEAR[name]), 0.6),
     "hesitant_exit": lambda _, target: EarlyExitProposer(target.first_layers(2), 0.6),
 }
@@ -39,7 +41,7 @@ prompts = st.lists(st.integers(3, 60), min_size=1, max_size=30).map(tuple)
 stops = st.frozensets(st.integers(3, 60), max_size=6)
 
 
-def check_sums(decoding, k, limit):
+def check_sums(decoding, k, limit, *, copies=False):
     tokens = len(decoding.token_ids)
     accepted = sum(i * n for i, n in enumerate(decoding.accept_histogram))
     assert 1 <= tokens <= limit
@@ -52,7 +54,10 @@ def check_sums(decoding, k, limit):
     assert sum(decoding.proposal_sizes) == decoding.steps
     verified = sum(size * steps for size, steps in enumerate(decoding.proposal_sizes))
     assert decoding.proposed <= verified
-    assert decoding.draft_forwards in (0, verified)
+    if copies:
+        assert decoding.draft_forwards <= verified
+    else:
+        assert decoding.draft_forwards in (0, verified)
     # The i-th token is offered at least as often as it is accepted, and never more often than its predecessor.
     for position, offers in enumerate(decoding.offered):
         assert offers >= sum(decoding.accept_histogram[position + 1 :])
@@ -70,7 +75,7 @@ def test_greedy_speculation_equals_greedy_decoding(name, proposer, prompt, k, li
     found = speculative(target, PROPOSERS[proposer](name, target), request, k)
     assert found.token_ids == expected.token_ids
     assert found.finish == expected.finish
-    check_sums(found, k, limit)
+    check_sums(found, k, limit, copies=proposer == "mixed")
     check_sums(expected, 0, limit)
     assert expected.acceptance_length == 1.0
 
@@ -118,6 +123,28 @@ def test_an_equal_drafts_every_judged_token_is_accepted(prompt, k, limit, stop):
     reached = [sum(found.accept_histogram[i + 1 :]) for i in range(k)]
     assert list(found.offered) == reached
     assert found.proposed == sum(reached)
+
+
+def test_a_mixed_draft_copies_where_it_can_and_asks_its_model_where_not():
+    """The model catches up on copied tokens: it proposes what it would after being fed everything."""
+    prompt = (5, 9, 11, 4, 7, 5, 9, 11)
+    model = ModelProposer(TorchRuntime(NEAR["llama"]))
+    mixed = MixedProposer(NgramProposer(2, 3), model)
+    sampler = Sampler(DecodingMode())
+    mixed.begin(prompt, sampler, 64)
+    copied = mixed.propose([*prompt, 4], 3)
+    assert (copied.tokens, copied.forwards) == ([7, 5, 9], 0)
+    mixed.settle(2)
+    context = [*prompt, 4, 7, 5, 30]
+    asked = mixed.propose(context, 3)
+    assert asked.forwards == 3
+    alone = ModelProposer(TorchRuntime(NEAR["llama"]))
+    alone.begin(context[:-1], sampler, 64)
+    assert asked.tokens == alone.propose(context, 3).tokens
+    mixed.settle(1)
+    context += [asked.tokens[0], 31]
+    alone.begin(context[:-1], sampler, 64)
+    assert mixed.propose(context, 2).tokens == alone.propose(context, 2).tokens
 
 
 def test_a_hesitant_draft_stops_after_the_token_it_doubts():

@@ -14,6 +14,7 @@ from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.decoding.loop import Request, autoregressive, speculative
 from draftrank.decoding.proposer import Proposal
 from draftrank.decoding.proposers.early_exit import EarlyExitProposer
+from draftrank.decoding.proposers.mixed import MixedProposer
 from draftrank.decoding.proposers.model import ModelProposer
 from draftrank.decoding.proposers.ngram import NgramProposer
 from draftrank.decoding.runtimes.torch_eager import TorchRuntime
@@ -113,6 +114,7 @@ OPENERS = {
     "model": lambda _: ModelProposer(TorchRuntime(DRAFT)),
     "ngram": lambda _: NgramProposer(1, 2),
     "early_exit": lambda target: EarlyExitProposer(target.first_layers(2)),
+    "mixed": lambda _: MixedProposer(NgramProposer(2, 2), ModelProposer(TorchRuntime(DRAFT))),
     "hesitant_model": lambda _: ModelProposer(TorchRuntime(DRAFT), 0.4),
     "hesitant_exit": lambda target: EarlyExitProposer(target.first_layers(2), 0.4),
 }

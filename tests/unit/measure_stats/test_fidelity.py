@@ -98,8 +98,15 @@ def test_a_difference_within_the_measured_rounding_is_a_tie(gap, baseline_gap, s
     assert (found.status, found.ties + found.breaks) == (status, 1)
 
 
-def test_fp32_has_no_ties():
-    assert compare_outputs(*differing(0.0), FP32.model_copy(update={"numerics": ROUNDING})).status == "breaks"
+@pytest.mark.parametrize(
+    ("gap", "baseline_gap", "status"),
+    [(0.0, 0.0, "ties"), (1e-6, 0.0, "breaks"), (0.0, 1e-6, "breaks"), (None, 0.0, "breaks")],
+)
+def test_fp32_excuses_nothing_but_equal_logits(gap, baseline_gap, status):
+    session = FP32.model_copy(update={"numerics": ROUNDING})
+    assert compare_outputs(*differing(gap, baseline_gap), session).status == status
+    unasked = compare_outputs(*differing(None), session)
+    assert unasked.status == "breaks"
 
 
 def test_without_evidence_a_difference_stays_unjudged():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -119,3 +120,47 @@ def test_a_result_without_an_interval_is_refused():
 def test_ranges_hold_the_true_rank(drafts):
     found = cover_ranks(Scenario((3, 3, 3, 2), drafts=drafts), sessions=150, seed=5)
     assert found.ranges.value >= 0.95
+
+
+seconds = st.lists(st.floats(0.2, 5.0), min_size=24, max_size=24)
+
+
+@given(seconds)
+def test_the_quick_way_over_prompts_left_out_gives_what_the_trials_give(found):
+    times = iter(found)
+    trials = {
+        name: [
+            trial(name, task=task, prompt=f"p{index}", decode_s=next(times))
+            for task in ("chat", "math")
+            for index in range(3)
+        ]
+        for name in ("baseline", "a", "b", "c")
+    }
+
+    def quick(name):
+        compared = compare_speed(trials["baseline"], trials[name])
+        return Contender(name, "s", compared.overall, trials[name], "the same", compared.tasks)
+
+    def slow(name):
+        return replace(quick(name), cells=None)
+
+    names = ("a", "b", "c")
+    for one in names:
+        for other in names:
+            by_prompts, by_trials = ratio_of(quick(one), quick(other)), ratio_of(slow(one), slow(other))
+            assert by_prompts.value == pytest.approx(by_trials.value, abs=1e-12)
+            assert by_prompts.standard_error == pytest.approx(by_trials.standard_error, abs=1e-9)
+    fast, known = stand(map(quick, names)), stand(map(slow, names))
+    for name in names:
+        assert fast[name].rank == known[name].rank
+        assert dict(fast[name].ahead) == pytest.approx(dict(known[name].ahead), abs=1e-6)
+
+
+def test_rows_of_different_prompts_are_compared_by_what_they_share():
+    trials = arms({"a": 2.0, "b": 1.8, "baseline": 1.0}, (1.0, 0.5, 1.6, 0.8))
+    short = trials["b"][:3]
+    compared = compare_speed(trials["baseline"], trials["a"]), compare_speed(trials["baseline"], short)
+    a = Contender("a", "s", compared[0].overall, trials["a"], "all", compared[0].tasks)
+    b = Contender("b", "s", compared[1].overall, short, "some", compared[1].tasks)
+    assert ratio_of(a, b) == compare_speed(short, trials["a"]).overall.log
+    assert stand([a, b])["a"].ahead["b"] == pytest.approx(ratio_of(a, b).above_one)

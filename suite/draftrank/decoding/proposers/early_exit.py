@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from draftrank.catalog.draft import DraftBase
+from draftrank.catalog.use import Use
 from draftrank.decoding.proposer import Proposal, ProposerContext
 from draftrank.decoding.proposers.model import draft_tokens
 from draftrank.decoding.runtime import LayeredRuntime
@@ -37,6 +38,13 @@ class EarlyExitDraft(DraftBase):
     def sentence(self) -> str:
         """See `DraftBase.sentence`."""
         return f"the target's own first {self.layers} layers with its head"
+
+    def uses(self, model: str, folder: str, k: int) -> tuple[Use, ...]:
+        """See `DraftBase.uses`."""
+        generate = f"target.generate(**inputs, assistant_early_exit={self.layers})"
+        reason = "it has no way to let some of the target's layers propose for all of them"
+        others = (Use(program, "sh", None, reason) for program in ("vLLM", "SGLang", "llama.cpp"))
+        return (Use("transformers", "python", generate, None), *others)
 
     def open(self, context: ProposerContext) -> EarlyExitProposer:
         """See `DraftBase.open`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,7 +12,9 @@ from draftrank.catalog.self_generated import CALIBRATION, SelfGenerated
 from draftrank.catalog.step import StepBase
 from draftrank.catalog.step_order import order_fault
 from draftrank.catalog.steps import Step
+from draftrank.catalog.use import Use
 from draftrank.decoding.proposer import Proposal, ProposerContext
+from draftrank.drafting.abilities import abilities_of, uses_of_model
 from draftrank.errors import IncompatibleDraftError
 
 if TYPE_CHECKING:
@@ -22,20 +24,19 @@ if TYPE_CHECKING:
     from draftrank.decoding.sampling import Sampler
 
 
-class ModelDraft(DraftBase):
-    """A smaller language model over the target's vocabulary."""
+class BuiltDraft(DraftBase):
+    """What all drafts have in common that propose with a model made by steps."""
 
     technique: ClassVar[str] = "model"
     has_confidence: ClassVar[bool] = True
 
-    kind: Literal["model"]
     steps: Annotated[tuple[Step, ...], Field(min_length=1, max_length=32)]
     """What is done to a copy of the target, in order."""
     calibration: SelfGenerated | None = None
     """The text that steps which look at activations are shown; absent: 4,096 tokens the target wrote."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> ModelDraft:
+    def _ordered(self) -> Self:
         fault = order_fault(self.steps)
         if fault is not None:
             raise ValueError(fault)
@@ -60,8 +61,8 @@ class ModelDraft(DraftBase):
         """See `DraftBase.sentence`."""
         return "from a copy of the target: " + super().sentence()
 
-    def open(self, context: ProposerContext) -> ModelProposer:
-        """See `DraftBase.open`."""
+    def open_model(self, context: ProposerContext) -> ModelProposer:
+        """The model as a proposer; raises as `open`."""
         from draftrank.decoding.runtimes.torch_eager import TorchRuntime
         from draftrank.decoding.vocabulary import check_vocabularies
 
@@ -72,11 +73,26 @@ class ModelDraft(DraftBase):
         return ModelProposer(draft, context.stop_below_confidence)
 
 
+class ModelDraft(BuiltDraft):
+    """A smaller language model over the target's vocabulary."""
+
+    kind: Literal["model"]
+
+    def uses(self, model: str, folder: str, k: int) -> tuple[Use, ...]:
+        """See `DraftBase.uses`."""
+        traits = {step.trait for step in self.steps if step.trait is not None}
+        return uses_of_model(abilities_of(traits), model, folder, k, gguf_file="DRAFT.gguf")
+
+    def open(self, context: ProposerContext) -> ModelProposer:
+        """See `DraftBase.open`."""
+        return self.open_model(context)
+
+
 class ModelProposer:
     """Decodes up to k tokens with the draft, one forward each.
 
     Its cache lags behind the context by the tokens it has not seen: one after a rejection, two when
-    everything was accepted, because its own last proposal was never fed.
+    everything was accepted, because its own last proposal was never fed; more where others proposed since.
     """
 
     def __init__(self, draft: Runtime, stop_below_confidence: float | None = None) -> None:

@@ -5,12 +5,14 @@ Source: prompt lookup decoding (Saxena 2023), the model-free draft of transforme
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from draftrank.catalog.draft import DraftBase
+from draftrank.catalog.use import Use
 from draftrank.decoding.proposer import Proposal, ProposerContext
 
 
@@ -35,6 +37,32 @@ class NgramDraft(DraftBase):
         """See `DraftBase.sentence`."""
         return (
             f"copy what followed the last {self.max_ngram} to {self.min_ngram} tokens earlier in the context"
+        )
+
+    def uses(self, model: str, folder: str, k: int) -> tuple[Use, ...]:
+        """See `DraftBase.uses`."""
+        speculative = json.dumps(
+            {
+                "method": "ngram",
+                "num_speculative_tokens": k,
+                "prompt_lookup_max": self.max_ngram,
+                "prompt_lookup_min": self.min_ngram,
+            }
+        )
+        generate = (
+            f"target.generate(**inputs, prompt_lookup_num_tokens={k}, "
+            f"max_matching_ngram_size={self.max_ngram})"
+        )
+        sglang = (
+            f"python -m sglang.launch_server --model-path {model} --speculative-algorithm NGRAM "
+            f"--speculative-num-draft-tokens {k + 1}"
+        )
+        own = "the runs it looks up have lengths of its own"
+        return (
+            Use("transformers", "python", generate, None),
+            Use("vLLM", "sh", f"vllm serve {model} --speculative-config '{speculative}'", None),
+            Use("SGLang", "sh", sglang, own),
+            Use("llama.cpp", "sh", f"llama-lookup -m TARGET.gguf --draft-max {k} -p PROMPT", own),
         )
 
     def open(self, context: ProposerContext) -> NgramProposer:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from draftrank.catalog.step import Phase, StepBase
+from draftrank.catalog.step import Phase, StepBase, Trait
 
 if TYPE_CHECKING:
     from draftrank.drafting.working_draft import BuildContext, WorkingDraft
@@ -29,6 +29,11 @@ class Factorize(StepBase):
     """Whether the outputs on the calibration text are approximated, or only the weights."""
     matrices: Literal["all", "attention", "feed_forward"] = "all"
     """Which matrices of each layer."""
+
+    @property
+    def trait(self) -> Trait | None:
+        """See `StepBase.trait`."""
+        return "factors"
 
     def sentence(self) -> str:
         """See `StepBase.sentence`."""
@@ -60,6 +65,11 @@ class FactorizeHead(StepBase):
     """Width between the two factors."""
     activation_aware: bool = True
     """Whether the logits on the calibration text are approximated, or only the weights."""
+
+    @property
+    def trait(self) -> Trait | None:
+        """See `StepBase.trait`."""
+        return "factors"
 
     def sentence(self) -> str:
         """See `StepBase.sentence`."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
-from draftrank.catalog.step import Phase, StepBase
+from draftrank.catalog.step import Phase, StepBase, Trait
 
 if TYPE_CHECKING:
     from draftrank.drafting.working_draft import BuildContext, WorkingDraft
@@ -61,6 +61,11 @@ class Quantize(StepBase):
             if getattr(self, name) is not None and self.scheme != "gptq":
                 raise ValueError(f"{name} is fixed for {self.scheme} (fix: remove it, or use gptq)")
         return self
+
+    @property
+    def trait(self) -> Trait | None:
+        """See `StepBase.trait`."""
+        return "int8 at load" if self.scheme == "dynamic_int8" else "packed"
 
     def sentence(self) -> str:
         """See `StepBase.sentence`."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from draftrank.catalog.step import Phase, StepBase
+from draftrank.catalog.step import Phase, StepBase, Trait
 
 if TYPE_CHECKING:
     from draftrank.drafting.working_draft import BuildContext, WorkingDraft
@@ -29,6 +29,11 @@ class TieLayers(StepBase):
     blocks: Annotated[int, Field(ge=1, le=10_000)]
     """How many different layers are left: the model's layers are split into so many consecutive groups, and
     all of a group use the weights of its first."""
+
+    @property
+    def trait(self) -> Trait | None:
+        """See `StepBase.trait`."""
+        return "shared layers"
 
     def sentence(self) -> str:
         """See `StepBase.sentence`."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from draftrank.catalog.self_generated import SelfGenerated
-from draftrank.catalog.step import Phase, StepBase
+from draftrank.catalog.step import Phase, StepBase, Trait
 
 if TYPE_CHECKING:
     from draftrank.drafting.working_draft import BuildContext, WorkingDraft
@@ -30,6 +30,11 @@ class TrimVocabulary(StepBase):
     """How many tokens the head keeps: those that occur most often, and those that end an answer."""
     data: SelfGenerated | None = None
     """The text in which they are counted; absent: the recipe's calibration text."""
+
+    @property
+    def trait(self) -> Trait | None:
+        """See `StepBase.trait`."""
+        return "trimmed head"
 
     def sentence(self) -> str:
         """See `StepBase.sentence`."""

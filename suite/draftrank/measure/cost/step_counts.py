@@ -63,7 +63,8 @@ class StepCounts:
     """Entry i: steps that accepted an (i+1)-th token."""
     offered: tuple[int, ...]
     """See `Trial.offered`."""
-    has_model: bool
+    forwards_per_token: float
+    """Forwards of the draft's model per verified token: 1, or 0 without a model; between where some steps copy."""
     lookup_s: float
 
     @classmethod
@@ -71,13 +72,16 @@ class StepCounts:
         """The counts of a draft's trials, all of the same k, at least one of them with steps."""
         found = sum_acceptance(trials)
         steps = found.steps
+        sizes = _add(trial.proposal_sizes or _estimated_sizes(trial) for trial in trials)
+        verified = fsum(size * count for size, count in enumerate(sizes))
+        forwards = sum(trial.draft_forwards for trial in trials)
         return cls(
             context=fsum(mean_context(trial) * trial.steps for trial in trials) / steps,
             steps=steps,
-            sizes=_add(trial.proposal_sizes or _estimated_sizes(trial) for trial in trials),
+            sizes=sizes,
             accepted_at=tuple(sum(found.histogram[place:]) for place in range(1, len(found.histogram))),
             offered=found.offered,
-            has_model=any(trial.draft_forwards for trial in trials),
+            forwards_per_token=min(1.0, forwards / verified) if verified else 0.0,
             lookup_s=fsum(trial.propose_s for trial in trials if not trial.draft_forwards),
         )
 
@@ -109,8 +113,8 @@ class StepCounts:
             steps=self.steps,
             emitted=self.steps + accepted,
             sizes=sizes,
-            draft_forwards=fsum(size * count for size, count in enumerate(sizes)) if self.has_model else 0.0,
-            full=max(0.0, full),
+            draft_forwards=self.forwards_per_token * fsum(size * count for size, count in enumerate(sizes)),
+            full=self.forwards_per_token * max(0.0, full),
             lookup_s=self.lookup_s,
         )
 

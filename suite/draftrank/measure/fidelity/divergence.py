@@ -1,10 +1,11 @@
 """Whether a draft left the target's output alone: token ids against the baseline's.
 
 Greedy decoding has one right output, so each trial is compared with the baseline's trial of the same
-cell. In fp32 any difference is a break. In bf16 and fp16 rounding depends on how many positions a
-forward holds, so a correct loop may choose another token where the target's best ones are all but
-equal. Such a difference is a tie if both tokens lie within the session's measured rounding
-(`Session.numerics`) of the target's best one there; any other is a break.
+cell. In fp32 any difference is a break, but where the target gives both tokens exactly its highest
+logit: then neither is the right one. In bf16 and fp16 rounding depends on how many positions a forward
+holds, so a correct loop may choose another token where the target's best ones are all but equal. Such
+a difference is a tie if both tokens lie within the session's measured rounding (`Session.numerics`) of
+the target's best one there; any other is a break.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ class Divergence:
     """`tie`: rounding explains it; `break`: it does not; `unjudged`: the evidence is missing."""
     gap: float | None
     """Logit of the target's best token there minus that of the token emitted; None where unknown."""
+    token: int | None = None
+    """Id of the token that this arm emitted there; None where its output ended."""
+    baseline_token: int | None = None
+    """Id of the token that the baseline emitted there; None where its output ended."""
 
     @property
     def place(self) -> str:
@@ -111,7 +116,9 @@ def compare_outputs(
             known = trial.judgement.divergence if trial.judgement else None
             judged = judge_divergence(known, session.numerics, session.dtype)
             gap = known.gap if known else None
-            found.append(Divergence(trial.task, trial.prompt, trial.turn, trial.repeat, index, judged, gap))
+            tokens = _at(trial.token_ids, index), _at(reference.token_ids, index)
+            where = (trial.task, trial.prompt, trial.turn, trial.repeat)
+            found.append(Divergence(*where, index, judged, gap, *tokens))
     total = sum(len(reference.token_ids) for reference, _ in pairs)
     return Fidelity(_status(found, lossy), len(pairs), tuple(found), agreeing / total)
 
@@ -121,7 +128,7 @@ def judge_divergence(
 ) -> Judged:
     """Tie or break, by the rule of this module's head."""
     if dtype == "fp32":
-        return "break"
+        return "tie" if known is not None and known.gap == known.baseline_gap == 0.0 else "break"
     if known is None or numerics is None or not numerics.quantiles:
         return "unjudged"
     rounding = numerics.quantiles[-1]
@@ -147,6 +154,10 @@ def first_difference(first: Sequence[int], second: Sequence[int]) -> int | None:
         if one != other:
             return index
     return None if len(first) == len(second) else min(len(first), len(second))
+
+
+def _at(tokens: Sequence[int], index: int) -> int | None:
+    return tokens[index] if index < len(tokens) else None
 
 
 def _status(found: Sequence[Divergence], lossy: bool) -> Status:

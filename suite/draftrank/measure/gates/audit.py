@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
+from draftrank.decoding.proposers.ngram import NgramDraft
 from draftrank.measure.records import Arm, SessionTask, Trial
 
 TIME_TOLERANCE_S = 1e-6
@@ -66,7 +67,8 @@ def count_faults(trial: Trial, arm: Arm) -> Iterator[str]:
     if trial.draft_forwards > (verified + trial.steps if k else 0):
         yield f"{trial.draft_forwards} forwards of the draft for {verified} proposed tokens"
     has_model = any(latency.part == "draft" for latency in arm.latencies)
-    if has_model and offered and trial.draft_forwards < offered[0]:
+    copies = arm.draft is not None and {NgramDraft.technique} < set(arm.draft.techniques)
+    if has_model and not copies and offered and trial.draft_forwards < offered[0]:
         yield f"{trial.draft_forwards} forwards of the draft in {offered[0]} steps that proposed"
 
 

@@ -146,7 +146,8 @@ def _too_few_prompts(summary: SessionSummary, arm: ArmSummary) -> Values | None:
 
 def _not_lossless(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     """Greedy outputs must be the baseline's, token for token. In bf16 and fp16 an output may leave it
-    where both tokens lie within the session's measured rounding of the target's best one (a tie)."""
+    where both tokens lie within the session's measured rounding of the target's best one, in fp32 where the target
+    gives both exactly its highest logit (a tie)."""
     first = arm.fidelity.earliest("break")
     if first is None or arm.arm.lossy:
         return None

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
+from draftrank.decoding.proposers.model import ModelDraft
 from draftrank.decoding.proposers.ngram import NgramDraft
 from draftrank.errors import InvalidInputError
 from draftrank.measure.evidence import Reference
@@ -83,7 +84,7 @@ def reference_arms(methods: Sequence[ReferenceMethod], recipes: Sequence[Recipe]
 
 def _suits(recipe: Recipe, method: ReferenceMethod) -> bool:
     if method == "assisted":
-        return recipe.draft.has_weights
+        return isinstance(recipe.draft, ModelDraft)
     return method == "prompt_lookup" and isinstance(recipe.draft, NgramDraft)
 
 

@@ -11,12 +11,19 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from draftrank.measure.records import Trial
-from draftrank.measure.statistics.log_ratio import LogRatio, PromptSums, jackknife, mean_of, spread_of_prompts
+from draftrank.measure.statistics.log_ratio import (
+    LogRatio,
+    PromptSums,
+    jackknife,
+    left_out,
+    mean_of,
+    spread_of_prompts,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,9 @@ class Estimate:
     """None where a task has fewer than two prompts: one prompt shows no spread, and none is invented."""
     log: LogRatio | None = None
     """Its logarithm with standard error and degrees of freedom, from which the interval comes."""
+    left_out: tuple[float, ...] = ()
+    """Of a task's speedup with an interval: its logarithm without each prompt in turn. Two such rows over the
+    same prompts and the same baseline give the ratio of their arms with its error, by their differences."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +71,8 @@ class SpeedComparison:
     """Speedup of each task that both arms decoded, by task id."""
     cells: int
     """Pairs of trials it rests on."""
+    prompts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Speedup of each prompt by itself, by task and prompt id."""
 
 
 def pair_trials(baseline: Iterable[Trial], other: Iterable[Trial]) -> tuple[tuple[Trial, Trial], ...]:
@@ -84,11 +96,14 @@ def compare_speed(baseline: Iterable[Trial], other: Iterable[Trial]) -> SpeedCom
     """
     pairs = pair_trials(baseline, other)
     estimates: dict[str, Estimate] = {}
-    for task, sums in _sums_by_prompt(pairs).items():
-        value = _speedup(*(math.fsum(column) for column in sums.T))
-        if value is not None:
-            estimates[task] = _estimate(value, jackknife(sums))
-    return SpeedComparison(_overall(estimates), estimates, len(pairs))
+    alone: dict[str, dict[str, float]] = {}
+    for task, prompts in _sums_by_prompt(pairs).items():
+        found = _of_task(np.array(list(prompts.values())))
+        if found is not None:
+            estimates[task] = found
+            values = {prompt: _speedup(*sums) for prompt, sums in prompts.items()}
+            alone[task] = {prompt: value for prompt, value in values.items() if value is not None}
+    return SpeedComparison(_overall(estimates), estimates, len(pairs), alone)
 
 
 def prompt_spread(baseline: Iterable[Trial], other: Iterable[Trial]) -> LogRatio | None:
@@ -118,6 +133,14 @@ def geometric_mean(values: Iterable[float]) -> float | None:
     return math.exp(math.fsum(logarithms) / len(logarithms)) if logarithms else None
 
 
+def _of_task(sums: PromptSums) -> Estimate | None:
+    value = _speedup(*(math.fsum(column) for column in sums.T))
+    if value is None:
+        return None
+    found, left = _estimate(value, jackknife(sums)), left_out(sums)
+    return found if found.log is None or left is None else replace(found, left_out=tuple(left.tolist()))
+
+
 def _overall(estimates: Mapping[str, Estimate]) -> Estimate | None:
     value = geometric_mean(estimate.value for estimate in estimates.values())
     if value is None:
@@ -134,8 +157,8 @@ def _estimate(value: float, log: LogRatio | None) -> Estimate:
     return Estimate(value, Interval(min(low, value), max(high, value)), log)
 
 
-def _sums_by_prompt(pairs: Iterable[tuple[Trial, Trial]]) -> dict[str, PromptSums]:
-    """Per task, sorted: one row per prompt of (baseline seconds, tokens, other's seconds, tokens).
+def _sums_by_prompt(pairs: Iterable[tuple[Trial, Trial]]) -> dict[str, dict[str, list[float]]]:
+    """By task and prompt, both sorted: baseline seconds, tokens, other's seconds, tokens.
 
     Turns are summed and repeats averaged, so a prompt that an unfinished repeat happened to reach once
     more does not weigh more.
@@ -147,9 +170,10 @@ def _sums_by_prompt(pairs: Iterable[tuple[Trial, Trial]]) -> dict[str, PromptSum
         row = (first.decode_s, float(first.decode_tokens), second.decode_s, float(second.decode_tokens))
         turns[first.task][first.prompt][first.turn].append(row)
     return {
-        task: np.array(
-            [np.sum([_mean_row(rows) for rows in by_turn.values()], axis=0) for by_turn in prompts.values()]
-        )
+        task: {
+            prompt: [math.fsum(column) for column in zip(*map(_mean_row, by_turn.values()), strict=True)]
+            for prompt, by_turn in prompts.items()
+        }
         for task, prompts in turns.items()
     }
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from draftrank.measure.statistics.student import t_cdf, t_quantile
 
+Floats = NDArray[np.float64]
 PromptSums = NDArray[np.float64]
 """One row per prompt of a task, (first arm's seconds, its tokens, second arm's seconds, its tokens)."""
 CONFIDENCE = 0.95
@@ -34,6 +35,11 @@ class LogRatio:
     standard_error: float
     freedom: float
     """Degrees of freedom of the standard error."""
+
+    @property
+    def ratio(self) -> float:
+        """The ratio itself; infinite where no float holds it."""
+        return _exp(self.value)
 
     def ends(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
         """Ends of the interval of the ratio itself, no longer its logarithm; infinite ones included."""
@@ -77,17 +83,28 @@ def jackknife(sums: PromptSums) -> LogRatio | None:
 
     None with fewer than two prompts in which something was decoded, or if without one of them nothing is.
     """
-    sums = sums[(sums > 0.0).any(axis=1)]
     value = log_speedup(sums)
-    if value is None or len(sums) < MIN_PROMPTS:
+    left = left_out(sums)
+    return None if value is None or left is None else LogRatio(value, *error_of(left))
+
+
+def left_out(sums: PromptSums) -> Floats | None:
+    """`log_speedup` without each prompt in turn; None as of `jackknife`.
+
+    Prompts in which neither arm decoded anything have no entry.
+    """
+    sums = sums[(sums > 0.0).any(axis=1)]
+    if len(sums) < MIN_PROMPTS or log_speedup(sums) is None:
         return None
     without = sums.sum(axis=0) - sums
-    if not (without > 0.0).all():
-        return None
-    left = _log_ratios(without)
-    prompts = len(sums)
+    return _log_ratios(without) if (without > 0.0).all() else None
+
+
+def error_of(left: Floats) -> tuple[float, float]:
+    """Standard error and degrees of freedom of a figure, from its values without each prompt in turn."""
+    prompts = len(left)
     variance = (prompts - 1) / prompts * float(np.sum((left - left.mean()) ** 2))
-    return LogRatio(value, math.sqrt(variance), prompts - 1)
+    return math.sqrt(variance), float(prompts - 1)
 
 
 def mean_of(tasks: Sequence[LogRatio]) -> LogRatio:
@@ -132,10 +149,10 @@ def spread_of_prompts(tasks: Sequence[Sequence[Sequence[float]]]) -> LogRatio | 
     return LogRatio(0.0, math.sqrt(max(0.0, least)), whole.freedom)
 
 
-def _log_ratios(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+def _log_ratios(sums: Floats) -> Floats:
     """Log speedups along the last axis; exactly 0 where both arms have the same sums."""
     logs = np.log(sums)
-    found: NDArray[np.float64] = (logs[..., 0] - logs[..., 2]) - (logs[..., 1] - logs[..., 3])
+    found: Floats = (logs[..., 0] - logs[..., 2]) - (logs[..., 1] - logs[..., 3])
     return found
 
 

@@ -7,6 +7,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from draftrank.catalog.base import sha256_of_json
 from draftrank.measure.cost.acceptance import Acceptance, sum_acceptance
 from draftrank.measure.cost.model import Prediction, predict
 from draftrank.measure.fidelity.divergence import Fidelity, compare_outputs
@@ -62,6 +63,8 @@ class TaskSummary:
     """Planned cells that this arm or the baseline lacks."""
     outliers: int
     """Trials that took oddly long or short; they count like all others (see `outliers`)."""
+    prompts: Mapping[str, float]
+    """Speedup of each prompt by itself, by prompt id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,8 @@ class ArmSummary:
     """Where a lossy arm took part: its own and the baseline's."""
     prediction: Prediction | None
     """What its forward times and its acceptance let expect; None for arms without them."""
+    cells: str
+    """Hash of the cells that it decoded: equal for arms that can be compared pair by pair."""
 
     @property
     def planned(self) -> int:
@@ -191,6 +196,7 @@ def _summarise_arm(
                 len(planned),
                 len(planned - present),
                 sum(trial.key in odd for trial in of_arm),
+                speed.prompts.get(task.task, {}),
             )
         )
     return ArmSummary(
@@ -203,6 +209,7 @@ def _summarise_arm(
         compare_outputs(reference, trials, session, lossy=arm.lossy),
         summarise_quality(trials),
         predict(arm, trials, reference),
+        sha256_of_json([[*trial.cell, trial.attempt] for trial in trials]),
     )
 
 

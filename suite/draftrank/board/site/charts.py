@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from draftrank.board.formats import rank, times
+from draftrank.board.rows import BoardRow
+
 WIDTH = 180.0
 """Units across an interval chart."""
 _MARGIN = 6.0
@@ -77,3 +80,25 @@ def stacked(shares: Sequence[tuple[str, float]]) -> tuple[Part, ...]:
         result.append(Part(name, round(left, 2), round(width, 2), share))
         left += width
     return tuple(result)
+
+
+@dataclass(frozen=True, slots=True)
+class Badge:
+    """A badge's words and widths, in pixels."""
+
+    label: str
+    message: str
+    label_width: int
+    message_width: int
+    good: bool
+    """Whether the draft is ranked and surely faster than plain decoding."""
+
+
+def badge(row: BoardRow) -> Badge:
+    """A draft's speedup and rank for other people's pages."""
+    if row.rank is not None:
+        message = f"{times(row.speedup)} · rank {rank(row.rank)}"
+    else:
+        message = "not ranked"
+    good = row.rank is not None and row.ci is not None and row.ci[0] > 1.0
+    return Badge("draftrank", message, 70, 14 + round(6.6 * len(message)), good)

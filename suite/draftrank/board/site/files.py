@@ -1,10 +1,8 @@
-"""Where the site's source lies, safe names for its pages, and writing it so that no reader sees half."""
+"""Where the site's source lies, and writing the site so that no reader sees half."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -15,7 +13,6 @@ from draftrank.errors import InvalidInputError
 
 LISTING = ".draftrank-site"
 """Names the files of the last rendering, so that the next one may remove what is no longer there."""
-_SAFE = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,62}[a-z0-9])?")
 
 
 def site_source() -> Path:
@@ -23,15 +20,6 @@ def site_source() -> Path:
     package = Path(str(files("draftrank")))
     installed = package / "_site"
     return installed if installed.is_dir() else package.parents[1] / "leaderboard"
-
-
-def safe_name(text: str) -> str:
-    """A file name for any text: identifiers stay as they are, the rest is spelled plainly and hashed."""
-    if _SAFE.fullmatch(text):
-        return text
-    plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40].strip("-")
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-    return f"{plain or 'unnamed'}-{digest}"
 
 
 def write_site(pages: Mapping[str, bytes], out: Path) -> tuple[Path, ...]:

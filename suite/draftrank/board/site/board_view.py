@@ -1,0 +1,159 @@
+"""What a board's page shows, beside the board itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from draftrank.board.history import SpeedRecord, speed_records
+from draftrank.board.rows import Board, BoardKey, BoardRow
+from draftrank.board.site import charts
+from draftrank.board.site.addresses import board_page, draft_page
+from draftrank.board.site.page_data import page_data
+from draftrank.board.site.plots import Plot, Theme, config_of, plots_of
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Another value of one of a board's coordinates."""
+
+    label: str
+    address: str
+    """Page of the board that is nearest to this one and has the value."""
+    chosen: bool
+    """Whether it is this board's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """One coordinate of a board, e.g. its precision, with every value that some board has."""
+
+    name: str
+    choices: tuple[Choice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BoardView:
+    """One board, ready for its page."""
+
+    board: Board
+    address: str
+    title: str
+    scale: charts.Scale
+    """Of the interval bars."""
+    data: dict[str, Any]
+    """For the scripts."""
+    plots: tuple[Plot, ...]
+    records: tuple[SpeedRecord, ...]
+    techniques: tuple[str, ...]
+    """Of all rows, sorted."""
+    plain: Board
+    """The board with the fastest plain decoding of this target and suite on this machine, in any precision and
+    runtime: a speedup over slow decoding is no achievement."""
+    switches: tuple[Switch, ...]
+
+    @property
+    def fastest(self) -> BoardRow | None:
+        """The fastest ranked lossless draft."""
+        return next((row for row in self.board.rows if row.rank is not None and not row.lossy), None)
+
+    @property
+    def specs(self) -> dict[str, Any]:
+        """The plots for the scripts, to be filled with the rows of `data`."""
+        themes: tuple[Theme, ...] = ("light", "dark")
+        return {
+            "plots": {plot.id: plot.spec for plot in self.plots},
+            "themes": {theme: config_of(theme) for theme in themes},
+        }
+
+
+_COORDINATES: tuple[tuple[str, Callable[[BoardKey], str]], ...] = (
+    ("Target", lambda key: key.target),
+    ("Machine", lambda key: key.machine_class),
+    ("Precision", lambda key: key.dtype),
+    ("Decoding", lambda key: key.mode),
+    ("Suite", lambda key: key.suite),
+    ("Runtime", lambda key: key.runtime),
+    ("Version", lambda key: key.draftrank_version),
+)
+
+
+def views_of(boards: Sequence[Board], *, plots: bool = True) -> tuple[BoardView, ...]:
+    """Every board's view, in the order of the boards, with its plots if asked."""
+    return tuple(_view(board, boards, plots) for board in boards)
+
+
+def featured(views: Sequence[BoardView]) -> BoardView | None:
+    """The board that the first page shows: of the newest version the one with the most prompts, the most ranked
+    drafts, the newest."""
+    return max(
+        views,
+        key=lambda view: (
+            _version(view.board.key),
+            view.board.newest.prompts,
+            sum(row.rank is not None for row in view.board.rows),
+            view.board.newest.measured_at,
+            view.board.key.id,
+        ),
+        default=None,
+    )
+
+
+def title_of(key: BoardKey) -> str:
+    """A board in a few words."""
+    return f"{key.target} · {key.suite} · {key.dtype} · {key.mode} · {key.machine_class}"
+
+
+def _view(board: Board, boards: Sequence[Board], plots: bool) -> BoardView:
+    address = board_page(board.key)
+    data = page_data(board, lambda row: draft_page(board.key.target, row.draft))
+    noise = board.newest.noise
+    reference = (noise.interval.low, noise.interval.high) if noise and noise.interval else None
+    return BoardView(
+        board,
+        address,
+        title_of(board.key),
+        charts.Scale.over([reference, *(row.ci for row in board.rows)]),
+        data,
+        plots_of(data["rows"], board.newest.record.target_parameters) if plots else (),
+        speed_records(board.results),
+        tuple(sorted({technique for row in board.rows for technique in row.techniques})),
+        _fastest_plain(board, boards),
+        _switches(board, boards),
+    )
+
+
+def _fastest_plain(board: Board, boards: Sequence[Board]) -> Board:
+    def place(key: BoardKey) -> tuple[str, ...]:
+        return key.target, key.target_weights_sha256, key.machine_class, key.suite_sha256, key.mode
+
+    alike = [other for other in boards if place(other.key) == place(board.key)]
+    return max(alike, key=lambda other: (other.newest.baseline_tokens_per_second or 0.0, other is board))
+
+
+def _switches(board: Board, boards: Sequence[Board]) -> tuple[Switch, ...]:
+    """Coordinates in which boards differ; a single board needs none."""
+    found = []
+    for name, value_of in _COORDINATES:
+        values = sorted({value_of(other.key) for other in boards})
+        if len(values) < 2:
+            continue
+        choices = []
+        for value in values:
+            chosen = value == value_of(board.key)
+            having = [other for other in boards if value_of(other.key) == value]
+            nearest = board if chosen else max(having, key=lambda other: _nearness(other, board))
+            choices.append(Choice(value, board_page(nearest.key), chosen))
+        found.append(Switch(name, tuple(choices)))
+    return tuple(found)
+
+
+def _nearness(other: Board, board: Board) -> tuple[int, tuple[int, ...], str, str]:
+    alike = sum(value_of(other.key) == value_of(board.key) for _, value_of in _COORDINATES)
+    return alike, _version(other.key), other.newest.measured_at, other.key.id
+
+
+def _version(key: BoardKey) -> tuple[int, ...]:
+    parts = key.draftrank_version.split(".")
+    return tuple(int(part) for part in parts) if all(part.isdecimal() for part in parts) else ()

@@ -1,0 +1,29 @@
+"""Draws specifications to SVG, and hands out the scripts that make them interactive. Both come from vl-convert,
+which needs neither a browser nor the network."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from draftrank.board.site.plots import Theme, config_of
+
+VEGA = "static/vega.js"
+"""Where the site keeps the chart library; its licences lie beside it."""
+_NOTICE = "/* Vega, Vega-Lite, Vega-Embed and what they use, unchanged; licences: vega-licences.txt */\n"
+
+
+def draw(spec: dict[str, Any], theme: Theme) -> bytes:
+    """A whole Vega-Lite specification as SVG on a transparent background; equal ones give equal bytes."""
+    import vl_convert
+
+    svg: str = vl_convert.vegalite_to_svg(spec, config=config_of(theme))
+    return svg.encode()
+
+
+@lru_cache(maxsize=1)
+def chart_library() -> bytes:
+    """The scripts, as the body of a function: of all the bundle's names it leaves only the three it exports."""
+    import vl_convert
+
+    return f"{_NOTICE}(function () {{\n{vl_convert.javascript_bundle()}\n}})();\n".encode()

@@ -1,0 +1,125 @@
+"""The JSON Schema of `index.json`, derived from the types behind it so that their docstrings are its descriptions."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from draftrank.board.as_json import NOT_SHOWN, SCHEMA_VERSION
+from draftrank.board.references import ReferenceRow
+from draftrank.board.rows import BoardKey, BoardRow
+from draftrank.measure.records import Machine
+
+_TEXT = {"type": "string"}
+_FIGURE = {"type": ["number", "null"]}
+_NOISE = {
+    "description": "A/A: the baseline against itself; null where the session has no such comparison.",
+    "anyOf": [
+        {"type": "null"},
+        {
+            "type": "object",
+            "properties": {
+                "speedup": {"type": "number"},
+                "ci": {
+                    "anyOf": [{"type": "null"}, {"type": "array", "items": {"type": "number"}, "maxItems": 2}]
+                },
+            },
+            "required": ["speedup", "ci"],
+            "additionalProperties": False,
+        },
+    ],
+}
+_WARNINGS = {"description": "What a reader should know.", "type": "array", "items": _TEXT}
+
+
+@cache
+def index_schema() -> dict[str, Any]:
+    """A JSON Schema (draft 2020-12) of the document that `board_document` gives for several boards."""
+    definitions: dict[str, Any] = {}
+    key = _of(BoardKey, definitions)
+    row = _of(BoardRow, definitions)
+    row["properties"] = {name: value for name, value in row["properties"].items() if name not in NOT_SHOWN}
+    row["properties"] |= {
+        "board": {"description": "Id of the board.", **_TEXT},
+        "complete": {"description": "Whether it has an output of every prompt.", "type": "boolean"},
+        "gates": {"description": "Ids of the gates it did not pass.", "type": "array", "items": _TEXT},
+    }
+    row |= {"required": sorted(row["properties"]), "additionalProperties": False}
+    reference = _of(ReferenceRow, definitions) | {"additionalProperties": False}
+    head = key["properties"] | {
+        "id": {"description": "Id of the board: 12 hex digits.", **_TEXT},
+        "machine": _of(Machine, definitions),
+        "baseline_tokens_per_second": _FIGURE,
+        "noise": _NOISE,
+        "warnings": _WARNINGS,
+        "tasks": {"description": "Ids of the tasks.", "type": "array", "items": _TEXT},
+        "sessions": {"type": "array", "items": {"$ref": "#/$defs/Session"}},
+        "references": {"type": "array", "items": reference},
+    }
+    definitions |= {
+        "Board": _object("One board.", head),
+        "Row": row,
+        "Session": _object("One session.", _SESSION),
+    }
+    document = {
+        "schema_version": {"const": SCHEMA_VERSION},
+        "boards": {"type": "array", "items": {"$ref": "#/$defs/Board"}},
+        "rows": {"type": "array", "items": {"$ref": "#/$defs/Row"}},
+    }
+    whole = _object("Every board of a draftrank site, with its rows.", document)
+    # (A single board's head stands beside its rows once more, for scripts that read one board.)
+    whole["additionalProperties"] = True
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "draftrank index",
+        **whole,
+        "$defs": _used(definitions, whole),
+    }
+
+
+_SESSION = {
+    "id": _TEXT,
+    "measured_at": {"description": "UTC time, ISO 8601.", **_TEXT},
+    "baseline_tokens_per_second": _FIGURE,
+    "noise": _NOISE,
+    "warnings": _WARNINGS,
+    "runtime": _TEXT,
+    "prompts": {"type": "integer"},
+    "repeats": {"type": "integer"},
+}
+
+
+def _object(description: str, properties: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "description": description,
+        "properties": properties,
+        "required": sorted(properties),
+        "additionalProperties": False,
+    }
+
+
+def _of(kind: type, definitions: dict[str, Any]) -> dict[str, Any]:
+    """A type's schema; what it refers to goes into `definitions`."""
+    schema = TypeAdapter(kind).json_schema(mode="serialization")
+    definitions |= schema.pop("$defs", {})
+    return schema
+
+
+def _used(definitions: dict[str, Any], start: object) -> dict[str, Any]:
+    """The definitions that something refers to."""
+    found: set[str] = set()
+    open_ends = [start]
+    while open_ends:
+        value = open_ends.pop()
+        if isinstance(value, dict):
+            name = str(value.get("$ref", "")).removeprefix("#/$defs/")
+            if name and name not in found:
+                found.add(name)
+                open_ends.append(definitions[name])
+            open_ends.extend(value.values())
+        elif isinstance(value, list):
+            open_ends.extend(value)
+    return {name: definitions[name] for name in sorted(found)}

@@ -1,0 +1,309 @@
+"""The plots of a board as Vega-Lite specifications, over the rows of `page_data`.
+
+The same specification is drawn to SVG when the site is built and made interactive in the browser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from draftrank.board.frontier import frontier
+
+Theme = Literal["light", "dark"]
+Row = Mapping[str, Any]
+_WIDTH, _HEIGHT = 560, 340
+_KEPT = (
+    "draft", "title", "made", "techniques", "trained", "lossy", "ranked", "complete", "speedup", "low", "high", "tps",
+    "acceptance", "cost", "parameters", "positions",
+)  # fmt: skip
+"""Of a row, what the plots show."""
+_MOST_LETTERS = 64
+_MOST_LINES = 8
+"""Drafts whose acceptance by position is drawn; more lines cannot be told apart."""
+_STEP_COSTS = (0.0, 0.25, 0.5, 1.0, 2.0)
+"""Drafting per step, in target forwards, of the lines of equal cost."""
+_PALETTES: dict[Theme, tuple[str, ...]] = {
+    "light": (
+        "#0f6a5f", "#b4541a", "#4056a1", "#9c2f63", "#6b6f12", "#1f7fb0", "#7a4fb5", "#8a6a4f", "#5c5f66", "#c0392b",
+    ),
+    "dark": (
+        "#6fd0c1", "#f0a36b", "#9db0f2", "#ee8fb8", "#c9cd68", "#7cc4ea", "#c3a6f0", "#d3b49a", "#a3a7ae", "#f28b7d",
+    ),
+}  # fmt: skip
+_INKS: dict[Theme, tuple[str, str, str]] = {
+    "light": ("#1c1d20", "#5c5f66", "#dddcd5"),
+    "dark": ("#e8e8e4", "#a3a7ae", "#33373d"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """One plot, without its data."""
+
+    id: str
+    title: str
+    explanation: str
+    """What it shows, also for those who cannot see it."""
+    spec: dict[str, Any]
+    """Vega-Lite; its rows are the data set `drafts`."""
+
+
+def plots_of(rows: Sequence[Row], target_parameters: int) -> tuple[Plot, ...]:
+    """The plots that these rows can fill; none without a measured row."""
+    measured = [row for row in rows if row["speedup"] is not None and row["ranked"]]
+    if not measured:
+        return ()
+    found = []
+    if any(row["cost"] is not None for row in measured):
+        found.append(_by_cost(measured))
+    if any(row["acceptance"] is not None for row in measured):
+        found.append(_by_acceptance(measured))
+    found.append(_by_size(target_parameters))
+    if any(row["positions"] for row in measured):
+        found.append(_by_position(measured))
+    return tuple(found)
+
+
+def config_of(theme: Theme) -> dict[str, Any]:
+    """Colours and type of a theme, as a Vega-Lite configuration."""
+    ink, soft, line = _INKS[theme]
+    font = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'DejaVu Sans', sans-serif"
+    axis = {"domainColor": soft, "tickColor": soft, "gridColor": line, "labelColor": soft, "titleColor": soft}
+    return {
+        "background": None,
+        "font": font,
+        "view": {"stroke": None},
+        "axis": {**axis, "labelFontSize": 11, "titleFontSize": 12, "titleFontWeight": 400, "titlePadding": 8},
+        "legend": {
+            "labelColor": ink,
+            "titleColor": soft,
+            "titleFontWeight": 400,
+            "orient": "bottom",
+            "columns": 3,
+            "symbolBaseFillColor": soft,
+            "symbolBaseStrokeColor": soft,
+            "labelLimit": 200,
+            "symbolLimit": 12,
+        },
+        "text": {"color": ink},
+        "rule": {"color": soft},
+        "line": {"color": soft},
+        "range": {"category": list(_PALETTES[theme])},
+        "style": {"guide-label": {"font": font}, "guide-title": {"font": font}},
+    }
+
+
+def with_rows(plot: Plot, rows: Sequence[Row]) -> dict[str, Any]:
+    """The whole specification, data included."""
+    drafts = [{name: _readable(row[name]) for name in _KEPT} for row in rows]
+    return plot.spec | {"datasets": {"drafts": drafts}}
+
+
+def _readable(value: Any) -> Any:
+    """A text short enough for a legend; and a record may hold half a surrogate pair, which no file can."""
+    if isinstance(value, list):
+        return [_readable(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    short = value if len(value) <= _MOST_LETTERS else value[: _MOST_LETTERS - 1] + "…"
+    return short.encode("utf-8", "replace").decode()
+
+
+_HOW = (
+    "datum.trained ? 'trained' : 'training-free'",
+    "length(datum.techniques) > 0 ? datum.techniques[0] : 'unknown'",
+)
+_COLOUR = {"field": "technique", "type": "nominal", "title": "made by"}
+_SHAPE = {"field": "how", "type": "nominal", "title": None}
+_TOOLTIP = [
+    {"field": "title", "title": "draft"},
+    {"field": "made", "title": "made by"},
+    {"field": "speedup", "format": ".2f"},
+    {"field": "low", "title": "95 % from", "format": ".2f"},
+    {"field": "high", "title": "to", "format": ".2f"},
+    {"field": "acceptance", "title": "acceptance length", "format": ".2f"},
+    {"field": "cost", "title": "draft cost", "format": ".3f"},
+    {"field": "tps", "title": "tokens/s", "format": ".1f"},
+    {"field": "lossy"},
+]
+_SPEEDUP = {"type": "quantitative", "title": "speedup", "scale": {"zero": False, "nice": True, "padding": 12}}
+
+
+def _spec(layers: list[dict[str, Any]], *transforms: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
+        "width": _WIDTH,
+        "height": _HEIGHT,
+        "autosize": {"type": "fit-x", "contains": "padding"},
+        "data": {"name": "drafts"},
+        "transform": [
+            {"filter": "datum.ranked && isValid(datum.speedup)"},
+            {"calculate": _HOW[0], "as": "how"},
+            {"calculate": _HOW[1], "as": "technique"},
+            *transforms,
+        ],
+        "layer": layers,
+    }
+
+
+def _points(x: dict[str, Any], **of_intervals: Any) -> list[dict[str, Any]]:
+    """Points with their intervals."""
+    return [
+        {
+            "mark": {"type": "rule", "opacity": 0.55, "strokeWidth": 2},
+            "encoding": {
+                "x": x,
+                "y": {"field": "low", **_SPEEDUP},
+                "y2": {"field": "high"},
+                "color": _COLOUR,
+                **of_intervals,
+            },
+        },
+        {
+            "mark": {"type": "point", "filled": True, "size": 80, "opacity": 1},
+            "encoding": {
+                "x": x,
+                "y": {"field": "speedup", **_SPEEDUP},
+                "color": _COLOUR,
+                "shape": _SHAPE,
+                "tooltip": _TOOLTIP,
+            },
+        },
+    ]
+
+
+_NO_GAIN = {
+    "data": {"values": [{"one": 1}]},
+    "mark": {"type": "rule", "strokeDash": [3, 3]},
+    "encoding": {"y": {"field": "one", **_SPEEDUP}},
+}
+
+
+def _by_cost(rows: Sequence[Row]) -> Plot:
+    placed = [
+        (row, row["cost"], row["speedup"]) for row in rows if row["cost"] is not None and not row["lossy"]
+    ]
+    best = [
+        {"cost": row["cost"], "speedup": row["speedup"], "draft": row["draft"]} for row in frontier(placed)
+    ]
+    x = {"field": "cost", "type": "quantitative", "title": "draft cost (one forward in target forwards)"}
+    line = {
+        "data": {"values": best},
+        "mark": {"type": "line", "strokeDash": [6, 3], "interpolate": "step-after", "opacity": 0.8},
+        "encoding": {"x": x, "y": {"field": "speedup", **_SPEEDUP}},
+    }
+    names = ", ".join(entry["draft"] for entry in best) or "none"
+    return Plot(
+        "cost",
+        "Speedup against draft cost",
+        f"Each draft's speedup with its interval over the cost of one of its forwards. The dashed steps are the "
+        f"frontier: no lossless draft is both cheaper and faster. On it: {names}.",
+        _spec([_NO_GAIN, line, *_points(x)], {"filter": "isValid(datum.cost)"}),
+    )
+
+
+def _by_acceptance(rows: Sequence[Row]) -> Plot:
+    most = max(row["acceptance"] or 1.0 for row in rows)
+    top = max(row["high"] or row["speedup"] for row in rows)
+    end = round(1.05 * most, 3)
+    lines = [
+        {"cost": f"{cost:g} target forwards", "acceptance": at, "speedup": at / (1 + cost)}
+        for cost in _STEP_COSTS
+        for at in (1.0, min(end, 1.08 * top * (1 + cost)))
+        if 1.0 / (1 + cost) <= 1.08 * top
+    ]
+    x = {
+        "field": "acceptance",
+        "type": "quantitative",
+        "title": "acceptance length (tokens per step)",
+        "scale": {"zero": False, "nice": False, "padding": 12},
+    }
+    equal = {
+        "data": {"values": lines},
+        "mark": {"type": "line", "opacity": 0.7, "strokeWidth": 1},
+        "encoding": {
+            "x": x,
+            "y": {"field": "speedup", **_SPEEDUP},
+            "detail": {"field": "cost"},
+            "strokeDash": {
+                "field": "cost",
+                "title": "drafting and overhead per step",
+                "sort": None,
+                "legend": {"columns": 2},
+            },
+            "tooltip": [{"field": "cost", "title": "drafting and overhead per step"}],
+        },
+    }
+    return Plot(
+        "acceptance",
+        "Acceptance length against speedup",
+        "Each line joins drafts whose steps cost equally much beside a target forward; the uppermost costs nothing, "
+        "and a result above it would be implausible.",
+        _spec([equal, *_points(x)], {"filter": "isValid(datum.acceptance)"}),
+    )
+
+
+def _by_size(target_parameters: int) -> Plot:
+    x = {
+        "field": "share",
+        "type": "quantitative",
+        "title": "parameters beside the target's, in parts of the target's",
+        "scale": {"type": "symlog", "constant": 0.02},
+        "axis": {"format": "~%", "values": [0, 0.01, 0.03, 0.1, 0.3, 1]},
+    }
+    return Plot(
+        "size",
+        "Speedup by technique and size",
+        "Each draft's speedup over its size; the colour says by which technique it was made smaller, the shape "
+        "whether it was trained.",
+        _spec(
+            [_NO_GAIN, *_points(x)],
+            {"filter": "isValid(datum.parameters)"},
+            {"calculate": f"datum.parameters / {max(target_parameters, 1)}", "as": "share"},
+        ),
+    )
+
+
+def _by_position(rows: Sequence[Row]) -> Plot:
+    shown = [_readable(row["draft"]) for row in rows if row["positions"]][:_MOST_LINES]
+    spec = _spec(
+        [
+            {
+                "mark": {"type": "line", "point": {"filled": True, "size": 50}, "strokeWidth": 2},
+                "encoding": {
+                    "x": {
+                        "field": "position",
+                        "type": "ordinal",
+                        "title": "position",
+                        "axis": {"labelAngle": 0},
+                    },
+                    "y": {
+                        "field": "positions",
+                        "type": "quantitative",
+                        "title": "accepted, given those before were",
+                        "axis": {"format": ".0%"},
+                        "scale": {"domain": [0, 1]},
+                    },
+                    "color": {"field": "draft", "type": "nominal", "title": None, "sort": shown},
+                    "tooltip": [
+                        {"field": "draft"},
+                        {"field": "position"},
+                        {"field": "positions", "title": "accepted", "format": ".1%"},
+                    ],
+                },
+            }
+        ],
+        {"filter": {"field": "draft", "oneOf": shown}},
+        {"flatten": ["positions"]},
+        {"window": [{"op": "row_number", "as": "position"}], "groupby": ["draft"]},
+        {"filter": "isValid(datum.positions)"},
+    )
+    return Plot(
+        "position",
+        "Acceptance by position",
+        f"The share of proposed tokens that the target accepted at each position, of the "
+        f"{len(shown)} fastest ranked drafts.",
+        spec,
+    )

@@ -1,0 +1,210 @@
+"""Every file of the site, from boards and, where they are at hand, the declarations behind them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from draftrank.board.as_json import board_document
+from draftrank.board.formats import FILTERS
+from draftrank.board.recipe_text import draft_of, recipe_sentence, recipe_yaml, steps_of
+from draftrank.board.rows import Board
+from draftrank.board.site import addresses, charts
+from draftrank.board.site.board_view import featured, title_of, views_of
+from draftrank.board.site.csv_table import csv_table
+from draftrank.board.site.draft_view import BARS_WIDTH, Entry, entry_of
+from draftrank.board.site.drawing import VEGA, chart_library, draw
+from draftrank.board.site.files import site_source, write_site
+from draftrank.board.site.index_schema import index_schema
+from draftrank.board.site.methodology import methodology
+from draftrank.board.site.news import news_of
+from draftrank.board.site.overviews import machine_views, target_views, task_views
+from draftrank.board.site.plots import Theme, with_rows
+from draftrank.catalog.target import Target
+from draftrank.catalog.task import Task
+
+_THEMES: tuple[Theme, ...] = ("light", "dark")
+_NEVER = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+"""Characters that XML forbids, even escaped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Declarations:
+    """What a workspace says of targets and tasks, by id; pages do without what is missing."""
+
+    targets: Mapping[str, Target] = field(default_factory=dict)
+    tasks: Mapping[str, Task] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, targets: Iterable[Target], tasks: Iterable[Task]) -> Declarations:
+        """From the declarations themselves."""
+        return cls({target.id: target for target in targets}, {task.id: task for task in tasks})
+
+
+def render_site(
+    boards: Sequence[Board],
+    out: Path,
+    *,
+    declared: Declarations | None = None,
+    url: str = "",
+    downloads: Mapping[str, bytes] | None = None,
+) -> tuple[Path, ...]:
+    """Writes the whole site into `out` and returns its files, `index.html` last.
+
+    Args:
+        boards: what is shown.
+        out: the folder.
+        declared: titles, licences and descriptions.
+        url: where the site will be served, with a slash at its end; feeds and badges then link to it.
+        downloads: further files by relative path, e.g. the database.
+
+    Raises:
+        InvalidInputError: `out` cannot take the site (see `write_site`).
+    """
+    pages = render_pages(boards, declared=declared, url=url, downloads=tuple(downloads or ()))
+    return write_site(pages | dict(downloads or {}), out)
+
+
+def render_pages(
+    boards: Sequence[Board],
+    *,
+    declared: Declarations | None = None,
+    url: str = "",
+    downloads: Sequence[str] = (),
+    plots: bool = True,
+) -> dict[str, bytes]:
+    """Every file of the site by its relative path.
+
+    Args:
+        boards: what is shown.
+        declared: titles, licences and descriptions.
+        url: where the site will be served.
+        downloads: names of files that others add.
+        plots: whether to draw plots, which takes most of the time.
+    """
+    declared = declared or Declarations()
+    source = site_source()
+    render = _Renderer(_environment(source, downloads))
+    views = views_of(boards, plots=plots)
+    shown = featured(views)
+    files: dict[str, bytes] = {}
+
+    render.page(files, "index.html", "home.html.j2", views=views, view=shown)
+    for view in views:
+        render.page(files, view.address, "board.html.j2", view=view)
+        for plot in view.plots:
+            spec = with_rows(plot, view.data["rows"])
+            for theme in _THEMES:
+                files[addresses.plot_file(view.board.key, plot.id, theme)] = draw(spec, theme)
+    for (target, draft), entries in _entries(boards).items():
+        _draft(render, files, target, draft, entries, declared)
+    for seen in target_views(boards, declared.targets):
+        render.page(files, addresses.target_page(seen.id), "target.html.j2", view=seen)
+    for task in task_views(boards, declared.tasks):
+        render.page(files, addresses.task_page(task.id), "task.html.j2", view=task)
+    for machine in machine_views(boards):
+        render.page(files, addresses.machine_page(machine.id), "machine.html.j2", view=machine)
+    render.page(files, "methodology.html", "methodology.html.j2", content=methodology(source))
+    render.page(files, "submit.html", "submit.html.j2")
+    render.page(files, "data.html", "data.html.j2", boards=boards)
+    news = news_of(boards)
+    render.page(files, "feed.xml", "feed.xml.j2", news=news, url=url)
+    files["index.json"] = _json(board_document(boards))
+    files["index.schema.json"] = _json(index_schema())
+    files["results.csv"] = csv_table(boards).encode("utf-8", "replace")
+    for file in sorted((source / "static").iterdir()):
+        files[f"static/{file.name}"] = file.read_bytes()
+    if any(view.plots for view in views):
+        files[VEGA] = chart_library()
+    return files
+
+
+class _Renderer:
+    """Fills templates, each with the way back to the site's root."""
+
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
+
+    def page(self, files: dict[str, bytes], address: str, template: str, **values: Any) -> None:
+        """Renders one page to its address."""
+        root = "../" * address.count("/")
+        text = self._environment.get_template(template).render(root=root, address=address, **values)
+        text = _NEVER.sub("\ufffd", text)
+        # A record may hold half a surrogate pair, which no file can: it becomes a question mark.
+        files[address] = text.encode("utf-8", "replace")
+
+
+def _environment(source: Path, downloads: Sequence[str]) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(source / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(FILTERS)
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":")}
+    environment.globals.update(
+        board_page=addresses.board_page,
+        draft_page=addresses.draft_page,
+        badge=addresses.badge,
+        target_page=addresses.target_page,
+        task_page=addresses.task_page,
+        machine_page=addresses.machine_page,
+        plot_file=addresses.plot_file,
+        title_of=title_of,
+        chart_width=charts.WIDTH,
+        bars_width=BARS_WIDTH,
+        downloads=tuple(downloads),
+    )
+    return environment
+
+
+def _draft(
+    render: _Renderer,
+    files: dict[str, bytes],
+    target: str,
+    draft: str,
+    entries: Sequence[Entry],
+    declared: Declarations,
+) -> None:
+    newest = max(entries, key=lambda entry: (entry.row.measured_at, entry.row.session))
+    build = newest.row.build or next((entry.row.build for entry in entries if entry.row.build), None)
+    kind = draft_of(build.recipe) if build else None
+    known = declared.targets.get(target)
+    model = getattr(known.source, "repository", None) if known else None
+    render.page(
+        files,
+        addresses.draft_page(target, draft),
+        "draft.html.j2",
+        target=target,
+        newest=newest,
+        entries=entries,
+        build=build,
+        sentence=recipe_sentence(build) if build else "",
+        steps=steps_of(build) if build else (),
+        recipe=recipe_yaml(build.recipe) if build else "",
+        uses=kind.uses(model or f"PATH_OF_{target}", draft, newest.row.k) if kind else (),
+        exports=kind.has_weights if kind else False,
+    )
+    render.page(files, addresses.badge(target, draft), "badge.svg.j2", badge=charts.badge(newest.row))
+
+
+def _entries(boards: Sequence[Board]) -> dict[tuple[str, str], list[Entry]]:
+    """A draft's results on all boards, by target and draft."""
+    entries: dict[tuple[str, str], list[Entry]] = {}
+    for board in boards:
+        for row in board.rows:
+            entries.setdefault((board.key.target, row.draft), []).append(entry_of(board, row))
+    return dict(sorted(entries.items()))
+
+
+def _json(document: Any) -> bytes:
+    return (json.dumps(document, indent=1, allow_nan=False) + "\n").encode()

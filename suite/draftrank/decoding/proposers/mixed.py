@@ -1,0 +1,92 @@
+"""Copy where there is something to copy, and ask a draft model where not.
+
+Copying costs nothing and is often right where the text repeats; a model is right more often elsewhere. Source: the
+vertical cascade of Cascade Speculative Drafting (Chen et al. 2023, arXiv:2312.11462), with n-grams of the context as
+the cheaper of two drafts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from draftrank.catalog.use import Use
+from draftrank.decoding.proposer import Proposal, ProposerContext
+from draftrank.decoding.proposers.model import BuiltDraft, ModelProposer
+from draftrank.decoding.proposers.ngram import NgramDraft, NgramProposer
+
+if TYPE_CHECKING:
+    from draftrank.decoding.runtime import Runtime
+    from draftrank.decoding.sampling import Sampler
+
+
+class MixedDraft(BuiltDraft):
+    """N-grams of the context first, a model made by steps where none is found."""
+
+    technique: ClassVar[str] = "mixed"
+
+    kind: Literal["mixed"]
+    max_ngram: Annotated[int, Field(ge=1, le=16)] = 4
+    """Longest run of last tokens that is looked up."""
+    min_ngram: Annotated[int, Field(ge=1, le=16)] = 2
+    """Shortest run that is still looked up; shorter ones are left to the model."""
+
+    @model_validator(mode="after")
+    def _runs_ordered(self) -> Self:
+        if self.min_ngram > self.max_ngram:
+            raise ValueError("min_ngram is larger than max_ngram (fix: swap them)")
+        return self
+
+    @property
+    def techniques(self) -> tuple[str, ...]:
+        """See `DraftBase.techniques`."""
+        return (*super().techniques, NgramDraft.technique)
+
+    def sentence(self) -> str:
+        """See `DraftBase.sentence`."""
+        return (
+            f"copy what followed the last {self.max_ngram} to {self.min_ngram} tokens earlier in the context; where "
+            f"they stand nowhere, ask a model, made {super().sentence()}"
+        )
+
+    def uses(self, model: str, folder: str, k: int) -> tuple[Use, ...]:
+        """See `DraftBase.uses`."""
+        reason = "it takes n-grams or a draft model, not both; the model alone can be exported"
+        return tuple(
+            Use(program, "sh", None, reason) for program in ("transformers", "vLLM", "SGLang", "llama.cpp")
+        )
+
+    def open(self, context: ProposerContext) -> MixedProposer:
+        """See `DraftBase.open`."""
+        return MixedProposer(NgramProposer(self.min_ngram, self.max_ngram), self.open_model(context))
+
+
+class MixedProposer:
+    """Asks the first proposer, and the model where the first has nothing to say."""
+
+    def __init__(self, first: NgramProposer, model: ModelProposer) -> None:
+        self._first = first
+        self._model = model
+        self._asked_model = False
+
+    def begin(self, prompt: Sequence[int], sampler: Sampler, reserve: int) -> None:
+        """See `Proposer.begin`."""
+        self._first.begin(prompt, sampler, reserve)
+        self._model.begin(prompt, sampler, reserve)
+
+    def propose(self, context: Sequence[int], count: int) -> Proposal:
+        """See `Proposer.propose`."""
+        copied = self._first.propose(context, count)
+        self._asked_model = not copied.tokens
+        return self._model.propose(context, count) if self._asked_model else copied
+
+    def settle(self, accepted: int) -> None:
+        """See `Proposer.settle`; the model knows nothing of copied tokens and catches up when it is asked."""
+        if self._asked_model:
+            self._model.settle(accepted)
+
+    def runtime(self) -> Runtime:
+        """See `Proposer.runtime`."""
+        return self._model.runtime()

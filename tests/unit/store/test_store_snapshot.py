@@ -1,0 +1,33 @@
+"""The database that the site offers: whole, and the same bytes every time."""
+
+from __future__ import annotations
+
+import pytest
+
+from draftrank.errors import StoreError
+from draftrank.store.snapshot import database_of
+from draftrank.store.store import Store
+from unit.board.builders import result
+
+
+def test_a_snapshot_holds_every_result_whatever_their_order(tmp_path):
+    one, other = result({"a": 1.5}), result({"b": 1.2}, id="20261102-b")
+    data = database_of([one, other])
+    assert data == database_of([other, one])
+    path = tmp_path / "copy.sqlite"
+    path.write_bytes(data)
+    with Store.open(path) as store:
+        assert {found.session.id for found in store.results()} == {"20261101-a", "20261102-b"}
+        assert set(store.result("20261101-a").trials) == set(one.trials)
+
+
+def test_nothing_measured_is_an_empty_database(tmp_path):
+    path = tmp_path / "copy.sqlite"
+    path.write_bytes(database_of([]))
+    with Store.open(path) as store:
+        assert store.results() == ()
+
+
+def test_a_session_cannot_stand_in_two_forms():
+    with pytest.raises(StoreError, match="other content"):
+        database_of([result({"a": 1.5}), result({"a": 1.6})])
