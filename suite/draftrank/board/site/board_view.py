@@ -85,19 +85,18 @@ def views_of(boards: Sequence[Board], *, plots: bool = True) -> tuple[BoardView,
 
 
 def featured(views: Sequence[BoardView]) -> BoardView | None:
-    """The board that the first page shows: of the newest version the one with the most prompts, the most ranked
-    drafts, the newest."""
+    """The board that the first page shows."""
     return max(
         views,
-        key=lambda view: (
-            _version(view.board.key),
-            view.board.newest.prompts,
-            sum(row.rank is not None for row in view.board.rows),
-            view.board.newest.measured_at,
-            view.board.key.id,
-        ),
+        key=lambda view: (weight(view.board)[:3], view.plain is view.board, weight(view.board)),
         default=None,
     )
+
+
+def weight(board: Board) -> tuple[tuple[int, ...], int, int, str, str]:
+    """What makes one board tell more than another: its version, its prompts, its ranked drafts, its date."""
+    ranked = sum(row.rank is not None for row in board.rows)
+    return _version(board.key), board.newest.prompts, ranked, board.newest.measured_at, board.key.id
 
 
 def title_of(key: BoardKey) -> str:

@@ -207,12 +207,12 @@ def _by_cost(rows: Sequence[Row]) -> Plot:
 def _by_acceptance(rows: Sequence[Row]) -> Plot:
     most = max(row["acceptance"] or 1.0 for row in rows)
     top = max(row["high"] or row["speedup"] for row in rows)
-    end = round(1.05 * most, 3)
+    reach = round(1.05 * most, 3)
     lines = [
-        {"cost": f"{cost:g} target forwards", "acceptance": at, "speedup": at / (1 + cost)}
+        {"cost": f"{cost:g}", "acceptance": at, "speedup": at / (1 + cost), "end": end}
         for cost in _STEP_COSTS
-        for at in (1.0, min(end, 1.08 * top * (1 + cost)))
         if 1.0 / (1 + cost) <= 1.08 * top
+        for at, end in ((1.0, False), (min(reach, 1.08 * top * (1 + cost)), True))
     ]
     x = {
         "field": "acceptance",
@@ -220,28 +220,23 @@ def _by_acceptance(rows: Sequence[Row]) -> Plot:
         "title": "acceptance length (tokens per step)",
         "scale": {"zero": False, "nice": False, "padding": 12},
     }
+    y = {"field": "speedup", **_SPEEDUP}
     equal = {
         "data": {"values": lines},
-        "mark": {"type": "line", "opacity": 0.7, "strokeWidth": 1},
-        "encoding": {
-            "x": x,
-            "y": {"field": "speedup", **_SPEEDUP},
-            "detail": {"field": "cost"},
-            "strokeDash": {
-                "field": "cost",
-                "title": "drafting and overhead per step",
-                "sort": None,
-                "legend": {"columns": 2},
-            },
-            "tooltip": [{"field": "cost", "title": "drafting and overhead per step"}],
-        },
+        "mark": {"type": "line", "opacity": 0.6, "strokeWidth": 1, "strokeDash": [4, 3]},
+        "encoding": {"x": x, "y": y, "detail": {"field": "cost"}},
+    }
+    labels = {
+        "data": {"values": [line for line in lines if line["end"]]},
+        "mark": {"type": "text", "align": "right", "dx": -2, "dy": -7, "fontSize": 10, "opacity": 0.8},
+        "encoding": {"x": x, "y": y, "text": {"field": "cost"}},
     }
     return Plot(
         "acceptance",
         "Acceptance length against speedup",
-        "Each line joins drafts whose steps cost equally much beside a target forward; the uppermost costs nothing, "
-        "and a result above it would be implausible.",
-        _spec([equal, *_points(x)], {"filter": "isValid(datum.acceptance)"}),
+        "Each dashed line joins results whose steps cost equally much beside a plain target forward, in target "
+        "forwards; the uppermost costs nothing, and a result above it would be implausible.",
+        _spec([equal, labels, *_points(x)], {"filter": "isValid(datum.acceptance)"}),
     )
 
 

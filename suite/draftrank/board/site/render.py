@@ -16,7 +16,7 @@ from draftrank.board.formats import FILTERS
 from draftrank.board.recipe_text import draft_of, recipe_sentence, recipe_yaml, steps_of
 from draftrank.board.rows import Board
 from draftrank.board.site import addresses, charts
-from draftrank.board.site.board_view import featured, title_of, views_of
+from draftrank.board.site.board_view import featured, title_of, views_of, weight
 from draftrank.board.site.csv_table import csv_table
 from draftrank.board.site.draft_view import BARS_WIDTH, Entry, entry_of
 from draftrank.board.site.drawing import VEGA, chart_library, draw
@@ -175,6 +175,7 @@ def _draft(
     entries: Sequence[Entry],
     declared: Declarations,
 ) -> None:
+    entries = sorted(entries, key=lambda entry: weight(entry.board), reverse=True)
     newest = max(entries, key=lambda entry: (entry.row.measured_at, entry.row.session))
     build = newest.row.build or next((entry.row.build for entry in entries if entry.row.build), None)
     kind = draft_of(build.recipe) if build else None
