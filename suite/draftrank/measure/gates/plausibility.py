@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 
 from draftrank.measure.gates.audit import (
     Ends,
@@ -122,15 +123,38 @@ def implausible_clock(summary: SessionSummary, arm: ArmSummary) -> Values | None
     and little time passes between two that follow directly. A stopwatch that jumps, or runs slow for one
     arm, breaks this in the draft's trials or in the baseline's."""
     arms = {judged.arm.id for judged in _with_baseline(summary, arm)}
-    trials = [trial for each in summary.arms for trial in _trials(summary, each)]
     try:
-        found = [fault for trial, fault in overlaps(trials) if trial.arm in arms]
-        for name, (missing, own) in lost_seconds(trials).items():
-            if name in arms and missing > LOST_SHARE * own:
-                found.append(f"{missing:.1f} s passed unseen beside {own:.1f} s of {name}")
+        reaching, lost = _clocks(_Same(summary))
     except ValueError as error:
-        found = [f"the time a trial began is unreadable ({error})"]
+        return _first([f"the time a trial began is unreadable ({error})"])
+    found = [fault for name, fault in reaching if name in arms]
+    for name, (missing, own) in lost.items():
+        if name in arms and missing > LOST_SHARE * own:
+            found.append(f"{missing:.1f} s passed unseen beside {own:.1f} s of {name}")
     return _first(found)
+
+
+class _Same:
+    """A summary as a key: the very object, not one that is equal."""
+
+    __slots__ = ("summary",)
+
+    def __init__(self, summary: SessionSummary) -> None:
+        self.summary = summary
+
+    def __hash__(self) -> int:
+        return id(self.summary)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.summary is self.summary
+
+
+@lru_cache(maxsize=2)
+def _clocks(same: _Same) -> tuple[tuple[tuple[str, str], ...], Mapping[str, tuple[float, float]]]:
+    """What the clocks of a session say: all its arms are judged one after the other, and it is the same for each."""
+    summary = same.summary
+    trials = [trial for each in summary.arms for trial in _trials(summary, each)]
+    return tuple((trial.arm, fault) for trial, fault in overlaps(trials)), lost_seconds(trials)
 
 
 def skipped_work(summary: SessionSummary, arm: ArmSummary) -> Values | None:

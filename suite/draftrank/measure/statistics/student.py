@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
+from scipy.special import stdtrit
+
 _TINY = 1e-300
 _CLOSE = 1e-13
 
@@ -30,15 +32,7 @@ def t_cdf(t: float, freedom: float) -> float:
 @lru_cache(maxsize=65_536)
 def t_quantile(probability: float, freedom: float) -> float:
     """The t value that a t variable stays below with this probability, strictly between 0 and 1."""
-    if probability < 0.5:
-        return -t_quantile(1.0 - probability, freedom)
-    low, high = 0.0, 2.0
-    while t_cdf(high, freedom) < probability:
-        low, high = high, high * 2
-    while high - low > 1e-10 * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_cdf(middle, freedom) < probability else (low, middle)
-    return (low + high) / 2
+    return float(stdtrit(freedom, probability))
 
 
 def _regular_beta(x: float, a: float, b: float) -> float:
