@@ -43,6 +43,10 @@
 
   const initial = () => ({ sort: "rank", q: "", techniques: [], only: [], weights: plain(), compare: [] });
   let state = initial();
+  // A long board lays out its first rows only, until the reader asks for all.
+  const FIRST = 100;
+  let limit = FIRST;
+  let sorted = rows;
 
   function read() {
     const found = initial();
@@ -176,7 +180,7 @@
     const key = state.sort.replace(/^-/, "");
     const sign = state.sort.startsWith("-") ? -1 : 1;
     const of = valueOf(key);
-    const sorted = [...rows].sort((one, other) => {
+    sorted = [...rows].sort((one, other) => {
       const a = of(one);
       const b = of(other);
       if (a === b) return one.index - other.index;
@@ -184,6 +188,7 @@
       if (b === null || b === undefined) return -1;
       return (a < b ? -1 : 1) * sign;
     });
+    rows.forEach((row) => hide(row, true)); // what is not laid out moves at no cost
     bodies.forEach((body) => body.append(...sorted.filter((row) => row.body === body).map((row) => row.line)));
     const heat = sorted.filter((row) => row.heat);
     if (heat.length) heat[0].heat.parentNode.append(...heat.map((row) => row.heat));
@@ -193,14 +198,23 @@
     });
   }
 
+  function hide(row, hidden) {
+    if (row.line.hidden !== hidden) row.line.hidden = hidden;
+    if (row.heat && row.heat.hidden !== hidden) row.heat.hidden = hidden;
+  }
+
   function filter() {
     let shown = 0;
-    rows.forEach((row) => {
-      row.shown = matches(row);
-      shown += row.shown;
-      row.line.hidden = !row.shown;
-      if (row.heat) row.heat.hidden = !row.shown;
+    bodies.forEach((body) => {
+      for (const row of sorted) {
+        if (row.body !== body) continue;
+        row.shown = matches(row);
+        shown += row.shown;
+        hide(row, !row.shown || shown > limit);
+      }
     });
+    element("more").hidden = shown <= limit;
+    element("more").textContent = `Show all ${shown} drafts`;
     bodies.forEach((body) => (body.hidden = !rows.some((row) => row.body === body && row.shown)));
     element("nothing").hidden = shown > 0;
     element("count").textContent = shown === rows.length ? `${shown} drafts` : `${shown} of ${rows.length} drafts`;
@@ -272,6 +286,10 @@
       else controls();
     }),
   );
+  element("more").addEventListener("click", () => {
+    limit = Infinity;
+    filter();
+  });
   element("reset").addEventListener("click", () => {
     apply(initial());
     element("weights").open = false;

