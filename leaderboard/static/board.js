@@ -172,9 +172,8 @@
     chart.setAttribute("aria-label", "speedup " + times(shown.speedup) + (shown.low ? ", interval " + span([shown.low, shown.high]) : ""));
   }
 
-  const low = Number(section.dataset.low);
-  const high = Number(section.dataset.high);
-  const place = (speedup) => 6 + Math.min(Math.max((speedup - low) / (high - low), 0), 1) * 168;
+  const [low, high, left, right] = ["low", "high", "left", "right"].map((name) => Number(section.dataset[name]));
+  const place = (speedup) => left + Math.min(Math.max((speedup - low) / (high - low), 0), 1) * (right - left);
 
   function order() {
     const key = state.sort.replace(/^-/, "");

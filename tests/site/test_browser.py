@@ -13,6 +13,8 @@ from draftrank.board.formats import rank
 from draftrank.board.ranking import build_boards, contender_of
 from draftrank.board.site import render_site
 from draftrank.board.site.addresses import board_page, draft_page, machine_page, target_page, task_page
+from draftrank.board.site.files import write_site
+from draftrank.board.site.render import render_pages
 from draftrank.measure.statistics.ranking_evidence import ratio_of
 from unit.board.builders import MACHINE, arm_of, build, result
 
@@ -405,3 +407,21 @@ def test_printing_leaves_the_controls_out(ranking):
     ranking.page.emulate_media(media="print")
     assert not ranking.page.locator("#controls").is_visible()
     assert ranking.page.locator("#ranking").is_visible()
+
+
+def test_a_long_board_shows_its_first_rows_until_all_are_asked_for(visit, tmp_path):
+    speeds = {f"draft-{number:03}": 1.0 + number / 1000 for number in range(120)}
+    (long,) = build_boards([result(speeds, tasks={"chat": 3}, repeats=1)])
+    write_site(render_pages([long], plots=False), tmp_path / "site")
+    found = visit((tmp_path / "site" / board_page(long.key)).as_uri())
+    best_first = [row.draft for row in long.rows]
+    assert found.shown() == best_first[:100]
+    assert found.shown("#heat tr[data-draft]") == best_first[:100]
+    assert found.page.locator("#count").inner_text() == "120 drafts"
+    found.page.get_by_label("Search").fill("draft-00")
+    assert len(found.shown()) == 10
+    assert not found.page.locator("#more").is_visible()
+    found.page.get_by_role("button", name="Reset").click()
+    found.page.get_by_role("button", name="Show all 120 drafts").click()
+    assert found.shown() == best_first
+    assert found.complaints == []

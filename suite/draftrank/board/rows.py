@@ -212,6 +212,11 @@ class Board:
     from."""
 
     @property
+    def fastest(self) -> BoardRow | None:
+        """The fastest ranked lossless draft; None without one."""
+        return next((row for row in self.rows if row.rank is not None and not row.lossy), None)
+
+    @property
     def newest(self) -> BoardSession:
         """The session whose machine, baseline and noise stand in the board's head."""
         return self.sessions[0]

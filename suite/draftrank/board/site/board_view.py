@@ -53,10 +53,16 @@ class BoardView:
     runtime: a speedup over slow decoding is no achievement."""
     switches: tuple[Switch, ...]
 
-    @property
-    def fastest(self) -> BoardRow | None:
-        """The fastest ranked lossless draft."""
-        return next((row for row in self.board.rows if row.rank is not None and not row.lossy), None)
+    def over_plain(self, row: BoardRow) -> float | None:
+        """A row's speedup over the fastest plain decoding, where that is another board's: its own speedup times the
+        ratio of its session's baseline to that board's. The two are of different sessions, so it is a rough figure."""
+        plain = self.plain.newest.baseline_tokens_per_second
+        own = {session.id: session.baseline_tokens_per_second for session in self.board.sessions}.get(
+            row.session
+        )
+        if self.plain is self.board or not plain or not own or row.speedup is None:
+            return None
+        return row.speedup * own / plain
 
     @property
     def specs(self) -> dict[str, Any]:

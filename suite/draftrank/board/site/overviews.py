@@ -23,8 +23,7 @@ class TargetView:
     parameters: int
     weights: tuple[str, ...]
     """Hashes of the weights that were measured; more than one if the target's file changed."""
-    boards: tuple[tuple[Board, BoardRow | None], ...]
-    """With the fastest ranked lossless draft of each."""
+    boards: tuple[Board, ...]
     drafts: tuple[BoardRow, ...]
     """Every draft once, with its newest result."""
 
@@ -67,7 +66,7 @@ def target_views(boards: Sequence[Board], declared: Mapping[str, Target]) -> tup
                 declared.get(name),
                 max(own, key=lambda board: board.newest.measured_at).newest.record.target_parameters,
                 tuple(sorted({board.key.target_weights_sha256 for board in own})),
-                tuple((board, _fastest(board)) for board in own),
+                tuple(own),
                 tuple(newest[draft] for draft in sorted(newest)),
             )
         )
@@ -94,10 +93,6 @@ def machine_views(boards: Sequence[Board]) -> tuple[MachineView, ...]:
         sessions.sort(key=lambda entry: (entry[1].measured_at, entry[1].id), reverse=True)
         found.append(MachineView(name, sessions[0][1], tuple(own), tuple(sessions)))
     return tuple(found)
-
-
-def _fastest(board: Board) -> BoardRow | None:
-    return next((row for row in board.rows if row.rank is not None and not row.lossy), None)
 
 
 def _leaders(board: Board, task: str) -> tuple[BoardRow, ...]:
