@@ -100,7 +100,15 @@ conditions = st.builds(
 judgements = st.builds(
     Judgement,
     divergence=st.none()
-    | st.builds(Divergence, index=wholes, gap=st.none() | seconds, baseline_gap=st.none() | seconds),
+    | st.builds(
+        Divergence,
+        index=wholes,
+        gap=st.none() | seconds,
+        baseline_gap=st.none() | seconds,
+        before=st.none() | texts,
+        text=st.none() | texts,
+        baseline_text=st.none() | texts,
+    ),
     quality=st.none()
     | st.builds(
         Quality,
@@ -125,6 +133,7 @@ environments = st.builds(
     thread_variables=st.dictionaries(texts, texts, max_size=2),
     suite_commit=st.none() | texts,
     suite_dirty=st.none() | st.booleans(),
+    job_url=st.none() | st.just("https://ci.example.org/jobs/1"),
 )
 moments = st.datetimes().map(lambda moment: f"{moment.replace(microsecond=0).isoformat()}Z")
 

@@ -242,7 +242,7 @@ def test_a_budget_lets_a_session_repeat_until_it_is_spent(measured_root):
         "--precision",
         "0.001",
         "--budget",
-        "9s",
+        "5s",
         "--json",
     ]
     outcome = draftrank(measured_root, *command)

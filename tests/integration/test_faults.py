@@ -139,6 +139,9 @@ def test_a_verifier_that_accepts_one_wrong_token_in_200(root, tmp_path, monkeypa
     assert not verdict.ranked
     assert "not-lossless" in gates
     assert 1 <= arm.fidelity.breaks <= lenient.taken
+    broken = arm.fidelity.earliest("break")
+    assert broken.text != broken.baseline_text
+    assert (broken.before == "") == (broken.index == 0)
 
 
 def roll_back_one_short(monkeypatch):

@@ -256,8 +256,6 @@ class _Judging:
     def __call__(self, published: Trial, again: Trial, index: int) -> Judged:
         """See `recheck.Judge`."""
         session = self._again.session
-        if session.dtype == "fp32":
-            return "break"
         if not session.mode.greedy:  # a sampler may turn anywhere, so gaps say nothing
             return "unjudged"
         from draftrank.measure.sessions.bench import Bench
@@ -273,7 +271,9 @@ class _Judging:
             and (trial.repeat, trial.attempt) == (0, 0)
         }
         context = bench.texts.render(task, prompt, again.turn, [answers[turn] for turn in range(again.turn)])
-        found = find_divergence(bench.target, context, again.token_ids, published.token_ids, index)
+        found = find_divergence(
+            bench.target, context, again.token_ids, published.token_ids, index, bench.texts.text
+        )
         return judge_divergence(found, session.numerics, session.dtype)
 
 

@@ -7,9 +7,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from draftrank.measure.record import Count, NotNegative, Record, Share
+
+Excerpt = Annotated[str, StringConstraints(max_length=4000)]
+"""A few tokens as text."""
+JobUrl = Annotated[
+    str,
+    StringConstraints(pattern=r"^https://[A-Za-z0-9.-]+(:[0-9]+)?/[A-Za-z0-9._~/#?=&%-]*$", max_length=500),
+]
+"""The address of a job's page. It becomes a link of the site, so nothing but plain https passes."""
 
 
 class Conditions(Record):
@@ -50,6 +58,12 @@ class Divergence(Record):
     """Gap of the token that this arm emitted; None when its output ended there."""
     baseline_gap: NotNegative | None
     """Gap of the token that the baseline emitted; None when its output ended there."""
+    before: Excerpt | None = None
+    """End of the text that both outputs share; None in sessions of older versions."""
+    text: Excerpt | None = None
+    """How this arm's output goes on; empty when it ended there."""
+    baseline_text: Excerpt | None = None
+    """How the baseline's output goes on; empty when it ended there."""
 
 
 class Quality(Record):
@@ -154,3 +168,5 @@ class Environment(Record):
     """git commit of the workspace."""
     suite_dirty: bool | None = None
     """Whether the workspace had changes that are not committed."""
+    job_url: JobUrl | None = None
+    """Page of the continuous-integration job that ran the session."""

@@ -21,7 +21,8 @@ from draftrank.store.store import Store
 
 
 def publish(result: SessionResult, folder: Path) -> list[Path]:
-    """Writes one bundle per draft of the session; equal content gives equal paths and bytes.
+    """Writes one bundle per draft of the session; equal content gives equal paths and bytes. A bundle that
+    says the same in the form of an older version stays as it is.
 
     Returns:
         The paths of the bundles below `folder`, in the order of the session's arms.
@@ -31,16 +32,21 @@ def publish(result: SessionResult, folder: Path) -> list[Path]:
             bundle is too large; nothing has been written.
     """
     contents: dict[Path, bytes] = {}
+    paths: list[Path] = []
     for arm in result.session.arms:
         if arm.kind == "draft":
             content = render(bundle_data(_part_of(result, arm))).encode("ascii")
             # Published is only what can be read again, by the same checks.
             data = parse_json(content, name := f"session {result.session.id}, draft {arm.id}")
             part = bundle_result(data, name)
-            contents[folder / bundle_path(part.session, arm.id, content_hash(data))] = content
+            path = folder / bundle_path(part.session, arm.id, content_hash(data))
+            before = _published_before(part, path)
+            paths.append(before or path)
+            if before is None:
+                contents[path] = content
     for path, content in contents.items():
         _write(path, content)
-    return list(contents)
+    return paths
 
 
 def read_bundle(path: Path) -> SessionResult:
@@ -112,6 +118,17 @@ def folder_name(machine_class: str) -> str:
             fix="use letters and digits",
         )
     return name
+
+
+def _published_before(part: SessionResult, path: Path) -> Path | None:
+    """The bundle beside `path` that holds the same records, but was written before they had some field."""
+    for other in sorted(path.parent.glob(f"{session_date(part.session)}-*.json")):
+        try:
+            if other != path and read_bundle(other) == part:
+                return other
+        except InvalidInputError:
+            continue
+    return None
 
 
 def _part_of(result: SessionResult, draft: Arm) -> SessionResult:

@@ -279,7 +279,14 @@ def test_ties_breaks_and_lossy_outputs_are_told_apart(out):
             return one
         gap = {"tied": 0.01, "broken": 3.0, "loose": 3.0}[one.arm]
         judgement = Judgement(
-            divergence=Divergence(index=4, gap=gap, baseline_gap=0.0),
+            divergence=Divergence(
+                index=4,
+                gap=gap,
+                baseline_gap=0.0,
+                **(
+                    {"before": "Hello <b>", "text": "there", "baseline_text": ""} if one.arm == "tied" else {}
+                ),
+            ),
             quality=Quality(log_likelihood=-1.5, rouge_l=0.75) if one.arm == "loose" else None,
         )
         tokens = (*one.token_ids[:4], 7, *one.token_ids[5:])
@@ -299,6 +306,10 @@ def test_ties_breaks_and_lossy_outputs_are_told_apart(out):
     assert "Lossy: the output need not be the target's own" in index
     pages = {name: (out / draft_page("tiny-target", name)).read_text() for name in speeds}
     assert "token 4 of math/p1: tie, 0.010 below the target's best logit" in Page(pages["tied"]).text
+    told = Page(pages["tied"]).text
+    assert "… Hello <b>" in told
+    assert "(ends)" in told
+    assert "there …" in told
     assert "token 4 of math/p1: break, 3.000 below" in Page(pages["broken"]).text
     assert "-1.500 mean log-likelihood per token" in Page(pages["loose"]).text.replace("−", "-")
 

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from draftrank.measure.machine.cgroup import ControlGroups
-from draftrank.measure.machine.environment import git_state, read_environment
+from draftrank.measure.machine.environment import git_state, job_url, read_environment
 from draftrank.measure.machine.fingerprint import cores_in_use, read_machine
 from draftrank.measure.machine.processor import (
     cpu_info,
@@ -213,6 +213,33 @@ def test_the_workspaces_git_state(tmp_path):
     assert git_state(tmp_path) == (commit, True)
     environment = read_environment("cpu", tmp_path)
     assert (environment.suite_commit, environment.suite_dirty) == (commit, True)
+
+
+@pytest.mark.parametrize(
+    ("variables", "url"),
+    [
+        ({}, None),
+        (
+            {
+                "GITHUB_ACTIONS": "true",
+                "GITHUB_SERVER_URL": "https://github.com",
+                "GITHUB_REPOSITORY": "ada/drafts",
+                "GITHUB_RUN_ID": "12",
+            },
+            "https://github.com/ada/drafts/actions/runs/12",
+        ),
+        ({"GITHUB_ACTIONS": "true", "GITHUB_SERVER_URL": "https://github.com"}, None),
+        (
+            {"CI_JOB_URL": "https://gitlab.example.org:8443/ada/drafts/-/jobs/7"},
+            "https://gitlab.example.org:8443/ada/drafts/-/jobs/7",
+        ),
+        ({"CI_JOB_URL": "javascript:alert(1)"}, None),
+        ({"CI_JOB_URL": 'https://a.org/"onmouseover="alert(1)'}, None),
+        ({"CI_JOB_URL": "http://a.org/plain"}, None),
+    ],
+)
+def test_the_page_of_the_job_that_measures(variables, url):
+    assert job_url(variables) == url
 
 
 def test_a_machine_without_git(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from draftrank.errors import InvalidInputError, StoreError
 from draftrank.measure.records import BASELINE, CONTROL, SessionResult
 from draftrank.store import bundle_reading
 from draftrank.store.bundle import folder_name, import_bundle, load_results, publish, read_bundle
-from draftrank.store.bundle_format import SCHEMA_FILE, bundle_schema, schema_text
+from draftrank.store.bundle_format import SCHEMA_FILE, bundle_schema, content_hash, schema_text
 from draftrank.store.merging import in_order
 from draftrank.store.store import Store
 from strategies import session_results
@@ -74,6 +74,19 @@ def test_equal_content_gives_equal_paths_and_bytes_whatever_its_order(tmp_path):
     before = first.stat().st_mtime_ns
     assert publish(result, tmp_path / "one") == [first]
     assert first.stat().st_mtime_ns == before
+
+
+def test_a_bundle_from_before_a_field_was_added_is_not_published_twice(tmp_path):
+    (path,) = publish(a_result(), tmp_path / "results")
+    data = json.loads(path.read_text())
+    for trial in data["trials"]:
+        del trial["judgement"]
+    older = path.with_name(f"{path.name[:11]}{content_hash(data)}.json")
+    path.rename(older)
+    older.write_text(json.dumps(data))
+    assert publish(a_result(), tmp_path / "results") == [older]
+    assert json.loads(older.read_text()) == data
+    assert list(tmp_path.rglob("*.json")) == [older]
 
 
 def test_other_content_gives_another_file(tmp_path):

@@ -41,6 +41,12 @@ class Divergence:
     """Id of the token that this arm emitted there; None where its output ended."""
     baseline_token: int | None = None
     """Id of the token that the baseline emitted there; None where its output ended."""
+    before: str | None = None
+    """End of the text that both share; None where it was not kept."""
+    text: str | None = None
+    """How this arm's output goes on; None where it was not kept."""
+    baseline_text: str | None = None
+    """How the baseline's output goes on; None where it was not kept."""
 
     @property
     def place(self) -> str:
@@ -115,10 +121,22 @@ def compare_outputs(
         if index is not None:
             known = trial.judgement.divergence if trial.judgement else None
             judged = judge_divergence(known, session.numerics, session.dtype)
-            gap = known.gap if known else None
-            tokens = _at(trial.token_ids, index), _at(reference.token_ids, index)
-            where = (trial.task, trial.prompt, trial.turn, trial.repeat)
-            found.append(Divergence(*where, index, judged, gap, *tokens))
+            found.append(
+                Divergence(
+                    task=trial.task,
+                    prompt=trial.prompt,
+                    turn=trial.turn,
+                    repeat=trial.repeat,
+                    index=index,
+                    judged=judged,
+                    gap=known.gap if known else None,
+                    token=_at(trial.token_ids, index),
+                    baseline_token=_at(reference.token_ids, index),
+                    before=known.before if known else None,
+                    text=known.text if known else None,
+                    baseline_text=known.baseline_text if known else None,
+                )
+            )
     total = sum(len(reference.token_ids) for reference, _ in pairs)
     return Fidelity(_status(found, lossy), len(pairs), tuple(found), agreeing / total)
 

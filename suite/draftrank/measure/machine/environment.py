@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import psutil
+from pydantic import TypeAdapter, ValidationError
 
 from draftrank.decoding.environment import compute_environment
-from draftrank.measure.evidence import Environment
+from draftrank.measure.evidence import Environment, JobUrl
 from draftrank.measure.machine.cgroup import ControlGroups
 from draftrank.measure.machine.gpu import Gpu
 from draftrank.measure.machine.processor import (
@@ -40,6 +42,7 @@ THREAD_VARIABLES = (
 )
 """Environment variables that steer threads, instruction sets and devices."""
 _GIT_PATIENCE_S = 10.0
+_JOB_URL: TypeAdapter[str] = TypeAdapter(JobUrl)
 
 
 def read_environment(
@@ -75,7 +78,30 @@ def read_environment(
         gpu_clock_max_hz=limits.clock_max_hz if limits else None,
         suite_commit=commit,
         suite_dirty=dirty,
+        job_url=job_url(os.environ),
     )
+
+
+def job_url(variables: Mapping[str, str]) -> str | None:
+    """The page of the job that this process is part of, by what GitHub's and GitLab's runners tell it.
+
+    Args:
+        variables: environment variables.
+
+    Returns:
+        None outside of such jobs, or where what they tell is no plain https address.
+    """
+    if variables.get("GITHUB_ACTIONS") == "true":
+        server, repository, run = (
+            variables.get(name, "") for name in ("GITHUB_SERVER_URL", "GITHUB_REPOSITORY", "GITHUB_RUN_ID")
+        )
+        url = f"{server}/{repository}/actions/runs/{run}" if repository and run else ""
+    else:
+        url = variables.get("CI_JOB_URL", "")
+    try:
+        return _JOB_URL.validate_python(url)
+    except ValidationError:
+        return None
 
 
 def git_state(folder: Path) -> tuple[str | None, bool | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from draftrank.measure.evidence import Divergence, Judgement, Quality
@@ -14,6 +14,11 @@ from draftrank.measure.sessions.schedule import Block
 if TYPE_CHECKING:
     from draftrank.decoding.runtime import Runtime
     from draftrank.measure.sessions.bench import Bench
+
+_TOKENS_BEFORE = 24
+"""Tokens kept as text of what both outputs share before they part."""
+_TOKENS_AHEAD = 16
+"""Tokens kept as text of how each goes on."""
 
 
 def judge_block(
@@ -37,7 +42,9 @@ def judge_block(
         divergence = quality = None
         index = first_difference(baseline.token_ids, trial.token_ids) if bench.mode.greedy else None
         if index is not None:
-            divergence = find_divergence(bench.target, prompt, baseline.token_ids, trial.token_ids, index)
+            divergence = find_divergence(
+                bench.target, prompt, baseline.token_ids, trial.token_ids, index, bench.texts.text
+            )
         if trial.arm in with_quality:
             quality = Quality(
                 log_likelihood=mean_log_likelihood(bench.target, prompt, trial.token_ids),
@@ -50,7 +57,12 @@ def judge_block(
 
 
 def find_divergence(
-    target: Runtime, prompt: Sequence[int], baseline: Sequence[int], other: Sequence[int], index: int
+    target: Runtime,
+    prompt: Sequence[int],
+    baseline: Sequence[int],
+    other: Sequence[int],
+    index: int,
+    text: Callable[[Sequence[int]], str],
 ) -> Divergence:
     """What the target, fed one token at a time, says of the place where two outputs part.
 
@@ -60,6 +72,7 @@ def find_divergence(
         baseline: the baseline's output.
         other: the other arm's output.
         index: index of the first token that differs.
+        text: decodes tokens.
     """
     target.reset()
     target.reserve(len(prompt) + index + 1)
@@ -69,4 +82,12 @@ def find_divergence(
     row = logits[-1].float()
     best = float(row.max())
     gaps = [best - float(row[output[index]]) if index < len(output) else None for output in (other, baseline)]
-    return Divergence(index=index, gap=gaps[0], baseline_gap=gaps[1])
+    ahead = slice(index, index + _TOKENS_AHEAD)
+    return Divergence(
+        index=index,
+        gap=gaps[0],
+        baseline_gap=gaps[1],
+        before=text(baseline[max(0, index - _TOKENS_BEFORE) : index]),
+        text=text(other[ahead]),
+        baseline_text=text(baseline[ahead]),
+    )
