@@ -1,7 +1,7 @@
 """One row of a self-generated corpus: what is forced, what is sampled, and when the speaker changes.
 
 The target plays both sides. The template's tokens are put in its mouth; the user's message is sampled
-until it ends it (or has written enough) unless it is given, the answer until it ends that; then the next
+until it ends it (or has written enough) unless it, or its opening, is given, the answer until it ends that; then the next
 user message begins, so that every row is full to its last token and none is padded.
 """
 
@@ -78,6 +78,8 @@ class ConversationRow:
     """The prompt so far."""
     given: Iterator[Sequence[int]] | None = None
     """What the user says, message by message, without end; None: sampled."""
+    continued: bool = False
+    """Whether what is given only opens the message, and the rest is sampled."""
 
     def __post_init__(self) -> None:
         if self.role == PROMPT:
@@ -124,9 +126,13 @@ class ConversationRow:
         self._give_prompt()
 
     def _give_prompt(self) -> None:
-        if self.given is not None:
-            prompt = next(self.given)[: self.rules.prompt_limit]
-            self.forced.extend((token, PROMPT) for token in prompt)
+        if self.given is None:
+            return
+        prompt = next(self.given)[: self.rules.prompt_limit - self.continued]
+        self.forced.extend((token, PROMPT) for token in prompt)
+        if self.continued:
+            self.written.extend(prompt)
+        else:
             self._answer_next(self.rules.frame.closing)
 
 

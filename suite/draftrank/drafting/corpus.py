@@ -140,14 +140,18 @@ def _write_batches(
 def given_prompts(
     spec: SelfGenerated, tokenizer: PreTrainedTokenizerBase, rules: RowRules, context: BuildContext
 ) -> list[list[int]]:
-    """The declared prompts as tokens, in an order drawn from the seed; empty when none are declared.
+    """The declared prompts or openings as tokens, in an order drawn from the seed; empty when none are declared.
 
     Raises: see `self_generated_corpus`.
     """
-    if spec.prompts is None:
+    if spec.prompts:
+        found = prompts_of(spec.prompts.source, spec.prompts.read, context.fetch, "data.prompts")
+        said = [prompt.turns[0] for prompt in found]
+    else:
+        said = list(spec.openings or ())
+    if not said:
         return []
-    found = prompts_of(spec.prompts.source, spec.prompts.read, context.fetch, "data.prompts")
-    texts = [rules.frame.lead + prompt.turns[0].strip() for prompt in found]
+    texts = [rules.frame.lead + text.strip() for text in said]
     encoded: list[list[int]] = tokenizer(texts, add_special_tokens=False).input_ids
     order = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(spec.seed)).tolist()
     return [[token for token in encoded[place] if token not in rules.special_ids] for place in order]
@@ -177,7 +181,7 @@ def write_rows(
         spec: how they are sampled.
         generator: source of the randomness.
         pace: told of every token.
-        given: the prompts of each row; None: the target makes them up.
+        given: the prompts of each row, or their openings; None: the target makes them up.
 
     Returns:
         `tokens` int32 and `roles` uint8, both [count, sequence_tokens], on the CPU.
@@ -186,7 +190,10 @@ def write_rows(
 
     length, opening = spec.sequence_tokens, rules.frame.opening
     sampler = _Sampler(rules, spec, generator, int(model.config.get_text_config().vocab_size))
-    rows = [ConversationRow(rules, given=given[row] if given else None) for row in range(count)]
+    rows = [
+        ConversationRow(rules, given=given[row] if given else None, continued=spec.openings is not None)
+        for row in range(count)
+    ]
     tokens = torch.zeros(count, length, dtype=torch.int64)
     roles = torch.full((count, length), TEMPLATE, dtype=torch.uint8)
     tokens[:, : len(opening)] = torch.tensor(opening)

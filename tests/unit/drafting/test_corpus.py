@@ -154,6 +154,38 @@ def test_a_given_prompt_that_is_too_long_is_cut(make_context):
     assert (corpus.roles == ANSWER).any(1).all()
 
 
+@pytest.mark.usefixtures("in_fp32")
+@pytest.mark.parametrize("prompt_format", ["chat", "completion"])
+def test_given_openings_are_continued_and_answered(make_context, prompt_format):
+    context = make_context("llama", prompt_format)
+    tokenizer = load_tokenizer(context.target_folder)
+    corpus = self_generated_corpus(spec(openings=("the sun", "one two three")), context)
+    said = [row[0].replace("  ", " ") for row in messages(corpus, tokenizer)]
+    begun = {
+        opening: [text for text in said if text.startswith(opening)]
+        for opening in ("the sun", "one two three")
+    }
+    assert sorted(map(len, begun.values())) == [5, 6]  # as often as each other
+    for opening, texts in begun.items():
+        assert any(len(text) > len(opening) for text in texts)
+        assert len(set(texts)) > 1  # each went on in its own way
+    assert (corpus.roles == ANSWER).float().mean() > 0.1
+
+
+@pytest.mark.usefixtures("in_fp32")
+def test_an_opening_that_is_too_long_is_cut(make_context):
+    corpus = self_generated_corpus(spec(openings=("so " * 60,)), make_context())
+    assert (corpus.roles == PROMPT).any()
+    assert (corpus.roles == ANSWER).any(1).all()
+
+
+def test_openings_beside_whole_prompts_are_refused():
+    with pytest.raises(ValidationError, match="remove one of the two"):
+        SelfGenerated.model_validate_json(
+            json.dumps({"kind": "self_generated", "tokens": 1_000, "prompts": asking(*GIVEN), "openings": ["how"]})
+        )
+
+
 def test_prompts_without_a_hash_are_refused():
     prompts = {"source": {"kind": "local", "path": "prompts.jsonl"}, "licence": "MIT"}
     with pytest.raises(ValidationError, match="prompts without their sha256"):
