@@ -426,7 +426,7 @@ def test_a_history_shows_earlier_results_and_records(out):
 
 
 @given(st.lists(session_results(), max_size=3))
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_valid_results_can_be_shown(results):
     found = build_boards(results)
     pages = render_pages(found, plots=False)

@@ -291,7 +291,7 @@ def test_a_file_beyond_the_limit_is_refused_and_not_written(published, tmp_path,
 # -- stores and folders --------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(session_results())
 def test_publishing_and_importing_loses_nothing(tmp_path_factory, result):
     folder = tmp_path_factory.mktemp("round-trip")
@@ -307,7 +307,7 @@ def test_publishing_and_importing_loses_nothing(tmp_path_factory, result):
         assert [path.read_bytes() for path in again] == [path.read_bytes() for path in sorted(paths)]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(session_results(max_drafts=2))
 def test_a_store_gives_back_any_result_exactly(tmp_path_factory, result):
     with Store.open(tmp_path_factory.mktemp("store") / "results.sqlite") as store:
