@@ -24,17 +24,12 @@ def import_(
     """
     from draftrank.catalog.workspace import Workspace
     from draftrank.errors import InvalidInputError, Problem
-    from draftrank.store.bundle import import_bundle
+    from draftrank.store.bundle import bundle_files, import_bundle
     from draftrank.store.store import Store
 
     opened = Workspace.open(workspace)
-    files: list[Path] = []
+    files = bundle_files(bundles)
     problems: list[Problem] = []
-    for path in bundles:
-        found = sorted(path.rglob("*.json")) if path.is_dir() else [path]
-        files += found
-        if not found:
-            problems.append(Problem("holds no .json file", str(path), fix="name a folder of bundles"))
     with Store.open(opened.store_url) as store:
         for file in files:
             try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from draftrank.errors import InvalidInputError, Problem
@@ -20,9 +21,14 @@ from draftrank.store.merging import merge
 from draftrank.store.store import Store
 
 
-def publish(result: SessionResult, folder: Path) -> list[Path]:
+def publish(result: SessionResult, folder: Path, drafts: Collection[str] = ()) -> list[Path]:
     """Writes one bundle per draft of the session; equal content gives equal paths and bytes. A bundle that
     says the same in the form of an older version stays as it is.
+
+    Args:
+        result: a session with its trials.
+        folder: where all bundles lie.
+        drafts: ids of those to publish; empty: all.
 
     Returns:
         The paths of the bundles below `folder`, in the order of the session's arms.
@@ -34,7 +40,7 @@ def publish(result: SessionResult, folder: Path) -> list[Path]:
     contents: dict[Path, bytes] = {}
     paths: list[Path] = []
     for arm in result.session.arms:
-        if arm.kind == "draft":
+        if arm.kind == "draft" and (not drafts or arm.id in drafts):
             content = render(bundle_data(_part_of(result, arm))).encode("ascii")
             # Published is only what can be read again, by the same checks.
             data = parse_json(content, name := f"session {result.session.id}, draft {arm.id}")
@@ -57,6 +63,24 @@ def read_bundle(path: Path) -> SessionResult:
             changed, or does not add up; names file and field.
     """
     return bundle_result(read_json(path), str(path))
+
+
+def bundle_files(paths: Iterable[Path]) -> list[Path]:
+    """The bundles that are named, and those below the folders that are, sorted.
+
+    Raises:
+        InvalidInputError: some folders hold none; all are named.
+    """
+    files: list[Path] = []
+    problems: list[Problem] = []
+    for path in paths:
+        found = sorted(path.rglob("*.json")) if path.is_dir() else [path]
+        files += found
+        if not found:
+            problems.append(Problem("holds no .json file", str(path), fix="name a folder of bundles"))
+    if problems:
+        raise InvalidInputError(problems)
+    return files
 
 
 def import_bundle(path: Path, store: Store) -> SessionResult:

@@ -182,7 +182,9 @@ def test_an_opening_that_is_too_long_is_cut(make_context):
 def test_openings_beside_whole_prompts_are_refused():
     with pytest.raises(ValidationError, match="remove one of the two"):
         SelfGenerated.model_validate_json(
-            json.dumps({"kind": "self_generated", "tokens": 1_000, "prompts": asking(*GIVEN), "openings": ["how"]})
+            json.dumps(
+                {"kind": "self_generated", "tokens": 1_000, "prompts": asking(*GIVEN), "openings": ["how"]}
+            )
         )
 
 

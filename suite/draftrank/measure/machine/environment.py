@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -11,6 +10,7 @@ from typing import Literal
 import psutil
 from pydantic import TypeAdapter, ValidationError
 
+from draftrank.catalog.git import git
 from draftrank.decoding.environment import compute_environment
 from draftrank.measure.evidence import Environment, JobUrl
 from draftrank.measure.machine.cgroup import ControlGroups
@@ -41,7 +41,6 @@ THREAD_VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
 )
 """Environment variables that steer threads, instruction sets and devices."""
-_GIT_PATIENCE_S = 10.0
 _JOB_URL: TypeAdapter[str] = TypeAdapter(JobUrl)
 
 
@@ -110,24 +109,9 @@ def git_state(folder: Path) -> tuple[str | None, bool | None]:
     Returns:
         Two times None for a folder without commits, or without git.
     """
-    commit = _git(folder, "rev-parse", "--verify", "HEAD")
+    commit = git(folder, "rev-parse", "--verify", "HEAD")
     if not commit:
         return None, None
     # What a run leaves there is no change of what it measures.
-    changes = _git(folder, "status", "--porcelain", "--", ".", ":(exclude).draftrank")
+    changes = git(folder, "status", "--porcelain", "--", ".", ":(exclude).draftrank")
     return commit, None if changes is None else bool(changes)
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    # A workspace's own git configuration may name programs to start: none of them is needed here.
-    command = ["git", "-c", "core.fsmonitor=false", "-C", str(folder), *arguments]
-    # Variables of a git hook that calls this would point at another repository.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    environment["GIT_OPTIONAL_LOCKS"] = "0"
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_GIT_PATIENCE_S, check=False, env=environment
-        )
-    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

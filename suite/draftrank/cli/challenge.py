@@ -1,0 +1,77 @@
+"""`draftrank challenge`: measure a branch's new drafts beside those that lead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from draftrank.cli.changed import SinceOption
+from draftrank.cli.options import Device, Dtype, JsonOption, WorkspaceOption, parse_duration
+from draftrank.cli.output import ConsoleProgress, out, print_json
+
+
+def challenge(
+    since: SinceOption = "main",
+    suite: Annotated[str, typer.Option("--suite", "-s", help="quick, core, full or your own.")] = "quick",
+    dtype: Annotated[Dtype, typer.Option(help="Precision of the target.")] = Dtype.fp32,
+    device: Annotated[Device, typer.Option(help="Where to run.")] = Device.cpu,
+    incumbents: Annotated[int, typer.Option(help="Leading drafts to measure beside.", min=0, max=20)] = 2,
+    budget: Annotated[
+        str | None, typer.Option(help="Decoding time for repeats, as for `run`.", metavar="TIME")
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option("--out", help="Write the result bundles here.", metavar="DIR")
+    ] = None,
+    json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Build the drafts that a branch changes and measure them in one session with the leading ones.
+
+    [bold]Example:[/bold] draftrank challenge --since origin/main --suite core --out bundles
+    """
+    from draftrank.board.pull_request import markdown, standings
+    from draftrank.catalog.workspace import Workspace
+    from draftrank.jobs.challenging import plan_challenges
+    from draftrank.jobs.changing import changes_since
+    from draftrank.jobs.running import RunRequest
+    from draftrank.jobs.running import run as run_job
+    from draftrank.store.bundle import load_results, publish
+    from draftrank.store.store import Store
+
+    opened = Workspace.open(workspace)
+    like = RunRequest(
+        target="",
+        suite=suite,
+        dtype=dtype.value,
+        device=device.value,
+        budget_s=parse_duration(budget, "--budget") if budget else None,
+    )
+    changes = changes_since(opened, since)
+    published = load_results(None, opened.published)
+    planned = plan_challenges(
+        opened, changes.declared.to_measure, published, like, most_incumbents=incumbents
+    )
+    sessions, files, failed = [], [], False
+    with Store.open(opened.store_url) as store:
+        for one in planned:
+            with ConsoleProgress() as progress:
+                result = run_job(opened, one.request(like), store, progress)
+            sessions.append(result.session.id)
+            failed |= any(arm.failure is not None for arm in result.session.arms)
+            out.print(markdown(standings([result], one.challengers)), markup=False)
+            if to is not None:
+                files += publish(result, to)
+    if not planned:
+        out.print("no draft of this branch is to be measured")
+    for path in files:
+        out.print(f"written: {opened.display(path)}")
+    if json:
+        drafts = [
+            {"target": one.target, "challengers": one.challengers, "incumbents": one.incumbents}
+            for one in planned
+        ]
+        print_json({"challenges": drafts, "sessions": sessions, "files": [str(path) for path in files]})
+    if failed:
+        raise typer.Exit(1)

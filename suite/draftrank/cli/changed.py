@@ -1,0 +1,45 @@
+"""`draftrank changed`: what a branch changes and must measure."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from draftrank.cli.options import JsonOption, WorkspaceOption
+from draftrank.cli.output import out, print_json
+
+SinceOption = Annotated[
+    str, typer.Option("--since", help="Branch or commit that the work is based on.", metavar="REVISION")
+]
+
+
+def changed(since: SinceOption = "main", json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Say which drafts this branch must measure, and check that no published result was touched.
+
+    Declarations are compared by content with the commit at which the branch left the other one: a reworded
+    description changes nothing.
+
+    [bold]Example:[/bold] draftrank changed --since origin/main
+    """
+    from draftrank.catalog.workspace import Workspace
+    from draftrank.jobs.changing import changes_since
+
+    opened = Workspace.open(workspace)
+    found = changes_since(opened, since)
+    declared = found.declared
+    for one in declared.to_measure:
+        out.print(f"to measure: {one.target} {one.draft}, {one.reason}")
+    for target, draft in declared.removed:
+        out.print(f"removed: {target} {draft}")
+    for what, names in (("target", declared.targets), ("task", declared.tasks), ("suite", declared.suites)):
+        for name in names:
+            out.print(f"changed {what}: {name}")
+    bundles = [opened.display(path) for path in found.bundles]
+    for bundle in bundles:
+        out.print(f"result: {bundle}")
+    if not (declared.to_measure or declared.removed or declared.tasks or declared.suites or bundles):
+        out.print(f"nothing that is measured differs from {found.base[:12]}")
+    if json:
+        print_json({"base": found.base, **asdict(declared), "bundles": bundles})

@@ -1,0 +1,75 @@
+"""`draftrank remeasure`: do the published figures still hold here?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from draftrank.cli.options import Device, JsonOption, TargetOption, WorkspaceOption
+from draftrank.cli.output import ConsoleProgress, out, print_json
+
+
+def remeasure(
+    target: TargetOption = None,
+    suite: Annotated[
+        str | None, typer.Option("--suite", "-s", help="Only boards of this suite.", metavar="ID")
+    ] = None,
+    drafts: Annotated[int, typer.Option(help="Leading drafts of each board.", min=1, max=20)] = 2,
+    device: Annotated[Device, typer.Option(help="Only boards of this device.")] = Device.cpu,
+    to: Annotated[
+        Path | None, typer.Option("--out", help="Write the result bundles here.", metavar="DIR")
+    ] = None,
+    json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Measure the drafts that lead the published boards of this machine's class again; exit code 1 when a figure
+    moved.
+
+    [bold]Example:[/bold] draftrank remeasure --suite quick
+    """
+    from draftrank.catalog.workspace import Workspace
+    from draftrank.jobs.remeasuring import boards_of_machine
+    from draftrank.jobs.remeasuring import remeasure as remeasure_job
+    from draftrank.measure.machine.fingerprint import read_machine
+    from draftrank.store.bundle import load_results, publish
+    from draftrank.store.store import Store
+
+    opened = Workspace.open(workspace)
+    here = read_machine(device.value)
+    boards = [
+        board
+        for board in boards_of_machine(load_results(None, opened.published), here.machine_class, target)
+        if board.key.device == device.value and suite in (None, board.key.suite)
+    ]
+    told, files = [], []
+    with Store.open(opened.store_url) as store:
+        for board in boards:
+            with ConsoleProgress() as progress:
+                found = remeasure_job(opened, board, store, most=drafts, progress=progress)
+            if found is None:
+                continue
+            for one in found.drafts:
+                style, word = ("bold yellow", "moved") if one.moved else ("green", "holds")
+                name = (
+                    f"{board.key.target} {one.draft} ({board.key.suite}, {board.key.dtype}, {board.key.mode})"
+                )
+                out.print(
+                    Text.assemble(
+                        (f"{word:6}", style), f"{name}: {one.published:.2f}× published, {one.now:.2f}× now"
+                    )
+                )
+                told.append(
+                    {"board": board.key.id, "target": board.key.target, "moved": one.moved, **asdict(one)}
+                )
+            if to is not None:
+                files += publish(found.result, to)
+    if not told:
+        out.print(f"no published board of {here.machine_class} has a leader to measure again")
+    if json:
+        print_json({"drafts": told, "files": [str(path) for path in files]})
+    if any(one["moved"] for one in told):
+        raise typer.Exit(1)

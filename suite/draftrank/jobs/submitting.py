@@ -1,0 +1,96 @@
+"""From a measured draft to what its pull request needs: the bundle, and the text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from draftrank.board.pull_request import Standing, markdown, standings
+from draftrank.catalog.recipe import Recipe
+from draftrank.catalog.workspace import Workspace
+from draftrank.errors import InvalidInputError
+from draftrank.measure.records import SessionResult
+from draftrank.store.bundle import publish
+from draftrank.store.store import Store
+
+_CHECKLIST = """\
+- [ ] The recipe is mine to submit, under this repository's licence.
+- [ ] It was not trained on the prompts of `tasks/`, nor on answers to them.
+- [ ] The bundles are as `draftrank submit` wrote them.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What goes into the pull request."""
+
+    recipe: Path
+    bundles: tuple[Path, ...]
+    title: str
+    """The pull request's title."""
+    text: str
+    """Its description, in Markdown."""
+
+
+def submit(
+    workspace: Workspace, target: str, draft: str, store: Store, *, session: str | None = None
+) -> Submission:
+    """Checks a draft's recipe, publishes its newest finished result, and words the pull request.
+
+    Args:
+        workspace: one's own.
+        target: the target's id.
+        draft: the draft's id.
+        store: holds what was measured.
+        session: publish this session's result, not the newest.
+
+    Raises:
+        InvalidInputError: the recipe is invalid, or nothing was measured with the recipe as it is now.
+    """
+    workspace.require_own()
+    recipe = workspace.recipe(target, draft)
+    path = workspace.root / "drafts" / target / f"{draft}.yaml"
+    problems = workspace.check([path]).problems
+    if problems:
+        raise InvalidInputError(problems)
+    result = _measured(recipe, store, session)
+    written = publish(result, workspace.published, drafts=(draft,))
+    told = standings([result], drafts=[draft])
+    return Submission(
+        path,
+        tuple(written),
+        f"Draft for {target}: {draft}",
+        _text(recipe, told[0][1][0] if told else None, markdown(told)),
+    )
+
+
+def _measured(recipe: Recipe, store: Store, session: str | None) -> SessionResult:
+    wanted = recipe.content_sha256()
+    found = [
+        one
+        for one in store.sessions()
+        if one.target == recipe.target
+        and one.finished_at is not None
+        and session in (None, one.id)
+        and any(arm.id == recipe.id and arm.draft and arm.draft.recipe_sha256 == wanted for arm in one.arms)
+    ]
+    if not found:
+        raise InvalidInputError.single(
+            f"no finished session{f' {session}' if session else ''} measured this recipe as it is now",
+            file=f"drafts/{recipe.target}/{recipe.id}.yaml",
+            fix=f"measure it: draftrank run {recipe.target} --suite core --draft {recipe.id} --draft ngram",
+        )
+    return store.result(max(found, key=lambda one: (one.created_at, one.id)).id)
+
+
+def _text(recipe: Recipe, standing: Standing | None, table: str) -> str:
+    reason = standing.row.reason if standing else None
+    parts = [
+        recipe.description or recipe.title,
+        "",
+        table.rstrip(),
+        "",
+        *([f"It is not ranked: {reason}", ""] if reason else []),
+        _CHECKLIST.rstrip(),
+    ]
+    return "\n".join(parts) + "\n"

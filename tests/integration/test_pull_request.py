@@ -1,0 +1,198 @@
+"""From a branch with a new recipe to the rendered page, by the scripts of `ci/` alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from commands import draftrank
+from workspaces import RECIPE
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(600)
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")
+    done = subprocess.run(
+        ["git", *identity, "-C", str(folder), *arguments], check=True, capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+
+def script(name: str, workspace: Path, *arguments: str, code: int = 0) -> str:
+    """What a script of `ci/` prints on both streams."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("DRAFTRANK_", "GIT_"))}
+    done = subprocess.run(
+        ["bash", str(ROOT / "ci" / f"{name}.sh"), *arguments],
+        env={**clean, "DRAFTRANK_WATCH": "off", "WORKSPACE": str(workspace), "PYTHON": sys.executable},
+        cwd=workspace.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture
+def base(measured_root) -> Path:
+    """A repository whose main branch has published results."""
+    assert draftrank(measured_root, "publish").code == 0
+    (measured_root / ".gitignore").write_text(".draftrank/\nmodels/\n")
+    git(measured_root, "init", "-q", "-b", "main")
+    git(measured_root, "add", "-A")
+    git(measured_root, "commit", "-q", "-m", "start")
+    git(measured_root, "checkout", "-q", "-b", "deeper")
+    return measured_root
+
+
+def add_recipe(root: Path, draft: str = "ngram-long", max_ngram: int = 5) -> Path:
+    path = root / "drafts" / "tiny" / f"{draft}.yaml"
+    path.write_text(
+        RECIPE.replace("id: ngram", f"id: {draft}").replace("max_ngram: 3", f"max_ngram: {max_ngram}")
+    )
+    assert draftrank(root, "check", "--fix", str(path)).code == 0
+    return path
+
+
+def commit(root: Path) -> None:
+    git(root, "add", "-A")
+    git(root, "commit", "-q", "-m", "work")
+
+
+def test_a_branch_goes_from_its_recipe_to_the_page(base, tmp_path):
+    add_recipe(base)
+    commit(base)
+
+    script("select", base, "main", str(tmp_path / "selection.json"))
+    selection = json.loads((tmp_path / "selection.json").read_text())
+    assert selection["to_measure"] == [
+        {"target": "tiny", "draft": "ngram-long", "reason": "the recipe is new"}
+    ]
+    assert selection["bundles"] == []
+
+    script("bench", base, "main", str(tmp_path / "bundles"), "--incumbents", "1")
+    bundles = sorted((tmp_path / "bundles").rglob("*.json"))
+    assert len(bundles) == 2
+    (new,) = [path for path in bundles if "ngram-long" in path.parts]
+
+    script(
+        "comment",
+        base,
+        str(tmp_path / "bundles"),
+        str(tmp_path / "comment.md"),
+        str(tmp_path / "selection.json"),
+    )
+    table = (tmp_path / "comment.md").read_text()
+    (row,) = [line for line in table.splitlines() if line.startswith("| `")]
+    assert row.startswith("| `ngram-long` |")
+    assert re.search(r"faster|slower|can't tell|not ranked", row)
+
+    # The pull request is merged with the result that was measured for it.
+    place = base / "leaderboard" / "results" / new.relative_to(tmp_path / "bundles")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(new, place)
+    commit(base)
+    script("publish", base, "main", str(tmp_path / "site"))
+    page = tmp_path / "site" / "drafts" / "tiny" / "ngram-long" / "index.html"
+    assert "max_ngram" in page.read_text()
+
+
+def test_a_forged_result_is_not_published(base, tmp_path):
+    result = next((base / "leaderboard" / "results").rglob("ngram/*/*.json"))
+    forged = json.loads(result.read_text())
+    for trial in forged["trials"]:
+        if trial["arm"] == "ngram":
+            trial["decode_s"] /= 2
+    forged["session"]["id"] += "x"
+    add_recipe(base)
+    twin = result.with_name(result.name.replace(result.stem[-8:], "00000000"))
+    twin.write_text(json.dumps(forged))
+    commit(base)
+    said = script("publish", base, "main", str(tmp_path / "site"), code=1)
+    assert twin.name in said
+    assert not (tmp_path / "site").exists()
+
+
+def test_a_changed_or_removed_result_is_refused(base, tmp_path):
+    first, second, *_ = sorted((base / "leaderboard" / "results").rglob("*.json"))
+    first.write_text(first.read_text() + "\n")
+    second.unlink()
+    commit(base)
+    said = script("select", base, "main", str(tmp_path / "selection.json"), code=2)
+    assert "a published result was changed" in said
+    assert "a published result was removed" in said
+
+
+def test_words_alone_are_nothing_to_measure(base):
+    path = base / "drafts" / "tiny" / "ngram.yaml"
+    path.write_text(path.read_text().replace("title: N-grams", "title: Other words") + "# and a comment\n")
+    commit(base)
+    said = draftrank(base, "changed", "--since", "main", "--json")
+    assert said.code == 0
+    assert said.json["to_measure"] == said.json["drafts"] == []
+    assert "nothing that is measured differs" in said.out
+
+
+def test_a_changed_target_has_all_its_drafts_measured_again(base):
+    path = base / "drafts" / "tiny" / "target.yaml"
+    path.write_text(path.read_text().replace("prompt_format: completion", "prompt_format: chat"))
+    (base / "drafts" / "tiny" / "shallow.yaml").unlink()
+    commit(base)
+    found = draftrank(base, "changed", "--since", "main", "--json").json
+    assert found["targets"] == ["tiny"]
+    assert found["removed"] == [["tiny", "shallow"]]
+    assert [one["draft"] for one in found["to_measure"]] == ["early-exit", "int8", "ngram"]
+
+
+def test_a_changed_task_changes_its_suites(base):
+    path = base / "tasks" / "small.yaml"
+    path.write_text(path.read_text().replace("max_new_tokens: 12", "max_new_tokens: 13"))
+    commit(base)
+    found = draftrank(base, "changed", "--since", "main", "--json").json
+    assert (found["tasks"], found["suites"], found["to_measure"]) == (["small"], ["quick"], [])
+
+
+@pytest.mark.parametrize("revision", ["nowhere", "--output=x", "main; id", ""])
+def test_a_revision_that_is_none_is_named(base, revision):
+    outcome = draftrank(base, "changed", "--since", revision)
+    assert outcome.code == 2
+    assert "no revision" in outcome.err
+
+
+def test_a_submission_has_its_bundle_and_its_text(base):
+    add_recipe(base)
+    early = draftrank(base, "submit", "ngram-long")
+    assert early.code == 2
+    assert "no finished session measured this recipe" in early.err
+    assert draftrank(base, "run", "--draft", "ngram-long", "--draft", "ngram").code == 0
+    done = draftrank(base, "submit", "ngram-long", "--json")
+    assert done.code == 0
+    recipe, bundle = done.json["files"]
+    assert recipe == "drafts/tiny/ngram-long.yaml"
+    assert bundle.startswith("leaderboard/results/tiny/ngram-long/")
+    assert (base / bundle).is_file()
+    assert done.json["title"] == "Draft for tiny: ngram-long"
+    assert "| `ngram-long` |" in done.json["text"]
+    assert "- [ ]" in done.json["text"]
+
+
+def test_published_figures_are_measured_again(base, tmp_path):
+    leads = any(row["ranked"] for row in draftrank(base, "board", "--json").json["rows"])
+    done = draftrank(base, "remeasure", "--drafts", "1", "--out", str(tmp_path / "again"), "--json")
+    if not leads:  # a busy machine's session may rank nothing
+        assert (done.code, done.json) == (0, {"drafts": [], "files": []})
+        return
+    assert len(done.json["files"]) == 1
+    for one in done.json["drafts"]:
+        assert one["moved"] == (done.code == 1)
+        assert one["published"] > 0
+        assert one["now"] > 0
