@@ -85,7 +85,7 @@ def test_json_is_the_last_line_of_every_command(measured_root):
         "doctor": ({"findings"}, []),
     }
     # These have tests of their own, since they measure or ask git.
-    measuring = {"run", "tune-k", "predict", "verify", "remeasure"}
+    measuring = {"run", "sweep", "status", "tune-k", "predict", "verify", "remeasure"}
     elsewhere = measuring | {"changed", "challenge", "comment", "submit"}
     assert {*wanted, *elsewhere} == set(COMMANDS)
     outcomes = several(measured_root, *([name, *rest, "--json"] for name, (_, rest) in wanted.items()))

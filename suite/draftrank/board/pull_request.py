@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from draftrank.board.ranking import build_boards
 from draftrank.board.rows import Board, BoardRow
+from draftrank.catalog.plain_text import UNSEEN
 from draftrank.errors import InvalidInputError
 from draftrank.measure.records import SessionResult
 from draftrank.measure.statistics.comparing import SpeedRatio, compare
@@ -158,10 +159,10 @@ def _number(value: float | None, digits: int) -> str:
 
 def _code(text: str) -> str:
     """Text between backticks, where nothing is markup; characters that would end them are dropped."""
-    return "`" + re.sub(r"[`|\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "", text)[:200].strip() + "`"
+    return "`" + re.sub(r"[`|\s]+", " ", UNSEEN.sub("", text))[:200].strip() + "`"
 
 
 def _plain(text: str) -> str:
     """Text in which nothing is markup, on one line."""
-    flat = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+", " ", text)[:1000]
+    flat = re.sub(r"\s+", " ", UNSEEN.sub("", text))[:1000]
     return _MARKUP.sub(r"\\\1", flat)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from draftrank.catalog.plain_text import MISLEADING, unseen_in
 from draftrank.catalog.prompt_rows import ReadRows
 from draftrank.catalog.sources.base import FetchContext, SourceBase
 from draftrank.catalog.sources.inline import InlineSource
@@ -16,6 +18,8 @@ from draftrank.catalog.task import Suite, SuiteTask, Task
 from draftrank.errors import InvalidInputError, Problem
 
 MAX_REPORTED = 20
+MAX_BYTES = 256_000_000
+"""Of a file of prompts, unpacked."""
 _FIELD = re.compile(r"\{([A-Za-z_][\w-]*(?:\.[\w-]+)*)\}")
 
 
@@ -101,13 +105,23 @@ def select_prompts(suite: Suite, entry: SuiteTask, task: Task, prompts: tuple[Pr
     return TaskPrompts(task, chosen, limit)
 
 
+def _content(path: Path) -> bytes:
+    """A file's bytes, unpacked where they are gzipped: never more than `MAX_BYTES` of them."""
+    with path.open("rb") as stream:
+        packed = stream.read(2) == b"\x1f\x8b"
+        stream.seek(0)
+        content = (gzip.GzipFile(fileobj=stream) if packed else stream).read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise InvalidInputError.single(
+            f"holds more than {MAX_BYTES // 1_000_000} MB", file=path.name, fix="declare fewer prompts"
+        )
+    return content
+
+
 def _read_json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
     try:
-        raw = path.read_bytes()
-        if raw[:2] == b"\x1f\x8b":
-            raw = gzip.decompress(raw)
-        text = raw.decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        text = _content(path).decode("utf-8")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InvalidInputError.single(
             f"cannot be read: {error}", file=path.name, fix="use UTF-8 JSON Lines, plain or gzipped"
         ) from error
@@ -118,8 +132,8 @@ def _read_json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except ValueError as error:
+            row = json.loads(line, parse_constant=_not_finite)
+        except (ValueError, RecursionError) as error:
             cut = number == len(lines)
             what = "is cut off" if cut else "is not JSON"
             problems.append(
@@ -139,6 +153,10 @@ def _read_json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
     return rows
 
 
+def _not_finite(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON")
+
+
 def _prompt_of_row(row: dict[str, Any], read: ReadRows) -> Prompt:
     if read.turns_from is not None:
         turns = _lookup(row, read.turns_from)
@@ -148,6 +166,9 @@ def _prompt_of_row(row: dict[str, Any], read: ReadRows) -> Prompt:
         turns = [_fill(template, row) for template in read.turns or ()]
     if not all(turn.strip() for turn in turns):
         raise ValueError("a turn is empty")
+    for turn in turns:
+        if unseen := unseen_in(turn, MISLEADING):
+            raise ValueError(f"a turn holds the unseen character {unseen}")
     reference = _fill(read.reference, row) if read.reference is not None else None
     if read.reference is None and isinstance(row.get("reference"), str):
         reference = row["reference"]

@@ -89,13 +89,23 @@ class Workspace:
 
     @property
     def store_url(self) -> str:
-        """SQLAlchemy address of the results store."""
-        return f"sqlite:///{self.state / 'results.sqlite'}"
+        """SQLAlchemy address of the results store: DRAFTRANK_STORE, or a file in the state's folder."""
+        return os.environ.get("DRAFTRANK_STORE") or f"{_SQLITE}{self.state / 'results.sqlite'}"
+
+    @property
+    def has_local_store(self) -> bool:
+        """Whether results go to a file of this machine and not to a server."""
+        return "://" not in self.store_url.removeprefix(_SQLITE)
 
     @property
     def has_store(self) -> bool:
-        """Whether anything has been measured here."""
-        return (self.state / "results.sqlite").exists()
+        """Whether anything may have been measured here: the store's file is there, or it lies in a server."""
+        return not self.has_local_store or Path(self.store_url.removeprefix(_SQLITE)).exists()
+
+    @property
+    def shared_drafts(self) -> str | None:
+        """Address, as fsspec reads it, of the folder in which several machines share built drafts."""
+        return os.environ.get("DRAFTRANK_SHARED") or None
 
     @property
     def published(self) -> Path:
@@ -107,7 +117,7 @@ class Workspace:
         data = os.environ.get("DRAFTRANK_DATA", "")
         roots = (self.root, *(Path(entry).resolve() for entry in data.split(os.pathsep) if entry))
         offline = os.environ.get("DRAFTRANK_OFFLINE", "") not in ("", "0")
-        return FetchContext(self.cache, roots, offline, progress or SilentProgress())
+        return FetchContext(self.cache, roots, offline, progress or SilentProgress(), self.shared_drafts)
 
     def display(self, path: Path) -> str:
         """A path as shown to people: relative to the workspace where it lies inside."""
@@ -302,6 +312,9 @@ def _packaged_folder() -> Path:
 
 def _is_workspace(folder: Path) -> bool:
     return (folder / "drafts").is_dir() and (folder / "tasks").is_dir()
+
+
+_SQLITE = "sqlite:///"
 
 
 def _state_folder(root: Path) -> Path:

@@ -15,14 +15,34 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import ConstructorError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
-from ruamel.yaml.tokens import AliasToken, AnchorToken
+from ruamel.yaml.tokens import (
+    AliasToken,
+    AnchorToken,
+    BlockEndToken,
+    BlockMappingStartToken,
+    BlockSequenceStartToken,
+    FlowMappingEndToken,
+    FlowMappingStartToken,
+    FlowSequenceEndToken,
+    FlowSequenceStartToken,
+)
 
+from draftrank.catalog.plain_text import unseen_in
 from draftrank.errors import InvalidInputError, Problem
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 30
+MAX_WHOLE = 2**53 - 1
+"""The largest whole number that every reader of JSON reads exactly."""
 FieldPath = tuple[str | int, ...]
 
+_OPENING = (
+    BlockMappingStartToken,
+    BlockSequenceStartToken,
+    FlowMappingStartToken,
+    FlowSequenceStartToken,
+)
+_CLOSING = (BlockEndToken, FlowMappingEndToken, FlowSequenceEndToken)
 _SCALARS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null")}
 _PLAIN = _SCALARS | {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
 
@@ -75,6 +95,9 @@ class _Reader:
                 self.problem(key_node, path, "a field name must be text", "put it in quotes")
                 continue
             key = str(key_node.value)
+            if unseen := unseen_in(key):
+                self.problem(key_node, path, f"a field name holds the unseen character {unseen}", "remove it")
+                continue
             if key in result:
                 self.problem(key_node, (*path, key), "the field stands twice", "keep one of them")
                 continue
@@ -91,6 +114,12 @@ class _Reader:
         if isinstance(value, float) and not math.isfinite(value):
             self.problem(node, path, "the number is not finite", "write an ordinary number")
             return None
+        if isinstance(value, int) and abs(value) > MAX_WHOLE:
+            self.problem(node, path, "the number is too large", f"write at most {MAX_WHOLE}")
+            return None
+        if isinstance(value, str) and (unseen := unseen_in(value)):
+            self.problem(node, path, f"holds the unseen character {unseen}", "remove it")
+            return None
         return value
 
 
@@ -102,14 +131,17 @@ def read_yaml(path: Path, name: str | None = None) -> YamlFile:
     """
     file = YamlFile(name or str(path))
     try:
-        raw = path.read_bytes()
+        if not path.is_file():  # a pipe or a device would be read for ever
+            raise InvalidInputError.single("is not a file", file=file.name, fix="check the path")
+        with path.open("rb") as stream:
+            raw = stream.read(MAX_BYTES + 1)
     except OSError as error:
         raise InvalidInputError.single(
             f"cannot be read: {error.strerror}", file=file.name, fix="check the path"
         ) from error
     if len(raw) > MAX_BYTES:
         raise InvalidInputError.single(
-            f"{len(raw)} bytes is too large", file=file.name, fix=f"keep it under {MAX_BYTES} bytes"
+            f"has more than {MAX_BYTES} bytes", file=file.name, fix="declare less in one file"
         )
     try:
         text = raw.decode("utf-8")
@@ -143,7 +175,16 @@ def read_yaml(path: Path, name: str | None = None) -> YamlFile:
 
 def _compose(text: str, file: YamlFile) -> Node | None:
     parser = YAML(typ="safe", pure=True)
+    depth = 0
     for token in parser.scan(text):
+        depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+        if depth > MAX_DEPTH + 1:  # the scanner's time grows with the square of the depth
+            raise InvalidInputError.single(
+                "nested too deeply",
+                file=file.name,
+                line=token.start_mark.line + 1,
+                fix=f"use at most {MAX_DEPTH} levels",
+            )
         if isinstance(token, AnchorToken | AliasToken):
             raise InvalidInputError.single(
                 "anchors and aliases are not allowed",

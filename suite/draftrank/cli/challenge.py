@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from draftrank.cli.changed import SinceOption
-from draftrank.cli.options import Device, Dtype, JsonOption, WorkspaceOption, parse_duration
+from draftrank.cli.options import (
+    Device,
+    Dtype,
+    JsonOption,
+    LimitOption,
+    MemoryOption,
+    WorkspaceOption,
+    job_limits,
+    parse_duration,
+)
 from draftrank.cli.output import ConsoleProgress, out, print_json
 
 
@@ -24,10 +33,14 @@ def challenge(
     to: Annotated[
         Path | None, typer.Option("--out", help="Write the result bundles here.", metavar="DIR")
     ] = None,
+    memory: MemoryOption = None,
+    limit: LimitOption = None,
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Build the drafts that a branch changes and measure them in one session with the leading ones.
+
+    A stranger's recipes run in processes of their own, within limits, and without network once all is fetched.
 
     [bold]Example:[/bold] draftrank challenge --since origin/main --suite core --out bundles
     """
@@ -35,8 +48,10 @@ def challenge(
     from draftrank.catalog.workspace import Workspace
     from draftrank.jobs.challenging import plan_challenges
     from draftrank.jobs.changing import changes_since
+    from draftrank.jobs.executors.isolated import IsolatedExecutor
+    from draftrank.jobs.planning import plan_jobs
     from draftrank.jobs.running import RunRequest
-    from draftrank.jobs.running import run as run_job
+    from draftrank.jobs.sweeping import sweep
     from draftrank.store.bundle import load_results, publish
     from draftrank.store.store import Store
 
@@ -53,16 +68,35 @@ def challenge(
     planned = plan_challenges(
         opened, changes.declared.to_measure, published, like, most_incumbents=incumbents
     )
-    sessions, files, failed = [], [], False
-    with Store.open(opened.store_url) as store:
-        for one in planned:
-            with ConsoleProgress() as progress:
-                result = run_job(opened, one.request(like), store, progress)
-            sessions.append(result.session.id)
-            failed |= any(arm.failure is not None for arm in result.session.arms)
-            out.print(markdown(standings([result], one.challengers)), markup=False)
-            if to is not None:
-                files += publish(result, to)
+    limits = job_limits(memory, limit)
+    plan = plan_jobs(opened, [one.request(like) for one in planned])
+    measured = {}
+    failed = False
+    with Store.open(opened.store_url) as store, ConsoleProgress() as progress:
+        if plan.jobs:
+            ledger = sweep(
+                opened,
+                plan,
+                store,
+                progress,
+                lambda folder: IsolatedExecutor(opened, folder, limits, progress),
+            )
+            failed = set(ledger.counts) != {"done"}
+            ended = {
+                job.request.target: ledger.facts[job.id].session
+                for job in ledger.jobs
+                if job.kind == "session"
+            }
+            measured = {target: store.result(session) for target, session in ended.items() if session}
+    files = []
+    for one in planned:
+        if one.target not in measured:
+            continue
+        result = measured[one.target]
+        failed |= any(arm.failure is not None for arm in result.session.arms)
+        out.print(markdown(standings([result], one.challengers)), markup=False)
+        if to is not None:
+            files += publish(result, to)
     if not planned:
         out.print("no draft of this branch is to be measured")
     for path in files:
@@ -72,6 +106,7 @@ def challenge(
             {"target": one.target, "challengers": one.challengers, "incumbents": one.incumbents}
             for one in planned
         ]
+        sessions = [result.session.id for result in measured.values()]
         print_json({"challenges": drafts, "sessions": sessions, "files": [str(path) for path in files]})
     if failed:
         raise typer.Exit(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +11,12 @@ from draftrank.cli.output import out, print_json
 
 
 def import_(
-    bundles: Annotated[list[Path], typer.Argument(help="Bundle files, or folders that hold some.")],
+    bundles: Annotated[
+        list[str],
+        typer.Argument(
+            help="Bundle files, folders that hold some, or addresses of such that fsspec reaches."
+        ),
+    ],
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
@@ -25,12 +29,13 @@ def import_(
     from draftrank.catalog.workspace import Workspace
     from draftrank.errors import InvalidInputError, Problem
     from draftrank.store.bundle import bundle_files, import_bundle
+    from draftrank.store.shared_bundles import bundles_here
     from draftrank.store.store import Store
 
     opened = Workspace.open(workspace)
-    files = bundle_files(bundles)
     problems: list[Problem] = []
-    with Store.open(opened.store_url) as store:
+    with bundles_here(bundles) as places, Store.open(opened.store_url) as store:
+        files = bundle_files(places)
         for file in files:
             try:
                 import_bundle(file, store)

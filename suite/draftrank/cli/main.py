@@ -33,7 +33,9 @@ from draftrank.cli import (
     run,
     show,
     site,
+    status,
     submit,
+    sweep,
     tune,
     verify,
 )
@@ -53,6 +55,8 @@ app = typer.Typer(
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "run": run.run,
+    "sweep": sweep.sweep,
+    "status": status.status,
     "build": build.build,
     "list": listing.list_,
     "check": check.check,

@@ -12,6 +12,7 @@ import typer
 from draftrank.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from draftrank.jobs.executors.isolated import Limits
     from draftrank.measure.sessions.references import ReferenceMethod
 
 
@@ -73,3 +74,28 @@ WorkspaceOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one compact JSON object as the last line.")]
 TargetOption = Annotated[str | None, typer.Option("--target", "-t", help="Only this target.", metavar="ID")]
+
+
+MemoryOption = Annotated[
+    float | None,
+    typer.Option("--memory", help="GiB that one isolated job may take.", min=0.1, show_default=False),
+]
+LimitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--limit", help="Time that one isolated job may take, e.g. 90m.", metavar="TIME", show_default=False
+    ),
+]
+
+
+def job_limits(memory_gib: float | None, limit: str | None) -> Limits:
+    """What `--memory` and `--limit` say.
+
+    Raises:
+        InvalidInputError: the time is none.
+    """
+    from draftrank.jobs.executors.isolated import Limits
+
+    return Limits(
+        int(memory_gib * 2**30) if memory_gib else None, parse_duration(limit, "--limit") if limit else None
+    )

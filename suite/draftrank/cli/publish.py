@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,6 +16,14 @@ def publish(
         str | None,
         typer.Argument(help="Session to publish. Default: the newest finished one.", show_default=False),
     ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of the workspace: a folder, or an address that fsspec reaches, e.g. s3://bucket/results.",
+            metavar="ADDRESS",
+            show_default=False,
+        ),
+    ] = None,
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
@@ -25,10 +34,12 @@ def publish(
     from draftrank.catalog.workspace import Workspace
     from draftrank.errors import InvalidInputError
     from draftrank.store.bundle import publish as publish_bundles
+    from draftrank.store.shared_bundles import put_bundles
     from draftrank.store.store import Store
 
     opened = Workspace.open(workspace)
-    opened.require_own()
+    if to is None:
+        opened.require_own()
     with Store.open(opened.store_url) as store:
         finished = [one for one in store.sessions() if one.finished_at is not None]
         chosen = [one for one in finished if session in (None, one.id)]
@@ -38,8 +49,12 @@ def publish(
                 fix="`draftrank show` lists sessions; an unfinished one goes on with the same `draftrank run`",
             )
         newest = max(chosen, key=lambda one: one.created_at)
-        written = publish_bundles(store.result(newest.id), opened.published)
+        result = store.result(newest.id)
+    if to is None:
+        written = [str(path) for path in publish_bundles(result, opened.published)]
+    else:
+        written = put_bundles(result, to)
     for path in written:
-        out.print(f"written: {opened.display(path)}")
+        out.print(f"written: {path if to else opened.display(Path(path))}")
     if json:
-        print_json({"session": newest.id, "files": [str(path) for path in written]})
+        print_json({"session": newest.id, "files": written})

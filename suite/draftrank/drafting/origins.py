@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import safe_open
 
 from draftrank.catalog.sources.base import SourceBase
 from draftrank.drafting.architecture import Architecture
+from draftrank.drafting.cache import weight_files
 from draftrank.drafting.loading import load_model, load_tokenizer
 from draftrank.drafting.quiet import quiet_transformers
 from draftrank.errors import BuildError
@@ -21,7 +25,7 @@ def take_pretrained(draft: WorkingDraft, source: SourceBase, context: BuildConte
     """Puts a fetched model in the draft's place.
 
     Raises:
-        BuildError: it is not a folder, or its tokens are not the target's.
+        BuildError: it is not a folder, its tokens are not the target's, or it is larger than the target.
         MissingDataError: it cannot be had, or not be opened.
     """
     folder = source.fetch(context.fetch)
@@ -37,8 +41,22 @@ def take_pretrained(draft: WorkingDraft, source: SourceBase, context: BuildConte
             f"its vocabulary differs from the target's in {len(differing)} tokens, first {differing[0]!r}: "
             "use a model with the target's tokenizer"
         )
+    stored, most = _stored_parameters(folder), draft.count_parameters()
+    if stored > most:  # asked before it is loaded: it might not even fit
+        raise BuildError(
+            f"it has {stored:,} parameters and the target {most:,}: a draft that is larger than its target gains nothing"
+        )
     model = load_model(folder, "fp32", context.device)
     draft.model, draft.architecture = model, Architecture.of(model)
+
+
+def _stored_parameters(folder: Path) -> int:
+    """How many numbers its weights hold, by the files' headers."""
+    count = 0
+    for path in weight_files(folder):
+        with safe_open(path, "pt") as tensors:
+            count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return count
 
 
 def draw_at_random(draft: WorkingDraft, seed: int) -> None:

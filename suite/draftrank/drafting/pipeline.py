@@ -27,6 +27,7 @@ from draftrank.drafting.cache import (
 )
 from draftrank.drafting.forms import FORMS
 from draftrank.drafting.loading import FACTS, load_model, load_tokenizer, read_forms
+from draftrank.drafting.shared_drafts import give_shared, take_shared
 from draftrank.drafting.target_folder import TargetFolder
 from draftrank.drafting.working_draft import BuildContext, WorkingDraft
 from draftrank.errors import BuildError, MissingDataError
@@ -93,9 +94,11 @@ def build_draft(
     reused = folder.is_dir()
     if not reused:
         with only_process(folder, progress, f"the draft {recipe.id}"):
-            reused = folder.is_dir()
+            context = fetch or FetchContext(cache)
+            reused = folder.is_dir() or take_shared(context, key, folder, progress)
             if not reused:
-                _build(recipe, target, target_folder, fetch or FetchContext(cache), device, progress, key)
+                _build(recipe, target, target_folder, context, device, progress, key)
+                give_shared(context, folder, progress)
     return _opened(recipe, folder, reused=reused)
 
 

@@ -21,6 +21,7 @@ from draftrank.store.database import BUSY_S, create_store_engine, writing
 
 if TYPE_CHECKING:
     from alembic.config import Config
+    from sqlalchemy import Connection, Engine
 
 HEAD = "0003"
 APPLICATION_ID = 0x64726273
@@ -57,6 +58,46 @@ def ensure_schema(path: Path) -> None:
         ) from error
     except sqlite3.DatabaseError as error:
         raise StoreError(f"{path}: {error} (name another file, or restore a backup)") from error
+
+
+def ensure_server_schema(engine: Engine, name: str) -> None:
+    """Creates the tables in a server's database, or migrates them, in one transaction.
+
+    Raises:
+        StoreError: the database holds something else, comes from a newer draftrank, or a migration failed.
+    """
+    from alembic import command
+    from sqlalchemy.exc import SQLAlchemyError
+
+    with engine.connect() as connection:
+        if _server_revision(connection, name) == HEAD:
+            return
+    config = alembic_config()
+    try:
+        with engine.execution_options(isolation_level="READ COMMITTED").begin() as connection:
+            if engine.dialect.name == "postgresql":  # of two that come at once, the second finds all done
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({APPLICATION_ID})")
+            revision = _server_revision(connection, name)
+            if revision is not None:
+                _require_known(name, revision)
+            config.attributes["connection"] = connection
+            command.upgrade(config, HEAD)
+    except SQLAlchemyError as error:
+        reason = getattr(error, "orig", None) or error
+        raise StoreError(
+            f"{name}: cannot be brought to schema {HEAD}: {reason} (check the user's rights)"
+        ) from error
+
+
+def _server_revision(connection: Connection, name: str) -> str | None:
+    from sqlalchemy import inspect
+
+    tables = set(inspect(connection).get_table_names())
+    if not tables:
+        return None
+    if {"alembic_version", "sessions", "trials"} <= tables:
+        return str(connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar())
+    raise StoreError(f"{name}: holds other tables (name an empty database)")
 
 
 def _create(path: Path) -> None:
@@ -157,7 +198,7 @@ def alembic_config() -> Config:
     return config
 
 
-def _require_known(path: Path, revision: str) -> None:
+def _require_known(path: Path | str, revision: str) -> None:
     from alembic.script import ScriptDirectory
 
     known = {script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()}

@@ -1,4 +1,4 @@
-"""The results store: sessions and raw trials in one SQLite file.
+"""The results store: sessions and raw trials in one SQLite file, or in the database of a server.
 
 A trial is on disk when `add_trial` returns, and no fact can be stored twice. Nothing derived is kept:
 every mean on the board is computed from these records. Several processes may use one store at once.
@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from sqlalchemy import Engine, insert, update
+from sqlalchemy import Engine, insert, make_url, update
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session as Transaction
 
 from draftrank.errors import StoreError
 from draftrank.measure.evidence import Numerics
 from draftrank.measure.records import Arm, Session, SessionResult, StoppedBy, Trial
-from draftrank.store.database import create_store_engine, store_errors, writing
+from draftrank.store.database import create_server_engine, create_store_engine, shown, store_errors, writing
 from draftrank.store.merging import describe, in_order, join
 from draftrank.store.queries import (
     existing_session_row,
@@ -32,7 +33,7 @@ from draftrank.store.queries import (
     trial_row,
 )
 from draftrank.store.rows import arm_values, to_session, to_trial, trial_values
-from draftrank.store.schema import ensure_schema
+from draftrank.store.schema import ensure_schema, ensure_server_schema
 from draftrank.store.tables import ArmRow, SessionRow, TrialRow
 
 _URL = "sqlite:///"
@@ -41,29 +42,50 @@ _URL = "sqlite:///"
 class Store:
     """An open results store; use it as a context manager, or call `close`."""
 
-    def __init__(self, path: Path, engine: Engine) -> None:
-        self.path = path
+    def __init__(self, name: str, engine: Engine) -> None:
+        self.name = name
+        """Its path or address, without a password."""
         self._engine = engine
 
     @classmethod
     def open(cls, url_or_path: str | Path) -> Store:
-        """Opens the store at a path or a `sqlite:///path` address; creates or migrates it as needed.
+        """Opens the store at a path, a `sqlite:///path` address or the SQLAlchemy address of a database server;
+        creates or migrates it as needed.
 
         Raises:
-            StoreError: it is no store, comes from a newer draftrank, or cannot be written.
+            StoreError: it is no store, comes from a newer draftrank, or cannot be reached or written.
         """
         text = str(url_or_path).removeprefix(_URL)
-        if "://" in text or text in ("", ":memory:"):
+        if text in ("", ":memory:") or (text.startswith("sqlite") and "://" in text):
             raise StoreError(
                 f"{url_or_path}: the store is an SQLite file (name it by a path or {_URL}<path>)"
             )
+        if "://" in text:
+            return cls._open_server(text)
         path = Path(text)
-        with store_errors(path):
+        with store_errors(text):
             ensure_schema(path)
-        return cls(path, create_store_engine(path))
+        return cls(text, create_store_engine(path))
+
+    @classmethod
+    def _open_server(cls, address: str) -> Store:
+        try:
+            url = make_url(address)
+        except ArgumentError as error:
+            raise StoreError(
+                "the store's address is none (write postgresql://user:password@host/database, or a path)"
+            ) from error
+        engine = create_server_engine(url)
+        try:
+            with store_errors(shown(url)):
+                ensure_server_schema(engine, shown(url))
+        except StoreError:
+            engine.dispose()
+            raise
+        return cls(shown(url), engine)
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the file or the connections."""
         self._engine.dispose()
 
     def __enter__(self) -> Store:
@@ -238,10 +260,10 @@ class Store:
 
     @contextmanager
     def _writing(self) -> Iterator[Transaction]:
-        with store_errors(self.path), Transaction(writing(self._engine)) as transaction, transaction.begin():
+        with store_errors(self.name), Transaction(writing(self._engine)) as transaction, transaction.begin():
             yield transaction
 
     @contextmanager
     def _reading(self) -> Iterator[Transaction]:
-        with store_errors(self.path), Transaction(self._engine) as transaction, transaction.begin():
+        with store_errors(self.name), Transaction(self._engine) as transaction, transaction.begin():
             yield transaction

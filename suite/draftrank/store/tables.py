@@ -11,15 +11,19 @@ from typing import Any, ClassVar
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Double,
     ForeignKey,
     ForeignKeyConstraint,
     Index,
+    Integer,
     MetaData,
     UniqueConstraint,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
+WHOLE = BigInteger().with_variant(Integer(), "sqlite")
+"""SQLite's integers have 64 bits, and only by this name do they count up by themselves."""
 JSON_OR_NULL = JSON(none_as_null=True)
 SESSION_KEY = "sessions.key"
 
@@ -27,7 +31,7 @@ SESSION_KEY = "sessions.key"
 class Base(DeclarativeBase):
     """Root of all tables; constraints have names so that migrations can address them."""
 
-    type_annotation_map: ClassVar[dict[Any, Any]] = {float: Double()}
+    type_annotation_map: ClassVar[dict[Any, Any]] = {float: Double(), int: WHOLE}
     metadata = MetaData(
         naming_convention={
             "ix": "ix_%(table_name)s_%(column_0_N_name)s",

@@ -87,7 +87,10 @@ RECIPES = {
     "empty": ("", "ngram.yaml: is empty"),
     "a list": ("- 1\n", "ngram.yaml:1: must be a mapping"),
     "not UTF-8": (b"title: \xff", "ngram.yaml:1: is not UTF-8"),
-    "control character": (RECIPE.replace("N-grams", '"N\\u0007"'), "title: string should match pattern"),
+    "control character": (
+        RECIPE.replace("N-grams", '"N\\u0007"'),
+        "title: holds the unseen character U+0007 (remove it)",
+    ),
     "layers without order": (
         model_recipe("    - {kind: drop_layers, keep: [3, 1]}"),
         "draft.steps.0: the layers are not ascending and unique (sort them)",

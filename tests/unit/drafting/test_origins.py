@@ -60,3 +60,21 @@ def test_a_model_with_other_tokens_is_refused(make_target, make_recipe, tmp_path
     step = {"kind": "pretrained", "source": {"kind": "local", "path": "other"}}
     with pytest.raises(BuildError, match="differs from the target's in 1 tokens, first 'extra'"):
         build_draft(make_recipe(step), target, folder, cache=tmp_path / "cache", fetch=fetch)
+
+
+def test_a_model_that_is_larger_than_the_target_is_refused_before_it_is_loaded(
+    make_target, make_recipe, tmp_path, make_tokenizer, monkeypatch
+):
+    target, folder = make_target()
+    small_model("llama", layers=9, vocabulary=len(make_tokenizer())).save_pretrained(tmp_path / "other")
+    make_tokenizer().save_pretrained(tmp_path / "other")
+    recipe = make_recipe({"kind": "pretrained", "source": {"kind": "local", "path": "other"}})
+    monkeypatch.setattr("draftrank.drafting.origins.load_model", None)
+    with pytest.raises(BuildError, match="larger than its target"):
+        build_draft(
+            recipe,
+            target,
+            folder,
+            cache=tmp_path / "cache",
+            fetch=FetchContext(tmp_path / "cache", (tmp_path,)),
+        )

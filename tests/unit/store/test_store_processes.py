@@ -20,7 +20,7 @@ SPAWN = multiprocessing.get_context("spawn")
 TRIALS = 40
 
 
-def _work(path: Path, session_id: str, barrier) -> None:
+def write_a_session(path: Path, session_id: str, barrier) -> None:
     barrier.wait()
     with Store.open(path) as store:
         store.begin_session(a_session(session_id))
@@ -36,7 +36,7 @@ def _open(path: Path, barrier) -> None:
     Store.open(path).close()
 
 
-def _run_together(target, arguments):
+def run_together(target, arguments):
     barrier = SPAWN.Barrier(len(arguments))
     processes = [SPAWN.Process(target=target, args=(*values, barrier)) for values in arguments]
     for process in processes:
@@ -49,7 +49,7 @@ def _run_together(target, arguments):
 def test_two_processes_share_a_store_from_its_creation_on(tmp_path):
     path = tmp_path / "results.sqlite"
     names = ["2026-03-01-aaaa", "2026-03-01-bbbb"]
-    _run_together(_work, [(path, name) for name in names])
+    run_together(write_a_session, [(path, name) for name in names])
     with Store.open(path) as store:
         for name in names:
             expected = {a_trial(prompt=f"p{number}") for number in range(TRIALS)}
@@ -63,7 +63,7 @@ def test_two_processes_share_a_store_from_its_creation_on(tmp_path):
 def test_processes_that_open_an_old_store_together_migrate_it_once(tmp_path):
     path = tmp_path / "results.sqlite"
     migrate(path, "0001")
-    _run_together(_open, [(path,)] * 3)
+    run_together(_open, [(path,)] * 3)
     assert read_revision(path) == HEAD
     assert len(list(tmp_path.glob("*.bak"))) == 1
 

@@ -22,7 +22,7 @@ def store(tmp_path):
 
 
 def counts(store):
-    with closing(sqlite3.connect(store.path)) as connection:
+    with closing(sqlite3.connect(store.name)) as connection:
         return {
             name: connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0]
             for name in ("machines", "sessions", "session_tasks", "arms", "trials")
@@ -113,7 +113,7 @@ def test_a_trial_that_fits_nowhere_is_refused_and_nothing_stays(store, session, 
 
 def test_the_database_itself_refuses_doubles_and_strays(store):
     store.add_result(a_result())
-    with closing(sqlite3.connect(store.path)) as connection:
+    with closing(sqlite3.connect(store.name)) as connection:
         connection.execute("PRAGMA foreign_keys = ON")
         columns = ", ".join(c.name for c in TrialRow.__table__.columns if c.name not in ("key", "arm"))
         copy = f"INSERT INTO trials (arm, {columns}) SELECT {{}}, {columns} FROM trials LIMIT 1"
@@ -219,7 +219,7 @@ def test_an_unknown_session_is_an_error_that_names_it(store, call):
 
 def test_a_row_damaged_by_other_means_is_reported_and_not_returned(store):
     store.add_result(a_result())
-    with closing(sqlite3.connect(store.path)) as connection, connection:
+    with closing(sqlite3.connect(store.name)) as connection, connection:
         connection.execute("UPDATE trials SET steps = steps + 1")
     with pytest.raises(StoreError, match="damaged trial"):
         store.trials("2026-03-01-aaaa")

@@ -9,10 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import IO
 
 from draftrank.catalog.base import Declared
 from draftrank.errors import InvalidInputError
 from draftrank.progress import Progress, SilentProgress
+
+MAX_FETCHED_BYTES = 64 << 30
+"""Of one file: room for the weights of a large target, and an end to what never ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,8 @@ class FetchContext:
     offline: bool = False
     """True: use what is cached, fetch nothing."""
     progress: Progress = field(default_factory=SilentProgress)
+    shared_drafts: str | None = None
+    """Address of the folder in which machines share built drafts; None: there is none."""
 
 
 class SourceBase(Declared):
@@ -61,6 +67,22 @@ def check_sha256(path: Path, expected: str, what: str) -> None:
             field="source.sha256",
             fix="check that the right file is named; if its content was meant to change, declare the found hash",
         )
+
+
+def copy_bounded(source: IO[bytes], output: IO[bytes], what: str) -> None:
+    """Copies a stream of a stranger's length.
+
+    Raises:
+        InvalidInputError: it is longer than `MAX_FETCHED_BYTES`.
+    """
+    copied = 0
+    while block := source.read(1 << 20):
+        copied += len(block)
+        if copied > MAX_FETCHED_BYTES:
+            raise InvalidInputError.single(
+                f"is larger than {MAX_FETCHED_BYTES >> 30} GiB", file=what, fix="declare a smaller file"
+            )
+        output.write(block)
 
 
 def cached_file(context: FetchContext, sha256: str, name: str) -> Path:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import urllib.request
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.error import URLError
 
 from pydantic import StringConstraints
@@ -16,12 +15,27 @@ from draftrank.catalog.sources.base import (
     SourceBase,
     cached_file,
     check_sha256,
+    copy_bounded,
     publish,
     staging_folder,
 )
 from draftrank.errors import MissingDataError
 
 TIMEOUT_S = 60
+
+
+class _HttpsOnly(urllib.request.HTTPRedirectHandler):
+    """An address may lead on to another one, but never to one that is not encrypted."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        if not newurl.startswith("https://"):
+            raise URLError(f"it leads to {newurl[:200]!r}, which is not https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+_OPENER = urllib.request.build_opener(_HttpsOnly)
 
 
 class UrlSource(SourceBase):
@@ -46,10 +60,10 @@ class UrlSource(SourceBase):
             try:
                 with (
                     context.progress.stage(f"fetch {name}"),
-                    urllib.request.urlopen(self.url, timeout=TIMEOUT_S) as reply,
+                    _OPENER.open(self.url, timeout=TIMEOUT_S) as reply,
                     staged.open("wb") as output,
                 ):
-                    shutil.copyfileobj(reply, output, 1 << 20)
+                    copy_bounded(reply, output, self.url)
             except (URLError, OSError) as error:
                 raise MissingDataError(f"{self.url} could not be fetched: {error}") from error
             check_sha256(staged, self.sha256, self.url)

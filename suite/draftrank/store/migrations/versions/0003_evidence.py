@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import sqlalchemy as sa
@@ -13,6 +12,7 @@ down_revision = "0002"
 branch_labels = None
 depends_on = None
 
+WHOLE = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 _CELL = ["session_key", "arm", "task", "prompt", "turn", "repeat"]
 _ONCE = "uq_trials_session_key_arm_task_prompt_turn_repeat"
 _SKIPPED = re.compile(r"task (\S+) is skipped:")
@@ -31,7 +31,7 @@ def upgrade() -> None:
         table.add_column(sa.Column("sampling", sa.JSON(), nullable=True))
         table.add_column(sa.Column("reference", sa.JSON(), nullable=True))
     with op.batch_alter_table("trials") as table:
-        table.add_column(sa.Column("attempt", sa.Integer(), nullable=False, server_default="0"))
+        table.add_column(sa.Column("attempt", WHOLE, nullable=False, server_default="0"))
         table.add_column(sa.Column("conditions", sa.JSON(), nullable=True))
         table.add_column(sa.Column("proposal_sizes", sa.JSON(), nullable=True))
         table.add_column(sa.Column("judgement", sa.JSON(), nullable=True))
@@ -57,13 +57,13 @@ def downgrade() -> None:
 
 def _name_skipped_tasks() -> None:
     """Until now only the wording of a warning told which tasks were skipped."""
+    sessions = sa.table(
+        "sessions", sa.column("key"), sa.column("warnings", sa.JSON), sa.column("skipped_tasks", sa.JSON)
+    )
     connection = op.get_bind()
-    for key, warnings in connection.execute(sa.text("SELECT key, warnings FROM sessions")).all():
-        skipped = [found[1] for text in json.loads(warnings) if (found := _SKIPPED.match(text))]
-        connection.execute(
-            sa.text("UPDATE sessions SET skipped_tasks = :skipped WHERE key = :key"),
-            {"skipped": json.dumps(skipped), "key": key},
-        )
+    for key, warnings in connection.execute(sa.select(sessions.c.key, sessions.c.warnings)).all():
+        skipped = [found[1] for text in warnings if (found := _SKIPPED.match(text))]
+        connection.execute(sa.update(sessions).where(sessions.c.key == key).values(skipped_tasks=skipped))
 
 
 def _drop_defaults() -> None:

@@ -1,0 +1,207 @@
+"""`draftrank sweep`: many sessions as a plan of jobs, here or on a cluster."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from draftrank.cli.options import (
+    Device,
+    Dtype,
+    JsonOption,
+    LimitOption,
+    MemoryOption,
+    WorkspaceOption,
+    job_limits,
+)
+from draftrank.cli.output import ConsoleProgress, out, print_json
+
+if TYPE_CHECKING:
+    from draftrank.catalog.workspace import Workspace
+    from draftrank.jobs.executors.isolated import Limits
+    from draftrank.jobs.job import Executor
+    from draftrank.jobs.ledger import Ledger
+    from draftrank.jobs.planning import Plan
+    from draftrank.progress import Progress
+    from draftrank.store.store import Store
+
+
+class ExecutorName(StrEnum):
+    """Where jobs run."""
+
+    isolated = "isolated"
+    inline = "inline"
+    ray = "ray"
+
+
+def sweep(
+    target: Annotated[
+        list[str] | None, typer.Argument(help="Targets. Default: all with recipes.", show_default=False)
+    ] = None,
+    draft: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--draft",
+            "-d",
+            help="Only this draft; repeatable. Default: all that build in minutes.",
+            metavar="ID",
+        ),
+    ] = None,
+    suite: Annotated[
+        list[str] | None, typer.Option("--suite", "-s", help="Repeatable. Default: quick.", metavar="ID")
+    ] = None,
+    dtype: Annotated[list[Dtype] | None, typer.Option(help="Repeatable. Default: fp32.")] = None,
+    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.cpu,
+    per_session: Annotated[
+        int,
+        typer.Option(
+            help="Drafts of one session at most; only those of one are compared prompt by prompt.", min=1
+        ),
+    ] = 8,
+    executor: Annotated[
+        ExecutorName,
+        typer.Option(help="Each job in a process of its own, all in this one, or on a Ray cluster."),
+    ] = ExecutorName.isolated,
+    address: Annotated[str, typer.Option(help="Of the Ray cluster.")] = "auto",
+    memory: MemoryOption = None,
+    limit: LimitOption = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure anew even what has been measured.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and its time, and do nothing.")
+    ] = False,
+    json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Fetch, build and measure for many targets, suites and precisions; a job that fails stops no other.
+
+    What is measured already is left out. Ctrl-C ends the running job at its next safe point; the same command goes
+    on from there. `draftrank status` looks on.
+
+    [bold]Example:[/bold] draftrank sweep smollm2-135m-instruct --suite core --dtype fp32 --dtype bf16 --dry-run
+    """
+    from draftrank.catalog.workspace import Workspace
+    from draftrank.cli.results import read_results
+    from draftrank.jobs.planning import plan_jobs
+    from draftrank.jobs.running import RunRequest, choose_recipes
+    from draftrank.jobs.sweeping import sweep as run_plan
+    from draftrank.store.store import Store
+
+    opened = Workspace.open(workspace)
+    targets = target or sorted({path.parent.name for path in opened.recipe_paths()})
+    requests = []
+    for one in targets:
+        recipes = [recipe.id for recipe in choose_recipes(opened, one, tuple(draft or ()))]
+        for first in range(0, len(recipes), per_session):
+            requests += [
+                RunRequest(
+                    one,
+                    tuple(recipes[first : first + per_session]),
+                    suite_id,
+                    dtype=precision.value,
+                    device=device.value,
+                    fresh=fresh,
+                )
+                for suite_id in suite or ["quick"]
+                for precision in dtype or [Dtype.fp32]
+            ]
+    plan = plan_jobs(opened, requests, read_results(opened), machine_class=_class_here(executor, device))
+    _print(plan)
+    if dry_run or not plan.jobs:
+        if json:
+            print_json(_document(plan, None))
+        return
+    limits = job_limits(memory, limit)
+    with Store.open(opened.store_url) as store, ConsoleProgress() as progress:
+        ledger = run_plan(
+            opened,
+            plan,
+            store,
+            progress,
+            lambda folder: _executor(executor, opened, store, folder, address, limits, progress),
+        )
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(ledger.counts.items()))
+    out.print(f"{len(plan.jobs)} jobs: {counts}")
+    if json:
+        print_json(_document(plan, ledger))
+    if set(ledger.counts) - {"done"}:
+        raise typer.Exit(1)
+
+
+def _executor(
+    name: ExecutorName,
+    workspace: Workspace,
+    store: Store,
+    folder: Path,
+    address: str,
+    limits: Limits,
+    progress: Progress,
+) -> Executor:
+    if name is ExecutorName.inline:
+        from draftrank.jobs.executors.inline import InlineExecutor
+
+        return InlineExecutor(workspace, store, progress)
+    if name is ExecutorName.ray:
+        import os
+
+        from draftrank.jobs.executors.ray_cluster import RayExecutor
+
+        shared = ("DRAFTRANK_CACHE", "DRAFTRANK_SHARED")
+        return RayExecutor(
+            workspace, address, {name: os.environ[name] for name in shared if os.environ.get(name)}
+        )
+    from draftrank.jobs.executors.isolated import IsolatedExecutor
+
+    return IsolatedExecutor(workspace, folder, limits, progress)
+
+
+def _class_here(executor: ExecutorName, device: Device) -> str | None:
+    """Whose results count as done: those of this machine's class; of a cluster, nobody knows before it runs."""
+    if executor is ExecutorName.ray:
+        return None
+    from draftrank.measure.machine.fingerprint import read_machine
+
+    return read_machine(device.value).machine_class
+
+
+def _print(plan: Plan) -> None:
+    for one in plan.left_out:
+        out.print(Text(f"left out: {one.id}; {one.reason}", "dim"))
+    for job in plan.jobs:
+        time = f", about {_duration(job.estimate_s)}" if job.estimate_s else ""
+        out.print(Text(f"{job.id}{time}"))
+    total = plan.estimate_s
+    known = sum(job.estimate_s or 0.0 for job in plan.jobs)
+    out.print(
+        f"{len(plan.jobs)} jobs"
+        + (f", about {_duration(known)}{'' if total else ' and what is unknown'}" if known else "")
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _document(plan: Plan, ledger: Ledger | None) -> dict[str, object]:
+    from dataclasses import asdict
+
+    return {
+        "jobs": [
+            {
+                "id": job.id,
+                "kind": job.kind,
+                "needs": job.needs,
+                "after": job.after,
+                "estimate_s": job.estimate_s,
+            }
+            | (asdict(ledger.facts[job.id]) if ledger else {})
+            for job in plan.jobs
+        ],
+        "left_out": [asdict(one) for one in plan.left_out],
+        "folder": str(ledger.folder) if ledger else None,
+    }

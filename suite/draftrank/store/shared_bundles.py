@@ -1,0 +1,59 @@
+"""Result bundles in a folder that lies elsewhere: written there, and brought here to be read."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from draftrank.catalog.remote_folder import RemoteFolder
+from draftrank.errors import InvalidInputError
+from draftrank.measure.records import SessionResult
+from draftrank.store.bundle import publish
+
+
+def put_bundles(result: SessionResult, address: str) -> list[str]:
+    """Writes one bundle per draft of the session below an address; returns their names there.
+
+    Raises:
+        InvalidInputError: as `publish`, or nothing installed reaches the address.
+        MissingDataError: it cannot be written.
+    """
+    folder = RemoteFolder(address)
+    with tempfile.TemporaryDirectory(prefix="draftrank-bundles-") as scratch:
+        names = []
+        for path in publish(result, Path(scratch)):
+            name = path.relative_to(scratch).as_posix()
+            folder.put(path, name)
+            names.append(f"{address.rstrip('/')}/{name}")
+    return names
+
+
+@contextmanager
+def bundles_here(places: list[str]) -> Iterator[list[Path]]:
+    """The same places as folders and files of this machine; what lies elsewhere is copied for as long.
+
+    Raises:
+        InvalidInputError: nothing installed reaches an address, or no bundle lies there.
+        MissingDataError: it cannot be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="draftrank-bundles-") as scratch:
+        yield [
+            _copy(place, Path(scratch) / str(number)) if "://" in place else Path(place)
+            for number, place in enumerate(places)
+        ]
+
+
+def _copy(address: str, to: Path) -> Path:
+    folder = RemoteFolder(address)
+    names = [
+        name for name in folder.files() if name.endswith(".json") and ".." not in PurePosixPath(name).parts
+    ]
+    if not names:
+        raise InvalidInputError.single("holds no .json file", file=address, fix="name a folder of bundles")
+    for name in names:
+        path = to / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.get(name, path)
+    return to

@@ -1,0 +1,212 @@
+"""Sweeps: planned, run in processes of their own, interrupted, killed, and gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+
+import psutil
+import pytest
+
+from commands import draftrank, finish, start
+from draftrank.catalog.workspace import Workspace
+from draftrank.jobs.executing import execute
+from draftrank.jobs.executors.isolated import WORKER, IsolatedExecutor, Limits
+from draftrank.jobs.job import Ended, Job
+from draftrank.jobs.ledger import Ledger, sweeps
+from draftrank.jobs.planning import plan_jobs
+from draftrank.jobs.running import RunRequest
+from draftrank.progress import SilentProgress
+from draftrank.store.store import Store
+from workspaces import RECIPE
+
+pytestmark = pytest.mark.timeout(600)
+REQUEST = RunRequest("tiny", ("ngram", "shallow"), "quick")
+
+
+@pytest.fixture(autouse=True)
+def unwatched(monkeypatch):
+    monkeypatch.setenv("DRAFTRANK_WATCH", "off")
+
+
+@pytest.fixture
+def workspace(workspace_root) -> Workspace:
+    return Workspace.open(workspace_root)
+
+
+def run_isolated(workspace, requests, limits=None):
+    plan = plan_jobs(workspace, requests)
+    folder = workspace.state / "sweeps" / "one"
+    ledger = Ledger.begin(folder, plan)
+    with Store.open(workspace.store_url) as store:
+        executor = IsolatedExecutor(workspace, folder, limits)
+        execute(ledger, executor, store, SilentProgress())
+        executor.close()
+    return ledger
+
+
+def test_the_plan_shares_what_sessions_share(workspace):
+    plan = plan_jobs(workspace, [REQUEST, RunRequest("tiny", ("ngram", "shallow"), "quick", dtype="bf16")])
+    kinds = [job.kind for job in plan.jobs]
+    assert kinds == ["fetch", "build", "session", "session"]
+    fetch, build, *sessions = plan.jobs
+    assert build.needs == (fetch.id,)
+    for session in sessions:
+        assert (session.needs, session.after) == ((fetch.id,), (build.id,))
+    assert [Job.from_json(job.to_json()) for job in plan.jobs] == list(plan.jobs)
+
+
+def test_a_dry_run_prints_the_plan_and_does_nothing(workspace_root):
+    said = draftrank(workspace_root, "sweep", "--dry-run", "--json")
+    assert said.code == 0
+    assert [job["kind"] for job in said.json["jobs"]] == ["fetch", "build", "build", "session"]
+    assert said.json["jobs"][1]["estimate_s"] > 0
+    assert "4 jobs" in said.out
+    assert not (workspace_root / ".draftrank").exists()
+
+
+def test_what_is_measured_is_left_out(measured_root):
+    said = draftrank(measured_root, "sweep", "--dry-run", "--json").json
+    assert said["jobs"] == []
+    assert "has measured it" in said["left_out"][0]["reason"]
+    again = draftrank(measured_root, "sweep", "--dry-run", "--fresh", "--json").json
+    assert [job["kind"] for job in again["jobs"]].count("session") == 1
+    assert all(job["estimate_s"] for job in again["jobs"] if job["kind"] == "session")
+
+
+def test_a_sweep_ends_with_a_board_and_its_record(workspace_root):
+    broken = RECIPE.replace("id: ngram", "id: broken").replace(
+        "kind: ngram\n  max_ngram: 3",
+        "kind: model\n  steps:\n    - {kind: drop_layers, keep: 99, select: ends}",
+    )
+    (workspace_root / "drafts" / "tiny" / "broken.yaml").write_text(broken)
+    done = draftrank(workspace_root, "sweep", "-d", "ngram", "-d", "shallow", "-d", "broken", "--json")
+    assert done.code == 1  # one draft could not be built
+    states = {job["id"]: job["state"] for job in done.json["jobs"]}
+    assert states.pop("build tiny/broken") == "failed"
+    assert set(states.values()) == {"done"}
+    board = draftrank(workspace_root, "board", "--json").json
+    assert {row["draft"] for row in board["rows"]} == {"ngram", "shallow", "broken"}
+    status = draftrank(workspace_root, "status", "--json")
+    assert status.code == 0
+    assert status.json["running"] is False
+    assert {job["state"] for job in status.json["jobs"]} == {"done", "failed"}
+    assert "cannot be kept" in next(job["reason"] for job in status.json["jobs"] if job["state"] == "failed")
+
+
+def test_a_killed_job_is_tried_again_and_loses_nothing(workspace_root):
+    process = start(workspace_root, "sweep", "-d", "ngram", "-d", "shallow", "--json", DRAFTRANK_WATCH="off")
+    store_file = workspace_root / ".draftrank" / "results.sqlite"
+    killed = False
+    until = time.monotonic() + 240
+    while process.poll() is None and not killed and time.monotonic() < until:
+        time.sleep(0.05)
+        if not store_file.is_file():
+            continue
+        with Store.open(store_file) as store:
+            measured = [store.trials(session.id) for session in store.sessions()]
+        if measured and measured[0]:
+            before = set(measured[0])
+            for worker in workers(process.pid):
+                os.kill(worker, signal.SIGKILL)
+                killed = True
+    outcome = finish(process)
+    assert killed
+    assert outcome.code == 0, outcome.err
+    (session,) = [job for job in outcome.json["jobs"] if job["kind"] == "session"]
+    assert session["attempts"] == 2
+    with Store.open(store_file) as store:
+        (result,) = store.results()
+    kept = {trial.key: trial.token_ids for trial in result.trials}
+    assert all(kept[trial.key] == trial.token_ids for trial in before)
+    assert len(kept) == len(result.trials)
+
+
+def workers(pid):
+    found = psutil.Process(pid).children(recursive=True)
+    return [one.pid for one in found if WORKER in " ".join(one.cmdline())]
+
+
+def test_stopping_keeps_what_was_measured_and_the_command_goes_on(workspace_root):
+    arguments = ("sweep", "-d", "ngram", "-d", "shallow", "--json")
+    process = start(workspace_root, *arguments)
+    while process.poll() is None and not workers(process.pid):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    stopped = finish(process)
+    assert stopped.code == 130
+    (folder,) = sweeps(workspace_root / ".draftrank")
+    assert set(Ledger.read(folder).counts) <= {"done", "cancelled"}
+    assert draftrank(workspace_root, *arguments).code == 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [(Limits(memory_bytes=50_000_000), "of memory"), (Limits(seconds=0.5), "took more than")],
+)
+def test_a_job_beyond_its_limits_is_ended_and_not_tried_again(workspace, limits, reason):
+    ledger = run_isolated(workspace, [REQUEST], limits)
+    first, *others = (ledger.facts[job.id] for job in ledger.jobs)
+    assert (first.state, first.attempts) == ("failed", 1)
+    assert reason in first.reason
+    assert {facts.state for facts in others} == {"skipped"}
+
+
+class Scripted:
+    """An executor whose jobs end as they are told to."""
+
+    def __init__(self, **ends):
+        self.ends, self.started, self.ended = ends, [], []
+
+    def has_room(self, job):
+        return not self.ended
+
+    def start(self, job, attempt):
+        self.started.append((job.kind, attempt))
+        told = self.ends.get(job.kind, ["done"])
+        self.ended.append(Ended(job.id, told[min(attempt, len(told)) - 1], "so it was told"))
+
+    def wait(self, seconds):
+        ended, self.ended = self.ended, []
+        return ended * 2  # a word that comes twice counts once
+
+    def cancel(self):
+        pass
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("ends", "states", "starts"),
+    [
+        ({}, ["done", "done", "done"], 3),
+        ({"build": ["lost", "lost", "done"]}, ["done", "done", "done"], 5),
+        ({"build": ["lost"]}, ["done", "failed", "done"], 5),
+        ({"build": ["failed"]}, ["done", "failed", "done"], 3),
+        ({"fetch": ["failed"]}, ["failed", "skipped", "skipped"], 1),
+    ],
+)
+def test_jobs_run_in_their_order_and_are_tried_again_where_it_helps(
+    workspace, tmp_path, ends, states, starts
+):
+    ledger = Ledger.begin(tmp_path / "sweep", plan_jobs(workspace, [REQUEST]))
+    executor = Scripted(**ends)
+    with Store.open(tmp_path / "store.sqlite") as store:
+        execute(ledger, executor, store, SilentProgress())
+    assert [ledger.facts[job.id].state for job in ledger.jobs] == states
+    assert len(executor.started) == starts
+    again = Ledger.read(tmp_path / "sweep")
+    assert again.facts == ledger.facts
+    assert not again.runs
+
+
+def test_a_sweep_that_is_none_is_named(workspace_root):
+    assert draftrank(workspace_root, "status").code == 2
+    (workspace_root / ".draftrank" / "sweeps" / "x").mkdir(parents=True)
+    (workspace_root / ".draftrank" / "sweeps" / "x" / "plan.json").write_text(json.dumps([{"id": 1}]))
+    said = draftrank(workspace_root, "status")
+    assert said.code == 2
+    assert "holds no sweep" in said.err
