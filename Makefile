@@ -19,8 +19,9 @@ run: install
 	@status=0; $(BIN)/draftrank run smollm2-135m-instruct --suite quick $(addprefix --draft ,$(FIRST_LOOK)) || status=$$?; \
 	$(BIN)/draftrank site --out site; exit $$status
 
+# As many tests at a time as there are processors, up to four; those of one file share what they set up.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

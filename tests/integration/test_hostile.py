@@ -34,7 +34,7 @@ def model(*steps: str, calibration: str = "") -> str:
 
 
 def pretrained(source: str) -> str:
-    return model(f"{{kind: pretrained, source: {source}}}")
+    return model(f"{{kind: pretrained, licence: MIT, source: {source}}}")
 
 
 def distil(data: str, more: str = "") -> str:

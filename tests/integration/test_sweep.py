@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 
 import psutil
@@ -13,7 +16,7 @@ import pytest
 from commands import draftrank, finish, start
 from draftrank.catalog.workspace import Workspace
 from draftrank.jobs.executing import execute
-from draftrank.jobs.executors.isolated import WORKER, IsolatedExecutor, Limits
+from draftrank.jobs.executors.isolated import WORKER, IsolatedExecutor, Limits, without_network
 from draftrank.jobs.job import Ended, Job
 from draftrank.jobs.ledger import Ledger, sweeps
 from draftrank.jobs.planning import plan_jobs
@@ -152,6 +155,20 @@ def test_a_job_beyond_its_limits_is_ended_and_not_tried_again(workspace, limits,
     assert (first.state, first.attempts) == ("failed", 1)
     assert reason in first.reason
     assert {facts.state for facts in others} == {"skipped"}
+
+
+def test_an_isolated_job_reaches_nobody():
+    words = without_network()
+    if not words:
+        pytest.skip("this system gives no process a network of its own")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ask = f"import socket; socket.create_connection(('127.0.0.1', {server.getsockname()[1]}), 5)"
+        assert subprocess.run([sys.executable, "-c", ask], check=False).returncode == 0
+        alone = subprocess.run(
+            [*words, sys.executable, "-c", ask], capture_output=True, text=True, check=False
+        )
+    assert alone.returncode == 1
+    assert "Network is unreachable" in alone.stderr
 
 
 class Scripted:

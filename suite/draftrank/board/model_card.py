@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from draftrank.board.formats import day, decimal, span, times
 from draftrank.board.recipe_text import recipe_sentence, recipe_yaml
@@ -29,7 +30,7 @@ def model_card(
     name, k = str(recipe["id"]), recipe["speculate"]["num_speculative_tokens"]
     head = [
         "---",
-        f"license: {json.dumps(target.licence.lower())}",
+        f"license: {json.dumps(_licence(recipe, target).lower())}",
         f"base_model: {json.dumps(getattr(target.source, 'repository', None) or target.id)}",
         "library_name: transformers",
         "tags: [speculative-decoding, draft-model, draftrank]",
@@ -58,6 +59,14 @@ def model_card(
         *map(_use, uses_),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _licence(recipe: dict[str, Any], target: Target) -> str:
+    """That of the weights it began with: a ready-made model's, or the target's."""
+    for step in recipe["draft"].get("steps", ()):
+        if step["kind"] == "pretrained":
+            return str(step.get("licence", target.licence))
+    return target.licence
 
 
 def _measured(build: DraftBuild, boards: Iterable[Board]) -> str:

@@ -40,12 +40,14 @@ def test_a_ready_made_model_is_taken(make_target, make_recipe, tmp_path, make_to
     other.save_pretrained(tmp_path / "other")
     make_tokenizer().save_pretrained(tmp_path / "other")
     fetch = FetchContext(tmp_path / "cache", (tmp_path,))
-    step = {"kind": "pretrained", "source": {"kind": "local", "path": "other"}}
+    step = {"kind": "pretrained", "licence": "MIT", "source": {"kind": "local", "path": "other"}}
     built = build_draft(make_recipe(step), target, folder, cache=tmp_path / "cache", fetch=fetch)
     with torch.inference_mode():
         assert torch.equal(load_model(built.folder, "fp32", "cpu")(IDS).logits, other(IDS).logits)
     shutil.rmtree(tmp_path / "other")
-    missing = make_recipe({"kind": "pretrained", "source": {"kind": "local", "path": "nowhere"}})
+    missing = make_recipe(
+        {"kind": "pretrained", "licence": "MIT", "source": {"kind": "local", "path": "nowhere"}}
+    )
     with pytest.raises(BuildError, match="nowhere is not here"):
         build_draft(missing, target, folder, cache=tmp_path / "cache", fetch=fetch)
 
@@ -57,7 +59,7 @@ def test_a_model_with_other_tokens_is_refused(make_target, make_recipe, tmp_path
     save_small_target(tmp_path / "other")
     tokenizer.save_pretrained(tmp_path / "other")
     fetch = FetchContext(tmp_path / "cache", (tmp_path,))
-    step = {"kind": "pretrained", "source": {"kind": "local", "path": "other"}}
+    step = {"kind": "pretrained", "licence": "MIT", "source": {"kind": "local", "path": "other"}}
     with pytest.raises(BuildError, match="differs from the target's in 1 tokens, first 'extra'"):
         build_draft(make_recipe(step), target, folder, cache=tmp_path / "cache", fetch=fetch)
 
@@ -68,7 +70,9 @@ def test_a_model_that_is_larger_than_the_target_is_refused_before_it_is_loaded(
     target, folder = make_target()
     small_model("llama", layers=9, vocabulary=len(make_tokenizer())).save_pretrained(tmp_path / "other")
     make_tokenizer().save_pretrained(tmp_path / "other")
-    recipe = make_recipe({"kind": "pretrained", "source": {"kind": "local", "path": "other"}})
+    recipe = make_recipe(
+        {"kind": "pretrained", "licence": "MIT", "source": {"kind": "local", "path": "other"}}
+    )
     monkeypatch.setattr("draftrank.drafting.origins.load_model", None)
     with pytest.raises(BuildError, match="larger than its target"):
         build_draft(

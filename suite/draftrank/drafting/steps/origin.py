@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from draftrank.catalog.base import Line
 from draftrank.catalog.sources import Source
 from draftrank.catalog.sources.base import SourceBase
 from draftrank.catalog.step import Phase, StepBase
@@ -25,6 +26,10 @@ class Pretrained(StepBase):
     kind: Literal["pretrained"]
     source: Source
     """Where its folder comes from: a repository of the hub at a full commit, or a local folder."""
+    licence: Line
+    """Licence of its weights, as an SPDX identifier where there is one."""
+    training_data: Line | None = None
+    """What it was trained on, as far as its makers say."""
 
     @field_validator("source")
     @classmethod
