@@ -6,8 +6,12 @@ import os
 import sys
 from pathlib import Path
 
-# Beside other tests, one thread each: two processes that want all processors slow each other many times over.
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+worker = os.environ.get("PYTEST_XDIST_WORKER")
+if worker is not None and hasattr(os, "sched_setaffinity"):
+    # A processor each: two torch processes that want the same ones slow each other many times over.
+    processors = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {processors[int(worker.removeprefix("gw")) % len(processors)]})
+os.environ.setdefault("OMP_NUM_THREADS", "2" if worker is None else "1")
 # Tests share their machine with others; what they say of the watch, they say with counters of their own.
 os.environ["DRAFTRANK_WATCH"] = "off"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -27,9 +27,11 @@ def test_the_licence_is_that_of_the_weights_it_began_with(tmp_path, made, licenc
     if made is not None:
         head, _, rest = RECIPE.partition("draft:")
         text = head + made + "speculate:" + rest.partition("speculate:")[2]
-    (tmp_path / "ngram.yaml").write_text(text)
-    (tmp_path / "target.yaml").write_text(TARGET)
-    recipe = load_declaration(tmp_path / "ngram.yaml", Recipe)
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    (folder / "ngram.yaml").write_text(text)
+    (folder / "target.yaml").write_text(TARGET)
+    recipe = load_declaration(folder / "ngram.yaml", Recipe)
     build = DraftBuild(
         recipe=recipe.model_dump(mode="json", exclude_none=True),
         recipe_sha256=recipe.content_sha256(),
@@ -40,5 +42,5 @@ def test_the_licence_is_that_of_the_weights_it_began_with(tmp_path, made, licenc
         bytes_on_disk=4,
         build_s=1.0,
     )
-    card = model_card(build, load_declaration(tmp_path / "target.yaml", Target), (), (), {})
+    card = model_card(build, load_declaration(folder / "target.yaml", Target), (), (), {})
     assert card.splitlines()[1] == f'license: "{licence}"'
