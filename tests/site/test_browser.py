@@ -167,6 +167,7 @@ def kinds(boards):
         target_page(target),
         task_page("math"),
         machine_page("cpu-2core"),
+        "study.html",
         "methodology.html",
         "submit.html",
         "data.html",

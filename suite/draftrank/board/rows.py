@@ -217,6 +217,13 @@ class Board:
         return next((row for row in self.rows if row.rank is not None and not row.lossy), None)
 
     @property
+    def fastest_trained(self) -> BoardRow | None:
+        """The fastest of them that gradient descent made; None without one."""
+        return next(
+            (row for row in self.rows if row.rank is not None and not row.lossy and row.trained), None
+        )
+
+    @property
     def newest(self) -> BoardSession:
         """The session whose machine, baseline and noise stand in the board's head."""
         return self.sessions[0]

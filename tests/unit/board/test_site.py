@@ -148,7 +148,7 @@ def out(tmp_path):
 def test_all_links_resolve_and_nothing_is_loaded_from_elsewhere(out):
     render_site(boards(), out)
     pages = check_links(out)
-    fixed = {"index.html", "methodology.html", "submit.html", "data.html"}
+    fixed = {"index.html", "study.html", "methodology.html", "submit.html", "data.html"}
     assert fixed <= {str(path.relative_to(out)) for path in pages}
     # two boards, three drafts, one target, two tasks, one machine class
     assert len(pages) == len(fixed) + 2 + 3 + 1 + 2 + 1

@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from draftrank.board.as_json import board_document
+from draftrank.board.effects import effects_of
 from draftrank.board.formats import FILTERS
 from draftrank.board.recipe_text import draft_of, recipe_sentence, recipe_yaml, steps_of
 from draftrank.board.rows import Board
@@ -110,6 +111,7 @@ def render_pages(
         render.page(files, addresses.task_page(task.id), "task.html.j2", view=task)
     for machine in machine_views(boards):
         render.page(files, addresses.machine_page(machine.id), "machine.html.j2", view=machine)
+    render.page(files, "study.html", "study.html.j2", boards=boards, techniques=effects_of(boards))
     render.page(files, "methodology.html", "methodology.html.j2", content=methodology(source))
     render.page(files, "submit.html", "submit.html.j2")
     render.page(files, "data.html", "data.html.j2", boards=boards)
