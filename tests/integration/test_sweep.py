@@ -74,6 +74,17 @@ def test_what_is_measured_is_left_out(measured_root):
     said = draftrank(measured_root, "sweep", "--dry-run", "--json").json
     assert said["jobs"] == []
     assert "has measured it" in said["left_out"][0]["reason"]
+
+
+def test_what_is_built_is_left_out(measured_root):
+    said = draftrank(measured_root, "sweep", "--fresh", "--dry-run", "--json").json
+    assert [job["kind"] for job in said["jobs"]] == ["fetch", "session"]
+    built = {one["id"] for one in said["left_out"]}
+    assert built == {"build tiny/int8", "build tiny/shallow"}
+    recipe = measured_root / "drafts" / "tiny" / "shallow.yaml"
+    recipe.write_text(recipe.read_text().replace("keep: 2", "keep: 1"))
+    said = draftrank(measured_root, "sweep", "--fresh", "--dry-run", "--json").json
+    assert [job["id"] for job in said["jobs"] if job["kind"] == "build"] == ["build tiny/shallow"]
     again = draftrank(measured_root, "sweep", "--dry-run", "--fresh", "--json").json
     assert [job["kind"] for job in again["jobs"]].count("session") == 1
     assert all(job["estimate_s"] for job in again["jobs"] if job["kind"] == "session")

@@ -69,7 +69,7 @@ def challenge(
         opened, changes.declared.to_measure, published, like, most_incumbents=incumbents
     )
     limits = job_limits(memory, limit)
-    plan = plan_jobs(opened, [one.request(like) for one in planned])
+    plan = plan_jobs(opened, [one.request(like) for one in planned], cache=opened.cache)
     measured = {}
     failed = False
     with Store.open(opened.store_url) as store, ConsoleProgress() as progress:

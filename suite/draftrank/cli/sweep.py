@@ -108,7 +108,13 @@ def sweep(
                 for suite_id in suite or ["quick"]
                 for precision in dtype or [Dtype.fp32]
             ]
-    plan = plan_jobs(opened, requests, read_results(opened), machine_class=_class_here(executor, device))
+    plan = plan_jobs(
+        opened,
+        requests,
+        read_results(opened),
+        machine_class=_class_here(executor, device),
+        cache=opened.cache if executor is not ExecutorName.ray else None,
+    )
     _print(plan)
     if dry_run or not plan.jobs:
         if json:

@@ -22,6 +22,8 @@ from draftrank.catalog.sources.base import file_sha256
 from draftrank.errors import MissingDataError
 from draftrank.progress import Progress
 
+FACTS = "draftrank.json"
+"""The file in a folder of ours that says how it was made and is to be loaded."""
 PIPELINE_VERSION = 1
 """Raised when equal steps come to give another draft for reasons outside of them."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
-from draftrank.drafting.cache import weight_files
+from draftrank.drafting.cache import FACTS, weight_files
 from draftrank.drafting.forms import (
     FORMS,
     DynamicInt8Form,
@@ -32,8 +32,6 @@ DTYPES: dict[DtypeName, torch.dtype] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-FACTS = "draftrank.json"
-"""The file in a folder of ours that says how it was made and is to be loaded."""
 
 
 def load_model(folder: Path, dtype: DtypeName, device: str, *, as_saved: bool = False) -> PreTrainedModel:

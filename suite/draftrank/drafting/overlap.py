@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from draftrank.catalog.prompts import TaskPrompts
+from draftrank.drafting.cache import FACTS
 from draftrank.drafting.conversation_row import PROMPT
 from draftrank.drafting.corpus import Corpus
-from draftrank.drafting.loading import FACTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -16,6 +16,7 @@ from draftrank.catalog.sources.base import FetchContext
 from draftrank.catalog.target import Target
 from draftrank.drafting.architecture import Architecture
 from draftrank.drafting.cache import (
+    FACTS,
     draft_folder,
     draft_key,
     only_process,
@@ -26,7 +27,7 @@ from draftrank.drafting.cache import (
     weights_sha256,
 )
 from draftrank.drafting.forms import FORMS
-from draftrank.drafting.loading import FACTS, load_model, load_tokenizer, read_forms
+from draftrank.drafting.loading import load_model, load_tokenizer, read_forms
 from draftrank.drafting.shared_drafts import give_shared, take_shared
 from draftrank.drafting.target_folder import TargetFolder
 from draftrank.drafting.working_draft import BuildContext, WorkingDraft

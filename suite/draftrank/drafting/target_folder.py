@@ -15,8 +15,15 @@ from typing import TYPE_CHECKING, Any
 from draftrank.catalog.base import sha256_of_json
 from draftrank.catalog.sources.base import FetchContext
 from draftrank.catalog.target import Target
-from draftrank.drafting.cache import only_process, publish_file, publish_folder, weight_files, weights_sha256
-from draftrank.drafting.loading import FACTS, load_tokenizer
+from draftrank.drafting.cache import (
+    FACTS,
+    only_process,
+    publish_file,
+    publish_folder,
+    weight_files,
+    weights_sha256,
+)
+from draftrank.drafting.loading import load_tokenizer
 from draftrank.drafting.quiet import quiet_gguf, quiet_transformers
 from draftrank.errors import InvalidInputError, MissingDataError
 from draftrank.progress import Progress

@@ -57,8 +57,8 @@ def export(
         MissingDataError: the target cannot be had.
     """
     from draftrank.drafting.abilities import uses_of_model
+    from draftrank.drafting.cache import FACTS
     from draftrank.drafting.export import abilities, copy_folder, export_gguf
-    from draftrank.drafting.loading import FACTS
 
     progress = progress or SilentProgress()
     declared = workspace.target(target)

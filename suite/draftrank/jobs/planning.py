@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.workspace import Workspace
+from draftrank.drafting.cache import FACTS, draft_folder, draft_key
 from draftrank.jobs.job import Job
 from draftrank.jobs.running import RunRequest, choose_recipes
 from draftrank.measure.records import BASELINE, Session, SessionResult
@@ -46,6 +49,7 @@ def plan_jobs(
     results: Sequence[SessionResult] = (),
     *,
     machine_class: str | None = None,
+    cache: Path | None = None,
 ) -> Plan:
     """The jobs of several sessions; what they share is one job.
 
@@ -55,12 +59,13 @@ def plan_jobs(
         results: what is known: a session with the same recipes that is finished is left out unless it is asked for
             `fresh`, and earlier figures give the estimates.
         machine_class: only sessions of this class count as done; None: any.
+        cache: where the jobs will find drafts that are built already; None: each may run on a machine of its own.
 
     Raises:
         InvalidInputError: a target, draft, suite or task is unknown or invalid.
     """
     jobs: dict[str, Job] = {}
-    left_out: list[LeftOut] = []
+    left_out: dict[str, str] = {}
     for request in requests:
         target = workspace.target(request.target)
         recipes = choose_recipes(workspace, request.target, request.drafts)
@@ -71,7 +76,7 @@ def plan_jobs(
             None if request.fresh else _done(named, recipes, suite.content_sha256(), results, machine_class)
         )
         if done is not None:
-            left_out.append(LeftOut(id_, f"session {done.id} has measured it"))
+            left_out[id_] = f"session {done.id} has measured it"
             continue
         fetch = f"fetch {target.id} for {request.suite}"
         jobs.setdefault(fetch, Job(fetch, "fetch", named))
@@ -82,13 +87,27 @@ def plan_jobs(
             build = f"build {target.id}/{recipe.id}" + (
                 "" if request.device == "cpu" else f" on {request.device}"
             )
+            if cache is not None and _is_built(recipe, cache):
+                left_out[build] = "it is in the cache"
+                continue
             estimate = _build_s(recipe, results)
             jobs.setdefault(build, Job(build, "build", named, recipe.id, (fetch,), estimate_s=estimate))
             builds.append(build)
         jobs[id_] = Job(
             id_, "session", named, None, (fetch,), tuple(builds), _session_s(named, len(recipes) + 2, results)
         )
-    return Plan(tuple(jobs.values()), tuple(left_out))
+    return Plan(tuple(jobs.values()), tuple(LeftOut(*one) for one in left_out.items()))
+
+
+def _is_built(recipe: Recipe, cache: Path) -> bool:
+    """Whether the cache has the draft, for the weights that a draft of this target was built for before. Where the
+    target has changed since, the session builds it anew."""
+    for file in (cache / "drafts").glob(f"*/{FACTS}"):
+        facts = json.loads(file.read_text("utf-8"))
+        key = draft_key(recipe.draft, facts["target_weights_sha256"])
+        if facts["target"] == recipe.target and draft_folder(cache, key).is_dir():
+            return True
+    return False
 
 
 def _session_id(request: RunRequest) -> str:
@@ -138,7 +157,8 @@ def _session_s(request: RunRequest, arms: int, results: Iterable[SessionResult])
     """As long as the baseline of an earlier session of this target and suite took, for every arm."""
     for result in reversed(list(results)):
         session = result.session
-        if (session.target, session.suite, session.dtype) == (request.target, request.suite, request.dtype):
+        known = (session.target, session.suite, session.dtype)
+        if session.finished_at and known == (request.target, request.suite, request.dtype):
             spent = [trial.decode_s + trial.prefill_s for trial in result.trials if trial.arm == BASELINE]
             return arms * (sum(spent) + _ARM_OVERHEAD_S) + (request.budget_s or 0.0)
     return None
