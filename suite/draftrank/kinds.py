@@ -31,6 +31,7 @@ STEPS = {
     "trim_vocabulary": "draftrank.drafting.steps.trim_vocabulary:TrimVocabulary",
     "factorize_head": "draftrank.drafting.steps.factorize:FactorizeHead",
     "sparsify": "draftrank.drafting.steps.sparsify:Sparsify",
+    "read_features": "draftrank.drafting.steps.read_features:ReadFeatures",
     "distill": "draftrank.drafting.steps.distill:Distill",
     "quantize": "draftrank.drafting.steps.quantize:Quantize",
 }

@@ -85,8 +85,8 @@ def test_json_is_the_last_line_of_every_command(measured_root):
         "doctor": ({"findings"}, []),
     }
     # These have tests of their own, since they measure or ask git.
-    measuring = {"run", "sweep", "status", "tune-k", "predict", "verify", "remeasure"}
-    elsewhere = measuring | {"changed", "challenge", "comment", "submit"}
+    measuring = {"run", "sweep", "status", "tune-k", "search", "predict", "verify", "remeasure"}
+    elsewhere = measuring | {"changed", "challenge", "comment", "submit", "keep"}
     assert {*wanted, *elsewhere} == set(COMMANDS)
     outcomes = several(measured_root, *([name, *rest, "--json"] for name, (_, rest) in wanted.items()))
     for (name, (keys, _)), outcome in zip(wanted.items(), outcomes, strict=True):

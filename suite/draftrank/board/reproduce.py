@@ -11,6 +11,8 @@ CUSTOM = "-custom"
 """How a run marks a suite that it narrowed by tasks or repeats."""
 TUNING = "-tuning"
 """How `tune-k` marks the suite of its sessions: their arms are variants, which no recipe file declares."""
+SEARCH = "-search"
+"""How `search` marks the suite of its session: its arms are recipes that it wrote."""
 _VARIANT = re.compile(r"-k[0-9]+(?:-c[0-9.]+)?$")
 
 
@@ -18,14 +20,17 @@ def reproduce_command(session: Session, draft: str) -> str:
     """`draftrank run …` with every option that differs from its default, quoted for a shell."""
     if session.suite.endswith(TUNING):
         words = ["draftrank", "tune-k", _VARIANT.sub("", draft), "--target", session.target]
+    elif session.suite.endswith(SEARCH):
+        words = ["draftrank", "search", "--target", session.target]
     else:
         words = ["draftrank", "run", session.target, "--draft", draft]
-    words += ["--suite", session.suite.removesuffix(CUSTOM).removesuffix(TUNING)]
+    words += ["--suite", session.suite.removesuffix(CUSTOM).removesuffix(TUNING).removesuffix(SEARCH)]
     if session.suite.endswith(CUSTOM):
         for task in session.tasks:
             words += ["--task", task.task]
         words += ["--repeats", str(session.repeats)]
-    if session.dtype != "fp32":
+    # a search is in bf16 unless told otherwise
+    if session.dtype != ("bf16" if session.suite.endswith(SEARCH) else "fp32"):
         words += ["--dtype", session.dtype]
     if session.device != "cpu":
         words += ["--device", session.device]

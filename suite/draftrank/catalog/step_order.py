@@ -9,9 +9,11 @@ from itertools import pairwise
 from draftrank.catalog.step import Phase, StepBase
 
 _BEFORE: dict[Phase, tuple[Phase, ...]] = {
-    "structure": ("factors", "tying", "head", "sparsity"),
-    "factors": ("tying", "sparsity"),
-    "sparsity": ("factors", "tying"),
+    "structure": ("factors", "tying", "head", "sparsity", "input"),
+    "factors": ("tying", "sparsity", "input"),
+    "tying": ("input",),
+    "sparsity": ("factors", "tying", "input"),
+    "input": ("input",),
 }
 """Phases that must not have come before."""
 
@@ -81,7 +83,7 @@ RULES = (
         _precision_last,
     ),
     OrderRule(
-        "{step} needs the layers as the architecture has them, and {other} has replaced or filled them",
+        "{step} needs the model as the architecture has it, and {other} has replaced or filled a part of it",
         "put {step} before {other}",
         _ordinary_layers,
     ),

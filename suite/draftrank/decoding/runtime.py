@@ -52,6 +52,18 @@ class Runtime(Protocol):
 
 
 @runtime_checkable
+class FeaturedRuntime(Protocol):
+    """A runtime that also tells what the model thought, for drafts that read it."""
+
+    def remember_features(self) -> None:
+        """From now on every feed keeps its final hidden states."""
+
+    def features(self) -> Tensor:
+        """Final hidden states, after the norm, of all tokens of the last feed: [tokens, hidden]; valid until the
+        next one."""
+
+
+@runtime_checkable
 class LayeredRuntime(Protocol):
     """A runtime that can also run its first layers alone."""
 

@@ -13,6 +13,7 @@ _INEXPRESSIBLE: dict[Trait, str] = {
     "factors": "its matrices are products of thin ones",
     "trimmed head": "its head knows some of the tokens only",
 }
+_BESIDE_THE_TARGET = "it reads the target's hidden states, which only draftrank hands to a draft"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +26,14 @@ class Abilities:
     """None: vLLM and SGLang open it as a draft model."""
     gguf: str | None
     """None: it can be written as GGUF."""
+    opens: bool = True
+    """Whether, opened through draftrank, it is a model that other programs can call."""
 
 
 def abilities_of(traits: Collection[Trait]) -> Abilities:
     """What can be done with a draft whose model has these traits."""
+    if "target features" in traits:
+        return Abilities(_BESIDE_THE_TARGET, _BESIDE_THE_TARGET, _BESIDE_THE_TARGET, opens=False)
     reason = next((why for trait, why in _INEXPRESSIBLE.items() if trait in traits), None)
     if reason is not None:
         opened = f"{reason}, which the architecture's own code cannot express"
@@ -76,7 +81,7 @@ def uses_of_model(
     written = can.gguf is None and gguf_file is not None
     missing = can.gguf or "written with `draftrank export --gguf`"
     return (
-        Use("transformers", "python", generate, can.transformers),
+        Use("transformers", "python", generate if can.opens else None, can.transformers),
         Use(
             "vLLM",
             "sh",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from draftrank.drafting.forms import FEATURES
 from draftrank.errors import BuildError
 
 if TYPE_CHECKING:
@@ -130,10 +131,29 @@ class Architecture:
         """The projection to the vocabulary; its weight may be the embedding's."""
         return _module(model, self.output_head)
 
-    def hidden_states(self, model: PreTrainedModel, token_ids: Tensor) -> Tensor:
-        """Final hidden states after the norm: [batch, length] int64 to [batch, length, hidden]."""
-        hidden: Tensor = self._decoder(model)(input_ids=token_ids, use_cache=False).last_hidden_state
+    def hidden_states(
+        self, model: PreTrainedModel, token_ids: Tensor, features: Tensor | None = None
+    ) -> Tensor:
+        """Final hidden states after the norm: [batch, length] int64 to [batch, length, hidden].
+
+        Args:
+            model: what to run.
+            token_ids: what it reads.
+            features: [batch, length, hidden], for a model that reads the target's hidden states too.
+        """
+        read = (
+            {"input_ids": token_ids}
+            if features is None
+            else {"inputs_embeds": self.fused(model, token_ids, features)}
+        )
+        hidden: Tensor = self._decoder(model)(**read, use_cache=False).last_hidden_state
         return hidden
+
+    def fused(self, model: PreTrainedModel, token_ids: Tensor, features: Tensor) -> Tensor:
+        """What the first layer of a model reads that was made to read features; arguments as above."""
+        fusion = _module(model, FEATURES)
+        fused: Tensor = fusion(self.embedding(model)(token_ids), features)
+        return fused
 
     def logits(self, model: PreTrainedModel, hidden: Tensor, head: nn.Module | None = None) -> Tensor:
         """Logits [..., vocabulary] of final hidden states [..., hidden], through `head` if given."""

@@ -26,7 +26,7 @@ from draftrank.drafting.architecture import Architecture
 from draftrank.drafting.cache import publish_file
 from draftrank.drafting.conversation_row import ANSWER, TEMPLATE
 from draftrank.drafting.corpus import Corpus, corpus_key, self_generated_corpus
-from draftrank.drafting.forms import TrimmedHead
+from draftrank.drafting.forms import FeaturesForm, TrimmedHead
 from draftrank.drafting.hidden_matching import HiddenMatching
 from draftrank.drafting.loading import DTYPES, DtypeName, compute_dtype, load_model
 from draftrank.drafting.matrices import matrix
@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 
 CHECKPOINT_S = 30.0
 """Seconds between checkpoints."""
+_FURTHER_WEIGHT = 0.8
+"""Weight of each token ahead, relative to the one before it."""
 _MEAN_SHARE = 0.05
 """Share of the updates averaged for the first and the last loss of the notes."""
 
@@ -94,7 +96,10 @@ def distill(spec: Distill, draft: WorkingDraft, context: BuildContext) -> dict[s
         stage.advance(state.tokens_seen)
         for seen, note in trainer.train(batches, held_out, state):
             stage.advance(seen, note)
+    if spec.round_weights:
+        trainer.round_weights()
     after = trainer.closeness(held_out)
+    further = [trainer.closeness(held_out, step + 1).agreement for step in range(1, spec.feature_steps)]
     trainer.finish()
     averaged = max(1, round(len(batches) * _MEAN_SHARE))
     return {
@@ -109,6 +114,7 @@ def distill(spec: Distill, draft: WorkingDraft, context: BuildContext) -> dict[s
         "held_out_agreement_before": state.agreement_before,
         "held_out_agreement_after": after.agreement,
         "held_out_sequences": len(held_out),
+        **({"held_out_agreement_ahead": further} if further else {}),
         "compute_dtype": trainer.dtype,
         **({"evaluations": state.evaluations} if spec.evaluations else {}),
     }
@@ -139,6 +145,8 @@ class _Trainer:
         if not spec.train_head:
             # autocast would convert a frozen head anew in every chunk
             self.head = copy.deepcopy(self.head).to(DTYPES[self.dtype]).requires_grad_(False)
+        self.reads_features = any(isinstance(form, FeaturesForm) for form in draft.forms)
+        self._check_features(draft)
         self.chunk = chunk_positions(int(self.draft.config.vocab_size))
         self.states: Tensor | None = None
         if spec.cache_target_states:
@@ -178,13 +186,19 @@ class _Trainer:
             yield seen, f"loss {loss:.3f}{agreement}, {rate:,.0f} tokens/s, {left / 60:.0f} min left"
 
     @torch.no_grad()
-    def closeness(self, indices: Tensor) -> Closeness:
-        """Draft and target on the answers of some sequences."""
+    def closeness(self, indices: Tensor, ahead: int = 1) -> Closeness:
+        """Draft and target on the answers of some sequences; of a draft that reads features, on the so-manieth token
+        ahead of the target."""
         total = Closeness()
         for batch in torch.split(indices, self.spec.batch_sequences):
             tokens, places = self._text(batch, answers_only=True)
             with self._precision():
-                ours, theirs = self._ours(tokens, places), self._theirs(batch, tokens, places)
+                states = self._target_states(batch, tokens)
+                features = self._features(states)
+                for _ in range(ahead - 1):
+                    features = shifted(self._states(tokens, features))
+                ours = self._states(tokens, features).flatten(0, 1).index_select(0, places)
+                theirs = states.flatten(0, 1).index_select(0, places)
                 total += closeness_in_chunks(
                     ours, self._logits, theirs, self._all_target_logits, self.chunk, self.kept
                 )
@@ -200,6 +214,12 @@ class _Trainer:
                 parameter.copy_(found["parameters"][name])
         self.optimizer.load_state_dict(found["optimizer"])
         return _State(**found["state"])
+
+    @torch.no_grad()
+    def round_weights(self) -> None:
+        """Leaves in the trained weights what bf16 can express."""
+        for parameter in self.trained.values():
+            parameter.copy_(parameter.bfloat16())
 
     def finish(self) -> None:
         """Leaves the model as it came: nothing to train, no gradients."""
@@ -240,26 +260,42 @@ class _Trainer:
     def _add_gradients(
         self, batch: Tensor, tokens: Tensor, places: Tensor, *, positions: int, share: float
     ) -> float:
-        """One forward and backward; returns this part of the update's loss."""
-        matching = self.matching
-        with self._precision(), matching or nullcontext():
-            ours, theirs = self._ours(tokens, places), self._theirs(batch, tokens, places)
-            loss, gradient = loss_in_chunks(
-                self.spec.objective,
-                ours,
-                self._logits,
-                theirs,
-                self._target_logits,
-                self._spoken(tokens.flatten()[places + 1]),
-                self.chunk,
-                positions,
-            )
-        if matching is None:
-            ours.backward(gradient)  # type: ignore[no-untyped-call]
-            return loss
-        distance = matching.distance() * (self.spec.hidden_weight * share)
-        torch.autograd.backward([ours, distance], [gradient, None])
-        return loss + float(distance.detach())
+        """One forward and backward for each token ahead; returns this part of the update's loss.
+
+        What the draft reads of itself further ahead is not differentiated through, and keys of tokens before come
+        from what it read of itself as well, where they would be of the target's states (no mask tells the two apart).
+        """
+        matching, total = self.matching, 0.0
+        weights = [_FURTHER_WEIGHT**step for step in range(self.spec.feature_steps)]
+        features: Tensor | None = None
+        for ahead, weight in enumerate(weights):
+            with self._precision(), matching or nullcontext():
+                if not ahead:
+                    states = self._target_states(batch, tokens)
+                    theirs = states.flatten(0, 1).index_select(0, places)
+                    features = self._features(states)
+                hidden = self._states(tokens, features)
+                ours = hidden.flatten(0, 1).index_select(0, places)
+                loss, gradient = loss_in_chunks(
+                    self.spec.objective,
+                    ours,
+                    self._logits,
+                    theirs,
+                    self._target_logits,
+                    self._spoken(tokens.flatten()[places + 1]),
+                    self.chunk,
+                    positions,
+                )
+            share_of_loss = weight / sum(weights)
+            total += loss * share_of_loss
+            if matching is None:
+                ours.backward(gradient.mul_(share_of_loss))  # type: ignore[no-untyped-call]
+            else:
+                distance = matching.distance() * (self.spec.hidden_weight * share)
+                torch.autograd.backward([ours, distance], [gradient, None])
+                total += float(distance.detach())
+            features = shifted(hidden.detach()) if self.reads_features else None
+        return total
 
     def _writes_itself(self, update: int) -> bool:
         """Spreads the updates on the draft's own text evenly."""
@@ -292,15 +328,34 @@ class _Trainer:
         counted[:, 0] = False  # nothing predicts the first token
         return tokens, counted.flatten().nonzero().squeeze(1) - 1
 
-    def _ours(self, tokens: Tensor, places: Tensor) -> Tensor:
-        return self.shape.hidden_states(self.draft, tokens).flatten(0, 1).index_select(0, places)
+    def _states(self, tokens: Tensor, features: Tensor | None) -> Tensor:
+        return self.shape.hidden_states(self.draft, tokens, features)
 
     @torch.no_grad()
-    def _theirs(self, batch: Tensor, tokens: Tensor, places: Tensor) -> Tensor:
+    def _target_states(self, batch: Tensor, tokens: Tensor) -> Tensor:
         if self.states is not None:
-            return self.states[batch].to(self.device).flatten(0, 1).index_select(0, places)
-        states = self.target_shape.hidden_states(self.target, tokens)
-        return states.flatten(0, 1).index_select(0, places)
+            return self.states[batch].to(self.device)
+        return self.target_shape.hidden_states(self.target, tokens)
+
+    def _features(self, states: Tensor) -> Tensor | None:
+        """What the draft reads beside each token: the target's state before it."""
+        return shifted(states) if self.reads_features else None
+
+    def _check_features(self, draft: WorkingDraft) -> None:
+        spec = self.spec
+        if not self.reads_features:
+            if spec.feature_steps > 1:
+                raise BuildError(
+                    "feature_steps is for drafts that read features: add read_features before distill"
+                )
+            return
+        if spec.on_policy_share or spec.hidden_weight:
+            raise BuildError(
+                "a draft that reads the target's features cannot write text alone, and its layers are not the target's: "
+                "remove on_policy_share and hidden_weight"
+            )
+        if draft.model.config.hidden_size != self.target.config.hidden_size:
+            raise BuildError("read_features needs the target's hidden size: leave prune_hidden out")
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return self.shape.logits(self.draft, hidden, self.head)
@@ -325,6 +380,11 @@ class _Trainer:
             "state": asdict(state),
         }
         publish_file(self.checkpoint, lambda staged: torch.save(content, staged))
+
+
+def shifted(states: Tensor) -> Tensor:
+    """Each position's state moved to the next one; nothing stands before the first. [batch, length, hidden]"""
+    return torch.cat([torch.zeros_like(states[:, :1]), states[:, :-1]], 1)
 
 
 def _unfreeze(model: PreTrainedModel, shape: Architecture, *, with_head: bool) -> dict[str, nn.Parameter]:

@@ -7,13 +7,20 @@ from pathlib import Path
 
 from draftrank.catalog.step import Trait
 from draftrank.drafting.abilities import Abilities, abilities_of
-from draftrank.drafting.forms import DynamicInt8Form, LowRankForm, TiedLayersForm, TrimmedHeadForm
+from draftrank.drafting.forms import (
+    DynamicInt8Form,
+    FeaturesForm,
+    LowRankForm,
+    TiedLayersForm,
+    TrimmedHeadForm,
+)
 from draftrank.drafting.loading import is_quantized, load_model, read_forms
 from draftrank.errors import BuildError, InvalidInputError
 
 _TRAITS: tuple[tuple[type, Trait], ...] = (
     (LowRankForm, "factors"),
     (TrimmedHeadForm, "trimmed head"),
+    (FeaturesForm, "target features"),
     (DynamicInt8Form, "int8 at load"),
     (TiedLayersForm, "shared layers"),
 )

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+FEATURES = "feature_fusion"
+"""Name of the module, in the model, that joins embeddings and features."""
+
+
 class LowRankLinear(nn.Module):
     """A linear layer as the product of two thin ones."""
 
@@ -58,6 +62,28 @@ class TrimmedHead(nn.Module):
         kept: Tensor = self.projection(hidden)
         full = kept.new_full((*kept.shape[:-1], self.vocabulary), float("-inf"))
         return full.index_copy_(-1, self.token_ids, kept)
+
+
+class FeatureFusion(nn.Module):
+    """What the first layer reads: a token's embedding and a hidden state of the target, as one vector.
+
+    Both are brought to the same size first, since the target's states are far larger than embeddings.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(2 * width, width, bias=False)
+        with torch.no_grad():  # the mean of the two, until training knows better
+            self.projection.weight.copy_(0.5 * torch.eye(width).repeat(1, 2))
+
+    def forward(self, embedded: Tensor, features: Tensor) -> Tensor:
+        """Two of [..., hidden] to one."""
+        width = (embedded.shape[-1],)
+        both = [
+            nn.functional.rms_norm(one, width, eps=1e-6) for one in (embedded, features.to(embedded.dtype))
+        ]
+        result: Tensor = self.projection(torch.cat(both, -1))
+        return result
 
 
 class LowRankForm(Declared):
@@ -119,6 +145,20 @@ class TiedLayersForm(Declared):
                 share_parameters(layers[index], layers[source])
 
 
+class FeaturesForm(Declared):
+    """The model reads a hidden state of the target beside each token."""
+
+    form: Literal["features"] = "features"
+
+    def prepare(self, model: PreTrainedModel) -> str:
+        """Adds an untrained fusion; returns its name."""
+        embedding = model.get_input_embeddings()
+        weight = embedding.weight
+        assert isinstance(weight, Tensor)
+        model.add_module(FEATURES, _like(FeatureFusion(weight.shape[1]), embedding))
+        return FEATURES
+
+
 class DynamicInt8Form(Declared):
     """Linear layers are torch's dynamic int8 ones, on CPU."""
 
@@ -140,7 +180,7 @@ class SemiStructuredForm(Declared):
 
 
 Form = Annotated[
-    LowRankForm | TrimmedHeadForm | TiedLayersForm | DynamicInt8Form | SemiStructuredForm,
+    LowRankForm | TrimmedHeadForm | FeaturesForm | TiedLayersForm | DynamicInt8Form | SemiStructuredForm,
     Field(discriminator="form"),
 ]
 FORMS: TypeAdapter[list[Form]] = TypeAdapter(list[Form])

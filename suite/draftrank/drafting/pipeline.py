@@ -27,6 +27,7 @@ from draftrank.drafting.cache import (
     weights_sha256,
 )
 from draftrank.drafting.forms import FORMS
+from draftrank.drafting.kept_drafts import take_kept
 from draftrank.drafting.loading import load_model, load_tokenizer, read_forms
 from draftrank.drafting.shared_drafts import give_shared, take_shared
 from draftrank.drafting.target_folder import TargetFolder
@@ -97,6 +98,9 @@ def build_draft(
         with only_process(folder, progress, f"the draft {recipe.id}"):
             context = fetch or FetchContext(cache)
             reused = folder.is_dir() or take_shared(context, key, folder, progress)
+            for root in context.roots[:1]:
+                beside = root / "drafts" / target.id
+                reused = reused or take_kept(recipe, key, target_folder, beside, folder, progress)
             if not reused:
                 _build(recipe, target, target_folder, context, device, progress, key)
                 give_shared(context, folder, progress)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,11 +14,15 @@ from proposers_for_tests import ScriptedProposer
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.decoding.loop import ContextOverflowError, Request, autoregressive, speculative
 from draftrank.decoding.proposers.early_exit import EarlyExitProposer
+from draftrank.decoding.proposers.features import FeatureProposer
 from draftrank.decoding.proposers.mixed import MixedProposer
 from draftrank.decoding.proposers.model import ModelProposer
 from draftrank.decoding.proposers.ngram import NgramProposer
 from draftrank.decoding.runtimes.torch_eager import TorchRuntime
+from draftrank.decoding.runtimes.torch_features import FeatureRuntime
 from draftrank.decoding.sampling import Sampler
+from draftrank.drafting.architecture import Architecture
+from draftrank.drafting.forms import FeaturesForm
 from models import ARCHITECTURES, small_model
 
 TARGETS = {name: small_model(name) for name in ARCHITECTURES}
@@ -26,13 +33,25 @@ for _model in NEAR.values():
     _head.data = _head.data + 0.15 * _head.data.flip(0)
 STRANGERS = {name: small_model(name, seed=9, layers=1) for name in ARCHITECTURES}
 
+READERS = {name: copy.deepcopy(model) for name, model in STRANGERS.items()}
+for _model in READERS.values():
+    FeaturesForm().prepare(_model)
+
+
+def reader(name, target):
+    return FeatureProposer(target, FeatureRuntime(READERS[name]))
+
+
 PROPOSERS = {
     "equal": lambda name, _: ModelProposer(TorchRuntime(TARGETS[name])),
     "near": lambda name, _: ModelProposer(TorchRuntime(NEAR[name])),
     "stranger": lambda name, _: ModelProposer(TorchRuntime(STRANGERS[name])),
     "ngram": lambda _, __: NgramProposer(1, 3),
+    "trusting": lambda _, __: NgramProposer(1, 3, 1.5),
     "early_exit": lambda _, target: EarlyExitProposer(target.first_layers(2)),
     "mixed": lambda name, _: MixedProposer(NgramProposer(2, 3), ModelProposer(TorchRuntime(NEAR[name]))),
+    "features": reader,
+    "mixed_features": lambda name, target: MixedProposer(NgramProposer(2, 3), reader(name, target)),
     "hesitant": lambda name, _: ModelProposer(TorchRuntime(NEAR[name]), 0.6),
     "hesitant_exit": lambda _, target: EarlyExitProposer(target.first_layers(2), 0.6),
 }
@@ -75,7 +94,7 @@ def test_greedy_speculation_equals_greedy_decoding(name, proposer, prompt, k, li
     found = speculative(target, PROPOSERS[proposer](name, target), request, k)
     assert found.token_ids == expected.token_ids
     assert found.finish == expected.finish
-    check_sums(found, k, limit, copies=proposer == "mixed")
+    check_sums(found, k, limit, copies=proposer.startswith("mixed"))
     check_sums(expected, 0, limit)
     assert expected.acceptance_length == 1.0
 
@@ -145,6 +164,35 @@ def test_a_mixed_draft_copies_where_it_can_and_asks_its_model_where_not():
     context += [asked.tokens[0], 31]
     alone.begin(context[:-1], sampler, 64)
     assert mixed.propose(context, 2).tokens == alone.propose(context, 2).tokens
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("copies", [False, True], ids=["alone", "mixed"])
+@settings(max_examples=8, deadline=None)
+@given(prompt=prompts, k=st.integers(1, 6), limit=st.integers(2, 30))
+def test_every_token_is_read_with_the_targets_state_before_it(name, copies, prompt, k, limit):
+    target = TorchRuntime(TARGETS[name])
+    draft = FeatureRuntime(READERS[name])
+    proposer = FeatureProposer(target, draft)
+    offered = {}
+    offer = draft.offer
+
+    def listen(features):
+        for place, row in enumerate(features, start=draft.length):
+            assert place not in offered or torch.equal(offered[place], row)
+            offered[place] = row
+        offer(features)
+
+    draft.offer = listen
+    both = MixedProposer(NgramProposer(1, 2), proposer) if copies else proposer
+    found = speculative(target, both, Request(prompt, limit), k)
+    text = torch.tensor([[*prompt, *found.token_ids]])
+    with torch.inference_mode():
+        states = Architecture.of(TARGETS[name]).hidden_states(TARGETS[name], text)[0]
+    assert set(range(len(prompt))) <= set(offered) == set(range(len(offered)))
+    for place, row in offered.items():
+        expected = states[place - 1] if place else torch.zeros_like(row)
+        torch.testing.assert_close(row, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_hesitant_draft_stops_after_the_token_it_doubts():
@@ -254,3 +302,22 @@ def test_ngram_finds_the_most_recent_longest_match(context, more, count, sizes):
         return []
 
     assert found == brute_force()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    context=st.lists(st.integers(0, 2), min_size=2, max_size=40),
+    count=st.integers(1, 9),
+    trust=st.sampled_from([0.5, 1.0, 1.5, 3.0]),
+)
+def test_a_longer_match_is_trusted_for_more_tokens(context, count, trust):
+    plain, trusting = NgramProposer(1, 3), NgramProposer(1, 3, trust)
+    for proposer in (plain, trusting):
+        proposer.begin(context, None, 0)
+    all_of_it = plain.propose(context, len(context)).tokens
+    found = trusting.propose(context, count).tokens
+    assert found == all_of_it[: len(found)]
+    if all_of_it:
+        end = len(context) - len(all_of_it)
+        matched = next(n for n in range(end + 1) if n == end or context[end - 1 - n] != context[-1 - n])
+        assert len(found) == min(count, len(all_of_it), math.ceil(trust * matched))

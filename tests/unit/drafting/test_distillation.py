@@ -12,6 +12,7 @@ from draftrank.drafting import distillation
 from draftrank.drafting.conversation_row import ANSWER, TEMPLATE
 from draftrank.drafting.corpus import self_generated_corpus
 from draftrank.drafting.distillation import distill
+from draftrank.drafting.forms import FeaturesForm
 from draftrank.drafting.loading import load_model
 from draftrank.drafting.objective import closeness_in_chunks, loss_in_chunks
 from draftrank.drafting.on_policy import rewritten
@@ -336,3 +337,66 @@ def test_the_draft_writes_only_its_own_places():
     drawn = [rewritten(model, tokens, own, 1.0, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
+
+
+def reading(make_draft, context, kept=(3,)):
+    draft = shallow(make_draft, context, kept)
+    FeaturesForm().prepare(draft.model)
+    draft.forms.append(FeaturesForm())
+    return draft
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
+@pytest.mark.parametrize("cached", [False, True], ids=["computed", "kept"])
+def test_a_draft_that_reads_features_learns_and_agrees_more_than_one_that_does_not(
+    make_context, make_draft, architecture, cached
+):
+    context = make_context(architecture)
+    plan = spec(passes=4, cache_target_states=cached)
+    blind = distill(plan, shallow(make_draft, context, (3,)), context)
+    facts = distill(plan, reading(make_draft, context), replace(context, scratch=context.scratch / "reading"))
+    assert facts["held_out_kl_after"] < facts["held_out_kl_before"]
+    assert facts["held_out_kl_after"] < blind["held_out_kl_after"]
+
+
+def test_training_for_several_tokens_ahead_helps_where_the_draft_reads_itself(make_context, make_draft):
+    context = make_context()
+
+    def own_loss(steps):
+        """KL where every token is read with the draft's own state before it."""
+        place = context.scratch / f"steps-{steps}"
+        place.mkdir()
+        draft = reading(make_draft, context)
+        plan = spec(passes=6, feature_steps=steps)
+        distill(plan, draft, replace(context, scratch=place))
+        corpus = self_generated_corpus(plan.data, context)
+        _, aside = split_sequences(len(corpus), plan.seed)
+        tokens = corpus.tokens[aside].long()
+        target = load_model(context.target_folder, "fp32", "cpu")
+        shape = draft.architecture
+        with torch.inference_mode():
+            theirs = shape.hidden_states(target, tokens)
+            first = shape.hidden_states(draft.model, tokens, distillation.shifted(theirs))
+            second = shape.hidden_states(draft.model, tokens, distillation.shifted(first))
+            ours, wanted = (
+                shape.logits(model, states).log_softmax(-1)
+                for model, states in ((draft.model, second), (target, theirs))
+            )
+        return float((wanted.exp() * (wanted - ours)).sum(-1).mean())
+
+    assert own_loss(2) < own_loss(1)
+
+
+@pytest.mark.parametrize(
+    ("reads", "changes", "words"),
+    [
+        (False, {"feature_steps": 2}, "add read_features"),
+        (True, {"on_policy_share": 0.5}, "remove on_policy_share"),
+        (True, {"hidden_weight": 1.0}, "remove on_policy_share"),
+    ],
+)
+def test_what_does_not_go_with_features_is_refused(make_context, make_draft, reads, changes, words):
+    context = make_context()
+    draft = reading(make_draft, context) if reads else shallow(make_draft, context)
+    with pytest.raises(BuildError, match=words):
+        distill(spec(**changes), draft, context)

@@ -28,6 +28,7 @@ STEPS = [
     {"kind": "trim_vocabulary", "keep_tokens": 40},
     {"kind": "factorize_head", "rank": 8},
     {"kind": "sparsify", "method": "sparsegpt", "sparsity": 0.5},
+    {"kind": "read_features"},
     DISTILL,
     {"kind": "quantize", "scheme": "dynamic_int8"},
 ]
@@ -47,6 +48,13 @@ THIN_HYBRID = [
     {"kind": "tie_layers", "blocks": 2},
     DISTILL,
     {"kind": "quantize", "scheme": "dynamic_int8", "keep_precise": ["lm_head"]},
+]
+FEATURES_HYBRID = [
+    {"kind": "drop_layers", "keep": 1, "select": "ends"},
+    {"kind": "trim_vocabulary", "keep_tokens": 200},
+    {"kind": "read_features"},
+    DISTILL | {"feature_steps": 2},
+    {"kind": "quantize", "scheme": "dynamic_int8"},
 ]
 IDS = torch.arange(3, 43).reshape(2, 20)
 
@@ -83,8 +91,9 @@ def test_the_same_recipe_gives_the_same_weights(make_target, make_recipe, tmp_pa
     [
         (SPARSE_HYBRID, {"trimmed_head", "semi_structured", "dynamic_int8"}),
         (THIN_HYBRID, {"low_rank", "tied_layers", "dynamic_int8"}),
+        (FEATURES_HYBRID, {"trimmed_head", "features", "dynamic_int8"}),
     ],
-    ids=["sparse", "thin"],
+    ids=["sparse", "thin", "features"],
 )
 def test_steps_of_all_families_compose(make_target, make_recipe, tmp_path, architecture, steps, forms):
     target, folder = make_target(architecture)

@@ -91,7 +91,7 @@ def render_pages(
     """
     declared = declared or Declarations()
     source = site_source()
-    render = _Renderer(_environment(source, downloads))
+    render = _Renderer(environment(source, downloads))
     views = views_of(boards, plots=plots)
     shown = featured(views)
     files: dict[str, bytes] = {}
@@ -137,13 +137,17 @@ class _Renderer:
         """Renders one page to its address."""
         root = "../" * address.count("/")
         text = self._environment.get_template(template).render(root=root, address=address, **values)
-        text = _NEVER.sub("\ufffd", text)
-        # A record may hold half a surrogate pair, which no file can: it becomes a question mark.
-        files[address] = text.encode("utf-8", "replace")
+        files[address] = encoded(text)
 
 
-def _environment(source: Path, downloads: Sequence[str]) -> Environment:
-    environment = Environment(
+def encoded(text: str) -> bytes:
+    """A page's bytes. A record may hold what no file can: half a surrogate pair becomes a question mark."""
+    return _NEVER.sub("\ufffd", text).encode("utf-8", "replace")
+
+
+def environment(source: Path, downloads: Sequence[str] = ()) -> Environment:
+    """The templates below a folder, and what they may call."""
+    made = Environment(
         loader=FileSystemLoader(source / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -151,9 +155,9 @@ def _environment(source: Path, downloads: Sequence[str]) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(FILTERS)
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":")}
-    environment.globals.update(
+    made.filters.update(FILTERS)
+    made.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":")}
+    made.globals.update(
         board_page=addresses.board_page,
         draft_page=addresses.draft_page,
         badge=addresses.badge,
@@ -166,7 +170,7 @@ def _environment(source: Path, downloads: Sequence[str]) -> Environment:
         bars_width=BARS_WIDTH,
         downloads=tuple(downloads),
     )
-    return environment
+    return made
 
 
 def _draft(

@@ -16,7 +16,7 @@ from pydantic import Field
 from draftrank.catalog.draft import DraftBase
 from draftrank.catalog.use import Use
 from draftrank.decoding.proposer import Proposal, ProposerContext
-from draftrank.decoding.proposers.model import draft_tokens
+from draftrank.decoding.proposers.drafting import draft_tokens
 from draftrank.decoding.runtime import LayeredRuntime
 from draftrank.errors import IncompatibleDraftError
 

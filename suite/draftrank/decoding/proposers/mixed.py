@@ -14,8 +14,9 @@ from pydantic import Field, model_validator
 
 from draftrank.catalog.use import Use
 from draftrank.decoding.proposer import Proposal, ProposerContext
+from draftrank.decoding.proposers.features import FeatureProposer
 from draftrank.decoding.proposers.model import BuiltDraft, ModelProposer
-from draftrank.decoding.proposers.ngram import NgramDraft, NgramProposer
+from draftrank.decoding.proposers.ngram import NgramDraft, NgramProposer, TokensPerMatch, trust_in_words
 
 if TYPE_CHECKING:
     from draftrank.decoding.runtime import Runtime
@@ -32,6 +33,9 @@ class MixedDraft(BuiltDraft):
     """Longest run of last tokens that is looked up."""
     min_ngram: Annotated[int, Field(ge=1, le=16)] = 2
     """Shortest run that is still looked up; shorter ones are left to the model."""
+    tokens_per_match: TokensPerMatch = None
+    """Most tokens copied for each token that matches, counted as far back as the two places agree; absent: as many
+    as asked for."""
 
     @model_validator(mode="after")
     def _runs_ordered(self) -> Self:
@@ -47,8 +51,8 @@ class MixedDraft(BuiltDraft):
     def sentence(self) -> str:
         """See `DraftBase.sentence`."""
         return (
-            f"copy what followed the last {self.max_ngram} to {self.min_ngram} tokens earlier in the context; where "
-            f"they stand nowhere, ask a model, made {super().sentence()}"
+            f"copy what followed the last {self.max_ngram} to {self.min_ngram} tokens earlier in the context"
+            f"{trust_in_words(self.tokens_per_match)}; where they stand nowhere, ask a model, made {super().sentence()}"
         )
 
     def uses(self, model: str, folder: str, k: int) -> tuple[Use, ...]:
@@ -60,13 +64,14 @@ class MixedDraft(BuiltDraft):
 
     def open(self, context: ProposerContext) -> MixedProposer:
         """See `DraftBase.open`."""
-        return MixedProposer(NgramProposer(self.min_ngram, self.max_ngram), self.open_model(context))
+        copying = NgramProposer(self.min_ngram, self.max_ngram, self.tokens_per_match)
+        return MixedProposer(copying, self.open_model(context))
 
 
 class MixedProposer:
     """Asks the first proposer, and the model where the first has nothing to say."""
 
-    def __init__(self, first: NgramProposer, model: ModelProposer) -> None:
+    def __init__(self, first: NgramProposer, model: ModelProposer | FeatureProposer) -> None:
         self._first = first
         self._model = model
         self._asked_model = False
@@ -83,9 +88,11 @@ class MixedProposer:
         return self._model.propose(context, count) if self._asked_model else copied
 
     def settle(self, accepted: int) -> None:
-        """See `Proposer.settle`; the model knows nothing of copied tokens and catches up when it is asked."""
+        """See `Proposer.settle`."""
         if self._asked_model:
             self._model.settle(accepted)
+        else:
+            self._model.watch(accepted)
 
     def runtime(self) -> Runtime:
         """See `Proposer.runtime`."""

@@ -14,12 +14,13 @@ from draftrank.catalog.step_order import order_fault
 from draftrank.catalog.steps import Step
 from draftrank.catalog.use import Use
 from draftrank.decoding.proposer import Proposal, ProposerContext
+from draftrank.decoding.proposers.drafting import draft_tokens
+from draftrank.decoding.proposers.features import FeatureProposer
+from draftrank.decoding.runtime import FeaturedRuntime
 from draftrank.drafting.abilities import abilities_of, uses_of_model
 from draftrank.errors import IncompatibleDraftError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from draftrank.decoding.runtime import Runtime
     from draftrank.decoding.sampling import Sampler
 
@@ -61,16 +62,25 @@ class BuiltDraft(DraftBase):
         """See `DraftBase.sentence`."""
         return "from a copy of the target: " + super().sentence()
 
-    def open_model(self, context: ProposerContext) -> ModelProposer:
+    def open_model(self, context: ProposerContext) -> ModelProposer | FeatureProposer:
         """The model as a proposer; raises as `open`."""
         from draftrank.decoding.runtimes.torch_eager import TorchRuntime
+        from draftrank.decoding.runtimes.torch_features import FeatureRuntime
         from draftrank.decoding.vocabulary import check_vocabularies
+        from draftrank.drafting.forms import FeaturesForm
+        from draftrank.drafting.loading import load_model, read_forms
 
         if context.draft_folder is None:
             raise IncompatibleDraftError("the draft has not been built: run `draftrank build` first")
         check_vocabularies(context.target_folder, context.draft_folder)
-        draft = TorchRuntime.load(context.draft_folder, context.dtype, context.device)
-        return ModelProposer(draft, context.stop_below_confidence)
+        model = load_model(context.draft_folder, context.dtype, context.device)
+        if not any(isinstance(form, FeaturesForm) for form in read_forms(context.draft_folder)):
+            return ModelProposer(TorchRuntime(model), context.stop_below_confidence)
+        if not isinstance(context.target, FeaturedRuntime):
+            raise IncompatibleDraftError(
+                f"the runtime {context.target.name} does not tell a model's hidden states"
+            )
+        return FeatureProposer(context.target, FeatureRuntime(model), context.stop_below_confidence)
 
 
 class ModelDraft(BuiltDraft):
@@ -83,7 +93,7 @@ class ModelDraft(BuiltDraft):
         traits = {step.trait for step in self.steps if step.trait is not None}
         return uses_of_model(abilities_of(traits), model, folder, k, gguf_file="DRAFT.gguf")
 
-    def open(self, context: ProposerContext) -> ModelProposer:
+    def open(self, context: ProposerContext) -> ModelProposer | FeatureProposer:
         """See `DraftBase.open`."""
         return self.open_model(context)
 
@@ -122,53 +132,9 @@ class ModelProposer:
         standing = self._settled + min(accepted, self._proposed - 1)
         self._draft.forget(self._draft.length - standing)
 
+    def watch(self, accepted: int) -> None:
+        """Is told of what others proposed; it catches up when it is asked."""
+
     def runtime(self) -> Runtime:
         """See `Proposer.runtime`."""
         return self._draft
-
-
-def draft_tokens(
-    draft: Runtime,
-    sampler: Sampler,
-    unseen: Sequence[int],
-    count: int,
-    stop_below: float | None = None,
-) -> Proposal:
-    """Proposes up to `count` tokens, one forward each; the draft's last one is not fed back to it.
-
-    The token that falls below `stop_below` is proposed and is the last. It must not be withdrawn: in
-    sampling modes a draw that is thrown away because it is unlikely no longer follows the distribution
-    by which verification judges it. Kept, each token is an honest draw, and whether another one follows
-    is decided by tokens and probabilities that are already on the table, so the output's law stands.
-
-    Args:
-        draft: the model that proposes.
-        sampler: the sequence's mode and random numbers.
-        unseen: the end of the context that the draft has not been fed, at least one token.
-        count: how many at most, at least 1.
-        stop_below: probability below which a proposed token is the last: the draft's own of that token,
-            in greedy modes by the plain softmax, else by the distribution it was drawn from.
-    """
-    logits = draft.feed(unseen, keep=1)
-    tokens: list[int] = []
-    rows: list[Tensor] = []
-    while True:
-        if sampler.mode.greedy:
-            tokens.append(sampler.choose(logits))
-            confident = stop_below is None or sampler.confidence(logits) >= stop_below
-        else:
-            row = sampler.probabilities(logits)
-            rows.append(row)
-            tokens.append(sampler.draw(row[0]))
-            confident = stop_below is None or float(row[0, tokens[-1]]) >= stop_below
-        if len(tokens) == count or not confident:
-            return Proposal(tokens, _joined(rows), forwards=len(tokens))
-        logits = draft.feed((tokens[-1],))
-
-
-def _joined(rows: list[Tensor]) -> Tensor | None:
-    if not rows:
-        return None
-    import torch
-
-    return torch.cat(rows)

@@ -50,6 +50,8 @@ class TorchRuntime:
         self._device = next(iter(model.parameters())).device
         self._pads = self._device.type == "cpu" and has_slow_row_counts(model)
         self._cache = cache or RollbackCache.of_depth(int(config.num_hidden_layers))
+        self._fed = 0
+        self._features: Tensor | None = None
 
     @classmethod
     def load(
@@ -77,11 +79,32 @@ class TorchRuntime:
         ids = torch.tensor([[*tokens, *([tokens[-1]] * (rows - fed))]], device=self._device)
         # A slice of the last rows keeps the stride of all: oneDNN then converts the whole bf16 head first.
         chosen = rows if wanted == fed else torch.arange(fed - wanted, fed, device=self._device)
-        output = self.model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=chosen)
+        read = self._read(ids, fed)
+        output = self.model(**read, past_key_values=self._cache, use_cache=True, logits_to_keep=chosen)
+        self._fed = fed
         if rows > fed:
             self._cache.forget(rows - fed)
         logits: Tensor = output.logits[0, :wanted]
         return logits
+
+    def _read(self, ids: Tensor, fed: int) -> dict[str, Tensor]:
+        """What the model is called with: ids [1, rows], of which the first `fed` count."""
+        return {"input_ids": ids}
+
+    def remember_features(self) -> None:
+        """See `FeaturedRuntime.remember_features`."""
+        if self._features is None:
+            width = int(self.model.config.get_text_config().hidden_size)
+            self._features = torch.zeros((0, width), device=self._device)
+            Architecture.of(self.model).norm(self.model).register_forward_hook(self._keep_features)
+
+    def _keep_features(self, _module: object, _inputs: object, output: Tensor) -> None:
+        self._features = output[0]
+
+    def features(self) -> Tensor:
+        """See `FeaturedRuntime.features`."""
+        assert self._features is not None, "remember_features was not called"
+        return self._features[: self._fed]
 
     def forget(self, count: int) -> None:
         """See `Runtime.forget`."""

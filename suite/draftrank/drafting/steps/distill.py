@@ -57,6 +57,12 @@ class Distill(StepBase):
     cache_target_states: bool = False
     """Whether the target reads the corpus once for all passes and recipes, and its final hidden states are
     kept on disk: saves most of the target's time from the second pass on."""
+    feature_steps: Annotated[int, Field(ge=1, le=8)] = 1
+    """After `read_features`: for how many tokens ahead it is trained. From the second on it reads its own hidden
+    state in place of the target's, as when it proposes (training-time test, EAGLE-3, arXiv:2503.01840)."""
+    round_weights: bool = False
+    """Whether the trained weights are rounded to bf16 in the end: what runs in bf16 computes the same, and
+    `draftrank keep` stores them in half the bytes."""
     evaluations: Annotated[int, Field(ge=0, le=1_000)] = 0
     """How often agreement on the sequences kept aside is estimated while training, besides before and
     after."""

@@ -1,0 +1,40 @@
+"""`draftrank keep`: a trained draft's weights beside its recipe."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from draftrank.cli.options import Device, JsonOption, TargetOption, WorkspaceOption
+from draftrank.cli.output import ConsoleProgress, out, print_json
+
+
+def keep(
+    draft: Annotated[str, typer.Argument(help="The draft's id.", show_default=False)],
+    target: TargetOption = None,
+    device: Annotated[Device, typer.Option(help="Where to build it, if need be.")] = Device.cpu,
+    json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Store a trained draft's weights beside its recipe, so that others need not train it.
+
+    [bold]Example:[/bold] draftrank keep features1-vocab8k
+    """
+    from draftrank.board.formats import size
+    from draftrank.catalog.workspace import Workspace
+    from draftrank.jobs.keeping import keep_draft
+
+    opened = Workspace.open(workspace)
+    with ConsoleProgress() as progress:
+        described, weights = keep_draft(
+            opened,
+            target or opened.find_recipe(draft).target,
+            draft,
+            device=device.value,
+            progress=progress,
+        )
+    taken = weights.stat().st_size
+    out.print(f"kept: {opened.display(weights)} ({size(taken)}) and {opened.display(described)}")
+    if json:
+        print_json({"description": str(described), "weights": str(weights), "bytes": taken})

@@ -1,0 +1,76 @@
+"""A draft that reads the target's hidden states.
+
+Source: EAGLE (Li et al. 2024, arXiv:2401.15077), with a chain of tokens. A token is read with the target's state
+before it; for tokens that the target has not seen the draft's own state stands in, and what it remembers of them is
+replaced once the target has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from draftrank.decoding.proposer import Proposal
+from draftrank.decoding.proposers.drafting import draft_tokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from draftrank.decoding.runtime import FeaturedRuntime, Runtime
+    from draftrank.decoding.runtimes.torch_features import FeatureRuntime
+    from draftrank.decoding.sampling import Sampler
+
+
+class FeatureProposer:
+    """Decodes up to k tokens with the draft, one forward each."""
+
+    def __init__(
+        self, target: FeaturedRuntime, draft: FeatureRuntime, stop_below_confidence: float | None = None
+    ) -> None:
+        target.remember_features()
+        self._target = target
+        self._draft = draft
+        self._stop_below = stop_below_confidence
+        self._sampler: Sampler | None = None
+        self._features: Tensor | None = None
+        self._known = 0
+        """How many tokens of the context have their features: all of them, whenever something is proposed."""
+
+    def begin(self, prompt: Sequence[int], sampler: Sampler, reserve: int) -> None:
+        """See `Proposer.begin`; the target has just read the prompt."""
+        read = self._target.features()
+        self._sampler = sampler
+        self._features = read.new_zeros((reserve + 1, read.shape[-1]))
+        self._known = 1  # nothing stands before the first token
+        self._learn(len(prompt))
+        self._draft.reset()
+        self._draft.reserve(reserve)
+        self._draft.offer(self._features[: len(prompt)])
+        self._draft.feed(prompt, keep=1)
+
+    def propose(self, context: Sequence[int], count: int) -> Proposal:
+        """See `Proposer.propose`."""
+        assert self._sampler is not None
+        assert self._features is not None
+        held = self._draft.length
+        self._draft.offer(self._features[held : len(context)])
+        proposal = draft_tokens(self._draft, self._sampler, context[held:], count, self._stop_below)
+        self._draft.forget(self._draft.length - len(context))
+        return proposal
+
+    def settle(self, accepted: int) -> None:
+        """See `Proposer.settle`; the target has just verified."""
+        self._learn(accepted + 1)
+
+    def watch(self, accepted: int) -> None:
+        """Is told of what others proposed and the target has just verified."""
+        self._learn(accepted + 1)
+
+    def runtime(self) -> Runtime:
+        """See `Proposer.runtime`."""
+        return self._draft
+
+    def _learn(self, count: int) -> None:
+        assert self._features is not None
+        self._features[self._known : self._known + count] = self._target.features()[:count]
+        self._known += count

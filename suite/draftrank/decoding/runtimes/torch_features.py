@@ -1,0 +1,43 @@
+"""A draft that reads hidden states beside tokens, run eagerly by torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from draftrank.decoding.runtimes.torch_eager import TorchRuntime
+from draftrank.drafting.architecture import Architecture
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+class FeatureRuntime(TorchRuntime):
+    """See `decoding.runtime.Runtime`. What is fed reads the features that were offered for it; without any, a single
+    token reads the state of the one before it, and several read nothing."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        self._shape = Architecture.of(model)
+        self._offered: Tensor | None = None
+        self.remember_features()
+
+    def offer(self, features: Tensor) -> None:
+        """Features [tokens, hidden] for exactly the tokens of the next feed."""
+        self._offered = features
+
+    def _read(self, ids: Tensor, fed: int) -> dict[str, Tensor]:
+        features, self._offered = self._offered, None
+        rows = ids.shape[1]
+        if features is None:
+            own = self.features()[-1:]
+            features = own if fed == 1 and len(own) else torch.zeros(fed, self._width, device=ids.device)
+        if rows > fed:
+            features = torch.cat([features, features[-1:].expand(rows - fed, -1)])
+        return {"inputs_embeds": self._shape.fused(self.model, ids, features[None])}
+
+    @property
+    def _width(self) -> int:
+        return int(self.model.config.get_text_config().hidden_size)

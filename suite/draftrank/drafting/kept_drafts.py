@@ -1,0 +1,155 @@
+"""Trained drafts that lie beside their recipes, so that nobody has to train to try one.
+
+A kept draft is a file of weights and a description. What the draft shares with its target is left out, and weights
+that bf16 expresses are stored in bf16; together with the target they give the very folder that was built, bit by bit,
+which its hash proves each time.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from draftrank.catalog.base import Declared
+from draftrank.catalog.sources.base import check_sha256, file_sha256
+from draftrank.drafting.cache import FACTS, draft_key, publish_folder, weight_files, weights_sha256
+from draftrank.drafting.forms import Form
+from draftrank.drafting.loading import load_tokenizer
+from draftrank.drafting.quiet import quiet_transformers
+from draftrank.errors import BuildError, DraftrankError, MissingDataError
+from draftrank.progress import Progress
+
+if TYPE_CHECKING:
+    from draftrank.catalog.recipe import Recipe
+    from draftrank.drafting.target_folder import TargetFolder
+
+KEPT = "kept"
+"""Folder beside the recipes of a target."""
+MOST_BYTES = 20_000_000
+"""Of one file of kept weights."""
+_WEIGHTS = "model.safetensors"
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class KeptDraft(Declared):
+    """The description beside kept weights."""
+
+    key: Sha256
+    """Identity of the steps and the target they were done to."""
+    sha256: Sha256
+    """Of the file of weights."""
+    weights_sha256: Sha256
+    """Of the weights as they were built, and as they are put together again."""
+    from_target: tuple[Annotated[str, Field(max_length=300)], ...]
+    """Names of the tensors that are the target's own."""
+    config: dict[str, Any]
+    """The model's configuration."""
+    facts: dict[str, Any]
+    """What the build noted."""
+    forms: tuple[Form, ...] = ()
+    """As in the facts; a form that this version does not know is refused."""
+
+
+def keep(recipe: Recipe, built: Path, target: TargetFolder, folder: Path) -> tuple[Path, Path]:
+    """Writes a built draft beside its recipe; returns the description and the weights.
+
+    Args:
+        recipe: how it was built.
+        built: the draft's folder in the cache.
+        target: its target.
+        folder: the target's folder of recipes.
+
+    Raises:
+        BuildError: the weights take too much room, or are not in one file.
+    """
+    tensors, theirs = _tensors(built), _tensors(target.path)
+    shared = sorted(
+        name
+        for name, value in tensors.items()
+        if name in theirs and torch.equal(theirs[name].to(value.dtype), value)
+    )
+    own = {name: _short(value) for name, value in tensors.items() if name not in shared}
+    size = sum(value.nbytes for value in own.values())
+    if size > MOST_BYTES:
+        raise BuildError(
+            f"its own weights take {size / 1e6:.1f} MB, and at most {MOST_BYTES / 1e6:.0f} are kept: trim more, and set "
+            "`round_weights` in its last distill step"
+        )
+    facts = json.loads((built / FACTS).read_text("utf-8"))
+    place = folder / KEPT
+    place.mkdir(exist_ok=True)
+    weights, described = place / f"{recipe.id}.safetensors", place / f"{recipe.id}.json"
+    save_file(own, weights)
+    text = {
+        "key": draft_key(recipe.draft, target.weights_sha256),
+        "sha256": file_sha256(weights),
+        "weights_sha256": facts["weights_sha256"],
+        "from_target": shared,
+        "config": json.loads((built / "config.json").read_text("utf-8")),
+        "facts": facts,
+        "forms": facts["forms"],
+    }
+    found = KeptDraft.model_validate_json(json.dumps(text))
+    described.write_text(json.dumps(found.model_dump(mode="json"), indent=1, sort_keys=True) + "\n", "utf-8")
+    return described, weights
+
+
+def take_kept(
+    recipe: Recipe, key: str, target: TargetFolder, folder: Path, final: Path, progress: Progress
+) -> bool:
+    """Puts a kept draft together in `final` if these very steps were kept; says why where it is of no use.
+
+    To be called under the lock of `final`.
+    """
+    described = folder / KEPT / f"{recipe.id}.json"
+    if not described.is_file():
+        return False
+    try:
+        found = KeptDraft.model_validate_json(described.read_text("utf-8"))
+        if found.key != key:
+            return False  # the recipe has changed since
+        weights = described.with_suffix(".safetensors")
+        if weights.stat().st_size > MOST_BYTES + 1_000_000:
+            raise MissingDataError(f"{weights.name} is larger than what is kept")
+        check_sha256(weights, found.sha256, weights.name)
+        with progress.stage("put the kept draft together"):
+            publish_folder(final, lambda staging: _assemble(found, weights, target, staging))
+    except (DraftrankError, SafetensorError, ValueError, KeyError, OSError) as error:
+        progress.message(f"the kept draft {recipe.id} is of no use, it is built here: {error}")
+        return False
+    return True
+
+
+def _assemble(found: KeptDraft, weights: Path, target: TargetFolder, staging: Path) -> None:
+    theirs = _tensors(target.path)
+    tensors = {name: value.float() for name, value in load_file(weights).items() if value.is_floating_point()}
+    tensors |= {name: value for name, value in load_file(weights).items() if not value.is_floating_point()}
+    tensors |= {name: theirs[name].float() for name in found.from_target}
+    save_file(tensors, staging / _WEIGHTS, metadata={"format": "pt"})
+    (staging / "config.json").write_text(json.dumps(found.config, indent=2, sort_keys=True) + "\n", "utf-8")
+    with quiet_transformers():
+        load_tokenizer(target.path).save_pretrained(staging)
+    (staging / FACTS).write_text(json.dumps(found.facts, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    if weights_sha256(weight_files(staging)) != found.weights_sha256:
+        raise MissingDataError("its weights are not those that were built")
+
+
+def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for file in weight_files(folder):
+        found |= load_file(file)
+    return found
+
+
+def _short(value: torch.Tensor) -> torch.Tensor:
+    """In bf16 where that says the same."""
+    if not value.is_floating_point():
+        return value.contiguous()
+    short = value.bfloat16()
+    return (short if torch.equal(short.to(value.dtype), value) else value).contiguous()

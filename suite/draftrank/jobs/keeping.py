@@ -1,0 +1,50 @@
+"""Putting a trained draft beside its recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from draftrank.catalog.workspace import Workspace
+from draftrank.errors import InvalidInputError
+from draftrank.jobs.running import alone
+from draftrank.progress import Progress, SilentProgress
+
+
+def keep_draft(
+    workspace: Workspace,
+    target: str,
+    draft: str,
+    *,
+    device: Literal["cpu", "cuda"] = "cpu",
+    progress: Progress | None = None,
+) -> tuple[Path, Path]:
+    """Builds a draft, or finds it in the cache, and writes its weights beside its recipe.
+
+    Returns:
+        The description and the file of weights.
+
+    Raises:
+        InvalidInputError: target or draft are unknown, or the draft has no weights of its own.
+        BuildError: it cannot be built, or its weights take too much room.
+        MissingDataError: the target cannot be had.
+    """
+    workspace.require_own()
+    declared, recipe = workspace.target(target), workspace.recipe(target, draft)
+    if not recipe.draft.has_weights:
+        raise InvalidInputError.single(
+            f"the draft {draft!r} has no weights of its own", field="draft", fix="it needs no keeping"
+        )
+    from draftrank.drafting.kept_drafts import keep  # loads torch: wrong names fail before
+    from draftrank.drafting.pipeline import build_draft
+    from draftrank.drafting.target_folder import ensure_target
+
+    progress = progress or SilentProgress()
+    with alone(workspace, progress):
+        fetch = workspace.fetch_context(progress)
+        folder = ensure_target(declared, fetch)
+        built = build_draft(
+            recipe, declared, folder, cache=workspace.cache, device=device, fetch=fetch, progress=progress
+        )
+    assert built.folder is not None
+    return keep(recipe, built.folder, folder, workspace.root / "drafts" / target)

@@ -1,0 +1,1 @@
+"""From a target alone to the best draft found for it."""

@@ -1,0 +1,158 @@
+"""What a search may choose, and the recipe that a choice stands for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from draftrank.catalog.recipe import Recipe
+from draftrank.catalog.self_generated import SelfGenerated
+
+FIRST_PASSES = 1
+"""Passes over the corpus on the first rung; each further rung adds as many as all before it."""
+LEARNING_RATE = 1e-3
+FEATURE_STEPS = 2
+"""Tokens ahead for which drafts that read features are trained."""
+MIN_NGRAM = 3
+"""Shortest run that a mixed draft copies; what agrees for less is more often right from a model."""
+TOKENS_PER_MATCH = 2.0
+MOST_COPIED_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What of a target bounds the choices."""
+
+    layers: int
+    ffn_channels: int
+    vocabulary: int
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One draft model, but for how long it is trained."""
+
+    layers: int
+    """How many of the target's it keeps."""
+    features: bool
+    """Whether it reads the target's hidden states."""
+    vocabulary: int | None
+    """Tokens its head knows; None: all."""
+    ffn_channels: int | None
+    """Feed-forward channels of each layer; None: all."""
+
+    @property
+    def id(self) -> str:
+        """A readable name, the same for the same choice."""
+        words = [f"layers{self.layers}"]
+        words += ["features"] if self.features else []
+        words += [f"vocab{self.vocabulary}"] if self.vocabulary else []
+        words += [f"ffn{self.ffn_channels}"] if self.ffn_channels else []
+        return "-".join(words)
+
+    def steps(self, shape: Shape, data: SelfGenerated, rung: int) -> list[dict[str, Any]]:
+        """The steps that make it, trained as on a rung from 1.
+
+        Those of a rung begin with those of the rung below, so that a longer training goes on from a shorter one.
+        """
+        corpus = data.model_dump(mode="json", exclude_none=True)
+        # A single layer comes last in the target as well, where it is used to hidden states like those it will read.
+        keep = {"keep": [shape.layers - 1]} if self.layers == 1 else {"keep": self.layers, "select": "ends"}
+        steps: list[dict[str, Any]] = [{"kind": "drop_layers", **keep}]
+        if self.ffn_channels:
+            steps.append(
+                {"kind": "prune_ffn", "keep_channels": self.ffn_channels, "importance": "activation"}
+            )
+        if self.vocabulary:
+            steps.append({"kind": "trim_vocabulary", "keep_tokens": self.vocabulary, "data": corpus})
+        if self.features:
+            steps.append({"kind": "read_features"})
+        for passes in (_passes_on(number) for number in range(1, rung + 1)):
+            healing = {"kind": "distill", "data": corpus, "passes": passes, "learning_rate": LEARNING_RATE}
+            if self.features:
+                healing["feature_steps"] = FEATURE_STEPS
+            steps.append({**healing, "cache_target_states": True})
+        return steps
+
+
+def _passes_on(rung: int) -> int:
+    return FIRST_PASSES << max(0, rung - 2)
+
+
+def passes_of(rung: int) -> int:
+    """Passes over the text of all rungs up to this one."""
+    return sum(_passes_on(number) for number in range(1, rung + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """How a model is used when it is measured."""
+
+    k: int
+    mixed: bool = False
+    """Whether n-grams go first."""
+    int8: bool = False
+    """Whether its matrices are in int8."""
+    stop_below_confidence: float | None = None
+
+    def name_of(self, choice: Choice) -> str:
+        """Id of the recipe of a model that is used like this."""
+        return f"{'ngram-' if self.mixed else ''}{choice.id}{'-int8' if self.int8 else ''}"
+
+
+def recipe_of(
+    target: str, name: str, title: str, steps: list[dict[str, Any]], use: Use, *, description: str = ""
+) -> Recipe:
+    """A recipe of these steps, as if it had been read from a file."""
+    if use.int8:
+        steps = [*steps, {"kind": "quantize", "scheme": "dynamic_int8"}]
+    draft: dict[str, Any] = {"kind": "model", "steps": steps}
+    if use.mixed:
+        copying = {"max_ngram": MIN_NGRAM + 1, "min_ngram": MIN_NGRAM, "tokens_per_match": TOKENS_PER_MATCH}
+        draft |= {"kind": "mixed", **copying}
+    speculate: dict[str, Any] = {
+        "num_speculative_tokens": max(use.k, MOST_COPIED_TOKENS) if use.mixed else use.k
+    }
+    if use.stop_below_confidence is not None:
+        speculate["stop_below_confidence"] = use.stop_below_confidence
+    return _recipe(target, name, title, description or title, "hours", draft, speculate)
+
+
+def copying_recipe(target: str) -> Recipe:
+    """What costs nothing and every model must beat: n-grams alone."""
+    return _recipe(
+        target,
+        "ngram-by-match",
+        "N-grams, trusted by the length of the match",
+        "Needs no model; what a search finds is measured beside it.",
+        "minutes",
+        {"kind": "ngram", "max_ngram": MIN_NGRAM + 1, "min_ngram": 1, "tokens_per_match": TOKENS_PER_MATCH},
+        {"num_speculative_tokens": MOST_COPIED_TOKENS},
+    )
+
+
+def _recipe(
+    target: str,
+    name: str,
+    title: str,
+    description: str,
+    effort: str,
+    draft: dict[str, Any],
+    speculate: dict[str, Any],
+) -> Recipe:
+    return Recipe.model_validate_json(
+        json.dumps(
+            {
+                "schema_version": 1,
+                "id": name,
+                "target": target,
+                "title": title,
+                "description": description,
+                "authors": [{"name": "draftrank search"}],
+                "effort": effort,
+                "draft": draft,
+                "speculate": speculate,
+            }
+        )
+    )

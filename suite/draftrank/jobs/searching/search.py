@@ -1,0 +1,368 @@
+"""Searches the best draft for a target within a time budget.
+
+An optimiser (TPE of Optuna) chooses models; each is trained in rungs, and what promises less than others on its
+rung is given up (successive halving, Jamieson and Talwalkar 2016, arXiv:1502.07943). The promise comes from agreement
+on text kept aside and from forward times, never from a task, so that nothing is fitted to the prompts that decide.
+The most promising ones, alone, in int8 and behind n-grams, are then measured side by side in one session.
+
+Every model is a recipe: what is trained lies in the cache, a longer training goes on from a shorter one, and a
+search that was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from draftrank.board.reproduce import SEARCH
+from draftrank.catalog.base import sha256_of_json
+from draftrank.catalog.recipe import Recipe
+from draftrank.catalog.self_generated import SelfGenerated
+from draftrank.catalog.workspace import Workspace
+from draftrank.errors import BuildError, InvalidInputError
+from draftrank.jobs.running import RunRequest, alone, plan_run
+from draftrank.jobs.searching.choice import Choice, Shape, Use, copying_recipe, recipe_of
+from draftrank.jobs.searching.promise import Promise, promise
+from draftrank.measure.cost.forward_times import ForwardTimes
+from draftrank.measure.journal import Journal
+from draftrank.measure.records import SessionResult
+from draftrank.measure.sessions.session import run_session
+from draftrank.measure.summaries.summary import summarise
+from draftrank.progress import Progress, SilentProgress
+
+if TYPE_CHECKING:
+    from draftrank.drafting.pipeline import BuiltDraft
+    from draftrank.drafting.target_folder import TargetFolder
+
+RUNGS = 3
+"""How often a model is trained on, at most."""
+MOST_K = 8
+FINALISTS = 2
+"""Models that are measured in the end."""
+TRAINING_SHARE = 0.7
+"""Share of the budget after which no further model is begun: the rest is for measuring."""
+_TOKENS_PER_S = 30
+"""Tokens of text for each second of the budget: a tenth of what two processors write, so that most of it trains."""
+_LEAST_TOKENS, _MOST_TOKENS = 8_000, 2_000_000
+_CONTEXT = 256
+"""Tokens held when forwards are timed."""
+_CONFIDENCE = 0.4
+"""A chain that the model is less sure of ends."""
+_FIRST = (
+    {"layers": 1, "features": True, "vocabulary": 8_192, "ffn_channels": 0},
+    {"layers": 4, "features": False, "vocabulary": 8_192, "ffn_channels": 0},
+)
+"""What is tried first, as far as the target allows it: what was fastest for others."""
+_MOST_REPEATS = 100
+"""So often in a row the optimiser may choose what is known before the search ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRequest:
+    """What to search."""
+
+    target: str
+    """Id of the target."""
+    suite: str = "quick"
+    """Id of the suite that decides."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """Precision of the target."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to compute."""
+    budget_s: float = 7200.0
+    """Seconds for all of it."""
+    seed: int = 0
+    """Seed of the choices."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One model, as far as it was trained."""
+
+    choice: Choice
+    rung: int
+    """How far, from 1 to `RUNGS`; 0 when nothing could be built."""
+    promise: Promise | None
+    """None when nothing could be built."""
+    agreement: float | None
+    """Share of tokens on text kept aside that it and the target agree on."""
+    cost: float | None
+    """One of its forwards in forwards of the target."""
+    seconds: float
+    """To build it, all rungs together."""
+    note: str = ""
+    """Why it ended: given up, or what went wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search gave."""
+
+    tried: tuple[Tried, ...]
+    """In the order they were tried."""
+    session: SessionResult
+    """In which the finalists were measured."""
+    recipes: tuple[Recipe, ...]
+    """Of the finalists."""
+    best: Recipe | None
+    """The fastest as measured; None when none could be measured."""
+
+
+def search(
+    workspace: Workspace, request: SearchRequest, journal: Journal, progress: Progress | None = None
+) -> Found:
+    """Searches the best draft for a target.
+
+    Its session belongs to a suite of its own (`<suite>-search`), so it never lands on a named board.
+
+    Raises:
+        InvalidInputError: the request is wrong, no model could be built in time, or Optuna is not installed.
+        MissingDataError: the target, or the data of every task, cannot be had.
+    """
+    progress = progress or SilentProgress()
+    suite = workspace.suite(request.suite)
+    suite = suite.model_copy(update={"id": f"{suite.id}{SEARCH}"})
+    with alone(workspace, progress):
+        seeker = _Seeker(workspace, request, progress)
+        tried = seeker.try_models()
+        recipes = seeker.finalists(tried)
+        asked = RunRequest(
+            request.target,
+            suite=request.suite,
+            dtype=request.dtype,
+            device=request.device,
+            seed=request.seed,
+        )
+        plan = plan_run(workspace, asked, progress, recipes=recipes, suite=suite)
+        result = run_session(plan, journal, progress=progress)
+    measured = {
+        arm.arm.id: arm.speedup.value
+        for arm in summarise(result).arms
+        if arm.arm.kind == "draft" and arm.speedup is not None
+    }
+    best = max(
+        (recipe for recipe in recipes if recipe.id in measured),
+        key=lambda recipe: measured[recipe.id],
+        default=None,
+    )
+    return Found(tuple(tried), result, recipes, best)
+
+
+class _Seeker:
+    """The target, its text, the clock, and what was tried."""
+
+    def __init__(self, workspace: Workspace, request: SearchRequest, progress: Progress) -> None:
+        from draftrank.drafting.target_folder import ensure_target
+
+        self._workspace, self._request, self._progress = workspace, request, progress
+        self._optuna = _optuna()
+        self._target = workspace.target(request.target)
+        self._folder: TargetFolder = ensure_target(self._target, workspace.fetch_context(progress))
+        self._shape, window = _shape_of(self._folder)
+        self._data = SelfGenerated(
+            kind="self_generated",
+            tokens=int(min(_MOST_TOKENS, max(_LEAST_TOKENS, request.budget_s * _TOKENS_PER_S))),
+            sequence_tokens=min(256, window),
+        )
+        self._state = workspace.state / "searches" / sha256_of_json(asdict(request))[:12]
+        self._state.mkdir(parents=True, exist_ok=True)
+        self._spent = self._state / "spent_s"
+
+    def try_models(self) -> list[Tried]:
+        """Trains one model after the other until the time for it is over."""
+        study = self._study()
+        before = float(self._spent.read_text()) if self._spent.is_file() else 0.0
+        began, longest, repeated = time.monotonic(), 0.0, 0
+        until = self._request.budget_s * TRAINING_SHARE
+        tried = [_read(trial.user_attrs["tried"]) for trial in study.trials if "tried" in trial.user_attrs]
+        known = {one.choice for one in tried}
+        with self._progress.stage("search", int(until)) as stage:
+            stage.advance(int(before))
+            while (spent := before + time.monotonic() - began) + longest < until and repeated < _MOST_REPEATS:
+                trial = study.ask()
+                choice = suggest(trial, self._shape)
+                if choice in known:  # nothing is learnt twice
+                    study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
+                    repeated += 1
+                    continue
+                repeated = 0
+                known.add(choice)
+                one = self._try(choice, trial)
+                tried.append(one)
+                trial.set_user_attr("tried", json.dumps(asdict(one)))
+                self._tell(study, trial, one)
+                now = before + time.monotonic() - began
+                longest = max(longest, one.seconds)
+                self._spent.write_text(str(now))
+                stage.advance(int(now - spent), _told(one))
+        return tried
+
+    def finalists(self, tried: list[Tried]) -> tuple[Recipe, ...]:
+        """The most promising models in every way they can be used, and n-grams alone."""
+        able = [(one, one.promise) for one in tried if one.promise is not None]
+        if not able:
+            notes = "; ".join(one.note for one in tried if one.note)
+            raise InvalidInputError.single(
+                f"no model could be built within the budget{': ' + notes if notes else ''}",
+                field="--budget",
+                fix="allow more time",
+            )
+        able.sort(key=lambda pair: (-pair[0].rung, -pair[1].speedup))
+        recipes = [copying_recipe(self._request.target)]
+        for place, (one, promised) in enumerate(able[:FINALISTS]):
+            steps = one.choice.steps(self._shape, self._data, one.rung)
+            for mixed, int8 in ((False, False), (True, False), (True, True)):
+                if (int8 and self._request.device != "cpu") or (place and not mixed):
+                    continue
+                use = Use(promised.k, mixed, int8, _CONFIDENCE)
+                words = [f"{one.choice.layers} {'layer' if one.choice.layers == 1 else 'layers'}, searched"]
+                words += ["behind n-grams"] if mixed else []
+                words += ["in int8"] if int8 else []
+                name = use.name_of(one.choice)
+                recipes.append(recipe_of(self._request.target, name, ", ".join(words), steps, use))
+        return tuple(recipes)
+
+    def _study(self) -> Any:
+        optuna = self._optuna
+        journal = optuna.storages.journal.JournalFileBackend(str(self._state / "study.log"))
+        study = optuna.create_study(
+            study_name="search",
+            direction="maximize",
+            sampler=optuna.samplers.TPESampler(
+                seed=self._request.seed, multivariate=True, n_startup_trials=6
+            ),
+            pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2),
+            storage=optuna.storages.JournalStorage(journal),
+            load_if_exists=True,
+        )
+        if not study.trials:
+            for first in _FIRST:
+                if first["layers"] < self._shape.layers and first["vocabulary"] < self._shape.vocabulary:
+                    study.enqueue_trial(first)
+        return study
+
+    def _tell(self, study: Any, trial: Any, one: Tried) -> None:
+        if one.promise is None:
+            study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
+        elif one.rung < RUNGS:
+            study.tell(trial, state=self._optuna.trial.TrialState.PRUNED)
+        else:
+            study.tell(trial, one.promise.speedup)
+
+    def _try(self, choice: Choice, trial: Any) -> Tried:
+        began = time.monotonic()
+        one = Tried(choice, 0, None, None, None, 0.0)
+        for rung in range(1, RUNGS + 1):
+            try:
+                one = self._look(choice, rung)
+            except BuildError as error:
+                one = Tried(choice, 0, None, None, None, 0.0, str(error))
+                break
+            assert one.promise is not None
+            trial.report(one.promise.speedup, rung)
+            if rung < RUNGS and trial.should_prune():
+                one = replace(one, note="given up")
+                break
+        return replace(one, seconds=time.monotonic() - began)
+
+    def _look(self, choice: Choice, rung: int) -> Tried:
+        steps = choice.steps(self._shape, self._data, rung)
+        recipe = recipe_of(self._request.target, choice.id, choice.id, steps, Use(k=1))
+        built = self._build(recipe)
+        notes = _notes_of(built)
+        agreements = [notes["held_out_agreement_after"], *notes.get("held_out_agreement_ahead", ())]
+        times = self._times(recipe, built)
+        promised = promise(agreements, times, _CONTEXT, MOST_K)
+        cost = times.draft_s(1, _CONTEXT) / times.target_s(1, _CONTEXT)
+        return Tried(choice, rung, promised, agreements[0], cost, 0.0)
+
+    def _build(self, recipe: Recipe) -> BuiltDraft:
+        from draftrank.drafting.pipeline import build_draft
+
+        return build_draft(
+            recipe,
+            self._target,
+            self._folder,
+            cache=self._workspace.cache,
+            device=self._request.device,
+            fetch=self._workspace.fetch_context(self._progress),
+            progress=self._progress,
+        )
+
+    def _times(self, recipe: Recipe, built: BuiltDraft) -> ForwardTimes:
+        """Forward times of the draft and the target, in turn."""
+        from draftrank.decoding.proposer import ProposerContext
+        from draftrank.decoding.runtimes.torch_eager import TorchRuntime
+        from draftrank.measure.cost.latency import measure_latencies
+
+        request = self._request
+        target = TorchRuntime.load(self._folder.path, request.dtype, request.device)
+        proposer = recipe.draft.open(
+            ProposerContext(target, built.folder, self._folder.path, request.dtype, request.device)
+        )
+        room = min(_CONTEXT, target.context_window // 2)
+        text = tuple(number % target.vocabulary_size for number in range(room))
+        times = ForwardTimes.of(measure_latencies(target, proposer.runtime(), MOST_K, [text]))
+        assert times is not None  # a forward takes time
+        return times
+
+
+def suggest(trial: Any, shape: Shape) -> Choice:
+    """Asks the optimiser for a choice that the target allows."""
+    depths = [depth for depth in (1, 2, 3, 4, 6) if depth < shape.layers]
+    vocabularies = [size for size in (4_096, 8_192, 16_384, 32_768) if size < shape.vocabulary]
+    return Choice(
+        layers=trial.suggest_categorical("layers", depths),
+        features=trial.suggest_categorical("features", [True, False]),
+        vocabulary=trial.suggest_categorical("vocabulary", [*vocabularies, 0]) or None,
+        ffn_channels=trial.suggest_categorical("ffn_channels", [0, shape.ffn_channels // 2]) or None,
+    )
+
+
+def _shape_of(folder: TargetFolder) -> tuple[Shape, int]:
+    """What bounds the choices, and the target's window in tokens."""
+    config = json.loads((folder.path / "config.json").read_text("utf-8"))
+
+    def number(*names: str) -> int:
+        return int(next(config[name] for name in names if config.get(name) is not None))
+
+    width = number("hidden_size", "n_embd")
+    ffn = config.get("intermediate_size") or config.get("n_inner") or 4 * width
+    shape = Shape(number("num_hidden_layers", "n_layer"), int(ffn), number("vocab_size"))
+    return shape, number("max_position_embeddings", "n_positions")
+
+
+def _notes_of(built: BuiltDraft) -> dict[str, Any]:
+    """What the last training noted."""
+    assert built.folder is not None
+    facts = json.loads((built.folder / "draftrank.json").read_text("utf-8"))
+    notes: dict[str, Any] = facts["notes"]["distillation"]
+    return notes
+
+
+def _told(one: Tried) -> str:
+    what = "could not be built" if one.promise is None else f"promises {one.promise.speedup:.2f}×"
+    return f"{one.choice.id} {what}"
+
+
+def _read(text: str) -> Tried:
+    """What `json.dumps(asdict(one))` wrote."""
+    fields = json.loads(text)
+    promised = fields["promise"]
+    return Tried(
+        **fields
+        | {"choice": Choice(**fields["choice"]), "promise": Promise(**promised) if promised else None}
+    )
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise InvalidInputError.single(
+            "searching needs Optuna, which is not installed", fix="pip install 'draftrank[search]'"
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna

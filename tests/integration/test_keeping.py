@@ -1,0 +1,107 @@
+"""A trained draft that lies beside its recipe needs no training, and is what was built bit by bit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from commands import draftrank
+from draftrank import Workspace
+from draftrank.drafting import distillation
+from draftrank.jobs.running import build
+from workspaces import RECIPE
+
+DRAFT = """kind: model
+  steps:
+    - {kind: drop_layers, keep: [2]}
+    - {kind: trim_vocabulary, keep_tokens: 64}
+    - {kind: read_features}
+    - kind: distill
+      data: {kind: self_generated, tokens: 1000, sequence_tokens: 16}
+      feature_steps: 2
+      round_weights: true"""
+KEPT = ("kept/small.json", "kept/small.safetensors")
+
+
+@pytest.fixture
+def kept_root(workspace_root):
+    text = RECIPE.replace("id: ngram", "id: small").replace("kind: ngram\n  max_ngram: 3", DRAFT)
+    folder = workspace_root / "drafts" / "tiny"
+    (folder / "small.yaml").write_text(text)
+    outcome = draftrank(workspace_root, "keep", "small", "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["bytes"] == (folder / KEPT[1]).stat().st_size
+    return workspace_root
+
+
+@pytest.fixture
+def never_trained(monkeypatch):
+    def fail(*_):
+        raise AssertionError("it was trained")
+
+    monkeypatch.setattr(distillation, "distill", fail)
+
+
+def forget(root):
+    workspace = Workspace.open(root)
+    built = next(iter(build(workspace, "tiny", ("small",)))).build
+    shutil.rmtree(workspace.cache / "drafts")
+    return workspace, built
+
+
+def test_a_kept_draft_is_put_together_without_training(kept_root, never_trained):  # noqa: ARG001
+    workspace, before = forget(kept_root)
+    (arm,) = build(workspace, "tiny", ("small",))
+    assert arm.failure is None
+    assert arm.build == before
+    # the embedding is the target's, and the rest takes two bytes a number
+    described = json.loads((kept_root / "drafts" / "tiny" / KEPT[0]).read_text())
+    assert "model.embed_tokens.weight" in described["from_target"]
+    own = (kept_root / "drafts" / "tiny" / KEPT[1]).stat().st_size
+    assert own < before.bytes_on_disk / 2
+    assert draftrank(kept_root, "run", "tiny", "--draft", "small").code == 0
+
+
+@pytest.mark.parametrize("tamper", ["weights", "hash", "nonsense", "too much"])
+def test_what_was_tampered_with_is_built_anew_and_said(kept_root, tamper):
+    workspace, before = forget(kept_root)
+    described, weights = (kept_root / "drafts" / "tiny" / name for name in KEPT)
+    found = json.loads(described.read_text())
+    if tamper == "weights":
+        data = bytearray(weights.read_bytes())
+        data[-3] ^= 1
+        weights.write_bytes(data)
+    elif tamper == "hash":
+        described.write_text(json.dumps(found | {"weights_sha256": "0" * 64}))
+    elif tamper == "nonsense":
+        described.write_text("[1, 2")
+    else:
+        described.write_text(json.dumps(found | {"of_tomorrow": 1}))
+    outcome = draftrank(kept_root, "build", "tiny", "--draft", "small")
+    assert outcome.code == 0, outcome.err
+    assert "of no use" in outcome.err
+    (arm,) = build(workspace, "tiny", ("small",))
+    assert arm.build.weights_sha256 == before.weights_sha256
+
+
+def test_a_recipe_that_has_changed_since_is_built_anew(kept_root):
+    workspace, before = forget(kept_root)
+    recipe = kept_root / "drafts" / "tiny" / "small.yaml"
+    recipe.write_text(recipe.read_text().replace("tokens: 1000", "tokens: 1200"))
+    (arm,) = build(workspace, "tiny", ("small",))
+    assert arm.build.weights_sha256 != before.weights_sha256
+
+
+def test_what_cannot_be_kept_is_said(workspace_root, monkeypatch):
+    outcome = draftrank(workspace_root, "keep", "ngram")
+    assert outcome.code == 2
+    assert "no weights of its own" in outcome.err
+    from draftrank.drafting import kept_drafts
+    from draftrank.errors import BuildError
+    from draftrank.jobs.keeping import keep_draft
+
+    monkeypatch.setattr(kept_drafts, "MOST_BYTES", 10)
+    with pytest.raises(BuildError, match="round_weights"):
+        keep_draft(Workspace.open(workspace_root), "tiny", "shallow")

@@ -1,0 +1,112 @@
+"""A search on a tiny target, through the library and the command."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from commands import draftrank
+from draftrank import Store, Workspace
+from draftrank.catalog.loading import load_declaration
+from draftrank.catalog.recipe import Recipe
+from draftrank.errors import InvalidInputError
+from draftrank.jobs.searching import search as searching
+from draftrank.jobs.searching.search import RUNGS, SearchRequest, search
+
+pytest.importorskip("optuna")
+SHORT = SearchRequest("tiny", budget_s=20.0, dtype="fp32")
+
+
+@pytest.fixture
+def two_models(monkeypatch):
+    """A search that tries two models and no more, however fast the machine is."""
+    chosen = []
+    ask = searching.suggest
+
+    def suggest(trial, shape):
+        choice = ask(trial, shape)
+        return choice if len(set(chosen)) < 2 and not chosen.append(choice) else chosen[0]
+
+    monkeypatch.setattr(searching, "suggest", suggest)
+    monkeypatch.setattr(searching, "_MOST_REPEATS", 3)
+    return chosen
+
+
+def test_the_fastest_measured_is_found_and_no_prompt_of_a_task_decides_what_is_trained(
+    workspace_root,
+    two_models,  # noqa: ARG001
+):
+    workspace = Workspace.open(workspace_root)
+    with Store.open(workspace.store_url) as store:
+        found = search(workspace, SHORT, store)
+    assert 1 <= len(found.tried) <= 2
+    for one in found.tried:
+        assert one.promise is not None, one.note
+        assert 0 <= one.agreement <= 1
+        assert one.cost > 0
+        assert one.rung == RUNGS or one.note == "given up"
+    arms = {arm.id: arm for arm in found.session.session.arms if arm.kind == "draft"}
+    assert {recipe.id for recipe in found.recipes} == arms.keys()
+    assert "ngram-by-match" in arms
+    assert all(arm.failure is None for arm in arms.values())
+    assert found.best in found.recipes
+    assert found.session.session.suite == "quick-search"
+
+
+def test_a_search_that_was_stopped_goes_on_and_trains_nothing_twice(workspace_root, two_models, monkeypatch):
+    workspace = Workspace.open(workspace_root)
+    look = searching._Seeker._look
+
+    def stop(self, choice, rung):
+        if rung == 2:
+            raise KeyboardInterrupt
+        return look(self, choice, rung)
+
+    monkeypatch.setattr(searching._Seeker, "_look", stop)
+    with Store.open(workspace.store_url) as store:
+        with pytest.raises(KeyboardInterrupt):
+            search(workspace, SHORT, store)
+        built = {path.name for path in (workspace.cache / "drafts").iterdir()}
+        assert built
+        monkeypatch.setattr(searching._Seeker, "_look", look)
+        two_models.clear()
+        found = search(workspace, SHORT, store)
+        after = {path: path.stat().st_mtime_ns for path in (workspace.cache / "drafts").iterdir()}
+        assert built <= {path.name for path in after}
+        two_models.clear()
+        again = search(workspace, SHORT, store)
+    assert again.session == found.session
+    assert again.tried[: len(found.tried)] == found.tried
+    assert {path: path.stat().st_mtime_ns for path in after} == after
+
+
+def test_the_command_leaves_a_recipe_that_runs_and_a_page(workspace_root, tmp_path):
+    out = tmp_path / "found"
+    command = ["search", "--target", "tiny", "--budget", "15s", "--dtype", "fp32", "--out", str(out)]
+    outcome = draftrank(workspace_root, *command, "--json")
+    assert outcome.code == 0, outcome.err
+    found = outcome.json
+    recipe = load_declaration(out / f"{found['best']}.yaml", Recipe)
+    assert json.loads(recipe.model_dump_json(exclude_none=True)) == found["recipe"]
+    page = (out / "index.html").read_text()
+    assert found["best"] in page
+    assert all(one["name"] in page for one in found["tried"])
+    assert found["best"] in outcome.out
+    kept = workspace_root / "drafts" / "tiny" / f"{found['best']}.yaml"
+    kept.write_text((out / f"{found['best']}.yaml").read_text())
+    assert draftrank(workspace_root, "run", "tiny", "--draft", found["best"]).code == 0
+
+
+def test_wrong_requests_say_what_to_change(workspace_root):
+    for option, words in [
+        (["--budget", "soon"], "is no duration"),
+        (["--target", "none"], "none"),
+        (["--suite", "none"], "none"),
+    ]:
+        outcome = draftrank(workspace_root, "search", *option)
+        assert outcome.code == 2
+        assert words in outcome.err
+    workspace = Workspace.open(workspace_root)
+    with Store.open(workspace.store_url) as store, pytest.raises(InvalidInputError, match="no model"):
+        search(workspace, SearchRequest("tiny", budget_s=1e-9), store)

@@ -1,0 +1,81 @@
+"""What a search may choose, and what a choice promises before it is measured."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from draftrank.catalog.self_generated import SelfGenerated
+from draftrank.jobs.searching.choice import Choice, Shape, Use, copying_recipe, passes_of, recipe_of
+from draftrank.jobs.searching.promise import promise
+from draftrank.measure.cost.forward_times import ForwardTimes
+
+SHAPE = Shape(layers=30, ffn_channels=1536, vocabulary=49_152)
+DATA = SelfGenerated(kind="self_generated", tokens=10_000, sequence_tokens=128)
+choices = st.builds(
+    Choice,
+    layers=st.sampled_from([1, 2, 4]),
+    features=st.booleans(),
+    vocabulary=st.sampled_from([None, 8_192]),
+    ffn_channels=st.sampled_from([None, 768]),
+)
+uses = st.builds(
+    Use,
+    k=st.integers(1, 8),
+    mixed=st.booleans(),
+    int8=st.booleans(),
+    stop_below_confidence=st.sampled_from([None, 0.4]),
+)
+
+
+def times(draft_s: float, slope: float = 0.0) -> ForwardTimes:
+    target = tuple((float(size), 1.0 + slope * (size - 1)) for size in range(1, 12))
+    return ForwardTimes(((256, target),), ((256, ((1.0, draft_s), (2.0, draft_s))),))
+
+
+@settings(max_examples=60, deadline=None)
+@given(agreement=st.floats(0.0, 0.99), cost=st.floats(0.0, 1.0), most=st.integers(1, 8))
+def test_a_promise_is_the_speedup_of_leviathan_et_al_at_its_best_k(agreement, cost, most):
+    expected = {k: (1 - agreement ** (k + 1)) / (1 - agreement) / (k * cost + 1) for k in range(1, most + 1)}
+    found = promise([agreement], times(cost), 256, most)
+    assert found.speedup == pytest.approx(max(expected.values()))
+    assert expected[found.k] == pytest.approx(found.speedup)
+
+
+def test_later_tokens_have_an_agreement_of_their_own_and_verifying_costs():
+    equal = promise([0.7, 0.7], times(0.05), 256, 4)
+    assert promise([0.7, 0.4], times(0.05), 256, 4).speedup < equal.speedup
+    assert promise([0.7, 0.7], times(0.05, slope=0.1), 256, 4).speedup < equal.speedup
+    assert promise([0.7, 0.0], times(0.05), 256, 4).k == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(choice=choices, use=uses)
+def test_every_choice_is_a_valid_recipe_and_longer_training_goes_on_from_shorter(choice, use):
+    rungs = [choice.steps(SHAPE, DATA, rung) for rung in (1, 2, 3)]
+    for shorter, longer in pairwise(rungs):
+        assert longer[: len(shorter)] == shorter
+    for rung, steps in enumerate(rungs, start=1):
+        recipe = recipe_of("tiny", use.name_of(choice), "Searched", steps, use)
+        healing = [step for step in recipe.draft.build_steps if step.kind == "distill"]
+        assert sum(step.passes for step in healing) == passes_of(rung)
+        assert recipe.draft.build_steps[-1].kind == ("quantize" if use.int8 else "distill")
+        assert recipe.draft.kind == ("mixed" if use.mixed else "model")
+        assert recipe.speculate.stop_below_confidence == use.stop_below_confidence
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.tuples(choices, uses), st.tuples(choices, uses))
+def test_a_name_stands_for_one_model_and_one_way_to_use_it(first, second):
+    (one, use), (other, another) = first, second
+    same = (one, use.mixed, use.int8) == (other, another.mixed, another.int8)
+    assert (use.name_of(one) == another.name_of(other)) == same
+
+
+def test_n_grams_alone_are_a_recipe_without_a_model():
+    recipe = copying_recipe("tiny")
+    assert not recipe.draft.has_weights
+    assert recipe.effort == "minutes"
