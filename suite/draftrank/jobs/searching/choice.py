@@ -51,6 +51,14 @@ class Choice:
         words += [f"ffn{self.ffn_channels}"] if self.ffn_channels else []
         return "-".join(words)
 
+    def in_words(self) -> str:
+        """What it is, for a title."""
+        words = [f"{self.layers} {'layer' if self.layers == 1 else 'layers'}"]
+        words += ["reading the target's state"] if self.features else []
+        words += [f"a head over {self.vocabulary:,} tokens"] if self.vocabulary else []
+        words += [f"{self.ffn_channels} channels"] if self.ffn_channels else []
+        return ", ".join(words)
+
     def steps(self, shape: Shape, data: SelfGenerated, rung: int) -> list[dict[str, Any]]:
         """The steps that make it, trained as on a rung from 1.
 

@@ -217,7 +217,7 @@ class _Seeker:
                 if (int8 and self._request.device != "cpu") or (place and not mixed):
                     continue
                 use = Use(promised.k, mixed, int8, _CONFIDENCE)
-                words = [f"{one.choice.layers} {'layer' if one.choice.layers == 1 else 'layers'}, searched"]
+                words = [one.choice.in_words()]
                 words += ["behind n-grams"] if mixed else []
                 words += ["in int8"] if int8 else []
                 name = use.name_of(one.choice)
