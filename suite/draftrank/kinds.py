@@ -34,11 +34,13 @@ STEPS = {
     "read_features": "draftrank.drafting.steps.read_features:ReadFeatures",
     "distill": "draftrank.drafting.steps.distill:Distill",
     "quantize": "draftrank.drafting.steps.quantize:Quantize",
+    "write_gguf": "draftrank.drafting.steps.write_gguf:WriteGguf",
 }
 
 DRAFTS = {
     "model": "draftrank.decoding.proposers.model:ModelDraft",
     "ngram": "draftrank.decoding.proposers.ngram:NgramDraft",
+    "suffix": "draftrank.decoding.proposers.suffix:SuffixDraft",
     "early_exit": "draftrank.decoding.proposers.early_exit:EarlyExitDraft",
     "mixed": "draftrank.decoding.proposers.mixed:MixedDraft",
 }

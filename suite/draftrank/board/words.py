@@ -81,7 +81,7 @@ WORDS: tuple[Word, ...] = (
         "fidelity",
         "Whether the emitted token ids are the baseline's, output by output, in greedy decoding. In "
         "fp32 any difference is a break, but where the target gives both tokens exactly the same logit and neither "
-        "is the right one. In bf16 and fp16 rounding depends on how many tokens share a "
+        "is the right one. In every other precision rounding depends on how many tokens share a "
         "forward, so a difference is a tie where both tokens lie within the session's measured rounding "
         "of the target's best logit, and a break elsewhere.",
     ),

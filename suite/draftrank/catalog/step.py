@@ -14,7 +14,9 @@ Phase = Literal[
     "origin", "structure", "factors", "tying", "head", "sparsity", "input", "healing", "precision"
 ]
 """What a step changes, which decides where in a recipe it may stand (see `step_order`)."""
-Trait = Literal["factors", "trimmed head", "target features", "packed", "int8 at load", "shared layers"]
+Trait = Literal[
+    "factors", "trimmed head", "target features", "packed", "int8 at load", "shared layers", "gguf"
+]
 """What sets a draft's model apart from an ordinary one of its architecture."""
 
 

@@ -9,6 +9,7 @@ import typer
 
 from draftrank.cli.changed import SinceOption
 from draftrank.cli.options import (
+    PRECISION_HELP,
     Device,
     Dtype,
     JsonOption,
@@ -24,7 +25,7 @@ from draftrank.cli.output import ConsoleProgress, out, print_json
 def challenge(
     since: SinceOption = "main",
     suite: Annotated[str, typer.Option("--suite", "-s", help="quick, core, full or your own.")] = "quick",
-    dtype: Annotated[Dtype, typer.Option(help="Precision of the target.")] = Dtype.fp32,
+    dtype: Annotated[Dtype, typer.Option(help=PRECISION_HELP)] = Dtype.fp32,
     device: Annotated[Device, typer.Option(help="Where to run.")] = Device.cpu,
     incumbents: Annotated[int, typer.Option(help="Leading drafts to measure beside.", min=0, max=20)] = 2,
     budget: Annotated[

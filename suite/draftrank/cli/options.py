@@ -16,12 +16,24 @@ if TYPE_CHECKING:
     from draftrank.measure.sessions.references import ReferenceMethod
 
 
-class Dtype(StrEnum):
-    """Precision of the target."""
+class TorchDtype(StrEnum):
+    """Precision of a target that torch decodes."""
 
     fp32 = "fp32"
     bf16 = "bf16"
     fp16 = "fp16"
+
+
+class Dtype(StrEnum):
+    """Precision of the target; `gguf`: its own GGUF file, decoded by llama.cpp."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+    gguf = "gguf"
+
+
+PRECISION_HELP = "Precision of the target; gguf: its own GGUF file, decoded by llama.cpp."
 
 
 class Device(StrEnum):

@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from draftrank.cli.options import Device, Dtype, JsonOption, ReferenceName, WorkspaceOption, parse_duration
+from draftrank.cli.options import (
+    PRECISION_HELP,
+    Device,
+    Dtype,
+    JsonOption,
+    ReferenceName,
+    WorkspaceOption,
+    parse_duration,
+)
 from draftrank.cli.output import ConsoleProgress, out, print_json
 
 
@@ -29,7 +37,7 @@ def run(
     task: Annotated[
         list[str] | None, typer.Option("--task", help="Only this task; repeatable.", metavar="ID")
     ] = None,
-    dtype: Annotated[Dtype, typer.Option(help="Precision of the target.")] = Dtype.fp32,
+    dtype: Annotated[Dtype, typer.Option(help=PRECISION_HELP)] = Dtype.fp32,
     device: Annotated[Device, typer.Option(help="Where to run.")] = Device.cpu,
     temperature: Annotated[
         list[float] | None,

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from draftrank.cli.options import Device, Dtype, JsonOption, TargetOption, WorkspaceOption, parse_duration
+from draftrank.cli.options import (
+    Device,
+    JsonOption,
+    TargetOption,
+    TorchDtype,
+    WorkspaceOption,
+    parse_duration,
+)
 from draftrank.cli.output import ConsoleProgress, out, print_json, print_table
 
 if TYPE_CHECKING:
@@ -21,7 +28,7 @@ def search(
     target: TargetOption = None,
     suite: Annotated[str, typer.Option("--suite", "-s", help="Suite that decides.", metavar="ID")] = "quick",
     budget: Annotated[str, typer.Option(help="Time for all of it, e.g. 30m, 2h.", metavar="TIME")] = "2h",
-    dtype: Annotated[Dtype, typer.Option(help="Precision of the target.")] = Dtype.bf16,
+    dtype: Annotated[TorchDtype, typer.Option(help="Precision of the target.")] = TorchDtype.bf16,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.cpu,
     seed: Annotated[int, typer.Option(help="Seed of the choices and of arm order.", min=0)] = 0,
     folder: Annotated[

@@ -9,7 +9,15 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from draftrank.cli.options import Device, Dtype, JsonOption, TargetOption, WorkspaceOption, parse_duration
+from draftrank.cli.options import (
+    PRECISION_HELP,
+    Device,
+    Dtype,
+    JsonOption,
+    TargetOption,
+    WorkspaceOption,
+    parse_duration,
+)
 from draftrank.cli.output import ConsoleProgress, out, print_json, print_table
 
 if TYPE_CHECKING:
@@ -29,7 +37,7 @@ def tune_k(
         ),
     ] = None,
     suite: Annotated[str, typer.Option("--suite", "-s", help="Suite to measure on.", metavar="ID")] = "quick",
-    dtype: Annotated[Dtype, typer.Option(help="Precision of the target.")] = Dtype.fp32,
+    dtype: Annotated[Dtype, typer.Option(help=PRECISION_HELP)] = Dtype.fp32,
     device: Annotated[Device, typer.Option(help="Where to run.")] = Device.cpu,
     temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0.0, max=10.0)] = 0.0,
     budget: Annotated[

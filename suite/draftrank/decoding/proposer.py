@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from draftrank.catalog.precision import Precision
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -54,7 +56,7 @@ class ProposerContext:
     """The built draft; None for drafts without weights of their own."""
     target_folder: Path
     """The target's Hugging Face folder, for its vocabulary."""
-    dtype: Literal["fp32", "bf16", "fp16"]
+    dtype: Precision
     """The session's precision."""
     device: Literal["cpu", "cuda"]
     """Where the session runs."""

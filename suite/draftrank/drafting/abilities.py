@@ -13,6 +13,7 @@ _INEXPRESSIBLE: dict[Trait, str] = {
     "factors": "its matrices are products of thin ones",
     "trimmed head": "its head knows some of the tokens only",
 }
+_GGUF = "it is a GGUF file, which llama.cpp runs"
 _BESIDE_THE_TARGET = "it reads the target's hidden states, which only draftrank hands to a draft"
 
 
@@ -34,6 +35,8 @@ def abilities_of(traits: Collection[Trait]) -> Abilities:
     """What can be done with a draft whose model has these traits."""
     if "target features" in traits:
         return Abilities(_BESIDE_THE_TARGET, _BESIDE_THE_TARGET, _BESIDE_THE_TARGET, opens=False)
+    if "gguf" in traits:
+        return Abilities(_GGUF, _GGUF, None, opens=False)
     reason = next((why for trait, why in _INEXPRESSIBLE.items() if trait in traits), None)
     if reason is not None:
         opened = f"{reason}, which the architecture's own code cannot express"

@@ -19,6 +19,7 @@ from draftrank.catalog.base import sha256_of_json
 from draftrank.catalog.draft import DraftBase
 from draftrank.catalog.self_generated import CALIBRATION
 from draftrank.catalog.sources.base import file_sha256
+from draftrank.drafting.gguf_format import GGUF_FILE
 from draftrank.errors import MissingDataError
 from draftrank.progress import Progress
 
@@ -116,12 +117,12 @@ def remove_folder(folder: Path) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The folder's safetensors files, sorted by name.
+    """The folder's safetensors files, sorted by name; of a draft that is a GGUF file, that one.
 
     Raises:
         MissingDataError: there are none.
     """
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob(GGUF_FILE))
     if not files:
         raise MissingDataError(
             f"{folder} holds no *.safetensors file: convert its weights (`model.save_pretrained(folder)`); "

@@ -10,6 +10,7 @@ from draftrank.drafting.abilities import Abilities, abilities_of
 from draftrank.drafting.forms import (
     DynamicInt8Form,
     FeaturesForm,
+    GgufForm,
     LowRankForm,
     TiedLayersForm,
     TrimmedHeadForm,
@@ -23,6 +24,7 @@ _TRAITS: tuple[tuple[type, Trait], ...] = (
     (FeaturesForm, "target features"),
     (DynamicInt8Form, "int8 at load"),
     (TiedLayersForm, "shared layers"),
+    (GgufForm, "gguf"),
 )
 
 

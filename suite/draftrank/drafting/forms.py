@@ -179,8 +179,23 @@ class SemiStructuredForm(Declared):
         """Nothing: the weights are in the folder as they are."""
 
 
+class GgufForm(Declared):
+    """The draft is a GGUF file, and llama.cpp runs it; there is nothing for torch to load."""
+
+    form: Literal["gguf"] = "gguf"
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Nothing: see `loading.load_model`, which refuses such a draft."""
+
+
 Form = Annotated[
-    LowRankForm | TrimmedHeadForm | FeaturesForm | TiedLayersForm | DynamicInt8Form | SemiStructuredForm,
+    LowRankForm
+    | TrimmedHeadForm
+    | FeaturesForm
+    | TiedLayersForm
+    | DynamicInt8Form
+    | SemiStructuredForm
+    | GgufForm,
     Field(discriminator="form"),
 ]
 FORMS: TypeAdapter[list[Form]] = TypeAdapter(list[Form])

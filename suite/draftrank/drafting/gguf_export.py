@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from draftrank.drafting.gguf_format import GgufWeights
 from draftrank.drafting.quiet import quiet_gguf
 from draftrank.errors import BuildError
 
@@ -50,14 +51,17 @@ _OUTER = {
 _LEFT_OUT = ("GGUF.", "general.", "split.", "quantize.")
 
 
-def write_gguf(model: PreTrainedModel, target_file: Path, name: str, final: Path) -> None:
-    """Writes matrices as float16, norms as float32.
+def write_gguf(
+    model: PreTrainedModel, target_file: Path, name: str, final: Path, weights: GgufWeights = "f16"
+) -> None:
+    """Writes matrices in one type, norms as float32.
 
     Args:
         model: an ordinary draft of the target's architecture.
         target_file: the GGUF file that the target came from.
         name: what the file calls the model.
         final: where to write.
+        weights: type of the matrices; one whose rows are no multiple of its blocks is written as float16.
 
     Raises:
         BuildError: llama.cpp has no such model, or this architecture is not written yet.
@@ -83,7 +87,7 @@ def write_gguf(model: PreTrainedModel, target_file: Path, name: str, final: Path
             if tied and key == "lm_head.weight":
                 continue
             array = _as_written(key, tensor, model.config, architecture)
-            writer.add_tensor(_tensor_name(key, architecture), array)
+            _add(writer, _tensor_name(key, architecture), array, weights)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -91,9 +95,17 @@ def write_gguf(model: PreTrainedModel, target_file: Path, name: str, final: Path
 
 
 def _require_expressible(config: PretrainedConfig, architecture: str) -> None:
-    """llama.cpp reads the pattern of sliding windows off the layers' numbers."""
+    """llama.cpp reads the pattern of sliding windows off the layers' numbers, and the scale of attention off the
+    heads' size."""
+    if architecture != "gemma3":
+        return
+    size, scale = int(config.head_dim), int(config.query_pre_attn_scalar)
+    if size != scale:
+        raise BuildError(
+            f"llama.cpp scales the attention of a Gemma model by its head size {size}, this one by that of {scale}"
+        )
     kinds = getattr(config, "layer_types", None)
-    if architecture != "gemma3" or kinds is None or "sliding_attention" not in kinds:
+    if kinds is None or "sliding_attention" not in kinds:
         return
     period = 6
     expected = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(len(kinds))]
@@ -139,6 +151,21 @@ def _tensor_name(key: str, architecture: str) -> str:
     return f"blk.{found[1]}.{part}.weight"
 
 
+def _add(writer: Any, name: str, array: np.ndarray[Any, Any], weights: GgufWeights) -> None:
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+    from gguf.quants import quantize
+
+    kind = GGMLQuantizationType[weights.upper()]
+    if array.ndim > 1 and array.shape[-1] % GGML_QUANT_SIZES[kind][0]:
+        kind = GGMLQuantizationType.F16
+    if array.ndim == 1 or kind is GGMLQuantizationType.F32:
+        writer.add_tensor(name, array)
+    elif kind is GGMLQuantizationType.F16:
+        writer.add_tensor(name, array.astype(np.float16))
+    else:
+        writer.add_tensor(name, quantize(array, kind), raw_dtype=kind)
+
+
 def _as_written(
     key: str, tensor: torch.Tensor, config: PretrainedConfig, architecture: str
 ) -> np.ndarray[Any, Any]:
@@ -148,7 +175,7 @@ def _as_written(
     if architecture == "llama" and key.endswith(("q_proj.weight", "k_proj.weight")):
         heads = config.num_attention_heads if "q_proj" in key else config.num_key_value_heads
         values = _interleaved(values, int(heads))
-    return values.to(torch.float16).numpy()
+    return values.numpy()
 
 
 def _interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:

@@ -14,6 +14,7 @@ from draftrank.drafting.forms import (
     FORMS,
     DynamicInt8Form,
     Form,
+    GgufForm,
     SemiStructuredForm,
     fill,
     quantize_linear_layers,
@@ -60,6 +61,10 @@ def load_model(folder: Path, dtype: DtypeName, device: str, *, as_saved: bool = 
     if int8 and device != "cpu":
         raise IncompatibleDraftError(
             "a dynamic_int8 draft runs on CPU only: use --device cpu, or leave its quantize step out"
+        )
+    if any(isinstance(form, GgufForm) for form in forms):
+        raise IncompatibleDraftError(
+            "the draft is a GGUF file, which llama.cpp runs and transformers does not"
         )
     try:
         with quiet_libraries() if is_quantized(folder) else quiet_transformers():

@@ -131,6 +131,7 @@ def _build(
         progress=progress,
         fetch=fetch,
         calibration=recipe.draft.calibration_text,
+        target=target,
     )
     done = _Done()
     try:

@@ -78,6 +78,25 @@ def ensure_target(target: Target, context: FetchContext) -> TargetFolder:
     return _checked(target, folder, facts)
 
 
+def gguf_file(target: Target, context: FetchContext) -> Path:
+    """The GGUF file that a target comes as.
+
+    Raises:
+        MissingDataError: it cannot be had now.
+        InvalidInputError: the target comes in another form.
+    """
+    source = target.source.fetch(context)
+    if source.is_dir():
+        raise InvalidInputError.single(
+            f"the target {target.id!r} is no GGUF file, which llama.cpp needs",
+            file=f"drafts/{target.id}/target.yaml",
+            field="source",
+            fix="use --dtype bf16, or name a GGUF file as its source",
+        )
+    _require_gguf(source)
+    return source
+
+
 def _checked(target: Target, folder: Path, facts: dict[str, Any]) -> TargetFolder:
     if target.prompt_format == "chat" and not load_tokenizer(folder).chat_template:
         raise InvalidInputError.single(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from draftrank.catalog.self_generated import CALIBRATION, SelfGenerated
 from draftrank.catalog.sources.base import FetchContext
+from draftrank.catalog.target import Target
 from draftrank.drafting.forms import Form, TiedLayersForm
+from draftrank.drafting.gguf_format import GGUF_FILE
 from draftrank.drafting.quiet import quiet_transformers
 from draftrank.progress import Progress
 
@@ -31,6 +34,8 @@ class WorkingDraft:
     """Facts worth keeping in `draftrank.json`, such as which layers were kept or the final loss."""
     packed_parameters: int | None = None
     """How many parameters it has, where a library has packed them so that the model cannot tell."""
+    gguf: Path | None = None
+    """The file that holds its weights in the end, where llama.cpp is to run it."""
 
     def count_parameters(self) -> int:
         """How many parameters it has; shared ones once."""
@@ -39,6 +44,12 @@ class WorkingDraft:
     def save(self, folder: Path) -> None:
         """Writes model and tokenizer; layers that share weights are written out, so that the folder opens
         anywhere."""
+        if self.gguf is not None:
+            with quiet_transformers():
+                self.model.config.save_pretrained(folder)
+                self.tokenizer.save_pretrained(folder)
+            shutil.copyfile(self.gguf, folder / GGUF_FILE)
+            return
         tied = tuple(form.layers for form in self.forms if isinstance(form, TiedLayersForm))
         state = self.model.state_dict() if tied else None
         if state is not None:
@@ -69,5 +80,7 @@ class BuildContext:
     """How sources are had."""
     calibration: SelfGenerated = CALIBRATION
     """What steps that look at activations are shown."""
+    target: Target | None = None
+    """The target's declaration, for what its folder does not tell; None: it is not known."""
     corpora: set[str] = field(default_factory=set)
     """Keys of the corpora that this build has read."""

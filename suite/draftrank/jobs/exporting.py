@@ -75,7 +75,7 @@ def export(
     can = abilities(arm.folder)
     facts = json.loads((arm.folder / FACTS).read_text("utf-8"))
     files = copy_folder(arm.folder, to)
-    if gguf:
+    if gguf and not any(path.suffix == ".gguf" for path in files):
         source = declared.source.fetch(workspace.fetch_context(progress))
         if not source.is_file():
             raise BuildError(
@@ -83,7 +83,7 @@ def export(
                 "convert the exported folder with llama.cpp's convert_hf_to_gguf.py"
             )
         files.append(export_gguf(arm.folder, source, draft, to))
-    written = files[-1].name if gguf else None
+    written = next((path.name for path in files if path.suffix == ".gguf"), None)
     model = getattr(declared.source, "repository", None) or f"PATH_OF_{declared.id}"
     ways = uses_of_model(can, model, str(to), recipe.speculate.num_speculative_tokens, gguf_file=written)
     lineage = {

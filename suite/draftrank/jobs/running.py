@@ -12,6 +12,7 @@ from typing import Literal
 
 from draftrank.board.reproduce import CUSTOM
 from draftrank.catalog.decoding_mode import DecodingMode
+from draftrank.catalog.precision import Precision
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.target import Target
 from draftrank.catalog.task import Suite, SuiteTask
@@ -41,7 +42,7 @@ class RunRequest:
     """Id of the suite."""
     tasks: tuple[str, ...] = ()
     """Only these tasks of the suite; a task outside it is measured with all its prompts."""
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    dtype: Precision = "fp32"
     """Precision of the target."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to run."""
@@ -146,15 +147,21 @@ def plan_run(
     target = workspace.target(request.target)
     recipes = recipes or choose_recipes(workspace, request.target, request.drafts)
     references = reference_arms(request.references, recipes)
+    if request.dtype == "gguf":
+        _require_llama_cpp(request)
     suite = suite or _narrowed(workspace.suite(request.suite), request)
     tasks, skipped = workspace.prompts(suite, progress)
     for warning in skipped.values():
         progress.message(warning)
     if not tasks:
         raise MissingDataError("no task of the suite has its data: " + "; ".join(skipped.values()))
-    from draftrank.drafting.target_folder import ensure_target  # loads torch: wrong requests fail before
+    from draftrank.drafting.target_folder import (  # loads torch: wrong requests fail before
+        ensure_target,
+        gguf_file,
+    )
 
     target_folder = ensure_target(target, workspace.fetch_context(progress))
+    target_file = gguf_file(target, workspace.fetch_context(progress)) if request.dtype == "gguf" else None
     built = _build_all(workspace, target, recipes, request.device, progress)
     arms, unknown = refuse_overlaps(built, tasks, target_folder.path, workspace.cache)
     for warning in unknown:
@@ -175,6 +182,7 @@ def plan_run(
         skipped_tasks=tuple(skipped),
         references=references,
         watch=watching(),
+        target_file=target_file,
         workspace=workspace.root,
     )
 
@@ -271,3 +279,21 @@ def _require_device(device: str) -> None:
             field="--device",
             fix="use --device cpu, or see `draftrank doctor`",
         )
+
+
+def _require_llama_cpp(request: RunRequest) -> None:
+    if request.device == "cuda":
+        raise InvalidInputError.single(
+            "GGUF targets are decoded by llama.cpp, on CPU",
+            field="--device",
+            fix="use --device cpu, or --dtype bf16",
+        )
+    if request.references:
+        raise InvalidInputError.single(
+            "transformers' `generate` has no part in a session of llama.cpp",
+            field="--reference",
+            fix="leave it out, or use --dtype bf16",
+        )
+    from draftrank.decoding.runtimes.llama_cpp import load_library
+
+    load_library()

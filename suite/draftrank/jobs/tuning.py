@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from draftrank.board.reproduce import TUNING
 from draftrank.catalog.decoding_mode import DecodingMode
+from draftrank.catalog.precision import Precision
 from draftrank.catalog.recipe import MAX_SPECULATIVE_TOKENS, Recipe
 from draftrank.catalog.task import Suite
 from draftrank.catalog.workspace import Workspace
@@ -46,7 +47,7 @@ class TuneRequest:
     """Values of `stop_below_confidence` to measure beside, each at the largest k."""
     suite: str = "quick"
     """Id of the suite to measure on."""
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    dtype: Precision = "fp32"
     """Precision of the target."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to run."""

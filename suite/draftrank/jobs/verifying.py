@@ -177,9 +177,10 @@ def _plan(
     progress: Progress,
     same_machine: bool,
 ) -> SessionPlan:
-    from draftrank.drafting.target_folder import ensure_target
+    from draftrank.drafting.target_folder import ensure_target, gguf_file
 
     target = workspace.target(session.target)
+    context = workspace.fetch_context(progress)
     suite = Suite(
         schema_version=1,
         id="verify",
@@ -189,7 +190,8 @@ def _plan(
     )
     return SessionPlan(
         target=target,
-        target_folder=ensure_target(target, workspace.fetch_context(progress)),
+        target_folder=ensure_target(target, context),
+        target_file=gguf_file(target, context) if session.dtype == "gguf" else None,
         suite=suite,
         tasks=tasks,
         drafts=(built,),

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from draftrank.catalog.base import Sha256
 from draftrank.catalog.decoding_mode import DecodingMode
+from draftrank.catalog.precision import Precision
 from draftrank.measure.evidence import Conditions, Environment, Judgement, Numerics, Reference, SamplingCheck
 from draftrank.measure.record import Count, Record, Seconds
 
@@ -243,7 +244,7 @@ class Session(Record):
     """Hash over the target's weight files."""
     target_parameters: Count
     """Parameters of the target."""
-    dtype: Literal["fp32", "bf16", "fp16"]
+    dtype: Precision
     """Precision of the target (a quantized draft may compute in its own)."""
     device: Literal["cpu", "cuda"]
     """Where it ran."""

@@ -18,6 +18,7 @@ from draftrank.decoding.proposers.features import FeatureProposer
 from draftrank.decoding.proposers.mixed import MixedProposer
 from draftrank.decoding.proposers.model import ModelProposer
 from draftrank.decoding.proposers.ngram import NgramProposer
+from draftrank.decoding.proposers.suffix import SuffixProposer
 from draftrank.decoding.runtimes.torch_eager import TorchRuntime
 from draftrank.decoding.runtimes.torch_features import FeatureRuntime
 from draftrank.decoding.sampling import Sampler
@@ -48,6 +49,7 @@ PROPOSERS = {
     "stranger": lambda name, _: ModelProposer(TorchRuntime(STRANGERS[name])),
     "ngram": lambda _, __: NgramProposer(1, 3),
     "trusting": lambda _, __: NgramProposer(1, 3, 1.5),
+    "suffix": lambda _, __: SuffixProposer(1, 8, 2.0, 0.05),
     "early_exit": lambda _, target: EarlyExitProposer(target.first_layers(2)),
     "mixed": lambda name, _: MixedProposer(NgramProposer(2, 3), ModelProposer(TorchRuntime(NEAR[name]))),
     "features": reader,

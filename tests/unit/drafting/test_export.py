@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
+from transformers import AutoModelForCausalLM
 
 from draftrank.drafting.export import abilities, copy_folder
 from draftrank.drafting.gguf_export import write_gguf
 from draftrank.drafting.pipeline import build_draft
 from draftrank.drafting.quiet import quiet_gguf, quiet_transformers
 from draftrank.errors import BuildError, InvalidInputError
+from gguf_files import small_gguf_model, write_target_file
 
 IDS = torch.arange(3, 43).reshape(2, 20)
 DROP = {"kind": "drop_layers", "keep": 2, "select": "ends"}
@@ -53,64 +48,13 @@ def test_a_copy_goes_into_an_empty_folder_only(make_target, make_recipe, tmp_pat
         copy_folder(built.folder, tmp_path / "out")
 
 
-def small(architecture, layers, **more):
-    torch.manual_seed(3)
-    shape = {
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "vocab_size": 70,
-        "max_position_embeddings": 128,
-        "initializer_range": 0.2,
-        **more,
-    }
-    if architecture == "llama":
-        return LlamaForCausalLM(LlamaConfig(**shape)).eval()
-    kinds = ["full_attention" if (i + 1) % 6 == 0 else "sliding_attention" for i in range(layers)]
-    return Gemma3ForCausalLM(Gemma3TextConfig(**shape, layer_types=kinds, sliding_window=8)).eval()
-
-
-def target_file(path, architecture, layers):
-    """The description that a target's GGUF file holds, without its weights."""
-    from gguf import GGUFWriter
-
-    writer = GGUFWriter(path, architecture)
-    for name, value in {
-        "context_length": 128,
-        "embedding_length": 64,
-        "feed_forward_length": 96,
-        "block_count": layers,
-        "attention.head_count": 4,
-        "attention.head_count_kv": 2,
-        "vocab_size": 70,
-    }.items():
-        writer.add_uint32(f"{architecture}.{name}", value)
-    if architecture == "gemma3":
-        writer.add_uint32("gemma3.attention.sliding_window", 8)
-    writer.add_float32(f"{architecture}.attention.layer_norm_rms_epsilon", 1e-6)
-    writer.add_float32(
-        f"{architecture}.rope.freq_base", 1_000_000.0 if architecture == "gemma3" else 10_000.0
-    )
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list([f"t{number}" for number in range(70)])
-    writer.add_token_types([1] * 70)
-    writer.add_token_merges(["t 1"])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
 @pytest.mark.parametrize(("architecture", "layers"), [("llama", 2), ("gemma3", 6)])
 def test_the_gguf_file_holds_the_same_model(tmp_path, architecture, layers):
     """Read back by transformers' own reader, which knows nothing of the writer."""
-    model = small(architecture, layers, num_key_value_heads=1)
-    described = target_file(tmp_path / "target.gguf", architecture, 30)
+    # the reader takes Gemma's heads to have the size of the published models'
+    size = 256 if architecture == "gemma3" else 16
+    model = small_gguf_model(architecture, layers, num_key_value_heads=1, head_dim=size)
+    described = write_target_file(tmp_path / "target.gguf", architecture, 30)
     write_gguf(model, described, "draft", tmp_path / "draft.gguf")
     with quiet_gguf(), quiet_transformers():
         opened = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="draft.gguf", dtype=torch.float32)
@@ -122,11 +66,15 @@ def test_the_gguf_file_holds_the_same_model(tmp_path, architecture, layers):
 
 
 def test_what_gguf_cannot_express_is_said(tmp_path):
-    described = target_file(tmp_path / "target.gguf", "gemma3", 30)
-    model = small("gemma3", 6)
+    described = write_target_file(tmp_path / "target.gguf", "gemma3", 30)
+    model = small_gguf_model("gemma3", 6)
     model.config.layer_types = ["full_attention", *model.config.layer_types[1:]]
     with pytest.raises(BuildError, match="keep layers in whole periods"):
         write_gguf(model, described, "draft", tmp_path / "draft.gguf")
-    other = target_file(tmp_path / "other.gguf", "qwen2", 30)
+    scaled = small_gguf_model("gemma3", 6)
+    scaled.config.query_pre_attn_scalar = 256
+    with pytest.raises(BuildError, match="head size 16, this one by that of 256"):
+        write_gguf(scaled, described, "draft", tmp_path / "draft.gguf")
+    other = write_target_file(tmp_path / "other.gguf", "qwen2", 30)
     with pytest.raises(BuildError, match="architecture qwen2 are not written yet"):
-        write_gguf(small("llama", 2), other, "draft", tmp_path / "draft.gguf")
+        write_gguf(small_gguf_model("llama", 2), other, "draft", tmp_path / "draft.gguf")

@@ -6,8 +6,6 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import gguf
-import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -19,6 +17,7 @@ from draftrank.catalog.target import Target
 from draftrank.drafting import target_folder as module
 from draftrank.drafting.target_folder import ensure_target
 from draftrank.errors import InvalidInputError, MissingDataError
+from gguf_files import write_llama_file
 from models import small_model
 
 REPOSITORY = Path(__file__).parents[3]
@@ -37,67 +36,11 @@ def declare(path: str, **changes) -> Target:
     return Target.model_validate_json(json.dumps(fields))
 
 
-def write_gguf(path: Path, model, tokenizer) -> None:
-    """A Llama model as llama.cpp would write it: its names, its order of rotary dimensions."""
-    config = model.config
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_name("Tiny")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    vocabulary = sorted(backend["model"]["vocab"], key=backend["model"]["vocab"].get)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(vocabulary)
-    writer.add_token_types([3 if token.startswith("<|") else 1 for token in vocabulary])
-    writer.add_token_merges([" ".join(pair) for pair in backend["model"]["merges"]])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_pad_token_id(0)
-    writer.add_chat_template(tokenizer.chat_template)
-    names = {
-        "embed_tokens": "token_embd",
-        "norm": "output_norm",
-        "lm_head": "output",
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
-    }
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    for name, tensor in model.state_dict().items():
-        values = tensor.numpy().astype(np.float32)
-        stem = name.removeprefix("model.").removesuffix(".weight")
-        if stem.startswith("layers."):
-            _, number, part = stem.split(".", 2)
-            count = heads.get(part.rpartition(".")[2])
-            if count is not None:
-                values = values.reshape(count, 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
-            writer.add_tensor(f"blk.{number}.{names[part]}.weight", np.ascontiguousarray(values))
-        else:
-            writer.add_tensor(f"{names[stem]}.weight", values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
 @pytest.fixture
 def gguf_source(tmp_path, make_tokenizer):
     tokenizer = make_tokenizer()
     model = small_model("llama", vocabulary=len(tokenizer))
-    write_gguf(tmp_path / "tiny.gguf", model, tokenizer)
+    write_llama_file(tmp_path / "tiny.gguf", model, tokenizer)
     return model, tokenizer, FetchContext(tmp_path / "cache", (tmp_path,))
 
 

@@ -64,17 +64,25 @@ class BuiltDraft(DraftBase):
 
     def open_model(self, context: ProposerContext) -> ModelProposer | FeatureProposer:
         """The model as a proposer; raises as `open`."""
+        from draftrank.decoding.runtimes.llama_cpp import LlamaCppRuntime
         from draftrank.decoding.runtimes.torch_eager import TorchRuntime
         from draftrank.decoding.runtimes.torch_features import FeatureRuntime
         from draftrank.decoding.vocabulary import check_vocabularies
-        from draftrank.drafting.forms import FeaturesForm
-        from draftrank.drafting.loading import load_model, read_forms
+        from draftrank.drafting.forms import FeaturesForm, GgufForm
+        from draftrank.drafting.gguf_format import GGUF_FILE
+        from draftrank.drafting.loading import compute_dtype, load_model, read_forms
 
         if context.draft_folder is None:
             raise IncompatibleDraftError("the draft has not been built: run `draftrank build` first")
         check_vocabularies(context.target_folder, context.draft_folder)
-        model = load_model(context.draft_folder, context.dtype, context.device)
-        if not any(isinstance(form, FeaturesForm) for form in read_forms(context.draft_folder)):
+        forms = read_forms(context.draft_folder)
+        if any(isinstance(form, GgufForm) for form in forms):
+            file = LlamaCppRuntime(context.draft_folder / GGUF_FILE)
+            return ModelProposer(file, context.stop_below_confidence)
+        # Beside a target in llama.cpp, a draft in torch computes as fast as it can.
+        dtype = compute_dtype(context.device) if context.dtype == "gguf" else context.dtype
+        model = load_model(context.draft_folder, dtype, context.device)
+        if not any(isinstance(form, FeaturesForm) for form in forms):
             return ModelProposer(TorchRuntime(model), context.stop_below_confidence)
         if not isinstance(context.target, FeaturedRuntime):
             raise IncompatibleDraftError(

@@ -2,8 +2,8 @@
 
 Greedy decoding has one right output, so each trial is compared with the baseline's trial of the same
 cell. In fp32 any difference is a break, but where the target gives both tokens exactly its highest
-logit: then neither is the right one. In bf16 and fp16 rounding depends on how many positions a forward
-holds, so a correct loop may choose another token where the target's best ones are all but equal. Such
+logit: then neither is the right one. In any other precision rounding depends on how many positions a
+forward holds, so a correct loop may choose another token where the target's best ones are all but equal. Such
 a difference is a tie if both tokens lie within the session's measured rounding (`Session.numerics`) of
 the target's best one there; any other is a break.
 """
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from draftrank.catalog.precision import Precision
 from draftrank.measure import evidence
 from draftrank.measure.evidence import Numerics
 from draftrank.measure.records import Session, Trial
@@ -142,7 +143,7 @@ def compare_outputs(
 
 
 def judge_divergence(
-    known: evidence.Divergence | None, numerics: Numerics | None, dtype: Literal["fp32", "bf16", "fp16"]
+    known: evidence.Divergence | None, numerics: Numerics | None, dtype: Precision
 ) -> Judged:
     """Tie or break, by the rule of this module's head."""
     if dtype == "fp32":

@@ -1,7 +1,7 @@
 """How far rounding moves the target's logits when several tokens share a forward.
 
 In bf16 and fp16 a matrix product sums in another order, and rounds elsewhere, for one row than for
-several. So a correct speculative loop may choose another token where the target's two best are all but
+several; llama.cpp rounds activations to the blocks of quantized weights besides. So a correct speculative loop may choose another token where the target's two best are all but
 equal. How equal is measured here, on the session's own outputs: the same tokens are fed one at a time
 and in chunks, each way building its own cache as decoding does.
 """

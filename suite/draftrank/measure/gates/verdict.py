@@ -145,8 +145,8 @@ def _too_few_prompts(summary: SessionSummary, arm: ArmSummary) -> Values | None:
 
 
 def _not_lossless(summary: SessionSummary, arm: ArmSummary) -> Values | None:
-    """Greedy outputs must be the baseline's, token for token. In bf16 and fp16 an output may leave it
-    where both tokens lie within the session's measured rounding of the target's best one, in fp32 where the target
+    """Greedy outputs must be the baseline's, token for token. In any precision but fp32 an output may
+    leave it where both tokens lie within the session's measured rounding of the target's best one, in fp32 where the target
     gives both exactly its highest logit (a tie)."""
     first = arm.fidelity.earliest("break")
     if first is None or arm.arm.lossy:
@@ -164,8 +164,8 @@ def _samples_differ(summary: SessionSummary, arm: ArmSummary) -> Values | None: 
 
 
 def _unjudged_differences(summary: SessionSummary, arm: ArmSummary) -> Values | None:
-    """In bf16 and fp16 a tie and a break look the same until the target was asked about the place, and
-    until the session's rounding is known."""
+    """In any precision but fp32 a tie and a break look the same until the target was asked about the place,
+    and until the session's rounding is known."""
     first = arm.fidelity.earliest("unjudged")
     if first is None or arm.arm.lossy:
         return None

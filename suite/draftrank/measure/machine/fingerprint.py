@@ -22,7 +22,7 @@ from draftrank.measure.machine.cgroup import ControlGroups
 from draftrank.measure.machine.processor import cpu_info, processors_of_this_process
 from draftrank.measure.records import Machine
 
-PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "gguf")
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "gguf", "llama_cpp_python")
 _CPU_TIERS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "asimd", "neon")
 
 

@@ -15,6 +15,7 @@ from draftrank.decoding.loop import Decoding, Request, autoregressive, speculati
 from draftrank.decoding.proposer import Proposer, ProposerContext
 from draftrank.decoding.proposers.ngram import NgramDraft
 from draftrank.decoding.reference import GenerateDecoder
+from draftrank.decoding.runtimes.llama_cpp import LlamaCppRuntime
 from draftrank.decoding.runtimes.torch_eager import TorchRuntime
 from draftrank.decoding.stop_tokens import read_stop_tokens
 from draftrank.drafting.loading import load_tokenizer
@@ -35,6 +36,7 @@ from draftrank.progress import Progress
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from draftrank.decoding.runtime import Runtime
     from draftrank.measure.journal import Journal
 
 _log = logging.getLogger(__name__)
@@ -53,7 +55,7 @@ class Bench:
     """Holds the target and every draft in one process, so that all are measured alike."""
 
     def __init__(
-        self, plan: SessionPlan, target: TorchRuntime, tokenizer: PreTrainedTokenizerBase, target_bytes: int
+        self, plan: SessionPlan, target: Runtime, tokenizer: PreTrainedTokenizerBase, target_bytes: int
     ) -> None:
         self._plan = plan
         self._target = target
@@ -77,7 +79,7 @@ class Bench:
         with progress.stage("load the target"):
             tokenizer = load_tokenizer(plan.target_folder.path)
             before, _ = memory_bytes(plan.device)
-            target = TorchRuntime.load(plan.target_folder.path, plan.dtype, plan.device)
+            target = _open_target(plan)
             if plan.target.context_window is not None:
                 target.context_window = min(target.context_window, plan.target.context_window)
             bench = cls(plan, target, tokenizer, 0)
@@ -181,7 +183,7 @@ class Bench:
             return None
 
     @property
-    def target(self) -> TorchRuntime:
+    def target(self) -> Runtime:
         """The target's runtime, for a look at outputs between trials."""
         return self._target
 
@@ -331,3 +333,10 @@ class Bench:
         opened = self._arms.pop(arm.id, None)
         failed = (opened.arm if opened else arm).model_copy(update={"failure": reason})
         self._journal.update_arm(self._session.id, failed)
+
+
+def _open_target(plan: SessionPlan) -> Runtime:
+    if plan.dtype == "gguf":
+        assert plan.target_file is not None
+        return LlamaCppRuntime(plan.target_file)
+    return TorchRuntime.load(plan.target_folder.path, plan.dtype, plan.device)

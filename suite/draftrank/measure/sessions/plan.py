@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from draftrank.catalog.base import sha256_of_json
 from draftrank.catalog.decoding_mode import DecodingMode
+from draftrank.catalog.precision import Precision, runtime_of
 from draftrank.catalog.prompts import TaskPrompts
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.sources.base import file_sha256
@@ -51,7 +52,7 @@ class SessionPlan:
     suite: Suite
     tasks: tuple[TaskPrompts, ...]
     drafts: tuple[DraftArm, ...]
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    dtype: Precision = "fp32"
     device: Literal["cpu", "cuda"] = "cpu"
     mode: DecodingMode = DecodingMode()
     seed: int = 0
@@ -65,6 +66,8 @@ class SessionPlan:
     """Arms of other implementations; see `measure.sessions.references`."""
     watch: bool = True
     """Whether to watch the machine, and to decode anew what it disturbed."""
+    target_file: Path | None = None
+    """The target's GGUF file, where llama.cpp decodes it."""
     workspace: Path | None = None
     """Where the declarations lie, for its git state."""
 
@@ -140,7 +143,7 @@ def new_session(plan: SessionPlan, plan_sha256: str, machine: Machine) -> Sessio
         target_parameters=plan.target_folder.parameters,
         dtype=plan.dtype,
         device=plan.device,
-        runtime="torch-eager",
+        runtime=runtime_of(plan.dtype),
         mode=plan.mode,
         seed=plan.seed,
         repeats=plan.suite.repeats,

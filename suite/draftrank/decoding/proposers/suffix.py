@@ -1,0 +1,158 @@
+"""Copy what most often followed the longest run of last tokens, as far as it can be trusted.
+
+Prompt lookup takes the most recent place; where a run has stood several times, the places may disagree. Here they
+vote, and the share that agrees says how far to copy. Source: SuffixDecoding (Oliaro et al. 2024, arXiv:2411.04975),
+with one path instead of a tree and with the context alone: what a draft remembers of other prompts would make each
+result depend on those before it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from math import ceil
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from draftrank.catalog.draft import DraftBase
+from draftrank.catalog.use import Use
+from draftrank.decoding.proposer import Proposal
+
+_MOST_PLACES = 64
+"""Earlier places that may vote, the most recent ones: of more, each says little."""
+
+
+class SuffixDraft(DraftBase):
+    """No model at all: copies what most earlier places agree on, the further the longer the match."""
+
+    technique: ClassVar[str] = "suffix"
+
+    kind: Literal["suffix"]
+    max_match: Annotated[int, Field(ge=1, le=256)] = 24
+    """Longest run of last tokens that is compared."""
+    min_match: Annotated[int, Field(ge=1, le=16)] = 1
+    """Shortest run that is still looked up."""
+    tokens_per_match: Annotated[float, Field(gt=0.0, le=64.0)] = 1.0
+    """Most tokens proposed for each token that matches."""
+    min_probability: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    """Proposing ends before the token at which fewer than this share of the earlier places still agree."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SuffixDraft:
+        if self.min_match > self.max_match:
+            raise ValueError("min_match is larger than max_match (fix: swap them)")
+        return self
+
+    def sentence(self) -> str:
+        """See `DraftBase.sentence`."""
+        return (
+            f"copy what most often followed the last {self.max_match} to {self.min_match} tokens earlier in the "
+            f"context, up to {self.tokens_per_match:g} tokens for each that matches, while {self.min_probability:.0%} "
+            "of the places agree"
+        )
+
+    def uses(self, model: str, folder: str, k: int) -> tuple[Use, ...]:
+        """See `DraftBase.uses`."""
+        speculative = json.dumps(
+            {
+                "method": "suffix",
+                "num_speculative_tokens": k,
+                "suffix_decoding_max_tree_depth": self.max_match + k,
+                "suffix_decoding_max_cached_requests": 0,
+                "suffix_decoding_max_spec_factor": self.tokens_per_match,
+                "suffix_decoding_min_token_prob": self.min_probability,
+            }
+        )
+        return (Use("vLLM", "sh", f"vllm serve {model} --speculative-config '{speculative}'", None),)
+
+    def open(self, context: object) -> SuffixProposer:
+        """See `DraftBase.open`."""
+        return SuffixProposer(self.min_match, self.max_match, self.tokens_per_match, self.min_probability)
+
+
+class SuffixProposer:
+    """Finds every earlier place that ends like the context, and follows the majority.
+
+    An index from the shortest run to where it has ended keeps a look-up independent of the context's length; no
+    tree is kept, for the places that still vote are a node's whole content.
+    """
+
+    def __init__(
+        self,
+        min_match: int = 1,
+        max_match: int = 24,
+        tokens_per_match: float = 1.0,
+        min_probability: float = 0.1,
+    ) -> None:
+        self._min, self._max = min_match, max_match
+        self._trust = tokens_per_match
+        self._least = min_probability
+        self._ends: dict[tuple[int, ...], list[int]] = {}
+        self._indexed = 0
+
+    def begin(self, prompt: Sequence[int], sampler: object, reserve: int) -> None:
+        """See `Proposer.begin`."""
+        self._ends.clear()
+        self._indexed = 0
+        self._index(prompt, len(prompt) - 1)
+
+    def propose(self, context: Sequence[int], count: int) -> Proposal:
+        """See `Proposer.propose`.
+
+        Of all lengths of the match, the one is taken whose path has the largest sum of probabilities, which is how
+        many of its tokens should be accepted if the places are right; of equals the longest.
+        """
+        self._index(context, len(context) - 1)
+        ends = self._ends.get(tuple(context[-self._min :]), [])[-_MOST_PLACES:]
+        matches = sorted(((self._matched(context, end), end) for end in ends), reverse=True)
+        best: list[int] = []
+        expected = 0.0
+        for place, (length, _) in enumerate(matches, start=1):
+            if place < len(matches) and matches[place][0] == length:
+                continue  # a node holds every place that matches so far
+            voters = [end for _, end in matches[:place]]
+            path, score = self._followed(context, voters, min(count, ceil(self._trust * length)))
+            if score > expected:
+                best, expected = path, score
+        return Proposal(best)
+
+    def settle(self, accepted: int) -> None:
+        """See `Proposer.settle`; nothing proposed is remembered."""
+
+    def runtime(self) -> None:
+        """See `Proposer.runtime`."""
+        return
+
+    def _matched(self, context: Sequence[int], end: int) -> int:
+        """How many tokens before an earlier place agree with the context's last ones."""
+        length = self._min
+        most = min(self._max, end)
+        while length < most and context[end - 1 - length] == context[-1 - length]:
+            length += 1
+        return length
+
+    def _followed(self, context: Sequence[int], ends: list[int], count: int) -> tuple[list[int], float]:
+        """The majority's path from these places on, and the sum of its tokens' probabilities."""
+        path: list[int] = []
+        probability, score = 1.0, 0.0
+        while len(path) < count:
+            followers: dict[int, list[int]] = {}
+            for end in sorted(ends, reverse=True):  # of equally many the most recent comes first
+                if end < len(context):
+                    followers.setdefault(context[end], []).append(end + 1)
+            if not followers:
+                break
+            token = max(followers, key=lambda one: len(followers[one]))
+            probability *= len(followers[token]) / sum(map(len, followers.values()))
+            if probability < self._least:
+                break
+            path.append(token)
+            score += probability
+            ends = followers[token]
+        return path, score
+
+    def _index(self, tokens: Sequence[int], until: int) -> None:
+        for end in range(max(self._indexed + 1, self._min), until + 1):
+            self._ends.setdefault(tuple(tokens[end - self._min : end]), []).append(end)
+        self._indexed = max(self._indexed, until)

@@ -1,0 +1,119 @@
+"""Sessions with llama.cpp: of a GGUF target, and of GGUF drafts beside a target in torch. Skipped where
+llama-cpp-python is not installed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from commands import several
+from draftrank import RunRequest, Store, Workspace, run, summarise
+from draftrank.catalog.sources.base import file_sha256
+from draftrank.jobs.running import build
+from gguf_files import write_llama_file
+from models import save_small_target, small_model, small_tokenizer
+from workspaces import RECIPE, write_workspace
+
+pytest.importorskip(
+    "llama_cpp", reason="llama-cpp-python is not installed (pip install 'draftrank[llama-cpp]')"
+)
+SHALLOW = "kind: model\n  steps:\n    - {kind: drop_layers, keep: 2, select: ends}"
+DRAFTS = {
+    "packed": SHALLOW + "\n    - {kind: write_gguf, weights: f16}",
+    "shallow": SHALLOW,
+    "reader": SHALLOW + "\n    - {kind: read_features}",
+    "exit": "kind: early_exit\n  layers: 2",
+}
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A workspace whose target is a GGUF file."""
+    root = write_workspace(tmp_path / "workspace")
+    (root / "models").mkdir()
+    tokenizer = small_tokenizer("{{ messages }}")
+    write_llama_file(
+        root / "models" / "tiny.gguf", small_model("llama", vocabulary=len(tokenizer)), tokenizer
+    )
+    declared = root / "drafts" / "tiny" / "target.yaml"
+    declared.write_text(declared.read_text().replace("models/tiny", "models/tiny.gguf"))
+    for draft_id, body in DRAFTS.items():
+        text = RECIPE.replace("id: ngram", f"id: {draft_id}").replace("kind: ngram\n  max_ngram: 3", body)
+        (root / "drafts" / "tiny" / f"{draft_id}.yaml").write_text(text)
+    return root
+
+
+def measured(root, dtype, *drafts):
+    workspace = Workspace.open(root)
+    with Store.open(workspace.store_url) as store:
+        return run(workspace, RunRequest("tiny", drafts=drafts, dtype=dtype), store)
+
+
+def test_a_gguf_target_is_measured_with_drafts_of_both_runtimes(root):
+    result = measured(root, "gguf", "ngram", "packed", "shallow", "reader", "exit")
+    session = result.session
+    assert (session.runtime, session.dtype) == ("llama.cpp", "gguf")
+    assert "llama_cpp_python" in session.machine.packages
+    failures = {arm.id: arm.failure for arm in session.arms if arm.failure}
+    assert set(failures) == {"exit"}
+    assert "llama.cpp" in failures["exit"]
+    for arm in summarise(result).arms:
+        if arm.arm.kind == "draft" and arm.arm.id != "exit":
+            assert arm.fidelity.status in ("identical", "ties"), arm.arm.id
+            assert arm.missing == 0
+            assert arm.arm.latencies
+    packed = next(arm.draft for arm in session.arms if arm.id == "packed")
+    assert packed.parameters > 0
+    assert packed.weights_sha256 is not None
+    assert "GGUF" in packed.techniques
+
+
+def test_a_gguf_draft_serves_a_target_in_torch(root):
+    result = measured(root, "fp32", "packed")
+    (arm,) = [arm for arm in summarise(result).arms if arm.arm.kind == "draft"]
+    assert result.session.runtime == "torch-eager"
+    assert arm.fidelity.status == "identical"
+    assert 1.0 <= arm.acceptance.length <= 4.0
+
+
+def test_two_builds_of_a_gguf_draft_are_the_same_file(root):
+    workspace = Workspace.open(root)
+    hashes = []
+    for _ in range(2):
+        (built,) = build(workspace, "tiny", ("packed",))
+        assert built.folder is not None, built.failure
+        hashes.append(file_sha256(built.folder / "draft.gguf"))
+        shutil.rmtree(built.folder)
+    assert hashes[0] == hashes[1]
+
+
+def test_commands_say_what_llama_cpp_does_not_do(root):
+    save_small_target(root / "models" / "folder", "llama")
+    other = root / "drafts" / "folder"
+    other.mkdir()
+    declared = (root / "drafts" / "tiny" / "target.yaml").read_text()
+    (other / "target.yaml").write_text(
+        declared.replace("tiny.gguf", "folder").replace("id: tiny", "id: folder")
+    )
+    (other / "ngram.yaml").write_text(RECIPE.replace("target: tiny", "target: folder"))
+    plain = ["run", "tiny", "--draft", "ngram", "--dtype", "gguf"]
+    folder, cuda, reference, measured, exported = several(
+        root,
+        ["run", "folder", "--draft", "ngram", "--dtype", "gguf"],
+        [*plain, "--device", "cuda"],
+        [*plain, "--reference", "generate"],
+        [*plain, "--json"],
+        ["export", "packed", "--target", "tiny", "--to", str(root / "out")],
+    )
+    assert (folder.code, cuda.code, reference.code) == (2, 2, 2)
+    assert "no GGUF file" in folder.err
+    assert "drafts/folder/target.yaml" in folder.err
+    assert "use --device cpu" in cuda.err
+    assert "leave it out" in reference.err
+    assert measured.code == 0, measured.err
+    (board,) = json.loads(measured.out.splitlines()[-1])["boards"]
+    assert (board["runtime"], board["dtype"]) == ("llama.cpp", "gguf")
+    assert exported.code == 0, exported.err
+    assert (root / "out" / "draft.gguf").is_file()

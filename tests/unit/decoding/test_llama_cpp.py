@@ -1,0 +1,202 @@
+"""The llama.cpp runtime: the logits of the plain model, whatever was fed and forgotten, and every law of the engine,
+alone and beside torch. Skipped where llama-cpp-python is not installed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from draftrank.catalog.decoding_mode import DecodingMode
+from draftrank.decoding.loop import Request, autoregressive, speculative
+from draftrank.decoding.proposers.features import FeatureProposer
+from draftrank.decoding.proposers.mixed import MixedProposer
+from draftrank.decoding.proposers.model import ModelProposer
+from draftrank.decoding.proposers.ngram import NgramProposer
+from draftrank.decoding.runtime import FeaturedRuntime, LayeredRuntime
+from draftrank.decoding.runtimes import llama_cpp as module
+from draftrank.decoding.runtimes.llama_cpp import BATCH, LlamaCppRuntime
+from draftrank.decoding.runtimes.torch_eager import TorchRuntime
+from draftrank.decoding.runtimes.torch_features import FeatureRuntime
+from draftrank.drafting.architecture import Architecture
+from draftrank.drafting.forms import FeaturesForm
+from draftrank.drafting.gguf_export import write_gguf
+from draftrank.errors import IncompatibleDraftError, MissingDataError
+from draftrank.measure.cost.latency import measure_latencies
+from gguf_files import VOCABULARY, small_gguf_model, write_target_file
+
+pytest.importorskip(
+    "llama_cpp", reason="llama-cpp-python is not installed (pip install 'draftrank[llama-cpp]')"
+)
+LAYERS = {"llama": 2, "gemma3": 6}
+# llama.cpp reads GELU off a table of half-precision values
+TOLERANCE = {"llama": 2e-4, "gemma3": 2e-2}
+tokens = st.lists(st.integers(3, VOCABULARY - 1), min_size=1, max_size=12)
+prompts = st.lists(st.integers(3, VOCABULARY - 1), min_size=1, max_size=30).map(tuple)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A model and its GGUF file, by architecture and seed."""
+    folder = tmp_path_factory.mktemp("gguf")
+    made = {}
+
+    def write(architecture, seed=3, layers=None, weights="f32"):
+        key = (architecture, seed, layers, weights)
+        if key not in made:
+            layers = layers or LAYERS[architecture]
+            model = small_gguf_model(architecture, layers, seed=seed)
+            described = folder / f"{architecture}.gguf"
+            if not described.exists():
+                write_target_file(described, architecture, 30)
+            file = folder / ("-".join(map(str, key)) + ".gguf")
+            write_gguf(model, described, "small", file, weights)
+            made[key] = model, file
+        return made[key]
+
+    return write
+
+
+def opened(written, architecture="llama", **which):
+    return LlamaCppRuntime(written(architecture, **which)[1], threads=1, attention="fp32")
+
+
+def expected_logits(model, sequence):
+    with torch.inference_mode():
+        return model(torch.tensor([sequence]), use_cache=False).logits[0]
+
+
+@pytest.mark.parametrize("architecture", LAYERS)
+@settings(max_examples=15, deadline=None)
+@given(moves=st.lists(st.tuples(tokens, st.integers(0, 12)), min_size=1, max_size=6))
+def test_rolled_back_caches_equal_fresh_ones(written, architecture, moves):
+    model, _ = written(architecture)
+    runtime = opened(written, architecture)
+    held: list[int] = []
+    for fed, forgotten in moves:
+        logits = runtime.feed(fed)
+        held += fed
+        assert (logits.shape, logits.dtype) == ((len(fed), VOCABULARY), torch.float32)
+        expected = expected_logits(model, held)[-len(fed) :]
+        torch.testing.assert_close(logits, expected, atol=TOLERANCE[architecture], rtol=1e-3)
+        forgotten = min(forgotten, len(held))
+        runtime.forget(forgotten)
+        held = held[: len(held) - forgotten]
+        assert runtime.length == len(held)
+
+
+def test_the_last_rows_are_kept_also_of_feeds_longer_than_a_batch(tmp_path):
+    sequence = [3 + place % 60 for place in range(BATCH + 40)]
+    described = write_target_file(tmp_path / "target.gguf", "llama", 30)
+    model = small_gguf_model("llama", 1, max_position_embeddings=1024)
+    write_gguf(model, described, "long", tmp_path / "long.gguf", "f32")
+    runtime = LlamaCppRuntime(tmp_path / "long.gguf", threads=1, attention="fp32")
+    expected = expected_logits(model, sequence)
+    torch.testing.assert_close(runtime.feed(sequence, keep=2), expected[-2:], atol=1e-3, rtol=1e-3)
+    runtime.reset()
+    torch.testing.assert_close(runtime.feed(sequence), expected, atol=1e-3, rtol=1e-3)
+    runtime.reset()
+    torch.testing.assert_close(runtime.feed(sequence, keep=60), expected[-60:], atol=1e-3, rtol=1e-3)
+
+
+def test_room_that_grows_keeps_what_is_held(written):
+    model, _ = written("llama")
+    runtime = opened(written)
+    runtime.feed([5, 6, 7])
+    runtime.reserve(4 * runtime._room)
+    logits = runtime.feed([8, 9])
+    torch.testing.assert_close(logits, expected_logits(model, [5, 6, 7, 8, 9])[-2:], atol=2e-4, rtol=1e-3)
+    runtime.reset()
+    assert runtime.length == 0
+    torch.testing.assert_close(runtime.feed([9, 4]), expected_logits(model, [9, 4]), atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("architecture", LAYERS)
+def test_features_are_the_states_after_the_last_norm(written, architecture):
+    model, _ = written(architecture)
+    runtime = opened(written, architecture)
+    assert isinstance(runtime, FeaturedRuntime)
+    assert not isinstance(runtime, LayeredRuntime)
+    runtime.feed([5, 6])
+    runtime.remember_features()
+    sequence = [5, 6, 7, 8, 9]
+    logits = runtime.feed(sequence[2:], keep=1)
+    assert logits.shape[0] == 1
+    with torch.inference_mode():
+        states = Architecture.of(model).hidden_states(model, torch.tensor([sequence]))[0]
+    torch.testing.assert_close(runtime.features(), states[2:], atol=5e-3, rtol=1e-2)
+    torch.testing.assert_close(
+        logits, expected_logits(model, sequence)[-1:], atol=TOLERANCE[architecture], rtol=1e-3
+    )
+
+
+def proposers(written, target):
+    """Drafts in llama.cpp and in torch."""
+    near = small_gguf_model("llama", 2)
+    head = near.get_output_embeddings().weight
+    head.data = head.data + 0.15 * head.data.flip(0)
+    reader = small_gguf_model("llama", 1, seed=9)
+    FeaturesForm().prepare(reader)
+    return {
+        "equal": ModelProposer(opened(written)),
+        "stranger": ModelProposer(opened(written, seed=9, layers=1), 0.3),
+        "packed": ModelProposer(opened(written, weights="q8_0")),
+        "in torch": ModelProposer(TorchRuntime(near)),
+        "ngram": NgramProposer(1, 3),
+        "mixed": MixedProposer(NgramProposer(2, 3), ModelProposer(TorchRuntime(near))),
+        "features": FeatureProposer(target, FeatureRuntime(reader)),
+    }
+
+
+@pytest.mark.parametrize("name", ["equal", "stranger", "packed", "in torch", "ngram", "mixed", "features"])
+@settings(max_examples=10, deadline=None)
+@given(prompt=prompts, k=st.integers(1, 8), limit=st.integers(1, 40))
+def test_greedy_speculation_equals_greedy_decoding(written, name, prompt, k, limit):
+    target = opened(written)
+    request = Request(prompt, limit, frozenset({4}))
+    expected = autoregressive(target, request)
+    found = speculative(target, proposers(written, target)[name], request, k)
+    assert (found.token_ids, found.finish) == (expected.token_ids, expected.finish)
+    assert len(found.token_ids) - 1 == found.steps + sum(i * n for i, n in enumerate(found.accept_histogram))
+    assert target.length <= len(prompt) + limit
+
+
+@settings(max_examples=10, deadline=None)
+@given(prompt=prompts, k=st.integers(1, 6))
+def test_a_draft_in_llama_cpp_serves_a_target_in_torch(written, prompt, k):
+    target = TorchRuntime(written("llama")[0])
+    request = Request(prompt, 30)
+    expected = autoregressive(target, request)
+    found = speculative(target, ModelProposer(opened(written)), request, k)
+    assert found.token_ids == expected.token_ids
+    assert found.acceptance_length == pytest.approx(29 / -(-29 // (k + 1)))
+
+
+def test_sampling_follows_the_seed(written):
+    target = opened(written)
+    request = Request((5, 9, 11), 30, mode=DecodingMode(temperature=0.9, top_p=0.9), seed=4)
+    draft = ModelProposer(opened(written, weights="q8_0"))
+    outputs = {speculative(target, draft, request, 3).token_ids for _ in range(2)}
+    assert len(outputs) == 1
+
+
+def test_its_forwards_are_timed(written):
+    target, draft = opened(written), opened(written, seed=9, layers=1)
+    found = measure_latencies(target, draft, 2, [(5, 6, 7)])
+    assert {(one.part, one.tokens) for one in found} >= {("target", 1), ("target", 3), ("draft", 1)}
+    assert all(one.median_s > 0 for one in found)
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path):
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + bytes(40))
+    with pytest.raises(MissingDataError, match=r"cannot open .*broken\.gguf"):
+        LlamaCppRuntime(broken)
+
+
+def test_without_the_library_the_fix_is_told(monkeypatch):
+    module.load_library.cache_clear()
+    monkeypatch.setitem(__import__("sys").modules, "llama_cpp", None)
+    with pytest.raises(IncompatibleDraftError, match=r"pip install 'draftrank\[llama-cpp\]'"):
+        module.load_library()
