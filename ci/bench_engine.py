@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from transformers.utils import logging as transformers_logging
 
+from bench_prompts import first_turns
 from draftrank import Workspace
 from draftrank.catalog.sources.base import FetchContext
 from draftrank.decoding.loop import Decoding, Request, autoregressive, speculative
@@ -33,7 +34,6 @@ from draftrank.decoding.proposers.model import ModelProposer
 from draftrank.decoding.proposers.ngram import NgramProposer
 from draftrank.decoding.runtimes.torch_eager import TorchRuntime
 from draftrank.drafting.loading import load_model, load_tokenizer
-from draftrank.drafting.prompting import render_turns
 from draftrank.drafting.target_folder import ensure_target
 from draftrank.jobs.running import build
 from draftrank.measure.cost.latency import measure_latencies
@@ -95,17 +95,7 @@ def main() -> int:
     target, drafting = TorchRuntime(target_model), TorchRuntime(draft_model)
     ngram, model = NgramProposer(1, MAX_NGRAM), ModelProposer(drafting)
 
-    prompts = []
-    for task_id in options.tasks:
-        suite = workspace.suite("full").model_copy(
-            update={"tasks": (next(e for e in workspace.suite("full").tasks if e.task == task_id),)}
-        )
-        (task,), _ = workspace.prompts(suite)
-        stride = max(1, len(task.prompts) // options.prompts)
-        for prompt in task.prompts[::stride][: options.prompts]:
-            ids = render_turns(tokenizer, declared.prompt_format, prompt.turns[:1], [], None)
-            prompts.append(tuple(ids))
-
+    prompts = first_turns(workspace, declared, tokenizer, options.tasks, options.prompts)
     generation = {"do_sample": False, "max_new_tokens": options.tokens, "min_new_tokens": options.tokens}
     target_model.generation_config.eos_token_id = None
     draft_model.generation_config.eos_token_id = None

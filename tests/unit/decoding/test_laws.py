@@ -52,6 +52,9 @@ PROPOSERS = {
     "suffix": lambda _, __: SuffixProposer(1, 8, 2.0, 0.05),
     "early_exit": lambda _, target: EarlyExitProposer(target.first_layers(2)),
     "mixed": lambda name, _: MixedProposer(NgramProposer(2, 3), ModelProposer(TorchRuntime(NEAR[name]))),
+    "mixed_suffix": lambda name, _: MixedProposer(
+        SuffixProposer(2, 8, 2.0, 0.4), ModelProposer(TorchRuntime(NEAR[name]))
+    ),
     "features": reader,
     "mixed_features": lambda name, target: MixedProposer(NgramProposer(2, 3), reader(name, target)),
     "hesitant": lambda name, _: ModelProposer(TorchRuntime(NEAR[name]), 0.6),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from fractions import Fraction
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from draftrank.decoding.proposers.mixed import MixedDraft
 from draftrank.decoding.proposers.ngram import NgramProposer
 from draftrank.decoding.proposers.suffix import SuffixProposer
 
@@ -95,6 +97,16 @@ def test_a_longer_match_is_trusted_for_more_tokens():
     context = [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 3, 4, 5]
     for trust, length in ((0.3, 1), (1.0, 3), (2.0, 6)):
         assert len(proposed(context, 9, min_match=1, tokens_per_match=trust)) == length
+
+
+def test_a_mixed_draft_copies_by_votes_where_its_recipe_says_how_many_must_agree():
+    fields = {"kind": "mixed", "steps": [{"kind": "drop_layers", "keep": 2, "select": "ends"}]}
+    plain = MixedDraft.model_validate_json(json.dumps(fields))
+    voting = MixedDraft.model_validate_json(json.dumps({**fields, "min_probability": 0.4}))
+    assert "n-gram" in plain.techniques
+    assert "suffix" in voting.techniques
+    assert "while 40% of the places agree" in voting.sentence()
+    assert "places agree" not in plain.sentence()
 
 
 def test_another_sequence_remembers_nothing_of_the_one_before():

@@ -17,6 +17,7 @@ from draftrank.decoding.proposer import Proposal, ProposerContext
 from draftrank.decoding.proposers.features import FeatureProposer
 from draftrank.decoding.proposers.model import BuiltDraft, ModelProposer
 from draftrank.decoding.proposers.ngram import NgramDraft, NgramProposer, TokensPerMatch, trust_in_words
+from draftrank.decoding.proposers.suffix import DEFAULT_TRUST, MinProbability, SuffixDraft, SuffixProposer
 
 if TYPE_CHECKING:
     from draftrank.decoding.runtime import Runtime
@@ -36,6 +37,9 @@ class MixedDraft(BuiltDraft):
     tokens_per_match: TokensPerMatch = None
     """Most tokens copied for each token that matches, counted as far back as the two places agree; absent: as many
     as asked for."""
+    min_probability: MinProbability | None = None
+    """Earlier places vote as in `suffix` drafts, and copying ends where fewer than this share agree; absent: the most
+    recent place is copied."""
 
     @model_validator(mode="after")
     def _runs_ordered(self) -> Self:
@@ -46,13 +50,18 @@ class MixedDraft(BuiltDraft):
     @property
     def techniques(self) -> tuple[str, ...]:
         """See `DraftBase.techniques`."""
-        return (*super().techniques, NgramDraft.technique)
+        return (*super().techniques, (NgramDraft if self.min_probability is None else SuffixDraft).technique)
 
     def sentence(self) -> str:
         """See `DraftBase.sentence`."""
+        followed = "followed" if self.min_probability is None else "most often followed"
+        agreeing = (
+            "" if self.min_probability is None else f", while {self.min_probability:.0%} of the places agree"
+        )
         return (
-            f"copy what followed the last {self.max_ngram} to {self.min_ngram} tokens earlier in the context"
-            f"{trust_in_words(self.tokens_per_match)}; where they stand nowhere, ask a model, made {super().sentence()}"
+            f"copy what {followed} the last {self.max_ngram} to {self.min_ngram} tokens earlier in the context"
+            f"{trust_in_words(self.tokens_per_match)}{agreeing}; where nothing is found, ask a model, "
+            f"made {super().sentence()}"
         )
 
     def uses(self, model: str, folder: str, k: int) -> tuple[Use, ...]:
@@ -64,14 +73,19 @@ class MixedDraft(BuiltDraft):
 
     def open(self, context: ProposerContext) -> MixedProposer:
         """See `DraftBase.open`."""
-        copying = NgramProposer(self.min_ngram, self.max_ngram, self.tokens_per_match)
-        return MixedProposer(copying, self.open_model(context))
+        return MixedProposer(self._copying(), self.open_model(context))
+
+    def _copying(self) -> NgramProposer | SuffixProposer:
+        if self.min_probability is None:
+            return NgramProposer(self.min_ngram, self.max_ngram, self.tokens_per_match)
+        trust = DEFAULT_TRUST if self.tokens_per_match is None else self.tokens_per_match
+        return SuffixProposer(self.min_ngram, self.max_ngram, trust, self.min_probability)
 
 
 class MixedProposer:
     """Asks the first proposer, and the model where the first has nothing to say."""
 
-    def __init__(self, first: NgramProposer, model: ModelProposer | FeatureProposer) -> None:
+    def __init__(self, first: NgramProposer | SuffixProposer, model: ModelProposer | FeatureProposer) -> None:
         self._first = first
         self._model = model
         self._asked_model = False

@@ -19,6 +19,9 @@ from draftrank.catalog.draft import DraftBase
 from draftrank.catalog.use import Use
 from draftrank.decoding.proposer import Proposal
 
+MinProbability = Annotated[float, Field(ge=0.0, le=1.0)]
+DEFAULT_TRUST = 1.0
+"""Tokens proposed for each that matches, where a recipe does not say."""
 _MOST_PLACES = 64
 """Earlier places that may vote, the most recent ones: of more, each says little."""
 
@@ -33,9 +36,9 @@ class SuffixDraft(DraftBase):
     """Longest run of last tokens that is compared."""
     min_match: Annotated[int, Field(ge=1, le=16)] = 1
     """Shortest run that is still looked up."""
-    tokens_per_match: Annotated[float, Field(gt=0.0, le=64.0)] = 1.0
+    tokens_per_match: Annotated[float, Field(gt=0.0, le=64.0)] = DEFAULT_TRUST
     """Most tokens proposed for each token that matches."""
-    min_probability: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    min_probability: MinProbability = 0.1
     """Proposing ends before the token at which fewer than this share of the earlier places still agree."""
 
     @model_validator(mode="after")
@@ -82,7 +85,7 @@ class SuffixProposer:
         self,
         min_match: int = 1,
         max_match: int = 24,
-        tokens_per_match: float = 1.0,
+        tokens_per_match: float = DEFAULT_TRUST,
         min_probability: float = 0.1,
     ) -> None:
         self._min, self._max = min_match, max_match

@@ -10,8 +10,11 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from draftrank.decoding.proposers.ngram import NgramDraft
+from draftrank.decoding.proposers.suffix import SuffixDraft
 from draftrank.measure.records import Arm, SessionTask, Trial
 
+_COPYING = {NgramDraft.technique, SuffixDraft.technique}
+"""What needs no forward of a draft's model to propose."""
 TIME_TOLERANCE_S = 1e-6
 """What rounding may add to a sum of seconds."""
 
@@ -67,7 +70,7 @@ def count_faults(trial: Trial, arm: Arm) -> Iterator[str]:
     if trial.draft_forwards > (verified + trial.steps if k else 0):
         yield f"{trial.draft_forwards} forwards of the draft for {verified} proposed tokens"
     has_model = any(latency.part == "draft" for latency in arm.latencies)
-    copies = arm.draft is not None and {NgramDraft.technique} < set(arm.draft.techniques)
+    copies = arm.draft is not None and not _COPYING.isdisjoint(arm.draft.techniques)
     if has_model and not copies and offered and trial.draft_forwards < offered[0]:
         yield f"{trial.draft_forwards} forwards of the draft in {offered[0]} steps that proposed"
 

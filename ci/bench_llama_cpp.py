@@ -1,0 +1,189 @@
+"""The engine on llama.cpp against llama.cpp's own server: same GGUF files, prompts, k and threads, in one run.
+
+Two pairs: plain decoding, and a draft model. The server is that of `xllamacpp` (`pip install xllamacpp`), a ready build
+with llama.cpp's own draft-model speculation; this engine's library is compiled for the machine. Every prompt is decoded
+by all four arms back to back, in an order that rotates. Seconds are those of decoding, from the first token to the last,
+for the server by its own clock. A ratio is our tokens per second over the server's, with a 95 % interval by the jackknife
+over prompts.
+
+The two are builds of different versions, so their roundings differ and so may outputs; how many are equal is counted.
+
+Prints one JSON line. Run nothing else meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench_prompts import first_turns
+from draftrank import Workspace
+from draftrank.decoding.loop import Request, autoregressive, speculative
+from draftrank.decoding.proposers.model import ModelProposer
+from draftrank.decoding.runtimes.llama_cpp import LlamaCppRuntime
+from draftrank.drafting.gguf_format import GGUF_FILE
+from draftrank.drafting.loading import load_tokenizer
+from draftrank.drafting.target_folder import ensure_target, gguf_file
+from draftrank.jobs.running import build
+from draftrank.measure.machine.fingerprint import read_machine
+from draftrank.measure.statistics.log_ratio import jackknife
+
+Arm = Callable[[tuple[int, ...]], tuple[tuple[int, ...], float]]
+"""From a prompt to the tokens after it and the seconds from the first to the last."""
+
+
+def server(target: Path, draft: Path | None, k: int, threads: int) -> Any:
+    """llama.cpp's server in this process, deciding as this engine does: greedily, with k drafted tokens a step."""
+    import xllamacpp
+
+    options = xllamacpp.CommonParams()
+    options.model.path = str(target)
+    options.n_ctx = 2048
+    options.n_parallel = 1
+    options.n_gpu_layers = 0
+    options.cpuparams.n_threads = options.cpuparams_batch.n_threads = threads
+    options.warmup = True
+    options.verbosity = -1
+    if draft is not None:
+        chosen = options.speculative.draft
+        options.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
+        chosen.mparams.path = str(draft)
+        chosen.n_max, chosen.n_min, chosen.p_min = k, 0, 0.0
+        chosen.n_gpu_layers = 0
+        chosen.cpuparams.n_threads = chosen.cpuparams_batch.n_threads = threads
+    return xllamacpp.Server(options)
+
+
+def by_server(running: Any, tokens: int) -> Arm:
+    """An arm that asks the server."""
+
+    def decode(prompt: tuple[int, ...]) -> tuple[tuple[int, ...], float]:
+        answer = running.handle_completions(
+            {
+                "prompt": list(prompt),
+                "n_predict": tokens,
+                "temperature": 0.0,
+                "top_k": 1,
+                "ignore_eos": True,
+                "return_tokens": True,
+                "cache_prompt": False,
+            }
+        )
+        if "timings" not in answer:
+            sys.exit(f"the server refused: {answer}")
+        return tuple(answer["tokens"]), answer["timings"]["predicted_ms"] / 1000
+
+    return decode
+
+
+def by_us(target: LlamaCppRuntime, proposer: ModelProposer | None, k: int, tokens: int) -> Arm:
+    """An arm of this engine."""
+
+    def decode(prompt: tuple[int, ...]) -> tuple[tuple[int, ...], float]:
+        request = Request(prompt, tokens)
+        done = (
+            autoregressive(target, request) if proposer is None else speculative(target, proposer, request, k)
+        )
+        return done.token_ids, done.decode_s
+
+    return decode
+
+
+def compared(ours: list[tuple[int, float]], theirs: list[tuple[int, float]]) -> dict[str, object]:
+    """Our tokens per second over theirs; entries are tokens and seconds of one prompt."""
+    rows = [
+        (their_s, their_n, our_s, our_n)
+        for (our_n, our_s), (their_n, their_s) in zip(ours, theirs, strict=True)
+    ]
+    log = jackknife(np.array(rows))
+    if log is None:
+        sys.exit("two prompts at least are needed for an interval: raise --prompts")
+    return {
+        "ratio": round(log.ratio, 3),
+        "ci": [round(end, 3) for end in log.ends()],
+        "tokens_per_second": rate(ours),
+        "server_tokens_per_second": rate(theirs),
+    }
+
+
+def rate(decoded: list[tuple[int, float]]) -> float:
+    """Tokens per second."""
+    return round(sum(tokens for tokens, _ in decoded) / sum(seconds for _, seconds in decoded), 2)
+
+
+def main() -> int:
+    """Runs the comparison and prints its JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--target", default="smollm2-135m-instruct")
+    parser.add_argument(
+        "--draft", default="depth2-distilled-quick-gguf", help="a draft whose recipe ends in write_gguf"
+    )
+    parser.add_argument("--k", type=int, default=2)
+    parser.add_argument("--prompts", type=int, default=4, help="per task")
+    parser.add_argument("--tasks", nargs="+", default=["code", "math", "rag"])
+    parser.add_argument("--tokens", type=int, default=64)
+    options = parser.parse_args()
+
+    workspace = Workspace.open()
+    declared = workspace.target(options.target)
+    context = workspace.fetch_context()
+    target_file = gguf_file(declared, context)
+    (built,) = build(workspace, options.target, (options.draft,))
+    if built.folder is None or not (built.folder / GGUF_FILE).is_file():
+        sys.exit(f"{options.draft} is no GGUF file: {built.failure or 'choose another draft'}")
+    draft_file = built.folder / GGUF_FILE
+    tokenizer = load_tokenizer(ensure_target(declared, context).path)
+    prompts = first_turns(workspace, declared, tokenizer, options.tasks, options.prompts)
+
+    k, tokens = options.k, options.tokens
+    target, drafting = LlamaCppRuntime(target_file), ModelProposer(LlamaCppRuntime(draft_file))
+    threads = torch.get_num_threads()
+    arms: dict[tuple[str, str], Arm] = {
+        ("ar", "ours"): by_us(target, None, k, tokens),
+        ("ar", "server"): by_server(server(target_file, None, k, threads), tokens),
+        ("model", "ours"): by_us(target, drafting, k, tokens),
+        ("model", "server"): by_server(server(target_file, draft_file, k, threads), tokens),
+    }
+    decoded: dict[tuple[str, str], list[tuple[int, float]]] = {name: [] for name in arms}
+    equal = dict.fromkeys(("ar", "model", "server"), 0)
+    order = list(arms)
+    for arm in arms.values():  # warm-up, every shape once
+        arm(prompts[0])
+    for index, prompt in enumerate(prompts):
+        sys.stderr.write(f"\rprompt {index + 1} of {len(prompts)}")
+        outputs = {}
+        rotated = order[index % len(order) :] + order[: index % len(order)]
+        for name in rotated if index % 2 else reversed(rotated):
+            outputs[name], seconds = arms[name](prompt)
+            decoded[name].append((len(outputs[name]) - 1, seconds))
+        for kind in ("ar", "model"):
+            equal[kind] += outputs[kind, "ours"] == outputs[kind, "server"]
+        equal["server"] += outputs["ar", "server"] == outputs["model", "server"]
+    sys.stderr.write("\n")
+    machine = read_machine("cpu")
+    result = {
+        "target": options.target,
+        "draft": options.draft,
+        "k": k,
+        "prompts": len(prompts),
+        "tokens": tokens,
+        "ar": compared(decoded["ar", "ours"], decoded["ar", "server"]),
+        "model": compared(decoded["model", "ours"], decoded["model", "server"]),
+        "equal_outputs": equal,
+        "machine": machine.machine_class,
+        "packages": {**machine.packages, "xllamacpp": version("xllamacpp")},
+    }
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
