@@ -1,8 +1,9 @@
-"""The engine against transformers' `generate`: same model, prompts, drafts and k, side by side in one run.
+"""The engine against transformers' `generate` and, where it is installed, flashspec: same model, prompts, drafts and k,
+side by side in one run.
 
-Three pairs: plain decoding, prompt lookup, and a draft model. Every prompt is decoded by all six arms
-back to back, in an order that rotates; times are end to end, prefill included. A ratio is our tokens per
-second over transformers', with a 95 % bootstrap interval over prompts. Outputs must be equal.
+Three ways of decoding: plain (not flashspec), prompt lookup, and a draft model. Every prompt is decoded by all arms back
+to back, in an order that rotates; times are end to end, prefill included. A ratio is our tokens per second over another's,
+with a 95 % interval by the jackknife over prompts. Outputs must be equal.
 
 `engine_efficiency` is the decode time that the cost model predicts from this run's own forward times
 (steps × verification of k+1 tokens + draft forwards × one token), over the decode time measured.
@@ -14,18 +15,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from pathlib import Path
 from time import perf_counter
+from typing import Any
 
-import numpy as np
 import torch
 from transformers.utils import logging as transformers_logging
 
-from bench_prompts import first_turns
 from draftrank import Workspace
 from draftrank.catalog.sources.base import FetchContext
 from draftrank.decoding.loop import Decoding, Request, autoregressive, speculative
@@ -38,35 +37,48 @@ from draftrank.drafting.target_folder import ensure_target
 from draftrank.jobs.running import build
 from draftrank.measure.cost.latency import measure_latencies
 from draftrank.measure.machine.fingerprint import read_machine
+from side_by_side import Decoded, blocks, compared, first_turns
 
 MAX_NGRAM = 2
 Arm = Callable[[tuple[int, ...]], tuple[tuple[int, ...], float, Decoding | None]]
 
 
-@dataclass
-class Pair:
-    """Seconds and tokens of the two arms of a comparison, one entry per decoded prompt."""
+def flashspec_arms(target: Any, draft: Any, folder: Path, k: int, tokens: int) -> dict[tuple[str, str], Arm]:
+    """Prompt lookup and a draft model in flashspec, eagerly as this engine; nothing where it is not installed."""
+    try:
+        from flashspec import BanditConfig, FlashSpecConfig, SamplingConfig, SpeculativeEngine
+        from flashspec.engine import HuggingFaceDrafter, NgramDrafter, TargetModel
+    except ImportError:
+        return {}
+    device, dtype = target.device, target.dtype
+    greedy = SamplingConfig(temperature=0.0, gamma=k)
+    options = FlashSpecConfig(
+        device=str(device),
+        compile=False,
+        drafter_strategy="bandit",
+        bandit=BanditConfig(n_arms=1),
+        sampling=greedy,
+        eos_token_ids=(),
+    )
 
-    ours: list[tuple[int, float]] = field(default_factory=list)
-    theirs: list[tuple[int, float]] = field(default_factory=list)
+    def decoder(drafter: Any) -> Arm:
+        engine = SpeculativeEngine(options, [drafter], TargetModel(str(folder), device, dtype, model=target))
 
-    def ratio(self) -> dict[str, object]:
-        """Our tokens per second over theirs, with its interval."""
-        ours, theirs = np.array(self.ours), np.array(self.theirs)
+        def decode(prompt: tuple[int, ...]) -> tuple[tuple[int, ...], float, None]:
+            ids = torch.tensor([prompt])
+            started = perf_counter()
+            found = engine.generate(ids, max_new_tokens=tokens)
+            seconds = perf_counter() - started
+            return tuple(found.output_ids[0, : found.n_tokens_generated].tolist()), seconds, None
 
-        def rates(index: np.ndarray) -> np.ndarray:
-            a, b = ours[index].sum(axis=-2), theirs[index].sum(axis=-2)
-            return (a[..., 0] / a[..., 1]) / (b[..., 0] / b[..., 1])
+        return decode
 
-        everything = np.arange(len(ours))
-        draws = np.random.default_rng(0).integers(len(ours), size=(4000, len(ours)))
-        low, high = np.percentile(rates(draws), [2.5, 97.5])
-        return {
-            "ratio": round(float(rates(everything)), 3),
-            "ci": [round(float(low), 3), round(float(high), 3)],
-            "tokens_per_second": round(float(ours[:, 0].sum() / ours[:, 1].sum()), 2),
-            "transformers_tokens_per_second": round(float(theirs[:, 0].sum() / theirs[:, 1].sum()), 2),
-        }
+    return {
+        ("ngram", "flashspec"): decoder(NgramDrafter(MAX_NGRAM)),
+        ("model", "flashspec"): decoder(
+            HuggingFaceDrafter("draft", device, dtype, temperature=0.0, model=draft)
+        ),
+    }
 
 
 def main() -> int:
@@ -123,31 +135,28 @@ def main() -> int:
 
     arms: dict[tuple[str, str], Arm] = {
         ("ar", "ours"): ours(None),
-        ("ar", "theirs"): theirs,
+        ("ar", "transformers"): theirs,
         ("ngram", "ours"): ours(ngram),
-        ("ngram", "theirs"): lambda prompt: theirs(
+        ("ngram", "transformers"): lambda prompt: theirs(
             prompt, prompt_lookup_num_tokens=options.k, max_matching_ngram_size=MAX_NGRAM
         ),
         ("model", "ours"): ours(model),
-        ("model", "theirs"): lambda prompt: theirs(prompt, assistant_model=draft_model),
+        ("model", "transformers"): lambda prompt: theirs(prompt, assistant_model=draft_model),
+        **flashspec_arms(target_model, draft_model, folder.path, options.k, options.tokens),
     }
 
-    pairs = {"ar": Pair(), "ngram": Pair(), "model": Pair()}
+    decoded: dict[tuple[str, str], Decoded] = {name: [] for name in arms}
     differing = 0
     predicted = measured = 0.0
     forwards: dict[tuple[str, int], list[float]] = {}
-    order = list(arms)
     for arm in arms.values():  # warm-up, every shape once
         arm(prompts[0])
-    for index, prompt in enumerate(prompts):
-        sys.stderr.write(f"\rprompt {index + 1} of {len(prompts)}")
+    for prompt, order in blocks(prompts, list(arms)):
         outputs = {}
-        rotated = order[index % len(order) :] + order[: index % len(order)]
-        for name in rotated if index % 2 else reversed(rotated):
+        for name in order:
             tokens, seconds, decoding = arms[name](prompt)
             outputs[name] = tokens
-            side = pairs[name[0]].ours if name[1] == "ours" else pairs[name[0]].theirs
-            side.append((len(tokens), seconds))
+            decoded[name].append((len(tokens), seconds))
             if name == ("model", "ours") and decoding is not None:
                 middle = (*prompt, *tokens[: options.tokens // 2])
                 latencies = {
@@ -162,7 +171,6 @@ def main() -> int:
                 )
                 measured += decoding.decode_s
         differing += len(set(outputs.values())) > 1
-    sys.stderr.write("\n")
     machine = read_machine("cpu")
     result = {
         "target": options.target,
@@ -171,9 +179,11 @@ def main() -> int:
         "dtype": options.dtype,
         "prompts": len(prompts),
         "tokens": options.tokens,
-        "ar_ratio": pairs["ar"].ratio(),
-        "ngram_ratio": pairs["ngram"].ratio(),
-        "model_ratio": pairs["model"].ratio(),
+        **{
+            f"{kind}_over_{whose}": compared(decoded[kind, "ours"], theirs, whose)
+            for (kind, whose), theirs in decoded.items()
+            if whose != "ours"
+        },
         "engine_efficiency": round(predicted / measured, 3),
         "forward_ms": {f"{p}({t})": round(1e3 * statistics.median(v), 2) for (p, t), v in forwards.items()},
         "prompts_with_differing_outputs": differing,
@@ -185,5 +195,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    random.seed(0)
     sys.exit(main())

@@ -21,10 +21,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from bench_prompts import first_turns
 from draftrank import Workspace
 from draftrank.decoding.loop import Request, autoregressive, speculative
 from draftrank.decoding.proposers.model import ModelProposer
@@ -34,7 +32,7 @@ from draftrank.drafting.loading import load_tokenizer
 from draftrank.drafting.target_folder import ensure_target, gguf_file
 from draftrank.jobs.running import build
 from draftrank.measure.machine.fingerprint import read_machine
-from draftrank.measure.statistics.log_ratio import jackknife
+from side_by_side import Decoded, blocks, compared, first_turns
 
 Arm = Callable[[tuple[int, ...]], tuple[tuple[int, ...], float]]
 """From a prompt to the tokens after it and the seconds from the first to the last."""
@@ -97,28 +95,6 @@ def by_us(target: LlamaCppRuntime, proposer: ModelProposer | None, k: int, token
     return decode
 
 
-def compared(ours: list[tuple[int, float]], theirs: list[tuple[int, float]]) -> dict[str, object]:
-    """Our tokens per second over theirs; entries are tokens and seconds of one prompt."""
-    rows = [
-        (their_s, their_n, our_s, our_n)
-        for (our_n, our_s), (their_n, their_s) in zip(ours, theirs, strict=True)
-    ]
-    log = jackknife(np.array(rows))
-    if log is None:
-        sys.exit("two prompts at least are needed for an interval: raise --prompts")
-    return {
-        "ratio": round(log.ratio, 3),
-        "ci": [round(end, 3) for end in log.ends()],
-        "tokens_per_second": rate(ours),
-        "server_tokens_per_second": rate(theirs),
-    }
-
-
-def rate(decoded: list[tuple[int, float]]) -> float:
-    """Tokens per second."""
-    return round(sum(tokens for tokens, _ in decoded) / sum(seconds for _, seconds in decoded), 2)
-
-
 def main() -> int:
     """Runs the comparison and prints its JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -152,22 +128,18 @@ def main() -> int:
         ("model", "ours"): by_us(target, drafting, k, tokens),
         ("model", "server"): by_server(server(target_file, draft_file, k, threads), tokens),
     }
-    decoded: dict[tuple[str, str], list[tuple[int, float]]] = {name: [] for name in arms}
+    decoded: dict[tuple[str, str], Decoded] = {name: [] for name in arms}
     equal = dict.fromkeys(("ar", "model", "server"), 0)
-    order = list(arms)
     for arm in arms.values():  # warm-up, every shape once
         arm(prompts[0])
-    for index, prompt in enumerate(prompts):
-        sys.stderr.write(f"\rprompt {index + 1} of {len(prompts)}")
+    for prompt, order in blocks(prompts, list(arms)):
         outputs = {}
-        rotated = order[index % len(order) :] + order[: index % len(order)]
-        for name in rotated if index % 2 else reversed(rotated):
+        for name in order:
             outputs[name], seconds = arms[name](prompt)
             decoded[name].append((len(outputs[name]) - 1, seconds))
         for kind in ("ar", "model"):
             equal[kind] += outputs[kind, "ours"] == outputs[kind, "server"]
         equal["server"] += outputs["ar", "server"] == outputs["model", "server"]
-    sys.stderr.write("\n")
     machine = read_machine("cpu")
     result = {
         "target": options.target,
@@ -175,8 +147,8 @@ def main() -> int:
         "k": k,
         "prompts": len(prompts),
         "tokens": tokens,
-        "ar": compared(decoded["ar", "ours"], decoded["ar", "server"]),
-        "model": compared(decoded["model", "ours"], decoded["model", "server"]),
+        "ar": compared(decoded["ar", "ours"], decoded["ar", "server"], "server"),
+        "model": compared(decoded["model", "ours"], decoded["model", "server"], "server"),
         "equal_outputs": equal,
         "machine": machine.machine_class,
         "packages": {**machine.packages, "xllamacpp": version("xllamacpp")},
