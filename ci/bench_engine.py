@@ -6,7 +6,9 @@ to back, in an order that rotates; times are end to end, prefill included. A rat
 with a 95 % interval by the jackknife over prompts. Outputs must be equal.
 
 `engine_efficiency` is the decode time that the cost model predicts from this run's own forward times
-(steps × verification of k+1 tokens + draft forwards × one token), over the decode time measured.
+(steps × verification of k+1 tokens + draft forwards × one token), over the decode time measured. `bounds` are speedups
+of the draft model by the same forward times: as predicted, if its forwards cost nothing, and if every token it proposes
+were accepted as well.
 
 Prints one JSON line. Run nothing else meanwhile.
 """
@@ -88,6 +90,7 @@ def main() -> int:
     parser.add_argument("--draft", default="int8-dynamic", help="a draft with a model of its own")
     parser.add_argument("--k", type=int, default=3)
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--fused", action="store_true", help="this engine's forwards in few calls")
     parser.add_argument("--prompts", type=int, default=4, help="per task")
     parser.add_argument("--tasks", nargs="+", default=["code", "math", "rag"])
     parser.add_argument("--tokens", type=int, default=64)
@@ -104,7 +107,8 @@ def main() -> int:
     target_model = load_model(folder.path, options.dtype, "cpu")
     draft_model = load_model(draft.folder, options.dtype, "cpu")
     tokenizer = load_tokenizer(folder.path)
-    target, drafting = TorchRuntime(target_model), TorchRuntime(draft_model)
+    target = TorchRuntime.of(target_model, fused=options.fused)
+    drafting = TorchRuntime.of(draft_model, fused=options.fused)
     ngram, model = NgramProposer(1, MAX_NGRAM), ModelProposer(drafting)
 
     prompts = first_turns(workspace, declared, tokenizer, options.tasks, options.prompts)
@@ -147,7 +151,7 @@ def main() -> int:
 
     decoded: dict[tuple[str, str], Decoded] = {name: [] for name in arms}
     differing = 0
-    predicted = measured = 0.0
+    predicted = measured = plain = verifying = perfect = 0.0
     forwards: dict[tuple[str, int], list[float]] = {}
     for arm in arms.values():  # warm-up, every shape once
         arm(prompts[0])
@@ -165,10 +169,11 @@ def main() -> int:
                 }
                 for kind, median in latencies.items():
                     forwards.setdefault(kind, []).append(median)
-                predicted += (
-                    decoding.steps * latencies["target", options.k + 1]
-                    + decoding.draft_forwards * latencies["draft", 1]
-                )
+                one, several = latencies["target", 1], latencies["target", options.k + 1]
+                verifying += decoding.steps * several
+                predicted += decoding.steps * several + decoding.draft_forwards * latencies["draft", 1]
+                plain += (len(tokens) - 1) * one
+                perfect += (len(tokens) - 1) * several / (options.k + 1)
                 measured += decoding.decode_s
         differing += len(set(outputs.values())) > 1
     machine = read_machine("cpu")
@@ -177,6 +182,7 @@ def main() -> int:
         "draft": options.draft,
         "k": options.k,
         "dtype": options.dtype,
+        "runtime": target.name,
         "prompts": len(prompts),
         "tokens": options.tokens,
         **{
@@ -185,6 +191,11 @@ def main() -> int:
             if whose != "ours"
         },
         "engine_efficiency": round(predicted / measured, 3),
+        "bounds": {
+            "predicted": round(plain / predicted, 3),
+            "free_draft": round(plain / verifying, 3),
+            "free_and_always_right": round(plain / perfect, 3),
+        },
         "forward_ms": {f"{p}({t})": round(1e3 * statistics.median(v), 2) for (p, t), v in forwards.items()},
         "prompts_with_differing_outputs": differing,
         "machine": machine.machine_class,

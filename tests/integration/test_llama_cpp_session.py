@@ -99,13 +99,14 @@ def test_commands_say_what_llama_cpp_does_not_do(root):
     )
     (other / "ngram.yaml").write_text(RECIPE.replace("target: tiny", "target: folder"))
     plain = ["run", "tiny", "--draft", "ngram", "--dtype", "gguf"]
-    folder, cuda, reference, measured, exported = several(
+    folder, cuda, reference, measured, exported, kept = several(
         root,
         ["run", "folder", "--draft", "ngram", "--dtype", "gguf"],
         [*plain, "--device", "cuda"],
         [*plain, "--reference", "generate"],
         [*plain, "--json"],
         ["export", "packed", "--target", "tiny", "--to", str(root / "out")],
+        ["keep", "packed", "--target", "tiny"],
     )
     assert (folder.code, cuda.code, reference.code) == (2, 2, 2)
     assert "no GGUF file" in folder.err
@@ -117,3 +118,5 @@ def test_commands_say_what_llama_cpp_does_not_do(root):
     assert (board["runtime"], board["dtype"]) == ("llama.cpp", "gguf")
     assert exported.code == 0, exported.err
     assert (root / "out" / "draft.gguf").is_file()
+    assert kept.code == 1
+    assert "keep the recipe without write_gguf" in " ".join(kept.err.split())

@@ -27,6 +27,8 @@ FIRST_COPY = "n-grams first"
 """The technique of a draft that copies where it can, beside the same model alone."""
 MODEL_BEHIND = "a model behind n-grams"
 """The technique of such a draft, beside n-grams alone."""
+TREE = "a tree of tokens"
+"""The technique of a draft that proposes runners-up too, beside the same that proposes chains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +69,40 @@ class TechniqueEffects:
         """How many of them gave this answer."""
         return sum(effect.ratio.answer == answer for effect in self.effects)
 
+    @property
+    def finding(self) -> str:
+        """What its pairs say together, after the technique's name."""
+        pairs, faster, slower = len(self.effects), self.count("faster"), self.count("slower")
+        of = f"of {pairs} pair" + ("s" if pairs > 1 else "")
+        if faster and slower:
+            return f"faster in {faster}, slower in {slower} {of}: it depends on the draft"
+        if faster or slower:
+            answer, count, other = ("faster", faster, "slower") if faster else ("slower", slower, "faster")
+            return f"{answer} in {count} {of}, {other} in none"
+        return f"neither faster nor slower in any {of}"
+
+    @property
+    def holds(self) -> bool:
+        """Whether it could be told of some pair, and no two answers contradict each other."""
+        return bool(self.count("faster")) != bool(self.count("slower"))
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The targets whose drafts they are."""
+        return tuple(sorted({effect.board.target for effect in self.effects}))
+
 
 def effects_of(boards: Sequence[Board]) -> tuple[TechniqueEffects, ...]:
     """The effects that these boards show, by technique.
 
-    Only drafts that are ranked count. Of a pair that several suites show for one target, machine, precision and mode,
+    Only drafts that are ranked count. Of a pair that several suites show for one target, machine, precision, runtime and mode,
     the one with the narrowest interval stands.
     """
     found: dict[tuple[str, ...], Effect] = {}
     for board in boards:
         for effect in _on_board(board):
             key = effect.board
-            place = (key.target, key.machine_class, key.dtype, key.device, key.mode)
+            place = (key.target, key.machine_class, key.dtype, key.runtime, key.device, key.mode)
             pair = (*place, effect.before.draft, effect.after.draft)
             if pair not in found or _width(effect) < _width(found[pair]):
                 found[pair] = effect
@@ -114,6 +138,9 @@ def changes_among(recipes: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[st
                 continue  # without either of two equal steps the same is left
             for before in equal.get(replace(part, steps=rest), ()):
                 yield before, name, Change(step.technique, step.sentence())
+        for before in equal.get(replace(part, rule=_rule(recipes[name], branches=False)), ()):
+            if before != name and part.rule != parts[before].rule:
+                yield before, name, Change(TREE, "runners-up are verified beside its most likely tokens")
         if part.kind == "mixed":
             yield from _against_its_halves(name, made, part, parts)
 
@@ -123,7 +150,7 @@ def _against_its_halves(
 ) -> Iterator[tuple[str, str, Change]]:
     """A draft that copies first, beside its model alone and beside n-grams alone."""
     for other, found in parts.items():
-        if found.lossy_rule != part.lossy_rule:
+        if found.rule != part.rule:
             continue
         if found.kind == "model" and found.steps == part.steps:
             yield other, name, Change(FIRST_COPY, "n-grams go first, the model where they find nothing")
@@ -140,14 +167,20 @@ class _Parts:
     steps: tuple[str, ...]
     others: str
     """Every other field of the draft."""
-    lossy_rule: str
+    rule: str
+    """How its tokens are judged, and whether they form a tree."""
 
     @classmethod
     def of(cls, recipe: Mapping[str, Any]) -> _Parts:
         draft = dict(recipe.get("draft", {}))
         steps = tuple(canonical_json(step) for step in draft.pop("steps", ()))
-        rule = canonical_json(recipe.get("speculate", {}).get("typical_acceptance"))
-        return cls(str(draft.get("kind")), steps, canonical_json(draft), rule)
+        return cls(str(draft.get("kind")), steps, canonical_json(draft), _rule(recipe))
+
+
+def _rule(recipe: Mapping[str, Any], *, branches: bool = True) -> str:
+    speculate = recipe.get("speculate", {})
+    tree = speculate.get("branch_above_probability") if branches else None
+    return canonical_json([speculate.get("typical_acceptance"), tree])
 
 
 def _on_board(board: Board) -> Iterator[Effect]:

@@ -91,7 +91,7 @@ def _line(board: Board, row: BoardRow) -> str:
     key = board.key
     output = "lossy" if row.lossy else f"{row.fidelity.breaks} breaks, {row.fidelity.ties} ties"
     cells = (
-        f"{key.suite}, {key.dtype}, {key.mode}",
+        f"{key.suite}, {key.precision_in_words}, {key.mode}",
         key.machine_class,
         times(row.speedup),
         span(row.ci),

@@ -11,6 +11,7 @@ from draftrank.board.references import DOCUMENTED, ReferenceRow
 from draftrank.board.remarks import remarks_on
 from draftrank.board.reproduce import reproduce_command
 from draftrank.catalog.base import sha256_of_json
+from draftrank.catalog.precision import in_words
 from draftrank.measure.fidelity.divergence import Status
 from draftrank.measure.fidelity.quality import QualitySummary
 from draftrank.measure.gates.verdict import Finding, Verdict
@@ -38,6 +39,11 @@ class BoardKey:
     runtime: str
     draftrank_version: str
     """Major and minor version: patches do not change how things are measured."""
+
+    @property
+    def precision_in_words(self) -> str:
+        """See `Session.precision_in_words`."""
+        return in_words(self.dtype, self.runtime)
 
     @property
     def id(self) -> str:

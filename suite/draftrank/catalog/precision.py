@@ -9,6 +9,25 @@ Precision = Literal["fp32", "bf16", "fp16", "gguf"]
 GGUF file as it is."""
 
 
-def runtime_of(precision: Precision) -> str:
-    """Name of the runtime that decodes a target in this precision."""
-    return "llama.cpp" if precision == "gguf" else "torch-eager"
+RuntimeName = Literal["torch-eager", "torch-fused", "llama.cpp"]
+"""What decodes a target: transformers' own forward, the same in fewer calls, or llama.cpp."""
+
+
+FUSED: RuntimeName = "torch-fused"
+
+
+def runtime_of(precision: Precision, *, fused: bool) -> RuntimeName:
+    """What decodes a target in this precision.
+
+    Args:
+        precision: the target's.
+        fused: whether torch runs short forwards in few calls.
+    """
+    if precision == "gguf":
+        return "llama.cpp"
+    return FUSED if fused else "torch-eager"
+
+
+def in_words(precision: str, runtime: str) -> str:
+    """Precision and runtime as they are shown: the runtime is told where it is not the usual one of the precision."""
+    return f"{precision} fused" if runtime == FUSED else precision

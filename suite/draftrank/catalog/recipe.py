@@ -49,6 +49,10 @@ class Speculate(Declared):
     stop_below_confidence: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Stop proposing after a token to which the draft itself gave less probability than this (the token is
     still proposed); absent: always propose k. Only for drafts with a model."""
+    branch_above_probability: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Propose a tree: beside the draft's most likely token also those that, with all proposed before them, have at least
+    this probability, k tokens in all; absent: a chain. In greedy decoding, by drafts with a model, of targets in torch;
+    when sampling a chain is proposed."""
 
 
 class Recipe(Declared):
@@ -77,9 +81,22 @@ class Recipe(Declared):
 
     @model_validator(mode="after")
     def _confident(self) -> Recipe:
-        if self.speculate.stop_below_confidence is not None and not self.draft.has_confidence:
+        for field in ("stop_below_confidence", "branch_above_probability"):
+            if getattr(self.speculate, field) is not None and not self.draft.has_confidence:
+                raise ValueError(
+                    f"speculate.{field} asks for probabilities, which a draft of kind {self.draft.kind!r} does not "
+                    "have (fix: remove it)"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _trees_are_lossless(self) -> Recipe:
+        if (
+            self.speculate.branch_above_probability is not None
+            and self.speculate.typical_acceptance is not None
+        ):
             raise ValueError(
-                f"speculate.stop_below_confidence asks for probabilities, which a draft of kind "
-                f"{self.draft.kind!r} does not have (fix: remove it)"
+                "speculate.branch_above_probability proposes trees, which typical_acceptance cannot judge (fix: remove "
+                "one of them)"
             )
         return self

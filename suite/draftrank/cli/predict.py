@@ -56,7 +56,7 @@ def predict(
         "at most": f"{times(bounds.free_draft)} if the draft were free, {times(bounds.perfect_draft)} if it were "
         f"always right, {times(bounds.ceiling)} if both",
         "acceptance": f"{found.steps} steps of session {found.acceptance.id} ({found.acceptance.suite}, "
-        f"{found.acceptance.dtype}, {found.acceptance.mode.label}, {found.acceptance.machine.machine_class})",
+        f"{found.acceptance.precision_in_words}, {found.acceptance.mode.label}, {found.acceptance.machine.machine_class})",
         "forward times": f"of {found.times_arm} in session {found.times.id} ({day(found.times.created_at)})",
         "assumed": "; ".join(found.assumptions),
     }

@@ -54,9 +54,8 @@ def remeasure(
                 continue
             for one in found.drafts:
                 style, word = ("bold yellow", "moved") if one.moved else ("green", "holds")
-                name = (
-                    f"{board.key.target} {one.draft} ({board.key.suite}, {board.key.dtype}, {board.key.mode})"
-                )
+                key = board.key
+                name = f"{key.target} {one.draft} ({key.suite}, {key.precision_in_words}, {key.mode})"
                 out.print(
                     Text.assemble(
                         (f"{word:6}", style), f"{name}: {one.published:.2f}× published, {one.now:.2f}× now"

@@ -25,7 +25,7 @@ def print_session(summary: SessionSummary) -> None:
     session = summary.session
     out.print(Text.assemble(("\n" + session.id, "bold"), f" of {session.created_at}"))
     facts = {
-        "measured": f"{session.target}, {session.suite}, {session.dtype}, {session.mode.label}",
+        "measured": f"{session.target}, {session.suite}, {session.precision_in_words}, {session.mode.label}",
         "machine": _machine(session.machine),
         **_environment(session.environment),
         "packages": ", ".join(f"{name} {version}" for name, version in session.machine.packages.items()),

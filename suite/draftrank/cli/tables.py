@@ -30,7 +30,7 @@ def print_board(board: Board) -> None:
     out.print(
         Text.assemble(
             ("\n" + key.target, "bold"),
-            f" · {key.suite} · {key.dtype} · {key.mode} · {key.machine_class} · {day(newest.measured_at)}",
+            f" · {key.suite} · {key.precision_in_words} · {key.mode} · {key.machine_class} · {day(newest.measured_at)}",
         )
     )
     noise = newest.noise
@@ -184,7 +184,7 @@ def print_comparison(found: ArmComparison, cautions: Mapping[str, str]) -> None:
     out.print(
         Text.assemble(
             ("\n" + session.target, "bold"),
-            f" · {session.suite} · {session.dtype} · {session.mode.label} · session {session.id}",
+            f" · {session.suite} · {session.precision_in_words} · {session.mode.label} · session {session.id}",
         )
     )
     out.print(Text(_sentence(found), "bold"))
@@ -228,7 +228,7 @@ def print_sessions(summaries: list[SessionSummary]) -> None:
             session.id,
             session.target,
             session.suite,
-            session.dtype,
+            session.precision_in_words,
             session.mode.label,
             session.machine.machine_class,
             str(drafts),

@@ -6,17 +6,22 @@ between the first token's arrival and the last is the loop's own cost.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Literal
 
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.decoding.proposer import Proposal, Proposer
+from draftrank.decoding.runtime import TreeRuntime
 from draftrank.decoding.sampling import Sampler
-from draftrank.decoding.verification import verify
+from draftrank.decoding.token_tree import TokenTree
+from draftrank.decoding.verification import Verdict, verify
 from draftrank.errors import DraftrankError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from draftrank.catalog.recipe import TypicalAcceptance
     from draftrank.decoding.runtime import Runtime
 
@@ -146,7 +151,7 @@ def speculative(
 
     Raises:
         ContextOverflowError: prompt and limit do not fit the window of target or draft.
-        ProposerError: more was proposed than asked for.
+        ProposerError: more was proposed than asked for, or a tree to a target that reads chains only.
     """
     k = num_speculative_tokens
     _check_room(target, request, "target")
@@ -182,30 +187,31 @@ def speculative(
             raise ProposerError(f"it proposed {len(proposal.tokens)} tokens where at most {room} can stand")
         target.synchronize()
         proposing_ended = perf_counter()
-        logits = target.feed((context[-1], *proposal.tokens))
+        logits = _read(target, context[-1], proposal)
         target.synchronize()
         verifying_ended = perf_counter()
         verdict = verify(logits, proposal, sampler, typical)
-        rejected = len(proposal.tokens) - verdict.accepted
-        if rejected:
-            target.forget(rejected)
+        path = _keep(target, proposal, verdict)
+        standing = [proposal.tokens[place] for place in path]
         if room:
-            proposer.settle(verdict.accepted)
-        emitted = [*proposal.tokens[: verdict.accepted], verdict.next_token]
+            proposer.settle(standing)
+        emitted = [*standing, verdict.next_token]
+        # On its way to the last token that was judged, the step was offered this many in turn.
+        offers = len(path) + bool(proposal.children(path[-1] if path else -1))
         judged = len(proposal.tokens)
         for index, candidate in enumerate(emitted):
             if candidate in request.stop_tokens:
                 stopped = True
                 if index < verdict.accepted:
                     # An accepted stop token stands for the bonus, and nothing after it was judged.
-                    judged = index
+                    offers, judged = index, _until(proposal, index)
                 del emitted[index + 1 :]
                 break
         context += emitted
         accepted = len(emitted) - 1
         histogram[accepted] += 1
         sizes[len(proposal.tokens)] += 1
-        for index in range(min(judged, accepted + 1)):
+        for index in range(offers):
             offered[index] += 1
         proposed += judged
         draft_forwards += proposal.forwards
@@ -226,6 +232,36 @@ def speculative(
         propose_s=propose_s,
         verify_s=verify_s,
     )
+
+
+def _read(target: Runtime, last: int, proposal: Proposal) -> Tensor:
+    """Logits after the context's last token and after each proposed one."""
+    tokens = (last, *proposal.tokens)
+    if proposal.parents is None:
+        return target.feed(tokens)
+    if not isinstance(target, TreeRuntime):
+        raise ProposerError(f"it proposed a tree, which the runtime {target.name} cannot verify")
+    return target.feed_tree(tokens, TokenTree.behind(proposal.parents))
+
+
+def _keep(target: Runtime, proposal: Proposal, verdict: Verdict) -> Sequence[int]:
+    """Leaves what stands in the target's cache; returns its places in the proposal."""
+    if verdict.path is not None:
+        assert isinstance(target, TreeRuntime)
+        target.keep_path((0, *(place + 1 for place in verdict.path)))
+        return verdict.path
+    rejected = len(proposal.tokens) - verdict.accepted
+    if rejected:
+        target.forget(rejected)
+    return range(verdict.accepted)
+
+
+def _until(proposal: Proposal, depth: int) -> int:
+    """How many tokens were proposed for the first `depth` places."""
+    if proposal.parents is None:
+        return depth
+    depths = TokenTree.behind(proposal.parents).depths
+    return sum(one <= depth for one in depths[1:])
 
 
 def _check_room(runtime: Runtime, request: Request, whose: str) -> None:

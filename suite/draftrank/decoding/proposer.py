@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """Tokens offered for one step."""
+    """Tokens offered for one step: a chain, or a tree of several continuations."""
 
     tokens: list[int]
     """Proposed token ids, in order."""
@@ -27,6 +27,23 @@ class Proposal:
     was certain of each (greedy decoding, n-grams)."""
     forwards: int = 0
     """Forwards of a draft model that this took."""
+    parents: tuple[int, ...] | None = None
+    """For each token, the place in `tokens` of the one before it, which is an earlier place, or -1 where it follows the
+    context; no two tokens with the same parent are equal. None: a chain. Only greedy decoding takes a tree."""
+
+    def children(self, place: int) -> range | list[int]:
+        """Places of the tokens that follow the one at `place`, or the context where that is -1."""
+        if self.parents is None:
+            return range(place + 1, min(place + 2, len(self.tokens)))
+        return [child for child, parent in enumerate(self.parents) if parent == place]
+
+    def chain(self, tokens: Sequence[int]) -> int:
+        """With how many of its own first tokens, each the parent of the next, these tokens begin."""
+        for place, token in enumerate(self.tokens[: len(tokens)]):
+            follows = self.parents is None or self.parents[place] == place - 1
+            if not follows or token != tokens[place]:
+                return place
+        return min(len(self.tokens), len(tokens))
 
 
 class Proposer(Protocol):
@@ -39,8 +56,8 @@ class Proposer(Protocol):
         """At most `count` (at least 1) tokens to follow `context`, whose last token the target has
         not been fed yet."""
 
-    def settle(self, accepted: int) -> None:
-        """Tells how many tokens of the last proposal stand; the others never happened."""
+    def settle(self, accepted: Sequence[int]) -> None:
+        """Tells which tokens of the last proposal stand, in the order of the text; the others never happened."""
 
     def runtime(self) -> Runtime | None:
         """The model that proposes, for measuring its forwards; None without one."""
@@ -60,5 +77,9 @@ class ProposerContext:
     """The session's precision."""
     device: Literal["cpu", "cuda"]
     """Where the session runs."""
+    fused: bool = False
+    """Whether torch runs short forwards in few calls."""
     stop_below_confidence: float | None = None
     """The recipe's; None: never stop early."""
+    branch_above_probability: float | None = None
+    """The recipe's; None: propose chains."""

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from draftrank.decoding.token_tree import TokenTree
+
 
 class Runtime(Protocol):
     """A causal language model with a cache of the sequence fed so far (batch of 1)."""
@@ -55,12 +57,36 @@ class Runtime(Protocol):
 class FeaturedRuntime(Protocol):
     """A runtime that also tells what the model thought, for drafts that read it."""
 
-    def remember_features(self) -> None:
-        """From now on every feed keeps its final hidden states."""
+    def remember_features(self, layers: Sequence[int] = ()) -> None:
+        """From now on every feed keeps its final hidden states, and the outputs of these layers (from 0).
 
-    def features(self) -> Tensor:
-        """Final hidden states, after the norm, of all tokens of the last feed: [tokens, hidden]; valid until the
-        next one."""
+        Raises:
+            IncompatibleDraftError: the runtime does not tell the outputs of layers.
+        """
+
+    def features(self, layers: Sequence[int] = ()) -> Tensor:
+        """Hidden states of all tokens of the last feed: outputs of these layers, then those after the final norm,
+        [tokens, (layers + 1) · hidden]; valid until the next one."""
+
+
+@runtime_checkable
+class TreeRuntime(Protocol):
+    """A runtime that reads several continuations in one forward."""
+
+    def feed_tree(self, tokens: Sequence[int], tree: TokenTree) -> Tensor:
+        """Appends a tree of tokens, its root the next token of the sequence; returns the logits after each of them.
+
+        Until `keep_path` is called nothing else may be fed.
+
+        Returns:
+            float tensor of shape [len(tokens), vocabulary_size], valid until the next call.
+        """
+
+    def keep_path(self, places: Sequence[int]) -> None:
+        """Forgets all of the last tree but these places: the root, and each the parent of the next.
+
+        What `features` tells is then of these tokens.
+        """
 
 
 @runtime_checkable

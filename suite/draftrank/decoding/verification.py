@@ -30,6 +30,8 @@ class Verdict:
     """How many proposed tokens stand, from the first on."""
     next_token: int
     """The token after them: the target's correction, or its bonus when all stand."""
+    path: tuple[int, ...] | None = None
+    """Their places in the proposal, where it was a tree; None: the first ones."""
 
 
 def verify(
@@ -37,12 +39,19 @@ def verify(
 ) -> Verdict:
     """Judges one step by the lossless rule of the decoding mode, or by typical acceptance.
 
+    Raises:
+        ValueError: a tree was proposed where no rule for trees is known.
+
     Args:
         logits: the target's, [len(proposal.tokens) + 1, vocabulary]; row i follows i proposed tokens.
         proposal: what was proposed.
         sampler: the sequence's mode and random numbers.
         typical: the lossy rule's knobs; None for the lossless rules.
     """
+    if proposal.parents is not None:
+        if typical is not None or not sampler.mode.greedy:
+            raise ValueError("trees of tokens are judged in lossless greedy decoding only")
+        return verify_tree(logits, proposal)
     if typical is not None:
         return verify_typical(logits, proposal, sampler, typical)
     if sampler.mode.greedy:
@@ -59,6 +68,20 @@ def verify_greedy(logits: Tensor, proposal: Proposal) -> Verdict:
             break
         accepted += 1
     return Verdict(accepted, choices[accepted])
+
+
+def verify_tree(logits: Tensor, proposal: Proposal) -> Verdict:
+    """Walks from the context to the target's most likely token, as long as that was proposed there."""
+    choices: list[int] = logits.argmax(dim=-1).tolist()
+    path: list[int] = []
+    place = -1
+    while True:
+        choice = choices[place + 1]
+        found = [child for child in proposal.children(place) if proposal.tokens[child] == choice]
+        if not found:
+            return Verdict(len(path), choice, tuple(path))
+        place = found[0]
+        path.append(place)
 
 
 def verify_sampling(logits: Tensor, proposal: Proposal, sampler: Sampler) -> Verdict:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -148,6 +149,30 @@ class Architecture:
         )
         hidden: Tensor = self._decoder(model)(**read, use_cache=False).last_hidden_state
         return hidden
+
+    def states_of_layers(self, model: PreTrainedModel, token_ids: Tensor, layers: Sequence[int]) -> Tensor:
+        """Outputs of some layers, then final states after the norm: [batch, length] int64 to
+        [batch, length, (layers + 1) · hidden].
+
+        Args:
+            model: what to run.
+            token_ids: what it reads.
+            layers: numbers of layers, from 0.
+        """
+        kept: dict[int, Tensor] = {}
+
+        def keep(
+            number: int, _module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]
+        ) -> None:
+            kept[number] = output[0] if isinstance(output, tuple) else output
+
+        hooks = [self.layers(model)[number].register_forward_hook(partial(keep, number)) for number in layers]
+        try:
+            final = self.hidden_states(model, token_ids)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.cat([*(kept[number] for number in layers), final], -1) if layers else final
 
     def fused(self, model: PreTrainedModel, token_ids: Tensor, features: Tensor) -> Tensor:
         """What the first layer of a model reads that was made to read features; arguments as above."""

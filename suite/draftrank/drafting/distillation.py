@@ -26,7 +26,7 @@ from draftrank.drafting.architecture import Architecture
 from draftrank.drafting.cache import publish_file
 from draftrank.drafting.conversation_row import ANSWER, TEMPLATE
 from draftrank.drafting.corpus import Corpus, corpus_key, self_generated_corpus
-from draftrank.drafting.forms import FeaturesForm, TrimmedHead
+from draftrank.drafting.forms import FEATURES, FeaturesForm, TrimmedHead
 from draftrank.drafting.hidden_matching import HiddenMatching
 from draftrank.drafting.loading import DTYPES, DtypeName, compute_dtype, load_model
 from draftrank.drafting.matrices import matrix
@@ -145,12 +145,14 @@ class _Trainer:
         if not spec.train_head:
             # autocast would convert a frozen head anew in every chunk
             self.head = copy.deepcopy(self.head).to(DTYPES[self.dtype]).requires_grad_(False)
-        self.reads_features = any(isinstance(form, FeaturesForm) for form in draft.forms)
+        self.fusion = getattr(self.draft, FEATURES) if _reads_features(draft) else None
+        self.read_layers: tuple[int, ...] = self.fusion.layers if self.fusion is not None else ()
         self._check_features(draft)
         self.chunk = chunk_positions(int(self.draft.config.vocab_size))
         self.states: Tensor | None = None
         if spec.cache_target_states:
-            self.states = target_states(self.target, corpus, corpus_key(spec.data, context), context)
+            key = corpus_key(spec.data, context)
+            self.states = target_states(self.target, corpus, key, context, self.read_layers)
         self.matching: HiddenMatching | None = None
         if spec.hidden_weight:
             self.matching = HiddenMatching(draft, self.target, self.target_shape)
@@ -195,10 +197,11 @@ class _Trainer:
             with self._precision():
                 states = self._target_states(batch, tokens)
                 features = self._features(states)
+                final = self._final(states)
                 for _ in range(ahead - 1):
                     features = shifted(self._states(tokens, features))
                 ours = self._states(tokens, features).flatten(0, 1).index_select(0, places)
-                theirs = states.flatten(0, 1).index_select(0, places)
+                theirs = final.flatten(0, 1).index_select(0, places)
                 total += closeness_in_chunks(
                     ours, self._logits, theirs, self._all_target_logits, self.chunk, self.kept
                 )
@@ -272,7 +275,7 @@ class _Trainer:
             with self._precision(), matching or nullcontext():
                 if not ahead:
                     states = self._target_states(batch, tokens)
-                    theirs = states.flatten(0, 1).index_select(0, places)
+                    theirs = self._final(states).flatten(0, 1).index_select(0, places)
                     features = self._features(states)
                 hidden = self._states(tokens, features)
                 ours = hidden.flatten(0, 1).index_select(0, places)
@@ -294,7 +297,7 @@ class _Trainer:
                 distance = matching.distance() * (self.spec.hidden_weight * share)
                 torch.autograd.backward([ours, distance], [gradient, None])
                 total += float(distance.detach())
-            features = shifted(hidden.detach()) if self.reads_features else None
+            features = shifted(hidden.detach()) if self.fusion is not None else None
         return total
 
     def _writes_itself(self, update: int) -> bool:
@@ -335,15 +338,19 @@ class _Trainer:
     def _target_states(self, batch: Tensor, tokens: Tensor) -> Tensor:
         if self.states is not None:
             return self.states[batch].to(self.device)
-        return self.target_shape.hidden_states(self.target, tokens)
+        return self.target_shape.states_of_layers(self.target, tokens, self.read_layers)
+
+    def _final(self, states: Tensor) -> Tensor:
+        """Of the target's states those after its final norm."""
+        return states[..., states.shape[-1] - int(self.target.config.hidden_size) :]
 
     def _features(self, states: Tensor) -> Tensor | None:
-        """What the draft reads beside each token: the target's state before it."""
-        return shifted(states) if self.reads_features else None
+        """What the draft reads beside each token: the target's states before it, reduced to one."""
+        return None if self.fusion is None else shifted(self.fusion.reduce(states))
 
     def _check_features(self, draft: WorkingDraft) -> None:
         spec = self.spec
-        if not self.reads_features:
+        if self.fusion is None:
             if spec.feature_steps > 1:
                 raise BuildError(
                     "feature_steps is for drafts that read features: add read_features before distill"
@@ -380,6 +387,10 @@ class _Trainer:
             "state": asdict(state),
         }
         publish_file(self.checkpoint, lambda staged: torch.save(content, staged))
+
+
+def _reads_features(draft: WorkingDraft) -> bool:
+    return any(isinstance(form, FeaturesForm) for form in draft.forms)
 
 
 def shifted(states: Tensor) -> Tensor:

@@ -67,14 +67,36 @@ class TrimmedHead(nn.Module):
 class FeatureFusion(nn.Module):
     """What the first layer reads: a token's embedding and a hidden state of the target, as one vector.
 
-    Both are brought to the same size first, since the target's states are far larger than embeddings.
+    Both are brought to the same size first, since the target's states are far larger than embeddings. States of several
+    layers are reduced to one before.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, layers: Sequence[int] = ()) -> None:
         super().__init__()
+        self.layers = tuple(layers)
+        """Layers of the target whose outputs are read beside its final state."""
         self.projection = nn.Linear(2 * width, width, bias=False)
-        with torch.no_grad():  # the mean of the two, until training knows better
+        self.reduction = nn.Linear((len(layers) + 1) * width, width, bias=False) if layers else None
+        with torch.no_grad():  # the mean of the two, and the final state alone, until training knows better
             self.projection.weight.copy_(0.5 * torch.eye(width).repeat(1, 2))
+            if self.reduction is not None:
+                self.reduction.weight.zero_()[:, -width:] = torch.eye(width)
+
+    def reduce(self, states: Tensor) -> Tensor:
+        """The target's states as one: [..., (layers + 1) · hidden] to [..., hidden]; of the final state alone, itself."""
+        if self.reduction is None:
+            return states
+        states = states.to(self.reduction_dtype)
+        parts = states.view(*states.shape[:-1], len(self.layers) + 1, -1)
+        even = nn.functional.rms_norm(parts, parts.shape[-1:], eps=1e-6)
+        result: Tensor = self.reduction(even.flatten(-2))
+        return result
+
+    @property
+    def reduction_dtype(self) -> torch.dtype:
+        """What the reduction computes in: its weight's, or fp32 where that is quantized."""
+        weight = getattr(self.reduction, "weight", None)
+        return weight.dtype if isinstance(weight, Tensor) else torch.float32
 
     def forward(self, embedded: Tensor, features: Tensor) -> Tensor:
         """Two of [..., hidden] to one."""
@@ -149,13 +171,15 @@ class FeaturesForm(Declared):
     """The model reads a hidden state of the target beside each token."""
 
     form: Literal["features"] = "features"
+    layers: tuple[int, ...] = ()
+    """Layers of the target whose outputs are read beside its final state."""
 
     def prepare(self, model: PreTrainedModel) -> str:
         """Adds an untrained fusion; returns its name."""
         embedding = model.get_input_embeddings()
         weight = embedding.weight
         assert isinstance(weight, Tensor)
-        model.add_module(FEATURES, _like(FeatureFusion(weight.shape[1]), embedding))
+        model.add_module(FEATURES, _like(FeatureFusion(weight.shape[1], self.layers), embedding))
         return FEATURES
 
 

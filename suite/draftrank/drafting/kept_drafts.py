@@ -66,8 +66,13 @@ def keep(recipe: Recipe, built: Path, target: TargetFolder, folder: Path) -> tup
         folder: the target's folder of recipes.
 
     Raises:
-        BuildError: the weights take too much room, or are not in one file.
+        BuildError: the weights take too much room, or are a GGUF file.
     """
+    if any(file.suffix == ".gguf" for file in weight_files(built)):
+        raise BuildError(
+            "what is kept are weights that were trained, and a GGUF file is written from them in seconds: keep the "
+            "recipe without write_gguf"
+        )
     tensors, theirs = _tensors(built), _tensors(target.path)
     shared = sorted(
         name

@@ -6,6 +6,7 @@ hidden states are a hundred times smaller than its logits, which a head makes fr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,42 +31,50 @@ MOST_BYTES = 8 << 30
 _BATCH_SEQUENCES = 16
 
 
-def target_states(target: PreTrainedModel, corpus: Corpus, key: str, context: BuildContext) -> Tensor:
-    """Final hidden states after the norm, in the target's dtype, [sequences, length, hidden], on the CPU.
+def target_states(
+    target: PreTrainedModel, corpus: Corpus, key: str, context: BuildContext, layers: Sequence[int] = ()
+) -> Tensor:
+    """Outputs of some layers and final hidden states after the norm, in the target's dtype,
+    [sequences, length, (layers + 1) · hidden], on the CPU.
 
     Args:
         target: the model that is read off.
         corpus: the text.
         key: identity of the corpus, which includes the target's.
         context: where the cache lies.
+        layers: numbers of layers, from 0.
 
     Raises:
         BuildError: they would take more than `MOST_BYTES`.
     """
     sequences, length = corpus.tokens.shape
-    width, dtype = int(target.config.hidden_size), target.dtype
+    width, dtype = (len(layers) + 1) * int(target.config.hidden_size), target.dtype
     size = sequences * length * width * dtype.itemsize
     if size > MOST_BYTES:
         raise BuildError(
             f"the target's states of {sequences * length:,} tokens take {size / 2**30:.0f} GiB: remove "
             "cache_target_states or lower data.tokens"
         )
-    name = sha256_of_json({"code_version": CODE_VERSION, "corpus": key, "dtype": str(dtype)})
+    named = {"layers": list(layers)} if layers else {}
+    name = sha256_of_json({"code_version": CODE_VERSION, "corpus": key, "dtype": str(dtype), **named})
     final = context.cache / "target-states" / f"{name}.safetensors"
     if not final.is_file():
         with only_process(final, context.progress, "the target's states"):
             if not final.is_file():
-                _read(target, corpus, final, context)
+                _read(target, corpus, final, context, layers)
     states: Tensor = load_file(final)["states"]
     return states
 
 
 @torch.inference_mode()
-def _read(target: PreTrainedModel, corpus: Corpus, final: Path, context: BuildContext) -> None:
+def _read(
+    target: PreTrainedModel, corpus: Corpus, final: Path, context: BuildContext, layers: Sequence[int]
+) -> None:
     shape = Architecture.of(target)
     parts = []
     with context.progress.stage("read the target's states", corpus.tokens.numel()) as stage:
         for batch in torch.split(corpus.tokens, _BATCH_SEQUENCES):
-            parts.append(shape.hidden_states(target, batch.to(target.device, torch.int64)).cpu())
+            ids = batch.to(target.device, torch.int64)
+            parts.append(shape.states_of_layers(target, ids, layers).cpu())
             stage.advance(batch.numel())
     publish_file(final, lambda path: save_file({"states": torch.cat(parts)}, path))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from draftrank.board.ranking import build_boards
 from draftrank.board.rows import Board, BoardRow
 from draftrank.catalog.changes import ToMeasure
+from draftrank.catalog.precision import runtime_of
 from draftrank.catalog.workspace import Workspace
 from draftrank.errors import InvalidInputError
 from draftrank.jobs.running import RunRequest
@@ -71,11 +72,13 @@ def plan_challenges(
 
 def _boards_like(boards: Iterable[Board], target: str, like: RunRequest) -> list[Board]:
     """Boards of these settings on any machine, those of the newest session first."""
-    wanted = (target, like.suite, like.dtype, like.device, like.mode.label)
+    runtime = runtime_of(like.dtype, fused=like.fused)
+    wanted = (target, like.suite, like.dtype, runtime, like.device, like.mode.label)
     found = [
         board
         for board in boards
-        if (board.key.target, board.key.suite, board.key.dtype, board.key.device, board.key.mode) == wanted
+        for key in (board.key,)
+        if (key.target, key.suite, key.dtype, key.runtime, key.device, key.mode) == wanted
     ]
     return sorted(found, key=lambda board: board.newest.measured_at, reverse=True)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from draftrank.catalog.precision import in_words, runtime_of
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.workspace import Workspace
 from draftrank.drafting.cache import FACTS, draft_folder, draft_key
@@ -111,7 +112,8 @@ def _is_built(recipe: Recipe, cache: Path) -> bool:
 
 
 def _session_id(request: RunRequest) -> str:
-    words = [request.target, request.suite, request.dtype, request.device, request.mode.label]
+    precision = in_words(request.dtype, runtime_of(request.dtype, fused=request.fused))
+    words = [request.target, request.suite, precision, request.device, request.mode.label]
     words += [f"seed {request.seed}"] if request.seed else []
     drafts = f"{len(request.drafts)} drafts" if len(request.drafts) > 3 else "+".join(request.drafts)
     return f"session {' '.join(words)}: {drafts}"
@@ -132,7 +134,8 @@ def _done(
         if (
             session.finished_at is not None
             and (session.target, session.suite_sha256) == (request.target, suite_sha256)
-            and (session.dtype, session.device, session.mode) == (request.dtype, request.device, request.mode)
+            and (session.dtype, session.fused) == (request.dtype, request.fused)
+            and (session.device, session.mode) == (request.device, request.mode)
             and session.draftrank_version.split(".")[:2] == minor
             and machine_class in (None, session.machine.machine_class)
             and wanted.items() <= measured.items()
@@ -157,8 +160,9 @@ def _session_s(request: RunRequest, arms: int, results: Iterable[SessionResult])
     """As long as the baseline of an earlier session of this target and suite took, for every arm."""
     for result in reversed(list(results)):
         session = result.session
-        known = (session.target, session.suite, session.dtype)
-        if session.finished_at and known == (request.target, request.suite, request.dtype):
+        known = (session.target, session.suite, session.dtype, session.fused)
+        wanted = (request.target, request.suite, request.dtype, request.fused)
+        if session.finished_at and known == wanted:
             spent = [trial.decode_s + trial.prefill_s for trial in result.trials if trial.arm == BASELINE]
             return arms * (sum(spent) + _ARM_OVERHEAD_S) + (request.budget_s or 0.0)
     return None

@@ -81,6 +81,7 @@ def remeasure(
         suite=board.key.suite,
         dtype=session.dtype,
         device=session.device,
+        fused=session.fused,
         mode=session.mode,
         fresh=True,
     )

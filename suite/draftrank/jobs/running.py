@@ -46,6 +46,8 @@ class RunRequest:
     """Precision of the target."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to run."""
+    fused: bool = False
+    """Whether torch runs short forwards of target and drafts in few calls: faster on CPU, on boards of its own."""
     mode: DecodingMode = DecodingMode()
     """How tokens are chosen."""
     repeats: int | None = None
@@ -182,6 +184,7 @@ def plan_run(
         skipped_tasks=tuple(skipped),
         references=references,
         watch=watching(),
+        fused=request.fused,
         target_file=target_file,
         workspace=workspace.root,
     )
@@ -292,6 +295,12 @@ def _require_llama_cpp(request: RunRequest) -> None:
         raise InvalidInputError.single(
             "transformers' `generate` has no part in a session of llama.cpp",
             field="--reference",
+            fix="leave it out, or use --dtype bf16",
+        )
+    if request.fused:
+        raise InvalidInputError.single(
+            "llama.cpp decodes GGUF targets, by forwards of its own",
+            field="--fused",
             fix="leave it out, or use --dtype bf16",
         )
     from draftrank.decoding.runtimes.llama_cpp import load_library

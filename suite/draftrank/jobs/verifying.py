@@ -197,6 +197,7 @@ def _plan(
         drafts=(built,),
         dtype=session.dtype,
         device=session.device,
+        fused=session.fused,
         mode=session.mode,
         precision=None,
     )

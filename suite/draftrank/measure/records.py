@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from draftrank.catalog.base import Sha256
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.catalog.precision import Precision
+from draftrank.catalog.precision import FUSED, Precision, in_words
 from draftrank.measure.evidence import Conditions, Environment, Judgement, Numerics, Reference, SamplingCheck
 from draftrank.measure.record import Count, Record, Seconds
 
@@ -277,6 +277,16 @@ class Session(Record):
     """How rounding depends on the shape of a forward here; None where it was not measured (fp32)."""
     environment: Environment | None = None
     """The rest of the fingerprint; None in sessions of older versions."""
+
+    @property
+    def fused(self) -> bool:
+        """Whether torch ran short forwards in few calls."""
+        return self.runtime == FUSED
+
+    @property
+    def precision_in_words(self) -> str:
+        """The target's precision, and the runtime where it is not the usual one."""
+        return in_words(self.dtype, self.runtime)
 
 
 class SessionResult(Record):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draftrank.board.effects import FIRST_COPY, MODEL_BEHIND, changes_among, effects_of
+from draftrank.board.effects import FIRST_COPY, MODEL_BEHIND, TREE, changes_among, effects_of
 from draftrank.board.ranking import build_boards
 from draftrank.board.site import render_site
 from draftrank.measure.statistics.comparing import compare
@@ -64,6 +64,28 @@ def test_a_draft_that_copies_first_is_set_beside_both_of_its_halves():
     assert len(found) == 3
 
 
+def test_a_tree_is_set_beside_the_same_draft_with_chains():
+    chain = recipe(STEPS[:2])
+    tree = chain | {"speculate": {"num_speculative_tokens": 9, "branch_above_probability": 0.1}}
+    assert changed({"chain": chain, "tree": tree}) == {("chain", "tree"): TREE}
+    assert not changed({"tree": tree, "less": recipe(STEPS[:1])})
+
+
+def test_findings_say_whether_the_answers_agree():
+    plain, narrow, sparse, both = (
+        recipe(STEPS[index] for index in which) for which in ([0], [0, 1], [0, 3], [0, 1, 3])
+    )
+    arms = [arm("plain", plain), arm("narrow", narrow), arm("sparse", sparse), arm("both", both)]
+    speeds = {"plain": 1.0, "narrow": 1.5, "sparse": 0.7, "both": 0.5}
+    measured = result(speeds, arms=arms, tasks={"chat": 6, "math": 6})
+    found = {one.technique: one for one in effects_of(build_boards([measured]))}
+    assert found["sparsity"].finding == "slower in 2 of 2 pairs, faster in none"
+    assert found["sparsity"].holds
+    assert found["width pruning"].finding == "faster in 1, slower in 1 of 2 pairs: it depends on the draft"
+    assert not found["width pruning"].holds
+    assert len(found["sparsity"].targets) == 1
+
+
 def test_another_number_of_tokens_is_no_change_but_a_lossy_rule_is():
     one, two = recipe(STEPS[:1]), recipe(STEPS[:2])
     assert changed({"one": one, "two": two | {"speculate": {"num_speculative_tokens": 9}}})
@@ -119,6 +141,10 @@ def test_the_study_shows_them_and_links_to_the_drafts(tmp_path):
     render_site(build_boards(results), tmp_path / "site")
     page = (tmp_path / "site" / "study.html").read_text()
     assert "width pruning" in page
+    assert "<strong>width pruning</strong>: faster in 1 of 1 pair, slower in none" in page
+    (size,) = [line for line in page.splitlines() if 'class="on-light"' in line]
+    drawn = size.split('src="')[1].split('"')[0]
+    assert (tmp_path / "site" / drawn).is_file()
     assert "The draft narrow" in page
     render_site([], tmp_path / "empty")
     assert "differ in one thing" in (tmp_path / "empty" / "study.html").read_text()

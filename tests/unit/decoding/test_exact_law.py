@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.decoding import loop
+from draftrank.decoding.proposers.drafting import Drafting
 from draftrank.decoding.proposers.early_exit import EarlyExitProposer
 from draftrank.decoding.proposers.model import ModelProposer
 from draftrank.decoding.sampling import Sampler
@@ -160,9 +161,9 @@ def own_law(target):
 def test_stopping_early_keeps_the_outputs_law_exactly(seeds, threshold, shared):
     target = TableRuntime(seeds[0])
     if shared:
-        proposer = EarlyExitProposer(SharedView(seeds[1], target), threshold)
+        proposer = EarlyExitProposer(SharedView(seeds[1], target), Drafting(threshold))
     else:
-        proposer = ModelProposer(TableRuntime(seeds[1]), threshold)
+        proposer = ModelProposer(TableRuntime(seeds[1]), Drafting(threshold))
     found = law(target, proposer, 2)
     expected = own_law(target)
     assert sum(found.values()) == pytest.approx(1.0, abs=1e-5)

@@ -13,6 +13,7 @@ from proposers_for_tests import ScriptedProposer
 
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.decoding.loop import ContextOverflowError, Request, autoregressive, speculative
+from draftrank.decoding.proposers.drafting import Drafting
 from draftrank.decoding.proposers.early_exit import EarlyExitProposer
 from draftrank.decoding.proposers.features import FeatureProposer
 from draftrank.decoding.proposers.mixed import MixedProposer
@@ -39,10 +40,17 @@ for _model in READERS.values():
     FeaturesForm().prepare(_model)
 
 
+LAYERED = {name: copy.deepcopy(model) for name, model in STRANGERS.items()}
+for _model in LAYERED.values():
+    FeaturesForm(layers=(0, 1)).prepare(_model)
+    _model.feature_fusion.reduction.weight.data += 0.1
+
+
 def reader(name, target):
     return FeatureProposer(target, FeatureRuntime(READERS[name]))
 
 
+TREE = Drafting(None, 0.02)
 PROPOSERS = {
     "equal": lambda name, _: ModelProposer(TorchRuntime(TARGETS[name])),
     "near": lambda name, _: ModelProposer(TorchRuntime(NEAR[name])),
@@ -56,9 +64,16 @@ PROPOSERS = {
         SuffixProposer(2, 8, 2.0, 0.4), ModelProposer(TorchRuntime(NEAR[name]))
     ),
     "features": reader,
+    "layered_features": lambda name, target: FeatureProposer(target, FeatureRuntime(LAYERED[name])),
+    "tree": lambda name, _: ModelProposer(TorchRuntime(NEAR[name]), TREE),
+    "tree_exit": lambda _, target: EarlyExitProposer(target.first_layers(2), TREE),
+    "tree_features": lambda name, target: FeatureProposer(target, FeatureRuntime(READERS[name]), TREE),
+    "tree_mixed": lambda name, _: MixedProposer(
+        NgramProposer(2, 3), ModelProposer(TorchRuntime(NEAR[name]), Drafting(0.5, 0.02))
+    ),
     "mixed_features": lambda name, target: MixedProposer(NgramProposer(2, 3), reader(name, target)),
-    "hesitant": lambda name, _: ModelProposer(TorchRuntime(NEAR[name]), 0.6),
-    "hesitant_exit": lambda _, target: EarlyExitProposer(target.first_layers(2), 0.6),
+    "hesitant": lambda name, _: ModelProposer(TorchRuntime(NEAR[name]), Drafting(0.6)),
+    "hesitant_exit": lambda _, target: EarlyExitProposer(target.first_layers(2), Drafting(0.6)),
 }
 
 prompts = st.lists(st.integers(3, 60), min_size=1, max_size=30).map(tuple)
@@ -99,7 +114,7 @@ def test_greedy_speculation_equals_greedy_decoding(name, proposer, prompt, k, li
     found = speculative(target, PROPOSERS[proposer](name, target), request, k)
     assert found.token_ids == expected.token_ids
     assert found.finish == expected.finish
-    check_sums(found, k, limit, copies=proposer.startswith("mixed"))
+    check_sums(found, k, limit, copies=proposer.startswith(("mixed", "tree")))
     check_sums(expected, 0, limit)
     assert expected.acceptance_length == 1.0
 
@@ -158,14 +173,14 @@ def test_a_mixed_draft_copies_where_it_can_and_asks_its_model_where_not():
     mixed.begin(prompt, sampler, 64)
     copied = mixed.propose([*prompt, 4], 3)
     assert (copied.tokens, copied.forwards) == ([7, 5, 9], 0)
-    mixed.settle(2)
+    mixed.settle(copied.tokens[:2])
     context = [*prompt, 4, 7, 5, 30]
     asked = mixed.propose(context, 3)
     assert asked.forwards == 3
     alone = ModelProposer(TorchRuntime(NEAR["llama"]))
     alone.begin(context[:-1], sampler, 64)
     assert asked.tokens == alone.propose(context, 3).tokens
-    mixed.settle(1)
+    mixed.settle(asked.tokens[:1])
     context += [asked.tokens[0], 31]
     alone.begin(context[:-1], sampler, 64)
     assert mixed.propose(context, 2).tokens == alone.propose(context, 2).tokens
@@ -205,7 +220,7 @@ def test_a_hesitant_draft_stops_after_the_token_it_doubts():
     target = TorchRuntime(TARGETS["llama"])
     prompt, k, threshold = (5, 9, 11, 4), 6, 0.2
     free = ModelProposer(TorchRuntime(NEAR["llama"]))
-    wary = ModelProposer(TorchRuntime(NEAR["llama"]), threshold)
+    wary = ModelProposer(TorchRuntime(NEAR["llama"]), Drafting(threshold))
     sampler = Sampler(DecodingMode())
     lengths = set()
     for start in range(3, 50):
@@ -222,8 +237,8 @@ def test_a_hesitant_draft_stops_after_the_token_it_doubts():
         lengths.add(len(some.tokens))
     assert len(lengths) > 1
     request = Request(prompt, 40)
-    few = speculative(target, ModelProposer(TorchRuntime(NEAR["llama"]), 0.999), request, k)
-    all_ = speculative(target, ModelProposer(TorchRuntime(NEAR["llama"]), 0.001), request, k)
+    few = speculative(target, ModelProposer(TorchRuntime(NEAR["llama"]), Drafting(0.999)), request, k)
+    all_ = speculative(target, ModelProposer(TorchRuntime(NEAR["llama"]), Drafting(0.001)), request, k)
     assert few.token_ids == all_.token_ids
     assert few.proposed < all_.proposed
     assert all_.proposal_sizes[k] > 0

@@ -3,6 +3,8 @@ alone and beside torch. Skipped where llama-cpp-python is not installed."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +12,8 @@ from hypothesis import strategies as st
 
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.decoding.loop import Request, autoregressive, speculative
+from draftrank.decoding.proposer import ProposerContext
+from draftrank.decoding.proposers.drafting import Drafting, drafting_of
 from draftrank.decoding.proposers.features import FeatureProposer
 from draftrank.decoding.proposers.mixed import MixedProposer
 from draftrank.decoding.proposers.model import ModelProposer
@@ -131,6 +135,11 @@ def test_features_are_the_states_after_the_last_norm(written, architecture):
     )
 
 
+def test_outputs_of_layers_are_refused_with_the_reason(written):
+    with pytest.raises(IncompatibleDraftError, match="final hidden state, not those of its layers"):
+        opened(written).remember_features((0,))
+
+
 def proposers(written, target):
     """Drafts in llama.cpp and in torch."""
     near = small_gguf_model("llama", 2)
@@ -140,7 +149,7 @@ def proposers(written, target):
     FeaturesForm().prepare(reader)
     return {
         "equal": ModelProposer(opened(written)),
-        "stranger": ModelProposer(opened(written, seed=9, layers=1), 0.3),
+        "stranger": ModelProposer(opened(written, seed=9, layers=1), Drafting(0.3)),
         "packed": ModelProposer(opened(written, weights="q8_0")),
         "in torch": ModelProposer(TorchRuntime(near)),
         "ngram": NgramProposer(1, 3),
@@ -171,6 +180,12 @@ def test_a_draft_in_llama_cpp_serves_a_target_in_torch(written, prompt, k):
     found = speculative(target, ModelProposer(opened(written)), request, k)
     assert found.token_ids == expected.token_ids
     assert found.acceptance_length == pytest.approx(29 / -(-29 // (k + 1)))
+
+
+def test_trees_are_refused_with_the_reason(written):
+    context = ProposerContext(opened(written), None, Path(), "gguf", "cpu", branch_above_probability=0.1)
+    with pytest.raises(IncompatibleDraftError, match=r"llama\.cpp verifies chains of tokens only"):
+        drafting_of(context)
 
 
 def test_sampling_follows_the_seed(written):

@@ -13,6 +13,7 @@ from scipy import stats
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.decoding.loop import Request, autoregressive, speculative
 from draftrank.decoding.proposer import Proposal
+from draftrank.decoding.proposers.drafting import Drafting
 from draftrank.decoding.proposers.early_exit import EarlyExitProposer
 from draftrank.decoding.proposers.mixed import MixedProposer
 from draftrank.decoding.proposers.model import ModelProposer
@@ -115,8 +116,10 @@ OPENERS = {
     "ngram": lambda _: NgramProposer(1, 2),
     "early_exit": lambda target: EarlyExitProposer(target.first_layers(2)),
     "mixed": lambda _: MixedProposer(NgramProposer(2, 2), ModelProposer(TorchRuntime(DRAFT))),
-    "hesitant_model": lambda _: ModelProposer(TorchRuntime(DRAFT), 0.4),
-    "hesitant_exit": lambda target: EarlyExitProposer(target.first_layers(2), 0.4),
+    "hesitant_model": lambda _: ModelProposer(TorchRuntime(DRAFT), Drafting(0.4)),
+    # when sampling, what could branch proposes chains
+    "branching": lambda _: ModelProposer(TorchRuntime(DRAFT), Drafting(None, 0.05)),
+    "hesitant_exit": lambda target: EarlyExitProposer(target.first_layers(2), Drafting(0.4)),
 }
 
 

@@ -339,10 +339,10 @@ def test_the_draft_writes_only_its_own_places():
     assert not torch.equal(drawn[0], drawn[2])
 
 
-def reading(make_draft, context, kept=(3,)):
-    draft = shallow(make_draft, context, kept)
-    FeaturesForm().prepare(draft.model)
-    draft.forms.append(FeaturesForm())
+def reading(make_draft, context, kept=(3,), layers=()):
+    draft, form = shallow(make_draft, context, kept), FeaturesForm(layers=layers)
+    form.prepare(draft.model)
+    draft.forms.append(form)
     return draft
 
 
@@ -357,6 +357,29 @@ def test_a_draft_that_reads_features_learns_and_agrees_more_than_one_that_does_n
     facts = distill(plan, reading(make_draft, context), replace(context, scratch=context.scratch / "reading"))
     assert facts["held_out_kl_after"] < facts["held_out_kl_before"]
     assert facts["held_out_kl_after"] < blind["held_out_kl_after"]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
+@pytest.mark.parametrize("cached", [False, True], ids=["computed", "kept"])
+def test_states_of_several_layers_are_read_and_reduced(make_context, make_draft, architecture, cached):
+    """Untrained it reads the final state alone; trained, the others have a part in it."""
+    context = make_context(architecture)
+    plan = spec(passes=4, cache_target_states=cached)
+    draft = reading(make_draft, context, layers=(0, 2))
+    reduction = draft.model.feature_fusion.reduction.weight
+    width = reduction.shape[0]
+    assert reduction.shape == (width, 3 * width)
+    states = torch.randn(5, 3 * width)
+    final = states[:, -width:]
+    torch.testing.assert_close(
+        draft.model.feature_fusion.reduce(states),
+        final * final.square().mean(-1, keepdim=True).add(1e-6).rsqrt(),
+        atol=1e-5,
+        rtol=1e-4,
+    )
+    facts = distill(plan, draft, context)
+    assert facts["held_out_kl_after"] < facts["held_out_kl_before"]
+    assert float(reduction[:, : 2 * width].abs().max()) > 0
 
 
 def test_training_for_several_tokens_ahead_helps_where_the_draft_reads_itself(make_context, make_draft):

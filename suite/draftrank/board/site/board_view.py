@@ -99,6 +99,16 @@ def featured(views: Sequence[BoardView]) -> BoardView | None:
     )
 
 
+def heaviest_of_each(views: Sequence[BoardView], plot: str) -> tuple[BoardView, ...]:
+    """Of each target, machine, precision, runtime and mode the board that tells most, where it has this plot."""
+    found: dict[tuple[str, ...], BoardView] = {}
+    for view in sorted(views, key=lambda view: weight(view.board)):
+        if any(one.id == plot for one in view.plots):
+            key = view.board.key
+            found[key.target, key.machine_class, key.device, key.dtype, key.runtime, key.mode] = view
+    return tuple(found[place] for place in sorted(found))
+
+
 def weight(board: Board) -> tuple[tuple[int, ...], int, int, str, str]:
     """What makes one board tell more than another: its version, its prompts, its ranked drafts, its date."""
     ranked = sum(row.rank is not None for row in board.rows)
@@ -107,7 +117,7 @@ def weight(board: Board) -> tuple[tuple[int, ...], int, int, str, str]:
 
 def title_of(key: BoardKey) -> str:
     """A board in a few words."""
-    return f"{key.target} · {key.suite} · {key.dtype} · {key.mode} · {key.machine_class}"
+    return f"{key.target} · {key.suite} · {key.precision_in_words} · {key.mode} · {key.machine_class}"
 
 
 def _view(board: Board, boards: Sequence[Board], plots: bool) -> BoardView:

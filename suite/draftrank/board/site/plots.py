@@ -19,6 +19,8 @@ _KEPT = (
     "acceptance", "cost", "parameters", "positions",
 )  # fmt: skip
 """Of a row, what the plots show."""
+SIZE = "size"
+"""The plot of speedup over size."""
 _MOST_LETTERS = 64
 _MOST_LINES = 8
 """Drafts whose acceptance by position is drawn; more lines cannot be told apart."""
@@ -249,7 +251,7 @@ def _by_size(target_parameters: int) -> Plot:
         "axis": {"format": "~%", "values": [0, 0.01, 0.03, 0.1, 0.3, 1]},
     }
     return Plot(
-        "size",
+        SIZE,
         "Speedup by technique and size",
         "Each draft's speedup over its size; the colour says by which technique it was made smaller, the shape "
         "whether it was trained.",

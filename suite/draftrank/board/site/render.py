@@ -17,7 +17,7 @@ from draftrank.board.formats import FILTERS
 from draftrank.board.recipe_text import draft_of, recipe_sentence, recipe_yaml, steps_of
 from draftrank.board.rows import Board
 from draftrank.board.site import addresses, charts
-from draftrank.board.site.board_view import featured, title_of, views_of, weight
+from draftrank.board.site.board_view import featured, heaviest_of_each, title_of, views_of, weight
 from draftrank.board.site.csv_table import csv_table
 from draftrank.board.site.draft_view import BARS_WIDTH, Entry, entry_of
 from draftrank.board.site.drawing import VEGA, chart_library, draw
@@ -26,7 +26,7 @@ from draftrank.board.site.index_schema import index_schema
 from draftrank.board.site.methodology import methodology
 from draftrank.board.site.news import news_of
 from draftrank.board.site.overviews import machine_views, target_views, task_views
-from draftrank.board.site.plots import Theme, with_rows
+from draftrank.board.site.plots import SIZE, Theme, with_rows
 from draftrank.catalog.target import Target
 from draftrank.catalog.task import Task
 
@@ -111,7 +111,8 @@ def render_pages(
         render.page(files, addresses.task_page(task.id), "task.html.j2", view=task)
     for machine in machine_views(boards):
         render.page(files, addresses.machine_page(machine.id), "machine.html.j2", view=machine)
-    render.page(files, "study.html", "study.html.j2", boards=boards, techniques=effects_of(boards))
+    study = {"boards": boards, "sizes": heaviest_of_each(views, SIZE), "techniques": effects_of(boards)}
+    render.page(files, "study.html", "study.html.j2", **study)
     render.page(files, "methodology.html", "methodology.html.j2", content=methodology(source))
     render.page(files, "submit.html", "submit.html.j2")
     render.page(files, "data.html", "data.html.j2", boards=boards)

@@ -16,7 +16,7 @@ from pydantic import Field
 from draftrank.catalog.draft import DraftBase
 from draftrank.catalog.use import Use
 from draftrank.decoding.proposer import Proposal, ProposerContext
-from draftrank.decoding.proposers.drafting import draft_tokens
+from draftrank.decoding.proposers.drafting import PLAIN, Drafting, draft_tokens, drafting_of
 from draftrank.decoding.runtime import LayeredRuntime
 from draftrank.errors import IncompatibleDraftError
 
@@ -52,15 +52,15 @@ class EarlyExitDraft(DraftBase):
             raise IncompatibleDraftError(
                 f"the runtime {context.target.name} cannot run a model's first layers alone"
             )
-        return EarlyExitProposer(context.target.first_layers(self.layers), context.stop_below_confidence)
+        return EarlyExitProposer(context.target.first_layers(self.layers), drafting_of(context))
 
 
 class EarlyExitProposer:
     """Proposes like a model whose cache always equals the target's."""
 
-    def __init__(self, view: Runtime, stop_below_confidence: float | None = None) -> None:
+    def __init__(self, view: Runtime, drafting: Drafting = PLAIN) -> None:
         self._view = view
-        self._stop_below = stop_below_confidence
+        self._drafting = drafting
         self._sampler: Sampler | None = None
 
     def begin(self, prompt: Sequence[int], sampler: Sampler, reserve: int) -> None:
@@ -71,11 +71,11 @@ class EarlyExitProposer:
         """See `Proposer.propose`."""
         assert self._sampler is not None
         held = self._view.length
-        proposal = draft_tokens(self._view, self._sampler, context[held:], count, self._stop_below)
+        proposal = draft_tokens(self._view, self._sampler, context[held:], count, self._drafting)
         self._view.forget(self._view.length - held)
         return proposal
 
-    def settle(self, accepted: int) -> None:
+    def settle(self, accepted: Sequence[int]) -> None:
         """See `Proposer.settle`; everything was taken back when it was proposed."""
 
     def runtime(self) -> Runtime:

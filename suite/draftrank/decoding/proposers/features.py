@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from draftrank.decoding.proposer import Proposal
-from draftrank.decoding.proposers.drafting import draft_tokens
+from draftrank.decoding.proposers.drafting import PLAIN, Drafting, draft_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,13 +24,11 @@ if TYPE_CHECKING:
 class FeatureProposer:
     """Decodes up to k tokens with the draft, one forward each."""
 
-    def __init__(
-        self, target: FeaturedRuntime, draft: FeatureRuntime, stop_below_confidence: float | None = None
-    ) -> None:
-        target.remember_features()
+    def __init__(self, target: FeaturedRuntime, draft: FeatureRuntime, drafting: Drafting = PLAIN) -> None:
+        target.remember_features(draft.layers)
         self._target = target
         self._draft = draft
-        self._stop_below = stop_below_confidence
+        self._drafting = drafting
         self._sampler: Sampler | None = None
         self._features: Tensor | None = None
         self._known = 0
@@ -38,7 +36,7 @@ class FeatureProposer:
 
     def begin(self, prompt: Sequence[int], sampler: Sampler, reserve: int) -> None:
         """See `Proposer.begin`; the target has just read the prompt."""
-        read = self._target.features()
+        read = self._read()
         self._sampler = sampler
         self._features = read.new_zeros((reserve + 1, read.shape[-1]))
         self._known = 1  # nothing stands before the first token
@@ -54,17 +52,17 @@ class FeatureProposer:
         assert self._features is not None
         held = self._draft.length
         self._draft.offer(self._features[held : len(context)])
-        proposal = draft_tokens(self._draft, self._sampler, context[held:], count, self._stop_below)
+        proposal = draft_tokens(self._draft, self._sampler, context[held:], count, self._drafting)
         self._draft.forget(self._draft.length - len(context))
         return proposal
 
-    def settle(self, accepted: int) -> None:
+    def settle(self, accepted: Sequence[int]) -> None:
         """See `Proposer.settle`; the target has just verified."""
-        self._learn(accepted + 1)
+        self._learn(len(accepted) + 1)
 
-    def watch(self, accepted: int) -> None:
+    def watch(self, accepted: Sequence[int]) -> None:
         """Is told of what others proposed and the target has just verified."""
-        self._learn(accepted + 1)
+        self._learn(len(accepted) + 1)
 
     def runtime(self) -> Runtime:
         """See `Proposer.runtime`."""
@@ -72,5 +70,9 @@ class FeatureProposer:
 
     def _learn(self, count: int) -> None:
         assert self._features is not None
-        self._features[self._known : self._known + count] = self._target.features()[:count]
+        self._features[self._known : self._known + count] = self._read()[:count]
         self._known += count
+
+    def _read(self) -> Tensor:
+        """The target's states of its last feed as one each: [tokens, hidden]."""
+        return self._draft.reduced(self._target.features(self._draft.layers))

@@ -101,7 +101,7 @@ class MixedProposer:
         self._asked_model = not copied.tokens
         return self._model.propose(context, count) if self._asked_model else copied
 
-    def settle(self, accepted: int) -> None:
+    def settle(self, accepted: Sequence[int]) -> None:
         """See `Proposer.settle`."""
         if self._asked_model:
             self._model.settle(accepted)

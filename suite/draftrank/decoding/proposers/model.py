@@ -14,7 +14,7 @@ from draftrank.catalog.step_order import order_fault
 from draftrank.catalog.steps import Step
 from draftrank.catalog.use import Use
 from draftrank.decoding.proposer import Proposal, ProposerContext
-from draftrank.decoding.proposers.drafting import draft_tokens
+from draftrank.decoding.proposers.drafting import PLAIN, Drafting, draft_tokens, drafting_of
 from draftrank.decoding.proposers.features import FeatureProposer
 from draftrank.decoding.runtime import FeaturedRuntime
 from draftrank.drafting.abilities import abilities_of, uses_of_model
@@ -75,20 +75,22 @@ class BuiltDraft(DraftBase):
         if context.draft_folder is None:
             raise IncompatibleDraftError("the draft has not been built: run `draftrank build` first")
         check_vocabularies(context.target_folder, context.draft_folder)
-        forms = read_forms(context.draft_folder)
+        forms, drafting = read_forms(context.draft_folder), drafting_of(context)
         if any(isinstance(form, GgufForm) for form in forms):
             file = LlamaCppRuntime(context.draft_folder / GGUF_FILE)
-            return ModelProposer(file, context.stop_below_confidence)
+            return ModelProposer(file, drafting)
         # Beside a target in llama.cpp, a draft in torch computes as fast as it can.
         dtype = compute_dtype(context.device) if context.dtype == "gguf" else context.dtype
+        fused = context.fused or context.dtype == "gguf"
         model = load_model(context.draft_folder, dtype, context.device)
         if not any(isinstance(form, FeaturesForm) for form in forms):
-            return ModelProposer(TorchRuntime(model), context.stop_below_confidence)
+            return ModelProposer(TorchRuntime.of(model, fused=fused), drafting)
         if not isinstance(context.target, FeaturedRuntime):
             raise IncompatibleDraftError(
                 f"the runtime {context.target.name} does not tell a model's hidden states"
             )
-        return FeatureProposer(context.target, FeatureRuntime(model), context.stop_below_confidence)
+        reader = FeatureRuntime.of(model, fused=fused)
+        return FeatureProposer(context.target, reader, drafting)
 
 
 class ModelDraft(BuiltDraft):
@@ -113,12 +115,12 @@ class ModelProposer:
     everything was accepted, because its own last proposal was never fed; more where others proposed since.
     """
 
-    def __init__(self, draft: Runtime, stop_below_confidence: float | None = None) -> None:
+    def __init__(self, draft: Runtime, drafting: Drafting = PLAIN) -> None:
         self._draft = draft
-        self._stop_below = stop_below_confidence
+        self._drafting = drafting
         self._sampler: Sampler | None = None
         self._settled = 0
-        self._proposed = 0
+        self._proposal = Proposal([])
 
     def begin(self, prompt: Sequence[int], sampler: Sampler, reserve: int) -> None:
         """See `Proposer.begin`; prefills the draft."""
@@ -131,16 +133,16 @@ class ModelProposer:
         """See `Proposer.propose`."""
         assert self._sampler is not None
         unseen = context[self._draft.length :]
-        proposal = draft_tokens(self._draft, self._sampler, unseen, count, self._stop_below)
-        self._settled, self._proposed = len(context), len(proposal.tokens)
-        return proposal
+        self._proposal = draft_tokens(self._draft, self._sampler, unseen, count, self._drafting)
+        self._settled = len(context)
+        return self._proposal
 
-    def settle(self, accepted: int) -> None:
-        """See `Proposer.settle`."""
-        standing = self._settled + min(accepted, self._proposed - 1)
-        self._draft.forget(self._draft.length - standing)
+    def settle(self, accepted: Sequence[int]) -> None:
+        """See `Proposer.settle`; of a tree the draft has read its first branch, but for its end."""
+        standing = min(self._proposal.chain(accepted), self._proposal.forwards - 1)
+        self._draft.forget(self._draft.length - self._settled - standing)
 
-    def watch(self, accepted: int) -> None:
+    def watch(self, accepted: Sequence[int]) -> None:
         """Is told of what others proposed; it catches up when it is asked."""
 
     def runtime(self) -> Runtime:

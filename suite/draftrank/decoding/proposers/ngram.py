@@ -115,7 +115,7 @@ class NgramProposer:
                 return Proposal(list(context[end : end + self._trusted(context, end, size, count)]))
         return Proposal([])
 
-    def settle(self, accepted: int) -> None:
+    def settle(self, accepted: Sequence[int]) -> None:
         """See `Proposer.settle`; nothing proposed is remembered."""
 
     def runtime(self) -> None:

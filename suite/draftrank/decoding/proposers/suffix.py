@@ -120,7 +120,7 @@ class SuffixProposer:
                 best, expected = path, score
         return Proposal(best)
 
-    def settle(self, accepted: int) -> None:
+    def settle(self, accepted: Sequence[int]) -> None:
         """See `Proposer.settle`; nothing proposed is remembered."""
 
     def runtime(self) -> None:

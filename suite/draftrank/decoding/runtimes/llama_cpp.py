@@ -138,15 +138,19 @@ class LlamaCppRuntime:
         if self._context is not None:
             self._library.llama_synchronize(self._context)
 
-    def remember_features(self) -> None:
+    def remember_features(self, layers: Sequence[int] = ()) -> None:
         """See `FeaturedRuntime.remember_features`."""
+        if layers:
+            raise IncompatibleDraftError(
+                "llama.cpp tells a model's final hidden state, not those of its layers"
+            )
         if not self._keeps_features:
             self._keeps_features = True
             self._features = torch.zeros((0, self._width))
             if self._context is not None:
                 self._library.llama_set_embeddings(self._context, True)
 
-    def features(self) -> Tensor:
+    def features(self, layers: Sequence[int] = ()) -> Tensor:
         """See `FeaturedRuntime.features`; float32 on CPU."""
         assert self._features is not None, "remember_features was not called"
         return self._features

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -55,6 +56,16 @@ class RollbackLayer(CacheLayerMixin):  # type: ignore[misc]
         self.values[:, :, self.length : end] = value_states
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def keep(self, start: int, places: Sequence[int]) -> None:
+        """Of the positions from `start` on only these places stay, ascending and moved together."""
+        moved = next((to for to, place in enumerate(places) if to != place), len(places))
+        if moved < len(places):
+            taken = torch.tensor(places[moved:], device=self.device) + start
+            first, end = start + moved, start + len(places)
+            self.keys[:, :, first:end] = self.keys[:, :, taken]
+            self.values[:, :, first:end] = self.values[:, :, taken]
+        self.length = start + len(places)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length of what attention will see, and its offset."""
@@ -115,6 +126,11 @@ class RollbackCache(Cache):  # type: ignore[misc]
         """Drops the newest `count` tokens of every layer."""
         for layer in self.layers:
             layer.length -= count
+
+    def keep(self, start: int, places: Sequence[int]) -> None:
+        """See `RollbackLayer.keep`, in every layer."""
+        for layer in self.layers:
+            layer.keep(start, places)
 
     def reset(self) -> None:
         """Drops all tokens of every layer."""

@@ -1,13 +1,21 @@
-"""Any transformers causal language model, run eagerly by torch on CPU or CUDA."""
+"""Any transformers causal language model, run eagerly by torch on CPU or CUDA.
+
+Its forward is transformers' own, or, for short ones and where that is asked for, the same in fewer calls
+(`fused_decoder`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 
+from draftrank.catalog.precision import FUSED
+from draftrank.decoding.runtimes.attention_windows import attention_windows
+from draftrank.decoding.runtimes.fused_decoder import MOST_TOKENS, FusedDecoder
 from draftrank.decoding.runtimes.grouped_attention import NAME, use_attention
 from draftrank.decoding.runtimes.torch_cache import RollbackCache
 from draftrank.drafting.architecture import Architecture
@@ -17,6 +25,12 @@ from draftrank.errors import InvalidInputError
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
+
+    from draftrank.decoding.token_tree import TokenTree
+
+
+_FINAL = -1
+"""In the place of a layer's number: the states after the final norm."""
 
 
 def padded_rows(count: int) -> int:
@@ -39,10 +53,23 @@ def has_slow_row_counts(model: PreTrainedModel) -> bool:
 class TorchRuntime:
     """A model with a static cache of its own; see `decoding.runtime.Runtime`."""
 
-    name = "torch-eager"
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        cache: RollbackCache | None = None,
+        *,
+        fused: FusedDecoder | None = None,
+    ) -> None:
+        """Wraps a model.
 
-    def __init__(self, model: PreTrainedModel, cache: RollbackCache | None = None) -> None:
+        Args:
+            model: the model, on its device.
+            cache: a cache to share; None: its own.
+            fused: the model's layers, to run short forwards through; None: transformers runs all.
+        """
         use_attention(model, NAME)
+        self.name: str = "torch-eager" if fused is None else FUSED
+        self._fused = fused
         config = model.config.get_text_config()
         self.model = model
         self.vocabulary_size = int(config.vocab_size)
@@ -50,15 +77,27 @@ class TorchRuntime:
         self._device = next(iter(model.parameters())).device
         self._pads = self._device.type == "cpu" and has_slow_row_counts(model)
         self._cache = cache or RollbackCache.of_depth(int(config.num_hidden_layers))
+        self._windows = attention_windows(config)
         self._fed = 0
-        self._features: Tensor | None = None
+        self._states: dict[int, Tensor] = {}
+        """What is remembered of the last feed, by layer."""
 
     @classmethod
     def load(
-        cls, folder: Path, dtype: Literal["fp32", "bf16", "fp16"], device: Literal["cpu", "cuda"]
-    ) -> TorchRuntime:
+        cls,
+        folder: Path,
+        dtype: Literal["fp32", "bf16", "fp16"],
+        device: Literal["cpu", "cuda"],
+        *,
+        fused: bool = False,
+    ) -> Self:
         """Loads a Hugging Face folder, in the form its build asks for."""
-        return cls(load_model(folder, dtype, device))
+        return cls.of(load_model(folder, dtype, device), fused=fused)
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, *, fused: bool) -> Self:
+        """Wraps a model; its short forwards are fused if that is asked for and known of its architecture."""
+        return cls(model, fused=FusedDecoder(model) if fused and FusedDecoder.fits(model) else None)
 
     @property
     def length(self) -> int:
@@ -77,34 +116,92 @@ class TorchRuntime:
         if self._cache.length + rows > self.context_window:
             rows = fed
         ids = torch.tensor([[*tokens, *([tokens[-1]] * (rows - fed))]], device=self._device)
-        # A slice of the last rows keeps the stride of all: oneDNN then converts the whole bf16 head first.
-        chosen = rows if wanted == fed else torch.arange(fed - wanted, fed, device=self._device)
         read = self._read(ids, fed)
-        output = self.model(**read, past_key_values=self._cache, use_cache=True, logits_to_keep=chosen)
         self._fed = fed
+        if self._fused is not None and rows <= MOST_TOKENS:
+            logits = self._fused_logits(self._fused, read, fed, wanted)
+        else:
+            # A slice of the last rows keeps the stride of all: oneDNN then converts the whole bf16 head first.
+            chosen = rows if wanted == fed else torch.arange(fed - wanted, fed, device=self._device)
+            output = self.model(**read, past_key_values=self._cache, use_cache=True, logits_to_keep=chosen)
+            logits = output.logits[0, :wanted]
         if rows > fed:
             self._cache.forget(rows - fed)
-        logits: Tensor = output.logits[0, :wanted]
         return logits
+
+    @torch.inference_mode()
+    def feed_tree(self, tokens: Sequence[int], tree: TokenTree) -> Tensor:
+        """See `TreeRuntime.feed_tree`; the logits keep the model's dtype and device."""
+        fed, held = len(tokens), self._cache.length
+        read = self._read(torch.tensor([tokens], device=self._device), fed)
+        self._fed = fed
+        if self._fused is not None and fed <= MOST_TOKENS:
+            return self._fused_logits(self._fused, read, fed, fed, tree)
+        masks = {
+            kind: tree.visible(held, window, self._device)[None, None]
+            for kind, window in self._windows.items()
+        }
+        output = self.model(
+            **read,
+            attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
+            position_ids=held + torch.tensor([tree.depths], device=self._device),
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=fed,
+        )
+        logits: Tensor = output.logits[0]
+        return logits
+
+    @torch.inference_mode()
+    def keep_path(self, places: Sequence[int]) -> None:
+        """See `TreeRuntime.keep_path`."""
+        self._cache.keep(self._cache.length - self._fed, places)
+        self._states = {place: states[list(places)] for place, states in self._states.items()}
+        self._fed = len(places)
+
+    def _fused_logits(
+        self,
+        fused: FusedDecoder,
+        read: dict[str, Tensor],
+        fed: int,
+        wanted: int,
+        tree: TokenTree | None = None,
+    ) -> Tensor:
+        inputs = read["inputs_embeds"] if "inputs_embeds" in read else fused.embedded(read["input_ids"])
+        hidden = fused.run(inputs[0], self._cache, tree, self._states)
+        if self._states:
+            self._states[_FINAL] = fused.normed(hidden)
+            states = self._states[_FINAL][fed - wanted : fed].contiguous()
+        else:
+            states = fused.normed(hidden[fed - wanted : fed])
+        return Architecture.of(self.model).logits(self.model, states)
 
     def _read(self, ids: Tensor, fed: int) -> dict[str, Tensor]:
         """What the model is called with: ids [1, rows], of which the first `fed` count."""
         return {"input_ids": ids}
 
-    def remember_features(self) -> None:
+    def remember_features(self, layers: Sequence[int] = ()) -> None:
         """See `FeaturedRuntime.remember_features`."""
-        if self._features is None:
-            width = int(self.model.config.get_text_config().hidden_size)
-            self._features = torch.zeros((0, width), device=self._device)
-            Architecture.of(self.model).norm(self.model).register_forward_hook(self._keep_features)
+        shape = Architecture.of(self.model)
+        places = {_FINAL: shape.norm(self.model)}
+        places |= {layer: shape.layers(self.model)[layer] for layer in layers}
+        width = int(self.model.config.get_text_config().hidden_size)
+        for place, module in places.items():
+            if place not in self._states:
+                self._states[place] = torch.zeros((0, width), device=self._device)
+                module.register_forward_hook(partial(self._keep_states, place))
 
-    def _keep_features(self, _module: object, _inputs: object, output: Tensor) -> None:
-        self._features = output[0]
+    def _keep_states(
+        self, place: int, _module: object, _inputs: object, output: Tensor | tuple[Tensor, ...]
+    ) -> None:
+        found = output[0] if isinstance(output, tuple) else output
+        self._states[place] = found[0]
 
-    def features(self) -> Tensor:
+    def features(self, layers: Sequence[int] = ()) -> Tensor:
         """See `FeaturedRuntime.features`."""
-        assert self._features is not None, "remember_features was not called"
-        return self._features[: self._fed]
+        assert _FINAL in self._states, "remember_features was not called"
+        found = [self._states[place][: self._fed] for place in (*layers, _FINAL)]
+        return found[0] if len(found) == 1 else torch.cat(found, -1)
 
     def forget(self, count: int) -> None:
         """See `Runtime.forget`."""
@@ -133,4 +230,5 @@ class TorchRuntime:
                 fix=f"use at most {depth - 1}",
             )
         view = Architecture.of(self.model).first_layers(self.model, count)
-        return TorchRuntime(view, self._cache.first(count))
+        fused = None if self._fused is None else self._fused.first(count, view)
+        return TorchRuntime(view, self._cache.first(count), fused=fused)

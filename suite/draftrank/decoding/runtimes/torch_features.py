@@ -8,21 +8,41 @@ import torch
 
 from draftrank.decoding.runtimes.torch_eager import TorchRuntime
 from draftrank.drafting.architecture import Architecture
+from draftrank.drafting.forms import FEATURES, FeatureFusion
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
+
+    from draftrank.decoding.runtimes.fused_decoder import FusedDecoder
+    from draftrank.decoding.runtimes.torch_cache import RollbackCache
 
 
 class FeatureRuntime(TorchRuntime):
     """See `decoding.runtime.Runtime`. What is fed reads the features that were offered for it; without any, a single
     token reads the state of the one before it, and several read nothing."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__(model)
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        cache: RollbackCache | None = None,
+        *,
+        fused: FusedDecoder | None = None,
+    ) -> None:
+        super().__init__(model, cache, fused=fused)
         self._shape = Architecture.of(model)
         self._offered: Tensor | None = None
         self.remember_features()
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers of the target whose outputs are read beside its final states."""
+        return self._fusion.layers
+
+    @torch.inference_mode()
+    def reduced(self, states: Tensor) -> Tensor:
+        """What of the target's states is offered: [tokens, (layers + 1) · hidden] to [tokens, hidden]."""
+        return self._fusion.reduce(states)
 
     def offer(self, features: Tensor) -> None:
         """Features [tokens, hidden] for exactly the tokens of the next feed."""
@@ -37,6 +57,12 @@ class FeatureRuntime(TorchRuntime):
         if rows > fed:
             features = torch.cat([features, features[-1:].expand(rows - fed, -1)])
         return {"inputs_embeds": self._shape.fused(self.model, ids, features[None])}
+
+    @property
+    def _fusion(self) -> FeatureFusion:
+        fusion = self.model.get_submodule(FEATURES)
+        assert isinstance(fusion, FeatureFusion)
+        return fusion
 
     @property
     def _width(self) -> int:

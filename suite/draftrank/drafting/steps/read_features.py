@@ -1,13 +1,15 @@
 """Let the draft read what the target thought, beside what it said.
 
 The target's last hidden state holds far more of what comes next than its token does, so one layer that reads it
-agrees with the target more often than several that do not. After the first proposed token the draft reads its own
-hidden state in place of the target's, which does not exist yet.
+agrees with the target more often than several that do not; earlier layers hold what the last one has dropped. After the
+first proposed token the draft reads its own hidden state in place of the target's, which does not exist yet.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
 
 from draftrank.catalog.step import Phase, StepBase, Trait
 
@@ -16,15 +18,27 @@ if TYPE_CHECKING:
 
 
 class ReadFeatures(StepBase):
-    """Each token is read together with the target's last hidden state before it; needs `distill` afterwards."""
+    """Each token is read together with the target's hidden state before it; needs `distill` afterwards."""
 
     technique: ClassVar[str] = "target features"
     phase: ClassVar[Phase] = "input"
-    paper: ClassVar[str] = "EAGLE (arXiv:2401.15077)"
+    paper: ClassVar[str] = "EAGLE (arXiv:2401.15077); layers: EAGLE-3 (arXiv:2503.01840)"
     cost: ClassVar[str] = "nothing; one more matrix per forward, and worthless until it is trained"
     architectures: ClassVar[str] = "all, with the target's hidden size"
 
     kind: Literal["read_features"]
+    layers: (
+        Annotated[tuple[Annotated[int, Field(ge=0, le=10_000)], ...], Field(min_length=1, max_length=4)]
+        | None
+    ) = None
+    """Layers of the target, ascending from 0, whose outputs are read beside its last hidden state (for targets in torch);
+    absent: that state alone."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> ReadFeatures:
+        if self.layers is not None and list(self.layers) != sorted(set(self.layers)):
+            raise ValueError("layers must be ascending and named once (fix: sort them)")
+        return self
 
     @property
     def trait(self) -> Trait | None:
@@ -33,12 +47,22 @@ class ReadFeatures(StepBase):
 
     def sentence(self) -> str:
         """See `StepBase.sentence`."""
-        return "let it read the target's last hidden state beside each token"
+        more = f" and those after layers {', '.join(map(str, self.layers))}" if self.layers else ""
+        return f"let it read the target's last hidden state{more} beside each token"
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""
-        from draftrank.drafting.forms import FeaturesForm
+        from transformers import AutoConfig
 
-        form = FeaturesForm()
+        from draftrank.drafting.forms import FeaturesForm
+        from draftrank.errors import BuildError
+
+        config = AutoConfig.from_pretrained(context.target_folder, local_files_only=True)
+        depth = int(config.get_text_config().num_hidden_layers)
+        if self.layers and self.layers[-1] >= depth:
+            raise BuildError(
+                f"the target has layers 0 to {depth - 1}: read_features cannot read layer {self.layers[-1]}"
+            )
+        form = FeaturesForm(layers=self.layers or ())
         form.prepare(draft.model)
         draft.forms.append(form)

@@ -95,7 +95,7 @@ class Prediction:
     step: StepTime | None
     """None as above."""
     by_k: tuple[AtK, ...]
-    """From k = 1 on, beyond the session's own k up to `MAX_K`."""
+    """From k = 1 on, beyond the session's own k up to `MAX_K`; the session's own alone where trees were proposed."""
     bounds: Bounds
 
     @property
@@ -130,16 +130,24 @@ def predict(
         by_task[trial.task].append(trial)
     counts = {task: StepCounts.of(found) for task, found in by_task.items()}
     k = arm.num_speculative_tokens
-    options = [_at(counts, times, other, k) for other in range(1, max(k, MAX_K) + 1)]
+    at_own_k = _at(counts, times, k, k)
+    # Of a tree no smaller or larger one can be told from what was accepted.
+    others = () if _branches(arm) else range(1, max(k, MAX_K) + 1)
+    options = [_at(counts, times, other, k) for other in others] or [at_own_k]
     efficiency, step = _against_measured(trials, list(baseline), times)
     return Prediction(
-        speedup=options[k - 1].speedup,
+        speedup=at_own_k.speedup,
         tasks={task: _speedup(entry.at(k), times) for task, entry in counts.items()},
         engine_efficiency=efficiency,
         step=step,
         by_k=tuple(options),
         bounds=_bounds(counts, times, k),
     )
+
+
+def _branches(arm: Arm) -> bool:
+    recipe = arm.draft.recipe if arm.draft else {}
+    return recipe.get("speculate", {}).get("branch_above_probability") is not None
 
 
 def _speedup(cost: StepCost, times: ForwardTimes) -> float:

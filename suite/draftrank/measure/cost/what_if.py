@@ -163,8 +163,10 @@ def _what_is_missing(results: Sequence[SessionResult], source: _Source, machine_
     there = [r.session for r in results if r.session.machine.machine_class == machine_class]
     of_target = [session for session in there if session.target == source.session.target]
     draft, target, dtype = source.arm.id, source.session.target, source.session.dtype
+    fused = " --fused" if source.session.fused else ""
     remedy = (
-        f"run `draftrank run {target} --draft {draft} --dtype {dtype}` there once, the smallest suite will do"
+        f"run `draftrank run {target} --draft {draft} --dtype {dtype}{fused}` there once, the smallest suite "
+        "will do"
     )
     if not of_target:
         return f"nothing of the target {target!r} was measured on {machine_class}: {remedy}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from draftrank.catalog.decoding_mode import DecodingMode
+from draftrank.catalog.precision import FUSED
 from draftrank.catalog.recipe import TypicalAcceptance
 from draftrank.decoding.environment import memory_bytes, reset_peak_memory
 from draftrank.decoding.loop import Decoding, Request, autoregressive, speculative
@@ -19,7 +20,7 @@ from draftrank.decoding.runtimes.llama_cpp import LlamaCppRuntime
 from draftrank.decoding.runtimes.torch_eager import TorchRuntime
 from draftrank.decoding.stop_tokens import read_stop_tokens
 from draftrank.drafting.loading import load_tokenizer
-from draftrank.errors import IncompatibleDraftError
+from draftrank.errors import IncompatibleDraftError, InvalidInputError
 from draftrank.measure.cost.latency import averaged, measure_latencies
 from draftrank.measure.evidence import Numerics, SamplingCheck
 from draftrank.measure.fidelity.numerics import measure_numerics
@@ -234,7 +235,9 @@ class Bench:
                         target_folder=self._plan.target_folder.path,
                         dtype=self._plan.dtype,
                         device=self._plan.device,
+                        fused=self._plan.fused,
                         stop_below_confidence=planned.recipe.speculate.stop_below_confidence,
+                        branch_above_probability=planned.recipe.speculate.branch_above_probability,
                     )
                 )
                 # Loading may hold a second copy of the weights for a moment; decoding does not.
@@ -339,4 +342,11 @@ def _open_target(plan: SessionPlan) -> Runtime:
     if plan.dtype == "gguf":
         assert plan.target_file is not None
         return LlamaCppRuntime(plan.target_file)
-    return TorchRuntime.load(plan.target_folder.path, plan.dtype, plan.device)
+    target = TorchRuntime.load(plan.target_folder.path, plan.dtype, plan.device, fused=plan.fused)
+    if plan.fused and target.name != FUSED:
+        raise InvalidInputError.single(
+            f"the forward of {plan.target.id} ({plan.target_folder.model_type}) is not known in few calls",
+            field="--fused",
+            fix="leave it out",
+        )
+    return target

@@ -54,6 +54,8 @@ class SessionPlan:
     drafts: tuple[DraftArm, ...]
     dtype: Precision = "fp32"
     device: Literal["cpu", "cuda"] = "cpu"
+    fused: bool = False
+    """Whether torch runs short forwards in few calls; see `decoding.runtimes.fused_decoder`."""
     mode: DecodingMode = DecodingMode()
     seed: int = 0
     precision: float | None = DEFAULT_PRECISION
@@ -95,6 +97,7 @@ class SessionPlan:
                 "seed": self.seed,
                 "stopping": [self.precision, self.budget_s],
                 "references": [arm.model_dump(mode="json") for arm in self.references],
+                **({"fused": True} if self.fused else {}),
             }
         )
 
@@ -143,7 +146,7 @@ def new_session(plan: SessionPlan, plan_sha256: str, machine: Machine) -> Sessio
         target_parameters=plan.target_folder.parameters,
         dtype=plan.dtype,
         device=plan.device,
-        runtime=runtime_of(plan.dtype),
+        runtime=runtime_of(plan.dtype, fused=plan.fused),
         mode=plan.mode,
         seed=plan.seed,
         repeats=plan.suite.repeats,

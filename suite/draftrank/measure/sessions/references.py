@@ -112,6 +112,8 @@ def _differences(recipe: Recipe) -> Iterator[str]:
     if speculate.stop_below_confidence is not None:
         threshold = speculate.stop_below_confidence
         yield f"It never stops proposing early; this engine does below a confidence of {threshold:g}."
+    if speculate.branch_above_probability is not None:
+        yield "It verifies chains of tokens; this engine trees."
     if speculate.typical_acceptance is not None:
         yield "It leaves the output unchanged; this engine accepts by the draft's lossy rule."
 

@@ -1,0 +1,64 @@
+"""Several continuations in one forward: a tree of tokens, each of which sees its own ancestors alone.
+
+Source: tree attention (SpecInfer, Miao et al. 2023, arXiv:2305.09781; Medusa, Cai et al. 2024, arXiv:2401.10774).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor, device
+
+
+@dataclass(frozen=True)
+class TokenTree:
+    """The shape of a tree, its root at place 0."""
+
+    parents: tuple[int, ...]
+    """For each place but the root's, which comes first and has -1, the place of the token before it: an earlier one."""
+
+    @classmethod
+    def behind(cls, parents: Sequence[int]) -> TokenTree:
+        """The tree of a proposal's tokens behind the context's last token.
+
+        Args:
+            parents: see `Proposal.parents`.
+        """
+        return cls((-1, *(parent + 1 for parent in parents)))
+
+    @cached_property
+    def depths(self) -> tuple[int, ...]:
+        """How many tokens stand between each token and the root, itself counted; the root's is 0."""
+        found: list[int] = []
+        for parent in self.parents:
+            found.append(found[parent] + 1 if found else 0)
+        return tuple(found)
+
+    def visible(self, held: int, window: int | None, on: device) -> Tensor:
+        """Which positions each token sees.
+
+        Args:
+            held: tokens before the root, all of them ancestors.
+            window: how many last positions a token sees, itself counted; None: all.
+            on: the device.
+
+        Returns:
+            bool tensor of shape [tokens, held + tokens].
+        """
+        import torch
+
+        tokens = len(self.parents)
+        kin = torch.eye(tokens, dtype=torch.bool, device=on)
+        for place, parent in enumerate(self.parents):
+            if parent >= 0:
+                kin[place] |= kin[parent]
+        seen = torch.cat([torch.ones(tokens, held, dtype=torch.bool, device=on), kin], -1)
+        if window is not None:
+            depths = torch.tensor(self.depths, device=on)
+            keys = torch.cat([torch.arange(held, device=on), held + depths])
+            seen &= keys[None] > held + depths[:, None] - window
+        return seen

@@ -1,0 +1,233 @@
+"""Forwards in few calls: what they compute equals transformers' own forward, and the engine's laws hold on them."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from draftrank.decoding.loop import Request, autoregressive, speculative
+from draftrank.decoding.proposers.drafting import Drafting
+from draftrank.decoding.proposers.early_exit import EarlyExitProposer
+from draftrank.decoding.proposers.features import FeatureProposer
+from draftrank.decoding.proposers.model import ModelProposer
+from draftrank.decoding.proposers.ngram import NgramProposer
+from draftrank.decoding.runtimes.fused_decoder import MOST_TOKENS, FusedDecoder
+from draftrank.decoding.runtimes.torch_eager import TorchRuntime
+from draftrank.decoding.runtimes.torch_features import FeatureRuntime
+from draftrank.decoding.token_tree import TokenTree
+from draftrank.drafting.architecture import Architecture
+from draftrank.drafting.forms import FeaturesForm, LowRankForm, TrimmedHeadForm, quantize_linear_layers
+from models import small_model
+
+NAMES = ("llama", "gemma3")
+MODELS = {name: small_model(name) for name in NAMES}
+tokens = st.lists(st.integers(3, 60), min_size=1, max_size=12)
+prompts = st.lists(st.integers(3, 60), min_size=1, max_size=30).map(tuple)
+
+
+def fused(model) -> TorchRuntime:
+    found = TorchRuntime.of(model, fused=True)
+    assert found.name == "torch-fused"
+    return found
+
+
+TARGETS = {name: fused(copy.deepcopy(model)) for name, model in MODELS.items()}
+
+
+def fresh(model, sequence):
+    with torch.inference_mode():
+        return model(torch.tensor([sequence]), use_cache=False).logits[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=25, deadline=None)
+@given(moves=st.lists(st.tuples(tokens, st.integers(0, 12)), min_size=1, max_size=6))
+def test_rolled_back_caches_equal_fresh_ones(name, moves):
+    runtime, held = TARGETS[name], []
+    runtime.reset()
+    for fed, forgotten in moves:
+        logits = runtime.feed(fed)
+        held += fed
+        assert logits.shape == (len(fed), 61)
+        torch.testing.assert_close(logits, fresh(MODELS[name], held)[-len(fed) :], atol=2e-4, rtol=1e-4)
+        forgotten = min(forgotten, len(held))
+        runtime.forget(forgotten)
+        held = held[: len(held) - forgotten]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("prefill", [1, MOST_TOKENS, MOST_TOKENS + 1, 120])
+def test_long_and_short_forwards_share_one_cache(name, prefill):
+    """Also behind a prefill that transformers ran, beyond the sliding window and the first table of rotations."""
+    runtime, sequence = TARGETS[name], [3 + place % 57 for place in range(prefill + 7)]
+    runtime.reset()
+    runtime.feed(sequence[:prefill], keep=1)
+    runtime.feed(sequence[prefill : prefill + 1])
+    found = runtime.feed(sequence[prefill + 1 :], keep=3)
+    torch.testing.assert_close(found, fresh(MODELS[name], sequence)[-3:], atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_in_bf16_it_stays_within_the_rounding_of_the_other(name):
+    model = small_model(name).to(torch.bfloat16)
+    sequence = [3 + place * 7 % 50 for place in range(40)]
+    exact = fresh(MODELS[name], sequence)[30:]
+    plain, quick = TorchRuntime(copy.deepcopy(model)), fused(model)
+    far = {}
+    for runtime in (plain, quick):
+        runtime.feed(sequence[:30])
+        far[runtime.name] = float((runtime.feed(sequence[30:]).float() - exact).abs().mean())
+    assert far["torch-fused"] <= 1.5 * far["torch-eager"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_features_are_the_states_after_the_last_norm(name):
+    runtime = fused(small_model(name))
+    runtime.feed([5, 6])
+    runtime.remember_features()
+    sequence = [5, 6, 7, 8, 9]
+    logits = runtime.feed(sequence[2:], keep=1)
+    with torch.inference_mode():
+        states = Architecture.of(MODELS[name]).hidden_states(MODELS[name], torch.tensor([sequence]))[0]
+    torch.testing.assert_close(runtime.features(), states[2:], atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(logits, fresh(MODELS[name], sequence)[-1:], atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("quick", [False, True], ids=["eager", "fused"])
+def test_outputs_of_layers_are_told_beside_them(name, quick):
+    """Of chains, of trees once a path was kept, and of prefills; each reader asks for layers of its own."""
+    runtime = TorchRuntime.of(small_model(name), fused=quick)
+    runtime.remember_features((1,))
+    runtime.remember_features((0, 2))
+    sequence = [3 + place % 57 for place in range(MOST_TOKENS + 9)]
+
+    def expected(text, layers):
+        with torch.inference_mode():
+            return Architecture.of(MODELS[name]).states_of_layers(MODELS[name], torch.tensor([text]), layers)[
+                0
+            ]
+
+    runtime.feed(sequence[: MOST_TOKENS + 5], keep=1)
+    told = expected(sequence[: MOST_TOKENS + 5], (0, 2))
+    torch.testing.assert_close(runtime.features((0, 2)), told, atol=3e-4, rtol=1e-3)
+    runtime.feed(sequence[MOST_TOKENS + 5 :], keep=1)
+    for layers in ((1,), (0, 2), ()):
+        told = expected(sequence, layers)[-4:]
+        torch.testing.assert_close(runtime.features(layers), told, atol=3e-4, rtol=1e-3)
+    runtime.feed_tree((7, 8, 9, 10), TokenTree.behind((-1, -1, 1)))
+    runtime.keep_path((0, 2, 3))
+    told = expected([*sequence, 7, 9, 10], (1,))[-3:]
+    torch.testing.assert_close(runtime.features((1,)), told, atol=3e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("proposer", ["equal", "stranger", "ngram", "exit", "features", "tree"])
+@settings(max_examples=10, deadline=None)
+@given(prompt=prompts, k=st.integers(1, 8), limit=st.integers(1, 40))
+def test_greedy_speculation_equals_greedy_decoding(name, proposer, prompt, k, limit):
+    target = TARGETS[name]
+    request = Request(prompt, limit, frozenset({4}))
+    expected = autoregressive(target, request)
+    found = speculative(target, PROPOSERS[proposer](name, target), request, k)
+    assert (found.token_ids, found.finish) == (expected.token_ids, expected.finish)
+    plain = autoregressive(TorchRuntime(MODELS[name]), request)
+    assert found.token_ids == plain.token_ids
+
+
+def near(name):
+    model = small_model(name)
+    head = model.get_output_embeddings().weight
+    head.data = head.data + 0.15 * head.data.flip(0)
+    return model
+
+
+def reader(name, target):
+    model = small_model(name, seed=9, layers=1)
+    FeaturesForm().prepare(model)
+    return FeatureProposer(target, FeatureRuntime.of(model, fused=True))
+
+
+PROPOSERS = {
+    "equal": lambda name, _: ModelProposer(fused(copy.deepcopy(MODELS[name]))),
+    "stranger": lambda name, _: ModelProposer(
+        TorchRuntime(small_model(name, seed=9, layers=1)), Drafting(0.3)
+    ),
+    "ngram": lambda _, __: NgramProposer(1, 3),
+    "exit": lambda _, target: EarlyExitProposer(target.first_layers(2)),
+    "features": reader,
+    "tree": lambda name, _: ModelProposer(TorchRuntime(near(name)), Drafting(None, 0.02)),
+}
+
+
+def changed(name, change):
+    model = small_model(name)
+    shape = Architecture.of(model)
+    if change == "int8":
+        quantize_linear_layers(model)
+    elif change == "low rank":
+        for place in range(len(shape.layers(model))):
+            LowRankForm(module=f"model.layers.{place}.mlp.up_proj", rank=6).prepare(model)
+    else:
+        TrimmedHeadForm(module="lm_head", kept=40).prepare(model)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("change", ["int8", "low rank", "trimmed head"])
+def test_layers_that_are_no_plain_matrices_are_called_as_they_are(name, change):
+    model = changed(name, change)
+    sequence = [3 + place % 50 for place in range(20)]
+    expected = TorchRuntime(copy.deepcopy(model))
+    found = fused(model)
+    for runtime in (expected, found):
+        runtime.feed(sequence[:12])
+    torch.testing.assert_close(found.feed(sequence[12:]), expected.feed(sequence[12:]), atol=2e-3, rtol=1e-3)
+
+
+def test_biases_are_joined_too():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=61,
+        attention_bias=True,
+        mlp_bias=True,
+        initializer_range=0.3,
+    )
+    model = LlamaForCausalLM(config).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter)
+    runtime = fused(copy.deepcopy(model))
+    torch.testing.assert_close(runtime.feed([5, 6, 7]), fresh(model, [5, 6, 7]), atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_weights_lie_in_memory_once_and_stay_what_they_were(name):
+    model = small_model(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    FusedDecoder(model)
+    after = model.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    layer = Architecture.of(model).layers(model)[0]
+    parts = [layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight, layer.self_attn.v_proj.weight]
+    assert len({part.untyped_storage().data_ptr() for part in parts}) == 1
+
+
+def test_other_architectures_run_as_before():
+    model = small_model("gpt2")
+    assert not FusedDecoder.fits(model)
+    assert TorchRuntime.of(model, fused=True).name == "torch-eager"
+    stretched = small_model("llama")
+    stretched.config.rope_parameters = {**stretched.config.rope_parameters, "rope_type": "dynamic"}
+    assert not FusedDecoder.fits(stretched)

@@ -1,0 +1,215 @@
+"""Trees of tokens: each token is read as behind its own ancestors, the target's path is kept, and nothing else stays."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from draftrank.catalog.decoding_mode import DecodingMode
+from draftrank.catalog.recipe import Recipe, TypicalAcceptance
+from draftrank.decoding.loop import Request, autoregressive, speculative
+from draftrank.decoding.proposer import Proposal
+from draftrank.decoding.proposers.drafting import MOST_RUNNERS_UP, Drafting, draft_tokens
+from draftrank.decoding.proposers.model import ModelProposer
+from draftrank.decoding.runtimes.torch_eager import TorchRuntime
+from draftrank.decoding.sampling import Sampler
+from draftrank.decoding.token_tree import TokenTree
+from draftrank.decoding.verification import verify
+from draftrank.drafting.architecture import Architecture
+from models import ARCHITECTURES, small_model
+
+MODELS = {name: small_model(name) for name in ARCHITECTURES}
+GREEDY = Sampler(DecodingMode())
+
+
+def runtimes(name):
+    yield TorchRuntime(MODELS[name])
+    fused = TorchRuntime.of(copy.deepcopy(MODELS[name]), fused=True)
+    if fused.name == "torch-fused":
+        yield fused
+
+
+RUNTIMES = [(name, runtime) for name in ARCHITECTURES for runtime in runtimes(name)]
+named = pytest.mark.parametrize(
+    ("name", "runtime"), RUNTIMES, ids=[f"{name}-{runtime.name}" for name, runtime in RUNTIMES]
+)
+
+
+@st.composite
+def trees(draw):
+    """Tokens and parents of a tree behind a root, with no two equal children."""
+    parents = [draw(st.integers(-1, place - 1)) for place in range(draw(st.integers(1, 9)))]
+    tokens, used = [], {}
+    for parent in parents:
+        token = draw(st.integers(3, 60).filter(lambda one, p=parent: one not in used.get(p, ())))
+        used.setdefault(parent, set()).add(token)
+        tokens.append(token)
+    return tokens, tuple(parents)
+
+
+def branch(tokens, parents, place):
+    found = []
+    while place >= 0:
+        found.insert(0, tokens[place])
+        place = parents[place]
+    return found
+
+
+def fresh(name, sequence):
+    with torch.inference_mode():
+        return MODELS[name](torch.tensor([sequence]), use_cache=False).logits[0]
+
+
+@named
+@settings(max_examples=20, deadline=None)
+@given(
+    prompt=st.lists(st.integers(3, 60), max_size=20),
+    tree=trees(),
+    more=st.lists(st.integers(3, 60), min_size=1, max_size=4),
+    data=st.data(),
+)
+def test_every_token_is_read_behind_its_own_ancestors(name, runtime, prompt, tree, more, data):
+    """Also beyond a sliding window, and with what is fed after a path was kept."""
+    tokens, parents = tree
+    runtime.reset()
+    if prompt:
+        runtime.feed(prompt)
+    root = 7
+    logits = runtime.feed_tree((root, *tokens), TokenTree.behind(parents))
+    assert logits.shape == (1 + len(tokens), 61)
+    for place in range(-1, len(tokens)):
+        text = [*prompt, root, *branch(tokens, parents, place)]
+        torch.testing.assert_close(logits[place + 1], fresh(name, text)[-1], atol=3e-4, rtol=1e-3)
+    last = data.draw(st.integers(-1, len(tokens) - 1))
+    path = []
+    while last >= 0:
+        path.insert(0, last)
+        last = parents[last]
+    runtime.keep_path((0, *(place + 1 for place in path)))
+    held = [*prompt, root, *(tokens[place] for place in path)]
+    assert runtime.length == len(held)
+    found = runtime.feed(more)
+    torch.testing.assert_close(found, fresh(name, [*held, *more])[-len(more) :], atol=3e-4, rtol=1e-3)
+
+
+@named
+def test_features_are_those_of_the_path(name, runtime):
+    runtime = TorchRuntime.of(small_model(name), fused=runtime.name == "torch-fused")
+    runtime.remember_features()
+    runtime.feed([5, 6])
+    runtime.feed_tree((7, 8, 9, 10, 11), TokenTree.behind((-1, -1, 0, 1)))
+    runtime.keep_path((0, 2, 4))
+    with torch.inference_mode():
+        states = Architecture.of(MODELS[name]).hidden_states(MODELS[name], torch.tensor([[5, 6, 7, 9, 11]]))
+    torch.testing.assert_close(runtime.features(), states[0, 2:], atol=3e-4, rtol=1e-3)
+
+
+@settings(max_examples=100, deadline=None)
+@given(tree=trees(), seed=st.integers(0, 10_000))
+def test_verification_walks_as_far_as_the_targets_choices_were_proposed(tree, seed):
+    tokens, parents = tree
+    logits = torch.randn(len(tokens) + 1, 61, generator=torch.Generator().manual_seed(seed))
+    for place, parent in enumerate(parents):  # make acceptance likely
+        if (seed + place) % 2:
+            logits[parent + 1, tokens[place]] = 9.0 + place
+    verdict = verify(logits, Proposal(tokens, parents=parents), GREEDY)
+    place = -1
+    for step in verdict.path:
+        assert parents[step] == place
+        assert tokens[step] == int(logits[place + 1].argmax())
+        place = step
+    assert verdict.accepted == len(verdict.path)
+    assert verdict.next_token == int(logits[place + 1].argmax())
+    children = [tokens[child] for child, parent in enumerate(parents) if parent == place]
+    assert verdict.next_token not in children
+
+
+@settings(max_examples=60, deadline=None)
+@given(tokens=st.lists(st.integers(3, 60), min_size=1, max_size=8), seed=st.integers(0, 1000))
+def test_a_chain_written_as_a_tree_is_judged_alike(tokens, seed):
+    logits = torch.randn(len(tokens) + 1, 61, generator=torch.Generator().manual_seed(seed))
+    for place in range(seed % (len(tokens) + 1)):
+        logits[place, tokens[place]] = 9.0
+    chain = verify(logits, Proposal(tokens), GREEDY)
+    tree = verify(logits, Proposal(tokens, parents=tuple(range(-1, len(tokens) - 1))), GREEDY)
+    assert (chain.accepted, chain.next_token) == (tree.accepted, tree.next_token)
+    assert tree.path == tuple(range(tree.accepted))
+
+
+def test_only_greedy_lossless_rules_judge_trees():
+    logits, proposal = torch.zeros(3, 61), Proposal([5, 6], parents=(-1, -1))
+    for sampler, typical in ((Sampler(DecodingMode(temperature=1.0)), None), (GREEDY, TypicalAcceptance())):
+        with pytest.raises(ValueError, match="lossless greedy decoding only"):
+            verify(logits, proposal, sampler, typical)
+
+
+@pytest.mark.parametrize("count", [1, 3, 6, 20])
+@pytest.mark.parametrize("branch_above", [0.005, 0.05, 0.3])
+def test_the_most_probable_tokens_are_proposed(count, branch_above):
+    """By brute force: the chain of most likely tokens, and all runners-up beside it that are probable enough."""
+    model, prompt = MODELS["llama"], [5, 9, 11, 4]
+    proposal = draft_tokens(TorchRuntime(model), GREEDY, prompt, count, Drafting(None, branch_above))
+    found, text, path = {}, list(prompt), 1.0
+    for _ in range(count):
+        shares = fresh("llama", text)[-1].softmax(-1)
+        order = shares.argsort(descending=True).tolist()
+        drafted = tuple(text[len(prompt) :])
+        for rank, token in enumerate(order[: MOST_RUNNERS_UP + 1]):
+            probability = path * float(shares[token])
+            if rank == 0 or probability >= branch_above:
+                found[(*drafted, token)] = probability
+        text.append(order[0])
+        path *= float(shares[order[0]])
+    expected = sorted(found.values(), reverse=True)[:count]
+    parents = proposal.parents or tuple(range(-1, len(proposal.tokens) - 1))
+    proposed = [
+        found[tuple(branch(proposal.tokens, parents, place))] for place in range(len(proposal.tokens))
+    ]
+    assert len(proposed) == len(set(zip(proposal.tokens, parents, strict=True)))
+    torch.testing.assert_close(
+        torch.tensor(sorted(proposed, reverse=True)), torch.tensor(expected), atol=1e-5, rtol=1e-3
+    )
+    assert proposal.forwards == count
+
+
+def test_a_tree_accepts_at_least_what_its_chain_does_and_more_where_runners_up_are_right():
+    target = TorchRuntime(MODELS["llama"])
+    near = small_model("llama")
+    head = near.get_output_embeddings().weight
+    head.data = head.data + 0.3 * head.data.flip(0)
+    steps = {"chain": 0, "tree": 0}
+    for start in range(3, 40):
+        request = Request((5, 9, start), 30)
+        expected = autoregressive(target, request)
+        for kind, drafting in (("chain", Drafting()), ("tree", Drafting(None, 0.01))):
+            # as many tokens deep, and room for runners-up
+            k = 3 if kind == "chain" else 12
+            proposer = ModelProposer(TorchRuntime(near), drafting)
+            found = speculative(target, proposer, request, k)
+            assert found.token_ids == expected.token_ids
+            steps[kind] += found.steps
+    assert steps["tree"] < steps["chain"]
+
+
+def test_recipes_say_what_cannot_branch():
+    fields = {
+        "schema_version": 1,
+        "id": "one",
+        "target": "tiny",
+        "title": "One",
+        "authors": [{"name": "Test"}],
+        "draft": {"kind": "ngram"},
+        "speculate": {"num_speculative_tokens": 3, "branch_above_probability": 0.1},
+    }
+    with pytest.raises(ValueError, match=r"speculate\.branch_above_probability asks for probabilities"):
+        Recipe.model_validate_json(json.dumps(fields))
+    fields["draft"] = {"kind": "early_exit", "layers": 2}
+    Recipe.model_validate_json(json.dumps(fields))
+    fields["speculate"]["typical_acceptance"] = {}
+    with pytest.raises(ValueError, match="which typical_acceptance cannot judge"):
+        Recipe.model_validate_json(json.dumps(fields))
