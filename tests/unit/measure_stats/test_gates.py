@@ -267,11 +267,13 @@ def test_what_is_wrong_with_the_baseline_counts_against_every_draft():
 
 
 def test_the_published_results_pass_every_gate_but_those_of_noise():
-    """Their rows were ranked when they were measured: a stricter rule must not refuse honest sessions."""
+    """Their rows were ranked when they were measured: a stricter rule must not refuse honest sessions. Layers cut out and
+    not healed may accept nothing at all: that is shown, and not ranked."""
     published = load_results(None, Path(__file__).parents[3] / "leaderboard" / "results")
     assert published
     for found in published:
         summary = summarise(found)
         for arm in summary.arms:
-            refused = [finding for finding in judge(summary, arm).findings if finding.scope == "draft"]
-            assert refused == [], f"{found.session.id} {arm.arm.id}"
+            refused = {finding.gate for finding in judge(summary, arm).findings if finding.scope == "draft"}
+            unhealed = arm.arm.draft is not None and arm.arm.draft.techniques == ("layer dropping",)
+            assert refused <= ({"accepts-nothing"} if unhealed else set()), f"{found.session.id} {arm.arm.id}"

@@ -70,7 +70,8 @@ def count_faults(trial: Trial, arm: Arm) -> Iterator[str]:
     if trial.draft_forwards > (verified + trial.steps if k else 0):
         yield f"{trial.draft_forwards} forwards of the draft for {verified} proposed tokens"
     has_model = any(latency.part == "draft" for latency in arm.latencies)
-    copies = arm.draft is not None and not _COPYING.isdisjoint(arm.draft.techniques)
+    techniques = set(arm.draft.techniques) if arm.draft is not None else set()
+    copies = bool(techniques & _COPYING) and bool(techniques - _COPYING)
     if has_model and not copies and offered and trial.draft_forwards < offered[0]:
         yield f"{trial.draft_forwards} forwards of the draft in {offered[0]} steps that proposed"
 
