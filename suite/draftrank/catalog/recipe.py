@@ -48,10 +48,11 @@ class Speculate(Declared):
     ranked apart, with the quality of its outputs beside its speed."""
     stop_below_confidence: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Stop proposing after a token to which the draft itself gave less probability than this (the token is
-    still proposed); absent: always propose k. Only for drafts with a model."""
+    still proposed); in a tree: do not go on behind one that has less together with all proposed before it. Absent:
+    always propose k. Only for drafts with a model."""
     branch_above_probability: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Propose a tree: beside the draft's most likely token also those that, with all proposed before them, have at least
-    this probability, k tokens in all; absent: a chain. In greedy decoding, by drafts with a model, of targets in torch;
+    this probability, and what follows them, k tokens in all; absent: a chain. In greedy decoding, by drafts with a model, of targets in torch;
     when sampling a chain is proposed."""
 
 

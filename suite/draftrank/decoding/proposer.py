@@ -30,6 +30,9 @@ class Proposal:
     parents: tuple[int, ...] | None = None
     """For each token, the place in `tokens` of the one before it, which is an earlier place, or -1 where it follows the
     context; no two tokens with the same parent are equal. None: a chain. Only greedy decoding takes a tree."""
+    drafted: tuple[int, ...] | None = None
+    """For each token, its place in the tree that the draft model read, whose root is the context's last token; 0 where
+    the draft did not read it. None: it read all but the last in order."""
 
     def children(self, place: int) -> range | list[int]:
         """Places of the tokens that follow the one at `place`, or the context where that is -1."""
@@ -37,13 +40,16 @@ class Proposal:
             return range(place + 1, min(place + 2, len(self.tokens)))
         return [child for child, parent in enumerate(self.parents) if parent == place]
 
-    def chain(self, tokens: Sequence[int]) -> int:
-        """With how many of its own first tokens, each the parent of the next, these tokens begin."""
-        for place, token in enumerate(self.tokens[: len(tokens)]):
-            follows = self.parents is None or self.parents[place] == place - 1
-            if not follows or token != tokens[place]:
-                return place
-        return min(len(self.tokens), len(tokens))
+    def path(self, tokens: Sequence[int]) -> list[int]:
+        """Places of these tokens, each the one before it of the next, as far as they were proposed."""
+        found: list[int] = []
+        for token in tokens:
+            children = self.children(found[-1] if found else -1)
+            following = [child for child in children if self.tokens[child] == token]
+            if not following:
+                break
+            found.append(following[0])
+        return found
 
 
 class Proposer(Protocol):

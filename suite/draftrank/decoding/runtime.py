@@ -76,7 +76,8 @@ class TreeRuntime(Protocol):
     def feed_tree(self, tokens: Sequence[int], tree: TokenTree) -> Tensor:
         """Appends a tree of tokens, its root the next token of the sequence; returns the logits after each of them.
 
-        Until `keep_path` is called nothing else may be fed.
+        A tree that has more places than tokens are given goes on: its first places are the newest tokens held. Until
+        all but a chain of them are dropped, by `keep_path` or `forget`, nothing else may be fed.
 
         Returns:
             float tensor of shape [len(tokens), vocabulary_size], valid until the next call.
@@ -85,7 +86,7 @@ class TreeRuntime(Protocol):
     def keep_path(self, places: Sequence[int]) -> None:
         """Forgets all of the last tree but these places: the root, and each the parent of the next.
 
-        What `features` tells is then of these tokens.
+        What `features` tells is then of these tokens, where the tree was fed at once.
         """
 
 

@@ -21,6 +21,8 @@ from draftrank.errors import BuildError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+    from draftrank.drafting.further_ahead import FurtherAhead
+
 
 @dataclass(frozen=True, slots=True)
 class Block:
@@ -133,7 +135,11 @@ class Architecture:
         return _module(model, self.output_head)
 
     def hidden_states(
-        self, model: PreTrainedModel, token_ids: Tensor, features: Tensor | None = None
+        self,
+        model: PreTrainedModel,
+        token_ids: Tensor,
+        features: Tensor | None = None,
+        ahead: FurtherAhead | None = None,
     ) -> Tensor:
         """Final hidden states after the norm: [batch, length] int64 to [batch, length, hidden].
 
@@ -141,13 +147,15 @@ class Architecture:
             model: what to run.
             token_ids: what it reads.
             features: [batch, length, hidden], for a model that reads the target's hidden states too.
+            ahead: what it remembers of forwards over the same tokens; None: nothing, and the text as it stands.
         """
         read = (
             {"input_ids": token_ids}
             if features is None
             else {"inputs_embeds": self.fused(model, token_ids, features)}
         )
-        hidden: Tensor = self._decoder(model)(**read, use_cache=False).last_hidden_state
+        seen = {"use_cache": False} if ahead is None else ahead.next_forward(token_ids)
+        hidden: Tensor = self._decoder(model)(**read, **seen).last_hidden_state
         return hidden
 
     def states_of_layers(self, model: PreTrainedModel, token_ids: Tensor, layers: Sequence[int]) -> Tensor:

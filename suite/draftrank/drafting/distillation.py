@@ -27,6 +27,7 @@ from draftrank.drafting.cache import publish_file
 from draftrank.drafting.conversation_row import ANSWER, TEMPLATE
 from draftrank.drafting.corpus import Corpus, corpus_key, self_generated_corpus
 from draftrank.drafting.forms import FEATURES, FeaturesForm, TrimmedHead
+from draftrank.drafting.further_ahead import FurtherAhead
 from draftrank.drafting.hidden_matching import HiddenMatching
 from draftrank.drafting.loading import DTYPES, DtypeName, compute_dtype, load_model
 from draftrank.drafting.matrices import matrix
@@ -198,9 +199,10 @@ class _Trainer:
                 states = self._target_states(batch, tokens)
                 features = self._features(states)
                 final = self._final(states)
+                remembered = self._remembered(ahead)
                 for _ in range(ahead - 1):
-                    features = shifted(self._states(tokens, features))
-                ours = self._states(tokens, features).flatten(0, 1).index_select(0, places)
+                    features = shifted(self._states(tokens, features, remembered))
+                ours = self._states(tokens, features, remembered).flatten(0, 1).index_select(0, places)
                 theirs = final.flatten(0, 1).index_select(0, places)
                 total += closeness_in_chunks(
                     ours, self._logits, theirs, self._all_target_logits, self.chunk, self.kept
@@ -265,19 +267,19 @@ class _Trainer:
     ) -> float:
         """One forward and backward for each token ahead; returns this part of the update's loss.
 
-        What the draft reads of itself further ahead is not differentiated through, and keys of tokens before come
-        from what it read of itself as well, where they would be of the target's states (no mask tells the two apart).
+        What the draft reads and remembers of itself further ahead is not differentiated through.
         """
         matching, total = self.matching, 0.0
         weights = [_FURTHER_WEIGHT**step for step in range(self.spec.feature_steps)]
         features: Tensor | None = None
+        remembered = self._remembered(self.spec.feature_steps)
         for ahead, weight in enumerate(weights):
             with self._precision(), matching or nullcontext():
                 if not ahead:
                     states = self._target_states(batch, tokens)
                     theirs = self._final(states).flatten(0, 1).index_select(0, places)
                     features = self._features(states)
-                hidden = self._states(tokens, features)
+                hidden = self._states(tokens, features, remembered)
                 ours = hidden.flatten(0, 1).index_select(0, places)
                 loss, gradient = loss_in_chunks(
                     self.spec.objective,
@@ -331,8 +333,14 @@ class _Trainer:
         counted[:, 0] = False  # nothing predicts the first token
         return tokens, counted.flatten().nonzero().squeeze(1) - 1
 
-    def _states(self, tokens: Tensor, features: Tensor | None) -> Tensor:
-        return self.shape.hidden_states(self.draft, tokens, features)
+    def _states(
+        self, tokens: Tensor, features: Tensor | None, remembered: FurtherAhead | None = None
+    ) -> Tensor:
+        return self.shape.hidden_states(self.draft, tokens, features, remembered)
+
+    def _remembered(self, forwards: int) -> FurtherAhead | None:
+        """For so many forwards over the same text, each a token further ahead of the target."""
+        return FurtherAhead(self.draft.config.get_text_config()) if forwards > 1 else None
 
     @torch.no_grad()
     def _target_states(self, batch: Tensor, tokens: Tensor) -> Tensor:

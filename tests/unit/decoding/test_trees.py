@@ -14,13 +14,16 @@ from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.catalog.recipe import Recipe, TypicalAcceptance
 from draftrank.decoding.loop import Request, autoregressive, speculative
 from draftrank.decoding.proposer import Proposal
+from draftrank.decoding.proposers import drafting
 from draftrank.decoding.proposers.drafting import MOST_RUNNERS_UP, Drafting, draft_tokens
 from draftrank.decoding.proposers.model import ModelProposer
 from draftrank.decoding.runtimes.torch_eager import TorchRuntime
+from draftrank.decoding.runtimes.torch_features import FeatureRuntime
 from draftrank.decoding.sampling import Sampler
 from draftrank.decoding.token_tree import TokenTree
 from draftrank.decoding.verification import verify
 from draftrank.drafting.architecture import Architecture
+from draftrank.drafting.forms import FeaturesForm
 from models import ARCHITECTURES, small_model
 
 MODELS = {name: small_model(name) for name in ARCHITECTURES}
@@ -150,21 +153,37 @@ def test_only_greedy_lossless_rules_judge_trees():
 
 @pytest.mark.parametrize("count", [1, 3, 6, 20])
 @pytest.mark.parametrize("branch_above", [0.005, 0.05, 0.3])
-def test_the_most_probable_tokens_are_proposed(count, branch_above):
-    """By brute force: the chain of most likely tokens, and all runners-up beside it that are probable enough."""
+@pytest.mark.parametrize("stop_below", [None, 0.02, 0.2])
+def test_the_most_probable_tokens_are_proposed(count, branch_above, stop_below, monkeypatch):
+    """By brute force: behind all that is gone on from, the most likely token of each level and what is probable enough."""
+    monkeypatch.setattr(drafting, "MOST_EXPANDED", 1000)
     model, prompt = MODELS["llama"], [5, 9, 11, 4]
-    proposal = draft_tokens(TorchRuntime(model), GREEDY, prompt, count, Drafting(None, branch_above))
-    found, text, path = {}, list(prompt), 1.0
+    how = Drafting(stop_below, branch_above)
+    proposal = draft_tokens(TorchRuntime(model), GREEDY, prompt, count, how)
+    found, level = {}, {(): 1.0}
     for _ in range(count):
-        shares = fresh("llama", text)[-1].softmax(-1)
-        order = shares.argsort(descending=True).tolist()
-        drafted = tuple(text[len(prompt) :])
-        for rank, token in enumerate(order[: MOST_RUNNERS_UP + 1]):
-            probability = path * float(shares[token])
-            if rank == 0 or probability >= branch_above:
-                found[(*drafted, token)] = probability
-        text.append(order[0])
-        path *= float(shares[order[0]])
+        behind = {}
+        for text, path in level.items():
+            shares = fresh("llama", [*prompt, *text])[-1].softmax(-1)
+            for token in shares.argsort(descending=True)[: MOST_RUNNERS_UP + 1].tolist():
+                behind[*text, token] = path * float(shares[token])
+        best = max(behind.values())
+        behind = {text: path for text, path in behind.items() if path in (best, max(path, branch_above))}
+        found |= behind
+        enough = branch_above if stop_below is None else stop_below
+        level = {
+            text: path
+            for text, path in behind.items()
+            if path >= enough or (stop_below is None and path == best)
+        }
+        # what is not among the most probable now never will be, nor what follows it
+        level = {
+            text: path
+            for text, path in level.items()
+            if sum(path < other for other in found.values()) < count
+        }
+        if not level:
+            break
     expected = sorted(found.values(), reverse=True)[:count]
     parents = proposal.parents or tuple(range(-1, len(proposal.tokens) - 1))
     proposed = [
@@ -174,7 +193,93 @@ def test_the_most_probable_tokens_are_proposed(count, branch_above):
     torch.testing.assert_close(
         torch.tensor(sorted(proposed, reverse=True)), torch.tensor(expected), atol=1e-5, rtol=1e-3
     )
-    assert proposal.forwards == count
+    assert 1 <= proposal.forwards <= len(proposal.tokens)
+
+
+@named
+@settings(max_examples=20, deadline=None)
+@given(prompt=st.lists(st.integers(3, 60), max_size=20), tree=trees(), cuts=st.sets(st.integers(1, 9)))
+def test_a_tree_that_is_fed_in_parts_is_read_as_if_fed_at_once(name, runtime, prompt, tree, cuts):
+    """Also beyond a sliding window; and any path of it can be kept."""
+    tokens, parents = tree
+    shape, fed = TokenTree.behind(parents), (7, *tokens)
+    rows = []
+    runtime.reset()
+    if prompt:
+        runtime.feed(prompt)
+    ends = sorted({cut for cut in cuts if cut < len(fed)} | {len(fed)})
+    for start, end in zip([0, *ends], ends, strict=False):
+        if start == 0 and end == 1:
+            rows.append(runtime.feed(fed[:1]).clone())  # a root alone is the end of a chain
+        else:
+            rows.append(runtime.feed_tree(fed[start:end], TokenTree(shape.parents[:end])).clone())
+    for place in range(-1, len(tokens)):
+        text = [*prompt, 7, *branch(tokens, parents, place)]
+        torch.testing.assert_close(torch.cat(rows)[place + 1], fresh(name, text)[-1], atol=3e-4, rtol=1e-3)
+    if len(fed) > 1:
+        path, place = [], len(tokens) - 1
+        while place >= 0:
+            path.insert(0, place)
+            place = parents[place]
+        runtime.keep_path((0, *(one + 1 for one in path)))
+        held = [*prompt, 7, *(tokens[one] for one in path)]
+        torch.testing.assert_close(
+            runtime.feed([5, 6]), fresh(name, [*held, 5, 6])[-2:], atol=3e-4, rtol=1e-3
+        )
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_what_reads_features_reads_that_of_its_parent(name):
+    """In a tree fed level by level each token reads its own chain's state, whatever stands beside it."""
+    reader = small_model(name, seed=9)
+    FeaturesForm().prepare(reader)
+    torch.manual_seed(1)
+    features = torch.randn(4, 32)
+    tokens, parents = (7, 8, 9, 10, 11, 12), (-1, 0, 0, 1, 2, 2)
+    tree, chain = FeatureRuntime(reader), FeatureRuntime(reader)
+    tree.offer(features)
+    tree.feed((3, 4, 5, tokens[0]), keep=1)
+    rows = [
+        *tree.feed_tree(tokens[1:3], TokenTree(parents[:3])).clone(),
+        *tree.feed_tree(tokens[3:], TokenTree(parents)).clone(),
+    ]
+    for place in range(1, len(tokens)):
+        path, one = [], place
+        while one:
+            path.insert(0, tokens[one])
+            one = parents[one]
+        chain.reset()
+        chain.offer(features)
+        chain.feed((3, 4, 5, tokens[0]), keep=1)
+        for token in path:
+            last = chain.feed((token,))
+        torch.testing.assert_close(rows[place - 1], last[0], atol=3e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@settings(max_examples=10, deadline=None)
+@given(prompt=st.lists(st.integers(3, 60), min_size=1, max_size=12), count=st.integers(1, 9))
+def test_a_draft_keeps_what_it_read_of_what_stands(name, prompt, count):
+    """After any step its cache holds a beginning of the text, read as that alone."""
+    model = small_model(name)
+    head = model.get_output_embeddings().weight
+    head.data = head.data + 0.15 * head.data.flip(0)
+    draft = TorchRuntime(model)
+    proposer = ModelProposer(draft, Drafting(None, 0.02))
+    settle, kept = proposer.settle, []
+
+    def listen(accepted):
+        settle(accepted)
+        kept.append(draft.length)
+
+    proposer.settle = listen
+    found = speculative(TorchRuntime(MODELS[name]), proposer, Request(tuple(prompt), 24), count)
+    text = [*prompt, *found.token_ids]
+    assert all(len(prompt) <= length <= len(text) for length in kept)
+    draft.forget(draft.length - kept[-1])
+    with torch.inference_mode():
+        expected = model(torch.tensor([[*text[: kept[-1]], 5]]), use_cache=False).logits[0, -1]
+    torch.testing.assert_close(draft.feed((5,))[0], expected, atol=3e-4, rtol=1e-3)
 
 
 def test_a_tree_accepts_at_least_what_its_chain_does_and_more_where_runners_up_are_right():
@@ -186,10 +291,10 @@ def test_a_tree_accepts_at_least_what_its_chain_does_and_more_where_runners_up_a
     for start in range(3, 40):
         request = Request((5, 9, start), 30)
         expected = autoregressive(target, request)
-        for kind, drafting in (("chain", Drafting()), ("tree", Drafting(None, 0.01))):
+        for kind, how in (("chain", Drafting()), ("tree", Drafting(None, 0.01))):
             # as many tokens deep, and room for runners-up
             k = 3 if kind == "chain" else 12
-            proposer = ModelProposer(TorchRuntime(near), drafting)
+            proposer = ModelProposer(TorchRuntime(near), how)
             found = speculative(target, proposer, request, k)
             assert found.token_ids == expected.token_ids
             steps[kind] += found.steps

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from draftrank.decoding.proposer import Proposal, ProposerContext
 from draftrank.decoding.runtime import TreeRuntime
+from draftrank.decoding.token_tree import TokenTree
 from draftrank.errors import IncompatibleDraftError
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 MOST_RUNNERS_UP = 7
 """Tokens beside the draft's most likely one that may be proposed in its place."""
+MOST_EXPANDED = 8
+"""Tokens of one level of a tree that the draft is asked to go on from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,8 @@ class Drafting:
 
     stop_below: float | None = None
     """Probability below which a proposed token is the last: the draft's own of that token, in greedy modes by the plain
-    softmax, else by the distribution it was drawn from."""
+    softmax, else by the distribution it was drawn from. In a tree: of the token and all proposed ones before it
+    together."""
     branch_above: float | None = None
     """Probability, of a token and all proposed ones before it together, from which on runners-up are proposed beside
     the most likely token; greedy modes only. None: chains."""
@@ -86,50 +90,91 @@ def draft_tokens(
         logits = draft.feed((tokens[-1],))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class _Candidate:
     token: int
-    parent: int
-    """Place of the token before it in the chain; -1: the context."""
+    parent: _Candidate | None
+    """The token before it; None: the context."""
     path: float
     """Probability of it and all before it."""
-    runner_up: bool
-    """Whether it stands beside the chain."""
+    place: int = 0
+    """In the draft's tree, once it was fed; the context's last token has 0."""
 
 
 def _branching(
     draft: Runtime, unseen: Sequence[int], count: int, drafting: Drafting, branch_above: float
 ) -> Proposal:
-    """The chain of most likely tokens with runners-up as leaves beside it: of all of them the `count` most probable.
+    """A tree, level by level, each of them one forward: of all tokens looked at the `count` most probable.
 
     What is more probable comes first and no token is more probable than the one before it, so that these form a tree
-    (as in EAGLE-2, Li et al. 2024, arXiv:2406.16858). Runners-up are not drafted on: that would take a forward each.
+    (as in EAGLE-2, Li et al. 2024, arXiv:2406.16858). A draft whose runtime reads chains only goes on behind the most
+    probable token of each level alone.
     """
-    chain: list[_Candidate] = []
-    runners: list[_Candidate] = []
-    path, logits = 1.0, draft.feed(unseen, keep=1)
+    wide = isinstance(draft, TreeRuntime)
+    parents = [-1]
+    found: list[_Candidate] = []
+    forwards, rows = 1, draft.feed(unseen, keep=1)
+    behind: list[_Candidate | None] = [None]
     while True:
-        likely = logits[-1].float().softmax(-1).topk(min(MOST_RUNNERS_UP + 1, logits.shape[-1]))
-        (best, *others), (token, *tokens) = likely.values.tolist(), likely.indices.tolist()
-        before = len(chain) - 1
-        runners += [
-            _Candidate(other, before, path * share, runner_up=True)
-            for other, share in zip(tokens, others, strict=True)
-            if path * share >= branch_above
-        ]
-        path *= best
-        chain.append(_Candidate(token, before, path, runner_up=False))
-        unsure = drafting.stop_below is not None and best < drafting.stop_below
-        if len(chain) == count or unsure:
+        level = _level(rows, behind, branch_above)
+        found += level
+        found.sort(key=lambda one: -one.path)  # stable: of equals the earlier one stays
+        del found[count:]
+        on = [one for one in level if one in found and _goes_on(one, level, drafting)]
+        on = on[: MOST_EXPANDED if wide else 1]
+        if forwards == count or not on:
             break
-        logits = draft.feed((token,))
-    # sorting is stable: of equals those of the chain, and the earlier ones, stay
-    kept = sorted([*chain, *runners], key=lambda one: -one.path)[:count]
-    kept.sort(key=lambda one: (one.runner_up, one.parent))
-    tree = [one.parent for one in kept]
-    is_chain = tree == list(range(-1, len(kept) - 1))
+        for one in on:
+            parents.append(one.parent.place if one.parent else 0)
+            one.place = len(parents) - 1
+        if isinstance(draft, TreeRuntime):
+            rows = draft.feed_tree([one.token for one in on], TokenTree(tuple(parents)))
+        else:
+            rows = draft.feed([on[0].token])
+        behind = list(on)
+        forwards += 1
+    return _proposal(found, forwards)
+
+
+def _level(rows: Tensor, behind: Sequence[_Candidate | None], branch_above: float) -> list[_Candidate]:
+    """The tokens worth proposing behind each of the last level's, the most probable first; at least one."""
+    likely = rows.float().softmax(-1).topk(min(MOST_RUNNERS_UP + 1, rows.shape[-1]))
+    level = [
+        _Candidate(token, parent, share * (parent.path if parent else 1.0))
+        for parent, tokens, shares in zip(
+            behind, likely.indices.tolist(), likely.values.tolist(), strict=True
+        )
+        for token, share in zip(tokens, shares, strict=True)
+    ]
+    level.sort(key=lambda one: -one.path)
+    return [level[0], *(one for one in level[1:] if one.path >= branch_above)]
+
+
+def _goes_on(one: _Candidate, level: Sequence[_Candidate], drafting: Drafting) -> bool:
+    """Whether the draft is asked what follows."""
+    if drafting.stop_below is not None:
+        return one.path >= drafting.stop_below
+    assert drafting.branch_above is not None
+    return one is level[0] or one.path >= drafting.branch_above
+
+
+def _proposal(found: list[_Candidate], forwards: int) -> Proposal:
+    """Candidates, the most probable first, as a proposal: the likeliest path leads, so that what usually stands needs no
+    moving in the target's cache."""
+    path: list[_Candidate] = []
+    for one in found:
+        if one.parent is (path[-1] if path else None):
+            path.append(one)
+    ordered = [*path, *(one for one in found if one not in path)]
+    places: dict[_Candidate | None, int] = {one: place for place, one in enumerate(ordered)}
+    places[None] = -1
+    tree = tuple(places[one.parent] for one in ordered)
+    is_chain = tree == tuple(range(-1, len(ordered) - 1))
     return Proposal(
-        [one.token for one in kept], forwards=len(chain), parents=None if is_chain else tuple(tree)
+        [one.token for one in ordered],
+        forwards=forwards,
+        parents=None if is_chain else tree,
+        drafted=tuple(one.place for one in ordered),
     )
 
 

@@ -16,7 +16,7 @@ from draftrank.catalog.use import Use
 from draftrank.decoding.proposer import Proposal, ProposerContext
 from draftrank.decoding.proposers.drafting import PLAIN, Drafting, draft_tokens, drafting_of
 from draftrank.decoding.proposers.features import FeatureProposer
-from draftrank.decoding.runtime import FeaturedRuntime
+from draftrank.decoding.runtime import FeaturedRuntime, TreeRuntime
 from draftrank.drafting.abilities import abilities_of, uses_of_model
 from draftrank.errors import IncompatibleDraftError
 
@@ -138,9 +138,17 @@ class ModelProposer:
         return self._proposal
 
     def settle(self, accepted: Sequence[int]) -> None:
-        """See `Proposer.settle`; of a tree the draft has read its first branch, but for its end."""
-        standing = min(self._proposal.chain(accepted), self._proposal.forwards - 1)
-        self._draft.forget(self._draft.length - self._settled - standing)
+        """See `Proposer.settle`; what the draft has read of what stands stays."""
+        path, drafted = self._proposal.path(accepted), self._proposal.drafted
+        if drafted is None:
+            standing: Sequence[int] = range(min(len(path), self._proposal.forwards - 1) + 1)
+        else:
+            standing = (0, *(drafted[place] for place in path if drafted[place]))
+        if list(standing) == list(range(len(standing))):
+            self._draft.forget(self._draft.length - self._settled + 1 - len(standing))
+        else:
+            assert isinstance(self._draft, TreeRuntime)
+            self._draft.keep_path(standing)
 
     def watch(self, accepted: Sequence[int]) -> None:
         """Is told of what others proposed; it catches up when it is asked."""

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.ao.nn.quantized.dynamic import Linear as DynamicInt8Linear
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
 
-from draftrank.decoding.runtimes.attention_windows import FULL, attention_windows
 from draftrank.decoding.runtimes.torch_cache import RollbackCache
 from draftrank.drafting.architecture import Architecture
+from draftrank.drafting.attention_windows import FULL, attention_windows
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -113,19 +113,26 @@ class FusedDecoder:
         Args:
             inputs: what the first layer reads, [tokens, hidden]; at most `MOST_TOKENS`.
             cache: what is held so far.
-            tree: how the tokens follow each other; None: as a chain.
+            tree: how the tokens follow each other, see `TreeRuntime.feed_tree`; None: as a chain.
             states: by the numbers of layers, whose outputs replace what is there.
 
         Returns:
             states after the last layer, [tokens, hidden]; `normed` makes them final.
         """
         start, tokens = cache.length, inputs.shape[0]
+        root = start if tree is None else start + tokens - len(tree.parents)
         kinds = {layer.kind: layer.window for layer in self._layers}
-        rotations = {kind: self._rotated_by(kind, start, tokens, tree) for kind in kinds}
-        masks = {kind: self._mask(inputs, start, window, tree) for kind, window in kinds.items()}
+        rotations = {kind: self._rotated_by(kind, root, tokens, tree) for kind in kinds}
+        firsts = {kind: _first_seen(root, window) for kind, window in kinds.items()}
+        masks = {
+            kind: self._mask(inputs, start, root, firsts[kind], window, tree)
+            for kind, window in kinds.items()
+        }
         hidden = inputs
         for number, (layer, held) in enumerate(zip(self._layers, cache.layers, strict=True)):
-            attended = self._attended(layer, hidden, held, rotations[layer.kind], masks[layer.kind])
+            attended = self._attended(
+                layer, hidden, held, rotations[layer.kind], firsts[layer.kind], masks[layer.kind]
+            )
             if layer.attention_output_norm is not None:
                 attended = self._normed(attended, layer.attention_output_norm)
             hidden = hidden + attended
@@ -144,7 +151,13 @@ class FusedDecoder:
         return self._normed(hidden, self._norm)
 
     def _attended(
-        self, layer: _Layer, hidden: Tensor, held: Any, rotation: tuple[Tensor, Tensor], mask: Tensor | None
+        self,
+        layer: _Layer,
+        hidden: Tensor,
+        held: Any,
+        rotation: tuple[Tensor, Tensor],
+        first: int,
+        mask: Tensor | None,
     ) -> Tensor:
         tokens, size = hidden.shape[0], self._size
         shared, group = self._shared, self._queries // self._shared
@@ -160,9 +173,7 @@ class FusedDecoder:
         keys, values = held.update(
             turned[:, self._queries :].transpose(0, 1)[None], made[:, rotated_heads:].transpose(0, 1)[None]
         )
-        first = 0
-        if layer.window is not None:  # what no token of this forward sees is not read
-            first = max(0, keys.shape[2] - tokens - layer.window + 1)
+        if first:  # what no token of this forward sees is not read
             keys, values = keys[:, :, first:], values[:, :, first:]
         asked = turned[:, : self._queries].reshape(tokens, shared, group, size)
         if tokens > 1:
@@ -172,12 +183,13 @@ class FusedDecoder:
             found = found.view(shared, group, tokens, size).permute(2, 0, 1, 3)
         return layer.attention_output(found.reshape(tokens, self._queries * size))
 
-    def _mask(self, inputs: Tensor, start: int, window: int | None, tree: TokenTree | None) -> Tensor | None:
-        """What each query adds to its scores, [group · tokens, seen positions]; None where all is seen."""
+    def _mask(
+        self, inputs: Tensor, start: int, root: int, first: int, window: int | None, tree: TokenTree | None
+    ) -> Tensor | None:
+        """What each query adds to its scores, [group · tokens, positions from `first` on]; None where all is seen."""
         tokens, device = inputs.shape[0], inputs.device
-        first = 0 if window is None else max(0, start - window + 1)
         if tree is not None:
-            seen = tree.visible(start, window, device)[:, first:]
+            seen = tree.visible(root, window, device)[start - root :, first:]
         elif tokens == 1:
             return None
         else:
@@ -187,18 +199,17 @@ class FusedDecoder:
         mask = torch.zeros(seen.shape, dtype=inputs.dtype, device=device)
         return mask.masked_fill_(~seen, float("-inf")).repeat(self._queries // self._shared, 1)
 
-    def _rotated_by(
-        self, kind: str, start: int, tokens: int, tree: TokenTree | None
-    ) -> tuple[Tensor, Tensor]:
+    def _rotated_by(self, kind: str, root: int, tokens: int, tree: TokenTree | None) -> tuple[Tensor, Tensor]:
         """Cosines and signed sines of the tokens' positions, [tokens, 1, size]."""
+        end = root + (tokens if tree is None else len(tree.parents))
         known = self._rotations.get(kind)
-        if known is None or len(known[0]) < start + tokens:
-            known = self._rotations[kind] = self._tables(kind, max(2 * (start + tokens), 512))
+        if known is None or len(known[0]) < end:
+            known = self._rotations[kind] = self._tables(kind, max(2 * end, 512))
         cosine, sine = known
         if tree is not None:
-            positions = start + torch.tensor(tree.depths, device=cosine.device)
+            positions = root + torch.tensor(tree.depths[-tokens:], device=cosine.device)
             return cosine[positions], sine[positions]
-        return cosine[start : start + tokens], sine[start : start + tokens]
+        return cosine[root:end], sine[root:end]
 
     def _tables(self, kind: str, positions: int) -> tuple[Tensor, Tensor]:
         weight = self._shape.embedding(self._model).weight
@@ -251,6 +262,11 @@ class FusedDecoder:
             kind=kind,
             window=attention_windows(config)[kind],
         )
+
+
+def _first_seen(root: int, window: int | None) -> int:
+    """The first position that a token at `root` sees."""
+    return 0 if window is None else max(0, root - window + 1)
 
 
 def _rotation_types(config: PretrainedConfig) -> set[str]:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Literal, Self
 import torch
 
 from draftrank.catalog.precision import FUSED
-from draftrank.decoding.runtimes.attention_windows import attention_windows
 from draftrank.decoding.runtimes.fused_decoder import MOST_TOKENS, FusedDecoder
 from draftrank.decoding.runtimes.grouped_attention import NAME, use_attention
 from draftrank.decoding.runtimes.torch_cache import RollbackCache
 from draftrank.drafting.architecture import Architecture
+from draftrank.drafting.attention_windows import attention_windows
 from draftrank.drafting.loading import load_model
 from draftrank.errors import InvalidInputError
 
@@ -79,6 +79,8 @@ class TorchRuntime:
         self._cache = cache or RollbackCache.of_depth(int(config.num_hidden_layers))
         self._windows = attention_windows(config)
         self._fed = 0
+        self._tree = 0
+        """Places of the last tree."""
         self._states: dict[int, Tensor] = {}
         """What is remembered of the last feed, by layer."""
 
@@ -132,19 +134,20 @@ class TorchRuntime:
     @torch.inference_mode()
     def feed_tree(self, tokens: Sequence[int], tree: TokenTree) -> Tensor:
         """See `TreeRuntime.feed_tree`; the logits keep the model's dtype and device."""
-        fed, held = len(tokens), self._cache.length
+        fed, known = len(tokens), len(tree.parents) - len(tokens)
+        root = self._cache.length - known
         read = self._read(torch.tensor([tokens], device=self._device), fed)
-        self._fed = fed
+        self._fed, self._tree = fed, len(tree.parents)
         if self._fused is not None and fed <= MOST_TOKENS:
             return self._fused_logits(self._fused, read, fed, fed, tree)
         masks = {
-            kind: tree.visible(held, window, self._device)[None, None]
+            kind: tree.visible(root, window, self._device)[None, None, known:]
             for kind, window in self._windows.items()
         }
         output = self.model(
             **read,
             attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
-            position_ids=held + torch.tensor([tree.depths], device=self._device),
+            position_ids=root + torch.tensor([tree.depths[known:]], device=self._device),
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=fed,
@@ -155,9 +158,10 @@ class TorchRuntime:
     @torch.inference_mode()
     def keep_path(self, places: Sequence[int]) -> None:
         """See `TreeRuntime.keep_path`."""
-        self._cache.keep(self._cache.length - self._fed, places)
-        self._states = {place: states[list(places)] for place, states in self._states.items()}
-        self._fed = len(places)
+        self._cache.keep(self._cache.length - self._tree, places)
+        if self._fed == self._tree:
+            self._states = {place: states[list(places)] for place, states in self._states.items()}
+            self._fed = len(places)
 
     def _fused_logits(
         self,

@@ -11,16 +11,19 @@ from draftrank.drafting.architecture import Architecture
 from draftrank.drafting.forms import FEATURES, FeatureFusion
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
     from transformers import PreTrainedModel
 
     from draftrank.decoding.runtimes.fused_decoder import FusedDecoder
     from draftrank.decoding.runtimes.torch_cache import RollbackCache
+    from draftrank.decoding.token_tree import TokenTree
 
 
 class FeatureRuntime(TorchRuntime):
     """See `decoding.runtime.Runtime`. What is fed reads the features that were offered for it; without any, a single
-    token reads the state of the one before it, and several read nothing."""
+    token reads the state of the one before it, one of a tree that of its parent, and several in a row read nothing."""
 
     def __init__(
         self,
@@ -32,6 +35,8 @@ class FeatureRuntime(TorchRuntime):
         super().__init__(model, cache, fused=fused)
         self._shape = Architecture.of(model)
         self._offered: Tensor | None = None
+        self._of_tree: list[Tensor] = []
+        """States of the tree so far, by place; of a chain's last token if there is none."""
         self.remember_features()
 
     @property
@@ -47,6 +52,21 @@ class FeatureRuntime(TorchRuntime):
     def offer(self, features: Tensor) -> None:
         """Features [tokens, hidden] for exactly the tokens of the next feed."""
         self._offered = features
+
+    def feed(self, tokens: Sequence[int], keep: int | None = None) -> Tensor:
+        """See `Runtime.feed`."""
+        logits = super().feed(tokens, keep)
+        self._of_tree = [self.features()[-1]]
+        return logits
+
+    def feed_tree(self, tokens: Sequence[int], tree: TokenTree) -> Tensor:
+        """See `TreeRuntime.feed_tree`."""
+        known = len(tree.parents) - len(tokens)
+        if self._offered is None and known:
+            self.offer(torch.stack([self._of_tree[parent] for parent in tree.parents[known:]]))
+        logits = super().feed_tree(tokens, tree)
+        self._of_tree = [*self._of_tree[:known], *self.features()]
+        return logits
 
     def _read(self, ids: Tensor, fed: int) -> dict[str, Tensor]:
         features, self._offered = self._offered, None

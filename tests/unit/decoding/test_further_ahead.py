@@ -1,0 +1,72 @@
+"""A draft that reads the target's states is trained to do what it does when it proposes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from draftrank.decoding.runtimes.torch_features import FeatureRuntime
+from draftrank.drafting.architecture import Architecture
+from draftrank.drafting.distillation import shifted
+from draftrank.drafting.forms import FeaturesForm
+from draftrank.drafting.further_ahead import FurtherAhead, visible
+from models import ARCHITECTURES, small_model
+
+LENGTH = 24
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def reader(request):
+    model = small_model(request.param, seed=4, layers=3)
+    FeaturesForm().prepare(model)
+    return model
+
+
+def test_each_forward_of_training_is_a_step_of_decoding(reader):
+    """Position p+n of the forward n tokens ahead holds what the draft makes of n own tokens behind position p, with a
+    sliding window as without."""
+    torch.manual_seed(0)
+    shape, tokens = Architecture.of(reader), torch.randint(3, 60, (2, LENGTH))
+    features = shifted(torch.randn(2, LENGTH, 32))
+    remembered, trained, read = FurtherAhead(reader.config.get_text_config()), [], features
+    with torch.no_grad():
+        for _ in range(4):
+            trained.append(shape.hidden_states(reader, tokens, read, remembered))
+            read = shifted(trained[-1])
+        torch.testing.assert_close(trained[0], shape.hidden_states(reader, tokens, features))
+    runtime = FeatureRuntime(reader)
+    for row in range(len(tokens)):
+        for held in range(1, LENGTH - 3):
+            runtime.reset()
+            runtime.offer(features[row, :held])
+            runtime.feed(tokens[row, :held].tolist(), keep=1)
+            for ahead, states in enumerate(trained):
+                torch.testing.assert_close(
+                    runtime.features()[-1], states[row, held - 1 + ahead], atol=1e-4, rtol=1e-4
+                )
+                runtime.feed(tokens[row, held + ahead : held + ahead + 1].tolist())
+
+
+def test_gradients_reach_the_newest_forward_alone(reader):
+    """Each forward is followed by its own backward, so the one before must not be asked for its again."""
+    shape, tokens = Architecture.of(reader), torch.randint(3, 60, (1, 8))
+    reader.requires_grad_(True)
+    remembered, read = FurtherAhead(reader.config.get_text_config()), torch.randn(1, 8, 32)
+    for _ in range(3):
+        hidden = shape.hidden_states(reader, tokens, read, remembered)
+        hidden.square().sum().backward()
+        read = shifted(hidden.detach())
+    assert all(bool(matrix.weight.grad.any()) for matrix in shape.linear_layers(reader).values())
+
+
+@pytest.mark.parametrize("window", [None, 1, 3])
+def test_every_position_is_seen_once(window):
+    """Of each position before it, and of itself, a token sees one of the keys that were made of it."""
+    for ahead in range(4):
+        seen = visible(6, ahead, window, torch.device("cpu")).view(6, ahead + 1, 6)
+        expected = torch.ones(6, 6).tril()
+        if window is not None:
+            expected = expected.triu(1 - window)
+        # positions before the first that can be so far ahead have nothing to see there
+        assert torch.equal(seen.sum(1)[ahead:], expected.long()[ahead:])
+        assert seen[torch.arange(ahead, 6), ahead, torch.arange(ahead, 6)].all()
