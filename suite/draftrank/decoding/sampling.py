@@ -12,6 +12,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def most_likely(logits: Tensor) -> list[int]:
+    """The most likely token of each row of logits, [rows, vocabulary]; of equally likely ones the first.
+
+    On a CPU torch's own argmax of bf16 is slow: a verification of seven tokens spent 1.0 ms in it over a vocabulary of
+    49,152, where numpy's of the same in fp32 takes 0.04 ms, conversion included.
+    """
+    if logits.device.type == "cpu":
+        chosen = logits.detach().float().numpy().argmax(-1)
+    else:
+        chosen = logits.argmax(-1)
+    found: list[int] = chosen.tolist()
+    return found
+
+
 class Sampler:
     """Applies one decoding mode and owns the random numbers of one sequence."""
 
@@ -59,5 +73,5 @@ class Sampler:
     def choose(self, logits: Tensor) -> int:
         """One token id from one row of logits, [1, vocabulary]."""
         if self.mode.greedy:
-            return int(logits[-1].argmax())
+            return most_likely(logits[-1:])[0]
         return self.draw(self.probabilities(logits[-1:])[0])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from draftrank.decoding.proposer import Proposal
-from draftrank.decoding.sampling import Sampler
+from draftrank.decoding.sampling import Sampler, most_likely
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +61,7 @@ def verify(
 
 def verify_greedy(logits: Tensor, proposal: Proposal) -> Verdict:
     """Accepts as long as the proposed token is the target's most likely one."""
-    choices: list[int] = logits.argmax(dim=-1).tolist()
+    choices = most_likely(logits)
     accepted = 0
     for token, choice in zip(proposal.tokens, choices, strict=False):
         if token != choice:
@@ -72,7 +72,7 @@ def verify_greedy(logits: Tensor, proposal: Proposal) -> Verdict:
 
 def verify_tree(logits: Tensor, proposal: Proposal) -> Verdict:
     """Walks from the context to the target's most likely token, as long as that was proposed there."""
-    choices: list[int] = logits.argmax(dim=-1).tolist()
+    choices = most_likely(logits)
     path: list[int] = []
     place = -1
     while True:
@@ -126,4 +126,7 @@ def verify_typical(logits: Tensor, proposal: Proposal, sampler: Sampler, rule: T
         if float(target[index, token]) < bars[index]:
             break
         accepted += 1
-    return Verdict(accepted, int(logits[accepted].argmax()) if greedy else sampler.draw(target[accepted]))
+    return Verdict(
+        accepted,
+        most_likely(logits[accepted : accepted + 1])[0] if greedy else sampler.draw(target[accepted]),
+    )

@@ -7,7 +7,7 @@ table below; supporting another one is one more row.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -188,7 +188,9 @@ class Architecture:
         fused: Tensor = fusion(self.embedding(model)(token_ids), features)
         return fused
 
-    def logits(self, model: PreTrainedModel, hidden: Tensor, head: nn.Module | None = None) -> Tensor:
+    def logits(
+        self, model: PreTrainedModel, hidden: Tensor, head: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
         """Logits [..., vocabulary] of final hidden states [..., hidden], through `head` if given."""
         logits: Tensor = (head or self.head(model))(hidden)
         cap = getattr(model.config, "final_logit_softcapping", None)

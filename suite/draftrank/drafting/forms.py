@@ -59,7 +59,10 @@ class TrimmedHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., hidden] to logits [..., vocabulary]."""
-        kept: Tensor = self.projection(hidden)
+        return self.spread(self.projection(hidden))
+
+    def spread(self, kept: Tensor) -> Tensor:
+        """[..., kept tokens] to logits [..., vocabulary]."""
         full = kept.new_full((*kept.shape[:-1], self.vocabulary), float("-inf"))
         return full.index_copy_(-1, self.token_ids, kept)
 
@@ -86,11 +89,14 @@ class FeatureFusion(nn.Module):
         """The target's states as one: [..., (layers + 1) · hidden] to [..., hidden]; of the final state alone, itself."""
         if self.reduction is None:
             return states
+        result: Tensor = self.reduction(self.evened(states))
+        return result
+
+    def evened(self, states: Tensor) -> Tensor:
+        """What the reduction reads: the states of each layer brought to the same size, shape as before."""
         states = states.to(self.reduction_dtype)
         parts = states.view(*states.shape[:-1], len(self.layers) + 1, -1)
-        even = nn.functional.rms_norm(parts, parts.shape[-1:], eps=1e-6)
-        result: Tensor = self.reduction(even.flatten(-2))
-        return result
+        return nn.functional.rms_norm(parts, parts.shape[-1:], eps=1e-6).flatten(-2)
 
     @property
     def reduction_dtype(self) -> torch.dtype:
@@ -100,12 +106,17 @@ class FeatureFusion(nn.Module):
 
     def forward(self, embedded: Tensor, features: Tensor) -> Tensor:
         """Two of [..., hidden] to one."""
+        result: Tensor = self.projection(self.beside(embedded, features))
+        return result
+
+    @staticmethod
+    def beside(embedded: Tensor, features: Tensor) -> Tensor:
+        """What the projection reads: both brought to the same size, [..., 2 · hidden]."""
         width = (embedded.shape[-1],)
         both = [
             nn.functional.rms_norm(one, width, eps=1e-6) for one in (embedded, features.to(embedded.dtype))
         ]
-        result: Tensor = self.projection(torch.cat(both, -1))
-        return result
+        return torch.cat(both, -1)
 
 
 class LowRankForm(Declared):

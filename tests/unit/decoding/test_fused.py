@@ -18,6 +18,7 @@ from draftrank.decoding.proposers.features import FeatureProposer
 from draftrank.decoding.proposers.model import ModelProposer
 from draftrank.decoding.proposers.ngram import NgramProposer
 from draftrank.decoding.runtimes.fused_decoder import MOST_TOKENS, FusedDecoder
+from draftrank.decoding.runtimes.packed_product import product_of
 from draftrank.decoding.runtimes.torch_eager import TorchRuntime
 from draftrank.decoding.runtimes.torch_features import FeatureRuntime
 from draftrank.decoding.token_tree import TokenTree
@@ -71,6 +72,21 @@ def test_long_and_short_forwards_share_one_cache(name, prefill):
     runtime.feed(sequence[prefill : prefill + 1])
     found = runtime.feed(sequence[prefill + 1 :], keep=3)
     torch.testing.assert_close(found, fresh(MODELS[name], sequence)[-3:], atol=2e-4, rtol=1e-4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=st.integers(1, 20), biased=st.booleans(), seed=st.integers(0, 100))
+def test_an_arranged_matrix_gives_the_same_product(rows, biased, seed):
+    """Within the rounding of bf16; in fp32 nothing is arranged."""
+    torch.manual_seed(seed)
+    layer = nn.Linear(48, 96, bias=biased).requires_grad_(False)
+    inputs = torch.randn(rows, 48)
+    exact = layer(inputs)
+    assert torch.equal(product_of(layer)(inputs), exact)
+    rounded = product_of(layer.bfloat16())(inputs.bfloat16())
+    assert rounded.dtype == torch.bfloat16
+    assert rounded.shape == exact.shape
+    torch.testing.assert_close(rounded.float(), exact, atol=3e-2, rtol=3e-2)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -19,7 +19,7 @@ from draftrank.decoding.proposers.mixed import MixedProposer
 from draftrank.decoding.proposers.model import ModelProposer
 from draftrank.decoding.proposers.ngram import NgramProposer
 from draftrank.decoding.runtimes.torch_eager import TorchRuntime
-from draftrank.decoding.sampling import Sampler
+from draftrank.decoding.sampling import Sampler, most_likely
 from draftrank.decoding.verification import verify_sampling
 from models import small_model
 
@@ -162,6 +162,21 @@ def test_outputs_are_distributed_as_the_targets_own(opener, mode):
     observed.append(draws - sum(observed))
     expected.append(draws - sum(expected))
     assert stats.chisquare(observed, expected, sum_check=False).pvalue > 1e-4
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rows=st.integers(1, 5),
+    seed=st.integers(0, 1000),
+    dtype=st.sampled_from(["float32", "bfloat16", "float16"]),
+)
+def test_of_equally_likely_tokens_the_first_is_chosen(rows, seed, dtype):
+    """However many rows are looked at together: a baseline looks at one, a verification at several."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randint(-3, 3, (rows, 61), generator=generator).to(getattr(torch, dtype))
+    expected = [min(range(61), key=lambda token, row=row: (-float(row[token]), token)) for row in logits]
+    assert most_likely(logits) == expected
+    assert [most_likely(logits[row : row + 1])[0] for row in range(rows)] == expected
 
 
 def test_the_same_seed_gives_the_same_output():

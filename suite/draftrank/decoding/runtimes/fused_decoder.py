@@ -3,25 +3,27 @@
 On a CPU a small model spends about as long between its kernels as in them. Here one product makes queries, keys and
 values, and another both inputs of the feed-forward network; queries and keys are normed and rotated together; tables of
 rotations are made once for all forwards, and a mask once for all layers. The same weights are used, joined in memory, so
-whatever else holds the model goes on working.
+whatever else holds the model goes on working; in bf16 a copy is arranged for the processor (`packed_product`).
 
 It is the model's own computation in another order of rounding: norms are kept in fp32 to their end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.ao.nn.quantized.dynamic import Linear as DynamicInt8Linear
-from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
+from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
+from draftrank.decoding.runtimes.packed_product import Product, product, product_of
 from draftrank.decoding.runtimes.torch_cache import RollbackCache
 from draftrank.drafting.architecture import Architecture
 from draftrank.drafting.attention_windows import FULL, attention_windows
+from draftrank.drafting.forms import TrimmedHead
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -34,7 +36,6 @@ SUPPORTED = ("llama", "gemma3_text")
 """Model types whose layers are known here."""
 _STATIC_ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})
 """Kinds of rotary embedding that do not depend on how long the sequence is."""
-Product = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ class FusedDecoder:
         self._decoder = getattr(model, self._shape.decoder)
         self._norm = self._weight(self._shape.norm(model))
         self._rotations: dict[str, tuple[Tensor, Tensor]] = {}
+        self._head = _head_product(self._shape.head(model))
         joined: dict[tuple[int, ...], Product] = {}
         self._layers = [
             self._layer(layer, config, place, joined) for place, layer in enumerate(self._shape.layers(model))
@@ -149,6 +151,10 @@ class FusedDecoder:
     def normed(self, hidden: Tensor) -> Tensor:
         """States after the final norm."""
         return self._normed(hidden, self._norm)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Logits [tokens, vocabulary] of final states [tokens, hidden]."""
+        return self._shape.logits(self._model, states, self._head)
 
     def _attended(
         self,
@@ -250,14 +256,14 @@ class FusedDecoder:
                 [getattr(attention, name) for name in (names.queries, names.keys, names.values)], joined
             ),
             head_norms=head_norms,
-            attention_output=getattr(attention, names.attention_output),
+            attention_output=_joined([getattr(attention, names.attention_output)], joined),
             attention_output_norm=norms[1] if gemma else None,
             feed_forward_norm=norms[2] if gemma else norms[1],
             feed_forward_inputs=_joined(
                 [getattr(network, name) for name in names.feed_forward_inputs], joined
             ),
             activation=network.act_fn,
-            feed_forward_output=getattr(network, names.feed_forward_output),
+            feed_forward_output=_joined([getattr(network, names.feed_forward_output)], joined),
             feed_forward_output_norm=norms[3] if gemma else None,
             kind=kind,
             window=attention_windows(config)[kind],
@@ -267,6 +273,13 @@ class FusedDecoder:
 def _first_seen(root: int, window: int | None) -> int:
     """The first position that a token at `root` sees."""
     return 0 if window is None else max(0, root - window + 1)
+
+
+def _head_product(head: nn.Module) -> Product:
+    if isinstance(head, TrimmedHead):
+        kept = product_of(head.projection)
+        return lambda states: head.spread(kept(states))
+    return product_of(head)
 
 
 def _rotation_types(config: PretrainedConfig) -> set[str]:
@@ -280,6 +293,8 @@ def _joined(modules: Sequence[nn.Module], known: dict[tuple[int, ...], Product])
 
     Matrices of other forms (of low rank, quantized by libraries) stay as they are and are called in turn.
     """
+    if len(modules) == 1 and type(modules[0]) is not nn.Linear:
+        return modules[0]
     int8 = [module for module in modules if isinstance(module, DynamicInt8Linear)]
     if len(int8) == len(modules):
         return _joined_int8(int8)
@@ -297,7 +312,7 @@ def _joined(modules: Sequence[nn.Module], known: dict[tuple[int, ...], Product])
         parts = torch.split(weight, [module.out_features for module in plain])
         for module, part in zip(plain, parts, strict=True):
             module.weight.data = part
-        known[key] = lambda inputs: linear(inputs, weight, bias)
+        known[key] = product(weight, bias)
     return known[key]
 
 

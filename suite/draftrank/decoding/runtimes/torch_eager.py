@@ -178,7 +178,7 @@ class TorchRuntime:
             states = self._states[_FINAL][fed - wanted : fed].contiguous()
         else:
             states = fused.normed(hidden[fed - wanted : fed])
-        return Architecture.of(self.model).logits(self.model, states)
+        return fused.logits(states)
 
     def _read(self, ids: Tensor, fed: int) -> dict[str, Tensor]:
         """What the model is called with: ids [1, rows], of which the first `fed` count."""

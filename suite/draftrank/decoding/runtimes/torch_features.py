@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from draftrank.decoding.runtimes.packed_product import Product, product_of
 from draftrank.decoding.runtimes.torch_eager import TorchRuntime
 from draftrank.drafting.architecture import Architecture
 from draftrank.drafting.forms import FEATURES, FeatureFusion
@@ -34,6 +35,13 @@ class FeatureRuntime(TorchRuntime):
     ) -> None:
         super().__init__(model, cache, fused=fused)
         self._shape = Architecture.of(model)
+        fusion = model.get_submodule(FEATURES)
+        assert isinstance(fusion, FeatureFusion)
+        self._fusion: FeatureFusion = fusion
+        quick = fused is not None
+        self._project: Product = product_of(self._fusion.projection) if quick else self._fusion.projection
+        reduction = self._fusion.reduction
+        self._reduce: Product | None = product_of(reduction) if quick and reduction is not None else reduction
         self._offered: Tensor | None = None
         self._of_tree: list[Tensor] = []
         """States of the tree so far, by place; of a chain's last token if there is none."""
@@ -47,7 +55,7 @@ class FeatureRuntime(TorchRuntime):
     @torch.inference_mode()
     def reduced(self, states: Tensor) -> Tensor:
         """What of the target's states is offered: [tokens, (layers + 1) · hidden] to [tokens, hidden]."""
-        return self._fusion.reduce(states)
+        return states if self._reduce is None else self._reduce(self._fusion.evened(states))
 
     def offer(self, features: Tensor) -> None:
         """Features [tokens, hidden] for exactly the tokens of the next feed."""
@@ -76,13 +84,8 @@ class FeatureRuntime(TorchRuntime):
             features = own if fed == 1 and len(own) else torch.zeros(fed, self._width, device=ids.device)
         if rows > fed:
             features = torch.cat([features, features[-1:].expand(rows - fed, -1)])
-        return {"inputs_embeds": self._shape.fused(self.model, ids, features[None])}
-
-    @property
-    def _fusion(self) -> FeatureFusion:
-        fusion = self.model.get_submodule(FEATURES)
-        assert isinstance(fusion, FeatureFusion)
-        return fusion
+        embedded = self._shape.embedding(self.model)(ids)[0]
+        return {"inputs_embeds": self._project(self._fusion.beside(embedded, features))[None]}
 
     @property
     def _width(self) -> int:

@@ -143,11 +143,13 @@ def _time_in_turn(kinds: Sequence[_Kind], token: int, *, warm_up: bool) -> list[
 
 
 def _time_one(kind: _Kind, token: int) -> float:
+    from draftrank.decoding.sampling import most_likely
+
     fed = [token] * kind.tokens
     kind.runtime.synchronize()
     started = perf_counter()
     # The token must be chosen before the next forward can start, so that is part of it.
-    kind.runtime.feed(fed).argmax(dim=-1).tolist()
+    most_likely(kind.runtime.feed(fed))
     elapsed = perf_counter() - started
     kind.runtime.forget(kind.tokens)
     return elapsed
