@@ -85,6 +85,10 @@ WorkspaceOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one compact JSON object as the last line.")]
+FusedOption = Annotated[
+    bool,
+    typer.Option("--fused", help="Short forwards in few calls, faster on CPU; has boards of its own."),
+]
 TargetOption = Annotated[str | None, typer.Option("--target", "-t", help="Only this target.", metavar="ID")]
 
 

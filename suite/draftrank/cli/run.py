@@ -10,6 +10,7 @@ from draftrank.cli.options import (
     PRECISION_HELP,
     Device,
     Dtype,
+    FusedOption,
     JsonOption,
     ReferenceName,
     WorkspaceOption,
@@ -39,10 +40,7 @@ def run(
     ] = None,
     dtype: Annotated[Dtype, typer.Option(help=PRECISION_HELP)] = Dtype.fp32,
     device: Annotated[Device, typer.Option(help="Where to run.")] = Device.cpu,
-    fused: Annotated[
-        bool,
-        typer.Option("--fused", help="Short forwards in few calls, faster on CPU; has boards of its own."),
-    ] = False,
+    fused: FusedOption = False,
     temperature: Annotated[
         list[float] | None,
         typer.Option(

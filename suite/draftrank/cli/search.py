@@ -11,6 +11,7 @@ from rich.table import Table
 
 from draftrank.cli.options import (
     Device,
+    FusedOption,
     JsonOption,
     TargetOption,
     TorchDtype,
@@ -30,6 +31,7 @@ def search(
     budget: Annotated[str, typer.Option(help="Time for all of it, e.g. 30m, 2h.", metavar="TIME")] = "2h",
     dtype: Annotated[TorchDtype, typer.Option(help="Precision of the target.")] = TorchDtype.bf16,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.cpu,
+    fused: FusedOption = False,
     seed: Annotated[int, typer.Option(help="Seed of the choices and of arm order.", min=0)] = 0,
     folder: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for the recipe and the page.", metavar="DIR")
@@ -60,6 +62,7 @@ def search(
         suite=suite,
         dtype=dtype.value,
         device=device.value,
+        fused=fused,
         budget_s=parse_duration(budget, "--budget"),
         seed=seed,
     )

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftrank.catalog.self_generated import SelfGenerated
-from draftrank.jobs.searching.choice import Choice, Shape, Use, copying_recipe, passes_of, recipe_of
+from draftrank.jobs.searching.choice import Choice, Shape, Use, copying_recipes, passes_of, recipe_of
 from draftrank.jobs.searching.promise import promise
 from draftrank.measure.cost.forward_times import ForwardTimes
 
@@ -28,6 +28,7 @@ uses = st.builds(
     mixed=st.booleans(),
     int8=st.booleans(),
     stop_below_confidence=st.sampled_from([None, 0.4]),
+    tree=st.booleans(),
 )
 
 
@@ -64,18 +65,22 @@ def test_every_choice_is_a_valid_recipe_and_longer_training_goes_on_from_shorter
         assert sum(step.passes for step in healing) == passes_of(rung)
         assert recipe.draft.build_steps[-1].kind == ("quantize" if use.int8 else "distill")
         assert recipe.draft.kind == ("mixed" if use.mixed else "model")
-        assert recipe.speculate.stop_below_confidence == use.stop_below_confidence
+        assert (recipe.speculate.branch_above_probability is not None) == use.tree
+        if not use.tree:
+            assert recipe.speculate.stop_below_confidence == use.stop_below_confidence
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.tuples(choices, uses), st.tuples(choices, uses))
 def test_a_name_stands_for_one_model_and_one_way_to_use_it(first, second):
     (one, use), (other, another) = first, second
-    same = (one, use.mixed, use.int8) == (other, another.mixed, another.int8)
+    same = (one, use.mixed, use.int8, use.tree) == (other, another.mixed, another.int8, another.tree)
     assert (use.name_of(one) == another.name_of(other)) == same
 
 
-def test_n_grams_alone_are_a_recipe_without_a_model():
-    recipe = copying_recipe("tiny")
-    assert not recipe.draft.has_weights
-    assert recipe.effort == "minutes"
+def test_copying_alone_takes_recipes_without_a_model():
+    recipes = copying_recipes("tiny")
+    assert [recipe.draft.kind for recipe in recipes] == ["ngram", "suffix"]
+    for recipe in recipes:
+        assert not recipe.draft.has_weights
+        assert recipe.effort == "minutes"

@@ -16,8 +16,16 @@ FEATURE_STEPS = 2
 """Tokens ahead for which drafts that read features are trained."""
 MIN_NGRAM = 3
 """Shortest run that a mixed draft copies; what agrees for less is more often right from a model."""
+MAX_NGRAM = 8
 TOKENS_PER_MATCH = 2.0
-MOST_COPIED_TOKENS = 16
+MIN_PROBABILITY = 0.4
+"""Share of the earlier places that must agree where a mixed draft copies: a doubtful copy is worse than the model's
+guess."""
+MOST_COPIED_TOKENS = 10
+BRANCH_ABOVE = 0.1
+"""Probability from which on a runner-up is worth a place in the verification."""
+TREE_STOPS_BELOW = 0.25
+"""Probability of a whole path below which a tree does not go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +107,21 @@ class Use:
 
     k: int
     mixed: bool = False
-    """Whether n-grams go first."""
+    """Whether copying goes first."""
     int8: bool = False
     """Whether its matrices are in int8."""
     stop_below_confidence: float | None = None
+    """Of a chain; a tree stops by what is probable as a whole."""
+    tree: bool = False
+    """Whether it proposes runners-up too."""
 
     def name_of(self, choice: Choice) -> str:
         """Id of the recipe of a model that is used like this."""
-        return f"{'ngram-' if self.mixed else ''}{choice.id}{'-int8' if self.int8 else ''}"
+        words = ["suffix"] if self.mixed else []
+        words += [choice.id]
+        words += ["tree"] if self.tree else []
+        words += ["int8"] if self.int8 else []
+        return "-".join(words)
 
 
 def recipe_of(
@@ -117,26 +132,34 @@ def recipe_of(
         steps = [*steps, {"kind": "quantize", "scheme": "dynamic_int8"}]
     draft: dict[str, Any] = {"kind": "model", "steps": steps}
     if use.mixed:
-        copying = {"max_ngram": MIN_NGRAM + 1, "min_ngram": MIN_NGRAM, "tokens_per_match": TOKENS_PER_MATCH}
-        draft |= {"kind": "mixed", **copying}
+        draft |= {
+            "kind": "mixed",
+            "max_ngram": MAX_NGRAM,
+            "min_ngram": MIN_NGRAM,
+            "tokens_per_match": TOKENS_PER_MATCH,
+            "min_probability": MIN_PROBABILITY,
+        }
     speculate: dict[str, Any] = {
         "num_speculative_tokens": max(use.k, MOST_COPIED_TOKENS) if use.mixed else use.k
     }
-    if use.stop_below_confidence is not None:
+    if use.tree:
+        speculate |= {"stop_below_confidence": TREE_STOPS_BELOW, "branch_above_probability": BRANCH_ABOVE}
+    elif use.stop_below_confidence is not None:
         speculate["stop_below_confidence"] = use.stop_below_confidence
     return _recipe(target, name, title, description or title, "hours", draft, speculate)
 
 
-def copying_recipe(target: str) -> Recipe:
-    """What costs nothing and every model must beat: n-grams alone."""
-    return _recipe(
-        target,
-        "ngram-by-match",
-        "N-grams, trusted by the length of the match",
-        "Needs no model; what a search finds is measured beside it.",
-        "minutes",
-        {"kind": "ngram", "max_ngram": MIN_NGRAM + 1, "min_ngram": 1, "tokens_per_match": TOKENS_PER_MATCH},
-        {"num_speculative_tokens": MOST_COPIED_TOKENS},
+def copying_recipes(target: str) -> tuple[Recipe, ...]:
+    """What costs nothing and every model must beat: copying alone, from the most recent place and by votes of all."""
+    why = "Needs no model; what a search finds is measured beside it."
+    speculate = {"num_speculative_tokens": MOST_COPIED_TOKENS}
+    trusted = {"tokens_per_match": TOKENS_PER_MATCH}
+    ngrams = {"kind": "ngram", "max_ngram": MIN_NGRAM + 1, "min_ngram": 1, **trusted}
+    votes = {"kind": "suffix", **trusted}
+    by_match = "N-grams, trusted by the length of the match"
+    return (
+        _recipe(target, "ngram-by-match", by_match, why, "minutes", ngrams, speculate),
+        _recipe(target, "suffix", "What most often followed, by suffix", why, "minutes", votes, speculate),
     )
 
 

@@ -3,7 +3,7 @@
 An optimiser (TPE of Optuna) chooses models; each is trained in rungs, and what promises less than others on its
 rung is given up (successive halving, Jamieson and Talwalkar 2016, arXiv:1502.07943). The promise comes from agreement
 on text kept aside and from forward times, never from a task, so that nothing is fitted to the prompts that decide.
-The most promising ones, alone, in int8 and behind n-grams, are then measured side by side in one session.
+The most promising ones, alone, behind copying, as trees and in int8, are then measured side by side in one session.
 
 Every model is a recipe: what is trained lies in the cache, a longer training goes on from a shorter one, and a
 search that was interrupted goes on where it stopped.
@@ -23,7 +23,7 @@ from draftrank.catalog.self_generated import SelfGenerated
 from draftrank.catalog.workspace import Workspace
 from draftrank.errors import BuildError, InvalidInputError
 from draftrank.jobs.running import RunRequest, alone, plan_run
-from draftrank.jobs.searching.choice import Choice, Shape, Use, copying_recipe, recipe_of
+from draftrank.jobs.searching.choice import Choice, Shape, Use, copying_recipes, recipe_of
 from draftrank.jobs.searching.promise import Promise, promise
 from draftrank.measure.cost.forward_times import ForwardTimes
 from draftrank.measure.journal import Journal
@@ -71,6 +71,8 @@ class SearchRequest:
     """Precision of the target."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to compute."""
+    fused: bool = False
+    """Whether torch runs short forwards in few calls."""
     budget_s: float = 7200.0
     """Seconds for all of it."""
     seed: int = 0
@@ -133,6 +135,7 @@ def search(
             suite=request.suite,
             dtype=request.dtype,
             device=request.device,
+            fused=request.fused,
             seed=request.seed,
         )
         plan = plan_run(workspace, asked, progress, recipes=recipes, suite=suite)
@@ -200,7 +203,7 @@ class _Seeker:
         return tried
 
     def finalists(self, tried: list[Tried]) -> tuple[Recipe, ...]:
-        """The most promising models in every way they can be used, and n-grams alone."""
+        """The most promising models in the ways they can be used, and copying alone."""
         able = [(one, one.promise) for one in tried if one.promise is not None]
         if not able:
             notes = "; ".join(one.note for one in tried if one.note)
@@ -210,16 +213,22 @@ class _Seeker:
                 fix="allow more time",
             )
         able.sort(key=lambda pair: (-pair[0].rung, -pair[1].speedup))
-        recipes = [copying_recipe(self._request.target)]
+        recipes = list(copying_recipes(self._request.target))
         for place, (one, promised) in enumerate(able[:FINALISTS]):
             steps = one.choice.steps(self._shape, self._data, one.rung)
-            for mixed, int8 in ((False, False), (True, False), (True, True)):
-                if (int8 and self._request.device != "cpu") or (place and not mixed):
-                    continue
-                use = Use(promised.k, mixed, int8, _CONFIDENCE)
+            uses = [
+                Use(promised.k, mixed=True, stop_below_confidence=_CONFIDENCE),
+                Use(promised.k, mixed=True, tree=True),
+            ]
+            if self._request.device == "cpu":
+                uses.append(Use(promised.k, mixed=True, int8=True, stop_below_confidence=_CONFIDENCE))
+            if not place:
+                uses.append(Use(promised.k, stop_below_confidence=_CONFIDENCE))
+            for use in uses:
                 words = [one.choice.in_words()]
-                words += ["behind n-grams"] if mixed else []
-                words += ["in int8"] if int8 else []
+                words += ["behind copying"] if use.mixed else []
+                words += ["as a tree"] if use.tree else []
+                words += ["in int8"] if use.int8 else []
                 name = use.name_of(one.choice)
                 recipes.append(recipe_of(self._request.target, name, ", ".join(words), steps, use))
         return tuple(recipes)
@@ -298,9 +307,16 @@ class _Seeker:
         from draftrank.measure.cost.latency import measure_latencies
 
         request = self._request
-        target = TorchRuntime.load(self._folder.path, request.dtype, request.device)
+        target = TorchRuntime.load(self._folder.path, request.dtype, request.device, fused=request.fused)
         proposer = recipe.draft.open(
-            ProposerContext(target, built.folder, self._folder.path, request.dtype, request.device)
+            ProposerContext(
+                target,
+                built.folder,
+                self._folder.path,
+                request.dtype,
+                request.device,
+                fused=request.fused,
+            )
         )
         room = min(_CONTEXT, target.context_window // 2)
         text = tuple(number % target.vocabulary_size for number in range(room))
