@@ -10,7 +10,6 @@ Weights that a sparsifying step set to zero stay zero.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Iterator
@@ -26,11 +25,11 @@ from draftrank.drafting.architecture import Architecture
 from draftrank.drafting.cache import publish_file
 from draftrank.drafting.conversation_row import ANSWER, TEMPLATE
 from draftrank.drafting.corpus import Corpus, corpus_key, self_generated_corpus
-from draftrank.drafting.forms import FEATURES, FeaturesForm, TrimmedHead
+from draftrank.drafting.forms import FEATURES, FeaturesForm
 from draftrank.drafting.further_ahead import FurtherAhead
+from draftrank.drafting.head_pair import HeadPair
 from draftrank.drafting.hidden_matching import HiddenMatching
 from draftrank.drafting.loading import DTYPES, DtypeName, compute_dtype, load_model
-from draftrank.drafting.matrices import matrix
 from draftrank.drafting.objective import Closeness, chunk_positions, closeness_in_chunks, loss_in_chunks
 from draftrank.drafting.on_policy import rewritten
 from draftrank.drafting.schedule import (
@@ -43,11 +42,10 @@ from draftrank.drafting.schedule import (
 )
 from draftrank.drafting.steps.distill import Distill
 from draftrank.drafting.target_states import target_states
+from draftrank.drafting.trainable import decay_groups, unfreeze, zeros_of
 from draftrank.errors import BuildError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from draftrank.drafting.working_draft import BuildContext, WorkingDraft
 
 CHECKPOINT_S = 30.0
@@ -134,18 +132,11 @@ class _Trainer:
         self.shape = draft.architecture
         self.target = load_model(context.target_folder, self.dtype, context.device)
         self.target_shape = Architecture.of(self.target)
-        self.trained = _unfreeze(self.draft, self.shape, with_head=spec.train_head)
-        self.zeros = _zeros(draft)
-        self.head = self.shape.head(self.draft)
-        self.kept: Tensor | None = None
-        self.target_head = self.target_shape.head(self.target)
-        if isinstance(self.head, TrimmedHead):
-            # what the draft cannot say is left out on both sides, and costs nothing
-            self.kept, self.head = self.head.token_ids, self.head.projection
-            self.trimmed_target_head = _some_rows(self.target_head, self.kept)
-        if not spec.train_head:
-            # autocast would convert a frozen head anew in every chunk
-            self.head = copy.deepcopy(self.head).to(DTYPES[self.dtype]).requires_grad_(False)
+        self.trained = unfreeze(self.draft, self.shape, with_head=spec.train_head)
+        self.zeros = zeros_of(draft)
+        self.heads = HeadPair(
+            self.draft, self.target, frozen_in=None if spec.train_head else DTYPES[self.dtype]
+        )
         self.fusion = getattr(self.draft, FEATURES) if _reads_features(draft) else None
         self.read_layers: tuple[int, ...] = self.fusion.layers if self.fusion is not None else ()
         self._check_features(draft)
@@ -158,7 +149,7 @@ class _Trainer:
         if spec.hidden_weight:
             self.matching = HiddenMatching(draft, self.target, self.target_shape)
         self.optimizer = torch.optim.AdamW(
-            _decay_groups(self.trained.values(), spec.weight_decay), lr=spec.learning_rate, betas=(0.9, 0.95)
+            decay_groups(self.trained.values(), spec.weight_decay), lr=spec.learning_rate, betas=(0.9, 0.95)
         )
 
     def train(self, batches: list[Tensor], held_out: Tensor, state: _State) -> Iterator[tuple[int, str]]:
@@ -205,7 +196,7 @@ class _Trainer:
                 ours = self._states(tokens, features, remembered).flatten(0, 1).index_select(0, places)
                 theirs = final.flatten(0, 1).index_select(0, places)
                 total += closeness_in_chunks(
-                    ours, self._logits, theirs, self._all_target_logits, self.chunk, self.kept
+                    ours, self.heads.ours, theirs, self.heads.all_theirs, self.chunk, self.heads.kept
                 )
         return total
 
@@ -284,9 +275,9 @@ class _Trainer:
                 loss, gradient = loss_in_chunks(
                     self.spec.objective,
                     ours,
-                    self._logits,
+                    self.heads.ours,
                     theirs,
-                    self._target_logits,
+                    self.heads.theirs,
                     self._spoken(tokens.flatten()[places + 1]),
                     self.chunk,
                     positions,
@@ -315,15 +306,15 @@ class _Trainer:
 
     def _sayable(self, tokens: Tensor, places: Tensor) -> Tensor:
         """The places whose next token the objective can use."""
-        if self.kept is None or self.spec.objective != "cross_entropy":
+        if self.heads.kept is None or self.spec.objective != "cross_entropy":
             return places
-        return places[torch.isin(tokens.flatten()[places + 1], self.kept)]
+        return places[torch.isin(tokens.flatten()[places + 1], self.heads.kept)]
 
     def _spoken(self, tokens: Tensor) -> Tensor:
         """Tokens as the head numbers them."""
-        if self.kept is None or self.spec.objective != "cross_entropy":
+        if self.heads.kept is None or self.spec.objective != "cross_entropy":
             return tokens
-        return torch.searchsorted(self.kept, tokens)
+        return torch.searchsorted(self.heads.kept, tokens)
 
     def _text(self, batch: Tensor, *, answers_only: bool = False) -> tuple[Tensor, Tensor]:
         """Token ids [sequences, length], and the flat places whose next token somebody wrote."""
@@ -372,17 +363,6 @@ class _Trainer:
         if draft.model.config.hidden_size != self.target.config.hidden_size:
             raise BuildError("read_features needs the target's hidden size: leave prune_hidden out")
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        return self.shape.logits(self.draft, hidden, self.head)
-
-    def _target_logits(self, hidden: Tensor) -> Tensor:
-        """Of the tokens that the draft can say."""
-        head = self.target_head if self.kept is None else self.trimmed_target_head
-        return self.target_shape.logits(self.target, hidden, head)
-
-    def _all_target_logits(self, hidden: Tensor) -> Tensor:
-        return self.target_shape.logits(self.target, hidden, self.target_head)
-
     def _precision(self) -> AbstractContextManager[Any]:
         if self.dtype == "fp32":
             return nullcontext()
@@ -404,44 +384,6 @@ def _reads_features(draft: WorkingDraft) -> bool:
 def shifted(states: Tensor) -> Tensor:
     """Each position's state moved to the next one; nothing stands before the first. [batch, length, hidden]"""
     return torch.cat([torch.zeros_like(states[:, :1]), states[:, :-1]], 1)
-
-
-def _unfreeze(model: PreTrainedModel, shape: Architecture, *, with_head: bool) -> dict[str, nn.Parameter]:
-    model.requires_grad_(True)
-    if not with_head:
-        shape.embedding(model).requires_grad_(False)
-        shape.head(model).requires_grad_(False)
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def _decay_groups(parameters: Any, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; norms and biases do not."""
-    found = list(parameters)
-    return [
-        {"params": [one for one in found if one.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [one for one in found if one.ndim < 2], "weight_decay": 0.0},
-    ]
-
-
-def _zeros(draft: WorkingDraft) -> dict[str, Tensor]:
-    """Where weights of a sparse draft are zero, by parameter."""
-    if "zeros" not in draft.notes:
-        return {}
-    masks = {
-        f"{name}.weight": module.weight == 0
-        for name, module in draft.architecture.linear_layers(draft.model).items()
-    }
-    return {name: mask for name, mask in masks.items() if isinstance(mask, Tensor) and bool(mask.any())}
-
-
-def _some_rows(head: nn.Module, kept: Tensor) -> nn.Linear:
-    """A head over some tokens only."""
-    weight = matrix(head)[kept]
-    rows = nn.Linear(weight.shape[1], weight.shape[0], bias=isinstance(head.bias, Tensor), device="meta")
-    rows.weight = nn.Parameter(weight, requires_grad=False)
-    if isinstance(head.bias, Tensor):
-        rows.bias = nn.Parameter(head.bias.detach()[kept], requires_grad=False)
-    return rows
 
 
 def _mean(values: list[float]) -> float:
