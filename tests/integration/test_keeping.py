@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+from safetensors import safe_open
 
 from commands import draftrank
 from draftrank import Workspace
@@ -56,9 +57,13 @@ def test_a_kept_draft_is_put_together_without_training(kept_root, never_trained)
     (arm,) = build(workspace, "tiny", ("small",))
     assert arm.failure is None
     assert arm.build == before
-    # the embedding is the target's, and the rest takes two bytes a number
+    # the embedding is the target's, the trimmed head some of its rows, and the rest takes two bytes a number
     described = json.loads((kept_root / "drafts" / "tiny" / KEPT[0]).read_text())
     assert "model.embed_tokens.weight" in described["from_target"]
+    assert described["rows_of_target"]["lm_head.projection.weight"]["token_ids"] == "lm_head.token_ids"
+    with safe_open(kept_root / "drafts" / "tiny" / KEPT[1], "pt") as stored:
+        assert {"lm_head.token_ids", "feature_fusion.projection.weight"} <= set(stored.keys())
+        assert "lm_head.projection.weight" not in stored.keys()  # noqa: SIM118
     own = (kept_root / "drafts" / "tiny" / KEPT[1]).stat().st_size
     assert own < before.bytes_on_disk / 2
     assert draftrank(kept_root, "run", "tiny", "--draft", "small").code == 0

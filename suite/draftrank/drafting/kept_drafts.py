@@ -34,7 +34,18 @@ KEPT = "kept"
 MOST_BYTES = 20_000_000
 """Of one file of kept weights."""
 _WEIGHTS = "model.safetensors"
+_TOKEN_IDS, _KEPT_ROWS = ".token_ids", ".projection.weight"
+"""Ends of the names of a trimmed head's tensors."""
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class TargetRows(Declared):
+    """Some rows of a matrix of the target, in the draft's order: a trimmed head."""
+
+    matrix: Annotated[str, Field(max_length=300)]
+    """Its name in the target."""
+    token_ids: Annotated[str, Field(max_length=300)]
+    """Name of the draft's own tensor that says which rows."""
 
 
 class KeptDraft(Declared):
@@ -48,6 +59,8 @@ class KeptDraft(Declared):
     """Of the weights as they were built, and as they are put together again."""
     from_target: tuple[Annotated[str, Field(max_length=300)], ...]
     """Names of the tensors that are the target's own."""
+    rows_of_target: dict[str, TargetRows] = Field(default_factory=dict)
+    """For each tensor that holds some rows of one of the target's, which."""
     config: dict[str, Any]
     """The model's configuration."""
     facts: dict[str, Any]
@@ -79,7 +92,8 @@ def keep(recipe: Recipe, built: Path, target: TargetFolder, folder: Path) -> tup
         for name, value in tensors.items()
         if name in theirs and torch.equal(theirs[name].to(value.dtype), value)
     )
-    own = {name: _short(value) for name, value in tensors.items() if name not in shared}
+    rows = _rows_of_target(tensors, theirs)
+    own = {name: _short(value) for name, value in tensors.items() if name not in {*shared, *rows}}
     size = sum(value.nbytes for value in own.values())
     if size > MOST_BYTES:
         raise BuildError(
@@ -96,6 +110,7 @@ def keep(recipe: Recipe, built: Path, target: TargetFolder, folder: Path) -> tup
         "sha256": file_sha256(weights),
         "weights_sha256": facts["weights_sha256"],
         "from_target": shared,
+        "rows_of_target": {name: found.model_dump(mode="json") for name, found in rows.items()},
         "config": json.loads((built / "config.json").read_text("utf-8")),
         "facts": facts,
         "forms": facts["forms"],
@@ -125,7 +140,7 @@ def take_kept(
         check_sha256(weights, found.sha256, weights.name)
         with progress.stage("put the kept draft together"):
             publish_folder(final, lambda staging: _assemble(found, weights, target, staging))
-    except (DraftrankError, SafetensorError, ValueError, KeyError, OSError) as error:
+    except (DraftrankError, SafetensorError, ValueError, LookupError, OSError) as error:
         progress.message(f"the kept draft {recipe.id} is of no use, it is built here: {error}")
         return False
     return True
@@ -136,6 +151,10 @@ def _assemble(found: KeptDraft, weights: Path, target: TargetFolder, staging: Pa
     tensors = {name: value.float() for name, value in load_file(weights).items() if value.is_floating_point()}
     tensors |= {name: value for name, value in load_file(weights).items() if not value.is_floating_point()}
     tensors |= {name: theirs[name].float() for name in found.from_target}
+    tensors |= {
+        name: theirs[rows.matrix][tensors[rows.token_ids]].float()
+        for name, rows in found.rows_of_target.items()
+    }
     save_file(tensors, staging / _WEIGHTS, metadata={"format": "pt"})
     (staging / "config.json").write_text(json.dumps(found.config, indent=2, sort_keys=True) + "\n", "utf-8")
     with quiet_transformers():
@@ -143,6 +162,30 @@ def _assemble(found: KeptDraft, weights: Path, target: TargetFolder, staging: Pa
     (staging / FACTS).write_text(json.dumps(found.facts, indent=2, ensure_ascii=False) + "\n", "utf-8")
     if weights_sha256(weight_files(staging)) != found.weights_sha256:
         raise MissingDataError("its weights are not those that were built")
+
+
+def _rows_of_target(
+    tensors: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]
+) -> dict[str, TargetRows]:
+    """Matrices of trimmed heads that are rows of one of the target's matrices."""
+    found = {}
+    for ids_name, ids in tensors.items():
+        if not ids_name.endswith(_TOKEN_IDS):
+            continue
+        name = ids_name.removesuffix(_TOKEN_IDS) + _KEPT_ROWS
+        head = tensors.get(name)
+        for matrix, value in theirs.items():
+            if (
+                head is not None
+                and value.ndim == 2
+                and value.shape[1:] == head.shape[1:]
+                and len(ids) == len(head)
+                and int(ids.max()) < len(value)
+                and torch.equal(value[ids].to(head.dtype), head)
+            ):
+                found[name] = TargetRows(matrix=matrix, token_ids=ids_name)
+                break
+    return found
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:
