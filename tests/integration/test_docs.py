@@ -103,6 +103,19 @@ def test_the_generated_tables_are_current():
     assert generator().with_sections(page) == page, "run: python ci/generate.py"
 
 
+def test_the_readmes_boards_are_the_published_ones():
+    from commands import draftrank
+
+    told = draftrank(ROOT, "board", "--published", COLUMNS="300")
+    assert told.code == 0, told.err
+    printed = {line.rstrip() for line in told.out.splitlines()}
+    section = PAGES["README.md"].split("<!-- board -->")[1].split("<!-- /board -->")[0]
+    boards = blocks(section, "")
+    assert boards
+    for board in boards:
+        assert [line for line in board.splitlines() if line.rstrip() not in printed] == []
+
+
 def test_the_methodology_names_every_gate_rule_and_word():
     from draftrank.board.words import WORDS
     from draftrank.measure.gates.verdict import GATES
