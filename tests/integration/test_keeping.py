@@ -69,6 +69,22 @@ def test_a_kept_draft_is_put_together_without_training(kept_root, never_trained)
     assert draftrank(kept_root, "run", "tiny", "--draft", "small").code == 0
 
 
+def test_what_adds_steps_to_a_kept_draft_begins_with_it(kept_root, never_trained):  # noqa: ARG001
+    """Under another name, with other knobs, or with a step more."""
+    workspace, before = forget(kept_root)
+    folder = kept_root / "drafts" / "tiny"
+    text = (folder / "small.yaml").read_text()
+    other = text.replace("id: small", "id: other").replace("kind: model", "kind: mixed")
+    (folder / "other.yaml").write_text(other)
+    more = text.replace("id: small", "id: more").replace(
+        "      round_weights: true", "      round_weights: true\n    - {kind: quantize, scheme: dynamic_int8}"
+    )
+    (folder / "more.yaml").write_text(more)
+    found = {arm.recipe.id: arm.build for arm in build(workspace, "tiny", ("more", "other"))}
+    assert found["other"].weights_sha256 == before.weights_sha256
+    assert found["more"].build_s >= before.build_s
+
+
 @pytest.mark.parametrize("tamper", ["weights", "hash", "nonsense", "too much"])
 def test_what_was_tampered_with_is_built_anew_and_said(kept_root, tamper):
     workspace, before = forget(kept_root)

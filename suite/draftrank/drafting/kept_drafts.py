@@ -120,34 +120,42 @@ def keep(recipe: Recipe, built: Path, target: TargetFolder, folder: Path) -> tup
     return described, weights
 
 
-def take_kept(
-    recipe: Recipe, key: str, target: TargetFolder, folder: Path, final: Path, progress: Progress
-) -> bool:
-    """Puts a kept draft together in `final` if these very steps were kept; says why where it is of no use.
+def take_kept(key: str, target: Path, folder: Path, final: Path, progress: Progress) -> bool:
+    """Puts a kept draft together in `final` if these very steps were kept, by whichever recipe; says why where it is of
+    no use.
 
     To be called under the lock of `final`.
+
+    Args:
+        key: identity of the steps and the target.
+        target: the target's folder.
+        folder: the target's folder of recipes.
+        final: where the draft shall lie.
+        progress: who is told.
     """
-    described = folder / KEPT / f"{recipe.id}.json"
-    if not described.is_file():
-        return False
-    try:
-        found = KeptDraft.model_validate_json(described.read_text("utf-8"))
-        if found.key != key:
-            return False  # the recipe has changed since
-        weights = described.with_suffix(".safetensors")
-        if weights.stat().st_size > MOST_BYTES + 1_000_000:
-            raise MissingDataError(f"{weights.name} is larger than what is kept")
-        check_sha256(weights, found.sha256, weights.name)
-        with progress.stage("put the kept draft together"):
-            publish_folder(final, lambda staging: _assemble(found, weights, target, staging))
-    except (DraftrankError, SafetensorError, ValueError, LookupError, OSError) as error:
-        progress.message(f"the kept draft {recipe.id} is of no use, it is built here: {error}")
-        return False
-    return True
+    for described in sorted((folder / KEPT).glob("*.json")):
+        try:
+            found = KeptDraft.model_validate_json(described.read_text("utf-8"))
+            if found.key != key:
+                continue  # another draft's, or the recipe has changed since
+            weights = described.with_suffix(".safetensors")
+            if weights.stat().st_size > MOST_BYTES + 1_000_000:
+                raise MissingDataError(f"{weights.name} is larger than what is kept")
+            check_sha256(weights, found.sha256, weights.name)
+            with progress.stage("put the kept draft together"):
+                publish_folder(
+                    final,
+                    lambda staging, found=found, weights=weights: _assemble(found, weights, target, staging),  # type: ignore[misc]
+                )
+        except (DraftrankError, SafetensorError, ValueError, LookupError, OSError) as error:
+            progress.message(f"the kept draft {described.stem} is of no use: {error}")
+        else:
+            return True
+    return False
 
 
-def _assemble(found: KeptDraft, weights: Path, target: TargetFolder, staging: Path) -> None:
-    theirs = _tensors(target.path)
+def _assemble(found: KeptDraft, weights: Path, target: Path, staging: Path) -> None:
+    theirs = _tensors(target)
     tensors = {name: value.float() for name, value in load_file(weights).items() if value.is_floating_point()}
     tensors |= {name: value for name, value in load_file(weights).items() if not value.is_floating_point()}
     tensors |= {name: theirs[name].float() for name in found.from_target}
@@ -158,7 +166,7 @@ def _assemble(found: KeptDraft, weights: Path, target: TargetFolder, staging: Pa
     save_file(tensors, staging / _WEIGHTS, metadata={"format": "pt"})
     (staging / "config.json").write_text(json.dumps(found.config, indent=2, sort_keys=True) + "\n", "utf-8")
     with quiet_transformers():
-        load_tokenizer(target.path).save_pretrained(staging)
+        load_tokenizer(target).save_pretrained(staging)
     (staging / FACTS).write_text(json.dumps(found.facts, indent=2, ensure_ascii=False) + "\n", "utf-8")
     if weights_sha256(weight_files(staging)) != found.weights_sha256:
         raise MissingDataError("its weights are not those that were built")

@@ -97,14 +97,25 @@ def build_draft(
     if not reused:
         with only_process(folder, progress, f"the draft {recipe.id}"):
             context = fetch or FetchContext(cache)
-            reused = folder.is_dir() or take_shared(context, key, folder, progress)
-            for root in context.roots[:1]:
-                beside = root / "drafts" / target.id
-                reused = reused or take_kept(recipe, key, target_folder, beside, folder, progress)
+            reused = (
+                folder.is_dir()
+                or take_shared(context, key, folder, progress)
+                or _kept(context, key, target, target_folder.path, folder, progress)
+            )
             if not reused:
                 _build(recipe, target, target_folder, context, device, progress, key)
                 give_shared(context, folder, progress)
     return _opened(recipe, folder, reused=reused)
+
+
+def _kept(
+    fetch: FetchContext, key: str, target: Target, target_folder: Path, folder: Path, progress: Progress
+) -> bool:
+    """Whether the draft was kept beside the workspace's recipes and lies in `folder` now."""
+    return any(
+        take_kept(key, target_folder, root / "drafts" / target.id, folder, progress)
+        for root in fetch.roots[:1]
+    )
 
 
 def _build(
@@ -170,10 +181,14 @@ class _Done:
 
 
 def _begin(recipe: Recipe, context: BuildContext) -> tuple[WorkingDraft, _Done]:
-    """The longest beginning of the steps that is in the cache as a draft of its own, else the target."""
+    """The longest beginning of the steps that is in the cache, or was kept, as a draft of its own, else the target."""
     for count in range(len(recipe.draft.build_steps) - 1, 0, -1):
         key = draft_key(recipe.draft, context.target_weights_sha256, count)
         folder = draft_folder(context.cache, key)
+        if not folder.is_dir() and context.target is not None:
+            with only_process(folder, context.progress, f"a part of {recipe.id}"):
+                if not folder.is_dir():
+                    _kept(context.fetch, key, context.target, context.target_folder, folder, context.progress)
         if folder.is_dir():
             facts = json.loads((folder / FACTS).read_text("utf-8"))
             draft = _working(folder, context.device)
