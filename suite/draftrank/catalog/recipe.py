@@ -52,8 +52,8 @@ class Speculate(Declared):
     always propose k. Only for drafts with a model."""
     branch_above_probability: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Propose a tree: beside the draft's most likely token also those that, with all proposed before them, have at least
-    this probability, and what follows them, k tokens in all; absent: a chain. In greedy decoding, by drafts with a model, of targets in torch;
-    when sampling a chain is proposed."""
+    this probability, and what follows them, k tokens in all; absent: a chain. In greedy decoding, by drafts with a
+    model, of targets in torch; when sampling a chain is proposed."""
 
 
 class Recipe(Declared):

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 def most_likely(logits: Tensor) -> list[int]:
     """The most likely token of each row of logits, [rows, vocabulary]; of equally likely ones the first.
 
-    On a CPU torch's own argmax of bf16 is slow: a verification of seven tokens spent 1.0 ms in it over a vocabulary of
-    49,152, where numpy's of the same in fp32 takes 0.04 ms, conversion included.
+    On a CPU torch's own argmax of bf16 is slow: of seven rows of 49,152 it takes 0.63 ms, numpy's of the same in fp32
+    0.11 ms, conversion included (medians, two quiet cores).
     """
     if logits.device.type == "cpu":
         chosen = logits.detach().float().numpy().argmax(-1)

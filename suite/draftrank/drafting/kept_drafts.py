@@ -156,8 +156,10 @@ def take_kept(key: str, target: Path, folder: Path, final: Path, progress: Progr
 
 def _assemble(found: KeptDraft, weights: Path, target: Path, staging: Path) -> None:
     theirs = _tensors(target)
-    tensors = {name: value.float() for name, value in load_file(weights).items() if value.is_floating_point()}
-    tensors |= {name: value for name, value in load_file(weights).items() if not value.is_floating_point()}
+    tensors = {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in load_file(weights).items()
+    }
     tensors |= {name: theirs[name].float() for name in found.from_target}
     tensors |= {
         name: theirs[rows.matrix][tensors[rows.token_ids]].float()

@@ -110,7 +110,7 @@ def _branching(
     (as in EAGLE-2, Li et al. 2024, arXiv:2406.16858). A draft whose runtime reads chains only goes on behind the most
     probable token of each level alone.
     """
-    wide = isinstance(draft, TreeRuntime)
+    tree = draft if isinstance(draft, TreeRuntime) else None
     parents = [-1]
     found: list[_Candidate] = []
     forwards, rows = 1, draft.feed(unseen, keep=1)
@@ -121,16 +121,14 @@ def _branching(
         found.sort(key=lambda one: -one.path)  # stable: of equals the earlier one stays
         del found[count:]
         on = [one for one in level if one in found and _goes_on(one, level, drafting)]
-        on = on[: MOST_EXPANDED if wide else 1]
+        on = on[: MOST_EXPANDED if tree else 1]
         if forwards == count or not on:
             break
         for one in on:
             parents.append(one.parent.place if one.parent else 0)
             one.place = len(parents) - 1
-        if isinstance(draft, TreeRuntime):
-            rows = draft.feed_tree([one.token for one in on], TokenTree(tuple(parents)))
-        else:
-            rows = draft.feed([on[0].token])
+        fed = [one.token for one in on]
+        rows = tree.feed_tree(fed, TokenTree(tuple(parents))) if tree else draft.feed(fed)
         behind = list(on)
         forwards += 1
     return _proposal(found, forwards)

@@ -304,7 +304,9 @@ def _joined(modules: Sequence[nn.Module], known: dict[tuple[int, ...], Product])
     if len(plain) < len(modules) or not same or len(set(with_bias)) > 1:
         return lambda inputs: torch.cat([module(inputs) for module in modules], -1)
     key = tuple(id(module.weight) for module in plain)  # layers may share their weights
-    if key not in known:
+    if key not in known and len(plain) == 1:
+        known[key] = product_of(plain[0])
+    elif key not in known:
         with torch.no_grad():
             weight = torch.cat([module.weight for module in plain])
             bias = torch.cat([module.bias for module in plain]) if all(with_bias) else None

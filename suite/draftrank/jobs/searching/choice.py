@@ -18,7 +18,7 @@ MIN_NGRAM = 3
 """Shortest run that a mixed draft copies; what agrees for less is more often right from a model."""
 MAX_NGRAM = 8
 TOKENS_PER_MATCH = 2.0
-MIN_PROBABILITY = 0.4
+MIN_PROBABILITY = 0.5
 """Share of the earlier places that must agree where a mixed draft copies: a doubtful copy is worse than the model's
 guess."""
 MOST_COPIED_TOKENS = 10
@@ -83,13 +83,18 @@ class Choice:
         if self.vocabulary:
             steps.append({"kind": "trim_vocabulary", "keep_tokens": self.vocabulary, "data": corpus})
         if self.features:
-            steps.append({"kind": "read_features"})
+            steps.append({"kind": "read_features", **_depths(shape.layers)})
         for passes in (_passes_on(number) for number in range(1, rung + 1)):
             healing = {"kind": "distill", "data": corpus, "passes": passes, "learning_rate": LEARNING_RATE}
             if self.features:
                 healing["feature_steps"] = FEATURE_STEPS
             steps.append({**healing, "cache_target_states": True})
         return steps
+
+
+def _depths(layers: int) -> dict[str, Any]:
+    """What is read beside the last state: outputs of an early, a middle and a late layer, where there are that many."""
+    return {"layers": [2, layers // 2 - 1, layers - 4]} if layers >= 10 else {}
 
 
 def _passes_on(rung: int) -> int:
