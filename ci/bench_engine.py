@@ -90,7 +90,9 @@ def main() -> int:
     parser.add_argument("--draft", default="int8-dynamic", help="a draft with a model of its own")
     parser.add_argument("--k", type=int, default=3)
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--fused", action="store_true", help="this engine's forwards in few calls")
+    parser.add_argument(
+        "--forward", choices=["eager", "fused", "native"], default="eager", help="this engine's"
+    )
     parser.add_argument("--prompts", type=int, default=4, help="per task")
     parser.add_argument("--tasks", nargs="+", default=["code", "math", "rag"])
     parser.add_argument("--tokens", type=int, default=64)
@@ -107,8 +109,8 @@ def main() -> int:
     target_model = load_model(folder.path, options.dtype, "cpu")
     draft_model = load_model(draft.folder, options.dtype, "cpu")
     tokenizer = load_tokenizer(folder.path)
-    target = TorchRuntime.of(target_model, fused=options.fused)
-    drafting = TorchRuntime.of(draft_model, fused=options.fused)
+    target = TorchRuntime.of(target_model, options.forward)
+    drafting = TorchRuntime.of(draft_model, options.forward)
     ngram, model = NgramProposer(1, MAX_NGRAM), ModelProposer(drafting)
 
     prompts = first_turns(workspace, declared, tokenizer, options.tasks, options.prompts)

@@ -34,8 +34,8 @@ def reproduce_command(session: Session, draft: str) -> str:
         words += ["--dtype", session.dtype]
     if session.device != "cpu":
         words += ["--device", session.device]
-    if session.fused:
-        words += ["--fused"]
+    if session.forward != "eager":
+        words += [f"--{session.forward}"]
     if not session.mode.greedy:
         words += ["--temperature", f"{session.mode.temperature:g}"]
         if session.mode.top_p is not None:

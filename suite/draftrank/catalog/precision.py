@@ -9,25 +9,38 @@ Precision = Literal["fp32", "bf16", "fp16", "gguf"]
 GGUF file as it is."""
 
 
-RuntimeName = Literal["torch-eager", "torch-fused", "llama.cpp"]
-"""What decodes a target: transformers' own forward, the same in fewer calls, or llama.cpp."""
+Forward = Literal["eager", "fused", "native"]
+"""How torch's models run short forwards: as transformers does, in fewer calls of torch, or in one of our own kernels
+compiled for the machine."""
+
+RuntimeName = Literal["torch-eager", "torch-fused", "torch-native", "llama.cpp"]
+"""What decodes a target: torch with one of these forwards, or llama.cpp."""
+
+_RUNTIMES: dict[Forward, RuntimeName] = {
+    "eager": "torch-eager",
+    "fused": "torch-fused",
+    "native": "torch-native",
+}
 
 
-FUSED: RuntimeName = "torch-fused"
-
-
-def runtime_of(precision: Precision, *, fused: bool) -> RuntimeName:
+def runtime_of(precision: Precision, forward: Forward) -> RuntimeName:
     """What decodes a target in this precision.
 
     Args:
         precision: the target's.
-        fused: whether torch runs short forwards in few calls.
+        forward: how torch runs short forwards.
     """
     if precision == "gguf":
         return "llama.cpp"
-    return FUSED if fused else "torch-eager"
+    return _RUNTIMES[forward]
+
+
+def forward_of(runtime: str) -> Forward:
+    """How the models of a runtime run short forwards; of llama.cpp's, which have forwards of their own, `eager`."""
+    return next((forward for forward, name in _RUNTIMES.items() if name == runtime), "eager")
 
 
 def in_words(precision: str, runtime: str) -> str:
     """Precision and runtime as they are shown: the runtime is told where it is not the usual one of the precision."""
-    return f"{precision} fused" if runtime == FUSED else precision
+    forward = forward_of(runtime)
+    return precision if forward == "eager" else f"{precision} {forward}"

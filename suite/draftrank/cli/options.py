@@ -12,6 +12,7 @@ import typer
 from draftrank.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from draftrank.catalog.precision import Forward
     from draftrank.jobs.executors.isolated import Limits
     from draftrank.measure.sessions.references import ReferenceMethod
 
@@ -89,6 +90,30 @@ FusedOption = Annotated[
     bool,
     typer.Option("--fused", help="Short forwards in few calls, faster on CPU; has boards of its own."),
 ]
+NativeOption = Annotated[
+    bool,
+    typer.Option(
+        "--native",
+        help="All forwards in kernels compiled for this CPU; has boards of its own. Needs a C++ compiler.",
+    ),
+]
+
+
+def chosen_forward(*, fused: bool, native: bool) -> Forward:
+    """What `--fused` and `--native` say.
+
+    Raises:
+        InvalidInputError: both are given.
+    """
+    if fused and native:
+        raise InvalidInputError.single(
+            "a forward is either fused or native",
+            field="--native",
+            fix="leave one of --fused and --native out",
+        )
+    return "native" if native else "fused" if fused else "eager"
+
+
 TargetOption = Annotated[str | None, typer.Option("--target", "-t", help="Only this target.", metavar="ID")]
 
 

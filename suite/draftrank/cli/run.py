@@ -12,8 +12,10 @@ from draftrank.cli.options import (
     Dtype,
     FusedOption,
     JsonOption,
+    NativeOption,
     ReferenceName,
     WorkspaceOption,
+    chosen_forward,
     parse_duration,
 )
 from draftrank.cli.output import ConsoleProgress, out, print_json
@@ -41,6 +43,7 @@ def run(
     dtype: Annotated[Dtype, typer.Option(help=PRECISION_HELP)] = Dtype.fp32,
     device: Annotated[Device, typer.Option(help="Where to run.")] = Device.cpu,
     fused: FusedOption = False,
+    native: NativeOption = False,
     temperature: Annotated[
         list[float] | None,
         typer.Option(
@@ -104,7 +107,7 @@ def run(
             tasks=tuple(task or ()),
             dtype=dtype.value,
             device=device.value,
-            fused=fused,
+            forward=chosen_forward(fused=fused, native=native),
             mode=DecodingMode(temperature=one, top_p=top_p, top_k=top_k, seed=seed),
             repeats=repeats,
             precision=precision,

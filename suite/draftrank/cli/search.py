@@ -13,9 +13,11 @@ from draftrank.cli.options import (
     Device,
     FusedOption,
     JsonOption,
+    NativeOption,
     TargetOption,
     TorchDtype,
     WorkspaceOption,
+    chosen_forward,
     parse_duration,
 )
 from draftrank.cli.output import ConsoleProgress, out, print_json, print_table
@@ -32,6 +34,7 @@ def search(
     dtype: Annotated[TorchDtype, typer.Option(help="Precision of the target.")] = TorchDtype.bf16,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.cpu,
     fused: FusedOption = False,
+    native: NativeOption = False,
     seed: Annotated[int, typer.Option(help="Seed of the choices and of arm order.", min=0)] = 0,
     folder: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for the recipe and the page.", metavar="DIR")
@@ -62,7 +65,7 @@ def search(
         suite=suite,
         dtype=dtype.value,
         device=device.value,
-        fused=fused,
+        forward=chosen_forward(fused=fused, native=native),
         budget_s=parse_duration(budget, "--budget"),
         seed=seed,
     )

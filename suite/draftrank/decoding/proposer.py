@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from draftrank.catalog.precision import Precision
+from draftrank.catalog.precision import Forward, Precision
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,8 +83,8 @@ class ProposerContext:
     """The session's precision."""
     device: Literal["cpu", "cuda"]
     """Where the session runs."""
-    fused: bool = False
-    """Whether torch runs short forwards in few calls."""
+    forward: Forward = "eager"
+    """How torch runs short forwards."""
     stop_below_confidence: float | None = None
     """The recipe's; None: never stop early."""
     branch_above_probability: float | None = None

@@ -38,6 +38,14 @@ class TokenTree:
             found.append(found[parent] + 1 if found else 0)
         return tuple(found)
 
+    @cached_property
+    def kin(self) -> tuple[int, ...]:
+        """For each token, the places of its ancestors and its own as the bits of a number."""
+        found: list[int] = []
+        for place, parent in enumerate(self.parents):
+            found.append(1 << place | (found[parent] if found else 0))
+        return tuple(found)
+
     def visible(self, held: int, window: int | None, on: device) -> Tensor:
         """Which positions each token sees.
 

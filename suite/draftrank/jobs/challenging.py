@@ -72,7 +72,7 @@ def plan_challenges(
 
 def _boards_like(boards: Iterable[Board], target: str, like: RunRequest) -> list[Board]:
     """Boards of these settings on any machine, those of the newest session first."""
-    runtime = runtime_of(like.dtype, fused=like.fused)
+    runtime = runtime_of(like.dtype, like.forward)
     wanted = (target, like.suite, like.dtype, runtime, like.device, like.mode.label)
     found = [
         board

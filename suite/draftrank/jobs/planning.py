@@ -112,7 +112,7 @@ def _is_built(recipe: Recipe, cache: Path) -> bool:
 
 
 def _session_id(request: RunRequest) -> str:
-    precision = in_words(request.dtype, runtime_of(request.dtype, fused=request.fused))
+    precision = in_words(request.dtype, runtime_of(request.dtype, request.forward))
     words = [request.target, request.suite, precision, request.device, request.mode.label]
     words += [f"seed {request.seed}"] if request.seed else []
     drafts = f"{len(request.drafts)} drafts" if len(request.drafts) > 3 else "+".join(request.drafts)
@@ -134,7 +134,7 @@ def _done(
         if (
             session.finished_at is not None
             and (session.target, session.suite_sha256) == (request.target, suite_sha256)
-            and (session.dtype, session.fused) == (request.dtype, request.fused)
+            and (session.dtype, session.forward) == (request.dtype, request.forward)
             and (session.device, session.mode) == (request.device, request.mode)
             and session.draftrank_version.split(".")[:2] == minor
             and machine_class in (None, session.machine.machine_class)
@@ -160,8 +160,8 @@ def _session_s(request: RunRequest, arms: int, results: Iterable[SessionResult])
     """As long as the baseline of an earlier session of this target and suite took, for every arm."""
     for result in reversed(list(results)):
         session = result.session
-        known = (session.target, session.suite, session.dtype, session.fused)
-        wanted = (request.target, request.suite, request.dtype, request.fused)
+        known = (session.target, session.suite, session.dtype, session.forward)
+        wanted = (request.target, request.suite, request.dtype, request.forward)
         if session.finished_at and known == wanted:
             spent = [trial.decode_s + trial.prefill_s for trial in result.trials if trial.arm == BASELINE]
             return arms * (sum(spent) + _ARM_OVERHEAD_S) + (request.budget_s or 0.0)

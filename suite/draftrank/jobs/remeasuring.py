@@ -81,7 +81,7 @@ def remeasure(
         suite=board.key.suite,
         dtype=session.dtype,
         device=session.device,
-        fused=session.fused,
+        forward=session.forward,
         mode=session.mode,
         fresh=True,
     )

@@ -12,7 +12,7 @@ from typing import Literal
 
 from draftrank.board.reproduce import CUSTOM
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.catalog.precision import Precision
+from draftrank.catalog.precision import Forward, Precision
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.target import Target
 from draftrank.catalog.task import Suite, SuiteTask
@@ -46,7 +46,7 @@ class RunRequest:
     """Precision of the target."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to run."""
-    fused: bool = False
+    forward: Forward = "eager"
     """Whether torch runs short forwards of target and drafts in few calls: faster on CPU, on boards of its own."""
     mode: DecodingMode = DecodingMode()
     """How tokens are chosen."""
@@ -184,7 +184,7 @@ def plan_run(
         skipped_tasks=tuple(skipped),
         references=references,
         watch=watching(),
-        fused=request.fused,
+        forward=request.forward,
         target_file=target_file,
         workspace=workspace.root,
     )
@@ -297,10 +297,10 @@ def _require_llama_cpp(request: RunRequest) -> None:
             field="--reference",
             fix="leave it out, or use --dtype bf16",
         )
-    if request.fused:
+    if request.forward != "eager":
         raise InvalidInputError.single(
             "llama.cpp decodes GGUF targets, by forwards of its own",
-            field="--fused",
+            field=f"--{request.forward}",
             fix="leave it out, or use --dtype bf16",
         )
     from draftrank.decoding.runtimes.llama_cpp import load_library

@@ -197,7 +197,7 @@ def _plan(
         drafts=(built,),
         dtype=session.dtype,
         device=session.device,
-        fused=session.fused,
+        forward=session.forward,
         mode=session.mode,
         precision=None,
     )

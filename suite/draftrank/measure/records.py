@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from draftrank.catalog.base import Sha256
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.catalog.precision import FUSED, Precision, in_words
+from draftrank.catalog.precision import Forward, Precision, forward_of, in_words
 from draftrank.measure.evidence import Conditions, Environment, Judgement, Numerics, Reference, SamplingCheck
 from draftrank.measure.record import Count, Record, Seconds
 
@@ -279,9 +279,9 @@ class Session(Record):
     """The rest of the fingerprint; None in sessions of older versions."""
 
     @property
-    def fused(self) -> bool:
-        """Whether torch ran short forwards in few calls."""
-        return self.runtime == FUSED
+    def forward(self) -> Forward:
+        """How torch ran short forwards."""
+        return forward_of(self.runtime)
 
     @property
     def precision_in_words(self) -> str:

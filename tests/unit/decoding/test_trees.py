@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftrank.catalog.decoding_mode import DecodingMode
+from draftrank.catalog.precision import forward_of
 from draftrank.catalog.recipe import Recipe, TypicalAcceptance
 from draftrank.decoding.loop import Request, autoregressive, speculative
 from draftrank.decoding.proposer import Proposal
@@ -32,9 +33,10 @@ GREEDY = Sampler(DecodingMode())
 
 def runtimes(name):
     yield TorchRuntime(MODELS[name])
-    fused = TorchRuntime.of(copy.deepcopy(MODELS[name]), fused=True)
-    if fused.name == "torch-fused":
-        yield fused
+    for forward in ("fused", "native"):
+        found = TorchRuntime.of(copy.deepcopy(MODELS[name]), forward)
+        if found.name == f"torch-{forward}":
+            yield found
 
 
 RUNTIMES = [(name, runtime) for name in ARCHITECTURES for runtime in runtimes(name)]
@@ -102,7 +104,7 @@ def test_every_token_is_read_behind_its_own_ancestors(name, runtime, prompt, tre
 
 @named
 def test_features_are_those_of_the_path(name, runtime):
-    runtime = TorchRuntime.of(small_model(name), fused=runtime.name == "torch-fused")
+    runtime = TorchRuntime.of(small_model(name), forward_of(runtime.name))
     runtime.remember_features()
     runtime.feed([5, 6])
     runtime.feed_tree((7, 8, 9, 10, 11), TokenTree.behind((-1, -1, 0, 1)))

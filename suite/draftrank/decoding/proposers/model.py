@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from draftrank.catalog.draft import DraftBase
+from draftrank.catalog.precision import Forward
 from draftrank.catalog.self_generated import CALIBRATION, SelfGenerated
 from draftrank.catalog.step import StepBase
 from draftrank.catalog.step_order import order_fault
@@ -81,15 +82,15 @@ class BuiltDraft(DraftBase):
             return ModelProposer(file, drafting)
         # Beside a target in llama.cpp, a draft in torch computes as fast as it can.
         dtype = compute_dtype(context.device) if context.dtype == "gguf" else context.dtype
-        fused = context.fused or context.dtype == "gguf"
+        forward: Forward = "fused" if context.dtype == "gguf" else context.forward
         model = load_model(context.draft_folder, dtype, context.device)
         if not any(isinstance(form, FeaturesForm) for form in forms):
-            return ModelProposer(TorchRuntime.of(model, fused=fused), drafting)
+            return ModelProposer(TorchRuntime.of(model, forward=forward), drafting)
         if not isinstance(context.target, FeaturedRuntime):
             raise IncompatibleDraftError(
                 f"the runtime {context.target.name} does not tell a model's hidden states"
             )
-        reader = FeatureRuntime.of(model, fused=fused)
+        reader = FeatureRuntime.of(model, forward=forward)
         return FeatureProposer(context.target, reader, drafting)
 
 

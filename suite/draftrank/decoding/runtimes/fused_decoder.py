@@ -11,6 +11,7 @@ It is the model's own computation in another order of rounding: norms are kept i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,22 +21,14 @@ from torch.ao.nn.quantized.dynamic import Linear as DynamicInt8Linear
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
 from draftrank.decoding.runtimes.packed_product import Product, product, product_of
+from draftrank.decoding.runtimes.short_forward import ShortForward
 from draftrank.decoding.runtimes.torch_cache import RollbackCache
-from draftrank.drafting.architecture import Architecture
-from draftrank.drafting.attention_windows import FULL, attention_windows
-from draftrank.drafting.forms import TrimmedHead
+from draftrank.drafting.attention_windows import FULL
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
     from draftrank.decoding.token_tree import TokenTree
-
-MOST_TOKENS = 64
-"""Longest forward; longer ones are prefills, where the kernels take nearly all of the time."""
-SUPPORTED = ("llama", "gemma3_text")
-"""Model types whose layers are known here."""
-_STATIC_ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})
-"""Kinds of rotary embedding that do not depend on how long the sequence is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,50 +51,29 @@ class _Layer:
     """How many last positions it sees; None: all."""
 
 
-class FusedDecoder:
-    """The layers of a Llama or Gemma 3 decoder, with the embedding before and the final norm after them."""
+class FusedDecoder(ShortForward):
+    """See `ShortForward`. Joins the model's matrices in memory."""
+
+    runtime = "torch-fused"
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """Joins the model's matrices in memory; `fits` says which models can be given."""
-        self._shape = Architecture.of(model)
-        self._model = model
+        super().__init__(model)
         config = model.config.get_text_config()
-        self._queries, self._shared = int(config.num_attention_heads), int(config.num_key_value_heads)
-        self._size = int(getattr(config, "head_dim", None) or config.hidden_size // self._queries)
-        self._scale = float(getattr(config, "query_pre_attn_scalar", None) or self._size) ** -0.5
-        self._eps = float(config.rms_norm_eps)
-        self._decoder = getattr(model, self._shape.decoder)
-        self._norm = self._weight(self._shape.norm(model))
-        self._rotations: dict[str, tuple[Tensor, Tensor]] = {}
-        self._head = _head_product(self._shape.head(model))
         joined: dict[tuple[int, ...], Product] = {}
         self._layers = [
             self._layer(layer, config, place, joined) for place, layer in enumerate(self._shape.layers(model))
         ]
 
-    @staticmethod
-    def fits(model: PreTrainedModel) -> bool:
-        """Whether this model's forward is written here."""
-        config = model.config.get_text_config()
-        return (
-            config.model_type in SUPPORTED
-            and _rotation_types(config) <= _STATIC_ROTATIONS
-            and getattr(config, "attn_logit_softcapping", None) is None
-            and not getattr(config, "use_bidirectional_attention", False)
-        )
-
     def first(self, count: int, view: PreTrainedModel) -> FusedDecoder:
-        """The first `count` layers alone, as `view` has them; they share all weights."""
-        twin = object.__new__(FusedDecoder)
-        twin.__dict__.update(self.__dict__)
+        """See `ShortForward.first`."""
+        twin = copy(self)
         twin._layers = self._layers[:count]
         twin._model = view
         return twin
 
-    def embedded(self, ids: Tensor) -> Tensor:
-        """Embeddings [1, tokens, hidden] of token ids [1, tokens]."""
-        found: Tensor = self._shape.embedding(self._model)(ids)
-        return found
+    def product_of(self, module: nn.Module) -> Product:
+        """See `ShortForward.product_of`."""
+        return product_of(module)
 
     def run(
         self,
@@ -110,17 +82,7 @@ class FusedDecoder:
         tree: TokenTree | None = None,
         states: dict[int, Tensor] | None = None,
     ) -> Tensor:
-        """Appends tokens to the cache.
-
-        Args:
-            inputs: what the first layer reads, [tokens, hidden]; at most `MOST_TOKENS`.
-            cache: what is held so far.
-            tree: how the tokens follow each other, see `TreeRuntime.feed_tree`; None: as a chain.
-            states: by the numbers of layers, whose outputs replace what is there.
-
-        Returns:
-            states after the last layer, [tokens, hidden]; `normed` makes them final.
-        """
+        """See `ShortForward.run`."""
         start, tokens = cache.length, inputs.shape[0]
         root = start if tree is None else start + tokens - len(tree.parents)
         kinds = {layer.kind: layer.window for layer in self._layers}
@@ -147,14 +109,6 @@ class FusedDecoder:
             if states and number in states:
                 states[number] = hidden
         return hidden
-
-    def normed(self, hidden: Tensor) -> Tensor:
-        """States after the final norm."""
-        return self._normed(hidden, self._norm)
-
-    def logits(self, states: Tensor) -> Tensor:
-        """Logits [tokens, vocabulary] of final states [tokens, hidden]."""
-        return self._shape.logits(self._model, states, self._head)
 
     def _attended(
         self,
@@ -208,33 +162,11 @@ class FusedDecoder:
     def _rotated_by(self, kind: str, root: int, tokens: int, tree: TokenTree | None) -> tuple[Tensor, Tensor]:
         """Cosines and signed sines of the tokens' positions, [tokens, 1, size]."""
         end = root + (tokens if tree is None else len(tree.parents))
-        known = self._rotations.get(kind)
-        if known is None or len(known[0]) < end:
-            known = self._rotations[kind] = self._tables(kind, max(2 * end, 512))
-        cosine, sine = known
+        cosine, sine = self._rotation_tables(kind, end)
         if tree is not None:
             positions = root + torch.tensor(tree.depths[-tokens:], device=cosine.device)
             return cosine[positions], sine[positions]
         return cosine[root:end], sine[root:end]
-
-    def _tables(self, kind: str, positions: int) -> tuple[Tensor, Tensor]:
-        weight = self._shape.embedding(self._model).weight
-        assert isinstance(weight, Tensor)
-        numbers = torch.arange(positions, device=weight.device)[None]
-        several = {} if self._shape.model_type == "llama" else {"layer_type": kind}
-        cosine, sine = self._decoder.rotary_emb(weight[:1, None], numbers, **several)
-        half = self._size // 2
-        signed = torch.cat([-sine[..., :half], sine[..., half:]], -1)
-        return cosine[0][:, None].contiguous(), signed[0][:, None].contiguous()
-
-    def _normed(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        return rms_norm(hidden.float(), (hidden.shape[-1],), weight, self._eps).to(hidden.dtype)
-
-    def _weight(self, norm: nn.Module) -> Tensor:
-        """A norm's weight as it multiplies, fp32."""
-        weight = norm.weight
-        assert isinstance(weight, Tensor)
-        return weight.detach().float() + self._shape.norm_offset
 
     def _layer(
         self, layer: nn.Module, config: PretrainedConfig, place: int, joined: dict[tuple[int, ...], Product]
@@ -266,26 +198,13 @@ class FusedDecoder:
             feed_forward_output=_joined([getattr(network, names.feed_forward_output)], joined),
             feed_forward_output_norm=norms[3] if gemma else None,
             kind=kind,
-            window=attention_windows(config)[kind],
+            window=self._windows[kind],
         )
 
 
 def _first_seen(root: int, window: int | None) -> int:
     """The first position that a token at `root` sees."""
     return 0 if window is None else max(0, root - window + 1)
-
-
-def _head_product(head: nn.Module) -> Product:
-    if isinstance(head, TrimmedHead):
-        kept = product_of(head.projection)
-        return lambda states: head.spread(kept(states))
-    return product_of(head)
-
-
-def _rotation_types(config: PretrainedConfig) -> set[str]:
-    found = config.rope_parameters
-    kinds = [found] if "rope_type" in found else [one for one in found.values() if one is not None]
-    return {str(one["rope_type"]) for one in kinds}
 
 
 def _joined(modules: Sequence[nn.Module], known: dict[tuple[int, ...], Product]) -> Product:

@@ -45,17 +45,23 @@ class RollbackLayer(CacheLayerMixin):  # type: ignore[misc]
         self.values = self._buffer_like(value_states)
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Appends states of shape [1, heads, new, head_dim]; returns views of all held ones."""
-        end = self.length + key_states.shape[-2]
+    def extend(self, count: int, key_states: Tensor, value_states: Tensor) -> None:
+        """Holds `count` more positions, which the caller fills; shapes, dtype and device of the first are those of the
+        states, [1, heads, any, head_dim]."""
+        end = self.length + count
         if end > self.capacity:
             self.reserve(max(end, 2 * self.capacity))
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.keys[:, :, self.length : end] = key_states
-        self.values[:, :, self.length : end] = value_states
         self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Appends states of shape [1, heads, new, head_dim]; returns views of all held ones."""
+        start = self.length
+        self.extend(key_states.shape[-2], key_states, value_states)
+        self.keys[:, :, start : self.length] = key_states
+        self.values[:, :, start : self.length] = value_states
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
     def keep(self, start: int, places: Sequence[int]) -> None:
         """Of the positions from `start` on only these places stay, ascending and moved together."""

@@ -1,7 +1,7 @@
 """Any transformers causal language model, run eagerly by torch on CPU or CUDA.
 
 Its forward is transformers' own, or, for short ones and where that is asked for, the same in fewer calls
-(`fused_decoder`).
+(`fused_decoder`) or in kernels of our own (`native`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 
-from draftrank.catalog.precision import FUSED
-from draftrank.decoding.runtimes.fused_decoder import MOST_TOKENS, FusedDecoder
+from draftrank.decoding.runtimes.fused_decoder import FusedDecoder
 from draftrank.decoding.runtimes.grouped_attention import NAME, use_attention
+from draftrank.decoding.runtimes.native.decoder import NativeDecoder
+from draftrank.decoding.runtimes.short_forward import MOST_TOKENS, ShortForward
 from draftrank.decoding.runtimes.torch_cache import RollbackCache
 from draftrank.drafting.architecture import Architecture
 from draftrank.drafting.attention_windows import attention_windows
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from draftrank.catalog.precision import Forward
     from draftrank.decoding.token_tree import TokenTree
 
 
@@ -58,18 +60,18 @@ class TorchRuntime:
         model: PreTrainedModel,
         cache: RollbackCache | None = None,
         *,
-        fused: FusedDecoder | None = None,
+        short: ShortForward | None = None,
     ) -> None:
         """Wraps a model.
 
         Args:
             model: the model, on its device.
             cache: a cache to share; None: its own.
-            fused: the model's layers, to run short forwards through; None: transformers runs all.
+            short: the model's layers, to run short forwards through; None: transformers runs all.
         """
         use_attention(model, NAME)
-        self.name: str = "torch-eager" if fused is None else FUSED
-        self._fused = fused
+        self.name: str = "torch-eager" if short is None else short.runtime
+        self._short = short
         config = model.config.get_text_config()
         self.model = model
         self.vocabulary_size = int(config.vocab_size)
@@ -91,15 +93,20 @@ class TorchRuntime:
         dtype: Literal["fp32", "bf16", "fp16"],
         device: Literal["cpu", "cuda"],
         *,
-        fused: bool = False,
+        forward: Forward = "eager",
     ) -> Self:
         """Loads a Hugging Face folder, in the form its build asks for."""
-        return cls.of(load_model(folder, dtype, device), fused=fused)
+        return cls.of(load_model(folder, dtype, device), forward=forward)
 
     @classmethod
-    def of(cls, model: PreTrainedModel, *, fused: bool) -> Self:
-        """Wraps a model; its short forwards are fused if that is asked for and known of its architecture."""
-        return cls(model, fused=FusedDecoder(model) if fused and FusedDecoder.fits(model) else None)
+    def of(cls, model: PreTrainedModel, forward: Forward) -> Self:
+        """Wraps a model. Where its forward is not known as it is asked for, the next slower one is taken: `native`,
+        `fused`, `eager`.
+
+        Raises:
+            InvalidInputError: native forwards are asked for and cannot be compiled.
+        """
+        return cls(model, short=_short_forward(model, forward))
 
     @property
     def length(self) -> int:
@@ -120,8 +127,8 @@ class TorchRuntime:
         ids = torch.tensor([[*tokens, *([tokens[-1]] * (rows - fed))]], device=self._device)
         read = self._read(ids, fed)
         self._fed = fed
-        if self._fused is not None and rows <= MOST_TOKENS:
-            logits = self._fused_logits(self._fused, read, fed, wanted)
+        if self._short is not None and (rows <= MOST_TOKENS or self._short.reads_prompts):
+            logits = self._short_logits(self._short, read, fed, wanted)
         else:
             # A slice of the last rows keeps the stride of all: oneDNN then converts the whole bf16 head first.
             chosen = rows if wanted == fed else torch.arange(fed - wanted, fed, device=self._device)
@@ -138,8 +145,8 @@ class TorchRuntime:
         root = self._cache.length - known
         read = self._read(torch.tensor([tokens], device=self._device), fed)
         self._fed, self._tree = fed, len(tree.parents)
-        if self._fused is not None and fed <= MOST_TOKENS:
-            return self._fused_logits(self._fused, read, fed, fed, tree)
+        if self._short is not None and self._tree <= MOST_TOKENS:
+            return self._short_logits(self._short, read, fed, fed, tree)
         masks = {
             kind: tree.visible(root, window, self._device)[None, None, known:]
             for kind, window in self._windows.items()
@@ -163,22 +170,22 @@ class TorchRuntime:
             self._states = {place: states[list(places)] for place, states in self._states.items()}
             self._fed = len(places)
 
-    def _fused_logits(
+    def _short_logits(
         self,
-        fused: FusedDecoder,
+        short: ShortForward,
         read: dict[str, Tensor],
         fed: int,
         wanted: int,
         tree: TokenTree | None = None,
     ) -> Tensor:
-        inputs = read["inputs_embeds"] if "inputs_embeds" in read else fused.embedded(read["input_ids"])
-        hidden = fused.run(inputs[0], self._cache, tree, self._states)
+        inputs = read["inputs_embeds"] if "inputs_embeds" in read else short.embedded(read["input_ids"])
+        hidden = short.run(inputs[0], self._cache, tree, self._states)
         if self._states:
-            self._states[_FINAL] = fused.normed(hidden)
+            self._states[_FINAL] = short.normed(hidden)
             states = self._states[_FINAL][fed - wanted : fed].contiguous()
         else:
-            states = fused.normed(hidden[fed - wanted : fed])
-        return fused.logits(states)
+            states = short.normed(hidden[fed - wanted : fed])
+        return short.logits(states)
 
     def _read(self, ids: Tensor, fed: int) -> dict[str, Tensor]:
         """What the model is called with: ids [1, rows], of which the first `fed` count."""
@@ -234,5 +241,13 @@ class TorchRuntime:
                 fix=f"use at most {depth - 1}",
             )
         view = Architecture.of(self.model).first_layers(self.model, count)
-        fused = None if self._fused is None else self._fused.first(count, view)
-        return TorchRuntime(view, self._cache.first(count), fused=fused)
+        short = None if self._short is None else self._short.first(count, view)
+        return TorchRuntime(view, self._cache.first(count), short=short)
+
+
+def _short_forward(model: PreTrainedModel, forward: Forward) -> ShortForward | None:
+    if forward == "native" and NativeDecoder.fits(model):
+        return NativeDecoder(model)
+    if forward != "eager" and FusedDecoder.fits(model):
+        return FusedDecoder(model)
+    return None

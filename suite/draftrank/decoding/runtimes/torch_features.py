@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from draftrank.decoding.runtimes.packed_product import Product, product_of
+from draftrank.decoding.runtimes.packed_product import Product
 from draftrank.decoding.runtimes.torch_eager import TorchRuntime
 from draftrank.drafting.architecture import Architecture
 from draftrank.drafting.forms import FEATURES, FeatureFusion
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from draftrank.decoding.runtimes.fused_decoder import FusedDecoder
+    from draftrank.decoding.runtimes.short_forward import ShortForward
     from draftrank.decoding.runtimes.torch_cache import RollbackCache
     from draftrank.decoding.token_tree import TokenTree
 
@@ -31,17 +31,16 @@ class FeatureRuntime(TorchRuntime):
         model: PreTrainedModel,
         cache: RollbackCache | None = None,
         *,
-        fused: FusedDecoder | None = None,
+        short: ShortForward | None = None,
     ) -> None:
-        super().__init__(model, cache, fused=fused)
+        super().__init__(model, cache, short=short)
         self._shape = Architecture.of(model)
         fusion = model.get_submodule(FEATURES)
         assert isinstance(fusion, FeatureFusion)
         self._fusion: FeatureFusion = fusion
-        quick = fused is not None
-        self._project: Product = product_of(self._fusion.projection) if quick else self._fusion.projection
-        reduction = self._fusion.reduction
-        self._reduce: Product | None = product_of(reduction) if quick and reduction is not None else reduction
+        project, reduce = self._fusion.projection, self._fusion.reduction
+        self._project: Product = project if short is None else short.product_of(project)
+        self._reduce: Product | None = reduce if short is None or reduce is None else short.product_of(reduce)
         self._offered: Tensor | None = None
         self._of_tree: list[Tensor] = []
         """States of the tree so far, by place; of a chain's last token if there is none."""
@@ -85,7 +84,8 @@ class FeatureRuntime(TorchRuntime):
         if rows > fed:
             features = torch.cat([features, features[-1:].expand(rows - fed, -1)])
         embedded = self._shape.embedding(self.model)(ids)[0]
-        return {"inputs_embeds": self._project(self._fusion.beside(embedded, features))[None]}
+        read = self._project(self._fusion.beside(embedded, features))
+        return {"inputs_embeds": read.to(embedded.dtype)[None]}
 
     @property
     def _width(self) -> int:

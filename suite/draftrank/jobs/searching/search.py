@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from draftrank.board.reproduce import SEARCH
 from draftrank.catalog.base import sha256_of_json
+from draftrank.catalog.precision import Forward
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.self_generated import SelfGenerated
 from draftrank.catalog.workspace import Workspace
@@ -71,7 +72,7 @@ class SearchRequest:
     """Precision of the target."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to compute."""
-    fused: bool = False
+    forward: Forward = "eager"
     """Whether torch runs short forwards in few calls."""
     budget_s: float = 7200.0
     """Seconds for all of it."""
@@ -135,7 +136,7 @@ def search(
             suite=request.suite,
             dtype=request.dtype,
             device=request.device,
-            fused=request.fused,
+            forward=request.forward,
             seed=request.seed,
         )
         plan = plan_run(workspace, asked, progress, recipes=recipes, suite=suite)
@@ -307,7 +308,7 @@ class _Seeker:
         from draftrank.measure.cost.latency import measure_latencies
 
         request = self._request
-        target = TorchRuntime.load(self._folder.path, request.dtype, request.device, fused=request.fused)
+        target = TorchRuntime.load(self._folder.path, request.dtype, request.device, forward=request.forward)
         proposer = recipe.draft.open(
             ProposerContext(
                 target,
@@ -315,7 +316,7 @@ class _Seeker:
                 self._folder.path,
                 request.dtype,
                 request.device,
-                fused=request.fused,
+                forward=request.forward,
             )
         )
         room = min(_CONTEXT, target.context_window // 2)

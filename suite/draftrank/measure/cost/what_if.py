@@ -163,9 +163,9 @@ def _what_is_missing(results: Sequence[SessionResult], source: _Source, machine_
     there = [r.session for r in results if r.session.machine.machine_class == machine_class]
     of_target = [session for session in there if session.target == source.session.target]
     draft, target, dtype = source.arm.id, source.session.target, source.session.dtype
-    fused = " --fused" if source.session.fused else ""
+    forward = "" if source.session.forward == "eager" else f" --{source.session.forward}"
     remedy = (
-        f"run `draftrank run {target} --draft {draft} --dtype {dtype}{fused}` there once, the smallest suite "
+        f"run `draftrank run {target} --draft {draft} --dtype {dtype}{forward}` there once, the smallest suite "
         "will do"
     )
     if not of_target:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.catalog.precision import FUSED
+from draftrank.catalog.precision import runtime_of
 from draftrank.catalog.recipe import TypicalAcceptance
 from draftrank.decoding.environment import memory_bytes, reset_peak_memory
 from draftrank.decoding.loop import Decoding, Request, autoregressive, speculative
@@ -235,7 +235,7 @@ class Bench:
                         target_folder=self._plan.target_folder.path,
                         dtype=self._plan.dtype,
                         device=self._plan.device,
-                        fused=self._plan.fused,
+                        forward=self._plan.forward,
                         stop_below_confidence=planned.recipe.speculate.stop_below_confidence,
                         branch_above_probability=planned.recipe.speculate.branch_above_probability,
                     )
@@ -338,15 +338,18 @@ class Bench:
         self._journal.update_arm(self._session.id, failed)
 
 
+_NOT_KNOWN = {"fused": "is not known in few calls", "native": "is not known in kernels of our own"}
+
+
 def _open_target(plan: SessionPlan) -> Runtime:
     if plan.dtype == "gguf":
         assert plan.target_file is not None
         return LlamaCppRuntime(plan.target_file)
-    target = TorchRuntime.load(plan.target_folder.path, plan.dtype, plan.device, fused=plan.fused)
-    if plan.fused and target.name != FUSED:
+    target = TorchRuntime.load(plan.target_folder.path, plan.dtype, plan.device, forward=plan.forward)
+    if target.name != runtime_of(plan.dtype, plan.forward):
         raise InvalidInputError.single(
-            f"the forward of {plan.target.id} ({plan.target_folder.model_type}) is not known in few calls",
-            field="--fused",
+            f"the forward of {plan.target.id} ({plan.target_folder.model_type}) {_NOT_KNOWN[plan.forward]}",
+            field=f"--{plan.forward}",
             fix="leave it out",
         )
     return target

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from draftrank.catalog.base import sha256_of_json
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.catalog.precision import Precision, runtime_of
+from draftrank.catalog.precision import Forward, Precision, runtime_of
 from draftrank.catalog.prompts import TaskPrompts
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.sources.base import file_sha256
@@ -54,8 +54,7 @@ class SessionPlan:
     drafts: tuple[DraftArm, ...]
     dtype: Precision = "fp32"
     device: Literal["cpu", "cuda"] = "cpu"
-    fused: bool = False
-    """Whether torch runs short forwards in few calls; see `decoding.runtimes.fused_decoder`."""
+    forward: Forward = "eager"
     mode: DecodingMode = DecodingMode()
     seed: int = 0
     precision: float | None = DEFAULT_PRECISION
@@ -97,7 +96,7 @@ class SessionPlan:
                 "seed": self.seed,
                 "stopping": [self.precision, self.budget_s],
                 "references": [arm.model_dump(mode="json") for arm in self.references],
-                **({"fused": True} if self.fused else {}),
+                **({self.forward: True} if self.forward != "eager" else {}),
             }
         )
 
@@ -146,7 +145,7 @@ def new_session(plan: SessionPlan, plan_sha256: str, machine: Machine) -> Sessio
         target_parameters=plan.target_folder.parameters,
         dtype=plan.dtype,
         device=plan.device,
-        runtime=runtime_of(plan.dtype, fused=plan.fused),
+        runtime=runtime_of(plan.dtype, plan.forward),
         mode=plan.mode,
         seed=plan.seed,
         repeats=plan.suite.repeats,

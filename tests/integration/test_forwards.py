@@ -1,8 +1,10 @@
-"""Sessions whose short forwards run in few calls."""
+"""Sessions whose forwards run in few calls, or in our own kernels."""
 
 from __future__ import annotations
 
 import json
+
+import pytest
 
 from commands import several
 from conftest import write_tiny_workspace
@@ -11,14 +13,15 @@ from draftrank.board.reproduce import reproduce_command
 from workspaces import RECIPE
 
 
-def test_every_kind_of_draft_is_lossless_and_has_a_board_apart(workspace_root):
+@pytest.mark.parametrize("forward", ["fused", "native"])
+def test_every_kind_of_draft_is_lossless_and_has_a_board_apart(workspace_root, forward):
     workspace = Workspace.open(workspace_root)
     with Store.open(workspace.store_url) as store:
         plain = run(workspace, RunRequest("tiny"), store)
-        fused = run(workspace, RunRequest("tiny", fused=True), store)
-        assert run(workspace, RunRequest("tiny", fused=True), store) == fused
+        fused = run(workspace, RunRequest("tiny", forward=forward), store)
+        assert run(workspace, RunRequest("tiny", forward=forward), store) == fused
     assert fused.session.id != plain.session.id
-    assert (plain.session.runtime, fused.session.runtime) == ("torch-eager", "torch-fused")
+    assert (plain.session.runtime, fused.session.runtime) == ("torch-eager", f"torch-{forward}")
     assert [arm.failure for arm in fused.session.arms] == [None] * len(fused.session.arms)
     for arm in summarise(fused).arms:
         if arm.arm.kind == "draft":
@@ -28,25 +31,30 @@ def test_every_kind_of_draft_is_lossless_and_has_a_board_apart(workspace_root):
     }
     assert all(trial.token_ids == outputs[trial.prompt, trial.turn] for trial in fused.trials)
     assert len(build_boards([plain, fused])) == 2
-    assert "--fused" in reproduce_command(fused.session, "ngram").split()
-    assert "--fused" not in reproduce_command(plain.session, "ngram")
+    assert f"--{forward}" in reproduce_command(fused.session, "ngram").split()
+    assert f"--{forward}" not in reproduce_command(plain.session, "ngram")
 
 
 def test_what_cannot_be_fused_is_said(tmp_path):
     root = write_tiny_workspace(tmp_path / "workspace", "gpt2")
-    unknown, gguf = several(
+    unknown, gguf, kernels, both = several(
         root,
         ["run", "tiny", "--draft", "ngram", "--fused"],
         ["run", "tiny", "--draft", "ngram", "--fused", "--dtype", "gguf"],
+        ["run", "tiny", "--draft", "ngram", "--native"],
+        ["run", "tiny", "--draft", "ngram", "--native", "--fused"],
     )
-    assert (unknown.code, gguf.code) == (2, 2)
+    assert (unknown.code, gguf.code, kernels.code, both.code) == (2, 2, 2, 2)
     assert "the forward of tiny (gpt2) is not known in few calls" in unknown.err
+    assert "the forward of tiny (gpt2) is not known in kernels of our own" in kernels.err
+    assert "leave one of --fused and --native out" in both.err
     assert "leave it out, or use --dtype bf16" in gguf.err
 
 
-def test_a_fused_board_is_printed_with_its_runtime(workspace_root):
+@pytest.mark.parametrize("forward", ["fused", "native"])
+def test_a_board_is_printed_with_its_runtime(workspace_root, forward):
     (workspace_root / "drafts" / "tiny" / "ngram.yaml").write_text(RECIPE)
-    (found,) = several(workspace_root, ["run", "tiny", "--draft", "ngram", "--fused", "--json"])
+    (found,) = several(workspace_root, ["run", "tiny", "--draft", "ngram", f"--{forward}", "--json"])
     assert found.code == 0, found.err
     (board,) = json.loads(found.out.splitlines()[-1])["boards"]
-    assert board["runtime"] == "torch-fused"
+    assert board["runtime"] == f"torch-{forward}"

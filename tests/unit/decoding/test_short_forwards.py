@@ -1,8 +1,10 @@
-"""Forwards in few calls: what they compute equals transformers' own forward, and the engine's laws hold on them."""
+"""Forwards in few calls and in our own kernels: what they compute equals transformers' own forward, and the engine's laws
+hold on them."""
 
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -17,8 +19,9 @@ from draftrank.decoding.proposers.early_exit import EarlyExitProposer
 from draftrank.decoding.proposers.features import FeatureProposer
 from draftrank.decoding.proposers.model import ModelProposer
 from draftrank.decoding.proposers.ngram import NgramProposer
-from draftrank.decoding.runtimes.fused_decoder import MOST_TOKENS, FusedDecoder
+from draftrank.decoding.runtimes.fused_decoder import FusedDecoder
 from draftrank.decoding.runtimes.packed_product import product_of
+from draftrank.decoding.runtimes.short_forward import MOST_TOKENS
 from draftrank.decoding.runtimes.torch_eager import TorchRuntime
 from draftrank.decoding.runtimes.torch_features import FeatureRuntime
 from draftrank.decoding.token_tree import TokenTree
@@ -32,13 +35,19 @@ tokens = st.lists(st.integers(3, 60), min_size=1, max_size=12)
 prompts = st.lists(st.integers(3, 60), min_size=1, max_size=30).map(tuple)
 
 
-def fused(model) -> TorchRuntime:
-    found = TorchRuntime.of(model, fused=True)
-    assert found.name == "torch-fused"
+def quick(model, forward) -> TorchRuntime:
+    found = TorchRuntime.of(model, forward)
+    assert found.name == f"torch-{forward}"
     return found
 
 
-TARGETS = {name: fused(copy.deepcopy(model)) for name, model in MODELS.items()}
+FORWARDS = ("fused", "native")
+TARGETS = {
+    (name, forward): quick(copy.deepcopy(model), forward)
+    for name, model in MODELS.items()
+    for forward in FORWARDS
+}
+every_forward = pytest.mark.parametrize("forward", FORWARDS)
 
 
 def fresh(model, sequence):
@@ -46,11 +55,12 @@ def fresh(model, sequence):
         return model(torch.tensor([sequence]), use_cache=False).logits[0]
 
 
+@every_forward
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=25, deadline=None)
 @given(moves=st.lists(st.tuples(tokens, st.integers(0, 12)), min_size=1, max_size=6))
-def test_rolled_back_caches_equal_fresh_ones(name, moves):
-    runtime, held = TARGETS[name], []
+def test_rolled_back_caches_equal_fresh_ones(name, forward, moves):
+    runtime, held = TARGETS[name, forward], []
     runtime.reset()
     for fed, forgotten in moves:
         logits = runtime.feed(fed)
@@ -62,11 +72,12 @@ def test_rolled_back_caches_equal_fresh_ones(name, moves):
         held = held[: len(held) - forgotten]
 
 
+@every_forward
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("prefill", [1, MOST_TOKENS, MOST_TOKENS + 1, 120])
-def test_long_and_short_forwards_share_one_cache(name, prefill):
+def test_long_and_short_forwards_share_one_cache(name, forward, prefill):
     """Also behind a prefill that transformers ran, beyond the sliding window and the first table of rotations."""
-    runtime, sequence = TARGETS[name], [3 + place % 57 for place in range(prefill + 7)]
+    runtime, sequence = TARGETS[name, forward], [3 + place % 57 for place in range(prefill + 7)]
     runtime.reset()
     runtime.feed(sequence[:prefill], keep=1)
     runtime.feed(sequence[prefill : prefill + 1])
@@ -89,22 +100,23 @@ def test_an_arranged_matrix_gives_the_same_product(rows, biased, seed):
     torch.testing.assert_close(rounded.float(), exact, atol=3e-2, rtol=3e-2)
 
 
+@every_forward
 @pytest.mark.parametrize("name", NAMES)
-def test_in_bf16_it_stays_within_the_rounding_of_the_other(name):
+def test_in_bf16_it_stays_within_the_rounding_of_the_other(name, forward):
     model = small_model(name).to(torch.bfloat16)
     sequence = [3 + place * 7 % 50 for place in range(40)]
     exact = fresh(MODELS[name], sequence)[30:]
-    plain, quick = TorchRuntime(copy.deepcopy(model)), fused(model)
     far = {}
-    for runtime in (plain, quick):
+    for runtime in (TorchRuntime(copy.deepcopy(model)), quick(model, forward)):
         runtime.feed(sequence[:30])
         far[runtime.name] = float((runtime.feed(sequence[30:]).float() - exact).abs().mean())
-    assert far["torch-fused"] <= 1.5 * far["torch-eager"]
+    assert far[f"torch-{forward}"] <= 1.5 * far["torch-eager"]
 
 
+@every_forward
 @pytest.mark.parametrize("name", NAMES)
-def test_features_are_the_states_after_the_last_norm(name):
-    runtime = fused(small_model(name))
+def test_features_are_the_states_after_the_last_norm(name, forward):
+    runtime = quick(small_model(name), forward)
     runtime.feed([5, 6])
     runtime.remember_features()
     sequence = [5, 6, 7, 8, 9]
@@ -116,10 +128,10 @@ def test_features_are_the_states_after_the_last_norm(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("quick", [False, True], ids=["eager", "fused"])
-def test_outputs_of_layers_are_told_beside_them(name, quick):
+@pytest.mark.parametrize("forward", ["eager", *FORWARDS])
+def test_outputs_of_layers_are_told_beside_them(name, forward):
     """Of chains, of trees once a path was kept, and of prefills; each reader asks for layers of its own."""
-    runtime = TorchRuntime.of(small_model(name), fused=quick)
+    runtime = TorchRuntime.of(small_model(name), forward)
     runtime.remember_features((1,))
     runtime.remember_features((0, 2))
     sequence = [3 + place % 57 for place in range(MOST_TOKENS + 9)]
@@ -143,15 +155,16 @@ def test_outputs_of_layers_are_told_beside_them(name, quick):
     torch.testing.assert_close(runtime.features((1,)), told, atol=3e-4, rtol=1e-3)
 
 
+@every_forward
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("proposer", ["equal", "stranger", "ngram", "exit", "features", "tree"])
 @settings(max_examples=10, deadline=None)
 @given(prompt=prompts, k=st.integers(1, 8), limit=st.integers(1, 40))
-def test_greedy_speculation_equals_greedy_decoding(name, proposer, prompt, k, limit):
-    target = TARGETS[name]
+def test_greedy_speculation_equals_greedy_decoding(name, forward, proposer, prompt, k, limit):
+    target = TARGETS[name, forward]
     request = Request(prompt, limit, frozenset({4}))
     expected = autoregressive(target, request)
-    found = speculative(target, PROPOSERS[proposer](name, target), request, k)
+    found = speculative(target, PROPOSERS[proposer](name, forward, target), request, k)
     assert (found.token_ids, found.finish) == (expected.token_ids, expected.finish)
     plain = autoregressive(TorchRuntime(MODELS[name]), request)
     assert found.token_ids == plain.token_ids
@@ -164,21 +177,21 @@ def near(name):
     return model
 
 
-def reader(name, target):
+def reader(name, forward, target):
     model = small_model(name, seed=9, layers=1)
     FeaturesForm().prepare(model)
-    return FeatureProposer(target, FeatureRuntime.of(model, fused=True))
+    return FeatureProposer(target, FeatureRuntime.of(model, forward))
 
 
 PROPOSERS = {
-    "equal": lambda name, _: ModelProposer(fused(copy.deepcopy(MODELS[name]))),
-    "stranger": lambda name, _: ModelProposer(
+    "equal": lambda name, forward, _: ModelProposer(quick(copy.deepcopy(MODELS[name]), forward)),
+    "stranger": lambda name, _, __: ModelProposer(
         TorchRuntime(small_model(name, seed=9, layers=1)), Drafting(0.3)
     ),
-    "ngram": lambda _, __: NgramProposer(1, 3),
-    "exit": lambda _, target: EarlyExitProposer(target.first_layers(2)),
+    "ngram": lambda _, __, ___: NgramProposer(1, 3),
+    "exit": lambda _, __, target: EarlyExitProposer(target.first_layers(2)),
     "features": reader,
-    "tree": lambda name, _: ModelProposer(TorchRuntime(near(name)), Drafting(None, 0.02)),
+    "tree": lambda name, _, __: ModelProposer(TorchRuntime(near(name)), Drafting(None, 0.02)),
 }
 
 
@@ -195,13 +208,17 @@ def changed(name, change):
     return model.eval()
 
 
+@every_forward
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("change", ["int8", "low rank", "trimmed head"])
-def test_layers_that_are_no_plain_matrices_are_called_as_they_are(name, change):
+def test_layers_that_are_no_plain_matrices_are_called_as_they_are(name, forward, change):
     model = changed(name, change)
     sequence = [3 + place % 50 for place in range(20)]
     expected = TorchRuntime(copy.deepcopy(model))
-    found = fused(model)
+    found = TorchRuntime.of(model, forward)
+    assert found.name == (
+        "torch-native" if (forward, change) == ("native", "trimmed head") else "torch-fused"
+    )
     for runtime in (expected, found):
         runtime.feed(sequence[:12])
     torch.testing.assert_close(found.feed(sequence[12:]), expected.feed(sequence[12:]), atol=2e-3, rtol=1e-3)
@@ -224,7 +241,8 @@ def test_biases_are_joined_too():
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             nn.init.normal_(parameter)
-    runtime = fused(copy.deepcopy(model))
+    runtime = quick(copy.deepcopy(model), "fused")
+    assert TorchRuntime.of(copy.deepcopy(model), "native").name == "torch-fused"
     torch.testing.assert_close(runtime.feed([5, 6, 7]), fresh(model, [5, 6, 7]), atol=2e-4, rtol=1e-4)
 
 
@@ -243,7 +261,77 @@ def test_the_weights_lie_in_memory_once_and_stay_what_they_were(name):
 def test_other_architectures_run_as_before():
     model = small_model("gpt2")
     assert not FusedDecoder.fits(model)
-    assert TorchRuntime.of(model, fused=True).name == "torch-eager"
+    assert TorchRuntime.of(model, "fused").name == TorchRuntime.of(model, "native").name == "torch-eager"
     stretched = small_model("llama")
     stretched.config.rope_parameters = {**stretched.config.rope_parameters, "rope_type": "dynamic"}
     assert not FusedDecoder.fits(stretched)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=20, deadline=None)
+@given(
+    sequence=st.lists(st.integers(3, 60), min_size=2, max_size=90),
+    cuts=st.lists(st.integers(1, 89), max_size=8),
+    forgotten=st.integers(0, 9),
+)
+def test_the_kernels_give_the_same_bits_however_tokens_are_divided(name, dtype, sequence, cuts, forgotten):
+    """Also over the rests of tokens that were taken back."""
+    runtime = NATIVE[name, dtype]
+    runtime.reset()
+    whole = runtime.feed(sequence)
+    runtime.forget(len(sequence))
+    bounds = sorted({0, len(sequence), *(cut for cut in cuts if cut < len(sequence))})
+    parts = []
+    for begin, end in pairwise(bounds):
+        runtime.feed([9] * (forgotten + 1))
+        runtime.forget(forgotten + 1)
+        parts.append(runtime.feed(sequence[begin:end]))
+    assert torch.equal(torch.cat(parts), whole)
+
+
+NATIVE = {
+    (name, dtype): quick(small_model(name).to(dtype), "native")
+    for name in NAMES
+    for dtype in (torch.float32, torch.bfloat16)
+}
+
+
+def odd_llama(**changed):
+    """No dimension is a multiple of what the kernels read at once."""
+    torch.manual_seed(3)
+    shape = {
+        "hidden_size": 54,
+        "intermediate_size": 37,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 22,
+        "vocab_size": 61,
+        "initializer_range": 0.3,
+    }
+    return LlamaForCausalLM(LlamaConfig(**(shape | changed))).eval()
+
+
+@pytest.mark.parametrize(
+    "changed", [{}, {"head_dim": 80}, {"num_key_value_heads": 6}, {"num_key_value_heads": 1}, {"head_dim": 2}]
+)
+@pytest.mark.parametrize("tokens", [1, 2, 5, 7, 13, 40])
+def test_the_kernels_know_every_shape(changed, tokens):
+    model = odd_llama(**changed)
+    sequence = [3 + place * 7 % 50 for place in range(tokens + 21)]
+    runtime = quick(model, "native")
+    runtime.feed(sequence[:21])
+    torch.testing.assert_close(runtime.feed(sequence[21:]), fresh(model, sequence)[21:], atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_the_kernels_give_the_same_bits_with_any_number_of_threads(threads):
+    runtime, before = quick(odd_llama(), "native"), torch.get_num_threads()
+    expected = runtime.feed(list(range(3, 30)))
+    torch.set_num_threads(threads)
+    try:
+        runtime.reset()
+        assert torch.equal(runtime.feed(list(range(3, 30))), expected)
+    finally:
+        torch.set_num_threads(before)

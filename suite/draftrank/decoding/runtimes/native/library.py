@@ -1,0 +1,166 @@
+"""Compiles `decoder.cpp` for this machine, once, and calls it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from draftrank.errors import InvalidInputError
+
+SOURCE = Path(__file__).with_name("decoder.cpp")
+FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
+COMPILERS = ("g++", "clang++")
+_FOLDER = "DRAFTRANK_NATIVE_CACHE"
+"""Environment variable that names another folder for what is compiled."""
+
+
+class Shape(ctypes.Structure):
+    """`Shape` of `decoder.cpp`."""
+
+    _fields_: ClassVar = [
+        *((name, ctypes.c_int32) for name in ("hidden", "query_heads", "shared_heads", "head_size")),
+        *((name, ctypes.c_int32) for name in ("feed_forward", "gelu", "is_bf16")),
+        ("epsilon", ctypes.c_float),
+        ("scale", ctypes.c_float),
+    ]
+
+
+class Layer(ctypes.Structure):
+    """`Layer` of `decoder.cpp`."""
+
+    _fields_: ClassVar = [
+        *((name, ctypes.c_void_p) for name in ("attention_norm", "queries", "keys", "values")),
+        *((name, ctypes.c_void_p) for name in ("attention_output", "query_norm", "key_norm")),
+        *((name, ctypes.c_void_p) for name in ("attention_output_norm", "feed_forward_norm", "gate", "up")),
+        *((name, ctypes.c_void_p) for name in ("feed_forward_output", "feed_forward_output_norm")),
+        ("held_keys", ctypes.c_void_p),
+        ("held_values", ctypes.c_void_p),
+        ("capacity", ctypes.c_int64),
+        ("kind", ctypes.c_int64),
+        ("output", ctypes.c_void_p),
+    ]
+
+
+class Kind(ctypes.Structure):
+    """`Kind` of `decoder.cpp`."""
+
+    _fields_: ClassVar = [(name, ctypes.c_void_p) for name in ("cosine", "sine", "first", "kin")]
+
+
+def compiler() -> str | None:
+    """The C++ compiler of this machine; None without one."""
+    return next((found for name in COMPILERS if (found := shutil.which(name))), None)
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The kernels, compiled when they are first wanted by this user on this machine.
+
+    Raises:
+        InvalidInputError: there is no compiler, or it fails.
+    """
+    chosen = compiler()
+    if chosen is None:
+        raise InvalidInputError.single(
+            f"the kernels are compiled for each machine, and no C++ compiler is here ({', '.join(COMPILERS)})",
+            field="--native",
+            fix="install one (Debian: `apt install g++`), or use --fused",
+        )
+    # OpenMP must be torch's own, loaded already: two pools of threads would wait for each other's processors.
+    found = ctypes.CDLL(str(_compiled(chosen)))
+    pointer, many = ctypes.c_void_p, ctypes.c_int64
+    found.draftrank_forward.argtypes = [
+        pointer, pointer, ctypes.c_int, pointer, pointer, pointer, ctypes.c_int, many, many, ctypes.c_int,
+    ]  # fmt: skip
+    found.draftrank_forward.restype = None
+    found.draftrank_product.argtypes = [
+        pointer, ctypes.c_int, many, many, pointer, ctypes.c_int, pointer, ctypes.c_int,
+    ]  # fmt: skip
+    found.draftrank_product.restype = None
+    return found
+
+
+def product(weight: Tensor, vectors: Tensor) -> Tensor:
+    """Products of a matrix [outputs, inputs], bf16 or fp32 and contiguous, with vectors [count, inputs]; fp32
+    [count, outputs]."""
+    read = vectors.float().contiguous()
+    outputs, inputs = weight.shape
+    made = torch.empty(len(read), outputs)
+    library().draftrank_product(
+        weight.data_ptr(),
+        weight.dtype == torch.bfloat16,
+        outputs,
+        inputs,
+        read.data_ptr(),
+        len(read),
+        made.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return made
+
+
+def _compiled(chosen: str) -> Path:
+    made_from = [SOURCE.read_bytes(), " ".join(FLAGS).encode(), _run([chosen, "--version"]), _processor()]
+    name = f"decoder-{sha256(b'|'.join(made_from)).hexdigest()[:16]}.so"
+    for folder in _folders():
+        file = folder / name
+        if file.exists():
+            return file
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                made = Path(scratch) / name
+                _run([chosen, *FLAGS, str(SOURCE), "-o", str(made)])
+                made.replace(file)  # another process may have been as fast; the two are alike
+        except OSError:
+            continue
+        return file
+    raise InvalidInputError.single(
+        f"the compiled kernels can be written to none of {', '.join(map(str, _folders()))}",
+        field="--native",
+        fix=f"name a folder in the environment variable {_FOLDER}, or use --fused",
+    )
+
+
+def _folders() -> Sequence[Path]:
+    named = os.environ.get(_FOLDER)
+    if named:
+        return (Path(named),)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (
+        (Path(base) if base else Path.home() / ".cache") / "draftrank",
+        Path(tempfile.gettempdir()) / f"draftrank-{os.getuid()}",
+    )
+
+
+def _processor() -> bytes:
+    """What `-march=native` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return platform.processor().encode()
+    wanted = ("vendor_id", "cpu family", "model\t", "flags", "Features", "CPU part")
+    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(wanted))).encode()
+
+
+def _run(words: Sequence[str]) -> bytes:
+    try:
+        return subprocess.run(words, capture_output=True, check=True).stdout
+    except subprocess.CalledProcessError as error:
+        raise InvalidInputError.single(
+            f"`{' '.join(words)}` failed: {error.stderr.decode(errors='replace').strip()[-500:]}",
+            field="--native",
+            fix="use another compiler, or --fused",
+        ) from error

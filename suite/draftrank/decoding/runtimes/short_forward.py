@@ -1,0 +1,147 @@
+"""Forwards of a few tokens, written for what bounds them: what two ways of computing them have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import rms_norm
+
+from draftrank.catalog.precision import RuntimeName
+from draftrank.decoding.runtimes.packed_product import Product
+from draftrank.drafting.architecture import Architecture
+from draftrank.drafting.attention_windows import attention_windows
+from draftrank.drafting.forms import TrimmedHead
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from draftrank.decoding.runtimes.torch_cache import RollbackCache
+    from draftrank.decoding.token_tree import TokenTree
+
+MOST_TOKENS = 64
+"""Longest forward that is short, and most tokens of a tree."""
+SUPPORTED = ("llama", "gemma3_text")
+"""Model types whose layers are known here."""
+_STATIC_ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})
+"""Kinds of rotary embedding that do not depend on how long the sequence is."""
+
+
+class ShortForward(ABC):
+    """The layers of a Llama or Gemma 3 decoder, with the embedding before and the final norm and the head after them."""
+
+    runtime: ClassVar[RuntimeName]
+    """What a target decoded by it is said to be decoded by."""
+    reads_prompts: ClassVar[bool] = False
+    """Whether forwards of more than `MOST_TOKENS` are its own too; otherwise they are transformers'."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Reads the model's shape; `fits` says which models can be given."""
+        self._shape = Architecture.of(model)
+        self._model = model
+        config = model.config.get_text_config()
+        self._queries, self._shared = int(config.num_attention_heads), int(config.num_key_value_heads)
+        self._size = int(getattr(config, "head_dim", None) or config.hidden_size // self._queries)
+        self._scale = float(getattr(config, "query_pre_attn_scalar", None) or self._size) ** -0.5
+        self._eps = float(config.rms_norm_eps)
+        self._windows = attention_windows(config)
+        self._decoder = getattr(model, self._shape.decoder)
+        self._norm = self._weight(self._shape.norm(model))
+        self._rotations: dict[str, tuple[Tensor, Tensor]] = {}
+        self._head = self._head_product(self._shape.head(model))
+
+    @staticmethod
+    def fits(model: PreTrainedModel) -> bool:
+        """Whether this model's forward is written here."""
+        config = model.config.get_text_config()
+        return (
+            config.model_type in SUPPORTED
+            and _rotation_types(config) <= _STATIC_ROTATIONS
+            and getattr(config, "attn_logit_softcapping", None) is None
+            and not getattr(config, "use_bidirectional_attention", False)
+        )
+
+    @abstractmethod
+    def first(self, count: int, view: PreTrainedModel) -> Self:
+        """The first `count` layers alone, as `view` has them; they share all weights."""
+
+    @abstractmethod
+    def run(
+        self,
+        inputs: Tensor,
+        cache: RollbackCache,
+        tree: TokenTree | None = None,
+        states: dict[int, Tensor] | None = None,
+    ) -> Tensor:
+        """Appends tokens to the cache.
+
+        Args:
+            inputs: what the first layer reads, [tokens, hidden]; at most `MOST_TOKENS` unless it `reads_prompts`.
+            cache: what is held so far.
+            tree: how the tokens follow each other, see `TreeRuntime.feed_tree`; None: as a chain.
+            states: by the numbers of layers, whose outputs replace what is there.
+
+        Returns:
+            states after the last layer, [tokens, hidden]; `normed` makes them final.
+        """
+
+    @abstractmethod
+    def product_of(self, module: nn.Module) -> Product:
+        """The product with a linear layer's matrix as fast as this knows; other modules as they are."""
+
+    def embedded(self, ids: Tensor) -> Tensor:
+        """Embeddings [1, tokens, hidden] of token ids [1, tokens]."""
+        found: Tensor = self._shape.embedding(self._model)(ids)
+        return found
+
+    def normed(self, hidden: Tensor) -> Tensor:
+        """States after the final norm."""
+        return self._normed(hidden, self._norm)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Logits [tokens, vocabulary] of final states [tokens, hidden]."""
+        return self._shape.logits(self._model, states, self._head)
+
+    def _head_product(self, head: nn.Module) -> Product:
+        if isinstance(head, TrimmedHead):
+            kept = self.product_of(head.projection)
+            return lambda states: head.spread(kept(states))
+        return self.product_of(head)
+
+    def _rotation_tables(self, kind: str, end: int) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines of at least the first `end` positions, [positions, 1, size]."""
+        known = self._rotations.get(kind)
+        if known is None or len(known[0]) < end:
+            known = self._rotations[kind] = self._tables(kind, max(2 * end, 512))
+        return known
+
+    def _rotation_dtype(self, weight: Tensor) -> torch.dtype:
+        return weight.dtype
+
+    def _tables(self, kind: str, positions: int) -> tuple[Tensor, Tensor]:
+        weight = self._shape.embedding(self._model).weight
+        assert isinstance(weight, Tensor)
+        numbers = torch.arange(positions, device=weight.device)[None]
+        several = {} if self._shape.model_type == "llama" else {"layer_type": kind}
+        like = weight[:1, None].to(self._rotation_dtype(weight))
+        cosine, sine = self._decoder.rotary_emb(like, numbers, **several)
+        half = self._size // 2
+        signed = torch.cat([-sine[..., :half], sine[..., half:]], -1)
+        return cosine[0][:, None].contiguous(), signed[0][:, None].contiguous()
+
+    def _normed(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        return rms_norm(hidden.float(), (hidden.shape[-1],), weight, self._eps).to(hidden.dtype)
+
+    def _weight(self, norm: nn.Module) -> Tensor:
+        """A norm's weight as it multiplies, fp32."""
+        weight = norm.weight
+        assert isinstance(weight, Tensor)
+        return weight.detach().float() + self._shape.norm_offset
+
+
+def _rotation_types(config: PretrainedConfig) -> set[str]:
+    found = config.rope_parameters
+    kinds = [found] if "rope_type" in found else [one for one in found.values() if one is not None]
+    return {str(one["rope_type"]) for one in kinds}
