@@ -75,6 +75,6 @@ def test_products_are_those_of_torch(outputs, inputs, count, bf16, seed):
     vectors = torch.randn(count, inputs)
     if bf16:
         weight, vectors = weight.bfloat16(), vectors.bfloat16()
-    found = library.product(weight, vectors)
+    found = library.Weights(weight).times(vectors)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, vectors.float() @ weight.float().T, atol=1e-4, rtol=1e-4)

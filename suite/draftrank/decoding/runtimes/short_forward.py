@@ -16,6 +16,8 @@ from draftrank.drafting.attention_windows import attention_windows
 from draftrank.drafting.forms import TrimmedHead
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from transformers import PretrainedConfig, PreTrainedModel
 
     from draftrank.decoding.runtimes.torch_cache import RollbackCache
@@ -86,6 +88,10 @@ class ShortForward(ABC):
         Returns:
             states after the last layer, [tokens, hidden]; `normed` makes them final.
         """
+
+    def keep(self, cache: RollbackCache, start: int, places: Sequence[int]) -> None:
+        """See `RollbackLayer.keep`, in every layer of the cache of the last `run`."""
+        cache.keep(start, places)
 
     @abstractmethod
     def product_of(self, module: nn.Module) -> Product:

@@ -165,7 +165,11 @@ class TorchRuntime:
     @torch.inference_mode()
     def keep_path(self, places: Sequence[int]) -> None:
         """See `TreeRuntime.keep_path`."""
-        self._cache.keep(self._cache.length - self._tree, places)
+        start = self._cache.length - self._tree
+        if self._short is None:
+            self._cache.keep(start, places)
+        else:
+            self._short.keep(self._cache, start, places)
         if self._fed == self._tree:
             self._states = {place: states[list(places)] for place, states in self._states.items()}
             self._fed = len(places)

@@ -143,6 +143,26 @@ struct Fp32 {
     }
 };
 
+// Weights only, each row with a scale of its own.
+struct Int8 {
+    typedef int8_t Stored;
+    typedef int8_t Bytes __attribute__((vector_size(LANES)));
+
+    static Lanes lanes(const Stored* from) {
+        Bytes raw;
+        std::memcpy(&raw, from, sizeof raw);
+        return __builtin_convertvector(__builtin_convertvector(raw, Whole), Lanes);
+    }
+
+    static void pair(const Stored* from, Lanes& first, Lanes& second) {
+        first = lanes(from);
+        second = lanes(from + LANES);
+    }
+
+    static float one(Stored value) { return value; }
+    static void arrange(const float* from, Lanes& first, Lanes& second) { Fp32::pair(from, first, second); }
+};
+
 template <class Kind>
 void arranged(const float* from, int count, float* to) {
     int i = 0;
@@ -160,7 +180,8 @@ void arranged(const float* from, int count, float* to) {
 // ROWS rows of a matrix from `row` on times TOKENS arranged vectors, each `inputs` long: to[token · stride + row].
 template <class Kind, int ROWS, int TOKENS>
 inline void tile(
-    const typename Kind::Stored* weight, int64_t inputs, const float* x, int64_t row, float* to, int64_t stride
+    const typename Kind::Stored* weight, const float* scales, int64_t inputs, const float* x, int64_t row, float* to,
+    int64_t stride
 ) {
     const typename Kind::Stored* rows[ROWS];
     DRAFTRANK_UNROLL for (int r = 0; r < ROWS; ++r) rows[r] = weight + (row + r) * inputs;
@@ -183,7 +204,7 @@ inline void tile(
         DRAFTRANK_UNROLL for (int t = 0; t < TOKENS; ++t) {
             float sum = total(sums[r][t]);
             for (int64_t j = i; j < inputs; ++j) sum = fused(Kind::one(rows[r][j]), x[t * inputs + j], sum);
-            to[t * stride + row + r] = sum;
+            to[t * stride + row + r] = scales ? sum * scales[row + r] : sum;
         }
 }
 
@@ -191,24 +212,29 @@ constexpr int rows_at_once(int tokens) { return tokens <= 6 ? 2 : 1; }  // as th
 
 template <class Kind, int TOKENS>
 void tiles(
-    const typename Kind::Stored* weight, int64_t inputs, const float* x, int64_t from, int64_t end, float* to,
-    int64_t stride
+    const typename Kind::Stored* weight, const float* scales, int64_t inputs, const float* x, int64_t from,
+    int64_t end, float* to, int64_t stride
 ) {
     constexpr int ROWS = rows_at_once(TOKENS);
     int64_t row = from;
-    for (; row + ROWS <= end; row += ROWS) tile<Kind, ROWS, TOKENS>(weight, inputs, x, row, to, stride);
+    for (; row + ROWS <= end; row += ROWS) tile<Kind, ROWS, TOKENS>(weight, scales, inputs, x, row, to, stride);
     if constexpr (ROWS > 1)
-        for (; row < end; ++row) tile<Kind, 1, TOKENS>(weight, inputs, x, row, to, stride);
+        for (; row < end; ++row) tile<Kind, 1, TOKENS>(weight, scales, inputs, x, row, to, stride);
 }
+
+// What is stored, and what each row is multiplied with; null: nothing.
+struct Matrix {
+    const void* stored;
+    const float* scales;
+};
 
 // Rows `from` to `end` of a matrix [.., inputs] times arranged vectors [tokens, inputs]: to[token · stride + row].
 template <class Kind>
 void multiply(
-    const void* matrix, int64_t inputs, const float* x, int tokens, int64_t from, int64_t end, float* to,
-    int64_t stride
+    Matrix matrix, int64_t inputs, const float* x, int tokens, int64_t from, int64_t end, float* to, int64_t stride
 ) {
     typedef const typename Kind::Stored Number;
-    typedef void (*Tiles)(Number*, int64_t, const float*, int64_t, int64_t, float*, int64_t);
+    typedef void (*Tiles)(Number*, const float*, int64_t, const float*, int64_t, int64_t, float*, int64_t);
     static constexpr Tiles BY_TOKENS[] = {
         tiles<Kind, 1>, tiles<Kind, 2>, tiles<Kind, 3>, tiles<Kind, 4>,  tiles<Kind, 5>,  tiles<Kind, 6>,
         tiles<Kind, 7>, tiles<Kind, 8>, tiles<Kind, 9>, tiles<Kind, 10>, tiles<Kind, 11>, tiles<Kind, 12>,
@@ -219,7 +245,7 @@ void multiply(
         for (int pass = 0, done = 0; pass < passes; ++pass) {
             const int now = (tokens - done + passes - pass - 1) / (passes - pass);
             BY_TOKENS[now - 1](
-                static_cast<Number*>(matrix), inputs, x + done * inputs, begin, std::min(begin + few, end),
+                static_cast<Number*>(matrix.stored), matrix.scales, inputs, x + done * inputs, begin, std::min(begin + few, end),
                 to + done * stride, stride
             );
             done += now;
@@ -268,18 +294,19 @@ struct Share {
 
 extern "C" {
 
-// All matrices [outputs, inputs] in bf16 or fp32, row after row; norms in fp32, with what they add to their weight.
+// All matrices [outputs, inputs], row after row, in one type: 0 fp32, 1 bf16, 2 int8. Norms in fp32, with what they add to
+// their weight. Keys and values are held in bf16 beside weights in bf16, else in fp32.
 struct Shape {
-    int32_t hidden, query_heads, shared_heads, head_size, feed_forward, gelu, is_bf16;
+    int32_t hidden, query_heads, shared_heads, head_size, feed_forward, gelu, weights;
     float epsilon, scale;
 };
 
 struct Layer {
     const float* attention_norm;
-    const void *queries, *keys, *values, *attention_output;
+    Matrix queries, keys, values, attention_output;
     const float *query_norm, *key_norm, *attention_output_norm;  // null: none
     const float* feed_forward_norm;
-    const void *gate, *up, *feed_forward_output;
+    Matrix gate, up, feed_forward_output;
     const float* feed_forward_output_norm;  // null: none
     void *held_keys, *held_values;          // [shared heads, capacity, head size]
     int64_t capacity, kind;
@@ -289,7 +316,8 @@ struct Layer {
 // What layers of one kind of attention see and how they are rotated.
 struct Kind {
     const float *cosine, *sine;  // [tokens, head size]
-    const int64_t* first;        // for each token, the first position before the root that it sees
+    const int64_t* position;     // for each token, how many stand before it
+    const int64_t* first;        // for each token, the first position that it sees
     const uint64_t* kin;         // for each token, which of up to 64 positions from the root on it sees
 };
 
@@ -395,7 +423,7 @@ void attend(
             arranged<Stored>(one, size, own.queries.data() + q * size);
             outs[q] = all.attended.data() + (int64_t(t) * s.query_heads + number) * size;
         }
-        multiply<Stored>(keys + base * size, size, own.queries.data(), queries, 0, seen, scores, stride);
+        multiply<Stored>({keys + base * size, nullptr}, size, own.queries.data(), queries, 0, seen, scores, stride);
         for (int q = 0; q < queries; ++q) {
             const int t = int((begin + q - head * per_head) / group);
             float* mine = scores + q * stride;
@@ -410,13 +438,19 @@ void attend(
             }
             float highest = most[0];
             for (int lane = 1; lane < LANES; ++lane) highest = std::max(highest, float(most[lane]));
-            Lanes sum = {};
-            for (int64_t j = 0; j < stride; j += LANES) {
-                const Lanes weight = exponential(load(mine + j) - highest);
-                store(mine + j, weight);
-                sum += weight;
-            }
-            factors[q] = 1.f / total(sum);
+            for (int64_t j = 0; j < stride; j += LANES) store(mine + j, exponential(load(mine + j) - highest));
+            // A weight's lane is that of its token's position, wherever in the tree the token lies: all that a token
+            // sees in the tree are the last ones before it.
+            float sums[LANES] = {};
+            Lanes before = {};
+            const int64_t whole = (root - base) / LANES * LANES;
+            for (int64_t j = 0; j < whole; j += LANES) before += load(mine + j);
+            store(sums, before);
+            for (int64_t j = whole; j < root - base; ++j) sums[j % LANES] += mine[j];
+            int64_t position = kind.position[t] + 1 - __builtin_popcountll(kind.kin[t]);
+            for (uint64_t left = kind.kin[t]; left; left &= left - 1)
+                sums[position++ % LANES] += mine[root - base + __builtin_ctzll(left)];
+            factors[q] = 1.f / total(load(sums));
         }
         typedef void (*Weighted)(
             const Number*, int, const float*, int64_t, int64_t, int64_t, const float*, float* const*
@@ -431,12 +465,12 @@ void attend(
     }
 }
 
-template <class Stored>
+template <class Weights, class Held>
 void forward(
     const Shape& s, const Layer* layers, int depth, const Kind* kinds, const float* input, float* output, int tokens,
     int64_t start, int64_t root, int threads
 ) {
-    typedef typename Stored::Stored Number;
+    typedef typename Held::Stored Number;
     const int hidden = s.hidden, size = s.head_size, fed = s.feed_forward;
     const int asked = s.query_heads * size, shared = s.shared_heads * size, width = asked + 2 * shared;
     static thread_local Buffers kept;
@@ -457,12 +491,12 @@ void forward(
         const auto read_normed = [&](const float* norm) {
             for (int t = 0; t < tokens; ++t) {
                 normed(own.hidden.data() + int64_t(t) * hidden, norm, hidden, s.epsilon, own.normed.data());
-                arranged<Stored>(own.normed.data(), hidden, own.x.data() + int64_t(t) * hidden);
+                arranged<Weights>(own.normed.data(), hidden, own.x.data() + int64_t(t) * hidden);
             }
         };
-        const auto product = [&](const void* matrix, int64_t inputs, int64_t outputs, float* to, int64_t stride) {
+        const auto product = [&](Matrix matrix, int64_t inputs, int64_t outputs, float* to, int64_t stride) {
             const Share rows(outputs, BLOCK, thread, count);
-            multiply<Stored>(matrix, inputs, own.x.data(), tokens, rows.from, rows.to, to, stride);
+            multiply<Weights>(matrix, inputs, own.x.data(), tokens, rows.from, rows.to, to, stride);
         };
         const auto add = [&](const float* norm) {
             for (int t = 0; t < tokens; ++t) {
@@ -491,16 +525,16 @@ void forward(
                 float turned[512];
                 rotated(key, layer.key_norm, s, kind.cosine + t * size, kind.sine + t * size, 1.f, turned);
                 for (int d = 0; d < size; ++d) {
-                    static_cast<Number*>(layer.held_keys)[at + d] = Stored::rounded(turned[d]);
-                    static_cast<Number*>(layer.held_values)[at + d] = Stored::rounded(key[shared + d]);
+                    static_cast<Number*>(layer.held_keys)[at + d] = Held::rounded(turned[d]);
+                    static_cast<Number*>(layer.held_values)[at + d] = Held::rounded(key[shared + d]);
                 }
             }
 #pragma omp barrier
             const Share queries(int64_t(s.query_heads) * tokens, 1, thread, count);
-            attend<Stored>(s, layer, kind, tokens, root, start + tokens, queries, all, own);
+            attend<Held>(s, layer, kind, tokens, root, start + tokens, queries, all, own);
 #pragma omp barrier
             for (int t = 0; t < tokens; ++t)
-                arranged<Stored>(all.attended.data() + int64_t(t) * asked, asked, own.x.data() + int64_t(t) * asked);
+                arranged<Weights>(all.attended.data() + int64_t(t) * asked, asked, own.x.data() + int64_t(t) * asked);
             product(layer.attention_output, asked, hidden, all.out.data(), hidden);
 #pragma omp barrier
             add(layer.attention_output_norm);
@@ -518,7 +552,7 @@ void forward(
             }
 #pragma omp barrier
             for (int t = 0; t < tokens; ++t)
-                arranged<Stored>(all.gate.data() + int64_t(t) * fed, fed, own.x.data() + int64_t(t) * fed);
+                arranged<Weights>(all.gate.data() + int64_t(t) * fed, fed, own.x.data() + int64_t(t) * fed);
             product(layer.feed_forward_output, fed, hidden, all.out.data(), hidden);
 #pragma omp barrier
             add(layer.feed_forward_output_norm);
@@ -530,7 +564,7 @@ void forward(
 }
 
 template <class Stored>
-void product(const void* matrix, int64_t outputs, int64_t inputs, const float* x, int tokens, float* to, int threads) {
+void product(Matrix matrix, int64_t outputs, int64_t inputs, const float* x, int tokens, float* to, int threads) {
     static thread_local Floats kept;
     Floats& ready = kept;
     ready.resize(size_t(tokens) * inputs);
@@ -553,16 +587,35 @@ void draftrank_forward(
     const Shape* shape, const Layer* layers, int depth, const Kind* kinds, const float* input, float* output,
     int tokens, int64_t start, int64_t root, int threads
 ) {
-    (shape->is_bf16 ? forward<Bf16> : forward<Fp32>)(
+    static constexpr decltype(&forward<Fp32, Fp32>) BY_WEIGHTS[] = {
+        forward<Fp32, Fp32>, forward<Bf16, Bf16>, forward<Int8, Fp32>
+    };
+    BY_WEIGHTS[shape->weights](
         *shape, layers, depth, kinds, input, output, tokens, start, root, threads
     );
 }
 
+// Moves some of the positions behind `start`, ascending `places` counted from there, together: the first comes to
+// `start`.
+void draftrank_keep(
+    const Layer* layers, int depth, int shared_heads, int64_t bytes, int64_t start, const int64_t* places, int count
+) {
+    for (int number = 0; number < depth; ++number)
+        for (void* held : {layers[number].held_keys, layers[number].held_values})
+            for (int head = 0; head < shared_heads; ++head) {
+                char* first = static_cast<char*>(held) + (head * layers[number].capacity + start) * bytes;
+                for (int to = 0; to < count; ++to)
+                    if (places[to] != to) std::memmove(first + to * bytes, first + places[to] * bytes, bytes);
+            }
+}
+
 // A matrix [outputs, inputs] times vectors [tokens, inputs], to [tokens, outputs].
 void draftrank_product(
-    const void* matrix, int is_bf16, int64_t outputs, int64_t inputs, const float* x, int tokens, float* to, int threads
+    const Matrix* matrix, int weights, int64_t outputs, int64_t inputs, const float* x, int tokens, float* to,
+    int threads
 ) {
-    (is_bf16 ? product<Bf16> : product<Fp32>)(matrix, outputs, inputs, x, tokens, to, threads);
+    static constexpr decltype(&product<Fp32>) BY_WEIGHTS[] = {product<Fp32>, product<Bf16>, product<Int8>};
+    BY_WEIGHTS[weights](*matrix, outputs, inputs, x, tokens, to, threads);
 }
 
 }  // extern "C"

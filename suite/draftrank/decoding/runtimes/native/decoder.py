@@ -11,12 +11,13 @@ from __future__ import annotations
 import ctypes
 from copy import copy
 from functools import cache
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
+from torch.ao.nn.quantized.dynamic import Linear as DynamicInt8Linear
 
-from draftrank.decoding.runtimes.native.library import Kind, Layer, Shape, library, product
+from draftrank.decoding.runtimes.native.library import KINDS, Kind, Layer, Shape, Weights, library
 from draftrank.decoding.runtimes.packed_product import Product
 from draftrank.decoding.runtimes.short_forward import MOST_TOKENS, ShortForward
 from draftrank.decoding.token_tree import TokenTree
@@ -24,11 +25,12 @@ from draftrank.drafting.architecture import Architecture
 from draftrank.drafting.attention_windows import FULL
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from transformers import PreTrainedModel
 
     from draftrank.decoding.runtimes.torch_cache import RollbackCache
 
-_DTYPES = (torch.bfloat16, torch.float32)
 _GELU = {"silu": False, "gelu_pytorch_tanh": True}
 """Activations that are known here, by the names of configurations: whether it is GELU."""
 _LARGEST_HEAD = 512
@@ -36,8 +38,8 @@ _Numbers: TypeAlias = ctypes.Array[ctypes.c_int64] | ctypes.Array[ctypes.c_uint6
 
 
 class NativeDecoder(ShortForward):
-    """See `ShortForward`. On a CPU, of matrices that are as they were trained: not quantized, not factorized, without
-    biases."""
+    """See `ShortForward`. On a CPU, of matrices without biases in bf16, in fp32, or all in torch's dynamic int8, whose
+    activations are left in fp32 here."""
 
     runtime = "torch-native"
     reads_prompts = True
@@ -55,9 +57,10 @@ class NativeDecoder(ShortForward):
         kinds = [str(kind) for kind in getattr(config, "layer_types", None) or [FULL] * len(layers)]
         self._kinds = tuple(dict.fromkeys(kinds))
         self._norms: list[Tensor] = []  # what the structures point to
-        weight = _matrices(self._shape, layers[0])[0].weight
-        assert isinstance(weight, Tensor)
-        self._dtype = weight.dtype
+        self._matrices: list[Weights] = []
+        stored = _stored_as(_matrices(self._shape, layers[0])[0])
+        assert stored is not None
+        self._dtype = torch.bfloat16 if stored == torch.bfloat16 else torch.float32
         self._dimensions = Shape(
             hidden=int(config.hidden_size),
             query_heads=self._queries,
@@ -65,7 +68,7 @@ class NativeDecoder(ShortForward):
             head_size=self._size,
             feed_forward=int(config.intermediate_size),
             gelu=_GELU[_activation(model)],
-            is_bf16=self._dtype == torch.bfloat16,
+            weights=KINDS[stored],
             epsilon=self._eps,
             scale=self._scale,
         )
@@ -81,8 +84,8 @@ class NativeDecoder(ShortForward):
         shape, config = Architecture.of(model), model.config.get_text_config()
         matrices = [matrix for layer in shape.layers(model) for matrix in _matrices(shape, layer)]
         return (
-            all(map(_is_plain, matrices))
-            and len({matrix.weight.dtype for matrix in matrices}) == 1
+            None not in (kinds := {_stored_as(matrix) for matrix in matrices})
+            and len(kinds) == 1
             and _activation(model) in _GELU
             and int(getattr(config, "head_dim", None) or 0) <= _LARGEST_HEAD
         )
@@ -96,11 +99,7 @@ class NativeDecoder(ShortForward):
 
     def product_of(self, module: nn.Module) -> Product:
         """See `ShortForward.product_of`."""
-        if not _is_plain(module):
-            return module
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        return lambda vectors: product(weight, vectors)
+        return module if _stored_as(module) is None else _weights(module).times
 
     def run(
         self,
@@ -121,6 +120,22 @@ class NativeDecoder(ShortForward):
             states.update(outputs)
         return final
 
+    def keep(self, cache: RollbackCache, start: int, places: Sequence[int]) -> None:
+        """See `ShortForward.keep`."""
+        if list(places) != list(range(len(places))):
+            self._point_to(cache)
+            self._library.draftrank_keep(
+                self._layers,
+                len(self._layers),
+                self._shared,
+                self._size * self._dtype.itemsize,
+                start,
+                (ctypes.c_int64 * len(places))(*places),
+                len(places),
+            )
+        for layer in cache.layers:
+            layer.length = start + len(places)
+
     def _forward(
         self,
         read: Tensor,
@@ -132,7 +147,12 @@ class NativeDecoder(ShortForward):
         start, tokens = cache.length, len(read)
         shape = _chain(tokens) if tree is None else tree
         root = start + tokens - len(shape.parents)
-        self._take_buffers(cache, tokens, kept)
+        like = torch.empty(1, self._shared, 0, self._size, dtype=self._dtype)
+        for held in cache.layers:
+            held.extend(tokens, like, like)
+        self._point_to(cache)
+        for number, layer in enumerate(self._layers):
+            layer.output = _address(kept.get(number))
         seen = [self._seen(kind, root, tokens, shape) for kind in self._kinds]
         kinds = (Kind * len(seen))(*(Kind(*(_address(part) for part in parts)) for parts in seen))
         self._library.draftrank_forward(
@@ -148,32 +168,30 @@ class NativeDecoder(ShortForward):
             torch.get_num_threads(),
         )
 
-    def _take_buffers(self, cache: RollbackCache, tokens: int, kept: dict[int, Tensor]) -> None:
-        """Makes room for new tokens and tells the kernels where; and where the outputs of which layers are wanted."""
-        like = torch.empty(1, self._shared, 0, self._size, dtype=self._dtype)
-        for number, (layer, held) in enumerate(zip(self._layers, cache.layers, strict=True)):
-            held.extend(tokens, like, like)
+    def _point_to(self, cache: RollbackCache) -> None:
+        for layer, held in zip(self._layers, cache.layers, strict=True):
             layer.held_keys, layer.held_values = held.keys.data_ptr(), held.values.data_ptr()
             layer.capacity = held.capacity
-            layer.output = _address(kept.get(number))
 
     def _seen(self, kind: str, root: int, tokens: int, tree: TokenTree) -> tuple[Tensor | _Numbers, ...]:
         """Rotations of the last `tokens` of a tree, and what they see; see `Kind` of `decoder.cpp`."""
         cosine, sine = self._rotation_tables(kind, root + len(tree.parents))
-        depths = tree.depths[-tokens:]
-        positions = torch.tensor([root + depth for depth in depths])
+        positions = [root + depth for depth in tree.depths[-tokens:]]
         window = self._windows[kind]
-        first = [0 if window is None else max(0, root + depth - window + 1) for depth in depths]
+        first = [0 if window is None else max(0, position - window + 1) for position in positions]
         kin = tree.kin[-tokens:]
-        if window is not None and max(depths) >= window:
-            kin = tuple(
-                bits & sum(1 << place for place, other in enumerate(tree.depths) if other > depth - window)
-                for bits, depth in zip(kin, depths, strict=True)
-            )
+        if window is not None and max(positions) - root >= window:
+            near = [
+                sum(1 << place for place, depth in enumerate(tree.depths) if root + depth >= farthest)
+                for farthest in first
+            ]
+            kin = tuple(bits & seen for bits, seen in zip(kin, near, strict=True))
+        many = ctypes.c_int64 * tokens
         return (
             cosine[positions],
             sine[positions],
-            (ctypes.c_int64 * tokens)(*first),
+            many(*positions),
+            many(*first),
             (ctypes.c_uint64 * tokens)(*kin),
         )
 
@@ -186,7 +204,9 @@ class NativeDecoder(ShortForward):
         norms = [self._held(self._weight(getattr(layer, name))) for name in names.norms]
         gemma = len(norms) > 2  # its blocks are normed before and after
         heads = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
-        matrices = [matrix.weight.data_ptr() for matrix in _matrices(self._shape, layer)]
+        found = [_weights(matrix) for matrix in _matrices(self._shape, layer)]
+        self._matrices += found
+        matrices = [weights.matrix() for weights in found]
         queries, keys, values, attention_output, gate, up, feed_forward_output = matrices
         query_norm, key_norm = (None if norm is None else self._held(self._weight(norm)) for norm in heads)
         return Layer(
@@ -211,18 +231,33 @@ class NativeDecoder(ShortForward):
         return self._norms[-1].data_ptr()
 
 
-def _is_plain(module: nn.Module) -> bool:
-    """Whether the kernels can multiply by its weight."""
+def _stored_as(module: nn.Module) -> torch.dtype | None:
+    """The type of a linear layer's weight; None where the kernels cannot multiply by it."""
+    if isinstance(module, DynamicInt8Linear):
+        parts = cast("Any", module)
+        if parts.bias() is not None:
+            return None
+        weight = parts.weight()
+        even = weight.qscheme() == torch.per_channel_affine and not weight.q_per_channel_zero_points().any()
+        return torch.int8 if even else None
     if type(module) is not nn.Linear or getattr(module, "bias", None) is not None:
-        return False
-    weight = module.weight
-    return weight.device.type == "cpu" and weight.dtype in _DTYPES and weight.is_contiguous()
+        return None
+    plain = module.weight.device.type == "cpu" and module.weight.is_contiguous()
+    return module.weight.dtype if plain and module.weight.dtype in KINDS else None
 
 
-def _matrices(shape: Architecture, layer: nn.Module) -> list[nn.Linear]:
+def _weights(module: nn.Module) -> Weights:
+    if isinstance(module, DynamicInt8Linear):
+        weight = cast("Any", module).weight()
+        return Weights(weight.int_repr().contiguous(), weight.q_per_channel_scales().float())
+    assert isinstance(module, nn.Linear)
+    return Weights(module.weight)
+
+
+def _matrices(shape: Architecture, layer: nn.Module) -> list[nn.Module]:
     """The matrices of a decoder layer, in the order of `Layer`."""
     names = (*shape.block.attention_parts(), *shape.block.feed_forward_parts())
-    return [cast("nn.Linear", layer.get_submodule(name)) for name in names]
+    return [layer.get_submodule(name) for name in names]
 
 
 def _activation(model: PreTrainedModel) -> str:

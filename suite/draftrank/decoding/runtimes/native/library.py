@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +23,8 @@ from draftrank.errors import InvalidInputError
 SOURCE = Path(__file__).with_name("decoder.cpp")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
 COMPILERS = ("g++", "clang++")
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+"""Types of matrices, as the kernels number them."""
 _FOLDER = "DRAFTRANK_NATIVE_CACHE"
 """Environment variable that names another folder for what is compiled."""
 
@@ -31,20 +34,28 @@ class Shape(ctypes.Structure):
 
     _fields_: ClassVar = [
         *((name, ctypes.c_int32) for name in ("hidden", "query_heads", "shared_heads", "head_size")),
-        *((name, ctypes.c_int32) for name in ("feed_forward", "gelu", "is_bf16")),
+        *((name, ctypes.c_int32) for name in ("feed_forward", "gelu", "weights")),
         ("epsilon", ctypes.c_float),
         ("scale", ctypes.c_float),
     ]
+
+
+class Matrix(ctypes.Structure):
+    """`Matrix` of `decoder.cpp`."""
+
+    _fields_: ClassVar = [("stored", ctypes.c_void_p), ("scales", ctypes.c_void_p)]
 
 
 class Layer(ctypes.Structure):
     """`Layer` of `decoder.cpp`."""
 
     _fields_: ClassVar = [
-        *((name, ctypes.c_void_p) for name in ("attention_norm", "queries", "keys", "values")),
-        *((name, ctypes.c_void_p) for name in ("attention_output", "query_norm", "key_norm")),
-        *((name, ctypes.c_void_p) for name in ("attention_output_norm", "feed_forward_norm", "gate", "up")),
-        *((name, ctypes.c_void_p) for name in ("feed_forward_output", "feed_forward_output_norm")),
+        ("attention_norm", ctypes.c_void_p),
+        *((name, Matrix) for name in ("queries", "keys", "values", "attention_output")),
+        *((name, ctypes.c_void_p) for name in ("query_norm", "key_norm", "attention_output_norm")),
+        ("feed_forward_norm", ctypes.c_void_p),
+        *((name, Matrix) for name in ("gate", "up", "feed_forward_output")),
+        ("feed_forward_output_norm", ctypes.c_void_p),
         ("held_keys", ctypes.c_void_p),
         ("held_values", ctypes.c_void_p),
         ("capacity", ctypes.c_int64),
@@ -56,7 +67,7 @@ class Layer(ctypes.Structure):
 class Kind(ctypes.Structure):
     """`Kind` of `decoder.cpp`."""
 
-    _fields_: ClassVar = [(name, ctypes.c_void_p) for name in ("cosine", "sine", "first", "kin")]
+    _fields_: ClassVar = [(name, ctypes.c_void_p) for name in ("cosine", "sine", "position", "first", "kin")]
 
 
 def compiler() -> str | None:
@@ -85,6 +96,10 @@ def library() -> ctypes.CDLL:
         pointer, pointer, ctypes.c_int, pointer, pointer, pointer, ctypes.c_int, many, many, ctypes.c_int,
     ]  # fmt: skip
     found.draftrank_forward.restype = None
+    found.draftrank_keep.argtypes = [
+        pointer, ctypes.c_int, ctypes.c_int, many, many, pointer, ctypes.c_int,
+    ]  # fmt: skip
+    found.draftrank_keep.restype = None
     found.draftrank_product.argtypes = [
         pointer, ctypes.c_int, many, many, pointer, ctypes.c_int, pointer, ctypes.c_int,
     ]  # fmt: skip
@@ -92,23 +107,40 @@ def library() -> ctypes.CDLL:
     return found
 
 
-def product(weight: Tensor, vectors: Tensor) -> Tensor:
-    """Products of a matrix [outputs, inputs], bf16 or fp32 and contiguous, with vectors [count, inputs]; fp32
-    [count, outputs]."""
-    read = vectors.float().contiguous()
-    outputs, inputs = weight.shape
-    made = torch.empty(len(read), outputs)
-    library().draftrank_product(
-        weight.data_ptr(),
-        weight.dtype == torch.bfloat16,
-        outputs,
-        inputs,
-        read.data_ptr(),
-        len(read),
-        made.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return made
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A matrix [outputs, inputs] as the kernels read it."""
+
+    stored: Tensor
+    """bf16, fp32 or int8; contiguous, on the CPU."""
+    scales: Tensor | None = None
+    """fp32 [outputs]: what the rows of int8 matrices are multiplied with."""
+
+    @property
+    def kind(self) -> int:
+        """The kernels' number of its type."""
+        return KINDS[self.stored.dtype]
+
+    def matrix(self) -> Matrix:
+        """Where it lies; valid as long as this object lives."""
+        return Matrix(self.stored.data_ptr(), None if self.scales is None else self.scales.data_ptr())
+
+    def times(self, vectors: Tensor) -> Tensor:
+        """Products with vectors [count, inputs]; fp32 [count, outputs]."""
+        read = vectors.float().contiguous()
+        outputs, inputs = self.stored.shape
+        made = torch.empty(len(read), outputs)
+        library().draftrank_product(
+            ctypes.byref(self.matrix()),
+            self.kind,
+            outputs,
+            inputs,
+            read.data_ptr(),
+            len(read),
+            made.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return made
 
 
 def _compiled(chosen: str) -> Path:
