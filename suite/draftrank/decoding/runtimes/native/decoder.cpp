@@ -149,9 +149,13 @@ struct Int8 {
     typedef int8_t Bytes __attribute__((vector_size(LANES)));
 
     static Lanes lanes(const Stored* from) {
+#if defined(__AVX2__)
+        return (Lanes)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from)));
+#else
         Bytes raw;
         std::memcpy(&raw, from, sizeof raw);
         return __builtin_convertvector(__builtin_convertvector(raw, Whole), Lanes);
+#endif
     }
 
     static void pair(const Stored* from, Lanes& first, Lanes& second) {
