@@ -35,6 +35,7 @@ lint: install
 
 bench: install
 	$(BIN)/python ci/bench_engine.py
+	$(BIN)/python ci/bench_forwards.py
 	$(BIN)/python ci/bench_distill.py
 	$(BIN)/python ci/bench_site.py
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from draftrank.cli.findings import Finding
@@ -16,6 +16,7 @@ GIB = 1 << 30
 def look_at_machine() -> Iterator[Finding]:
     """Looks for a second, so that the counters tell of now and not of the last minutes."""
     from draftrank.decoding.environment import compute_environment
+    from draftrank.decoding.runtimes.native.library import compiler
     from draftrank.measure.machine.environment import read_environment
     from draftrank.measure.machine.fingerprint import read_machine
 
@@ -25,6 +26,7 @@ def look_at_machine() -> Iterator[Finding]:
     sets = ", ".join(environment.instruction_sets) or "no vector instructions known"
     yield Finding("processor", "ok", f"{machine.cpu}, {machine.cores} cores, {sets}")
     yield Finding("class", "ok", machine.machine_class)
+    yield _bf16(environment.instruction_sets, compiler())
     yield Finding(
         "torch build",
         "ok",
@@ -47,6 +49,13 @@ def look_at_machine() -> Iterator[Finding]:
     else:
         yield Finding("gpu", "ok", "none; runs use the CPU")
     yield from _calm(device, environment.load_average, machine.cores)
+
+
+def _bf16(instruction_sets: Sequence[str], compiler: str | None) -> Finding:
+    if any(name.endswith("_bf16") for name in instruction_sets):
+        return Finding("bf16", "ok", "the processor has instructions for it")
+    ready = "" if compiler else ", which needs a C++ compiler"
+    return Finding("bf16", "ok", f"no instructions for it: --native is several times as fast{ready}")
 
 
 def _threads(threads: int, cores: int, variables: dict[str, str]) -> Finding:

@@ -120,7 +120,12 @@ def keep(recipe: Recipe, built: Path, target: TargetFolder, folder: Path) -> tup
     return described, weights
 
 
-def take_kept(key: str, target: Path, folder: Path, final: Path, progress: Progress) -> bool:
+_NO_USE = "the kept draft {} is of no use: {}"
+
+
+def take_kept(
+    key: str, target: Path, folder: Path, final: Path, progress: Progress, *, told: bool = False
+) -> bool:
     """Puts a kept draft together in `final` if these very steps were kept, by whichever recipe; says why where it is of
     no use.
 
@@ -132,12 +137,18 @@ def take_kept(key: str, target: Path, folder: Path, final: Path, progress: Progr
         folder: the target's folder of recipes.
         final: where the draft shall lie.
         progress: who is told.
+        told: whether descriptions that cannot be read were told of already.
     """
     for described in sorted((folder / KEPT).glob("*.json")):
         try:
             found = KeptDraft.model_validate_json(described.read_text("utf-8"))
-            if found.key != key:
-                continue  # another draft's, or the recipe has changed since
+        except (ValueError, OSError) as error:
+            if not told:
+                progress.message(_NO_USE.format(described.stem, error))
+            continue
+        if found.key != key:
+            continue  # another draft's, or the recipe has changed since
+        try:
             weights = described.with_suffix(".safetensors")
             if weights.stat().st_size > MOST_BYTES + 1_000_000:
                 raise MissingDataError(f"{weights.name} is larger than what is kept")
@@ -148,7 +159,7 @@ def take_kept(key: str, target: Path, folder: Path, final: Path, progress: Progr
                     lambda staging, found=found, weights=weights: _assemble(found, weights, target, staging),  # type: ignore[misc]
                 )
         except (DraftrankError, SafetensorError, ValueError, LookupError, OSError) as error:
-            progress.message(f"the kept draft {described.stem} is of no use: {error}")
+            progress.message(_NO_USE.format(described.stem, error))
         else:
             return True
     return False

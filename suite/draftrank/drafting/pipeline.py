@@ -109,11 +109,18 @@ def build_draft(
 
 
 def _kept(
-    fetch: FetchContext, key: str, target: Target, target_folder: Path, folder: Path, progress: Progress
+    fetch: FetchContext,
+    key: str,
+    target: Target,
+    target_folder: Path,
+    folder: Path,
+    progress: Progress,
+    *,
+    told: bool = False,
 ) -> bool:
-    """Whether the draft was kept beside the workspace's recipes and lies in `folder` now."""
+    """Whether the draft was kept beside the workspace's recipes and lies in `folder` now; see `take_kept`."""
     return any(
-        take_kept(key, target_folder, root / "drafts" / target.id, folder, progress)
+        take_kept(key, target_folder, root / "drafts" / target.id, folder, progress, told=told)
         for root in fetch.roots[:1]
     )
 
@@ -188,7 +195,15 @@ def _begin(recipe: Recipe, context: BuildContext) -> tuple[WorkingDraft, _Done]:
         if not folder.is_dir() and context.target is not None:
             with only_process(folder, context.progress, f"a part of {recipe.id}"):
                 if not folder.is_dir():
-                    _kept(context.fetch, key, context.target, context.target_folder, folder, context.progress)
+                    _kept(
+                        context.fetch,
+                        key,
+                        context.target,
+                        context.target_folder,
+                        folder,
+                        context.progress,
+                        told=True,
+                    )
         if folder.is_dir():
             facts = json.loads((folder / FACTS).read_text("utf-8"))
             draft = _working(folder, context.device)

@@ -17,7 +17,7 @@ from draftrank.errors import InvalidInputError
 @pytest.fixture
 def uncompiled(monkeypatch, tmp_path):
     """An empty cache, and nothing loaded."""
-    monkeypatch.setenv("DRAFTRANK_NATIVE_CACHE", str(tmp_path / "kernels"))
+    monkeypatch.setenv("DRAFTRANK_KERNELS", str(tmp_path / "kernels"))
     library.library.cache_clear()
     yield tmp_path / "kernels"
     library.library.cache_clear()
@@ -55,9 +55,7 @@ def test_what_the_compiler_says_is_told(uncompiled, monkeypatch, tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_named(uncompiled):
     uncompiled.write_text("a file")
-    with pytest.raises(
-        InvalidInputError, match=r"can be written to none of .*kernels.*DRAFTRANK_NATIVE_CACHE"
-    ):
+    with pytest.raises(InvalidInputError, match=r"cannot be written to .*kernels.*DRAFTRANK_KERNELS"):
         library.library()
 
 

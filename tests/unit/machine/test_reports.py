@@ -26,6 +26,11 @@ def doctor(monkeypatch):
     return look
 
 
+@pytest.mark.parametrize("sets", [("avx2", "avx512_bf16"), ("amx_tile", "amx_bf16")])
+def test_instructions_for_bf16_are_seen(doctor, sets):
+    assert doctor(instruction_sets=sets)["bf16"].found == "the processor has instructions for it"
+
+
 def test_a_machine_in_order_has_no_warnings(doctor, monkeypatch):
     monkeypatch.delenv("DRAFTRANK_WATCH")
     found = doctor(
@@ -38,6 +43,7 @@ def test_a_machine_in_order_has_no_warnings(doctor, monkeypatch):
         load_average=0.1,
     )
     assert "avx2, fma" in found["processor"].found
+    assert "--native" in found["bf16"].found
     assert found["governor"].found == "performance, up to 3.50 GHz"
     assert found["quota"].found == "the container may use 64 processors"
     assert found["memory limit"].found == "the container may hold 8.0 GiB"

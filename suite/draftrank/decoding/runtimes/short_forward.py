@@ -45,7 +45,7 @@ class ShortForward(ABC):
         self._model = model
         config = model.config.get_text_config()
         self._queries, self._shared = int(config.num_attention_heads), int(config.num_key_value_heads)
-        self._size = int(getattr(config, "head_dim", None) or config.hidden_size // self._queries)
+        self._size = head_size(config)
         self._scale = float(getattr(config, "query_pre_attn_scalar", None) or self._size) ** -0.5
         self._eps = float(config.rms_norm_eps)
         self._windows = attention_windows(config)
@@ -145,6 +145,11 @@ class ShortForward(ABC):
         weight = norm.weight
         assert isinstance(weight, Tensor)
         return weight.detach().float() + self._shape.norm_offset
+
+
+def head_size(config: PretrainedConfig) -> int:
+    """How many numbers a query of one head has."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def _rotation_types(config: PretrainedConfig) -> set[str]:

@@ -69,6 +69,16 @@ inline float total(Lanes v) {
     return v[0] + v[1];
 }
 
+// The totals of two, in the same order of additions, for little more than one costs.
+inline void totals(Lanes a, Lanes b, float& of_a, float& of_b) {
+    Lanes both = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11) +
+                 __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+    both += __builtin_shufflevector(both, both, 2, 3, 0, 1, 6, 7, 4, 5);
+    both += __builtin_shufflevector(both, both, 1, 0, 3, 2, 5, 4, 7, 6);
+    of_a = both[0];
+    of_b = both[4];
+}
+
 inline Lanes exponential(Lanes x) {
     // Cody and Waite's reduction to |r| <= ln 2 / 2, then the series; relative error below 2e-7. Below -87: 0.
     const Lanes magic = Lanes{} + 12582912.f;
@@ -204,9 +214,14 @@ inline void tile(
             DRAFTRANK_UNROLL for (int r = 0; r < ROWS; ++r) sums[r][t] = fused(second[r], b, sums[r][t]);
         }
     }
+    float found[ROWS * TOKENS];
+    const Lanes* flat = &sums[0][0];
+    DRAFTRANK_UNROLL for (int n = 0; n + 1 < ROWS * TOKENS; n += 2)
+        totals(flat[n], flat[n + 1], found[n], found[n + 1]);
+    if (ROWS * TOKENS % 2) found[ROWS * TOKENS - 1] = total(flat[ROWS * TOKENS - 1]);
     DRAFTRANK_UNROLL for (int r = 0; r < ROWS; ++r)
         DRAFTRANK_UNROLL for (int t = 0; t < TOKENS; ++t) {
-            float sum = total(sums[r][t]);
+            float sum = found[r * TOKENS + t];
             for (int64_t j = i; j < inputs; ++j) sum = fused(Kind::one(rows[r][j]), x[t * inputs + j], sum);
             to[t * stride + row + r] = scales ? sum * scales[row + r] : sum;
         }

@@ -1,8 +1,8 @@
 """A decoder whose forwards, prompts included, are one call of our own kernels (`decoder.cpp`).
 
-The model's weights are read where they lie, in bf16 or fp32. Between the matrices everything is fp32, so this rounds less
-than the model's own forward in bf16; keys and values are kept in the model's type. However tokens are divided into
-forwards, chains of them give the same bits: a token proposed by a draft is verified by exactly the numbers that decoding
+The model's weights are read where they lie. Between the matrices everything is fp32, so this rounds less than the model's
+own forward in bf16; keys and values are kept in the model's type. However tokens are divided into forwards, and wherever
+in a tree they lie, they give the same bits: a token proposed by a draft is verified by exactly the numbers that decoding
 without drafts would have made.
 """
 
@@ -19,7 +19,7 @@ from torch.ao.nn.quantized.dynamic import Linear as DynamicInt8Linear
 
 from draftrank.decoding.runtimes.native.library import KINDS, Kind, Layer, Shape, Weights, library
 from draftrank.decoding.runtimes.packed_product import Product
-from draftrank.decoding.runtimes.short_forward import MOST_TOKENS, ShortForward
+from draftrank.decoding.runtimes.short_forward import MOST_TOKENS, ShortForward, head_size
 from draftrank.decoding.token_tree import TokenTree
 from draftrank.drafting.architecture import Architecture
 from draftrank.drafting.attention_windows import FULL
@@ -82,12 +82,26 @@ class NativeDecoder(ShortForward):
         if not ShortForward.fits(model):
             return False
         shape, config = Architecture.of(model), model.config.get_text_config()
-        matrices = [matrix for layer in shape.layers(model) for matrix in _matrices(shape, layer)]
+        size = head_size(config)
+        hidden, fed = config.hidden_size, config.intermediate_size
+        asked, shared = config.num_attention_heads * size, config.num_key_value_heads * size
+        expected = [
+            (asked, hidden),
+            *[(shared, hidden)] * 2,
+            (hidden, asked),
+            *[(fed, hidden)] * 2,
+            (hidden, fed),
+        ]
+        layers = [_matrices(shape, layer) for layer in shape.layers(model)]
+        kinds = {_stored_as(matrix) for matrices in layers for matrix in matrices}
         return (
-            None not in (kinds := {_stored_as(matrix) for matrix in matrices})
+            None not in kinds
             and len(kinds) == 1
+            and all(
+                [(one.out_features, one.in_features) for one in matrices] == expected for matrices in layers
+            )
             and _activation(model) in _GELU
-            and int(getattr(config, "head_dim", None) or 0) <= _LARGEST_HEAD
+            and size <= _LARGEST_HEAD
         )
 
     def first(self, count: int, view: PreTrainedModel) -> NativeDecoder:

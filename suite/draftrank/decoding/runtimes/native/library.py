@@ -25,7 +25,7 @@ FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-std=c++17", "-fopenmp", 
 COMPILERS = ("g++", "clang++")
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 """Types of matrices, as the kernels number them."""
-_FOLDER = "DRAFTRANK_NATIVE_CACHE"
+_FOLDER = "DRAFTRANK_KERNELS"
 """Environment variable that names another folder for what is compiled."""
 
 
@@ -145,36 +145,31 @@ class Weights:
 
 def _compiled(chosen: str) -> Path:
     made_from = [SOURCE.read_bytes(), " ".join(FLAGS).encode(), _run([chosen, "--version"]), _processor()]
-    name = f"decoder-{sha256(b'|'.join(made_from)).hexdigest()[:16]}.so"
-    for folder in _folders():
-        file = folder / name
-        if file.exists():
-            return file
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                made = Path(scratch) / name
-                _run([chosen, *FLAGS, str(SOURCE), "-o", str(made)])
-                made.replace(file)  # another process may have been as fast; the two are alike
-        except OSError:
-            continue
+    folder = _folder()
+    file = folder / f"decoder-{sha256(b'|'.join(made_from)).hexdigest()[:16]}.so"
+    if file.exists():
         return file
-    raise InvalidInputError.single(
-        f"the compiled kernels can be written to none of {', '.join(map(str, _folders()))}",
-        field="--native",
-        fix=f"name a folder in the environment variable {_FOLDER}, or use --fused",
-    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            made = Path(scratch) / file.name
+            _run([chosen, *FLAGS, str(SOURCE), "-o", str(made)])
+            made.replace(file)  # another process may have been as fast; the two are alike
+    except OSError as error:
+        raise InvalidInputError.single(
+            f"the compiled kernels cannot be written to {folder}: {error.strerror}",
+            field="--native",
+            fix=f"name a folder in the environment variable {_FOLDER}, or use --fused",
+        ) from error
+    return file
 
 
-def _folders() -> Sequence[Path]:
+def _folder() -> Path:
     named = os.environ.get(_FOLDER)
     if named:
-        return (Path(named),)
+        return Path(named)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (
-        (Path(base) if base else Path.home() / ".cache") / "draftrank",
-        Path(tempfile.gettempdir()) / f"draftrank-{os.getuid()}",
-    )
+    return (Path(base) if base else Path.home() / ".cache") / "draftrank"
 
 
 def _processor() -> bytes:
