@@ -264,8 +264,8 @@ void multiply(
         for (int pass = 0, done = 0; pass < passes; ++pass) {
             const int now = (tokens - done + passes - pass - 1) / (passes - pass);
             BY_TOKENS[now - 1](
-                static_cast<Number*>(matrix.stored), matrix.scales, inputs, x + done * inputs, begin, std::min(begin + few, end),
-                to + done * stride, stride
+                static_cast<Number*>(matrix.stored), matrix.scales, inputs, x + done * inputs, begin,
+                std::min(begin + few, end), to + done * stride, stride
             );
             done += now;
         }
@@ -313,8 +313,8 @@ struct Share {
 
 extern "C" {
 
-// All matrices [outputs, inputs], row after row, in one type: 0 fp32, 1 bf16, 2 int8. Norms in fp32, with what they add to
-// their weight. Keys and values are held in bf16 beside weights in bf16, else in fp32.
+// All matrices [outputs, inputs], row after row, in one type: 0 fp32, 1 bf16, 2 int8. Norms in fp32, with what they add
+// to their weight. Keys and values are held in bf16 beside weights in bf16, else in fp32.
 struct Shape {
     int32_t hidden, query_heads, shared_heads, head_size, feed_forward, gelu, weights;
     float epsilon, scale;
