@@ -22,18 +22,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers.utils import logging as transformers_logging
 
 from draftrank import Workspace
+from draftrank.catalog.precision import Forward
 from draftrank.catalog.sources.base import FetchContext
 from draftrank.decoding.loop import Decoding, Request, autoregressive, speculative
 from draftrank.decoding.proposer import Proposer
 from draftrank.decoding.proposers.model import ModelProposer
 from draftrank.decoding.proposers.ngram import NgramProposer
-from draftrank.decoding.runtimes.torch_eager import TorchRuntime
+from draftrank.decoding.runtimes.opening import runtime_of_model
 from draftrank.drafting.loading import load_model, load_tokenizer
 from draftrank.drafting.target_folder import ensure_target
 from draftrank.jobs.running import build
@@ -67,7 +68,7 @@ def flashspec_arms(target: Any, draft: Any, folder: Path, k: int, tokens: int) -
         engine = SpeculativeEngine(options, [drafter], TargetModel(str(folder), device, dtype, model=target))
 
         def decode(prompt: tuple[int, ...]) -> tuple[tuple[int, ...], float, None]:
-            ids = torch.tensor([prompt])
+            ids = torch.tensor([prompt], device=device)
             started = perf_counter()
             found = engine.generate(ids, max_new_tokens=tokens)
             seconds = perf_counter() - started
@@ -90,9 +91,8 @@ def main() -> int:
     parser.add_argument("--draft", default="int8-dynamic", help="a draft with a model of its own")
     parser.add_argument("--k", type=int, default=3)
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument(
-        "--forward", choices=["eager", "fused", "native"], default="eager", help="this engine's"
-    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--forward", choices=get_args(Forward), default="eager", help="this engine's")
     parser.add_argument("--prompts", type=int, default=4, help="per task")
     parser.add_argument("--tasks", nargs="+", default=["code", "math", "rag"])
     parser.add_argument("--tokens", type=int, default=64)
@@ -106,11 +106,11 @@ def main() -> int:
     (draft,) = build(workspace, options.target, (options.draft,))
     if draft.folder is None:
         sys.exit(f"{options.draft} has no model of its own: {draft.failure or 'choose another draft'}")
-    target_model = load_model(folder.path, options.dtype, "cpu")
-    draft_model = load_model(draft.folder, options.dtype, "cpu")
+    target_model = load_model(folder.path, options.dtype, options.device)
+    draft_model = load_model(draft.folder, options.dtype, options.device)
     tokenizer = load_tokenizer(folder.path)
-    target = TorchRuntime.of(target_model, options.forward)
-    drafting = TorchRuntime.of(draft_model, options.forward)
+    target = runtime_of_model(target_model, options.forward)
+    drafting = runtime_of_model(draft_model, options.forward)
     ngram, model = NgramProposer(1, MAX_NGRAM), ModelProposer(drafting)
 
     prompts = first_turns(workspace, declared, tokenizer, options.tasks, options.prompts)
@@ -122,7 +122,7 @@ def main() -> int:
     draft_model.generation_config.assistant_confidence_threshold = 0.0
 
     def theirs(prompt: tuple[int, ...], **arguments: object) -> tuple[tuple[int, ...], float, None]:
-        ids = torch.tensor([prompt])
+        ids = torch.tensor([prompt], device=options.device)
         started = perf_counter()
         output = target_model.generate(ids, attention_mask=torch.ones_like(ids), **generation, **arguments)
         return tuple(output[0, len(prompt) :].tolist()), perf_counter() - started, None
@@ -178,7 +178,7 @@ def main() -> int:
                 perfect += (len(tokens) - 1) * several / (options.k + 1)
                 measured += decoding.decode_s
         differing += len(set(outputs.values())) > 1
-    machine = read_machine("cpu")
+    machine = read_machine(options.device)
     result = {
         "target": options.target,
         "draft": options.draft,

@@ -37,17 +37,23 @@ def test_every_kind_of_draft_is_lossless_and_has_a_board_apart(workspace_root, f
 
 def test_what_cannot_be_fused_is_said(tmp_path):
     root = write_tiny_workspace(tmp_path / "workspace", "gpt2")
-    unknown, gguf, kernels, both = several(
+    unknown, gguf, kernels, both, no_gpu, three = several(
         root,
         ["run", "tiny", "--draft", "ngram", "--fused"],
         ["run", "tiny", "--draft", "ngram", "--fused", "--dtype", "gguf"],
         ["run", "tiny", "--draft", "ngram", "--native"],
         ["run", "tiny", "--draft", "ngram", "--native", "--fused"],
+        ["run", "tiny", "--draft", "ngram", "--captured"],
+        ["run", "tiny", "--draft", "ngram", "--captured", "--native", "--fused"],
     )
-    assert (unknown.code, gguf.code, kernels.code, both.code) == (2, 2, 2, 2)
+    assert {found.code for found in (unknown, gguf, kernels, both, no_gpu, three)} == {2}
     assert "the forward of tiny (gpt2) is not known in few calls" in unknown.err
     assert "the forward of tiny (gpt2) is not known in kernels of our own" in kernels.err
-    assert "leave one of --fused and --native out" in both.err
+    assert "a forward is either fused or native" in both.err
+    assert "leave all but one of --fused, --native out" in both.err
+    assert "leave all but one of --fused, --native, --captured out" in three.err
+    assert "CUDA graphs are captured on a GPU" in no_gpu.err
+    assert "add --device cuda, or leave it out" in no_gpu.err
     assert "leave it out, or use --dtype bf16" in gguf.err
 
 

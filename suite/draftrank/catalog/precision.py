@@ -9,17 +9,18 @@ Precision = Literal["fp32", "bf16", "fp16", "gguf"]
 GGUF file as it is."""
 
 
-Forward = Literal["eager", "fused", "native"]
+Forward = Literal["eager", "fused", "native", "captured"]
 """How torch's models run short forwards: as transformers does, in fewer calls of torch, or in one of our own kernels
-compiled for the machine."""
+compiled for the machine, or on a GPU in kernels of our own that are captured in CUDA graphs."""
 
-RuntimeName = Literal["torch-eager", "torch-fused", "torch-native", "llama.cpp"]
+RuntimeName = Literal["torch-eager", "torch-fused", "torch-native", "torch-captured", "llama.cpp"]
 """What decodes a target: torch with one of these forwards, or llama.cpp."""
 
 _RUNTIMES: dict[Forward, RuntimeName] = {
     "eager": "torch-eager",
     "fused": "torch-fused",
     "native": "torch-native",
+    "captured": "torch-captured",
 }
 
 

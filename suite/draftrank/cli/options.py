@@ -99,19 +99,30 @@ NativeOption = Annotated[
 ]
 
 
-def chosen_forward(*, fused: bool, native: bool) -> Forward:
-    """What `--fused` and `--native` say.
+CapturedOption = Annotated[
+    bool,
+    typer.Option(
+        "--captured",
+        help="All forwards as CUDA graphs of kernels of our own; has boards of its own. Needs --device cuda.",
+    ),
+]
+
+
+def chosen_forward(*, fused: bool, native: bool, captured: bool) -> Forward:
+    """What `--fused`, `--native` and `--captured` say.
 
     Raises:
-        InvalidInputError: both are given.
+        InvalidInputError: more than one is given.
     """
-    if fused and native:
+    options: dict[Forward, bool] = {"fused": fused, "native": native, "captured": captured}
+    asked = [forward for forward, given in options.items() if given]
+    if len(asked) > 1:
         raise InvalidInputError.single(
-            "a forward is either fused or native",
-            field="--native",
-            fix="leave one of --fused and --native out",
+            f"a forward is either {' or '.join(asked)}",
+            field=f"--{asked[-1]}",
+            fix=f"leave all but one of {', '.join(f'--{forward}' for forward in asked)} out",
         )
-    return "native" if native else "fused" if fused else "eager"
+    return asked[0] if asked else "eager"
 
 
 TargetOption = Annotated[str | None, typer.Option("--target", "-t", help="Only this target.", metavar="ID")]

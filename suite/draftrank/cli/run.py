@@ -8,6 +8,7 @@ import typer
 
 from draftrank.cli.options import (
     PRECISION_HELP,
+    CapturedOption,
     Device,
     Dtype,
     FusedOption,
@@ -44,6 +45,7 @@ def run(
     device: Annotated[Device, typer.Option(help="Where to run.")] = Device.cpu,
     fused: FusedOption = False,
     native: NativeOption = False,
+    captured: CapturedOption = False,
     temperature: Annotated[
         list[float] | None,
         typer.Option(
@@ -107,7 +109,7 @@ def run(
             tasks=tuple(task or ()),
             dtype=dtype.value,
             device=device.value,
-            forward=chosen_forward(fused=fused, native=native),
+            forward=chosen_forward(fused=fused, native=native, captured=captured),
             mode=DecodingMode(temperature=one, top_p=top_p, top_k=top_k, seed=seed),
             repeats=repeats,
             precision=precision,

@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from draftrank.cli.options import (
+    CapturedOption,
     Device,
     FusedOption,
     JsonOption,
@@ -35,6 +36,7 @@ def search(
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.cpu,
     fused: FusedOption = False,
     native: NativeOption = False,
+    captured: CapturedOption = False,
     seed: Annotated[int, typer.Option(help="Seed of the choices and of arm order.", min=0)] = 0,
     folder: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for the recipe and the page.", metavar="DIR")
@@ -65,7 +67,7 @@ def search(
         suite=suite,
         dtype=dtype.value,
         device=device.value,
-        forward=chosen_forward(fused=fused, native=native),
+        forward=chosen_forward(fused=fused, native=native, captured=captured),
         budget_s=parse_duration(budget, "--budget"),
         seed=seed,
     )

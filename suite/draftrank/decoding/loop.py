@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import fsum
 from time import perf_counter
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.decoding.proposer import Proposal, Proposer
-from draftrank.decoding.runtime import TreeRuntime
+from draftrank.decoding.device_tokens import DeviceTokens
+from draftrank.decoding.proposer import Proposal, Proposer, SteppingProposer
+from draftrank.decoding.runtime import ClockedRuntime, DeviceTokenRuntime, SelfDecodingRuntime, TreeRuntime
 from draftrank.decoding.sampling import Sampler
+from draftrank.decoding.stamps import HostStamp
 from draftrank.decoding.token_tree import TokenTree
-from draftrank.decoding.verification import Verdict, verify
+from draftrank.decoding.verification import Verdict, verify, verify_greedy
 from draftrank.errors import DraftrankError
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
     from draftrank.catalog.recipe import TypicalAcceptance
     from draftrank.decoding.runtime import Runtime
+    from draftrank.decoding.stamps import DeviceStamp
 
 
 class ContextOverflowError(DraftrankError):
@@ -103,19 +107,27 @@ def autoregressive(target: Runtime, request: Request) -> Decoding:
     target.reserve(len(request.prompt) + request.max_new_tokens)
     target.synchronize()
     started = perf_counter()
-    token = sampler.choose(target.feed(request.prompt, keep=1))
+    token = sampler.choose(target.feed(request.prompt, keep=1), target)
     arrived = perf_counter()
     tokens = [token]
-    verify_s = 0.0
-    before = arrived
-    while token not in request.stop_tokens and len(tokens) < request.max_new_tokens:
-        logits = target.feed((token,))
-        target.synchronize()
-        verify_s += perf_counter() - before
-        token = sampler.choose(logits)
-        tokens.append(token)
-        before = perf_counter()
-    ended = before
+    clock = _Clock(target)
+    clock.begin()
+    if isinstance(target, SelfDecodingRuntime) and request.mode.greedy:
+        if token not in request.stop_tokens:
+            for token, stamp in target.decode_on(request.max_new_tokens - 1):
+                clock.verified(stamp)
+                tokens.append(token)
+                clock.begin(stamp)
+                if token in request.stop_tokens:
+                    break
+    else:
+        while token not in request.stop_tokens and len(tokens) < request.max_new_tokens:
+            logits = target.feed((token,))
+            clock.verified()
+            token = sampler.choose(logits, target)
+            tokens.append(token)
+            clock.begin()
+    ended = perf_counter()
     steps = len(tokens) - 1
     return Decoding(
         token_ids=tuple(tokens),
@@ -129,7 +141,7 @@ def autoregressive(target: Runtime, request: Request) -> Decoding:
         prefill_s=arrived - started,
         decode_s=ended - arrived,
         propose_s=0.0,
-        verify_s=verify_s,
+        verify_s=clock.verify_s(),
     )
 
 
@@ -165,77 +177,109 @@ def speculative(
     target.synchronize()
 
     started = perf_counter()
-    token = sampler.choose(target.feed(request.prompt, keep=1))
+    token = sampler.choose(target.feed(request.prompt, keep=1), target)
     proposer.begin(request.prompt, sampler, reserve)
     target.synchronize()
     arrived = perf_counter()
 
     context = [*request.prompt, token]
     limit = len(request.prompt) + request.max_new_tokens
-    histogram = [0] * (k + 1)
-    offered = [0] * k
-    sizes = [0] * (k + 1)
-    proposed = draft_forwards = 0
-    propose_s = verify_s = 0.0
-    stopped = token in request.stop_tokens
-    now = arrived
-    while not stopped and len(context) < limit:
+    tally = _Tally(k, context, request.stop_tokens)
+    clock = _Clock(target)
+    clock.begin()
+    on_device = proposer.device_steps(target, sampler, k) if isinstance(proposer, SteppingProposer) else None
+    if typical is None and on_device is not None and not tally.stopped and len(context) < limit:
+        for outcome in on_device.run(context):
+            clock.proposed(outcome.began)
+            clock.verified(outcome.verified)
+            # As if the last steps had proposed no more than can stand.
+            room = min(k, limit - len(context) - 1)
+            proposal = Proposal(outcome.proposed[:room], forwards=on_device.chain)
+            tally.add(proposal, verify_greedy(outcome.choices[: room + 1], proposal))
+            clock.begin(outcome.verified)
+            if tally.stopped or len(context) >= limit:
+                break
+        target.forget(target.length - len(context) + 1)
+    while not tally.stopped and len(context) < limit:
         # The step emits one token more than it accepts, so the last one needs no proposal.
         room = min(k, limit - len(context) - 1)
         proposal = proposer.propose(context, room) if room else Proposal([])
         if len(proposal.tokens) > room:
             raise ProposerError(f"it proposed {len(proposal.tokens)} tokens where at most {room} can stand")
-        target.synchronize()
-        proposing_ended = perf_counter()
+        clock.proposed()
         logits = _read(target, context[-1], proposal)
-        target.synchronize()
-        verifying_ended = perf_counter()
-        verdict = verify(logits, proposal, sampler, typical)
+        clock.verified()
+        verdict = verify(logits, proposal, sampler, typical, target)
         path = _keep(target, proposal, verdict)
-        standing = [proposal.tokens[place] for place in path]
         if room:
-            proposer.settle(standing)
-        emitted = [*standing, verdict.next_token]
+            proposer.settle([proposal.tokens[place] for place in path])
+        tally.add(proposal, verdict)
+        clock.begin()
+    now = perf_counter()
+    return Decoding(
+        token_ids=tuple(context[len(request.prompt) :]),
+        finish="stop" if tally.stopped else "length",
+        steps=sum(tally.histogram),
+        accept_histogram=tuple(tally.histogram),
+        offered=tuple(tally.offered),
+        proposal_sizes=tuple(tally.sizes),
+        proposed=tally.proposed,
+        draft_forwards=tally.draft_forwards,
+        prefill_s=arrived - started,
+        decode_s=now - arrived,
+        propose_s=clock.propose_s(),
+        verify_s=clock.verify_s(),
+    )
+
+
+class _Tally:
+    """What has been emitted, and what came of all that was proposed."""
+
+    def __init__(self, k: int, context: list[int], stop_tokens: frozenset[int]) -> None:
+        """Starts with the first token, the context's last; the context grows by what is emitted."""
+        self._context = context
+        self._stop_tokens = stop_tokens
+        self.stopped = context[-1] in stop_tokens
+        """Whether the last token ends the output."""
+        self.histogram = [0] * (k + 1)
+        self.offered = [0] * k
+        self.sizes = [0] * (k + 1)
+        self.proposed = 0
+        self.draft_forwards = 0
+
+    def add(self, proposal: Proposal, verdict: Verdict) -> None:
+        """Counts one step."""
+        path = _path(verdict)
+        emitted = [*(proposal.tokens[place] for place in path), verdict.next_token]
         # On its way to the last token that was judged, the step was offered this many in turn.
         offers = len(path) + bool(proposal.children(path[-1] if path else -1))
         judged = len(proposal.tokens)
         for index, candidate in enumerate(emitted):
-            if candidate in request.stop_tokens:
-                stopped = True
+            if candidate in self._stop_tokens:
+                self.stopped = True
                 if index < verdict.accepted:
                     # An accepted stop token stands for the bonus, and nothing after it was judged.
                     offers, judged = index, _until(proposal, index)
                 del emitted[index + 1 :]
                 break
-        context += emitted
-        accepted = len(emitted) - 1
-        histogram[accepted] += 1
-        sizes[len(proposal.tokens)] += 1
+        self._context += emitted
+        self.histogram[len(emitted) - 1] += 1
+        self.sizes[len(proposal.tokens)] += 1
         for index in range(offers):
-            offered[index] += 1
-        proposed += judged
-        draft_forwards += proposal.forwards
-        propose_s += proposing_ended - now
-        verify_s += verifying_ended - proposing_ended
-        now = perf_counter()
-    return Decoding(
-        token_ids=tuple(context[len(request.prompt) :]),
-        finish="stop" if stopped else "length",
-        steps=sum(histogram),
-        accept_histogram=tuple(histogram),
-        offered=tuple(offered),
-        proposal_sizes=tuple(sizes),
-        proposed=proposed,
-        draft_forwards=draft_forwards,
-        prefill_s=arrived - started,
-        decode_s=now - arrived,
-        propose_s=propose_s,
-        verify_s=verify_s,
-    )
+            self.offered[index] += 1
+        self.proposed += judged
+        self.draft_forwards += proposal.forwards
+
+
+def _path(verdict: Verdict) -> Sequence[int]:
+    """The places in the proposal of what stands."""
+    return range(verdict.accepted) if verdict.path is None else verdict.path
 
 
 def _read(target: Runtime, last: int, proposal: Proposal) -> Tensor:
     """Logits after the context's last token and after each proposed one."""
+    if isinstance(proposal.tokens, DeviceTokens) and isinstance(target, DeviceTokenRuntime):
+        return target.feed_after(last, proposal.tokens)
     tokens = (last, *proposal.tokens)
     if proposal.parents is None:
         return target.feed(tokens)
@@ -249,11 +293,9 @@ def _keep(target: Runtime, proposal: Proposal, verdict: Verdict) -> Sequence[int
     if verdict.path is not None:
         assert isinstance(target, TreeRuntime)
         target.keep_path((0, *(place + 1 for place in verdict.path)))
-        return verdict.path
-    rejected = len(proposal.tokens) - verdict.accepted
-    if rejected:
-        target.forget(rejected)
-    return range(verdict.accepted)
+    elif len(proposal.tokens) > verdict.accepted:
+        target.forget(len(proposal.tokens) - verdict.accepted)
+    return _path(verdict)
 
 
 def _until(proposal: Proposal, depth: int) -> int:
@@ -262,6 +304,45 @@ def _until(proposal: Proposal, depth: int) -> int:
         return depth
     depths = TokenTree.behind(proposal.parents).depths
     return sum(one <= depth for one in depths[1:])
+
+
+class _Clock:
+    """When proposing and verifying began and ended: on the device's own clock where it has one, and by waiting elsewhere."""
+
+    def __init__(self, target: Runtime) -> None:
+        self._target = target
+        self._steps: list[tuple[Any, Any, Any]] = []
+        self._began: Any = None
+        self._proposed: Any = None
+
+    def begin(self, at: HostStamp | DeviceStamp | None = None) -> None:
+        """A step begins, now or at a moment known; whatever the one before asked for is done."""
+        target = self._target
+        if at is None:
+            at = target.stamp() if isinstance(target, ClockedRuntime) else HostStamp()
+        self._began = self._proposed = at
+
+    def proposed(self, at: HostStamp | DeviceStamp | None = None) -> None:
+        """Its tokens are proposed."""
+        self._proposed = at or self._now()
+
+    def verified(self, at: HostStamp | DeviceStamp | None = None) -> None:
+        """The target has read them."""
+        self._steps.append((self._began, self._proposed, at or self._now()))
+
+    def propose_s(self) -> float:
+        """Seconds of all steps that went into proposing."""
+        return fsum(proposed.since(began) for began, proposed, _ in self._steps)
+
+    def verify_s(self) -> float:
+        """The same of the target's forwards."""
+        return fsum(verified.since(proposed) for _, proposed, verified in self._steps)
+
+    def _now(self) -> HostStamp | DeviceStamp:
+        if isinstance(self._target, ClockedRuntime):
+            return self._target.stamp()
+        self._target.synchronize()
+        return HostStamp()
 
 
 def _check_room(runtime: Runtime, request: Request, whose: str) -> None:

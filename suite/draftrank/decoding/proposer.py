@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from draftrank.catalog.precision import Forward, Precision
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from draftrank.decoding.runtime import Runtime
+    from draftrank.decoding.runtimes.captured.steps import DeviceSteps
     from draftrank.decoding.sampling import Sampler
 
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 class Proposal:
     """Tokens offered for one step: a chain, or a tree of several continuations."""
 
-    tokens: list[int]
+    tokens: Sequence[int]
     """Proposed token ids, in order."""
     probabilities: Tensor | None = None
     """Distributions they were drawn from, float32 [len(tokens), vocabulary]; None when the proposer
@@ -67,6 +68,20 @@ class Proposer(Protocol):
 
     def runtime(self) -> Runtime | None:
         """The model that proposes, for measuring its forwards; None without one."""
+
+
+@runtime_checkable
+class SteppingProposer(Protocol):
+    """A proposer whose steps may need no host."""
+
+    def device_steps(self, target: Runtime, sampler: Sampler, count: int) -> DeviceSteps | None:
+        """Steps of at most `count` proposed tokens each; None where the host is needed in each.
+
+        Args:
+            target: what verifies.
+            sampler: the sequence's mode.
+            count: k.
+        """
 
 
 @dataclass(frozen=True, slots=True)

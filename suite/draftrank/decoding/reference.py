@@ -251,9 +251,10 @@ class _Step:
 
 
 def _model_of(runtime: Runtime) -> PreTrainedModel:
+    from draftrank.decoding.runtimes.captured.runtime import CapturedRuntime
     from draftrank.decoding.runtimes.torch_eager import TorchRuntime
 
-    if not isinstance(runtime, TorchRuntime):
+    if not isinstance(runtime, (TorchRuntime, CapturedRuntime)):
         raise IncompatibleDraftError("transformers' generate needs a model that torch runs")
     return runtime.model
 

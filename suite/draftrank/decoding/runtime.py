@@ -6,12 +6,14 @@ can forget the newest tokens again. Target and draft may live in different runti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from draftrank.decoding.device_tokens import DeviceTokens
+    from draftrank.decoding.stamps import DeviceStamp, HostStamp
     from draftrank.decoding.token_tree import TokenTree
 
 
@@ -88,6 +90,56 @@ class TreeRuntime(Protocol):
 
         What `features` tells is then of these tokens, where the tree was fed at once.
         """
+
+
+@runtime_checkable
+class ChoosingRuntime(Protocol):
+    """A runtime that chooses tokens where its logits lie."""
+
+    def choices(self, count: int) -> list[int]:
+        """The most likely token after each of the last `count` tokens fed; of equally likely ones the first. Waits."""
+
+
+@runtime_checkable
+class DeviceTokenRuntime(Protocol):
+    """A runtime that reads tokens which the host has not seen."""
+
+    def feed_after(self, last: int, proposed: DeviceTokens) -> Tensor:
+        """Appends a token and then these; see `Runtime.feed`. Does not wait."""
+
+
+@runtime_checkable
+class ChainRuntime(Protocol):
+    """A runtime that goes on with its own choices unasked."""
+
+    def chain(self, unseen: Sequence[int], count: int) -> DeviceTokens:
+        """Appends tokens, then all but the last of `count` most likely ones, each chosen behind the one before.
+
+        Returns:
+            the chosen tokens, valid until the next call. Does not wait for them.
+        """
+
+
+@runtime_checkable
+class SelfDecodingRuntime(Protocol):
+    """A runtime whose device decodes by itself, in greedy modes."""
+
+    def decode_on(self, count: int) -> Iterator[tuple[int, DeviceStamp | HostStamp]]:
+        """Feeds what it chose last, and so on: yields up to `count` tokens, each the most likely one, and when it was known.
+
+        The next one is under way while one is looked at; when nobody asks for it, it has never been fed.
+        """
+
+
+@runtime_checkable
+class ClockedRuntime(Protocol):
+    """A runtime whose device tells the time of what it was asked to do, without anybody waiting."""
+
+    def stamp(self) -> HostStamp | DeviceStamp:
+        """The moment when everything asked so far is done."""
+
+    def forward_s(self, tokens: Sequence[int]) -> float:
+        """Seconds that a forward over these tokens takes the device, without the host's part; nothing is appended."""
 
 
 @runtime_checkable

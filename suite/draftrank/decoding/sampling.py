@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from draftrank.catalog.decoding_mode import DecodingMode
+from draftrank.decoding.runtime import ChoosingRuntime
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from draftrank.decoding.runtime import Runtime
 
 
 def most_likely(logits: Tensor) -> list[int]:
@@ -24,6 +27,11 @@ def most_likely(logits: Tensor) -> list[int]:
         chosen = logits.argmax(-1)
     found: list[int] = chosen.tolist()
     return found
+
+
+def most_likely_after(runtime: Runtime, logits: Tensor) -> list[int]:
+    """The same of logits that a runtime has just given, where it has not chosen already."""
+    return runtime.choices(len(logits)) if isinstance(runtime, ChoosingRuntime) else most_likely(logits)
 
 
 class Sampler:
@@ -70,8 +78,14 @@ class Sampler:
         """One random number in [0, 1)."""
         return float(torch.rand((), generator=self._generator))
 
-    def choose(self, logits: Tensor) -> int:
-        """One token id from one row of logits, [1, vocabulary]."""
+    def choose(self, logits: Tensor, by: Runtime | None = None) -> int:
+        """One token id from one row of logits, [1, vocabulary].
+
+        Args:
+            logits: the row.
+            by: the runtime that has just given it.
+        """
         if self.mode.greedy:
-            return most_likely(logits[-1:])[0]
+            last = logits[-1:]
+            return (most_likely(last) if by is None else most_likely_after(by, last))[0]
         return self.draw(self.probabilities(logits[-1:])[0])

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from draftrank.decoding.proposer import Proposal
-from draftrank.decoding.sampling import Sampler, most_likely
+from draftrank.decoding.sampling import Sampler, most_likely, most_likely_after
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from draftrank.catalog.recipe import TypicalAcceptance
+    from draftrank.decoding.runtime import Runtime
 
 _TINY = 1e-30
 
@@ -35,7 +38,11 @@ class Verdict:
 
 
 def verify(
-    logits: Tensor, proposal: Proposal, sampler: Sampler, typical: TypicalAcceptance | None = None
+    logits: Tensor,
+    proposal: Proposal,
+    sampler: Sampler,
+    typical: TypicalAcceptance | None = None,
+    by: Runtime | None = None,
 ) -> Verdict:
     """Judges one step by the lossless rule of the decoding mode, or by typical acceptance.
 
@@ -47,21 +54,25 @@ def verify(
         proposal: what was proposed.
         sampler: the sequence's mode and random numbers.
         typical: the lossy rule's knobs; None for the lossless rules.
+        by: the runtime that has just given the logits, which may have chosen already.
     """
-    if proposal.parents is not None:
-        if typical is not None or not sampler.mode.greedy:
-            raise ValueError("trees of tokens are judged in lossless greedy decoding only")
-        return verify_tree(logits, proposal)
+    if proposal.parents is not None and (typical is not None or not sampler.mode.greedy):
+        raise ValueError("trees of tokens are judged in lossless greedy decoding only")
     if typical is not None:
         return verify_typical(logits, proposal, sampler, typical)
-    if sampler.mode.greedy:
-        return verify_greedy(logits, proposal)
-    return verify_sampling(logits, proposal, sampler)
+    if not sampler.mode.greedy:
+        return verify_sampling(logits, proposal, sampler)
+    choices = most_likely(logits) if by is None else most_likely_after(by, logits)
+    return verify_greedy(choices, proposal) if proposal.parents is None else verify_tree(choices, proposal)
 
 
-def verify_greedy(logits: Tensor, proposal: Proposal) -> Verdict:
-    """Accepts as long as the proposed token is the target's most likely one."""
-    choices = most_likely(logits)
+def verify_greedy(choices: Sequence[int], proposal: Proposal) -> Verdict:
+    """Accepts as long as the proposed token is the target's most likely one.
+
+    Args:
+        choices: the target's most likely tokens, the first after no proposed one, the next after each.
+        proposal: what was proposed, a chain.
+    """
     accepted = 0
     for token, choice in zip(proposal.tokens, choices, strict=False):
         if token != choice:
@@ -70,9 +81,8 @@ def verify_greedy(logits: Tensor, proposal: Proposal) -> Verdict:
     return Verdict(accepted, choices[accepted])
 
 
-def verify_tree(logits: Tensor, proposal: Proposal) -> Verdict:
-    """Walks from the context to the target's most likely token, as long as that was proposed there."""
-    choices = most_likely(logits)
+def verify_tree(choices: Sequence[int], proposal: Proposal) -> Verdict:
+    """Walks from the context to the target's most likely token, as long as that was proposed there; arguments as above."""
     path: list[int] = []
     place = -1
     while True:

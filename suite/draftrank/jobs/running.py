@@ -47,7 +47,7 @@ class RunRequest:
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to run."""
     forward: Forward = "eager"
-    """Whether torch runs short forwards of target and drafts in few calls: faster on CPU, on boards of its own."""
+    """How torch runs forwards of target and drafts; each on boards of its own."""
     mode: DecodingMode = DecodingMode()
     """How tokens are chosen."""
     repeats: int | None = None
@@ -146,6 +146,7 @@ def plan_run(
     """
     progress = progress or SilentProgress()
     _require_device(request.device)
+    _require_forward(request)
     target = workspace.target(request.target)
     recipes = recipes or choose_recipes(workspace, request.target, request.drafts)
     references = reference_arms(request.references, recipes)
@@ -281,6 +282,15 @@ def _require_device(device: str) -> None:
             "there is no CUDA device here",
             field="--device",
             fix="use --device cpu, or see `draftrank doctor`",
+        )
+
+
+def _require_forward(request: RunRequest) -> None:
+    if request.forward == "captured" and request.device != "cuda":
+        raise InvalidInputError.single(
+            "CUDA graphs are captured on a GPU",
+            field="--captured",
+            fix="add --device cuda, or leave it out",
         )
 
 

@@ -186,6 +186,18 @@ def test_a_mixed_draft_copies_where_it_can_and_asks_its_model_where_not():
     assert mixed.propose(context, 2).tokens == alone.propose(context, 2).tokens
 
 
+def test_the_model_of_a_mixed_draft_may_propose_fewer_tokens():
+    sampler = Sampler(DecodingMode())
+    mixed = MixedProposer(NgramProposer(2, 3), ModelProposer(TorchRuntime(NEAR["llama"])), 2)
+    prompt = (5, 9, 11, 4, 7, 5, 9, 11)
+    mixed.begin(prompt, sampler, 64)
+    assert len(mixed.propose([*prompt, 4], 3).tokens) == 3
+    mixed.settle([])
+    assert len(mixed.propose([*prompt, 30], 3).tokens) == 2
+    mixed.settle([])
+    assert len(mixed.propose([*prompt, 30, 31], 1).tokens) == 1
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("copies", [False, True], ids=["alone", "mixed"])
 @settings(max_examples=8, deadline=None)

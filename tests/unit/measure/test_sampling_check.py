@@ -36,7 +36,7 @@ def test_honest_drafts_follow_the_target(proposer, mode):
 
 
 def test_a_rule_that_accepts_everything_is_caught(monkeypatch):
-    def careless(logits, proposal, sampler, typical):
+    def careless(logits, proposal, sampler, typical, _):
         assert typical is None
         return Verdict(len(proposal.tokens), sampler.draw(sampler.probabilities(logits[-1:])[0]))
 

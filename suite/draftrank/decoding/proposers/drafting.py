@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from draftrank.decoding.proposer import Proposal, ProposerContext
-from draftrank.decoding.runtime import TreeRuntime
+from draftrank.decoding.runtime import ChainRuntime, TreeRuntime
+from draftrank.decoding.runtimes.short_forward import MOST_TOKENS
 from draftrank.decoding.token_tree import TokenTree
 from draftrank.errors import IncompatibleDraftError
 
@@ -73,12 +74,14 @@ def draft_tokens(
     if drafting.branch_above is not None and sampler.mode.greedy:
         return _branching(draft, unseen, count, drafting, drafting.branch_above)
     stop_below = drafting.stop_below
+    if stop_below is None and sampler.mode.greedy and isinstance(draft, ChainRuntime):
+        return Proposal(draft.chain(unseen, count), forwards=count)
     logits = draft.feed(unseen, keep=1)
     tokens: list[int] = []
     rows: list[Tensor] = []
     while True:
         if sampler.mode.greedy:
-            tokens.append(sampler.choose(logits))
+            tokens.append(sampler.choose(logits, draft))
             confident = stop_below is None or sampler.confidence(logits) >= stop_below
         else:
             row = sampler.probabilities(logits)
@@ -88,6 +91,22 @@ def draft_tokens(
         if len(tokens) == count or not confident:
             return Proposal(tokens, _joined(rows), forwards=len(tokens))
         logits = draft.feed((tokens[-1],))
+
+
+def goes_on_alone(target: Runtime, draft: Runtime, sampler: Sampler, count: int, drafting: Drafting) -> bool:
+    """Whether steps need no host: greedy chains of fixed length, where both runtimes are captured.
+
+    Args:
+        target: what verifies.
+        draft: the model that proposes.
+        sampler: the sequence's mode.
+        count: k.
+        drafting: how far and how wide it proposes.
+    """
+    from draftrank.decoding.runtimes.captured.runtime import CapturedRuntime
+
+    captured = isinstance(target, CapturedRuntime) and isinstance(draft, CapturedRuntime)
+    return captured and drafting == PLAIN and sampler.mode.greedy and count < MOST_TOKENS
 
 
 @dataclass(eq=False, slots=True)

@@ -21,6 +21,7 @@ from draftrank.decoding.proposers.suffix import DEFAULT_TRUST, MinProbability, S
 
 if TYPE_CHECKING:
     from draftrank.decoding.runtime import Runtime
+    from draftrank.decoding.runtimes.captured.steps import DeviceSteps
     from draftrank.decoding.sampling import Sampler
 
 
@@ -41,6 +42,9 @@ class MixedDraft(BuiltDraft):
     """Earlier places vote as in `suffix` drafts, and copying ends where fewer than this share agree; absent: the most
     recent place is copied."""
 
+    max_model_tokens: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Most tokens that the model proposes in one step, where copying may propose more; absent: as many as asked for."""
+
     @model_validator(mode="after")
     def _runs_ordered(self) -> Self:
         if self.min_ngram > self.max_ngram:
@@ -58,10 +62,12 @@ class MixedDraft(BuiltDraft):
         agreeing = (
             "" if self.min_probability is None else f", while {self.min_probability:.0%} of the places agree"
         )
+        few = self.max_model_tokens
+        for_few = "" if few is None else f" for at most {few} token{'s' if few > 1 else ''}"
         return (
             f"copy what {followed} the last {self.max_ngram} to {self.min_ngram} tokens earlier in the context"
-            f"{trust_in_words(self.tokens_per_match)}{agreeing}; where nothing is found, ask a model, "
-            f"made {super().sentence()}"
+            f"{trust_in_words(self.tokens_per_match)}{agreeing}; where nothing is found, ask a model"
+            f"{for_few}, made {super().sentence()}"
         )
 
     def uses(self, model: str, folder: str, k: int) -> tuple[Use, ...]:
@@ -73,7 +79,7 @@ class MixedDraft(BuiltDraft):
 
     def open(self, context: ProposerContext) -> MixedProposer:
         """See `DraftBase.open`."""
-        return MixedProposer(self._copying(), self.open_model(context))
+        return MixedProposer(self._copying(), self.open_model(context), self.max_model_tokens)
 
     def _copying(self) -> NgramProposer | SuffixProposer:
         if self.min_probability is None:
@@ -85,9 +91,22 @@ class MixedDraft(BuiltDraft):
 class MixedProposer:
     """Asks the first proposer, and the model where the first has nothing to say."""
 
-    def __init__(self, first: NgramProposer | SuffixProposer, model: ModelProposer | FeatureProposer) -> None:
+    def __init__(
+        self,
+        first: NgramProposer | SuffixProposer,
+        model: ModelProposer | FeatureProposer,
+        max_model_tokens: int | None = None,
+    ) -> None:
+        """Puts the two together.
+
+        Args:
+            first: is asked first.
+            model: is asked where the first has nothing.
+            max_model_tokens: most tokens that the model is asked for; None: as many as the step may verify.
+        """
         self._first = first
         self._model = model
+        self._most = max_model_tokens
         self._asked_model = False
 
     def begin(self, prompt: Sequence[int], sampler: Sampler, reserve: int) -> None:
@@ -99,7 +118,9 @@ class MixedProposer:
         """See `Proposer.propose`."""
         copied = self._first.propose(context, count)
         self._asked_model = not copied.tokens
-        return self._model.propose(context, count) if self._asked_model else copied
+        if not self._asked_model:
+            return copied
+        return self._model.propose(context, count if self._most is None else min(count, self._most))
 
     def settle(self, accepted: Sequence[int]) -> None:
         """See `Proposer.settle`."""
@@ -107,6 +128,10 @@ class MixedProposer:
             self._model.settle(accepted)
         else:
             self._model.watch(accepted)
+
+    def device_steps(self, target: Runtime, sampler: Sampler, count: int) -> DeviceSteps | None:
+        """See `SteppingProposer.device_steps`; the model proposes while the host looks for something to copy."""
+        return self._model.device_steps(target, sampler, count, self._most, self._first.propose)
 
     def runtime(self) -> Runtime:
         """See `Proposer.runtime`."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -15,7 +15,7 @@ from draftrank.catalog.step_order import order_fault
 from draftrank.catalog.steps import Step
 from draftrank.catalog.use import Use
 from draftrank.decoding.proposer import Proposal, ProposerContext
-from draftrank.decoding.proposers.drafting import PLAIN, Drafting, draft_tokens, drafting_of
+from draftrank.decoding.proposers.drafting import PLAIN, Drafting, draft_tokens, drafting_of, goes_on_alone
 from draftrank.decoding.proposers.features import FeatureProposer
 from draftrank.decoding.runtime import FeaturedRuntime, TreeRuntime
 from draftrank.drafting.abilities import abilities_of, uses_of_model
@@ -23,6 +23,7 @@ from draftrank.errors import IncompatibleDraftError
 
 if TYPE_CHECKING:
     from draftrank.decoding.runtime import Runtime
+    from draftrank.decoding.runtimes.captured.steps import DeviceSteps
     from draftrank.decoding.sampling import Sampler
 
 
@@ -66,8 +67,7 @@ class BuiltDraft(DraftBase):
     def open_model(self, context: ProposerContext) -> ModelProposer | FeatureProposer:
         """The model as a proposer; raises as `open`."""
         from draftrank.decoding.runtimes.llama_cpp import LlamaCppRuntime
-        from draftrank.decoding.runtimes.torch_eager import TorchRuntime
-        from draftrank.decoding.runtimes.torch_features import FeatureRuntime
+        from draftrank.decoding.runtimes.opening import feature_runtime_of, runtime_of_model
         from draftrank.decoding.vocabulary import check_vocabularies
         from draftrank.drafting.forms import FeaturesForm, GgufForm
         from draftrank.drafting.gguf_format import GGUF_FILE
@@ -85,12 +85,12 @@ class BuiltDraft(DraftBase):
         forward: Forward = "fused" if context.dtype == "gguf" else context.forward
         model = load_model(context.draft_folder, dtype, context.device)
         if not any(isinstance(form, FeaturesForm) for form in forms):
-            return ModelProposer(TorchRuntime.of(model, forward=forward), drafting)
+            return ModelProposer(runtime_of_model(model, forward), drafting)
         if not isinstance(context.target, FeaturedRuntime):
             raise IncompatibleDraftError(
                 f"the runtime {context.target.name} does not tell a model's hidden states"
             )
-        reader = FeatureRuntime.of(model, forward=forward)
+        reader = feature_runtime_of(model, forward)
         return FeatureProposer(context.target, reader, drafting)
 
 
@@ -120,6 +120,7 @@ class ModelProposer:
         self._draft = draft
         self._drafting = drafting
         self._sampler: Sampler | None = None
+        self._steps: dict[tuple[int, int], DeviceSteps] = {}
         self._settled = 0
         self._proposal = Proposal([])
 
@@ -153,6 +154,25 @@ class ModelProposer:
 
     def watch(self, accepted: Sequence[int]) -> None:
         """Is told of what others proposed; it catches up when it is asked."""
+
+    def device_steps(
+        self,
+        target: Any,
+        sampler: Sampler,
+        count: int,
+        chain: int | None = None,
+        copying: Callable[[Sequence[int], int], Proposal] | None = None,
+    ) -> DeviceSteps | None:
+        """See `SteppingProposer.device_steps`; of the last two, `DeviceSteps`."""
+        from draftrank.decoding.runtimes.captured.steps import DeviceSteps
+
+        draft: Any = self._draft
+        if not goes_on_alone(target, draft, sampler, count, self._drafting):
+            return None
+        key = id(target), count
+        if key not in self._steps:
+            self._steps[key] = DeviceSteps(target, draft, count, self.propose, chain, copying)
+        return self._steps[key]
 
     def runtime(self) -> Runtime:
         """See `Proposer.runtime`."""

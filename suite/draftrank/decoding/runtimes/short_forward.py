@@ -1,4 +1,4 @@
-"""Forwards of a few tokens, written for what bounds them: what two ways of computing them have in common."""
+"""Forwards written for what bounds them: what the ways of computing them have in common."""
 
 from __future__ import annotations
 
@@ -31,13 +31,8 @@ _STATIC_ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})
 """Kinds of rotary embedding that do not depend on how long the sequence is."""
 
 
-class ShortForward(ABC):
-    """The layers of a Llama or Gemma 3 decoder, with the embedding before and the final norm and the head after them."""
-
-    runtime: ClassVar[RuntimeName]
-    """What a target decoded by it is said to be decoded by."""
-    reads_prompts: ClassVar[bool] = False
-    """Whether forwards of more than `MOST_TOKENS` are its own too; otherwise they are transformers'."""
+class KnownDecoder:
+    """What is known of a Llama or Gemma 3 decoder whose forward is written here."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         """Reads the model's shape; `fits` says which models can be given."""
@@ -52,7 +47,6 @@ class ShortForward(ABC):
         self._decoder = getattr(model, self._shape.decoder)
         self._norm = self._weight(self._shape.norm(model))
         self._rotations: dict[str, tuple[Tensor, Tensor]] = {}
-        self._head = self._head_product(self._shape.head(model))
 
     @staticmethod
     def fits(model: PreTrainedModel) -> bool:
@@ -64,6 +58,46 @@ class ShortForward(ABC):
             and getattr(config, "attn_logit_softcapping", None) is None
             and not getattr(config, "use_bidirectional_attention", False)
         )
+
+    def _rotation_tables(self, kind: str, end: int) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines of at least the first `end` positions, [positions, 1, size]."""
+        known = self._rotations.get(kind)
+        if known is None or len(known[0]) < end:
+            known = self._rotations[kind] = self._tables(kind, max(2 * end, 512))
+        return known
+
+    def _rotation_dtype(self, weight: Tensor) -> torch.dtype:
+        return weight.dtype
+
+    def _tables(self, kind: str, positions: int) -> tuple[Tensor, Tensor]:
+        weight = self._shape.embedding(self._model).weight
+        assert isinstance(weight, Tensor)
+        numbers = torch.arange(positions, device=weight.device)[None]
+        several = {} if self._shape.model_type == "llama" else {"layer_type": kind}
+        like = weight[:1, None].to(self._rotation_dtype(weight))
+        cosine, sine = self._decoder.rotary_emb(like, numbers, **several)
+        half = self._size // 2
+        signed = torch.cat([-sine[..., :half], sine[..., half:]], -1)
+        return cosine[0][:, None].contiguous(), signed[0][:, None].contiguous()
+
+    def _weight(self, norm: nn.Module) -> Tensor:
+        """A norm's weight as it multiplies, fp32."""
+        weight = norm.weight
+        assert isinstance(weight, Tensor)
+        return weight.detach().float() + self._shape.norm_offset
+
+
+class ShortForward(KnownDecoder, ABC):
+    """The layers of a Llama or Gemma 3 decoder, with the embedding before and the final norm and the head after them."""
+
+    runtime: ClassVar[RuntimeName]
+    """What a target decoded by it is said to be decoded by."""
+    reads_prompts: ClassVar[bool] = False
+    """Whether forwards of more than `MOST_TOKENS` are its own too; otherwise they are transformers'."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        self._head = self._head_product(self._shape.head(model))
 
     @abstractmethod
     def first(self, count: int, view: PreTrainedModel) -> Self:
@@ -116,35 +150,8 @@ class ShortForward(ABC):
             return lambda states: head.spread(kept(states))
         return self.product_of(head)
 
-    def _rotation_tables(self, kind: str, end: int) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines of at least the first `end` positions, [positions, 1, size]."""
-        known = self._rotations.get(kind)
-        if known is None or len(known[0]) < end:
-            known = self._rotations[kind] = self._tables(kind, max(2 * end, 512))
-        return known
-
-    def _rotation_dtype(self, weight: Tensor) -> torch.dtype:
-        return weight.dtype
-
-    def _tables(self, kind: str, positions: int) -> tuple[Tensor, Tensor]:
-        weight = self._shape.embedding(self._model).weight
-        assert isinstance(weight, Tensor)
-        numbers = torch.arange(positions, device=weight.device)[None]
-        several = {} if self._shape.model_type == "llama" else {"layer_type": kind}
-        like = weight[:1, None].to(self._rotation_dtype(weight))
-        cosine, sine = self._decoder.rotary_emb(like, numbers, **several)
-        half = self._size // 2
-        signed = torch.cat([-sine[..., :half], sine[..., half:]], -1)
-        return cosine[0][:, None].contiguous(), signed[0][:, None].contiguous()
-
     def _normed(self, hidden: Tensor, weight: Tensor) -> Tensor:
         return rms_norm(hidden.float(), (hidden.shape[-1],), weight, self._eps).to(hidden.dtype)
-
-    def _weight(self, norm: nn.Module) -> Tensor:
-        """A norm's weight as it multiplies, fp32."""
-        weight = norm.weight
-        assert isinstance(weight, Tensor)
-        return weight.detach().float() + self._shape.norm_offset
 
 
 def head_size(config: PretrainedConfig) -> int:

@@ -100,8 +100,8 @@ class TorchRuntime:
 
     @classmethod
     def of(cls, model: PreTrainedModel, forward: Forward) -> Self:
-        """Wraps a model. Where its forward is not known as it is asked for, the next slower one is taken: `native`,
-        `fused`, `eager`.
+        """Wraps a model. Where its forward is not known as it is asked for, a slower one is taken: `fused` for
+        `native`, `eager` for all.
 
         Raises:
             InvalidInputError: native forwards are asked for and cannot be compiled.
@@ -252,6 +252,6 @@ class TorchRuntime:
 def _short_forward(model: PreTrainedModel, forward: Forward) -> ShortForward | None:
     if forward == "native" and NativeDecoder.fits(model):
         return NativeDecoder(model)
-    if forward != "eager" and FusedDecoder.fits(model):
+    if forward in ("fused", "native") and FusedDecoder.fits(model):
         return FusedDecoder(model)
     return None

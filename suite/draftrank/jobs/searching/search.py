@@ -73,7 +73,7 @@ class SearchRequest:
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to compute."""
     forward: Forward = "eager"
-    """Whether torch runs short forwards in few calls."""
+    """How torch runs forwards."""
     budget_s: float = 7200.0
     """Seconds for all of it."""
     seed: int = 0
@@ -304,11 +304,11 @@ class _Seeker:
     def _times(self, recipe: Recipe, built: BuiltDraft) -> ForwardTimes:
         """Forward times of the draft and the target, in turn."""
         from draftrank.decoding.proposer import ProposerContext
-        from draftrank.decoding.runtimes.torch_eager import TorchRuntime
+        from draftrank.decoding.runtimes.opening import load_runtime
         from draftrank.measure.cost.latency import measure_latencies
 
         request = self._request
-        target = TorchRuntime.load(self._folder.path, request.dtype, request.device, forward=request.forward)
+        target = load_runtime(self._folder.path, request.dtype, request.device, request.forward)
         proposer = recipe.draft.open(
             ProposerContext(
                 target,

@@ -143,13 +143,16 @@ def _time_in_turn(kinds: Sequence[_Kind], token: int, *, warm_up: bool) -> list[
 
 
 def _time_one(kind: _Kind, token: int) -> float:
-    from draftrank.decoding.sampling import most_likely
+    from draftrank.decoding.runtime import ClockedRuntime
+    from draftrank.decoding.sampling import most_likely_after
 
     fed = [token] * kind.tokens
+    if isinstance(kind.runtime, ClockedRuntime):
+        return kind.runtime.forward_s(fed)
     kind.runtime.synchronize()
     started = perf_counter()
     # The token must be chosen before the next forward can start, so that is part of it.
-    most_likely(kind.runtime.feed(fed))
+    most_likely_after(kind.runtime, kind.runtime.feed(fed))
     elapsed = perf_counter() - started
     kind.runtime.forget(kind.tokens)
     return elapsed

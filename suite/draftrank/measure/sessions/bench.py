@@ -17,7 +17,7 @@ from draftrank.decoding.proposer import Proposer, ProposerContext
 from draftrank.decoding.proposers.ngram import NgramDraft
 from draftrank.decoding.reference import GenerateDecoder
 from draftrank.decoding.runtimes.llama_cpp import LlamaCppRuntime
-from draftrank.decoding.runtimes.torch_eager import TorchRuntime
+from draftrank.decoding.runtimes.opening import load_runtime
 from draftrank.decoding.stop_tokens import read_stop_tokens
 from draftrank.drafting.loading import load_tokenizer
 from draftrank.errors import IncompatibleDraftError, InvalidInputError
@@ -338,14 +338,18 @@ class Bench:
         self._journal.update_arm(self._session.id, failed)
 
 
-_NOT_KNOWN = {"fused": "is not known in few calls", "native": "is not known in kernels of our own"}
+_NOT_KNOWN = {
+    "fused": "is not known in few calls",
+    "native": "is not known in kernels of our own",
+    "captured": "is not known in kernels of our own",
+}
 
 
 def _open_target(plan: SessionPlan) -> Runtime:
     if plan.dtype == "gguf":
         assert plan.target_file is not None
         return LlamaCppRuntime(plan.target_file)
-    target = TorchRuntime.load(plan.target_folder.path, plan.dtype, plan.device, forward=plan.forward)
+    target = load_runtime(plan.target_folder.path, plan.dtype, plan.device, plan.forward)
     if target.name != runtime_of(plan.dtype, plan.forward):
         raise InvalidInputError.single(
             f"the forward of {plan.target.id} ({plan.target_folder.model_type}) {_NOT_KNOWN[plan.forward]}",

@@ -1,0 +1,49 @@
+"""The runtime of a model that torch holds, by how its forwards shall run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from draftrank.decoding.runtimes.captured.features import CapturedFeatureRuntime
+from draftrank.decoding.runtimes.captured.runtime import CapturedRuntime
+from draftrank.decoding.runtimes.torch_eager import TorchRuntime
+from draftrank.decoding.runtimes.torch_features import FeatureRuntime
+from draftrank.drafting.loading import load_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from draftrank.catalog.precision import Forward
+
+Features: TypeAlias = FeatureRuntime | CapturedFeatureRuntime
+"""The runtime of a draft that reads hidden states."""
+
+
+def load_runtime(
+    folder: Path,
+    dtype: Literal["fp32", "bf16", "fp16"],
+    device: Literal["cpu", "cuda"],
+    forward: Forward = "eager",
+) -> TorchRuntime | CapturedRuntime:
+    """Loads a Hugging Face folder, in the form its build asks for; see `runtime_of_model`."""
+    return runtime_of_model(load_model(folder, dtype, device), forward)
+
+
+def runtime_of_model(model: PreTrainedModel, forward: Forward) -> TorchRuntime | CapturedRuntime:
+    """Wraps a model. Where its forward is not known as it is asked for, a slower one is taken: `fused` for `native`,
+    `eager` for all.
+
+    Raises:
+        InvalidInputError: native forwards are asked for and cannot be compiled.
+    """
+    if forward == "captured" and CapturedRuntime.fits(model):
+        return CapturedRuntime(model)
+    return TorchRuntime.of(model, forward)
+
+
+def feature_runtime_of(model: PreTrainedModel, forward: Forward) -> Features:
+    """The same for a model that reads hidden states."""
+    if forward == "captured" and CapturedRuntime.fits(model):
+        return CapturedFeatureRuntime(model)
+    return FeatureRuntime.of(model, forward)

@@ -1,0 +1,350 @@
+"""Captured forwards: what the kernels compute equals transformers' own forward, and the engine's laws hold on them.
+
+On a machine with a GPU the graphs themselves run, elsewhere the same kernels in Triton's interpreter, which knows no bf16.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+
+import pytest
+import torch
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
+
+from draftrank.decoding.loop import Decoding, Request, autoregressive, speculative
+from draftrank.decoding.proposers.drafting import Drafting
+from draftrank.decoding.proposers.early_exit import EarlyExitProposer
+from draftrank.decoding.proposers.features import FeatureProposer
+from draftrank.decoding.proposers.mixed import MixedProposer
+from draftrank.decoding.proposers.model import ModelProposer
+from draftrank.decoding.proposers.ngram import NgramProposer
+from draftrank.decoding.reference import GenerateDecoder
+from draftrank.decoding.runtimes.captured import runtime as captured_runtime
+from draftrank.decoding.runtimes.captured.features import CapturedFeatureRuntime
+from draftrank.decoding.runtimes.captured.runtime import CapturedRuntime
+from draftrank.decoding.runtimes.captured.steps import DeviceSteps
+from draftrank.decoding.runtimes.opening import feature_runtime_of, runtime_of_model
+from draftrank.decoding.token_tree import TokenTree
+from draftrank.drafting.architecture import Architecture
+from draftrank.drafting.forms import FeaturesForm, TrimmedHeadForm
+from draftrank.errors import InvalidInputError
+from models import small_model
+
+CUDA = torch.cuda.is_available()
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None,
+    reason="Triton is not installed (it comes with torch for CUDA)",
+)
+
+NAMES = ("llama", "gemma3")
+DEVICE = "cuda" if CUDA else "cpu"
+DTYPES = (torch.float32, torch.bfloat16) if CUDA else (torch.float32,)
+TEXT = [7, 41, 13, 7, 41, 5, 22, 60, 3, 7, 41, 13, 18, 9, 33, 21, 7, 41, 13, 7, 50]
+
+
+def model(
+    name: str, *, seed: int = 0, layers: int = 2, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """A random model of a size that the kernels multiply, its windows shorter than some of the texts."""
+    torch.manual_seed(seed)
+    common = {
+        "vocab_size": 61,
+        "hidden_size": 48,
+        "intermediate_size": 40,
+        "num_hidden_layers": layers,
+        "head_dim": 32,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.2,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    if name == "llama":
+        made: PreTrainedModel = LlamaForCausalLM(
+            LlamaConfig(num_attention_heads=3, num_key_value_heads=1, **common)
+        )
+    else:
+        kinds = ["sliding_attention", "full_attention"] * layers
+        made = Gemma3ForCausalLM(
+            Gemma3TextConfig(
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                sliding_window=64,
+                layer_types=kinds[:layers],
+                query_pre_attn_scalar=20,
+                **common,
+            )
+        )
+        for module in made.modules():  # weights that a fresh model has at zero
+            if type(module).__name__.endswith("RMSNorm"):
+                torch.nn.init.normal_(module.weight, std=0.2)
+    return made.eval().requires_grad_(False).to(DEVICE, dtype)
+
+
+def captured(made: PreTrainedModel) -> CapturedRuntime:
+    found = runtime_of_model(made, "captured")
+    assert isinstance(found, CapturedRuntime)
+    return found
+
+
+@pytest.fixture(scope="module")
+def targets() -> dict[str, CapturedRuntime]:
+    return {name: captured(model(name)) for name in NAMES}
+
+
+def expected(made: PreTrainedModel, text: list[int]) -> torch.Tensor:
+    with torch.inference_mode():
+        return made(torch.tensor([text], device=DEVICE), use_cache=False).logits[0].float()
+
+
+def close(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype = torch.float32) -> None:
+    distance = (found.float() - wanted).norm() / wanted.norm()
+    assert distance < (2e-5 if dtype == torch.float32 else 3e-2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_forwards_equal_those_of_transformers(name, dtype):
+    """A prompt longer than one forward and than the window, short runs, single tokens, and what was taken back."""
+    made = model(name, dtype=dtype)
+    runtime = captured(copy.deepcopy(made))
+    text = [(number * 29 + number // 7) % 58 + 3 for number in range(84)]
+    wanted = expected(made, text)
+    close(runtime.feed(text[:66], keep=3), wanted[63:66], dtype)
+    runtime.feed([9, 9, 9])
+    runtime.forget(4)
+    close(runtime.feed(text[65:80]), wanted[65:80], dtype)
+    for place in range(80, 84):
+        logits = runtime.feed([text[place]])
+        close(logits, wanted[place : place + 1], dtype)
+        assert runtime.choices(1) == logits.argmax(-1).tolist()
+    assert runtime.length == 84
+    runtime.reset()
+    close(runtime.feed(text[:5]), wanted[:5], dtype)
+
+
+@pytest.mark.skipif(not CUDA, reason="numpy's products, by which Triton interprets, depend on a row's place")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_bits_however_a_chain_is_divided(name, dtype):
+    runtime = captured(model(name, dtype=dtype))
+    whole = runtime.feed(TEXT).clone()
+    runtime.reset()
+    for begin, end in [(0, 1), (1, 2), (2, 7), (7, 18), (18, 19), (19, 21)]:
+        assert torch.equal(runtime.feed(TEXT[begin:end]), whole[begin:end])
+    runtime.forget(11)
+    assert torch.equal(runtime.feed(TEXT[10:15]), whole[10:15])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tree_equals_its_paths(targets, name):
+    made, runtime = targets[name].model, targets[name]
+    prompt, tree = TEXT[:6], TokenTree((-1, 0, 0, 1, 2, 2))
+    tokens = [11, 12, 13, 14, 15, 16]
+    runtime.reset()
+    runtime.feed(prompt)
+    found = runtime.feed_tree(tokens[:3], TokenTree(tree.parents[:3])).clone()
+    found = torch.cat([found, runtime.feed_tree(tokens[3:], tree)])
+    for path in ([0, 1, 3], [0, 2, 4], [0, 2, 5]):
+        wanted = expected(made, prompt + [tokens[place] for place in path])[-3:]
+        close(found[path], wanted)
+    runtime.keep_path([0, 2, 5])
+    assert runtime.length == len(prompt) + 3
+    text = [*prompt, 11, 13, 16, 20]
+    close(runtime.feed([20]), expected(made, text)[-1:])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_states_are_told_as_the_model_has_them(name):
+    made = model(name)
+    runtime = captured(copy.deepcopy(made))
+    runtime.remember_features([0, 1])
+    shape = Architecture.of(made)
+
+    def wanted(text):
+        with torch.inference_mode():
+            return shape.states_of_layers(made, torch.tensor([text], device=DEVICE), [0, 1])[0]
+
+    long = (TEXT * 4)[:70]
+    runtime.feed(long, keep=1)
+    close(runtime.features([0, 1]), wanted(long))
+    runtime.feed([5, 6])
+    close(runtime.features([0, 1]), wanted([*long, 5, 6])[-2:])
+    close(runtime.features([1]), wanted([*long, 5, 6])[-2:, 48:])
+    close(runtime.features(), wanted([*long, 5, 6])[-2:, 96:])
+
+
+def trimmed(made: PreTrainedModel) -> PreTrainedModel:
+    head = made.lm_head.weight.clone()
+    form = TrimmedHeadForm(module="lm_head", kept=40)
+    form.prepare(made)
+    made.lm_head.token_ids.copy_(torch.arange(3, 43))
+    made.lm_head.projection.weight.data = head[3:43].clone()
+    return made.to(DEVICE)
+
+
+def reader(seed: int = 4, layers: tuple[int, ...] = (0,)) -> PreTrainedModel:
+    """A draft that reads the target's states, with a trimmed head."""
+    made = model("llama", seed=seed, layers=1)
+    FeaturesForm(layers=layers).prepare(made)
+    fusion = made.feature_fusion
+    torch.manual_seed(seed)
+    for part in (fusion.projection, fusion.reduction):
+        if part is not None:
+            torch.nn.init.normal_(part.weight, std=0.2)
+    return trimmed(made)
+
+
+def test_a_trimmed_head_answers_for_all_tokens():
+    made = trimmed(model("llama"))
+    runtime = captured(copy.deepcopy(made))
+    found, wanted = runtime.feed(TEXT[:4]), expected(made, TEXT[:4])
+    assert torch.equal(found.isinf(), wanted.isinf())
+    close(found[:, 3:43], wanted[:, 3:43])
+    assert runtime.choices(4) == wanted.argmax(-1).tolist()
+
+
+def proposers(target: CapturedRuntime, name: str):
+    near = model(name, layers=1)
+    return {
+        "ngram": NgramProposer(1, 3),
+        "chain": ModelProposer(captured(near)),
+        "stops": ModelProposer(captured(near), Drafting(stop_below=0.3)),
+        "tree": ModelProposer(captured(near), Drafting(branch_above=0.05)),
+        "itself": ModelProposer(captured(model(name))),
+        "exit": EarlyExitProposer(target.first_layers(1)),
+        "features": FeatureProposer(target, feature_runtime_of(reader(), "captured")),
+        "states": FeatureProposer(target, feature_runtime_of(reader(layers=()), "captured")),
+        "features tree": FeatureProposer(
+            target, feature_runtime_of(reader(), "captured"), Drafting(branch_above=0.05)
+        ),
+        "mixed": MixedProposer(
+            NgramProposer(1, 3), FeatureProposer(target, feature_runtime_of(reader(), "captured")), 2
+        ),
+    }
+
+
+ON_LLAMA = ("chain", "stops", "exit", "features tree", "mixed")
+ON_A_GPU = ("ngram", "tree", "itself", "features", "states")
+"""What takes the interpreter minutes and differs from the others in its proposals alone."""
+
+
+@pytest.mark.parametrize(
+    ("name", "proposer"),
+    [
+        *(("llama", one) for one in (ON_LLAMA + ON_A_GPU if CUDA else ON_LLAMA)),
+        ("gemma3", "mixed"),
+    ],
+)
+def test_greedy_speculation_equals_greedy_decoding(targets, name, proposer):
+    target = targets[name]
+    found = proposers(target, name)[proposer]
+    request = Request(tuple(TEXT[:14]), 32 if CUDA else 8)
+    plain = autoregressive(target, request)
+    for _ in range(2 if CUDA else 1):
+        drafted: Decoding = speculative(target, found, request, 4)
+        assert drafted.token_ids == plain.token_ids
+        assert len(drafted.token_ids) == 1 + drafted.steps + sum(
+            count * accepted for accepted, count in enumerate(drafted.accept_histogram)
+        )
+        if proposer == "itself":
+            assert drafted.acceptance_length > 3
+        assert drafted.propose_s >= 0
+        assert 0 < drafted.verify_s <= drafted.decode_s * 1.01
+
+
+def test_a_reader_proposes_what_it_proposes_in_the_slower_runtime(monkeypatch):
+    """Its tokens are read with its own states, those that the target has verified with the target's."""
+    made, text = model("llama"), tuple(TEXT[:15])
+    proposed: dict[str, list[list[int]]] = {"captured": [], "eager": []}
+    step, propose = DeviceSteps.run, FeatureProposer.propose
+
+    def watched_step(self, context):
+        for outcome in step(self, context):
+            proposed["captured"].append(outcome.proposed)
+            yield outcome
+
+    def watched_propose(self, context, count):
+        found = propose(self, context, count)
+        proposed["eager"].append(list(found.tokens))
+        return found
+
+    monkeypatch.setattr(DeviceSteps, "run", watched_step)
+    drafted = {}
+    for forward in ("captured", "eager"):
+        target = runtime_of_model(copy.deepcopy(made), forward)
+        proposer = FeatureProposer(target, feature_runtime_of(reader(), forward))
+        if forward == "eager":
+            monkeypatch.setattr(FeatureProposer, "propose", watched_propose)
+        drafted[forward] = speculative(target, proposer, Request(text, 8), 3)
+    assert drafted["captured"].token_ids == drafted["eager"].token_ids
+    assert drafted["captured"].accept_histogram == drafted["eager"].accept_histogram
+    assert len(proposed["eager"]) > 2
+    for fast, slow in zip(proposed["captured"], proposed["eager"], strict=False):
+        assert fast[: len(slow)] == slow
+
+
+def test_sampling_follows_the_seed(targets):
+    from draftrank.catalog.decoding_mode import DecodingMode
+
+    target = targets["llama"]
+    request = Request(tuple(TEXT[:15]), 4, mode=DecodingMode(temperature=1.0, seed=5))
+    draft = ModelProposer(captured(model("llama", layers=1)))
+    first, second = (speculative(target, draft, request, 3).token_ids for _ in range(2))
+    assert first == second
+    assert autoregressive(target, request).token_ids == autoregressive(target, request).token_ids
+
+
+def test_a_forward_is_timed_without_being_appended(targets):
+    target = targets["llama"]
+    target.reset()
+    target.feed(TEXT[:5])
+    assert target.forward_s([7, 8]) > 0
+    assert target.length == 5
+
+
+def test_room_grows_and_what_is_held_stays(monkeypatch):
+    monkeypatch.setattr(captured_runtime, "_LEAST_CAPACITY", 32)
+    made = model("llama")
+    runtime = captured(copy.deepcopy(made))
+    text = (TEXT * 3)[:50]
+    runtime.feed(text[:20])
+    close(runtime.feed(text[20:]), expected(made, text)[20:])
+
+
+def test_a_tree_beyond_one_forward_is_refused(targets):
+    runtime = targets["llama"]
+    runtime.reset()
+    with pytest.raises(InvalidInputError, match="use at most 63"):
+        runtime.feed_tree([5] * 65, TokenTree((-1, *[0] * 64)))
+
+
+def test_generate_runs_on_the_same_model(targets):
+    target = targets["llama"]
+    request = Request(tuple(TEXT[:15]), 6)
+    assert GenerateDecoder(target).decode(request).token_ids == autoregressive(target, request).token_ids
+
+
+def test_an_exit_after_all_layers_is_refused(targets):
+    with pytest.raises(InvalidInputError, match="use at most 1"):
+        targets["llama"].first_layers(2)
+
+
+def test_what_the_kernels_do_not_multiply_runs_as_transformers_runs_it():
+    """Heads that are too small, windows shorter than a forward, other architectures."""
+    for name in ("llama", "gemma3", "gpt2"):
+        assert runtime_of_model(small_model(name), "captured").name == "torch-eager"
+    assert not isinstance(feature_runtime_of(_small_reader(), "captured"), CapturedFeatureRuntime)
+
+
+def _small_reader() -> PreTrainedModel:
+    made = small_model("llama")
+    FeaturesForm(layers=()).prepare(made)
+    return made
