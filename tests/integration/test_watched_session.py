@@ -96,6 +96,24 @@ def inject(monkeypatch):
     return put
 
 
+def test_a_prompt_turn_with_a_pause_in_it_is_decoded_again(workspace, inject, monkeypatch):
+    """A stopwatch that stood still could not be told from a pause, so its trials do not stand."""
+    inject(lambda _: 0.0)
+    added, paused = Store.add_trial, []
+
+    def add(self, session_id, trial):
+        if not paused and trial.position == 0:
+            paused.append(trial.cell)
+            time.sleep(0.6)
+        added(self, session_id, trial)
+
+    monkeypatch.setattr(Store, "add_trial", add)
+    result = measured(workspace)
+    again = {trial.cell for trial in result.trials if trial.attempt}
+    assert again == set(paused)
+    assert "implausible-clock" not in findings(result)
+
+
 @pytest.mark.skipif(KernelCounters().read().busy_s is None, reason="no counters of processors here")
 def test_a_second_torch_process_is_caught(workspace):
     task = workspace.root / "tasks" / "small.yaml"  # long enough for the kernel's counters

@@ -15,7 +15,7 @@ from draftrank.measure.gates.audit import (
     prompt_faults,
     time_faults,
 )
-from draftrank.measure.gates.clocks import lost_seconds, overlaps
+from draftrank.measure.gates.clocks import lost_seconds, overlaps, pause_within
 from strategies import session_results
 from unit.board.builders import arm_of, one_after_another, result, session, trial
 
@@ -125,6 +125,15 @@ def test_a_stopwatch_that_ran_slow_leaves_time_unseen():
     assert missing == pytest.approx(4.0, abs=0.1)
     assert own == pytest.approx(4.2, abs=0.1)
     assert lost["baseline"][0] == 0
+
+
+def test_a_pause_within_a_block_is_told_and_one_that_is_usual_is_not():
+    block = [one for one in block_trials() if one.prompt == "p0"]
+    assert pause_within(block) is None
+    assert pause_within([one.model_copy(update={"decode_s": 1.0}) for one in block]) is None
+    late = [one.model_copy(update={"decode_s": 1.5}) if one.arm == "d" else one for one in block]
+    assert pause_within(late) == pytest.approx(0.5, abs=0.05)
+    assert pause_within(block[:1]) is None
 
 
 def test_waits_between_blocks_and_processes_are_nobodys_loss():

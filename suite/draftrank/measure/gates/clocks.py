@@ -66,6 +66,22 @@ def lost_seconds(trials: Iterable[Trial]) -> Mapping[str, tuple[float, float]]:
     }
 
 
+def pause_within(trials: Iterable[Trial]) -> float | None:
+    """Seconds that passed unseen between two trials of one block, beyond the least that passed between others; None
+    where they are no more than what may pass.
+
+    Args:
+        trials: of one attempt at one prompt turn.
+    """
+    gaps = [
+        began_at(second) - began_at(first) - taken(first)
+        for first, second in _in_order(trials)
+        if second.position == first.position + 1
+    ]
+    longest = max(gaps, default=0.0) - max(0.0, min(gaps, default=0.0))
+    return longest if longest > PAUSE_S else None
+
+
 def _in_order(trials: Iterable[Trial]) -> Iterator[tuple[Trial, Trial]]:
     """Neighbours in time, process by process."""
     processes: dict[int, list[Trial]] = defaultdict(list)

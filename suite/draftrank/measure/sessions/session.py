@@ -13,6 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from draftrank.measure.fidelity.numerics import needs_numerics
+from draftrank.measure.gates.clocks import pause_within
 from draftrank.measure.journal import Journal
 from draftrank.measure.machine.disturbance import disturbance_of
 from draftrank.measure.machine.fingerprint import read_machine
@@ -230,7 +231,11 @@ class _Measuring:
         """What disturbed the attempt that stands."""
         trials = standing_trials(self._trials(block))
         found = disturbance_of((trial.conditions for trial in trials), self.session.machine.cores)
-        return None if found is None else found.reason
+        if found is not None:
+            return found.reason
+        # Nobody can tell whether the stopwatch missed it, so a session that watches decodes again, before a gate asks.
+        pause = None if self.bench.watch is None else pause_within(trials)
+        return None if pause is None else f"{pause:.2f} s passed unseen between two of its trials"
 
     def _trials(self, block: Block) -> list[Trial]:
         cell = cell_of(self.session, block)
