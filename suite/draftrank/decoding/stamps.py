@@ -5,8 +5,6 @@ from __future__ import annotations
 from time import perf_counter
 from typing import Any, Protocol, Self
 
-import torch
-
 
 class Stamp(Protocol):
     """A moment."""
@@ -37,6 +35,8 @@ class DeviceStamp:
     """The moment when a GPU has done everything it has been asked so far (CUDA events)."""
 
     def __init__(self) -> None:
+        import torch
+
         self._event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         self._event.record()
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from draftrank.decoding.proposer import Proposal, ProposerContext
 from draftrank.decoding.runtime import ChainRuntime, TreeRuntime
-from draftrank.decoding.runtimes.short_forward import MOST_TOKENS
 from draftrank.decoding.token_tree import TokenTree
 from draftrank.errors import IncompatibleDraftError
 
@@ -104,6 +103,7 @@ def goes_on_alone(target: Runtime, draft: Runtime, sampler: Sampler, count: int,
         drafting: how far and how wide it proposes.
     """
     from draftrank.decoding.runtimes.captured.runtime import CapturedRuntime
+    from draftrank.decoding.runtimes.short_forward import MOST_TOKENS
 
     captured = isinstance(target, CapturedRuntime) and isinstance(draft, CapturedRuntime)
     return captured and drafting == PLAIN and sampler.mode.greedy and count < MOST_TOKENS

@@ -31,6 +31,10 @@ _STATIC_ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})
 """Kinds of rotary embedding that do not depend on how long the sequence is."""
 
 
+_GELU = {"silu": False, "gelu_pytorch_tanh": True}
+"""Activations that kernels of our own know, by the names of configurations: whether it is GELU."""
+
+
 class KnownDecoder:
     """What is known of a Llama or Gemma 3 decoder whose forward is written here."""
 
@@ -152,6 +156,44 @@ class ShortForward(KnownDecoder, ABC):
 
     def _normed(self, hidden: Tensor, weight: Tensor) -> Tensor:
         return rms_norm(hidden.float(), (hidden.shape[-1],), weight, self._eps).to(hidden.dtype)
+
+
+def has_plain_layers(model: PreTrainedModel) -> bool:
+    """Whether every matrix has the shape that the configuration says, and kernels of our own know the activation."""
+    shape, config = Architecture.of(model), model.config.get_text_config()
+    size, hidden, channels = head_size(config), config.hidden_size, config.intermediate_size
+    asked, shared = config.num_attention_heads * size, config.num_key_value_heads * size
+    usual = [
+        (asked, hidden),
+        *[(shared, hidden)] * 2,
+        (hidden, asked),
+        *[(channels, hidden)] * 2,
+        (hidden, channels),
+    ]
+    return _activation(model) in _GELU and all(
+        [
+            (getattr(one, "out_features", 0), getattr(one, "in_features", 0))
+            for one in matrices_of(shape, layer)
+        ]
+        == usual
+        for layer in shape.layers(model)
+    )
+
+
+def matrices_of(shape: Architecture, layer: nn.Module) -> list[nn.Module]:
+    """The matrices of a decoder layer: queries, keys, values, attention output, gate, up, feed-forward output."""
+    names = (*shape.block.attention_parts(), *shape.block.feed_forward_parts())
+    return [layer.get_submodule(name) for name in names]
+
+
+def is_gelu(model: PreTrainedModel) -> bool:
+    """Whether the activation is GELU, by its tanh approximation, and not SiLU."""
+    return _GELU[_activation(model)]
+
+
+def _activation(model: PreTrainedModel) -> str:
+    config = model.config.get_text_config()
+    return str(getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None))
 
 
 def head_size(config: PretrainedConfig) -> int:

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from draftrank.decoding.runtimes.short_forward import KnownDecoder, head_size
+from draftrank.decoding.runtimes.short_forward import (
+    MOST_TOKENS,
+    KnownDecoder,
+    has_plain_layers,
+    head_size,
+    is_gelu,
+    matrices_of,
+)
 from draftrank.drafting.architecture import Architecture
 from draftrank.drafting.attention_windows import FULL, attention_windows
 from draftrank.drafting.forms import FEATURES, FeatureFusion, TrimmedHead
@@ -19,13 +26,13 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-MOST_ROWS = 64
-"""Most tokens of one forward; see `kernels`."""
+MOST_ROWS = MOST_TOKENS
+"""Most tokens of one forward: the bits of a number say which of them a token sees."""
 TILE = 16
+"""Tokens that one program multiplies."""
 SPARE = 2 * MOST_ROWS
 """Slots behind the last one that a sequence may use, written by rows that do not count and by recordings."""
 _DTYPES = (torch.bfloat16, torch.float32)
-_GELU = {"silu": False, "gelu_pytorch_tanh": True}
 _HEAD_SIZES = (32, 64, 128, 256)
 
 
@@ -98,7 +105,7 @@ class CapturedDecoder(KnownDecoder):
         self.hidden_size = int(config.hidden_size)
         self.vocabulary_size = int(config.vocab_size)
         self._channels = int(config.intermediate_size)
-        self._gelu = _GELU[_activation(model)]
+        self._gelu = is_gelu(model)
         layers = self._shape.layers(model)
         kinds = getattr(config, "layer_types", None) or [FULL] * len(layers)
         known: dict[tuple[int, ...], Tensor] = {}
@@ -129,37 +136,22 @@ class CapturedDecoder(KnownDecoder):
     @staticmethod
     def fits(model: PreTrainedModel) -> bool:
         """See `KnownDecoder.fits`."""
-        if not KnownDecoder.fits(model):
+        if not KnownDecoder.fits(model) or not has_plain_layers(model):
             return False
         shape, config = Architecture.of(model), model.config.get_text_config()
-        head = shape.head(model)
-        matrices: list[nn.Module] = [head.projection if isinstance(head, TrimmedHead) else head]
-        for layer in shape.layers(model):
-            names = (*shape.block.attention_parts(), *shape.block.feed_forward_parts())
-            matrices += [layer.get_submodule(name) for name in names]
-        fusion = getattr(model, FEATURES, None)
+        head, fusion = shape.head(model), getattr(model, FEATURES, None)
+        matrices = [matrix for layer in shape.layers(model) for matrix in matrices_of(shape, layer)]
+        matrices.append(head.projection if isinstance(head, TrimmedHead) else head)
         if isinstance(fusion, FeatureFusion):
             matrices += [part for part in (fusion.projection, fusion.reduction) if part is not None]
         embedding = shape.embedding(model).weight
         assert isinstance(embedding, Tensor)
-        plain = all(_is_plain(matrix, embedding.dtype) for matrix in matrices)
         return (
-            plain
-            and embedding.dtype in _DTYPES
+            embedding.dtype in _DTYPES
+            and all(_is_plain(matrix, embedding.dtype) for matrix in matrices)
             and head_size(config) in _HEAD_SIZES
-            and _activation(model) in _GELU
             and all(window is None or window >= MOST_ROWS for window in attention_windows(config).values())
             and getattr(config, "final_logit_softcapping", None) is None
-            and all(
-                layer.get_submodule(name).out_features == config.intermediate_size
-                for layer in shape.layers(model)
-                for name in shape.block.feed_forward_parts()[:-1]
-            )
-            and all(
-                layer.get_submodule(shape.block.attention_parts()[0]).out_features
-                == config.num_attention_heads * head_size(config)
-                for layer in shape.layers(model)
-            )
         )
 
     def first(self, count: int) -> CapturedDecoder:
@@ -464,11 +456,6 @@ def _matrix(module: nn.Module) -> Tensor:
     weight = module.weight
     assert isinstance(weight, Tensor)
     return weight.detach().contiguous()
-
-
-def _activation(model: PreTrainedModel) -> str:
-    config = model.config.get_text_config()
-    return str(getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None))
 
 
 def _power(count: int) -> int:

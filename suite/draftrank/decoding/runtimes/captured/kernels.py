@@ -18,13 +18,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-MOST_ROWS = 64
-"""Most tokens of one forward: the bits of a number say which of them a token sees."""
-TILE = 16
+from draftrank.decoding.runtimes.captured.decoder import MOST_ROWS
+
 START, ROOT, END, ROW, STEP, OFFERED = 0, 1, 2, 3, 4, 5
 """Places in `meta`: slot of the first token of this forward; slot and position of the root of its tree; first slot behind
-it; the row whose choice a chain goes on with; how many tokens the chain has; how many of
-the ids, behind the first, were proposed."""
+it; the row whose choice a chain goes on with; how many tokens the chain has; how many of the ids, behind the first, were
+proposed."""
 IDS = OFFERED + 1
 POSITIONS = IDS + MOST_ROWS
 KIN = POSITIONS + MOST_ROWS

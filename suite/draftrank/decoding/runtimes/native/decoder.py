@@ -19,7 +19,14 @@ from torch.ao.nn.quantized.dynamic import Linear as DynamicInt8Linear
 
 from draftrank.decoding.runtimes.native.library import KINDS, Kind, Layer, Shape, Weights, library
 from draftrank.decoding.runtimes.packed_product import Product
-from draftrank.decoding.runtimes.short_forward import MOST_TOKENS, ShortForward, head_size
+from draftrank.decoding.runtimes.short_forward import (
+    MOST_TOKENS,
+    ShortForward,
+    has_plain_layers,
+    head_size,
+    is_gelu,
+    matrices_of,
+)
 from draftrank.decoding.token_tree import TokenTree
 from draftrank.drafting.architecture import Architecture
 from draftrank.drafting.attention_windows import FULL
@@ -31,8 +38,6 @@ if TYPE_CHECKING:
 
     from draftrank.decoding.runtimes.torch_cache import RollbackCache
 
-_GELU = {"silu": False, "gelu_pytorch_tanh": True}
-"""Activations that are known here, by the names of configurations: whether it is GELU."""
 _LARGEST_HEAD = 512
 _Numbers: TypeAlias = ctypes.Array[ctypes.c_int64] | ctypes.Array[ctypes.c_uint64]
 
@@ -58,7 +63,7 @@ class NativeDecoder(ShortForward):
         self._kinds = tuple(dict.fromkeys(kinds))
         self._norms: list[Tensor] = []  # what the structures point to
         self._matrices: list[Weights] = []
-        stored = _stored_as(_matrices(self._shape, layers[0])[0])
+        stored = _stored_as(matrices_of(self._shape, layers[0])[0])
         assert stored is not None
         self._dtype = torch.bfloat16 if stored == torch.bfloat16 else torch.float32
         self._dimensions = Shape(
@@ -67,7 +72,7 @@ class NativeDecoder(ShortForward):
             shared_heads=self._shared,
             head_size=self._size,
             feed_forward=int(config.intermediate_size),
-            gelu=_GELU[_activation(model)],
+            gelu=is_gelu(model),
             weights=KINDS[stored],
             epsilon=self._eps,
             scale=self._scale,
@@ -79,29 +84,14 @@ class NativeDecoder(ShortForward):
     @staticmethod
     def fits(model: PreTrainedModel) -> bool:
         """See `ShortForward.fits`."""
-        if not ShortForward.fits(model):
+        if not ShortForward.fits(model) or not has_plain_layers(model):
             return False
-        shape, config = Architecture.of(model), model.config.get_text_config()
-        size = head_size(config)
-        hidden, fed = config.hidden_size, config.intermediate_size
-        asked, shared = config.num_attention_heads * size, config.num_key_value_heads * size
-        expected = [
-            (asked, hidden),
-            *[(shared, hidden)] * 2,
-            (hidden, asked),
-            *[(fed, hidden)] * 2,
-            (hidden, fed),
-        ]
-        layers = [_matrices(shape, layer) for layer in shape.layers(model)]
-        kinds = {_stored_as(matrix) for matrices in layers for matrix in matrices}
+        shape = Architecture.of(model)
+        kinds = {_stored_as(matrix) for layer in shape.layers(model) for matrix in matrices_of(shape, layer)}
         return (
             None not in kinds
             and len(kinds) == 1
-            and all(
-                [(one.out_features, one.in_features) for one in matrices] == expected for matrices in layers
-            )
-            and _activation(model) in _GELU
-            and size <= _LARGEST_HEAD
+            and head_size(model.config.get_text_config()) <= _LARGEST_HEAD
         )
 
     def first(self, count: int, view: PreTrainedModel) -> NativeDecoder:
@@ -218,7 +208,7 @@ class NativeDecoder(ShortForward):
         norms = [self._held(self._weight(getattr(layer, name))) for name in names.norms]
         gemma = len(norms) > 2  # its blocks are normed before and after
         heads = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
-        found = [_weights(matrix) for matrix in _matrices(self._shape, layer)]
+        found = [_weights(matrix) for matrix in matrices_of(self._shape, layer)]
         self._matrices += found
         matrices = [weights.matrix() for weights in found]
         queries, keys, values, attention_output, gate, up, feed_forward_output = matrices
@@ -266,17 +256,6 @@ def _weights(module: nn.Module) -> Weights:
         return Weights(weight.int_repr().contiguous(), weight.q_per_channel_scales().float())
     assert isinstance(module, nn.Linear)
     return Weights(module.weight)
-
-
-def _matrices(shape: Architecture, layer: nn.Module) -> list[nn.Module]:
-    """The matrices of a decoder layer, in the order of `Layer`."""
-    names = (*shape.block.attention_parts(), *shape.block.feed_forward_parts())
-    return [layer.get_submodule(name) for name in names]
-
-
-def _activation(model: PreTrainedModel) -> str:
-    config = model.config.get_text_config()
-    return str(getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None))
 
 
 @cache
