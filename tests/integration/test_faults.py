@@ -17,7 +17,7 @@ import pytest
 from conftest import write_tiny_workspace
 from draftrank import RunRequest, Store, Workspace, run, summarise
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.decoding import loop
+from draftrank.decoding import loop, stamps
 from draftrank.decoding.loop import Decoding
 from draftrank.decoding.proposers.model import ModelDraft
 from draftrank.decoding.proposers.ngram import NgramProposer
@@ -68,6 +68,7 @@ def clock(monkeypatch) -> Clock:
 
     monkeypatch.setattr(TorchRuntime, "feed", timed)
     monkeypatch.setattr(loop, "perf_counter", clock.perf_counter)
+    monkeypatch.setattr(stamps, "perf_counter", clock.perf_counter)
     monkeypatch.setattr(latency, "perf_counter", clock.perf_counter)
     monkeypatch.setattr(bench, "utc_now", clock.utc_now)
     monkeypatch.setattr(Watch, "end", lambda _: Conditions())  # other tests may load the machine
@@ -116,8 +117,8 @@ class Lenient:
     def __init__(self, one_in: int) -> None:
         self.one_in, self.judged, self.taken = one_in, 0, 0
 
-    def __call__(self, logits, proposal, sampler, typical=None):
-        verdict = loop_verify(logits, proposal, sampler, typical)
+    def __call__(self, logits, proposal, sampler, typical, by=None):
+        verdict = loop_verify(logits, proposal, sampler, typical, by)
         self.judged += len(proposal.tokens)
         if verdict.accepted == len(proposal.tokens) or self.judged < self.one_in * (self.taken + 1):
             return verdict
