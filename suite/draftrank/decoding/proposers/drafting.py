@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from draftrank.decoding.runtime import Runtime
+    from draftrank.decoding.runtimes.captured.steps import DeviceSteps
     from draftrank.decoding.sampling import Sampler
 
 MOST_RUNNERS_UP = 7
@@ -92,21 +94,44 @@ def draft_tokens(
         logits = draft.feed((tokens[-1],))
 
 
-def goes_on_alone(target: Runtime, draft: Runtime, sampler: Sampler, count: int, drafting: Drafting) -> bool:
-    """Whether steps need no host: greedy chains of fixed length, where both runtimes are captured.
+class SteppingModel(ABC):
+    """What proposers with a model share: steps that need no host; see `SteppingProposer`."""
 
-    Args:
-        target: what verifies.
-        draft: the model that proposes.
-        sampler: the sequence's mode.
-        count: k.
-        drafting: how far and how wide it proposes.
-    """
-    from draftrank.decoding.runtimes.captured.runtime import CapturedRuntime
-    from draftrank.decoding.runtimes.short_forward import MOST_TOKENS
+    def __init__(self, drafting: Drafting) -> None:
+        self._drafting = drafting
+        self._steps: dict[tuple[int, int], DeviceSteps] = {}
 
-    captured = isinstance(target, CapturedRuntime) and isinstance(draft, CapturedRuntime)
-    return captured and drafting == PLAIN and sampler.mode.greedy and count < MOST_TOKENS
+    @abstractmethod
+    def propose(self, context: Sequence[int], count: int) -> Proposal:
+        """See `Proposer.propose`."""
+
+    @abstractmethod
+    def runtime(self) -> Runtime:
+        """See `Proposer.runtime`."""
+
+    def device_steps(
+        self,
+        target: Runtime,
+        sampler: Sampler,
+        count: int,
+        chain: int | None = None,
+        copying: Callable[[Sequence[int], int], Proposal] | None = None,
+    ) -> DeviceSteps | None:
+        """See `SteppingProposer.device_steps`; of the last two, `DeviceSteps`. Greedy chains of fixed length, where both
+        runtimes are captured."""
+        from draftrank.decoding.runtimes.captured.runtime import CapturedRuntime
+        from draftrank.decoding.runtimes.captured.steps import DeviceSteps
+        from draftrank.decoding.runtimes.short_forward import MOST_TOKENS
+
+        draft = self.runtime()
+        if not isinstance(target, CapturedRuntime) or not isinstance(draft, CapturedRuntime):
+            return None
+        if self._drafting != PLAIN or not sampler.mode.greedy or count >= MOST_TOKENS:
+            return None
+        key = id(target), count
+        if key not in self._steps:
+            self._steps[key] = DeviceSteps(target, draft, count, self.propose, chain, copying)
+        return self._steps[key]
 
 
 @dataclass(eq=False, slots=True)

@@ -7,31 +7,29 @@ replaced once the target has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from draftrank.decoding.proposer import Proposal
-from draftrank.decoding.proposers.drafting import PLAIN, Drafting, draft_tokens, goes_on_alone
+from draftrank.decoding.proposers.drafting import PLAIN, Drafting, SteppingModel, draft_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from draftrank.decoding.runtime import FeaturedRuntime, Runtime
-    from draftrank.decoding.runtimes.captured.steps import DeviceSteps
     from draftrank.decoding.runtimes.opening import Features
     from draftrank.decoding.sampling import Sampler
 
 
-class FeatureProposer:
+class FeatureProposer(SteppingModel):
     """Decodes up to k tokens with the draft, one forward each."""
 
     def __init__(self, target: FeaturedRuntime, draft: Features, drafting: Drafting = PLAIN) -> None:
+        super().__init__(drafting)
         target.remember_features(draft.layers)
         self._target = target
         self._draft = draft
-        self._drafting = drafting
         self._sampler: Sampler | None = None
-        self._steps: dict[tuple[int, int], DeviceSteps] = {}
         self._features: Tensor | None = None
         self._known = 0
         """How many tokens of the context have their features: all of them, whenever something is proposed."""
@@ -65,25 +63,6 @@ class FeatureProposer:
     def watch(self, accepted: Sequence[int]) -> None:
         """Is told of what others proposed and the target has just verified."""
         self._learn(len(accepted) + 1)
-
-    def device_steps(
-        self,
-        target: Any,
-        sampler: Sampler,
-        count: int,
-        chain: int | None = None,
-        copying: Callable[[Sequence[int], int], Proposal] | None = None,
-    ) -> DeviceSteps | None:
-        """See `SteppingProposer.device_steps`; of the last two, `DeviceSteps`."""
-        from draftrank.decoding.runtimes.captured.steps import DeviceSteps
-
-        draft: Any = self._draft
-        if not goes_on_alone(target, draft, sampler, count, self._drafting):
-            return None
-        key = id(target), count
-        if key not in self._steps:
-            self._steps[key] = DeviceSteps(target, draft, count, self.propose, chain, copying)
-        return self._steps[key]
 
     def runtime(self) -> Runtime:
         """See `Proposer.runtime`."""

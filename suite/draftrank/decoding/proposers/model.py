@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -15,7 +15,7 @@ from draftrank.catalog.step_order import order_fault
 from draftrank.catalog.steps import Step
 from draftrank.catalog.use import Use
 from draftrank.decoding.proposer import Proposal, ProposerContext
-from draftrank.decoding.proposers.drafting import PLAIN, Drafting, draft_tokens, drafting_of, goes_on_alone
+from draftrank.decoding.proposers.drafting import PLAIN, Drafting, SteppingModel, draft_tokens, drafting_of
 from draftrank.decoding.proposers.features import FeatureProposer
 from draftrank.decoding.runtime import FeaturedRuntime, TreeRuntime
 from draftrank.drafting.abilities import abilities_of, uses_of_model
@@ -23,7 +23,6 @@ from draftrank.errors import IncompatibleDraftError
 
 if TYPE_CHECKING:
     from draftrank.decoding.runtime import Runtime
-    from draftrank.decoding.runtimes.captured.steps import DeviceSteps
     from draftrank.decoding.sampling import Sampler
 
 
@@ -109,7 +108,7 @@ class ModelDraft(BuiltDraft):
         return self.open_model(context)
 
 
-class ModelProposer:
+class ModelProposer(SteppingModel):
     """Decodes up to k tokens with the draft, one forward each.
 
     Its cache lags behind the context by the tokens it has not seen: one after a rejection, two when
@@ -117,10 +116,9 @@ class ModelProposer:
     """
 
     def __init__(self, draft: Runtime, drafting: Drafting = PLAIN) -> None:
+        super().__init__(drafting)
         self._draft = draft
-        self._drafting = drafting
         self._sampler: Sampler | None = None
-        self._steps: dict[tuple[int, int], DeviceSteps] = {}
         self._settled = 0
         self._proposal = Proposal([])
 
@@ -154,25 +152,6 @@ class ModelProposer:
 
     def watch(self, accepted: Sequence[int]) -> None:
         """Is told of what others proposed; it catches up when it is asked."""
-
-    def device_steps(
-        self,
-        target: Any,
-        sampler: Sampler,
-        count: int,
-        chain: int | None = None,
-        copying: Callable[[Sequence[int], int], Proposal] | None = None,
-    ) -> DeviceSteps | None:
-        """See `SteppingProposer.device_steps`; of the last two, `DeviceSteps`."""
-        from draftrank.decoding.runtimes.captured.steps import DeviceSteps
-
-        draft: Any = self._draft
-        if not goes_on_alone(target, draft, sampler, count, self._drafting):
-            return None
-        key = id(target), count
-        if key not in self._steps:
-            self._steps[key] = DeviceSteps(target, draft, count, self.propose, chain, copying)
-        return self._steps[key]
 
     def runtime(self) -> Runtime:
         """See `Proposer.runtime`."""

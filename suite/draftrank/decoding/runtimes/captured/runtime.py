@@ -1,6 +1,6 @@
 """A model whose forwards are captured CUDA graphs; see `decoding.runtime.Runtime`.
 
-Forwards of up to 1, 16 or 64 tokens have a graph each, and so has a chain of a draft's own tokens: the tokens that it
+Forwards of up to 1, 8, 16 or 64 tokens have a graph each, and so has a chain of a draft's own tokens: the tokens that it
 proposes, those that the target accepts and the logits stay on the device, and the host waits once a step, for what was
 chosen.
 """
@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,7 +19,6 @@ from draftrank.decoding.runtimes.captured.decoder import MOST_ROWS, TILE, Captur
 from draftrank.decoding.runtimes.captured.recording import Recording, Reports
 from draftrank.decoding.stamps import DeviceStamp, HostStamp
 from draftrank.drafting.architecture import Architecture
-from draftrank.drafting.loading import load_model
 from draftrank.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -66,9 +64,7 @@ class CapturedRuntime:
         """What the recordings were made for."""
         self._kept: dict[int, int] = {}
         """By the number of a layer, at which part of the states its outputs are."""
-        self._states = torch.zeros(
-            MOST_ROWS, 0, self.decoder.hidden_size, dtype=self.decoder.dtype, device=self.decoder.device
-        )
+        self._states = self._room_for_states(0)
         self._told: Tensor | None = None
         """States of all tokens of the last feed, where it took several forwards."""
         self._fed = 0
@@ -89,13 +85,6 @@ class CapturedRuntime:
     def fits(model: PreTrainedModel) -> bool:
         """Whether this model's forward can be captured: see `CapturedDecoder.fits`; on a CPU in Triton's interpreter."""
         return CapturedDecoder.fits(model) and (_device_of(model).type == "cuda" or _interprets())
-
-    @classmethod
-    def load(
-        cls, folder: Path, dtype: Literal["fp32", "bf16", "fp16"], device: Literal["cpu", "cuda"]
-    ) -> Self:
-        """Loads a Hugging Face folder, in the form its build asks for."""
-        return cls(load_model(folder, dtype, device))
 
     @property
     def length(self) -> int:
@@ -175,8 +164,7 @@ class CapturedRuntime:
     def chain(self, unseen: Sequence[int], count: int) -> DeviceTokens:
         """See `ChainRuntime.chain`."""
         self._grow(self._held.length + len(unseen) + count)
-        if self._link is None or self._note is None:
-            self._link, self._note = self.recording(self._go_on), self.recording(self.decoder.note)
+        link, note = self._links()
         if count > max(self._chains, default=1):  # shorter ones, at the end of a sequence, go link by link
             self._chains = {count: self.recording(partial(self.start_chain, count))}
         for begin in range(0, len(unseen), MOST_ROWS):
@@ -185,8 +173,8 @@ class CapturedRuntime:
             self._chains[count].replay()
         else:
             for _ in range(count - 1):
-                self._link.replay()
-            self._note.replay()
+                link.replay()
+            note.replay()
         if count > 1:
             self._held.length += count - 1
             self._fed = self._last = 1
@@ -196,16 +184,12 @@ class CapturedRuntime:
     def decode_on(self, count: int) -> Iterator[tuple[int, DeviceStamp | HostStamp]]:
         """See `SelfDecodingRuntime.decode_on`."""
         self._grow(self._held.length + count)
-        if self._link is None or self._note is None:
-            self._link, self._note = self.recording(self._go_on), self.recording(self.decoder.note)
+        link, _ = self._links()
         start = self._held.length
         reports = Reports(self.decoder.choices[:1])
         for number in range(count):
-            if number == 0:
-                self._link.replay()
-                reports.ask()
-            if number + 1 < count:  # the next token is under way before this one is seen
-                self._link.replay()
+            while reports.under_way < min(2, count - number):  # the next is under way before this one is seen
+                link.replay()
                 reports.ask()
             (token,), stamp = reports.read()
             self._held.length = start + number + 1
@@ -218,13 +202,7 @@ class CapturedRuntime:
             return
         kept = sorted({*self._kept, *layers})
         self._kept = {layer: part for part, layer in enumerate(kept)}
-        self._states = torch.zeros(
-            MOST_ROWS,
-            len(kept) + 1,
-            self.decoder.hidden_size,
-            dtype=self.decoder.dtype,
-            device=self.decoder.device,
-        )
+        self._states = self._room_for_states(len(kept) + 1)
         self._forget_recordings()
 
     def features(self, layers: Sequence[int] = ()) -> Tensor:
@@ -255,7 +233,7 @@ class CapturedRuntime:
     def forward_s(self, tokens: Sequence[int]) -> float:
         """See `ClockedRuntime.forward_s`; at most `MOST_ROWS` tokens."""
         self._forward(tokens)
-        recorded = self._recorded(next(size for size in _SIZES if len(tokens) <= size))
+        recorded = self._recorded(_size_for(len(tokens)))
         recorded.replay()  # keeps the device busy while the others are asked for, so that it waits for none of them
         began = self.stamp()
         for _ in range(_TIMED):
@@ -298,7 +276,7 @@ class CapturedRuntime:
         self._grow(start + rows)
         self.say(tokens, behind_first, tree)
         self._prepare(tokens, start, tree)
-        self._recorded(next(size for size in _SIZES if rows <= size)).replay()
+        self._recorded(_size_for(rows)).replay()
         self._held.length = start + rows
         self._last, self._told = rows, None
 
@@ -329,8 +307,7 @@ class CapturedRuntime:
 
     def start_forward(self, rows: int) -> None:
         """Starts the kernels of a forward over `rows` tokens, for a recording."""
-        size = next(size for size in _SIZES if rows <= size)
-        self.decoder.forward(self._held, size, self._kept, self._states)
+        self.decoder.forward(self._held, _size_for(rows), self._kept, self._states)
 
     def start_chain(self, count: int) -> None:
         """Starts the kernels of a chain of `count` tokens behind a forward, for a recording."""
@@ -372,6 +349,16 @@ class CapturedRuntime:
             self._forget_recordings()
             self._capacity = self._held.capacity
 
+    def _room_for_states(self, parts: int) -> Tensor:
+        decoder = self.decoder
+        return torch.zeros(MOST_ROWS, parts, decoder.hidden_size, dtype=decoder.dtype, device=decoder.device)
+
+    def _links(self) -> tuple[Recording, Recording]:
+        """One link of a chain, and what notes its last token."""
+        if self._link is None or self._note is None:
+            self._link, self._note = self.recording(self._go_on), self.recording(self.decoder.note)
+        return self._link, self._note
+
     def _forget_recordings(self) -> None:
         self._recordings.clear()
         self._chains.clear()
@@ -398,6 +385,11 @@ class CapturedRuntime:
         """Starts the kernels of one link of a chain: what was chosen is read, and the next is chosen."""
         self.decoder.go_on(self._states)
         self.decoder.forward(self._held, 1, self._kept, self._states)
+
+
+def _size_for(rows: int) -> int:
+    """The smallest forward that is recorded and holds so many tokens."""
+    return next(size for size in _SIZES if rows <= size)
 
 
 def _device_of(model: PreTrainedModel) -> torch.device:
