@@ -100,7 +100,8 @@ def test_probabilities_follow_the_definitions(row, mode):
     found = Sampler(mode).probabilities(torch.tensor([row]))[0]
     assert float(found.sum()) == pytest.approx(1.0, abs=1e-5)
     kept = [i for i in range(5) if found[i] > 0]
-    assert int(torch.tensor(row).argmax()) in kept
+    best = torch.softmax(torch.tensor(row) / mode.temperature, dim=-1)
+    assert any(best[place] == best.max() for place in kept)  # of what rounding makes alike, any one
     if mode.top_k is not None and len(set(row)) == 5:
         assert len(kept) <= mode.top_k
     # What is kept is at least as likely as what is not, and keeps its proportions.
