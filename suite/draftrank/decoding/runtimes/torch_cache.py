@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+_GRAIN = 64
+"""Capacities are multiples of it, so that kernels of our own can keep positions in groups."""
+
 
 class RollbackLayer(CacheLayerMixin):  # type: ignore[misc]
     """Keys and values of one layer, [1, heads, capacity, head_dim]; only the first `length` count.
@@ -34,7 +37,7 @@ class RollbackLayer(CacheLayerMixin):  # type: ignore[misc]
         """Grows the buffers to at least `capacity` positions, keeping what they hold."""
         if capacity <= self.capacity:
             return
-        self.capacity = capacity
+        self.capacity = capacity + -capacity % _GRAIN
         if self.is_initialized:
             self.keys, self.values = self._grown(self.keys), self._grown(self.values)
 
@@ -99,7 +102,7 @@ class RollbackLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def _grown(self, held: Tensor) -> Tensor:
         grown = self._buffer_like(held)
-        grown[:, :, : self.length] = held[:, :, : self.length]
+        grown[:, :, : held.shape[2]] = held
         return grown
 
 

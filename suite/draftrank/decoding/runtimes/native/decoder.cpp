@@ -1,8 +1,8 @@
 // The layers of a small decoder over a few tokens, in one call.
 //
-// A forward of a few tokens is bound by reading the weights, so they are read once, as they lie in memory, for all
-// tokens together. Every sum is made in the same order however many tokens are fed: a token's results do not depend
-// on how many others came with it, to the last bit.
+// A forward of a few tokens is bound by reading the weights, so they are read once for all tokens together, and packed
+// beforehand in the order in which they are read. Every sum is made in the same order however many tokens are fed: a
+// token's results do not depend on how many others came with it, to the last bit.
 //
 // Threads divide rows of matrices and queries of attention among themselves. Each has the residual stream of all
 // tokens for itself: adding to it and norming it twice costs less than waiting for each other.
@@ -10,14 +10,21 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <new>
+#include <utility>
 #include <vector>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#endif
+
+// Whether one instruction adds the products of two pairs of bf16 numbers, in each of sixteen lanes, to a sum in fp32.
+#if defined(__AVX512BF16__)
+#define DRAFTRANK_PAIRS
 #endif
 
 // Sums stay in registers only where the loops over them are written out.
@@ -27,9 +34,15 @@ namespace {
 
 constexpr int LANES = 8;
 constexpr int BLOCK = 2 * LANES;
-constexpr int AHEAD = 4096;  // bytes; the processor alone does not fetch the weights while it multiplies
+constexpr int AHEAD = 8192;  // bytes
 constexpr std::align_val_t BOUNDARY{64};
-constexpr int MOST_AT_ONCE = 12;  // tokens whose sums fit into registers
+#if defined(__AVX512VL__)
+constexpr int REGISTERS = 32;
+#else
+constexpr int REGISTERS = 16;
+#endif
+constexpr int MOST_SUMS = REGISTERS / 2 - 2;  // tokens or queries whose sums, two vectors each, stay in registers
+constexpr int LARGEST_HEAD = 512;
 
 typedef float Lanes __attribute__((vector_size(4 * LANES)));
 typedef int32_t Whole __attribute__((vector_size(4 * LANES)));
@@ -69,16 +82,6 @@ inline float total(Lanes v) {
     return v[0] + v[1];
 }
 
-// The totals of two, in the same order of additions, for little more than one costs.
-inline void totals(Lanes a, Lanes b, float& of_a, float& of_b) {
-    Lanes both = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11) +
-                 __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
-    both += __builtin_shufflevector(both, both, 2, 3, 0, 1, 6, 7, 4, 5);
-    both += __builtin_shufflevector(both, both, 1, 0, 3, 2, 5, 4, 7, 6);
-    of_a = both[0];
-    of_b = both[4];
-}
-
 inline Lanes exponential(Lanes x) {
     // Cody and Waite's reduction to |r| <= ln 2 / 2, then the series; relative error below 2e-7. Below -87: 0.
     const Lanes magic = Lanes{} + 12582912.f;
@@ -96,8 +99,7 @@ inline Lanes exponential(Lanes x) {
     return tiny ? Lanes{} : p * scale;
 }
 
-// How weights, keys and values are stored. `pair` reads BLOCK values as two vectors; `arrange` gives what they are
-// multiplied with the same order.
+// How numbers are stored. `pair` reads BLOCK of them as two vectors; `place` says where a number must lie for that.
 
 struct Bf16 {
     typedef uint16_t Stored;
@@ -123,11 +125,7 @@ struct Bf16 {
         return Stored((raw + 0x7fff + ((raw >> 16) & 1)) >> 16);
     }
 
-    static void arrange(const float* from, Lanes& even, Lanes& odd) {
-        const Lanes a = load(from), b = load(from + LANES);
-        even = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
-        odd = __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
-    }
+    static int place(int number) { return number < LANES ? 2 * number : 2 * (number - LANES) + 1; }
 
     static void in_order(Lanes even, Lanes odd, float* to) {
         store(to, __builtin_shufflevector(even, odd, 0, 8, 1, 9, 2, 10, 3, 11));
@@ -145,7 +143,7 @@ struct Fp32 {
 
     static float one(Stored value) { return value; }
     static Stored rounded(float value) { return value; }
-    static void arrange(const float* from, Lanes& first, Lanes& second) { pair(from, first, second); }
+    static int place(int number) { return number; }
 
     static void in_order(Lanes first, Lanes second, float* to) {
         store(to, first);
@@ -153,7 +151,7 @@ struct Fp32 {
     }
 };
 
-// Weights only, each row with a scale of its own.
+// Weights alone, each row with a scale of its own.
 struct Int8 {
     typedef int8_t Stored;
     typedef int8_t Bytes __attribute__((vector_size(LANES)));
@@ -173,102 +171,171 @@ struct Int8 {
         second = lanes(from + LANES);
     }
 
-    static float one(Stored value) { return value; }
-    static void arrange(const float* from, Lanes& first, Lanes& second) { Fp32::pair(from, first, second); }
+    static int place(int number) { return number; }
 };
-
-template <class Kind>
-void arranged(const float* from, int count, float* to) {
-    int i = 0;
-    for (; i + BLOCK <= count; i += BLOCK) {
-        Lanes first, second;
-        Kind::arrange(from + i, first, second);
-        store(to + i, first);
-        store(to + i + LANES, second);
-    }
-    for (; i < count; ++i) to[i] = from[i];
-}
 
 // ---------------------------------------------------------------------------------------------- products
 
-// ROWS rows of a matrix from `row` on times TOKENS arranged vectors, each `inputs` long: to[token · stride + row].
-template <class Kind, int ROWS, int TOKENS>
-inline void tile(
-    const typename Kind::Stored* weight, const float* scales, int64_t inputs, const float* x, int64_t row, float* to,
-    int64_t stride
-) {
-    const typename Kind::Stored* rows[ROWS];
-    DRAFTRANK_UNROLL for (int r = 0; r < ROWS; ++r) rows[r] = weight + (row + r) * inputs;
-    Lanes sums[ROWS][TOKENS] = {};
-    int64_t i = 0;
-    for (; i + BLOCK <= inputs; i += BLOCK) {
-        DRAFTRANK_UNROLL for (int r = 0; r < ROWS; ++r) __builtin_prefetch(rows[r] + i + AHEAD / sizeof(*weight));
-        Lanes first[ROWS], second[ROWS];
-        DRAFTRANK_UNROLL for (int r = 0; r < ROWS; ++r) Kind::pair(rows[r] + i, first[r], second[r]);
-        DRAFTRANK_UNROLL for (int t = 0; t < TOKENS; ++t) {
-            const Lanes a = load(x + t * inputs + i);
-            DRAFTRANK_UNROLL for (int r = 0; r < ROWS; ++r) sums[r][t] = fused(first[r], a, sums[r][t]);
-        }
-        DRAFTRANK_UNROLL for (int t = 0; t < TOKENS; ++t) {
-            const Lanes b = load(x + t * inputs + i + LANES);
-            DRAFTRANK_UNROLL for (int r = 0; r < ROWS; ++r) sums[r][t] = fused(second[r], b, sums[r][t]);
-        }
+// Functions of 1, 2, … tokens (or queries), which are written out for each.
+template <template <int> class Function, int... BEFORE>
+constexpr auto by_count(std::integer_sequence<int, BEFORE...>) {
+    return std::array{&Function<BEFORE + 1>::run...};
+}
+
+// Calls the functions of few tokens until all are done, with as equal parts as there can be.
+template <int MOST, class Call>
+inline void in_passes(int tokens, Call call) {
+    const int passes = (tokens + MOST - 1) / MOST;
+    for (int pass = 0, done = 0; pass < passes; ++pass) {
+        const int now = (tokens - done + passes - pass - 1) / (passes - pass);
+        call(done, now);
+        done += now;
     }
-    float found[ROWS * TOKENS];
-    const Lanes* flat = &sums[0][0];
-    DRAFTRANK_UNROLL for (int n = 0; n + 1 < ROWS * TOKENS; n += 2)
-        totals(flat[n], flat[n + 1], found[n], found[n + 1]);
-    if (ROWS * TOKENS % 2) found[ROWS * TOKENS - 1] = total(flat[ROWS * TOKENS - 1]);
-    DRAFTRANK_UNROLL for (int r = 0; r < ROWS; ++r)
-        DRAFTRANK_UNROLL for (int t = 0; t < TOKENS; ++t) {
-            float sum = found[r * TOKENS + t];
-            for (int64_t j = i; j < inputs; ++j) sum = fused(Kind::one(rows[r][j]), x[t * inputs + j], sum);
-            to[t * stride + row + r] = scales ? sum * scales[row + r] : sum;
+}
+
+// Weights in panels of some rows: of each, first what all its rows multiply the first STEP inputs with, then the next.
+// Missing rows and inputs are zeros.
+
+// Multiplied in fp32.
+template <class Kind>
+struct Widened {
+    typedef typename Kind::Stored Stored;
+    typedef float Read;
+    static constexpr int ROWS = BLOCK, STEP = 1;
+
+    static int place(int row, int) { return Kind::place(row); }
+    static void ready(const float* from, int64_t count, Read* to) { std::copy(from, from + count, to); }
+
+    // One panel times TOKENS vectors of `steps` inputs: to[token · stride + row].
+    template <int TOKENS>
+    struct Panel {
+        static void run(
+            const Stored* panel, const float* scales, int64_t steps, const Read* x, float* to, int64_t stride
+        ) {
+            Lanes sums[TOKENS][2] = {};
+            for (int64_t i = 0; i < steps; ++i, panel += ROWS) {
+                __builtin_prefetch(panel + AHEAD / sizeof(Stored));
+                Lanes first, second;
+                Kind::pair(panel, first, second);
+                DRAFTRANK_UNROLL for (int t = 0; t < TOKENS; ++t) {
+                    const Lanes input = Lanes{} + x[t * steps + i];
+                    sums[t][0] = fused(first, input, sums[t][0]);
+                    sums[t][1] = fused(second, input, sums[t][1]);
+                }
+            }
+            DRAFTRANK_UNROLL for (int t = 0; t < TOKENS; ++t)
+                for (int half = 0; half < 2; ++half) {
+                    const Lanes sum = sums[t][half];
+                    store(to + t * stride + half * LANES, scales ? sum * load(scales + half * LANES) : sum);
+                }
         }
+    };
+};
+
+#if defined(DRAFTRANK_PAIRS)
+// Bf16 weights times inputs that are rounded to bf16.
+struct Pairs {
+    typedef uint16_t Stored;
+    typedef uint16_t Read;
+    static constexpr int ROWS = 32, STEP = 2;
+
+    static int place(int row, int input) { return row * STEP + input; }
+
+    static void ready(const float* from, int64_t count, Read* to) {
+        int64_t i = 0;
+        for (; i + 16 <= count; i += 16)
+            _mm256_storeu_si256((__m256i*)(to + i), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from + i)));
+        for (; i < count; ++i) to[i] = Bf16::rounded(from[i]);
+        if (count % STEP) to[count] = 0;
+    }
+
+    template <int TOKENS>
+    struct Panel {
+        static void run(
+            const Stored* panel, const float*, int64_t steps, const Read* x, float* to, int64_t stride
+        ) {
+            __m512 sums[TOKENS][2] = {};
+            for (int64_t i = 0; i < steps; ++i, panel += ROWS * STEP) {
+                if constexpr (TOKENS > 6) {  // with fewer the processor itself looks ahead far enough
+                    __builtin_prefetch(panel + AHEAD / sizeof(Stored), 0, 2);
+                    __builtin_prefetch(panel + AHEAD / sizeof(Stored) + ROWS, 0, 2);
+                }
+                const __m512bh first = (__m512bh)_mm512_loadu_si512(panel);
+                const __m512bh second = (__m512bh)_mm512_loadu_si512(panel + ROWS);
+                DRAFTRANK_UNROLL for (int t = 0; t < TOKENS; ++t) {
+                    int32_t both;
+                    std::memcpy(&both, x + (t * steps + i) * STEP, sizeof both);
+                    const __m512bh input = (__m512bh)_mm512_set1_epi32(both);
+                    sums[t][0] = _mm512_dpbf16_ps(sums[t][0], first, input);
+                    sums[t][1] = _mm512_dpbf16_ps(sums[t][1], second, input);
+                }
+            }
+            DRAFTRANK_UNROLL for (int t = 0; t < TOKENS; ++t)
+                for (int half = 0; half < 2; ++half) _mm512_storeu_ps(to + t * stride + half * 16, sums[t][half]);
+        }
+    };
+};
+typedef Pairs Bf16Weights;
+#else
+typedef Widened<Bf16> Bf16Weights;
+#endif
+
+constexpr int64_t parts(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+// Of a ready vector: the inputs in whole steps.
+template <class Weights>
+constexpr int64_t length_of(int64_t inputs) {
+    return parts(inputs, Weights::STEP) * Weights::STEP;
 }
 
-constexpr int rows_at_once(int tokens) { return tokens <= 6 ? 2 : 1; }  // as the registers have room
-
-template <class Kind, int TOKENS>
-void tiles(
-    const typename Kind::Stored* weight, const float* scales, int64_t inputs, const float* x, int64_t from,
-    int64_t end, float* to, int64_t stride
-) {
-    constexpr int ROWS = rows_at_once(TOKENS);
-    int64_t row = from;
-    for (; row + ROWS <= end; row += ROWS) tile<Kind, ROWS, TOKENS>(weight, scales, inputs, x, row, to, stride);
-    if constexpr (ROWS > 1)
-        for (; row < end; ++row) tile<Kind, 1, TOKENS>(weight, scales, inputs, x, row, to, stride);
+// Where of a packed matrix a number lies.
+template <class Weights>
+inline int64_t offset(int64_t row, int64_t input, int64_t inputs) {
+    constexpr int ROWS = Weights::ROWS, STEP = Weights::STEP;
+    return row / ROWS * ROWS * length_of<Weights>(inputs) + input / STEP * (ROWS * STEP) +
+           Weights::place(int(row % ROWS), int(input % STEP));
 }
 
-// What is stored, and what each row is multiplied with; null: nothing.
+// What is stored, in panels, and what each row is multiplied with, for whole panels; null: nothing.
 struct Matrix {
     const void* stored;
     const float* scales;
 };
 
-// Rows `from` to `end` of a matrix [.., inputs] times arranged vectors [tokens, inputs]: to[token · stride + row].
-template <class Kind>
+// Panels `from` to `end` of a matrix [outputs, inputs] times ready vectors: to[token · stride + row].
+template <class Weights>
 void multiply(
-    Matrix matrix, int64_t inputs, const float* x, int tokens, int64_t from, int64_t end, float* to, int64_t stride
+    Matrix matrix, int64_t outputs, int64_t inputs, const typename Weights::Read* x, int tokens, int64_t from,
+    int64_t end, float* to, int64_t stride
 ) {
-    typedef const typename Kind::Stored Number;
-    typedef void (*Tiles)(Number*, const float*, int64_t, const float*, int64_t, int64_t, float*, int64_t);
-    static constexpr Tiles BY_TOKENS[] = {
-        tiles<Kind, 1>, tiles<Kind, 2>, tiles<Kind, 3>, tiles<Kind, 4>,  tiles<Kind, 5>,  tiles<Kind, 6>,
-        tiles<Kind, 7>, tiles<Kind, 8>, tiles<Kind, 9>, tiles<Kind, 10>, tiles<Kind, 11>, tiles<Kind, 12>,
-    };
-    const int passes = (tokens + MOST_AT_ONCE - 1) / MOST_AT_ONCE;
-    const int64_t few = passes == 1 ? end - from : 16;  // rows that stay near while all tokens pass
-    for (int64_t begin = from; begin < end; begin += few)
-        for (int pass = 0, done = 0; pass < passes; ++pass) {
-            const int now = (tokens - done + passes - pass - 1) / (passes - pass);
-            BY_TOKENS[now - 1](
-                static_cast<Number*>(matrix.stored), matrix.scales, inputs, x + done * inputs, begin,
-                std::min(begin + few, end), to + done * stride, stride
-            );
-            done += now;
-        }
+    constexpr int ROWS = Weights::ROWS, MOST = MOST_SUMS;
+    static constexpr auto BY_TOKENS = by_count<Weights::template Panel>(std::make_integer_sequence<int, MOST>());
+    const int64_t steps = parts(inputs, Weights::STEP), length = length_of<Weights>(inputs);
+    float whole[MOST * ROWS];
+    for (int64_t panel = from; panel < end; ++panel) {
+        const int64_t row = panel * ROWS;
+        const auto* stored = static_cast<const typename Weights::Stored*>(matrix.stored) + row * length;
+        const float* scales = matrix.scales ? matrix.scales + row : nullptr;
+        in_passes<MOST>(tokens, [&](int done, int now) {
+            if (row + ROWS <= outputs) {
+                BY_TOKENS[now - 1](stored, scales, steps, x + done * length, to + done * stride + row, stride);
+                return;
+            }
+            BY_TOKENS[now - 1](stored, scales, steps, x + done * length, whole, ROWS);
+            for (int t = 0; t < now; ++t)
+                std::copy(whole + t * ROWS, whole + t * ROWS + outputs - row, to + (done + t) * stride + row);
+        });
+    }
+}
+
+template <class Weights>
+void packed(const void* matrix, int64_t outputs, int64_t inputs, void* to) {
+    const auto* from = static_cast<const typename Weights::Stored*>(matrix);
+    auto* into = static_cast<typename Weights::Stored*>(to);
+    std::fill(into, into + parts(outputs, Weights::ROWS) * Weights::ROWS * length_of<Weights>(inputs), 0);
+#pragma omp parallel for
+    for (int64_t row = 0; row < outputs; ++row)
+        for (int64_t i = 0; i < inputs; ++i) into[offset<Weights>(row, i, inputs)] = from[row * inputs + i];
 }
 
 // ---------------------------------------------------------------------------------------------- the rest of a layer
@@ -299,22 +366,19 @@ inline Lanes activated(Lanes x, int gelu) {
     return x * sigmoid(1.595769122f * (x + 0.044715f * x * x * x));  // GELU by tanh
 }
 
-// One thread's part, from `from` to `to`, of `count` things that are divided in units of `unit`.
+// One thread's part, from `from` to `to`, of `count` things.
 struct Share {
     int64_t from, to;
-    Share(int64_t count, int64_t unit, int thread, int threads) {
-        const int64_t units = (count + unit - 1) / unit;
-        from = std::min(units * thread / threads * unit, count);
-        to = std::min(units * (thread + 1) / threads * unit, count);
-    }
+    Share(int64_t count, int thread, int threads) : from(count * thread / threads), to(count * (thread + 1) / threads) {}
 };
 
 }  // namespace
 
 extern "C" {
 
-// All matrices [outputs, inputs], row after row, in one type: 0 fp32, 1 bf16, 2 int8. Norms in fp32, with what they add
-// to their weight. Keys and values are held in bf16 beside weights in bf16, else in fp32.
+// All matrices [outputs, inputs] in one type: 0 fp32, 1 bf16, 2 int8. Norms in fp32, with what they add
+// to their weight. Keys and values are held in bf16 beside weights in bf16, else in fp32; keys as weights are, since
+// queries multiply them.
 struct Shape {
     int32_t hidden, query_heads, shared_heads, head_size, feed_forward, gelu, weights;
     float epsilon, scale;
@@ -327,8 +391,8 @@ struct Layer {
     const float* feed_forward_norm;
     Matrix gate, up, feed_forward_output;
     const float* feed_forward_output_norm;  // null: none
-    void *held_keys, *held_values;          // [shared heads, capacity, head size]
-    int64_t capacity, kind;
+    void *held_keys, *held_values;          // [shared heads, capacity, head size], keys in panels
+    int64_t capacity, kind;                 // a capacity of whole panels
     float* output;  // [tokens, hidden]: where the layer's output is wanted too; null: nowhere
 };
 
@@ -354,14 +418,19 @@ struct Aligned {
     bool operator!=(const Aligned&) const { return false; }
 };
 
-typedef std::vector<float, Aligned<float>> Floats;
+template <class Number>
+using Numbers = std::vector<Number, Aligned<Number>>;
+typedef Numbers<float> Floats;
 
 struct Buffers {
     Floats made, attended, gate, up, out;
 };
 
+template <class Inputs, class Queries>
 struct Own {
-    Floats hidden, normed, x, queries, scores;
+    Floats hidden, normed, scores;
+    Numbers<Inputs> x;
+    Numbers<Queries> queries;
 };
 
 // A head's vector, normed if that is asked for, rotated, times `factor`.
@@ -369,7 +438,7 @@ void rotated(
     const float* x, const float* norm, const Shape& s, const float* cosine, const float* sine, float factor, float* to
 ) {
     const int size = s.head_size, half = size / 2;
-    float scaled[512];
+    float scaled[LARGEST_HEAD];
     if (norm) {
         normed(x, norm, size, s.epsilon, scaled);
         x = scaled;
@@ -378,71 +447,78 @@ void rotated(
     for (int d = half; d < size; ++d) to[d] = (x[d] * cosine[d] + x[d - half] * sine[d]) * factor;
 }
 
-// Weighted sums of values [.., size] from position `from` to `to`, for QUERIES queries.
-template <class Stored, int QUERIES>
-void weighted(
-    const typename Stored::Stored* values, int size, const float* weights, int64_t stride, int64_t from, int64_t to,
-    const float* factors, float* const* outs
-) {
-    int d = 0;
-    for (; d + BLOCK <= size; d += BLOCK) {
-        Lanes sums[QUERIES][2] = {};
-        for (int64_t j = from; j < to; ++j) {
-            Lanes a, b;
-            Stored::pair(values + j * size + d, a, b);
-            DRAFTRANK_UNROLL for (int q = 0; q < QUERIES; ++q) {
-                const Lanes weight = Lanes{} + weights[q * stride + j - from];
-                sums[q][0] = fused(weight, a, sums[q][0]);
-                sums[q][1] = fused(weight, b, sums[q][1]);
-            }
-        }
-        DRAFTRANK_UNROLL for (int q = 0; q < QUERIES; ++q)
-            Stored::in_order(sums[q][0] * factors[q], sums[q][1] * factors[q], outs[q] + d);
-    }
-    for (; d < size; ++d)
-        for (int q = 0; q < QUERIES; ++q) {
-            float sum = 0;
-            for (int64_t j = from; j < to; ++j)
-                sum = fused(weights[q * stride + j - from], Stored::one(values[j * size + d]), sum);
-            outs[q][d] = sum * factors[q];
-        }
-}
+// Weighted sums of `count` values [.., size], for QUERIES queries.
+template <class Values>
+struct Weighted {
+    typedef typename Values::Stored Number;
 
-template <class Stored>
+    template <int QUERIES>
+    struct Sums {
+        static void run(
+            const Number* values, int64_t count, int size, const float* weights, int64_t stride, const float* factors,
+            float* const* outs
+        ) {
+            int d = 0;
+            for (; d + BLOCK <= size; d += BLOCK) {
+                Lanes sums[QUERIES][2] = {};
+                for (int64_t j = 0; j < count; ++j) {
+                    Lanes a, b;
+                    Values::pair(values + j * size + d, a, b);
+                    DRAFTRANK_UNROLL for (int q = 0; q < QUERIES; ++q) {
+                        const Lanes weight = Lanes{} + weights[q * stride + j];
+                        sums[q][0] = fused(weight, a, sums[q][0]);
+                        sums[q][1] = fused(weight, b, sums[q][1]);
+                    }
+                }
+                DRAFTRANK_UNROLL for (int q = 0; q < QUERIES; ++q)
+                    Values::in_order(sums[q][0] * factors[q], sums[q][1] * factors[q], outs[q] + d);
+            }
+            for (; d < size; ++d)
+                for (int q = 0; q < QUERIES; ++q) {
+                    float sum = 0;
+                    for (int64_t j = 0; j < count; ++j)
+                        sum = fused(weights[q * stride + j], Values::one(values[j * size + d]), sum);
+                    outs[q][d] = sum * factors[q];
+                }
+        }
+    };
+};
+
+template <class Keys, class Values, class Own>
 void attend(
     const Shape& s, const Layer& layer, const Kind& kind, int tokens, int64_t root, int64_t end, Share share,
     Buffers& all, Own& own
 ) {
-    typedef typename Stored::Stored Number;
     const int size = s.head_size, group = s.query_heads / s.shared_heads, per_head = group * tokens;
     const int width = (s.query_heads + 2 * s.shared_heads) * size, count = int(share.to - share.from);
     if (count <= 0) return;
-    own.queries.resize(size_t(count + 1) * size);
+    own.queries.resize(size_t(count) * size);
     int64_t base = root;
     for (int t = 0; t < tokens; ++t) base = std::min(base, kind.first[t]);
-    base = base / LANES * LANES;  // so that a position's lane is always the same
-    const int64_t seen = end - base, stride = (seen + LANES - 1) / LANES * LANES;
+    base = base / Keys::ROWS * Keys::ROWS;  // whole panels, in which a position's lane is always the same
+    const int64_t seen = end - base, panels = parts(seen, Keys::ROWS), stride = panels * Keys::ROWS;
     own.scores.resize(size_t(count) * stride);
     std::vector<float> factors(count);
     std::vector<float*> outs(count);
-    float* one = own.queries.data() + size_t(count) * size;
     for (int64_t begin = share.from; begin < share.to;) {
         const int64_t head = begin / per_head, stop = std::min(share.to, (head + 1) * per_head);
         const int queries = int(stop - begin);
-        const auto* keys = static_cast<const Number*>(layer.held_keys) + head * layer.capacity * size;
-        const auto* values = static_cast<const Number*>(layer.held_values) + head * layer.capacity * size;
+        const int64_t held = (head * layer.capacity + base) * size;
+        const auto* keys = static_cast<const typename Keys::Stored*>(layer.held_keys) + held;
+        const auto* values = static_cast<const typename Values::Stored*>(layer.held_values) + held;
         float* scores = own.scores.data();
         for (int q = 0; q < queries; ++q) {
             const int64_t place = begin + q - head * per_head;
             const int t = int(place / group), number = int(head * group + place % group);
+            float one[LARGEST_HEAD];
             rotated(
                 all.made.data() + int64_t(t) * width + number * size, layer.query_norm, s, kind.cosine + t * size,
                 kind.sine + t * size, s.scale, one
             );
-            arranged<Stored>(one, size, own.queries.data() + q * size);
+            Keys::ready(one, size, own.queries.data() + q * size);
             outs[q] = all.attended.data() + (int64_t(t) * s.query_heads + number) * size;
         }
-        multiply<Stored>({keys + base * size, nullptr}, size, own.queries.data(), queries, 0, seen, scores, stride);
+        multiply<Keys>({keys, nullptr}, stride, size, own.queries.data(), queries, 0, panels, scores, stride);
         for (int q = 0; q < queries; ++q) {
             const int t = int((begin + q - head * per_head) / group);
             float* mine = scores + q * stride;
@@ -457,13 +533,17 @@ void attend(
             }
             float highest = most[0];
             for (int lane = 1; lane < LANES; ++lane) highest = std::max(highest, float(most[lane]));
-            for (int64_t j = 0; j < stride; j += LANES) store(mine + j, exponential(load(mine + j) - highest));
             // A weight's lane is that of its token's position, wherever in the tree the token lies: all that a token
             // sees in the tree are the last ones before it.
             float sums[LANES] = {};
             Lanes before = {};
             const int64_t whole = (root - base) / LANES * LANES;
-            for (int64_t j = 0; j < whole; j += LANES) before += load(mine + j);
+            for (int64_t j = 0; j < whole; j += LANES) {
+                const Lanes weights = exponential(load(mine + j) - highest);
+                store(mine + j, weights);
+                before += weights;
+            }
+            for (int64_t j = whole; j < stride; j += LANES) store(mine + j, exponential(load(mine + j) - highest));
             store(sums, before);
             for (int64_t j = whole; j < root - base; ++j) sums[j % LANES] += mine[j];
             int64_t position = kind.position[t] + 1 - __builtin_popcountll(kind.kin[t]);
@@ -471,25 +551,20 @@ void attend(
                 sums[position++ % LANES] += mine[root - base + __builtin_ctzll(left)];
             factors[q] = 1.f / total(load(sums));
         }
-        typedef void (*Weighted)(
-            const Number*, int, const float*, int64_t, int64_t, int64_t, const float*, float* const*
-        );
-        static constexpr Weighted BY_QUERIES[] = {weighted<Stored, 1>, weighted<Stored, 2>, weighted<Stored, 3>,
-                                                  weighted<Stored, 4>, weighted<Stored, 5>, weighted<Stored, 6>};
-        for (int q = 0; q < queries; q += 6)
-            BY_QUERIES[std::min(queries - q, 6) - 1](
-                values, size, scores + q * stride, stride, base, end, &factors[q], &outs[q]
-            );
+        static constexpr auto BY_QUERIES =
+            by_count<Weighted<Values>::template Sums>(std::make_integer_sequence<int, MOST_SUMS>());
+        in_passes<MOST_SUMS>(queries, [&](int done, int now) {
+            BY_QUERIES[now - 1](values, seen, size, scores + done * stride, stride, &factors[done], &outs[done]);
+        });
         begin = stop;
     }
 }
 
-template <class Weights, class Held>
+template <class Weights, class Keys, class Values>
 void forward(
     const Shape& s, const Layer* layers, int depth, const Kind* kinds, const float* input, float* output, int tokens,
     int64_t start, int64_t root, int threads
 ) {
-    typedef typename Held::Stored Number;
     const int hidden = s.hidden, size = s.head_size, fed = s.feed_forward;
     const int asked = s.query_heads * size, shared = s.shared_heads * size, width = asked + 2 * shared;
     static thread_local Buffers kept;
@@ -502,20 +577,23 @@ void forward(
 #pragma omp parallel num_threads(threads)
     {
         const int thread = omp_get_thread_num(), count = omp_get_num_threads();
-        static thread_local Own mine;
-        Own& own = mine;
+        static thread_local Own<typename Weights::Read, typename Keys::Read> mine;
+        auto& own = mine;
         own.hidden.assign(input, input + size_t(tokens) * hidden);
         own.normed.resize(size_t(std::max(hidden, 1)));
-        own.x.resize(size_t(tokens) * std::max({hidden, asked, fed}));
+        own.x.resize(size_t(tokens) * length_of<Weights>(std::max({hidden, asked, fed})));
+        const auto read = [&](const float* from, int64_t count, int token) {
+            Weights::ready(from, count, own.x.data() + token * length_of<Weights>(count));
+        };
         const auto read_normed = [&](const float* norm) {
             for (int t = 0; t < tokens; ++t) {
                 normed(own.hidden.data() + int64_t(t) * hidden, norm, hidden, s.epsilon, own.normed.data());
-                arranged<Weights>(own.normed.data(), hidden, own.x.data() + int64_t(t) * hidden);
+                read(own.normed.data(), hidden, t);
             }
         };
         const auto product = [&](Matrix matrix, int64_t inputs, int64_t outputs, float* to, int64_t stride) {
-            const Share rows(outputs, BLOCK, thread, count);
-            multiply<Weights>(matrix, inputs, own.x.data(), tokens, rows.from, rows.to, to, stride);
+            const Share panels(parts(outputs, Weights::ROWS), thread, count);
+            multiply<Weights>(matrix, outputs, inputs, own.x.data(), tokens, panels.from, panels.to, to, stride);
         };
         const auto add = [&](const float* norm) {
             for (int t = 0; t < tokens; ++t) {
@@ -536,42 +614,43 @@ void forward(
             product(layer.keys, hidden, shared, all.made.data() + asked, width);
             product(layer.values, hidden, shared, all.made.data() + asked + shared, width);
 #pragma omp barrier
-            const Share places(int64_t(s.shared_heads) * tokens, 1, thread, count);
+            const Share places(int64_t(s.shared_heads) * tokens, thread, count);
             for (int64_t place = places.from; place < places.to; ++place) {
                 const int64_t head = place / tokens, t = place % tokens;
-                const int64_t at = (head * layer.capacity + start + t) * size;
+                const int64_t held = head * layer.capacity * size;
+                auto* keys = static_cast<typename Keys::Stored*>(layer.held_keys) + held;
+                auto* values = static_cast<typename Values::Stored*>(layer.held_values) + held + (start + t) * size;
                 const float* key = all.made.data() + t * width + asked + head * size;
-                float turned[512];
+                float turned[LARGEST_HEAD];
                 rotated(key, layer.key_norm, s, kind.cosine + t * size, kind.sine + t * size, 1.f, turned);
                 for (int d = 0; d < size; ++d) {
-                    static_cast<Number*>(layer.held_keys)[at + d] = Held::rounded(turned[d]);
-                    static_cast<Number*>(layer.held_values)[at + d] = Held::rounded(key[shared + d]);
+                    keys[offset<Keys>(start + t, d, size)] = Values::rounded(turned[d]);
+                    values[d] = Values::rounded(key[shared + d]);
                 }
             }
 #pragma omp barrier
-            const Share queries(int64_t(s.query_heads) * tokens, 1, thread, count);
-            attend<Held>(s, layer, kind, tokens, root, start + tokens, queries, all, own);
+            const Share queries(int64_t(s.query_heads) * tokens, thread, count);
+            attend<Keys, Values>(s, layer, kind, tokens, root, start + tokens, queries, all, own);
 #pragma omp barrier
-            for (int t = 0; t < tokens; ++t)
-                arranged<Weights>(all.attended.data() + int64_t(t) * asked, asked, own.x.data() + int64_t(t) * asked);
+            for (int t = 0; t < tokens; ++t) read(all.attended.data() + int64_t(t) * asked, asked, t);
             product(layer.attention_output, asked, hidden, all.out.data(), hidden);
 #pragma omp barrier
             add(layer.attention_output_norm);
             read_normed(layer.feed_forward_norm);
             product(layer.gate, hidden, fed, all.gate.data(), fed);
             product(layer.up, hidden, fed, all.up.data(), fed);
-            const Share channels(fed, BLOCK, thread, count);
+            const Share made(parts(fed, Weights::ROWS), thread, count);  // by this thread
+            const int64_t end = std::min<int64_t>(made.to * Weights::ROWS, fed);
             for (int t = 0; t < tokens; ++t) {
                 float* gate = all.gate.data() + int64_t(t) * fed;
                 const float* up = all.up.data() + int64_t(t) * fed;
-                int64_t c = channels.from;
-                for (; c + LANES <= channels.to; c += LANES)
+                int64_t c = made.from * Weights::ROWS;
+                for (; c + LANES <= end; c += LANES)
                     store(gate + c, activated(load(gate + c), s.gelu) * load(up + c));
-                for (; c < channels.to; ++c) gate[c] = activated(Lanes{} + gate[c], s.gelu)[0] * up[c];
+                for (; c < end; ++c) gate[c] = activated(Lanes{} + gate[c], s.gelu)[0] * up[c];
             }
 #pragma omp barrier
-            for (int t = 0; t < tokens; ++t)
-                arranged<Weights>(all.gate.data() + int64_t(t) * fed, fed, own.x.data() + int64_t(t) * fed);
+            for (int t = 0; t < tokens; ++t) read(all.gate.data() + int64_t(t) * fed, fed, t);
             product(layer.feed_forward_output, fed, hidden, all.out.data(), hidden);
 #pragma omp barrier
             add(layer.feed_forward_output_norm);
@@ -582,17 +661,37 @@ void forward(
     }
 }
 
-template <class Stored>
+template <class Keys>
+void keep(const Shape& s, const Layer* layers, int depth, int64_t start, const int64_t* places, int count) {
+    typedef typename Keys::Stored Number;
+    const int size = s.head_size;
+    for (int number = 0; number < depth; ++number)
+        for (int head = 0; head < s.shared_heads; ++head) {
+            const int64_t held = head * layers[number].capacity * size;
+            auto* keys = static_cast<Number*>(layers[number].held_keys) + held;
+            auto* values = static_cast<Number*>(layers[number].held_values) + held;
+            for (int to = 0; to < count; ++to) {
+                if (places[to] == to) continue;
+                const int64_t from = start + places[to], into = start + to;
+                for (int d = 0; d < size; ++d)
+                    keys[offset<Keys>(into, d, size)] = keys[offset<Keys>(from, d, size)];
+                std::copy(values + from * size, values + (from + 1) * size, values + into * size);
+            }
+        }
+}
+
+template <class Weights>
 void product(Matrix matrix, int64_t outputs, int64_t inputs, const float* x, int tokens, float* to, int threads) {
-    static thread_local Floats kept;
-    Floats& ready = kept;
-    ready.resize(size_t(tokens) * inputs);
-    for (int t = 0; t < tokens; ++t) arranged<Stored>(x + t * inputs, int(inputs), ready.data() + t * inputs);
-    const float* vectors = ready.data();
+    static thread_local Numbers<typename Weights::Read> kept;
+    Numbers<typename Weights::Read>& ready = kept;
+    const int64_t length = length_of<Weights>(inputs);
+    ready.resize(size_t(tokens) * length);
+    for (int t = 0; t < tokens; ++t) Weights::ready(x + t * inputs, inputs, ready.data() + t * length);
+    const typename Weights::Read* vectors = ready.data();
 #pragma omp parallel num_threads(threads)
     {
-        const Share rows(outputs, BLOCK, omp_get_thread_num(), omp_get_num_threads());
-        multiply<Stored>(matrix, inputs, vectors, tokens, rows.from, rows.to, to, outputs);
+        const Share panels(parts(outputs, Weights::ROWS), omp_get_thread_num(), omp_get_num_threads());
+        multiply<Weights>(matrix, outputs, inputs, vectors, tokens, panels.from, panels.to, to, outputs);
     }
 }
 
@@ -606,8 +705,9 @@ void draftrank_forward(
     const Shape* shape, const Layer* layers, int depth, const Kind* kinds, const float* input, float* output,
     int tokens, int64_t start, int64_t root, int threads
 ) {
-    static constexpr decltype(&forward<Fp32, Fp32>) BY_WEIGHTS[] = {
-        forward<Fp32, Fp32>, forward<Bf16, Bf16>, forward<Int8, Fp32>
+    typedef Widened<Fp32> Whole;
+    static constexpr decltype(&forward<Whole, Whole, Fp32>) BY_WEIGHTS[] = {
+        forward<Whole, Whole, Fp32>, forward<Bf16Weights, Bf16Weights, Bf16>, forward<Widened<Int8>, Whole, Fp32>
     };
     BY_WEIGHTS[shape->weights](
         *shape, layers, depth, kinds, input, output, tokens, start, root, threads
@@ -617,23 +717,38 @@ void draftrank_forward(
 // Moves some of the positions behind `start`, ascending `places` counted from there, together: the first comes to
 // `start`.
 void draftrank_keep(
-    const Layer* layers, int depth, int shared_heads, int64_t bytes, int64_t start, const int64_t* places, int count
+    const Shape* shape, const Layer* layers, int depth, int64_t start, const int64_t* places, int count
 ) {
-    for (int number = 0; number < depth; ++number)
-        for (void* held : {layers[number].held_keys, layers[number].held_values})
-            for (int head = 0; head < shared_heads; ++head) {
-                char* first = static_cast<char*>(held) + (head * layers[number].capacity + start) * bytes;
-                for (int to = 0; to < count; ++to)
-                    if (places[to] != to) std::memmove(first + to * bytes, first + places[to] * bytes, bytes);
-            }
+    static constexpr decltype(&keep<Bf16Weights>) BY_WEIGHTS[] = {
+        keep<Widened<Fp32>>, keep<Bf16Weights>, keep<Widened<Fp32>>
+    };
+    BY_WEIGHTS[shape->weights](*shape, layers, depth, start, places, count);
 }
 
-// A matrix [outputs, inputs] times vectors [tokens, inputs], to [tokens, outputs].
+// Rows of a panel, and inputs that lie together in it.
+void draftrank_panel(int weights, int* rows, int* step) {
+    static constexpr int ROWS[] = {Widened<Fp32>::ROWS, Bf16Weights::ROWS, Widened<Int8>::ROWS};
+    static constexpr int STEP[] = {Widened<Fp32>::STEP, Bf16Weights::STEP, Widened<Int8>::STEP};
+    *rows = ROWS[weights];
+    *step = STEP[weights];
+}
+
+// Packs a matrix [outputs, inputs] that lies row after row, into whole panels.
+void draftrank_pack(int weights, const void* matrix, int64_t outputs, int64_t inputs, void* to) {
+    static constexpr decltype(&packed<Bf16Weights>) BY_WEIGHTS[] = {
+        packed<Widened<Fp32>>, packed<Bf16Weights>, packed<Widened<Int8>>
+    };
+    BY_WEIGHTS[weights](matrix, outputs, inputs, to);
+}
+
+// A packed matrix [outputs, inputs] times vectors [tokens, inputs], to [tokens, outputs].
 void draftrank_product(
     const Matrix* matrix, int weights, int64_t outputs, int64_t inputs, const float* x, int tokens, float* to,
     int threads
 ) {
-    static constexpr decltype(&product<Fp32>) BY_WEIGHTS[] = {product<Fp32>, product<Bf16>, product<Int8>};
+    static constexpr decltype(&product<Bf16Weights>) BY_WEIGHTS[] = {
+        product<Widened<Fp32>>, product<Bf16Weights>, product<Widened<Int8>>
+    };
     BY_WEIGHTS[weights](*matrix, outputs, inputs, x, tokens, to, threads);
 }
 

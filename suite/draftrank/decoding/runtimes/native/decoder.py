@@ -1,7 +1,8 @@
 """A decoder whose forwards, prompts included, are one call of our own kernels (`decoder.cpp`).
 
-The model's weights are read where they lie. Between the matrices everything is fp32, so this rounds less than the model's
-own forward in bf16; keys and values are kept in the model's type. However tokens are divided into forwards, and wherever
+Matrices are read from a packed copy, in the order in which it lies. Between them everything is fp32, so this rounds less
+than the model's own forward in bf16; keys and values are kept in the model's type, and what multiplies bf16 matrices is
+rounded to it where the processor has instructions for that. However tokens are divided into forwards, and wherever
 in a tree they lie, they give the same bits: a token proposed by a draft is verified by exactly the numbers that decoding
 without drafts would have made.
 """
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.ao.nn.quantized.dynamic import Linear as DynamicInt8Linear
 
 from draftrank.decoding.runtimes.native.library import KINDS, Kind, Layer, Shape, Weights, library
+from draftrank.decoding.runtimes.native.pages import Pages
 from draftrank.decoding.runtimes.packed_product import Product
 from draftrank.decoding.runtimes.short_forward import (
     MOST_TOKENS,
@@ -56,6 +58,7 @@ class NativeDecoder(ShortForward):
             InvalidInputError: the kernels cannot be compiled.
         """
         self._library = library()
+        self._pages = Pages()
         super().__init__(model)
         config = model.config.get_text_config()
         layers = self._shape.layers(model)
@@ -103,7 +106,7 @@ class NativeDecoder(ShortForward):
 
     def product_of(self, module: nn.Module) -> Product:
         """See `ShortForward.product_of`."""
-        return module if _stored_as(module) is None else _weights(module).times
+        return module if _stored_as(module) is None else _weights(module, self._pages).times
 
     def run(
         self,
@@ -129,10 +132,9 @@ class NativeDecoder(ShortForward):
         if list(places) != list(range(len(places))):
             self._point_to(cache)
             self._library.draftrank_keep(
+                ctypes.byref(self._dimensions),
                 self._layers,
                 len(self._layers),
-                self._shared,
-                self._size * self._dtype.itemsize,
                 start,
                 (ctypes.c_int64 * len(places))(*places),
                 len(places),
@@ -208,7 +210,7 @@ class NativeDecoder(ShortForward):
         norms = [self._held(self._weight(getattr(layer, name))) for name in names.norms]
         gemma = len(norms) > 2  # its blocks are normed before and after
         heads = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
-        found = [_weights(matrix) for matrix in matrices_of(self._shape, layer)]
+        found = [_weights(matrix, self._pages) for matrix in matrices_of(self._shape, layer)]
         self._matrices += found
         matrices = [weights.matrix() for weights in found]
         queries, keys, values, attention_output, gate, up, feed_forward_output = matrices
@@ -250,12 +252,12 @@ def _stored_as(module: nn.Module) -> torch.dtype | None:
     return module.weight.dtype if plain and module.weight.dtype in KINDS else None
 
 
-def _weights(module: nn.Module) -> Weights:
+def _weights(module: nn.Module, pages: Pages) -> Weights:
     if isinstance(module, DynamicInt8Linear):
         weight = cast("Any", module).weight()
-        return Weights(weight.int_repr().contiguous(), weight.q_per_channel_scales().float())
+        return Weights(weight.int_repr(), weight.q_per_channel_scales(), pages)
     assert isinstance(module, nn.Linear)
-    return Weights(module.weight)
+    return Weights(module.weight, None, pages)
 
 
 @cache

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +16,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from draftrank.decoding.runtimes.native.pages import Pages
 from draftrank.errors import InvalidInputError
 
 SOURCE = Path(__file__).with_name("decoder.cpp")
@@ -96,43 +97,60 @@ def library() -> ctypes.CDLL:
         pointer, pointer, ctypes.c_int, pointer, pointer, pointer, ctypes.c_int, many, many, ctypes.c_int,
     ]  # fmt: skip
     found.draftrank_forward.restype = None
-    found.draftrank_keep.argtypes = [
-        pointer, ctypes.c_int, ctypes.c_int, many, many, pointer, ctypes.c_int,
-    ]  # fmt: skip
+    found.draftrank_keep.argtypes = [pointer, pointer, ctypes.c_int, many, pointer, ctypes.c_int]
     found.draftrank_keep.restype = None
     found.draftrank_product.argtypes = [
         pointer, ctypes.c_int, many, many, pointer, ctypes.c_int, pointer, ctypes.c_int,
     ]  # fmt: skip
     found.draftrank_product.restype = None
+    found.draftrank_panel.argtypes = [ctypes.c_int, pointer, pointer]
+    found.draftrank_panel.restype = None
+    found.draftrank_pack.argtypes = [ctypes.c_int, pointer, many, many, pointer]
+    found.draftrank_pack.restype = None
     return found
 
 
-@dataclass(frozen=True, slots=True)
+@cache
+def panel(dtype: torch.dtype) -> tuple[int, int]:
+    """Rows of a panel of this type, and how many of their inputs lie together in it; see `decoder.cpp`."""
+    rows, step = ctypes.c_int(), ctypes.c_int()
+    library().draftrank_panel(KINDS[dtype], ctypes.byref(rows), ctypes.byref(step))
+    return rows.value, step.value
+
+
 class Weights:
-    """A matrix [outputs, inputs] as the kernels read it."""
+    """A matrix [outputs, inputs] as the kernels read it: a copy, packed in panels."""
 
-    stored: Tensor
-    """bf16, fp32 or int8; contiguous, on the CPU."""
-    scales: Tensor | None = None
-    """fp32 [outputs]: what the rows of int8 matrices are multiplied with."""
+    def __init__(self, matrix: Tensor, scales: Tensor | None = None, pages: Pages | None = None) -> None:
+        """Packs it.
 
-    @property
-    def kind(self) -> int:
-        """The kernels' number of its type."""
-        return KINDS[self.stored.dtype]
+        Args:
+            matrix: [outputs, inputs] in bf16, fp32 or int8, on the CPU.
+            scales: fp32 [outputs]: what the rows of int8 matrices are multiplied with.
+            pages: memory to pack it into; None: its own.
+        """
+        outputs, inputs = self._shape = tuple(matrix.shape)
+        self._kind = KINDS[matrix.dtype]
+        rows, step = panel(matrix.dtype)
+        missing = -outputs % rows
+        numbers = (outputs + missing) * (inputs + -inputs % step)
+        self._stored = (pages or Pages(numbers * matrix.itemsize)).take(numbers, matrix.dtype)
+        self._scales = None if scales is None else pad(scales.float(), (0, missing))
+        read = matrix.detach().contiguous()
+        library().draftrank_pack(self._kind, read.data_ptr(), outputs, inputs, self._stored.data_ptr())
 
     def matrix(self) -> Matrix:
         """Where it lies; valid as long as this object lives."""
-        return Matrix(self.stored.data_ptr(), None if self.scales is None else self.scales.data_ptr())
+        return Matrix(self._stored.data_ptr(), None if self._scales is None else self._scales.data_ptr())
 
     def times(self, vectors: Tensor) -> Tensor:
         """Products with vectors [count, inputs]; fp32 [count, outputs]."""
         read = vectors.float().contiguous()
-        outputs, inputs = self.stored.shape
+        outputs, inputs = self._shape
         made = torch.empty(len(read), outputs)
         library().draftrank_product(
             ctypes.byref(self.matrix()),
-            self.kind,
+            self._kind,
             outputs,
             inputs,
             read.data_ptr(),
