@@ -112,11 +112,15 @@ class DeviceTokenRuntime(Protocol):
 class ChainRuntime(Protocol):
     """A runtime that goes on with its own choices unasked."""
 
-    def chain(self, unseen: Sequence[int], count: int) -> DeviceTokens:
-        """Appends tokens, then all but the last of `count` most likely ones, each chosen behind the one before.
+    def chain(
+        self, unseen: Sequence[int], count: int, stop_below: float | None = None
+    ) -> Sequence[int] | None:
+        """Appends tokens, then all but the last of up to `count` most likely ones, each chosen behind the one before; one
+        that is less likely than `stop_below` is the last.
 
         Returns:
-            the chosen tokens, valid until the next call. Does not wait for them.
+            the chosen tokens, valid until the next call: it need not have waited for them. None where it cannot go on by
+            itself as asked for, and has done nothing.
         """
 
 

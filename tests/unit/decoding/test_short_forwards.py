@@ -14,6 +14,7 @@ from torch import nn
 from torch.ao.nn.quantized.dynamic import Linear as DynamicInt8Linear
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.decoding.loop import Request, autoregressive, speculative
 from draftrank.decoding.proposers.drafting import Drafting
 from draftrank.decoding.proposers.early_exit import EarlyExitProposer
@@ -25,9 +26,16 @@ from draftrank.decoding.runtimes.packed_product import product_of
 from draftrank.decoding.runtimes.short_forward import MOST_TOKENS
 from draftrank.decoding.runtimes.torch_eager import TorchRuntime
 from draftrank.decoding.runtimes.torch_features import FeatureRuntime
+from draftrank.decoding.sampling import Sampler
 from draftrank.decoding.token_tree import TokenTree
 from draftrank.drafting.architecture import Architecture
-from draftrank.drafting.forms import FeaturesForm, LowRankForm, TrimmedHeadForm, quantize_linear_layers
+from draftrank.drafting.forms import (
+    FEATURES,
+    FeaturesForm,
+    LowRankForm,
+    TrimmedHeadForm,
+    quantize_linear_layers,
+)
 from models import small_model
 
 NAMES = ("llama", "gemma3")
@@ -322,6 +330,82 @@ def test_the_kernels_give_the_same_bits_in_a_tree_as_on_its_paths(name, dtype, p
         runtime.reset()
         runtime.feed(prompt)
         assert torch.equal(runtime.feed([fed[one] for one in path])[-1], found[place])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=25, deadline=None)
+@given(
+    prompt=st.lists(st.integers(3, 60), min_size=1, max_size=40),
+    unseen=st.lists(st.integers(3, 60), min_size=1, max_size=MOST_TOKENS),
+    count=st.integers(1, 9),
+    stop_below=st.none() | st.floats(0.02, 0.9),
+)
+def test_a_chain_is_what_one_forward_after_the_other_chooses(name, dtype, prompt, unseen, count, stop_below):
+    """And leaves what they would leave, to the last bit."""
+    runtime, sampler = NATIVE[name, dtype], Sampler(DecodingMode())
+    runtime.reset()
+    runtime.feed(prompt)
+    logits, expected = runtime.feed(unseen)[-1:], []
+    while True:
+        expected.append(sampler.choose(logits))
+        confident = stop_below is None or sampler.confidence(logits) >= stop_below
+        if len(expected) == count or not confident:
+            break
+        logits = runtime.feed(expected[-1:])
+    after = runtime.feed([5])
+    runtime.reset()
+    runtime.feed(prompt)
+    assert runtime.chain(unseen, count, stop_below) == expected
+    assert runtime.length == len(prompt) + len(unseen) + len(expected) - 1
+    assert torch.equal(runtime.feed([5]), after)
+
+
+@pytest.mark.parametrize("change", [None, "int8", "trimmed head"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_chain_beside_states_of_the_target_is_the_same(name, change):
+    model = small_model(name, layers=1) if change is None else changed(name, change)
+    FeaturesForm(layers=(0, 1)).prepare(model)
+    width = model.get_input_embeddings().weight.shape[1]
+    torch.manual_seed(1)
+    for parameter in model.get_submodule(FEATURES).parameters():
+        parameter.data = torch.randn_like(parameter) / width**0.5
+    step, chain = (FeatureRuntime.of(copy.deepcopy(model), "native") for _ in range(2))
+    told, offered = torch.randn(6, 3 * width), torch.randn(6, width)
+    plain = FeatureRuntime(copy.deepcopy(model)).reduced(told)
+    torch.testing.assert_close(chain.reduced(told), plain, atol=1e-4, rtol=1e-4)
+    for runtime in (step, chain):
+        runtime.offer(offered[:2])
+        runtime.feed([5, 6])
+        runtime.offer(offered[2:])
+    chosen = chain.chain([7, 8, 9, 10], 5, 0.0)
+    assert len(chosen) == 5
+    logits = step.feed([7, 8, 9, 10], keep=1)
+    for token in chosen:  # roundings differ
+        assert float(logits[0, token]) >= float(logits.max()) - 1e-3
+        last, logits = step.features(), step.feed([token])
+    torch.testing.assert_close(chain.features(), last[-1:], atol=1e-3, rtol=1e-3)
+
+
+def test_what_cannot_go_on_by_itself_has_done_nothing():
+    """Capped logits, a head of two matrices, more tokens than a short forward has, transformers' own forward."""
+    capped = small_model("gemma3")
+    capped.config.final_logit_softcapping = 20.0
+    factorized = small_model("llama")
+    LowRankForm(module="lm_head", rank=6).prepare(factorized)
+    for model, forward in ((capped, "native"), (factorized, "native"), (small_model("llama"), "eager")):
+        runtime = TorchRuntime.of(model, forward)
+        runtime.feed([5, 6])
+        assert runtime.chain([7], 3) is None
+        assert runtime.length == 2
+    assert NATIVE["llama", torch.float32].chain([7] * (MOST_TOKENS + 1), 3) is None
+    model = small_model("llama")
+    FeaturesForm().prepare(model)
+    plain, unasked = FeatureRuntime(model), FeatureRuntime(copy.deepcopy(model))
+    for runtime in (plain, unasked):
+        runtime.offer(torch.ones(1, runtime._width))
+    assert plain.chain([7], 3) is None
+    assert torch.equal(plain.feed([7]), unasked.feed([7]))  # with what was offered
 
 
 NATIVE = {

@@ -75,8 +75,10 @@ def draft_tokens(
     if drafting.branch_above is not None and sampler.mode.greedy:
         return _branching(draft, unseen, count, drafting, drafting.branch_above)
     stop_below = drafting.stop_below
-    if stop_below is None and sampler.mode.greedy and isinstance(draft, ChainRuntime):
-        return Proposal(draft.chain(unseen, count), forwards=count)
+    if sampler.mode.greedy and isinstance(draft, ChainRuntime):
+        chain = draft.chain(unseen, count, stop_below)
+        if chain is not None:
+            return Proposal(chain, forwards=len(chain))
     logits = draft.feed(unseen, keep=1)
     tokens: list[int] = []
     rows: list[Tensor] = []

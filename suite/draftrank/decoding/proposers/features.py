@@ -36,7 +36,7 @@ class FeatureProposer(SteppingModel):
 
     def begin(self, prompt: Sequence[int], sampler: Sampler, reserve: int) -> None:
         """See `Proposer.begin`; the target has just read the prompt."""
-        read = self._read()
+        read = self._read(1)
         self._sampler = sampler
         self._features = read.new_zeros((reserve + 1, read.shape[-1]))
         self._known = 1  # nothing stands before the first token
@@ -70,9 +70,9 @@ class FeatureProposer(SteppingModel):
 
     def _learn(self, count: int) -> None:
         assert self._features is not None
-        self._features[self._known : self._known + count] = self._read()[:count]
+        self._features[self._known : self._known + count] = self._read(count)
         self._known += count
 
-    def _read(self) -> Tensor:
-        """The target's states of its last feed as one each: [tokens, hidden]."""
-        return self._draft.reduced(self._target.features(self._draft.layers))
+    def _read(self, count: int) -> Tensor:
+        """The target's states of the first tokens of its last feed as one each: [count, hidden]."""
+        return self._draft.reduced(self._target.features(self._draft.layers)[:count])

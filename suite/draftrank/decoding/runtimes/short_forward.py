@@ -135,6 +135,34 @@ class ShortForward(KnownDecoder, ABC):
     def product_of(self, module: nn.Module) -> Product:
         """The product with a linear layer's matrix as fast as this knows; other modules as they are."""
 
+    def evened_product_of(self, module: nn.Module, parts: int) -> Product | None:
+        """The same of vectors whose equal parts are each brought to a root mean square of 1 first; None where that is not
+        one call."""
+        return None
+
+    def chain(
+        self,
+        unseen: Sequence[int],
+        cache: RollbackCache,
+        count: int,
+        stop_below: float | None,
+        features: Tensor | None = None,
+    ) -> tuple[list[int], Tensor] | None:
+        """Appends tokens, and then its own choices one behind the other, in one call.
+
+        Args:
+            unseen: tokens to read first, at least one.
+            cache: what is held so far.
+            count: how many to choose at most, each the most likely token; the last one is not appended.
+            stop_below: probability below which a chosen one is the last; None: all of them.
+            features: what is read beside the tokens, [tokens, hidden], by a model that does.
+
+        Returns:
+            what was chosen, and the final state that the last of it was chosen from, [1, hidden]; None where this forward
+            cannot, and has done nothing.
+        """
+        return None
+
     def embedded(self, ids: Tensor) -> Tensor:
         """Embeddings [1, tokens, hidden] of token ids [1, tokens]."""
         found: Tensor = self._shape.embedding(self._model)(ids)

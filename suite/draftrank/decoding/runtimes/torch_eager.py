@@ -163,6 +163,24 @@ class TorchRuntime:
         return logits
 
     @torch.inference_mode()
+    def chain(self, unseen: Sequence[int], count: int, stop_below: float | None = None) -> list[int] | None:
+        """See `ChainRuntime.chain`."""
+        if self._short is None or set(self._states) - {_FINAL}:
+            return None
+        found = self._short.chain(unseen, self._cache, count, stop_below, self._beside(len(unseen)))
+        if found is None:
+            return None
+        chosen, state = found
+        self._fed = 1
+        if self._states:
+            self._states[_FINAL] = state
+        return chosen
+
+    def _beside(self, fed: int) -> Tensor | None:
+        """What the next tokens are read beside, [fed, hidden]; None: nothing."""
+        return None
+
+    @torch.inference_mode()
     def keep_path(self, places: Sequence[int]) -> None:
         """See `TreeRuntime.keep_path`."""
         start = self._cache.length - self._tree

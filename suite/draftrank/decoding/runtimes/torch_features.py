@@ -14,7 +14,7 @@ from draftrank.drafting.forms import FEATURES, FeatureFusion
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
     from draftrank.decoding.runtimes.short_forward import ShortForward
@@ -40,7 +40,9 @@ class FeatureRuntime(TorchRuntime):
         self._fusion: FeatureFusion = fusion
         project, reduce = self._fusion.projection, self._fusion.reduction
         self._project: Product = project if short is None else short.product_of(project)
-        self._reduce: Product | None = reduce if short is None or reduce is None else short.product_of(reduce)
+        self._reduce: Product = self._fusion.reduce
+        if short is not None and reduce is not None:
+            self._reduce = self._reduction_by(short, reduce)
         self._offered: Tensor | None = None
         self._of_tree: list[Tensor] = []
         """States of the tree so far, by place; of a chain's last token if there is none."""
@@ -54,7 +56,7 @@ class FeatureRuntime(TorchRuntime):
     @torch.inference_mode()
     def reduced(self, states: Tensor) -> Tensor:
         """What of the target's states is offered: [tokens, (layers + 1) · hidden] to [tokens, hidden]."""
-        return states if self._reduce is None else self._reduce(self._fusion.evened(states))
+        return self._reduce(states)
 
     def offer(self, features: Tensor) -> None:
         """Features [tokens, hidden] for exactly the tokens of the next feed."""
@@ -75,12 +77,29 @@ class FeatureRuntime(TorchRuntime):
         self._of_tree = [*self._of_tree[:known], *self.features()]
         return logits
 
-    def _read(self, ids: Tensor, fed: int) -> dict[str, Tensor]:
+    def chain(self, unseen: Sequence[int], count: int, stop_below: float | None = None) -> list[int] | None:
+        """See `ChainRuntime.chain`."""
+        offered = self._offered
+        found = super().chain(unseen, count, stop_below)
+        if found is None:
+            self._offered = offered
+        return found
+
+    def _reduction_by(self, short: ShortForward, reduction: nn.Linear) -> Product:
+        in_one = short.evened_product_of(reduction, len(self.layers) + 1)
+        product = short.product_of(reduction)
+        return in_one or (lambda states: product(self._fusion.evened(states)))
+
+    def _beside(self, fed: int) -> Tensor:
         features, self._offered = self._offered, None
-        rows = ids.shape[1]
         if features is None:
             own = self.features()[-1:]
-            features = own if fed == 1 and len(own) else torch.zeros(fed, self._width, device=ids.device)
+            features = own if fed == 1 and len(own) else torch.zeros(fed, self._width, device=self._device)
+        return features
+
+    def _read(self, ids: Tensor, fed: int) -> dict[str, Tensor]:
+        features = self._beside(fed)
+        rows = ids.shape[1]
         if rows > fed:
             features = torch.cat([features, features[-1:].expand(rows - fed, -1)])
         embedded = self._shape.embedding(self.model)(ids)[0]

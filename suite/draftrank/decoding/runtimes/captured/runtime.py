@@ -161,8 +161,12 @@ class CapturedRuntime:
         found: list[int] = self.decoder.choices[self._last - count : self._last].tolist()
         return found
 
-    def chain(self, unseen: Sequence[int], count: int) -> DeviceTokens:
-        """See `ChainRuntime.chain`."""
+    def chain(
+        self, unseen: Sequence[int], count: int, stop_below: float | None = None
+    ) -> DeviceTokens | None:
+        """See `ChainRuntime.chain`; of fixed length only."""
+        if stop_below is not None:
+            return None
         self._grow(self._held.length + len(unseen) + count)
         link, note = self._links()
         if count > max(self._chains, default=1):  # shorter ones, at the end of a sequence, go link by link

@@ -296,7 +296,7 @@ inline int64_t offset(int64_t row, int64_t input, int64_t inputs) {
            Weights::place(int(row % ROWS), int(input % STEP));
 }
 
-// What is stored, in panels, and what each row is multiplied with, for whole panels; null: nothing.
+// A matrix in panels, and what each row is multiplied with, for whole panels; null: nothing.
 struct Matrix {
     const void* stored;
     const float* scales;
@@ -396,12 +396,36 @@ struct Layer {
     float* output;  // [tokens, hidden]: where the layer's output is wanted too; null: nowhere
 };
 
-// What layers of one kind of attention see and how they are rotated.
+// What layers of one kind of attention see and how they are rotated, of a forward's tokens.
 struct Kind {
     const float *cosine, *sine;  // [tokens, head size]
     const int64_t* position;     // for each token, how many stand before it
     const int64_t* first;        // for each token, the first position that it sees
     const uint64_t* kin;         // for each token, which of up to 64 positions from the root on it sees
+};
+
+// The same of all positions.
+struct Positions {
+    const float *cosine, *sine;  // [positions, head size]
+    int64_t window;              // how many last positions are seen; 0: all
+};
+
+struct Typed {
+    Matrix matrix;
+    int32_t weights;  // its type, as `Shape` numbers them
+    int64_t outputs;
+};
+
+// What stands around a decoder's layers.
+struct Ends {
+    const void* embedding;  // [vocabulary, hidden], row after row
+    int32_t bf16;           // whether that is in bf16, else in fp32
+    float scale;            // what embeddings are multiplied with, and then rounded to their type
+    int32_t fused;          // whether a state is read beside each token: `projection` multiplies the two, evened
+    Typed projection;       // to [hidden] from [2 · hidden]
+    const float* norm;
+    Typed head;
+    const int64_t* token_ids;  // of the head's outputs; null: their numbers
 };
 
 }  // extern "C"
@@ -695,6 +719,76 @@ void product(Matrix matrix, int64_t outputs, int64_t inputs, const float* x, int
     }
 }
 
+void any_product(const Typed& of, int64_t inputs, const float* x, int tokens, float* to, int threads) {
+    static constexpr decltype(&product<Bf16Weights>) BY_WEIGHTS[] = {
+        product<Widened<Fp32>>, product<Bf16Weights>, product<Widened<Int8>>
+    };
+    BY_WEIGHTS[of.weights](of.matrix, of.outputs, inputs, x, tokens, to, threads);
+}
+
+void any_forward(
+    const Shape& s, const Layer* layers, int depth, const Kind* kinds, const float* input, float* output, int tokens,
+    int64_t start, int64_t root, int threads
+) {
+    typedef Widened<Fp32> Whole;
+    static constexpr decltype(&forward<Whole, Whole, Fp32>) BY_WEIGHTS[] = {
+        forward<Whole, Whole, Fp32>, forward<Bf16Weights, Bf16Weights, Bf16>, forward<Widened<Int8>, Whole, Fp32>
+    };
+    BY_WEIGHTS[s.weights](s, layers, depth, kinds, input, output, tokens, start, root, threads);
+}
+
+constexpr float EVEN_EPSILON = 1e-6f;
+
+// Brings a vector to a root mean square of 1.
+void evened(const float* x, int size, float* to) {
+    const float factor = inverse_root_mean_square(x, size, EVEN_EPSILON);
+    for (int d = 0; d < size; ++d) to[d] = x[d] * factor;
+}
+
+template <class Stored>
+void embed(const Ends& ends, int64_t token, int hidden, float* to) {
+    const auto* from = static_cast<const typename Stored::Stored*>(ends.embedding) + token * hidden;
+    for (int d = 0; d < hidden; ++d) to[d] = Stored::one(Stored::rounded(ends.scale * Stored::one(from[d])));
+}
+
+// The most likely of some logits, and how likely it is.
+int64_t choice(const float* logits, int64_t count, float& probability) {
+    int64_t best = 0;
+    for (int64_t i = 1; i < count; ++i)
+        if (logits[i] > logits[best]) best = i;
+    Lanes sums = {};
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) sums += exponential(load(logits + i) - logits[best]);
+    float sum = total(sums);
+    for (; i < count; ++i) sum += std::exp(logits[i] - logits[best]);
+    probability = 1.f / sum;
+    return best;
+}
+
+// A forward's tokens as a chain behind `start` positions.
+struct Chain {
+    std::vector<int64_t> position, first;
+    std::vector<uint64_t> kin;
+    std::vector<Kind> kinds;
+
+    Chain(const Positions* tables, int count, int size, int64_t start, int tokens)
+        : position(tokens), first(size_t(count) * tokens), kin(size_t(count) * tokens) {
+        for (int t = 0; t < tokens; ++t) position[t] = start + t;
+        for (int number = 0; number < count; ++number) {
+            const Positions& of = tables[number];
+            const size_t mine = size_t(number) * tokens;
+            for (int t = 0; t < tokens; ++t) {
+                const int64_t farthest = of.window ? std::max<int64_t>(0, position[t] - of.window + 1) : 0;
+                first[mine + t] = farthest;
+                kin[mine + t] = (uint64_t(2) << t) - (uint64_t(1) << std::max<int64_t>(0, farthest - start));
+            }
+            kinds.push_back(
+                {of.cosine + start * size, of.sine + start * size, position.data(), &first[mine], &kin[mine]}
+            );
+        }
+    }
+};
+
 }  // namespace
 
 extern "C" {
@@ -705,13 +799,53 @@ void draftrank_forward(
     const Shape* shape, const Layer* layers, int depth, const Kind* kinds, const float* input, float* output,
     int tokens, int64_t start, int64_t root, int threads
 ) {
-    typedef Widened<Fp32> Whole;
-    static constexpr decltype(&forward<Whole, Whole, Fp32>) BY_WEIGHTS[] = {
-        forward<Whole, Whole, Fp32>, forward<Bf16Weights, Bf16Weights, Bf16>, forward<Widened<Int8>, Whole, Fp32>
-    };
-    BY_WEIGHTS[shape->weights](
-        *shape, layers, depth, kinds, input, output, tokens, start, root, threads
-    );
+    any_forward(*shape, layers, depth, kinds, input, output, tokens, start, root, threads);
+}
+
+// Reads `fed` token ids behind `start` positions, at most 64, and then what it chooses itself: up to `count` tokens, each
+// the most likely one, the last where it is less likely than `stop_below`. Gives their number.
+//
+// `states` are, fused, what is read beside the tokens, [tokens, hidden]; beside a choice it is the state that it was chosen
+// from. The last of these is left in the first row.
+int draftrank_chain(
+    const Shape* shape, const Layer* layers, int depth, const Positions* tables, int kinds, const Ends* ends,
+    const int64_t* tokens, int fed, float* states, int64_t start, int count, float stop_below, int64_t* chosen, int threads
+) {
+    const Shape& s = *shape;
+    const int hidden = s.hidden;
+    static thread_local Floats read, both, out, logits;
+    read.resize(size_t(fed) * hidden);
+    both.resize(size_t(fed) * 2 * hidden);
+    out.resize(size_t(fed) * hidden);
+    logits.resize(size_t(ends->head.outputs));
+    for (int made = 0;; ) {
+        const int64_t* now = made ? chosen + made - 1 : tokens;
+        for (int t = 0; t < fed; ++t) {
+            float* embedded = read.data() + int64_t(t) * hidden;
+            (ends->bf16 ? embed<Bf16> : embed<Fp32>)(*ends, now[t], hidden, embedded);
+            if (!ends->fused) continue;
+            evened(embedded, hidden, both.data() + int64_t(t) * 2 * hidden);
+            evened(states + int64_t(t) * hidden, hidden, both.data() + (int64_t(t) * 2 + 1) * hidden);
+        }
+        if (ends->fused) any_product(ends->projection, 2 * hidden, both.data(), fed, read.data(), threads);
+        const Chain chain(tables, kinds, s.head_size, start, fed);
+        any_forward(
+            s, layers, depth, chain.kinds.data(), read.data(), out.data(), fed, start, start, threads
+        );
+        normed(out.data() + int64_t(fed - 1) * hidden, ends->norm, hidden, s.epsilon, states);
+        any_product(ends->head, hidden, states, 1, logits.data(), threads);
+        float probability;
+        const int64_t found = choice(logits.data(), ends->head.outputs, probability);
+        chosen[made++] = ends->token_ids ? ends->token_ids[found] : found;
+        if (made == count || probability < stop_below) return made;
+        start += fed;
+        fed = 1;
+    }
+}
+
+// Vectors [count, size], normed.
+void draftrank_normed(const float* x, const float* weight, int64_t count, int size, float epsilon, float* to) {
+    for (int64_t t = 0; t < count; ++t) normed(x + t * size, weight, size, epsilon, to + t * size);
 }
 
 // Moves some of the positions behind `start`, ascending `places` counted from there, together: the first comes to
@@ -741,15 +875,18 @@ void draftrank_pack(int weights, const void* matrix, int64_t outputs, int64_t in
     BY_WEIGHTS[weights](matrix, outputs, inputs, to);
 }
 
-// A packed matrix [outputs, inputs] times vectors [tokens, inputs], to [tokens, outputs].
-void draftrank_product(
-    const Matrix* matrix, int weights, int64_t outputs, int64_t inputs, const float* x, int tokens, float* to,
-    int threads
-) {
-    static constexpr decltype(&product<Bf16Weights>) BY_WEIGHTS[] = {
-        product<Widened<Fp32>>, product<Bf16Weights>, product<Widened<Int8>>
-    };
-    BY_WEIGHTS[weights](*matrix, outputs, inputs, x, tokens, to, threads);
+// A packed matrix times vectors [tokens, inputs], of each of which `parts` equal parts are evened first (0: none), to
+// [tokens, outputs].
+void draftrank_product(const Typed* of, int64_t inputs, const float* x, int tokens, int parts, float* to, int threads) {
+    static thread_local Floats even;
+    if (parts) {
+        const int size = int(inputs / parts);
+        even.resize(size_t(tokens) * inputs);
+        for (int64_t part = 0; part < int64_t(tokens) * parts; ++part)
+            evened(x + part * size, size, even.data() + part * size);
+        x = even.data();
+    }
+    any_product(*of, inputs, x, tokens, to, threads);
 }
 
 }  // extern "C"

@@ -11,14 +11,26 @@ from __future__ import annotations
 
 import ctypes
 from copy import copy
-from functools import cache
+from functools import cache, partial
+from operator import is_
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 from torch.ao.nn.quantized.dynamic import Linear as DynamicInt8Linear
 
-from draftrank.decoding.runtimes.native.library import KINDS, Kind, Layer, Shape, Weights, library
+from draftrank.decoding.runtimes.native.library import (
+    KINDS,
+    Ends,
+    Kind,
+    Layer,
+    Positions,
+    Shape,
+    Typed,
+    Weights,
+    library,
+    normed,
+)
 from draftrank.decoding.runtimes.native.pages import Pages
 from draftrank.decoding.runtimes.packed_product import Product
 from draftrank.decoding.runtimes.short_forward import (
@@ -32,6 +44,7 @@ from draftrank.decoding.runtimes.short_forward import (
 from draftrank.decoding.token_tree import TokenTree
 from draftrank.drafting.architecture import Architecture
 from draftrank.drafting.attention_windows import FULL
+from draftrank.drafting.forms import FEATURES, TrimmedHead
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,13 +72,14 @@ class NativeDecoder(ShortForward):
         """
         self._library = library()
         self._pages = Pages()
+        self._packed: dict[nn.Module, Weights] = {}
+        self._held: list[Tensor] = []  # what the structures point to
+        self._pointed_to: list[Tensor] = []
         super().__init__(model)
         config = model.config.get_text_config()
         layers = self._shape.layers(model)
         kinds = [str(kind) for kind in getattr(config, "layer_types", None) or [FULL] * len(layers)]
         self._kinds = tuple(dict.fromkeys(kinds))
-        self._norms: list[Tensor] = []  # what the structures point to
-        self._matrices: list[Weights] = []
         stored = _stored_as(matrices_of(self._shape, layers[0])[0])
         assert stored is not None
         self._dtype = torch.bfloat16 if stored == torch.bfloat16 else torch.float32
@@ -83,6 +97,7 @@ class NativeDecoder(ShortForward):
         self._layers = (Layer * len(layers))(
             *(self._layer(layer, self._kinds.index(kind)) for layer, kind in zip(layers, kinds, strict=True))
         )
+        self._ends = self._ends_of(model)
 
     @staticmethod
     def fits(model: PreTrainedModel) -> bool:
@@ -101,12 +116,21 @@ class NativeDecoder(ShortForward):
         """See `ShortForward.first`."""
         twin = copy(self)
         twin._layers = (Layer * count)(*self._layers[:count])
+        twin._pointed_to = []
         twin._model = view
         return twin
 
     def product_of(self, module: nn.Module) -> Product:
         """See `ShortForward.product_of`."""
-        return module if _stored_as(module) is None else _weights(module, self._pages).times
+        return module if _stored_as(module) is None else self._weights(module).times
+
+    def evened_product_of(self, module: nn.Module, parts: int) -> Product | None:
+        """See `ShortForward.evened_product_of`."""
+        return None if _stored_as(module) is None else partial(self._weights(module).times, evened=parts)
+
+    def normed(self, hidden: Tensor) -> Tensor:
+        """See `ShortForward.normed`."""
+        return normed(hidden, self._norm, self._eps)
 
     def run(
         self,
@@ -142,6 +166,46 @@ class NativeDecoder(ShortForward):
         for layer in cache.layers:
             layer.length = start + len(places)
 
+    def chain(
+        self,
+        unseen: Sequence[int],
+        cache: RollbackCache,
+        count: int,
+        stop_below: float | None,
+        features: Tensor | None = None,
+    ) -> tuple[list[int], Tensor] | None:
+        """See `ShortForward.chain`."""
+        fed, ends = len(unseen), self._ends
+        if ends is None or fed > MOST_TOKENS or bool(ends.fused) != (features is not None):
+            return None
+        start = cache.length
+        self._extend(cache, fed + count - 1)
+        tables = [(*self._rotation_tables(kind, cache.length), self._windows[kind]) for kind in self._kinds]
+        positions = (Positions * len(tables))(
+            *(Positions(cosine.data_ptr(), sine.data_ptr(), window or 0) for cosine, sine, window in tables)
+        )
+        width = self._dimensions.hidden
+        states = torch.empty(1, width) if features is None else features.to(torch.float32, copy=True)
+        chosen = (ctypes.c_int64 * count)()
+        made = self._library.draftrank_chain(
+            ctypes.byref(self._dimensions),
+            self._layers,
+            len(self._layers),
+            positions,
+            len(tables),
+            ctypes.byref(ends),
+            (ctypes.c_int64 * fed)(*unseen),
+            fed,
+            states.data_ptr(),
+            start,
+            count,
+            0.0 if stop_below is None else stop_below,
+            chosen,
+            torch.get_num_threads(),
+        )
+        cache.forget(count - made)
+        return chosen[:made], states[:1]
+
     def _forward(
         self,
         read: Tensor,
@@ -153,10 +217,7 @@ class NativeDecoder(ShortForward):
         start, tokens = cache.length, len(read)
         shape = _chain(tokens) if tree is None else tree
         root = start + tokens - len(shape.parents)
-        like = torch.empty(1, self._shared, 0, self._size, dtype=self._dtype)
-        for held in cache.layers:
-            held.extend(tokens, like, like)
-        self._point_to(cache)
+        self._extend(cache, tokens)
         for number, layer in enumerate(self._layers):
             layer.output = _address(kept.get(number))
         seen = [self._seen(kind, root, tokens, shape) for kind in self._kinds]
@@ -174,10 +235,21 @@ class NativeDecoder(ShortForward):
             torch.get_num_threads(),
         )
 
+    def _extend(self, cache: RollbackCache, tokens: int) -> None:
+        """Makes room for more tokens."""
+        like = torch.empty(1, self._shared, 0, self._size, dtype=self._dtype)
+        for held in cache.layers:
+            held.extend(tokens, like, like)
+        self._point_to(cache)
+
     def _point_to(self, cache: RollbackCache) -> None:
+        keys = [held.keys for held in cache.layers]
+        if len(keys) == len(self._pointed_to) and all(map(is_, keys, self._pointed_to)):
+            return
         for layer, held in zip(self._layers, cache.layers, strict=True):
             layer.held_keys, layer.held_values = held.keys.data_ptr(), held.values.data_ptr()
             layer.capacity = held.capacity
+        self._pointed_to = keys
 
     def _seen(self, kind: str, root: int, tokens: int, tree: TokenTree) -> tuple[Tensor | _Numbers, ...]:
         """Rotations of the last `tokens` of a tree, and what they see; see `Kind` of `decoder.cpp`."""
@@ -193,9 +265,11 @@ class NativeDecoder(ShortForward):
             ]
             kin = tuple(bits & seen for bits, seen in zip(kin, near, strict=True))
         many = ctypes.c_int64 * tokens
+        in_a_row = range(positions[0], positions[0] + tokens)
+        rows = slice(in_a_row.start, in_a_row.stop) if positions == list(in_a_row) else positions
         return (
-            cosine[positions],
-            sine[positions],
+            cosine[rows],
+            sine[rows],
             many(*positions),
             many(*first),
             (ctypes.c_uint64 * tokens)(*kin),
@@ -207,14 +281,12 @@ class NativeDecoder(ShortForward):
     def _layer(self, layer: nn.Module, kind: int) -> Layer:
         names = self._shape.block
         attention = getattr(layer, names.attention)
-        norms = [self._held(self._weight(getattr(layer, name))) for name in names.norms]
+        norms = [self._hold(self._weight(getattr(layer, name))) for name in names.norms]
         gemma = len(norms) > 2  # its blocks are normed before and after
         heads = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
-        found = [_weights(matrix, self._pages) for matrix in matrices_of(self._shape, layer)]
-        self._matrices += found
-        matrices = [weights.matrix() for weights in found]
+        matrices = [self._weights(matrix).matrix() for matrix in matrices_of(self._shape, layer)]
         queries, keys, values, attention_output, gate, up, feed_forward_output = matrices
-        query_norm, key_norm = (None if norm is None else self._held(self._weight(norm)) for norm in heads)
+        query_norm, key_norm = (None if norm is None else self._hold(self._weight(norm)) for norm in heads)
         return Layer(
             attention_norm=norms[0],
             queries=queries,
@@ -232,9 +304,50 @@ class NativeDecoder(ShortForward):
             kind=kind,
         )
 
-    def _held(self, norm: Tensor) -> int:
-        self._norms.append(norm.contiguous())
-        return self._norms[-1].data_ptr()
+    def _ends_of(self, model: PreTrainedModel) -> Ends | None:
+        """What stands around the layers; None where `decoder.cpp` does not know it."""
+        embedding, head = self._shape.embedding(model), self._shape.head(model)
+        token_ids: Tensor | None = None
+        if isinstance(head, TrimmedHead):
+            token_ids = head.token_ids
+            head = head.projection
+        weight = embedding.weight
+        assert isinstance(weight, Tensor)
+        scale: Tensor | None = getattr(embedding, "embed_scale", None)
+        capped = getattr(model.config.get_text_config(), "final_logit_softcapping", None) is not None
+        if _stored_as(head) is None or capped or weight.dtype not in (torch.float32, torch.bfloat16):
+            return None
+        fusion = dict(model.named_children()).get(FEATURES)
+        projection = None if fusion is None else fusion.get_submodule("projection")
+        if projection is not None and _stored_as(projection) is None:
+            return None
+        return Ends(
+            embedding=self._hold(weight.detach()),
+            bf16=weight.dtype == torch.bfloat16,
+            scale=1.0 if scale is None else float(scale.to(weight.dtype)),
+            fused=projection is not None,
+            projection=Typed() if projection is None else self._weights(projection).typed(),
+            norm=self._hold(self._norm),
+            head=self._weights(head).typed(),
+            token_ids=None if token_ids is None else self._hold(token_ids),
+        )
+
+    def _weights(self, module: nn.Module) -> Weights:
+        """A linear layer's matrix, packed once."""
+        if module not in self._packed:
+            if isinstance(module, DynamicInt8Linear):
+                weight = cast("Any", module).weight()
+                packed = Weights(weight.int_repr(), weight.q_per_channel_scales(), self._pages)
+            else:
+                assert isinstance(module, nn.Linear)
+                packed = Weights(module.weight, None, self._pages)
+            self._packed[module] = packed
+        return self._packed[module]
+
+    def _hold(self, tensor: Tensor) -> int:
+        """Where it lies as long as this decoder lives."""
+        self._held.append(tensor.contiguous())
+        return self._held[-1].data_ptr()
 
 
 def _stored_as(module: nn.Module) -> torch.dtype | None:
@@ -250,14 +363,6 @@ def _stored_as(module: nn.Module) -> torch.dtype | None:
         return None
     plain = module.weight.device.type == "cpu" and module.weight.is_contiguous()
     return module.weight.dtype if plain and module.weight.dtype in KINDS else None
-
-
-def _weights(module: nn.Module, pages: Pages) -> Weights:
-    if isinstance(module, DynamicInt8Linear):
-        weight = cast("Any", module).weight()
-        return Weights(weight.int_repr(), weight.q_per_channel_scales(), pages)
-    assert isinstance(module, nn.Linear)
-    return Weights(module.weight, None, pages)
 
 
 @cache

@@ -65,6 +65,36 @@ class Layer(ctypes.Structure):
     ]
 
 
+class Typed(ctypes.Structure):
+    """`Typed` of `decoder.cpp`."""
+
+    _fields_: ClassVar = [("matrix", Matrix), ("weights", ctypes.c_int32), ("outputs", ctypes.c_int64)]
+
+
+class Positions(ctypes.Structure):
+    """`Positions` of `decoder.cpp`."""
+
+    _fields_: ClassVar = [
+        *((name, ctypes.c_void_p) for name in ("cosine", "sine")),
+        ("window", ctypes.c_int64),
+    ]
+
+
+class Ends(ctypes.Structure):
+    """`Ends` of `decoder.cpp`."""
+
+    _fields_: ClassVar = [
+        ("embedding", ctypes.c_void_p),
+        ("bf16", ctypes.c_int32),
+        ("scale", ctypes.c_float),
+        ("fused", ctypes.c_int32),
+        ("projection", Typed),
+        ("norm", ctypes.c_void_p),
+        ("head", Typed),
+        ("token_ids", ctypes.c_void_p),
+    ]
+
+
 class Kind(ctypes.Structure):
     """`Kind` of `decoder.cpp`."""
 
@@ -99,8 +129,15 @@ def library() -> ctypes.CDLL:
     found.draftrank_forward.restype = None
     found.draftrank_keep.argtypes = [pointer, pointer, ctypes.c_int, many, pointer, ctypes.c_int]
     found.draftrank_keep.restype = None
+    found.draftrank_chain.argtypes = [
+        pointer, pointer, ctypes.c_int, pointer, ctypes.c_int, pointer, pointer, ctypes.c_int, pointer, many,
+        ctypes.c_int, ctypes.c_float, pointer, ctypes.c_int,
+    ]  # fmt: skip
+    found.draftrank_chain.restype = ctypes.c_int
+    found.draftrank_normed.argtypes = [pointer, pointer, many, ctypes.c_int, ctypes.c_float, pointer]
+    found.draftrank_normed.restype = None
     found.draftrank_product.argtypes = [
-        pointer, ctypes.c_int, many, many, pointer, ctypes.c_int, pointer, ctypes.c_int,
+        pointer, many, pointer, ctypes.c_int, ctypes.c_int, pointer, ctypes.c_int,
     ]  # fmt: skip
     found.draftrank_product.restype = None
     found.draftrank_panel.argtypes = [ctypes.c_int, pointer, pointer]
@@ -143,22 +180,42 @@ class Weights:
         """Where it lies; valid as long as this object lives."""
         return Matrix(self._stored.data_ptr(), None if self._scales is None else self._scales.data_ptr())
 
-    def times(self, vectors: Tensor) -> Tensor:
-        """Products with vectors [count, inputs]; fp32 [count, outputs]."""
-        read = vectors.float().contiguous()
+    def typed(self) -> Typed:
+        """The same with its type."""
+        return Typed(self.matrix(), self._kind, self._shape[0])
+
+    def times(self, vectors: Tensor, evened: int = 0) -> Tensor:
+        """Products with vectors [count, inputs]; fp32 [count, outputs].
+
+        Args:
+            vectors: of any float type.
+            evened: how many equal parts of each vector are brought to a root mean square of 1 first; 0: none.
+        """
         outputs, inputs = self._shape
+        read = vectors.float().contiguous()
         made = torch.empty(len(read), outputs)
         library().draftrank_product(
-            ctypes.byref(self.matrix()),
-            self._kind,
-            outputs,
+            ctypes.byref(self.typed()),
             inputs,
             read.data_ptr(),
             len(read),
+            evened,
             made.data_ptr(),
             torch.get_num_threads(),
         )
         return made
+
+
+def normed(vectors: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """Vectors [count, size] by their root mean square, times a weight [size]; fp32, as both must be.
+
+    Source: RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467).
+    """
+    made = torch.empty_like(vectors)
+    library().draftrank_normed(
+        vectors.data_ptr(), weight.data_ptr(), *vectors.shape, epsilon, made.data_ptr()
+    )
+    return made
 
 
 def _compiled(chosen: str) -> Path:
