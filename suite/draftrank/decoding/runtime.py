@@ -125,6 +125,21 @@ class ChainRuntime(Protocol):
 
 
 @runtime_checkable
+class LikelyRuntime(Protocol):
+    """A runtime that tells what is most likely without telling all logits."""
+
+    def likely(
+        self, tokens: Sequence[int], most: int, tree: TokenTree | None = None
+    ) -> list[list[tuple[int, float]]] | None:
+        """Appends tokens as `feed` does, or as `TreeRuntime.feed_tree` where a tree is given.
+
+        Returns:
+            the `most` most likely next tokens with their probabilities, the first first: behind the last token, or behind
+            each one of a tree. None where it cannot, and has done nothing.
+        """
+
+
+@runtime_checkable
 class SelfDecodingRuntime(Protocol):
     """A runtime whose device decodes by itself, in greedy modes."""
 

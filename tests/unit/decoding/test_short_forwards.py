@@ -361,15 +361,69 @@ def test_a_chain_is_what_one_forward_after_the_other_chooses(name, dtype, prompt
     assert torch.equal(runtime.feed([5]), after)
 
 
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=25, deadline=None)
+@given(
+    prompt=st.lists(st.integers(3, 60), min_size=1, max_size=40),
+    parents=st.lists(st.integers(0, 11), min_size=1, max_size=12),
+    most=st.integers(1, 61),
+)
+def test_what_is_most_likely_is_what_the_logits_say(name, prompt, parents, most):
+    runtime = NATIVE[name, torch.float32]
+    tree = TokenTree((-1, *(min(parent, place) for place, parent in enumerate(parents))))
+    fed = [3 + 7 * place % 57 for place in range(len(tree.parents))]
+
+    def expected(logits):
+        likely = logits.softmax(-1).topk(most)
+        return likely.indices.tolist(), likely.values
+
+    def check(rows, logits):
+        tokens, shares = expected(logits)
+        assert [[token for token, _ in row] for row in rows] == tokens
+        told = torch.tensor([[share for _, share in row] for row in rows])
+        torch.testing.assert_close(told, shares, atol=1e-6, rtol=1e-5)
+
+    runtime.reset()
+    after_prompt, behind = runtime.feed(prompt)[-1:], runtime.feed_tree(fed, tree)
+    runtime.reset()
+    check(runtime.likely(prompt, most), after_prompt)
+    check(runtime.likely(fed, most, tree), behind)
+    assert runtime.length == len(prompt) + len(fed)
+
+
 @pytest.mark.parametrize("change", [None, "int8", "trimmed head"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_chain_beside_states_of_the_target_is_the_same(name, change):
+def test_a_tree_beside_states_of_the_target_is_the_same(name, change):
+    model = reading(name, change)
+    plain, native = (FeatureRuntime.of(copy.deepcopy(model), "native") for _ in range(2))
+    parents = (-1, 0, 0, 1, 2, 2)
+    for runtime in (plain, native):
+        runtime.offer(torch.randn(2, runtime._width, generator=torch.Generator().manual_seed(4)))
+    logits, rows = plain.feed([5, 6], keep=1), native.likely([5, 6], 8)
+    for fed, places in (([7], 1), ([8, 9], 3), ([10, 11, 12], 6)):
+        for row, likely in zip(logits.softmax(-1), rows, strict=True):
+            for token, share in likely:
+                assert share == pytest.approx(float(row[token]), abs=1e-4)
+        tree = TokenTree(parents[:places])
+        logits, rows = plain.feed_tree(fed, tree), native.likely(fed, 8, tree)
+
+
+def reading(name, change):
+    """A model that reads three states beside each token."""
     model = small_model(name, layers=1) if change is None else changed(name, change)
     FeaturesForm(layers=(0, 1)).prepare(model)
     width = model.get_input_embeddings().weight.shape[1]
     torch.manual_seed(1)
     for parameter in model.get_submodule(FEATURES).parameters():
         parameter.data = torch.randn_like(parameter) / width**0.5
+    return model
+
+
+@pytest.mark.parametrize("change", [None, "int8", "trimmed head"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_chain_beside_states_of_the_target_is_the_same(name, change):
+    model = reading(name, change)
+    width = model.get_input_embeddings().weight.shape[1]
     step, chain = (FeatureRuntime.of(copy.deepcopy(model), "native") for _ in range(2))
     told, offered = torch.randn(6, 3 * width), torch.randn(6, width)
     plain = FeatureRuntime(copy.deepcopy(model)).reduced(told)
@@ -396,7 +450,7 @@ def test_what_cannot_go_on_by_itself_has_done_nothing():
     for model, forward in ((capped, "native"), (factorized, "native"), (small_model("llama"), "eager")):
         runtime = TorchRuntime.of(model, forward)
         runtime.feed([5, 6])
-        assert runtime.chain([7], 3) is None
+        assert runtime.chain([7], 3) is runtime.likely([7], 3) is None
         assert runtime.length == 2
     assert NATIVE["llama", torch.float32].chain([7] * (MOST_TOKENS + 1), 3) is None
     model = small_model("llama")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from draftrank.decoding.proposer import Proposal, ProposerContext
-from draftrank.decoding.runtime import ChainRuntime, TreeRuntime
+from draftrank.decoding.runtime import ChainRuntime, LikelyRuntime, TreeRuntime
 from draftrank.decoding.token_tree import TokenTree
 from draftrank.errors import IncompatibleDraftError
 
@@ -159,7 +159,7 @@ def _branching(
     tree = draft if isinstance(draft, TreeRuntime) else None
     parents = [-1]
     found: list[_Candidate] = []
-    forwards, rows = 1, draft.feed(unseen, keep=1)
+    forwards, rows = 1, _likely_after(draft, unseen)
     behind: list[_Candidate | None] = [None]
     while True:
         level = _level(rows, behind, branch_above)
@@ -174,21 +174,40 @@ def _branching(
             parents.append(one.parent.place if one.parent else 0)
             one.place = len(parents) - 1
         fed = [one.token for one in on]
-        rows = tree.feed_tree(fed, TokenTree(tuple(parents))) if tree else draft.feed(fed)
+        rows = _likely_after(draft, fed, TokenTree(tuple(parents)) if tree else None)
         behind = list(on)
         forwards += 1
     return _proposal(found, forwards)
 
 
-def _level(rows: Tensor, behind: Sequence[_Candidate | None], branch_above: float) -> list[_Candidate]:
+def _likely_after(
+    draft: Runtime, fed: Sequence[int], tree: TokenTree | None = None
+) -> list[list[tuple[int, float]]]:
+    """The most likely tokens behind the last one that is fed, or behind each of a tree, and their probabilities."""
+    most = min(MOST_RUNNERS_UP + 1, draft.vocabulary_size)
+    found = draft.likely(fed, most, tree) if isinstance(draft, LikelyRuntime) else None
+    if found is not None:
+        return found
+    if tree is None:
+        rows = draft.feed(fed, keep=1)
+    else:
+        assert isinstance(draft, TreeRuntime)
+        rows = draft.feed_tree(fed, tree)
+    likely = rows.float().softmax(-1).topk(most)
+    return [
+        list(zip(tokens, shares, strict=True))
+        for tokens, shares in zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
+    ]
+
+
+def _level(
+    rows: Sequence[Sequence[tuple[int, float]]], behind: Sequence[_Candidate | None], branch_above: float
+) -> list[_Candidate]:
     """The tokens worth proposing behind each of the last level's, the most probable first; at least one."""
-    likely = rows.float().softmax(-1).topk(min(MOST_RUNNERS_UP + 1, rows.shape[-1]))
     level = [
         _Candidate(token, parent, share * (parent.path if parent else 1.0))
-        for parent, tokens, shares in zip(
-            behind, likely.indices.tolist(), likely.values.tolist(), strict=True
-        )
-        for token, share in zip(tokens, shares, strict=True)
+        for parent, likely in zip(behind, rows, strict=True)
+        for token, share in likely
     ]
     level.sort(key=lambda one: -one.path)
     return [level[0], *(one for one in level[1:] if one.path >= branch_above)]

@@ -163,6 +163,29 @@ class ShortForward(KnownDecoder, ABC):
         """
         return None
 
+    def likely(
+        self,
+        fed: Sequence[int],
+        cache: RollbackCache,
+        most: int,
+        tree: TokenTree | None = None,
+        features: Tensor | None = None,
+    ) -> tuple[list[list[tuple[int, float]]], Tensor] | None:
+        """Appends tokens and tells what is most likely behind them, in one call.
+
+        Args:
+            fed: the tokens, at least one.
+            cache: what is held so far.
+            most: how many to tell behind each, the most likely first.
+            tree: how the tokens follow each other, see `TreeRuntime.feed_tree`; None: as a chain.
+            features: what is read beside the tokens, [tokens, hidden], by a model that does.
+
+        Returns:
+            tokens and their probabilities, behind each token in a tree, behind the last one of a chain; and the final states
+            of these, [rows, hidden]. None where this forward cannot, and has done nothing.
+        """
+        return None
+
     def embedded(self, ids: Tensor) -> Tensor:
         """Embeddings [1, tokens, hidden] of token ids [1, tokens]."""
         found: Tensor = self._shape.embedding(self._model)(ids)

@@ -171,12 +171,30 @@ class TorchRuntime:
         if found is None:
             return None
         chosen, state = found
-        self._fed = 1
-        if self._states:
-            self._states[_FINAL] = state
+        self._remember(state)
         return chosen
 
-    def _beside(self, fed: int) -> Tensor | None:
+    @torch.inference_mode()
+    def likely(
+        self, tokens: Sequence[int], most: int, tree: TokenTree | None = None
+    ) -> list[list[tuple[int, float]]] | None:
+        """See `LikelyRuntime.likely`."""
+        if self._short is None or set(self._states) - {_FINAL} or (tree and len(tree.parents) > MOST_TOKENS):
+            return None
+        found = self._short.likely(tokens, self._cache, most, tree, self._beside(len(tokens), tree))
+        if found is None:
+            return None
+        rows, states = found
+        self._remember(states)
+        self._tree = 0 if tree is None else len(tree.parents)
+        return rows
+
+    def _remember(self, states: Tensor) -> None:
+        self._fed = len(states)
+        if self._states:
+            self._states[_FINAL] = states
+
+    def _beside(self, fed: int, tree: TokenTree | None = None) -> Tensor | None:
         """What the next tokens are read beside, [fed, hidden]; None: nothing."""
         return None
 

@@ -751,19 +751,55 @@ void embed(const Ends& ends, int64_t token, int hidden, float* to) {
     for (int d = 0; d < hidden; ++d) to[d] = Stored::one(Stored::rounded(ends.scale * Stored::one(from[d])));
 }
 
-// The most likely of some logits, and how likely it is.
-int64_t choice(const float* logits, int64_t count, float& probability) {
-    int64_t best = 0;
-    for (int64_t i = 1; i < count; ++i)
-        if (logits[i] > logits[best]) best = i;
+// The `most` most likely of some logits, the first of equals first, and how likely each is.
+void likeliest(const float* logits, int64_t count, int most, int64_t* tokens, float* shares) {
+    int found = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        if (found == most && !(logits[i] > logits[tokens[most - 1]])) continue;
+        int place = found < most ? found++ : most - 1;
+        for (; place && logits[i] > logits[tokens[place - 1]]; --place) tokens[place] = tokens[place - 1];
+        tokens[place] = i;
+    }
+    const float highest = logits[tokens[0]];
     Lanes sums = {};
     int64_t i = 0;
-    for (; i + LANES <= count; i += LANES) sums += exponential(load(logits + i) - logits[best]);
+    for (; i + LANES <= count; i += LANES) sums += exponential(load(logits + i) - highest);
     float sum = total(sums);
-    for (; i < count; ++i) sum += std::exp(logits[i] - logits[best]);
-    probability = 1.f / sum;
-    return best;
+    for (; i < count; ++i) sum += std::exp(logits[i] - highest);
+    for (int place = 0; place < most; ++place) shares[place] = std::exp(logits[tokens[place]] - highest) / sum;
 }
+
+// From token ids and, fused, the states [fed, hidden] beside them to the final states and to logits [wanted, outputs], both of
+// the last `wanted`: these are left in the first rows of `states`.
+const float* step(
+    const Shape& s, const Layer* layers, int depth, const Kind* kinds, const Ends& ends, const int64_t* tokens, int fed,
+    float* states, int64_t start, int64_t root, int wanted, int threads
+) {
+    const int hidden = s.hidden;
+    static thread_local Floats read, both, out, logits;
+    read.resize(size_t(fed) * hidden);
+    both.resize(size_t(fed) * 2 * hidden);
+    out.resize(size_t(fed) * hidden);
+    logits.resize(size_t(wanted) * ends.head.outputs);
+    for (int t = 0; t < fed; ++t) {
+        float* embedded = read.data() + int64_t(t) * hidden;
+        (ends.bf16 ? embed<Bf16> : embed<Fp32>)(ends, tokens[t], hidden, embedded);
+        if (!ends.fused) continue;
+        evened(embedded, hidden, both.data() + int64_t(t) * 2 * hidden);
+        evened(states + int64_t(t) * hidden, hidden, both.data() + (int64_t(t) * 2 + 1) * hidden);
+    }
+    if (ends.fused) any_product(ends.projection, 2 * hidden, both.data(), fed, read.data(), threads);
+    any_forward(s, layers, depth, kinds, read.data(), out.data(), fed, start, root, threads);
+    for (int row = 0; row < wanted; ++row)
+        normed(
+            out.data() + int64_t(fed - wanted + row) * hidden, ends.norm, hidden, s.epsilon,
+            states + int64_t(row) * hidden
+        );
+    any_product(ends.head, hidden, states, wanted, logits.data(), threads);
+    return logits.data();
+}
+
+int64_t token_of(const Ends& ends, int64_t output) { return ends.token_ids ? ends.token_ids[output] : output; }
 
 // A forward's tokens as a chain behind `start` positions.
 struct Chain {
@@ -811,35 +847,32 @@ int draftrank_chain(
     const Shape* shape, const Layer* layers, int depth, const Positions* tables, int kinds, const Ends* ends,
     const int64_t* tokens, int fed, float* states, int64_t start, int count, float stop_below, int64_t* chosen, int threads
 ) {
-    const Shape& s = *shape;
-    const int hidden = s.hidden;
-    static thread_local Floats read, both, out, logits;
-    read.resize(size_t(fed) * hidden);
-    both.resize(size_t(fed) * 2 * hidden);
-    out.resize(size_t(fed) * hidden);
-    logits.resize(size_t(ends->head.outputs));
-    for (int made = 0;; ) {
-        const int64_t* now = made ? chosen + made - 1 : tokens;
-        for (int t = 0; t < fed; ++t) {
-            float* embedded = read.data() + int64_t(t) * hidden;
-            (ends->bf16 ? embed<Bf16> : embed<Fp32>)(*ends, now[t], hidden, embedded);
-            if (!ends->fused) continue;
-            evened(embedded, hidden, both.data() + int64_t(t) * 2 * hidden);
-            evened(states + int64_t(t) * hidden, hidden, both.data() + (int64_t(t) * 2 + 1) * hidden);
-        }
-        if (ends->fused) any_product(ends->projection, 2 * hidden, both.data(), fed, read.data(), threads);
-        const Chain chain(tables, kinds, s.head_size, start, fed);
-        any_forward(
-            s, layers, depth, chain.kinds.data(), read.data(), out.data(), fed, start, start, threads
+    for (int made = 0;; start += fed, fed = 1) {
+        const Chain chain(tables, kinds, shape->head_size, start, fed);
+        const float* logits = step(
+            *shape, layers, depth, chain.kinds.data(), *ends, made ? chosen + made - 1 : tokens, fed, states, start, start,
+            1, threads
         );
-        normed(out.data() + int64_t(fed - 1) * hidden, ends->norm, hidden, s.epsilon, states);
-        any_product(ends->head, hidden, states, 1, logits.data(), threads);
-        float probability;
-        const int64_t found = choice(logits.data(), ends->head.outputs, probability);
-        chosen[made++] = ends->token_ids ? ends->token_ids[found] : found;
-        if (made == count || probability < stop_below) return made;
-        start += fed;
-        fed = 1;
+        int64_t found = 0;
+        float share = 0;
+        likeliest(logits, ends->head.outputs, 1, &found, &share);
+        chosen[made++] = token_of(*ends, found);
+        if (made == count || share < stop_below) return made;
+    }
+}
+
+// Reads `fed` token ids, as `draftrank_forward` reads vectors, and tells the `most` most likely ones behind each of the last
+// `wanted`, [wanted, most], and how likely they are. For `states` see `step`.
+void draftrank_likely(
+    const Shape* shape, const Layer* layers, int depth, const Kind* kinds, const Ends* ends, const int64_t* tokens, int fed,
+    float* states, int64_t start, int64_t root, int wanted, int most, int64_t* found, float* shares, int threads
+) {
+    const float* logits =
+        step(*shape, layers, depth, kinds, *ends, tokens, fed, states, start, root, wanted, threads);
+    for (int row = 0; row < wanted; ++row) {
+        int64_t* mine = found + int64_t(row) * most;
+        likeliest(logits + row * ends->head.outputs, ends->head.outputs, most, mine, shares + int64_t(row) * most);
+        for (int place = 0; place < most; ++place) mine[place] = token_of(*ends, mine[place]);
     }
 }
 

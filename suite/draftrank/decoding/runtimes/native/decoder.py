@@ -176,7 +176,7 @@ class NativeDecoder(ShortForward):
     ) -> tuple[list[int], Tensor] | None:
         """See `ShortForward.chain`."""
         fed, ends = len(unseen), self._ends
-        if ends is None or fed > MOST_TOKENS or bool(ends.fused) != (features is not None):
+        if ends is None or fed > MOST_TOKENS:
             return None
         start = cache.length
         self._extend(cache, fed + count - 1)
@@ -184,8 +184,7 @@ class NativeDecoder(ShortForward):
         positions = (Positions * len(tables))(
             *(Positions(cosine.data_ptr(), sine.data_ptr(), window or 0) for cosine, sine, window in tables)
         )
-        width = self._dimensions.hidden
-        states = torch.empty(1, width) if features is None else features.to(torch.float32, copy=True)
+        states = self._states_for(1, features)
         chosen = (ctypes.c_int64 * count)()
         made = self._library.draftrank_chain(
             ctypes.byref(self._dimensions),
@@ -206,6 +205,49 @@ class NativeDecoder(ShortForward):
         cache.forget(count - made)
         return chosen[:made], states[:1]
 
+    def likely(
+        self,
+        fed: Sequence[int],
+        cache: RollbackCache,
+        most: int,
+        tree: TokenTree | None = None,
+        features: Tensor | None = None,
+    ) -> tuple[list[list[tuple[int, float]]], Tensor] | None:
+        """See `ShortForward.likely`."""
+        count, ends = len(fed), self._ends
+        if ends is None or count > MOST_TOKENS or most > ends.head.outputs:
+            return None
+        start, wanted = cache.length, 1 if tree is None else count
+        self._extend(cache, count)
+        root, kinds, _held = self._kinds_of(start, count, tree)
+        states = self._states_for(count, features)
+        tokens, shares = (ctypes.c_int64 * (wanted * most))(), (ctypes.c_float * (wanted * most))()
+        self._library.draftrank_likely(
+            ctypes.byref(self._dimensions),
+            self._layers,
+            len(self._layers),
+            kinds,
+            ctypes.byref(ends),
+            (ctypes.c_int64 * count)(*fed),
+            count,
+            states.data_ptr(),
+            start,
+            root,
+            wanted,
+            most,
+            tokens,
+            shares,
+            torch.get_num_threads(),
+        )
+        found = list(zip(tokens, shares, strict=True))
+        return [found[begin : begin + most] for begin in range(0, len(found), most)], states[:wanted]
+
+    def _states_for(self, count: int, features: Tensor | None) -> Tensor:
+        """What the kernels read beside tokens and overwrite, [count, hidden]."""
+        if features is None:
+            return torch.empty(count, self._dimensions.hidden)
+        return features.to(torch.float32, copy=True)
+
     def _forward(
         self,
         read: Tensor,
@@ -215,13 +257,10 @@ class NativeDecoder(ShortForward):
         kept: dict[int, Tensor],
     ) -> None:
         start, tokens = cache.length, len(read)
-        shape = _chain(tokens) if tree is None else tree
-        root = start + tokens - len(shape.parents)
         self._extend(cache, tokens)
         for number, layer in enumerate(self._layers):
             layer.output = _address(kept.get(number))
-        seen = [self._seen(kind, root, tokens, shape) for kind in self._kinds]
-        kinds = (Kind * len(seen))(*(Kind(*(_address(part) for part in parts)) for parts in seen))
+        root, kinds, _held = self._kinds_of(start, tokens, tree)
         self._library.draftrank_forward(
             ctypes.byref(self._dimensions),
             self._layers,
@@ -234,6 +273,15 @@ class NativeDecoder(ShortForward):
             root,
             torch.get_num_threads(),
         )
+
+    def _kinds_of(
+        self, start: int, tokens: int, tree: TokenTree | None
+    ) -> tuple[int, ctypes.Array[Kind], object]:
+        """The root of the last `tokens` of a tree, what they see, and what that points to."""
+        shape = _chain(tokens) if tree is None else tree
+        root = start + tokens - len(shape.parents)
+        seen = [self._seen(kind, root, tokens, shape) for kind in self._kinds]
+        return root, (Kind * len(seen))(*(Kind(*(_address(part) for part in parts)) for parts in seen)), seen
 
     def _extend(self, cache: RollbackCache, tokens: int) -> None:
         """Makes room for more tokens."""

@@ -134,6 +134,11 @@ def library() -> ctypes.CDLL:
         ctypes.c_int, ctypes.c_float, pointer, ctypes.c_int,
     ]  # fmt: skip
     found.draftrank_chain.restype = ctypes.c_int
+    found.draftrank_likely.argtypes = [
+        pointer, pointer, ctypes.c_int, pointer, pointer, pointer, ctypes.c_int, pointer, many, many, ctypes.c_int,
+        ctypes.c_int, pointer, pointer, ctypes.c_int,
+    ]  # fmt: skip
+    found.draftrank_likely.restype = None
     found.draftrank_normed.argtypes = [pointer, pointer, many, ctypes.c_int, ctypes.c_float, pointer]
     found.draftrank_normed.restype = None
     found.draftrank_product.argtypes = [
