@@ -36,7 +36,9 @@ class Pages:
 
 
 def _mapped(size: int) -> Tensor:
-    pages = mmap.mmap(-1, size + _HUGE)
+    # Not shared, as mmap's default is: the system gives shared memory small pages.
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    pages = mmap.mmap(-1, size + _HUGE, **private)
     with suppress(AttributeError, OSError):  # another system, or one without huge pages
         pages.madvise(mmap.MADV_HUGEPAGE)
     found = torch.frombuffer(pages, dtype=torch.uint8)
