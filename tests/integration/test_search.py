@@ -45,7 +45,7 @@ def test_the_fastest_measured_is_found_and_no_prompt_of_a_task_decides_what_is_t
         assert one.promise is not None, one.note
         assert 0 <= one.agreement <= 1
         assert one.cost > 0
-        assert one.rung == RUNGS or one.note == "given up"
+        assert one.rung >= RUNGS or one.note == "given up"
     arms = {arm.id: arm for arm in found.session.session.arms if arm.kind == "draft"}
     assert {recipe.id for recipe in found.recipes} == arms.keys()
     assert "ngram-by-match" in arms

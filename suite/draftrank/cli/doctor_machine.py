@@ -52,10 +52,10 @@ def look_at_machine() -> Iterator[Finding]:
 
 
 def _bf16(instruction_sets: Sequence[str], compiler: str | None) -> Finding:
-    if any(name.endswith("_bf16") for name in instruction_sets):
-        return Finding("bf16", "ok", "the processor has instructions for it")
+    has = any(name.endswith("_bf16") for name in instruction_sets)
+    found = "the processor has instructions for it" if has else "no instructions for it"
     ready = "" if compiler else ", which needs a C++ compiler"
-    return Finding("bf16", "ok", f"no instructions for it: --native is several times as fast{ready}")
+    return Finding("bf16", "ok", f"{found}; --native is several times as fast{ready}")
 
 
 def _threads(threads: int, cores: int, variables: dict[str, str]) -> Finding:

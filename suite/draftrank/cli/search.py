@@ -110,7 +110,7 @@ def _tried(found: Found) -> list[TriedModel]:
     return [
         TriedModel(
             name=one.choice.id,
-            state=one.note or ("trained to the end" if one.rung == RUNGS else "given up"),
+            state=one.note or ("trained to the end" if one.rung >= RUNGS else "given up"),
             passes=passes_of(one.rung),
             agreement=one.agreement,
             cost=one.cost,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from draftrank.catalog.self_generated import SelfGenerated
 from draftrank.jobs.searching.choice import Choice, Shape, Use, copying_recipes, passes_of, recipe_of
-from draftrank.jobs.searching.promise import promise
+from draftrank.jobs.searching.promise import DEAR, most_copied, promise
 from draftrank.measure.cost.forward_times import ForwardTimes
 
 SHAPE = Shape(layers=30, ffn_channels=1536, vocabulary=49_152)
@@ -44,6 +44,15 @@ def test_a_promise_is_the_speedup_of_leviathan_et_al_at_its_best_k(agreement, co
     found = promise([agreement], times(cost), 256, most)
     assert found.speedup == pytest.approx(max(expected.values()))
     assert expected[found.k] == pytest.approx(found.speedup)
+
+
+@settings(max_examples=60, deadline=None)
+@given(slope=st.floats(0.0, 1.0), least=st.integers(1, 5), more=st.integers(0, 5))
+def test_copied_tokens_are_as_many_as_little_more_than_one_forward_verifies(slope, least, more):
+    found = most_copied(times(0.1, slope), 256, least, least + more)
+    assert least <= found <= least + more
+    assert found == least or 1 + slope * found <= DEAR
+    assert found == least + more or 1 + slope * (found + 1) > DEAR
 
 
 def test_later_tokens_have_an_agreement_of_their_own_and_verifying_costs():

@@ -28,7 +28,7 @@ def doctor(monkeypatch):
 
 @pytest.mark.parametrize("sets", [("avx2", "avx512_bf16"), ("amx_tile", "amx_bf16")])
 def test_instructions_for_bf16_are_seen(doctor, sets):
-    assert doctor(instruction_sets=sets)["bf16"].found == "the processor has instructions for it"
+    assert doctor(instruction_sets=sets)["bf16"].found.startswith("the processor has instructions for it")
 
 
 def test_a_machine_in_order_has_no_warnings(doctor, monkeypatch):

@@ -53,6 +53,25 @@ def test_every_forward_of_a_step_is_timed_at_both_contexts(draft_of, draft_sizes
     assert all(MIN_ROUNDS <= entry.samples <= MAX_ROUNDS and entry.median_s > 0 for entry in found)
 
 
+def test_a_draft_that_chooses_by_itself_is_timed_doing_so(monkeypatch):
+    draft = TorchRuntime.of(small_model("llama", layers=1, seed=3), "native")
+    target = TorchRuntime.of(small_model("llama"), "native")
+    fed, chosen = [], []
+    feed, chain = TorchRuntime.feed, TorchRuntime.chain
+    monkeypatch.setattr(
+        TorchRuntime, "feed", lambda self, tokens, keep=None: fed.append(self) or feed(self, tokens, keep)
+    )
+    monkeypatch.setattr(
+        TorchRuntime, "chain", lambda self, *asked: chosen.append(self) or chain(self, *asked)
+    )
+    found = measure_latencies(target, draft, 2, [SHORT, LONG])
+    assert sum(runtime is draft for runtime in fed) == 2  # the contexts
+    assert set(chosen) == {draft}
+    samples = sum(entry.samples for entry in found if entry.part == "draft")
+    assert len(chosen) >= samples
+    assert draft.length == len(LONG)
+
+
 def test_sizes_that_do_not_fit_the_window_are_left_out():
     target = TorchRuntime(small_model("llama", window=44))
     found = measure_latencies(target, None, 2, [LONG])

@@ -21,7 +21,7 @@ TOKENS_PER_MATCH = 2.0
 MIN_PROBABILITY = 0.5
 """Share of the earlier places that must agree where a mixed draft copies: a doubtful copy is worse than the model's
 guess."""
-MOST_COPIED_TOKENS = 10
+LEAST_COPIED_TOKENS, MOST_COPIED_TOKENS = 4, 10
 BRANCH_ABOVE = 0.1
 """Probability from which on a runner-up is worth a place in the verification."""
 TREE_STOPS_BELOW = 0.25
@@ -84,7 +84,7 @@ class Choice:
             steps.append({"kind": "trim_vocabulary", "keep_tokens": self.vocabulary, "data": corpus})
         if self.features:
             steps.append({"kind": "read_features", **_depths(shape.layers)})
-        for passes in (_passes_on(number) for number in range(1, rung + 1)):
+        for passes in (passes_on(number) for number in range(1, rung + 1)):
             healing = {"kind": "distill", "data": corpus, "passes": passes, "learning_rate": LEARNING_RATE}
             if self.features:
                 healing["feature_steps"] = FEATURE_STEPS
@@ -97,13 +97,14 @@ def _depths(layers: int) -> dict[str, Any]:
     return {"layers": [2, layers // 2 - 1, layers - 4]} if layers >= 10 else {}
 
 
-def _passes_on(rung: int) -> int:
+def passes_on(rung: int) -> int:
+    """Passes over the text that a rung adds."""
     return FIRST_PASSES << max(0, rung - 2)
 
 
 def passes_of(rung: int) -> int:
     """Passes over the text of all rungs up to this one."""
-    return sum(_passes_on(number) for number in range(1, rung + 1))
+    return sum(passes_on(number) for number in range(1, rung + 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +112,11 @@ class Use:
     """How a model is used when it is measured."""
 
     k: int
+    """Most tokens of the model."""
+    copied: int = MOST_COPIED_TOKENS
+    """Most tokens that are copied, where copying goes first."""
     mixed: bool = False
-    """Whether copying goes first."""
+    """Whether it does."""
     int8: bool = False
     """Whether its matrices are in int8."""
     stop_below_confidence: float | None = None
@@ -144,9 +148,7 @@ def recipe_of(
             "tokens_per_match": TOKENS_PER_MATCH,
             "min_probability": MIN_PROBABILITY,
         }
-    speculate: dict[str, Any] = {
-        "num_speculative_tokens": max(use.k, MOST_COPIED_TOKENS) if use.mixed else use.k
-    }
+    speculate: dict[str, Any] = {"num_speculative_tokens": max(use.k, use.copied) if use.mixed else use.k}
     if use.tree:
         speculate |= {"stop_below_confidence": TREE_STOPS_BELOW, "branch_above_probability": BRANCH_ABOVE}
     elif use.stop_below_confidence is not None:
@@ -154,10 +156,11 @@ def recipe_of(
     return _recipe(target, name, title, description or title, "hours", draft, speculate)
 
 
-def copying_recipes(target: str) -> tuple[Recipe, ...]:
-    """What costs nothing and every model must beat: copying alone, from the most recent place and by votes of all."""
+def copying_recipes(target: str, copied: int = MOST_COPIED_TOKENS) -> tuple[Recipe, ...]:
+    """What costs nothing and every model must beat: copying up to so many tokens alone, from the most recent place and by
+    votes of all."""
     why = "Needs no model; what a search finds is measured beside it."
-    speculate = {"num_speculative_tokens": MOST_COPIED_TOKENS}
+    speculate = {"num_speculative_tokens": copied}
     trusted = {"tokens_per_match": TOKENS_PER_MATCH}
     ngrams = {"kind": "ngram", "max_ngram": MIN_NGRAM + 1, "min_ngram": 1, **trusted}
     votes = {"kind": "suffix", **trusted}

@@ -23,6 +23,18 @@ class Promise:
     """Number of proposed tokens that gives it."""
 
 
+DEAR = 1.5
+"""Copied tokens are given up beyond what this many single forwards verify: some of them stand nearly always, all of them
+rarely."""
+
+
+def most_copied(times: ForwardTimes, context: int, least: int, most: int) -> int:
+    """How many copied tokens are worth a place in a verification, from `least` to `most`."""
+    allowed = DEAR * times.target_s(1, context)
+    worth = [count for count in range(least, most + 1) if times.target_s(count + 1, context) <= allowed]
+    return max(worth, default=least)
+
+
 def promise(agreements: Sequence[float], times: ForwardTimes, context: int, most: int) -> Promise:
     """The expected speedup at the best k.
 

@@ -3,7 +3,7 @@
 An optimiser (TPE of Optuna) chooses models; each is trained in rungs, and what promises less than others on its
 rung is given up (successive halving, Jamieson and Talwalkar 2016, arXiv:1502.07943). The promise comes from agreement
 on text kept aside and from forward times, never from a task, so that nothing is fitted to the prompts that decide.
-The most promising ones, alone, behind copying, as trees and in int8, are then measured side by side in one session.
+The model that promises most is then trained on, twice as long each time, for as long as that pays and fits. The most promising ones, alone, behind copying, as trees and in int8, are then measured side by side in one session.
 
 Every model is a recipe: what is trained lies in the cache, a longer training goes on from a shorter one, and a
 search that was interrupted goes on where it stopped.
@@ -24,28 +24,44 @@ from draftrank.catalog.self_generated import SelfGenerated
 from draftrank.catalog.workspace import Workspace
 from draftrank.errors import BuildError, InvalidInputError
 from draftrank.jobs.running import RunRequest, alone, plan_run
-from draftrank.jobs.searching.choice import Choice, Shape, Use, copying_recipes, recipe_of
-from draftrank.jobs.searching.promise import Promise, promise
+from draftrank.jobs.searching.choice import (
+    LEAST_COPIED_TOKENS,
+    MOST_COPIED_TOKENS,
+    Choice,
+    Shape,
+    Use,
+    copying_recipes,
+    passes_on,
+    recipe_of,
+)
+from draftrank.jobs.searching.openings import OPENINGS, PROMPT_TEMPERATURE
+from draftrank.jobs.searching.promise import Promise, most_copied, promise
 from draftrank.measure.cost.forward_times import ForwardTimes
 from draftrank.measure.journal import Journal
 from draftrank.measure.records import SessionResult
 from draftrank.measure.sessions.session import run_session
 from draftrank.measure.summaries.summary import summarise
-from draftrank.progress import Progress, SilentProgress
+from draftrank.progress import Progress, SilentProgress, Stage
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from draftrank.drafting.pipeline import BuiltDraft
     from draftrank.drafting.target_folder import TargetFolder
 
 RUNGS = 3
-"""How often a model is trained on, at most."""
+"""How often a model is trained on while others are still looked for."""
 MOST_K = 8
 FINALISTS = 2
 """Models that are measured in the end."""
+EXPLORING_SHARE = 0.4
+"""Share of the budget after which no further model is begun: the best one is trained on."""
 TRAINING_SHARE = 0.7
-"""Share of the budget after which no further model is begun: the rest is for measuring."""
-_TOKENS_PER_S = 30
-"""Tokens of text for each second of the budget: a tenth of what two processors write, so that most of it trains."""
+"""Share of the budget after which no training is begun: the rest is for measuring."""
+PAYS = 1.005
+"""A longer training that promises less than this much more is the last."""
+_TOKENS_PER_S = 45
+"""Tokens of text for each second of the budget: a seventh of what two processors write, so that most of it trains."""
 _LEAST_TOKENS, _MOST_TOKENS = 8_000, 2_000_000
 _CONTEXT = 256
 """Tokens held when forwards are timed."""
@@ -86,7 +102,7 @@ class Tried:
 
     choice: Choice
     rung: int
-    """How far, from 1 to `RUNGS`; 0 when nothing could be built."""
+    """How far, from 1 on; 0 when nothing could be built."""
     promise: Promise | None
     """None when nothing could be built."""
     agreement: float | None
@@ -95,6 +111,10 @@ class Tried:
     """One of its forwards in forwards of the target."""
     seconds: float
     """To build it, all rungs together."""
+    last_s: float = 0.0
+    """Those of the last rung."""
+    copied: int = MOST_COPIED_TOKENS
+    """How many copied tokens are worth verifying, by its look at the target."""
     note: str = ""
     """Why it ended: given up, or what went wrong."""
 
@@ -169,43 +189,74 @@ class _Seeker:
             kind="self_generated",
             tokens=int(min(_MOST_TOKENS, max(_LEAST_TOKENS, request.budget_s * _TOKENS_PER_S))),
             sequence_tokens=min(256, window),
+            prompt_temperature=PROMPT_TEMPERATURE,
+            openings=OPENINGS,
         )
         self._state = workspace.state / "searches" / sha256_of_json(asdict(request))[:12]
         self._state.mkdir(parents=True, exist_ok=True)
-        self._spent = self._state / "spent_s"
+        self._clock = _Clock(self._state / "spent_s")
+        self._deepened = self._state / "trained_on.json"
 
     def try_models(self) -> list[Tried]:
-        """Trains one model after the other until the time for it is over."""
-        study = self._study()
-        before = float(self._spent.read_text()) if self._spent.is_file() else 0.0
-        began, longest, repeated = time.monotonic(), 0.0, 0
+        """Trains one model after the other until the time for it is over, and the most promising one on."""
         until = self._request.budget_s * TRAINING_SHARE
+        with self._progress.stage("search", int(until)) as stage:
+            stage.advance(int(self._clock.spent_s))
+            return self._train_on(self._explore(stage), stage)
+
+    def _explore(self, stage: Stage) -> list[Tried]:
+        study = self._study()
+        longest, repeated = 0.0, 0
+        until = self._request.budget_s * EXPLORING_SHARE
         tried = [_read(trial.user_attrs["tried"]) for trial in study.trials if "tried" in trial.user_attrs]
         known = {one.choice for one in tried}
-        with self._progress.stage("search", int(until)) as stage:
-            stage.advance(int(before))
-            while (spent := before + time.monotonic() - began) + longest < until and repeated < _MOST_REPEATS:
-                trial = study.ask()
-                choice = suggest(trial, self._shape)
-                if choice in known:  # nothing is learnt twice
-                    study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
-                    repeated += 1
-                    continue
-                repeated = 0
-                known.add(choice)
-                one = self._try(choice, trial)
-                tried.append(one)
-                trial.set_user_attr("tried", json.dumps(asdict(one)))
-                self._tell(study, trial, one)
-                now = before + time.monotonic() - began
-                longest = max(longest, one.seconds)
-                self._spent.write_text(str(now))
-                stage.advance(int(now - spent), _told(one))
+        while self._clock.spent_s + longest < until and repeated < _MOST_REPEATS:
+            trial = study.ask()
+            choice = suggest(trial, self._shape)
+            if choice in known:  # nothing is learnt twice
+                study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
+                repeated += 1
+                continue
+            repeated = 0
+            known.add(choice)
+            one = self._try(choice, trial)
+            tried.append(one)
+            trial.set_user_attr("tried", json.dumps(asdict(one)))
+            self._tell(study, trial, one)
+            longest = max(longest, one.seconds)
+            stage.advance(int(self._clock.note()), _told(one))
+        return tried
+
+    def _train_on(self, tried: list[Tried], stage: Stage) -> list[Tried]:
+        """The same with the most promising model trained longer, for as long as that pays and fits."""
+        until = self._request.budget_s * TRAINING_SHARE
+        if self._deepened.is_file():
+            deepened = _read(self._deepened.read_text("utf-8"))
+            tried = [deepened if one.choice == deepened.choice else one for one in tried]
+        while able := _by_promise(tried):
+            best = able[0]
+            longer_s = best.last_s * passes_on(best.rung + 1) / passes_on(best.rung)
+            if best.note or self._clock.spent_s + longer_s > until:
+                break
+            try:
+                one = self._look(best.choice, best.rung + 1)
+            except BuildError as error:
+                one = replace(best, note=str(error))
+            else:
+                assert one.promise is not None
+                assert best.promise is not None
+                if one.promise.speedup < PAYS * best.promise.speedup:
+                    better = max(one, best, key=lambda each: each.promise.speedup if each.promise else 0.0)
+                    one = replace(better, note="trained until it gained nothing more")
+                one = replace(one, seconds=best.seconds + one.last_s)
+            tried = [one if each.choice == one.choice else each for each in tried]
+            self._deepened.write_text(json.dumps(asdict(one)), "utf-8")
+            stage.advance(int(self._clock.note()), _told(one))
         return tried
 
     def finalists(self, tried: list[Tried]) -> tuple[Recipe, ...]:
         """The most promising models in the ways they can be used, and copying alone."""
-        able = [(one, one.promise) for one in tried if one.promise is not None]
+        able = _by_promise(tried)
         if not able:
             notes = "; ".join(one.note for one in tried if one.note)
             raise InvalidInputError.single(
@@ -213,16 +264,18 @@ class _Seeker:
                 field="--budget",
                 fix="allow more time",
             )
-        able.sort(key=lambda pair: (-pair[0].rung, -pair[1].speedup))
-        recipes = list(copying_recipes(self._request.target))
-        for place, (one, promised) in enumerate(able[:FINALISTS]):
+        copied = able[0].copied
+        recipes = list(copying_recipes(self._request.target, copied))
+        for place, one in enumerate(able[:FINALISTS]):
+            promised = one.promise
+            assert promised is not None
             steps = one.choice.steps(self._shape, self._data, one.rung)
             uses = [
-                Use(promised.k, mixed=True, stop_below_confidence=_CONFIDENCE),
-                Use(promised.k, mixed=True, tree=True),
+                Use(promised.k, copied, mixed=True, stop_below_confidence=_CONFIDENCE),
+                Use(promised.k, copied, mixed=True, tree=True),
             ]
             if self._request.device == "cpu":
-                uses.append(Use(promised.k, mixed=True, int8=True, stop_below_confidence=_CONFIDENCE))
+                uses.append(Use(promised.k, copied, mixed=True, int8=True, stop_below_confidence=_CONFIDENCE))
             if not place:
                 uses.append(Use(promised.k, stop_below_confidence=_CONFIDENCE))
             for use in uses:
@@ -268,7 +321,7 @@ class _Seeker:
             try:
                 one = self._look(choice, rung)
             except BuildError as error:
-                one = Tried(choice, 0, None, None, None, 0.0, str(error))
+                one = Tried(choice, 0, None, None, None, 0.0, note=str(error))
                 break
             assert one.promise is not None
             trial.report(one.promise.speedup, rung)
@@ -278,6 +331,7 @@ class _Seeker:
         return replace(one, seconds=time.monotonic() - began)
 
     def _look(self, choice: Choice, rung: int) -> Tried:
+        began = time.monotonic()
         steps = choice.steps(self._shape, self._data, rung)
         recipe = recipe_of(self._request.target, choice.id, choice.id, steps, Use(k=1))
         built = self._build(recipe)
@@ -286,7 +340,9 @@ class _Seeker:
         times = self._times(recipe, built)
         promised = promise(agreements, times, _CONTEXT, MOST_K)
         cost = times.draft_s(1, _CONTEXT) / times.target_s(1, _CONTEXT)
-        return Tried(choice, rung, promised, agreements[0], cost, 0.0)
+        copied = most_copied(times, _CONTEXT, LEAST_COPIED_TOKENS, MOST_COPIED_TOKENS)
+        last_s = time.monotonic() - began
+        return Tried(choice, rung, promised, agreements[0], cost, last_s, last_s, copied=copied)
 
     def _build(self, recipe: Recipe) -> BuiltDraft:
         from draftrank.drafting.pipeline import build_draft
@@ -324,6 +380,33 @@ class _Seeker:
         times = ForwardTimes.of(measure_latencies(target, proposer.runtime(), MOST_K, [text]))
         assert times is not None  # a forward takes time
         return times
+
+
+class _Clock:
+    """Seconds spent so far, those of earlier runs included."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._before = float(file.read_text()) if file.is_file() else 0.0
+        self._noted = self._before
+        self._began = time.monotonic()
+
+    @property
+    def spent_s(self) -> float:
+        return self._before + time.monotonic() - self._began
+
+    def note(self) -> float:
+        """Keeps them for a later run; returns how many passed since the last note."""
+        now = self.spent_s
+        passed, self._noted = now - self._noted, now
+        self._file.write_text(str(now))
+        return passed
+
+
+def _by_promise(tried: list[Tried]) -> list[Tried]:
+    """What could be built, the most promising first; of two the one that was trained for longer."""
+    able = [one for one in tried if one.promise is not None]
+    return sorted(able, key=lambda one: (-min(one.rung, RUNGS), -one.promise.speedup if one.promise else 0.0))
 
 
 def suggest(trial: Any, shape: Shape) -> Choice:

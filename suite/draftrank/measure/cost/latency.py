@@ -143,16 +143,19 @@ def _time_in_turn(kinds: Sequence[_Kind], token: int, *, warm_up: bool) -> list[
 
 
 def _time_one(kind: _Kind, token: int) -> float:
-    from draftrank.decoding.runtime import ClockedRuntime
+    from draftrank.decoding.runtime import ChainRuntime, ClockedRuntime
     from draftrank.decoding.sampling import most_likely_after
 
     fed = [token] * kind.tokens
     if isinstance(kind.runtime, ClockedRuntime):
         return kind.runtime.forward_s(fed)
-    kind.runtime.synchronize()
+    runtime = kind.runtime
+    runtime.synchronize()
     started = perf_counter()
-    # The token must be chosen before the next forward can start, so that is part of it.
-    most_likely_after(kind.runtime, kind.runtime.feed(fed))
+    # The token must be chosen before the next forward can start, so that is part of it; a draft that chooses by itself
+    # does so here as well.
+    if not (kind.part == "draft" and isinstance(runtime, ChainRuntime) and runtime.chain(fed, 1, 0.0)):
+        most_likely_after(runtime, runtime.feed(fed))
     elapsed = perf_counter() - started
     kind.runtime.forget(kind.tokens)
     return elapsed

@@ -196,14 +196,14 @@ inline void in_passes(int tokens, Call call) {
 // Weights in panels of some rows: of each, first what all its rows multiply the first STEP inputs with, then the next.
 // Missing rows and inputs are zeros.
 
-// Multiplied in fp32.
-template <class Kind>
+// Multiplied in fp32. More blocks of rows, more sums at a time: those of one token alone wait for each other.
+template <class Kind, int BLOCKS = 1>
 struct Widened {
     typedef typename Kind::Stored Stored;
     typedef float Read;
-    static constexpr int ROWS = BLOCK, STEP = 1;
+    static constexpr int ROWS = BLOCKS * BLOCK, STEP = 1, MOST_TOKENS = std::max(1, MOST_SUMS / BLOCKS);
 
-    static int place(int row, int) { return Kind::place(row); }
+    static int place(int row, int) { return row / BLOCK * BLOCK + Kind::place(row % BLOCK); }
     static void ready(const float* from, int64_t count, Read* to) { std::copy(from, from + count, to); }
 
     // One panel times TOKENS vectors of `steps` inputs: to[token · stride + row].
@@ -212,32 +212,34 @@ struct Widened {
         static void run(
             const Stored* panel, const float* scales, int64_t steps, const Read* x, float* to, int64_t stride
         ) {
-            Lanes sums[TOKENS][2] = {};
+            Lanes sums[TOKENS][2 * BLOCKS] = {};
             for (int64_t i = 0; i < steps; ++i, panel += ROWS) {
                 __builtin_prefetch(panel + AHEAD / sizeof(Stored));
-                Lanes first, second;
-                Kind::pair(panel, first, second);
+                Lanes weights[2 * BLOCKS];
+                DRAFTRANK_UNROLL for (int block = 0; block < BLOCKS; ++block)
+                    Kind::pair(panel + block * BLOCK, weights[2 * block], weights[2 * block + 1]);
                 DRAFTRANK_UNROLL for (int t = 0; t < TOKENS; ++t) {
                     const Lanes input = Lanes{} + x[t * steps + i];
-                    sums[t][0] = fused(first, input, sums[t][0]);
-                    sums[t][1] = fused(second, input, sums[t][1]);
+                    DRAFTRANK_UNROLL for (int part = 0; part < 2 * BLOCKS; ++part)
+                        sums[t][part] = fused(weights[part], input, sums[t][part]);
                 }
             }
             DRAFTRANK_UNROLL for (int t = 0; t < TOKENS; ++t)
-                for (int half = 0; half < 2; ++half) {
-                    const Lanes sum = sums[t][half];
-                    store(to + t * stride + half * LANES, scales ? sum * load(scales + half * LANES) : sum);
+                DRAFTRANK_UNROLL for (int part = 0; part < 2 * BLOCKS; ++part) {
+                    const Lanes sum = sums[t][part];
+                    store(to + t * stride + part * LANES, scales ? sum * load(scales + part * LANES) : sum);
                 }
         }
     };
 };
+typedef Widened<Int8, 4> Int8Weights;
 
 #if defined(DRAFTRANK_PAIRS)
 // Bf16 weights times inputs that are rounded to bf16.
 struct Pairs {
     typedef uint16_t Stored;
     typedef uint16_t Read;
-    static constexpr int ROWS = 32, STEP = 2;
+    static constexpr int ROWS = 32, STEP = 2, MOST_TOKENS = MOST_SUMS;
 
     static int place(int row, int input) { return row * STEP + input; }
 
@@ -308,7 +310,7 @@ void multiply(
     Matrix matrix, int64_t outputs, int64_t inputs, const typename Weights::Read* x, int tokens, int64_t from,
     int64_t end, float* to, int64_t stride
 ) {
-    constexpr int ROWS = Weights::ROWS, MOST = MOST_SUMS;
+    constexpr int ROWS = Weights::ROWS, MOST = Weights::MOST_TOKENS;
     static constexpr auto BY_TOKENS = by_count<Weights::template Panel>(std::make_integer_sequence<int, MOST>());
     const int64_t steps = parts(inputs, Weights::STEP), length = length_of<Weights>(inputs);
     float whole[MOST * ROWS];
@@ -721,7 +723,7 @@ void product(Matrix matrix, int64_t outputs, int64_t inputs, const float* x, int
 
 void any_product(const Typed& of, int64_t inputs, const float* x, int tokens, float* to, int threads) {
     static constexpr decltype(&product<Bf16Weights>) BY_WEIGHTS[] = {
-        product<Widened<Fp32>>, product<Bf16Weights>, product<Widened<Int8>>
+        product<Widened<Fp32>>, product<Bf16Weights>, product<Int8Weights>
     };
     BY_WEIGHTS[of.weights](of.matrix, of.outputs, inputs, x, tokens, to, threads);
 }
@@ -732,7 +734,7 @@ void any_forward(
 ) {
     typedef Widened<Fp32> Whole;
     static constexpr decltype(&forward<Whole, Whole, Fp32>) BY_WEIGHTS[] = {
-        forward<Whole, Whole, Fp32>, forward<Bf16Weights, Bf16Weights, Bf16>, forward<Widened<Int8>, Whole, Fp32>
+        forward<Whole, Whole, Fp32>, forward<Bf16Weights, Bf16Weights, Bf16>, forward<Int8Weights, Whole, Fp32>
     };
     BY_WEIGHTS[s.weights](s, layers, depth, kinds, input, output, tokens, start, root, threads);
 }
@@ -894,8 +896,8 @@ void draftrank_keep(
 
 // Rows of a panel, and inputs that lie together in it.
 void draftrank_panel(int weights, int* rows, int* step) {
-    static constexpr int ROWS[] = {Widened<Fp32>::ROWS, Bf16Weights::ROWS, Widened<Int8>::ROWS};
-    static constexpr int STEP[] = {Widened<Fp32>::STEP, Bf16Weights::STEP, Widened<Int8>::STEP};
+    static constexpr int ROWS[] = {Widened<Fp32>::ROWS, Bf16Weights::ROWS, Int8Weights::ROWS};
+    static constexpr int STEP[] = {Widened<Fp32>::STEP, Bf16Weights::STEP, Int8Weights::STEP};
     *rows = ROWS[weights];
     *step = STEP[weights];
 }
@@ -903,7 +905,7 @@ void draftrank_panel(int weights, int* rows, int* step) {
 // Packs a matrix [outputs, inputs] that lies row after row, into whole panels.
 void draftrank_pack(int weights, const void* matrix, int64_t outputs, int64_t inputs, void* to) {
     static constexpr decltype(&packed<Bf16Weights>) BY_WEIGHTS[] = {
-        packed<Widened<Fp32>>, packed<Bf16Weights>, packed<Widened<Int8>>
+        packed<Widened<Fp32>>, packed<Bf16Weights>, packed<Int8Weights>
     };
     BY_WEIGHTS[weights](matrix, outputs, inputs, to);
 }
