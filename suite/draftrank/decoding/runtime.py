@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from draftrank.decoding.device_tokens import DeviceTokens
     from draftrank.decoding.stamps import DeviceStamp, HostStamp
-    from draftrank.decoding.token_tree import TokenTree
+    from draftrank.decoding.token_tree import Branch, TokenTree, TreeWidth
 
 
 class Runtime(Protocol):
@@ -125,17 +125,17 @@ class ChainRuntime(Protocol):
 
 
 @runtime_checkable
-class LikelyRuntime(Protocol):
-    """A runtime that tells what is most likely without telling all logits."""
+class BranchingRuntime(Protocol):
+    """A runtime that goes on with a tree of its own choices unasked."""
 
-    def likely(
-        self, tokens: Sequence[int], most: int, tree: TokenTree | None = None
-    ) -> list[list[tuple[int, float]]] | None:
-        """Appends tokens as `feed` does, or as `TreeRuntime.feed_tree` where a tree is given.
+    def branch(
+        self, unseen: Sequence[int], count: int, width: TreeWidth
+    ) -> tuple[Sequence[Branch], int] | None:
+        """Appends tokens, and then tokens of a tree that it grows level by level, each of them one forward.
 
         Returns:
-            the `most` most likely next tokens with their probabilities, the first first: behind the last token, or behind
-            each one of a tree. None where it cannot, and has done nothing.
+            of all tokens looked at the up to `count` most probable, the most probable first, and how many forwards were made.
+            None where it cannot, and has done nothing.
         """
 
 

@@ -8,10 +8,43 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor, device
+
+
+MOST_PLACES = 64
+"""Most tokens of a tree, its root counted: which of them a token sees fits into a machine word."""
+
+
+@dataclass(frozen=True, slots=True)
+class TreeWidth:
+    """How a draft grows a tree."""
+
+    most: int
+    """How many tokens are looked at behind each."""
+    expanded: int
+    """Behind how many tokens of a level, at most, it goes on."""
+    branch_above: float
+    """Probability, of a token and all proposed ones before it together, from which on more than a level's most probable
+    token are proposed."""
+    stop_below: float | None
+    """The same below which it does not go on; None: it goes on behind all that are proposed."""
+
+    def goes_on(self, path: float, *, first: bool) -> bool:
+        """Whether the draft is asked what follows a token of this probability, which is its level's first or not."""
+        return first or path >= self.branch_above if self.stop_below is None else path >= self.stop_below
+
+
+class Branch(NamedTuple):
+    """A token of a tree that a draft has grown."""
+
+    token: int
+    parent: int
+    """The number, among those told, of the one before it; -1: the context's last token."""
+    place: int
+    """In the draft's own tree, once it was fed there; 0: it was not."""
 
 
 @dataclass(frozen=True)

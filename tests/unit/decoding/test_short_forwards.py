@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.decoding.loop import Request, autoregressive, speculative
-from draftrank.decoding.proposers.drafting import Drafting
+from draftrank.decoding.proposers.drafting import Drafting, draft_tokens
 from draftrank.decoding.proposers.early_exit import EarlyExitProposer
 from draftrank.decoding.proposers.features import FeatureProposer
 from draftrank.decoding.proposers.model import ModelProposer
@@ -27,7 +27,7 @@ from draftrank.decoding.runtimes.short_forward import MOST_TOKENS
 from draftrank.decoding.runtimes.torch_eager import TorchRuntime
 from draftrank.decoding.runtimes.torch_features import FeatureRuntime
 from draftrank.decoding.sampling import Sampler
-from draftrank.decoding.token_tree import TokenTree
+from draftrank.decoding.token_tree import TokenTree, TreeWidth
 from draftrank.drafting.architecture import Architecture
 from draftrank.drafting.forms import (
     FEATURES,
@@ -361,51 +361,57 @@ def test_a_chain_is_what_one_forward_after_the_other_chooses(name, dtype, prompt
     assert torch.equal(runtime.feed([5]), after)
 
 
+def asked(runtime):
+    """The same runtime, which grows no trees by itself."""
+    twin = copy.copy(runtime)
+    twin.branch = lambda *_: None
+    return twin
+
+
+widths = st.builds(Drafting, st.none() | st.floats(0.02, 0.6), st.floats(0.005, 0.5))
+
+
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     prompt=st.lists(st.integers(3, 60), min_size=1, max_size=40),
-    parents=st.lists(st.integers(0, 11), min_size=1, max_size=12),
-    most=st.integers(1, 61),
+    unseen=st.lists(st.integers(3, 60), min_size=1, max_size=12),
+    count=st.integers(1, 64),
+    drafting=widths,
 )
-def test_what_is_most_likely_is_what_the_logits_say(name, prompt, parents, most):
-    runtime = NATIVE[name, torch.float32]
-    tree = TokenTree((-1, *(min(parent, place) for place, parent in enumerate(parents))))
-    fed = [3 + 7 * place % 57 for place in range(len(tree.parents))]
-
-    def expected(logits):
-        likely = logits.softmax(-1).topk(most)
-        return likely.indices.tolist(), likely.values
-
-    def check(rows, logits):
-        tokens, shares = expected(logits)
-        assert [[token for token, _ in row] for row in rows] == tokens
-        told = torch.tensor([[share for _, share in row] for row in rows])
-        torch.testing.assert_close(told, shares, atol=1e-6, rtol=1e-5)
-
-    runtime.reset()
-    after_prompt, behind = runtime.feed(prompt)[-1:], runtime.feed_tree(fed, tree)
-    runtime.reset()
-    check(runtime.likely(prompt, most), after_prompt)
-    check(runtime.likely(fed, most, tree), behind)
-    assert runtime.length == len(prompt) + len(fed)
+def test_a_tree_is_the_one_that_one_forward_after_the_other_grows(name, prompt, unseen, count, drafting):
+    """And leaves what they would leave, to the last bit."""
+    runtime, sampler = NATIVE[name, torch.float32], Sampler(DecodingMode())
+    found = []
+    for draft in (asked(runtime), runtime):
+        runtime.reset()
+        runtime.feed(prompt)
+        proposal = draft_tokens(draft, sampler, unseen, count, drafting)
+        runtime.forget(runtime.length - len(prompt) - len(unseen))
+        found.append(
+            (proposal.tokens, proposal.parents, proposal.drafted, proposal.forwards, runtime.feed([5]))
+        )
+    (*expected, after), (*told, left) = found
+    assert told == expected
+    assert torch.equal(after, left)
 
 
 @pytest.mark.parametrize("change", [None, "int8", "trimmed head"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_tree_beside_states_of_the_target_is_the_same(name, change):
     model = reading(name, change)
-    plain, native = (FeatureRuntime.of(copy.deepcopy(model), "native") for _ in range(2))
-    parents = (-1, 0, 0, 1, 2, 2)
-    for runtime in (plain, native):
-        runtime.offer(torch.randn(2, runtime._width, generator=torch.Generator().manual_seed(4)))
-    logits, rows = plain.feed([5, 6], keep=1), native.likely([5, 6], 8)
-    for fed, places in (([7], 1), ([8, 9], 3), ([10, 11, 12], 6)):
-        for row, likely in zip(logits.softmax(-1), rows, strict=True):
-            for token, share in likely:
-                assert share == pytest.approx(float(row[token]), abs=1e-4)
-        tree = TokenTree(parents[:places])
-        logits, rows = plain.feed_tree(fed, tree), native.likely(fed, 8, tree)
+    found = []
+    for by_itself in (False, True):
+        runtime = FeatureRuntime.of(copy.deepcopy(model), "native")
+        offered = torch.randn(6, runtime._width, generator=torch.Generator().manual_seed(4))
+        runtime.offer(offered[:2])
+        runtime.feed([5, 6])
+        runtime.offer(offered[2:])
+        draft = runtime if by_itself else asked(runtime)
+        found.append(draft_tokens(draft, Sampler(DecodingMode()), [7, 8, 9, 10], 20, Drafting(0.001, 0.001)))
+    expected, told = found
+    assert set(told.tokens) == set(expected.tokens)  # roundings differ
+    assert told.forwards == expected.forwards
 
 
 def reading(name, change):
@@ -450,7 +456,7 @@ def test_what_cannot_go_on_by_itself_has_done_nothing():
     for model, forward in ((capped, "native"), (factorized, "native"), (small_model("llama"), "eager")):
         runtime = TorchRuntime.of(model, forward)
         runtime.feed([5, 6])
-        assert runtime.chain([7], 3) is runtime.likely([7], 3) is None
+        assert runtime.chain([7], 3) is runtime.branch([7], 3, TreeWidth(4, 2, 0.1, None)) is None
         assert runtime.length == 2
     assert NATIVE["llama", torch.float32].chain([7] * (MOST_TOKENS + 1), 3) is None
     model = small_model("llama")

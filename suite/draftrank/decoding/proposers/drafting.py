@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from draftrank.decoding.proposer import Proposal, ProposerContext
-from draftrank.decoding.runtime import ChainRuntime, LikelyRuntime, TreeRuntime
-from draftrank.decoding.token_tree import TokenTree
+from draftrank.decoding.runtime import BranchingRuntime, ChainRuntime, TreeRuntime
+from draftrank.decoding.token_tree import MOST_PLACES, TokenTree, TreeWidth
 from draftrank.errors import IncompatibleDraftError
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from draftrank.decoding.runtime import Runtime
     from draftrank.decoding.runtimes.captured.steps import DeviceSteps
     from draftrank.decoding.sampling import Sampler
+    from draftrank.decoding.token_tree import Branch
 
 MOST_RUNNERS_UP = 7
 """Tokens beside the draft's most likely one that may be proposed in its place."""
@@ -73,7 +74,13 @@ def draft_tokens(
         drafting: how far and how wide.
     """
     if drafting.branch_above is not None and sampler.mode.greedy:
-        return _branching(draft, unseen, count, drafting, drafting.branch_above)
+        width = TreeWidth(
+            min(MOST_RUNNERS_UP + 1, draft.vocabulary_size),
+            MOST_EXPANDED,
+            drafting.branch_above,
+            drafting.stop_below,
+        )
+        return _branching(draft, unseen, min(count, MOST_PLACES - 1), width)
     stop_below = drafting.stop_below
     if sampler.mode.greedy and isinstance(draft, ChainRuntime):
         chain = draft.chain(unseen, count, stop_below)
@@ -147,78 +154,61 @@ class _Candidate:
     """In the draft's tree, once it was fed; the context's last token has 0."""
 
 
-def _branching(
-    draft: Runtime, unseen: Sequence[int], count: int, drafting: Drafting, branch_above: float
-) -> Proposal:
+def _branching(draft: Runtime, unseen: Sequence[int], count: int, width: TreeWidth) -> Proposal:
     """A tree, level by level, each of them one forward: of all tokens looked at the `count` most probable.
 
     What is more probable comes first and no token is more probable than the one before it, so that these form a tree
     (as in EAGLE-2, Li et al. 2024, arXiv:2406.16858). A draft whose runtime reads chains only goes on behind the most
     probable token of each level alone.
     """
+    grown = draft.branch(unseen, count, width) if isinstance(draft, BranchingRuntime) else None
+    if grown is not None:
+        return _proposal(_candidates(grown[0]), grown[1])
     tree = draft if isinstance(draft, TreeRuntime) else None
     parents = [-1]
     found: list[_Candidate] = []
-    forwards, rows = 1, _likely_after(draft, unseen)
+    forwards, rows = 1, draft.feed(unseen, keep=1)
     behind: list[_Candidate | None] = [None]
     while True:
-        level = _level(rows, behind, branch_above)
+        level = _level(rows, behind, width)
         found += level
         found.sort(key=lambda one: -one.path)  # stable: of equals the earlier one stays
         del found[count:]
-        on = [one for one in level if one in found and _goes_on(one, level, drafting)]
-        on = on[: MOST_EXPANDED if tree else 1]
-        if forwards == count or not on:
+        on = [one for one in level if one in found and width.goes_on(one.path, first=one is level[0])]
+        on = on[: width.expanded if tree else 1]
+        if forwards == count or not on or len(parents) + len(on) > MOST_PLACES:
             break
         for one in on:
             parents.append(one.parent.place if one.parent else 0)
             one.place = len(parents) - 1
         fed = [one.token for one in on]
-        rows = _likely_after(draft, fed, TokenTree(tuple(parents)) if tree else None)
+        rows = tree.feed_tree(fed, TokenTree(tuple(parents))) if tree else draft.feed(fed)
         behind = list(on)
         forwards += 1
     return _proposal(found, forwards)
 
 
-def _likely_after(
-    draft: Runtime, fed: Sequence[int], tree: TokenTree | None = None
-) -> list[list[tuple[int, float]]]:
-    """The most likely tokens behind the last one that is fed, or behind each of a tree, and their probabilities."""
-    most = min(MOST_RUNNERS_UP + 1, draft.vocabulary_size)
-    found = draft.likely(fed, most, tree) if isinstance(draft, LikelyRuntime) else None
-    if found is not None:
-        return found
-    if tree is None:
-        rows = draft.feed(fed, keep=1)
-    else:
-        assert isinstance(draft, TreeRuntime)
-        rows = draft.feed_tree(fed, tree)
-    likely = rows.float().softmax(-1).topk(most)
-    return [
-        list(zip(tokens, shares, strict=True))
-        for tokens, shares in zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
-    ]
-
-
-def _level(
-    rows: Sequence[Sequence[tuple[int, float]]], behind: Sequence[_Candidate | None], branch_above: float
-) -> list[_Candidate]:
+def _level(rows: Tensor, behind: Sequence[_Candidate | None], width: TreeWidth) -> list[_Candidate]:
     """The tokens worth proposing behind each of the last level's, the most probable first; at least one."""
+    likely = rows.float().softmax(-1).topk(width.most)
     level = [
         _Candidate(token, parent, share * (parent.path if parent else 1.0))
-        for parent, likely in zip(behind, rows, strict=True)
-        for token, share in likely
+        for parent, tokens, shares in zip(
+            behind, likely.indices.tolist(), likely.values.tolist(), strict=True
+        )
+        for token, share in zip(tokens, shares, strict=True)
     ]
     level.sort(key=lambda one: -one.path)
-    return [level[0], *(one for one in level[1:] if one.path >= branch_above)]
+    return [level[0], *(one for one in level[1:] if one.path >= width.branch_above)]
 
 
-def _goes_on(one: _Candidate, level: Sequence[_Candidate], drafting: Drafting) -> bool:
-    """Whether the draft is asked what follows."""
-    if drafting.stop_below is not None:
-        return one.path >= drafting.stop_below
-    assert drafting.branch_above is not None
-    return one is level[0] or one.path >= drafting.branch_above
+def _candidates(grown: Sequence[Branch]) -> list[_Candidate]:
+    """A tree that a runtime has grown; those before come first."""
+    found: list[_Candidate] = []
+    for one in grown:
+        parent = found[one.parent] if one.parent >= 0 else None
+        found.append(_Candidate(one.token, parent, 0.0, one.place))
+    return found
 
 
 def _proposal(found: list[_Candidate], forwards: int) -> Proposal:

@@ -11,6 +11,8 @@ from torch.nn.functional import rms_norm
 
 from draftrank.catalog.precision import RuntimeName
 from draftrank.decoding.runtimes.packed_product import Product
+from draftrank.decoding.sampling import most_likely
+from draftrank.decoding.token_tree import MOST_PLACES
 from draftrank.drafting.architecture import Architecture
 from draftrank.drafting.attention_windows import attention_windows
 from draftrank.drafting.forms import TrimmedHead
@@ -21,9 +23,9 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
     from draftrank.decoding.runtimes.torch_cache import RollbackCache
-    from draftrank.decoding.token_tree import TokenTree
+    from draftrank.decoding.token_tree import Branch, TokenTree, TreeWidth
 
-MOST_TOKENS = 64
+MOST_TOKENS = MOST_PLACES
 """Longest forward that is short, and most tokens of a tree."""
 SUPPORTED = ("llama", "gemma3_text")
 """Model types whose layers are known here."""
@@ -135,6 +137,10 @@ class ShortForward(KnownDecoder, ABC):
     def product_of(self, module: nn.Module) -> Product:
         """The product with a linear layer's matrix as fast as this knows; other modules as they are."""
 
+    def choices(self, logits: Tensor) -> list[int]:
+        """The most likely token of each row of logits, [rows, vocabulary]; of equally likely ones the first."""
+        return most_likely(logits)
+
     def evened_product_of(self, module: nn.Module, parts: int) -> Product | None:
         """The same of vectors whose equal parts are each brought to a root mean square of 1 first; None where that is not
         one call."""
@@ -163,26 +169,26 @@ class ShortForward(KnownDecoder, ABC):
         """
         return None
 
-    def likely(
+    def branch(
         self,
-        fed: Sequence[int],
+        unseen: Sequence[int],
         cache: RollbackCache,
-        most: int,
-        tree: TokenTree | None = None,
+        count: int,
+        width: TreeWidth,
         features: Tensor | None = None,
-    ) -> tuple[list[list[tuple[int, float]]], Tensor] | None:
-        """Appends tokens and tells what is most likely behind them, in one call.
+    ) -> tuple[list[Branch], int, Tensor] | None:
+        """Appends tokens, and then a tree of what is most likely behind them, in one call.
 
         Args:
-            fed: the tokens, at least one.
+            unseen: tokens to read first, at least one.
             cache: what is held so far.
-            most: how many to tell behind each, the most likely first.
-            tree: how the tokens follow each other, see `TreeRuntime.feed_tree`; None: as a chain.
+            count: how many tokens to tell at most.
+            width: how the tree grows.
             features: what is read beside the tokens, [tokens, hidden], by a model that does.
 
         Returns:
-            tokens and their probabilities, behind each token in a tree, behind the last one of a chain; and the final states
-            of these, [rows, hidden]. None where this forward cannot, and has done nothing.
+            the tree, how many forwards it took, and the final state behind `unseen`, [1, hidden]; None where this forward
+            cannot, and has done nothing.
         """
         return None
 

@@ -18,6 +18,7 @@ from draftrank.decoding.runtimes.grouped_attention import NAME, use_attention
 from draftrank.decoding.runtimes.native.decoder import NativeDecoder
 from draftrank.decoding.runtimes.short_forward import MOST_TOKENS, ShortForward
 from draftrank.decoding.runtimes.torch_cache import RollbackCache
+from draftrank.decoding.sampling import most_likely
 from draftrank.drafting.architecture import Architecture
 from draftrank.drafting.attention_windows import attention_windows
 from draftrank.drafting.loading import load_model
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from draftrank.catalog.precision import Forward
-    from draftrank.decoding.token_tree import TokenTree
+    from draftrank.decoding.token_tree import Branch, TokenTree, TreeWidth
 
 
 _FINAL = -1
@@ -83,6 +84,8 @@ class TorchRuntime:
         self._fed = 0
         self._tree = 0
         """Places of the last tree."""
+        self._logits: Tensor | None = None
+        """Those of the last feed."""
         self._states: dict[int, Tensor] = {}
         """What is remembered of the last feed, by layer."""
 
@@ -136,6 +139,7 @@ class TorchRuntime:
             logits = output.logits[0, :wanted]
         if rows > fed:
             self._cache.forget(rows - fed)
+        self._logits = logits
         return logits
 
     @torch.inference_mode()
@@ -146,7 +150,8 @@ class TorchRuntime:
         read = self._read(torch.tensor([tokens], device=self._device), fed)
         self._fed, self._tree = fed, len(tree.parents)
         if self._short is not None and self._tree <= MOST_TOKENS:
-            return self._short_logits(self._short, read, fed, fed, tree)
+            self._logits = self._short_logits(self._short, read, fed, fed, tree)
+            return self._logits
         masks = {
             kind: tree.visible(root, window, self._device)[None, None, known:]
             for kind, window in self._windows.items()
@@ -160,7 +165,14 @@ class TorchRuntime:
             logits_to_keep=fed,
         )
         logits: Tensor = output.logits[0]
+        self._logits = logits
         return logits
+
+    def choices(self, count: int) -> list[int]:
+        """See `ChoosingRuntime.choices`."""
+        assert self._logits is not None, "nothing was fed"
+        last = self._logits[-count:]
+        return most_likely(last) if self._short is None else self._short.choices(last)
 
     @torch.inference_mode()
     def chain(self, unseen: Sequence[int], count: int, stop_below: float | None = None) -> list[int] | None:
@@ -175,26 +187,23 @@ class TorchRuntime:
         return chosen
 
     @torch.inference_mode()
-    def likely(
-        self, tokens: Sequence[int], most: int, tree: TokenTree | None = None
-    ) -> list[list[tuple[int, float]]] | None:
-        """See `LikelyRuntime.likely`."""
-        if self._short is None or set(self._states) - {_FINAL} or (tree and len(tree.parents) > MOST_TOKENS):
+    def branch(self, unseen: Sequence[int], count: int, width: TreeWidth) -> tuple[list[Branch], int] | None:
+        """See `BranchingRuntime.branch`."""
+        if self._short is None or set(self._states) - {_FINAL}:
             return None
-        found = self._short.likely(tokens, self._cache, most, tree, self._beside(len(tokens), tree))
+        found = self._short.branch(unseen, self._cache, count, width, self._beside(len(unseen)))
         if found is None:
             return None
-        rows, states = found
-        self._remember(states)
-        self._tree = 0 if tree is None else len(tree.parents)
-        return rows
+        told, forwards, state = found
+        self._remember(state)
+        return told, forwards
 
     def _remember(self, states: Tensor) -> None:
         self._fed = len(states)
         if self._states:
             self._states[_FINAL] = states
 
-    def _beside(self, fed: int, tree: TokenTree | None = None) -> Tensor | None:
+    def _beside(self, fed: int) -> Tensor | None:
         """What the next tokens are read beside, [fed, hidden]; None: nothing."""
         return None
 
@@ -207,7 +216,8 @@ class TorchRuntime:
         else:
             self._short.keep(self._cache, start, places)
         if self._fed == self._tree:
-            self._states = {place: states[list(places)] for place, states in self._states.items()}
+            kept = slice(len(places)) if list(places) == list(range(len(places))) else list(places)
+            self._states = {place: states[kept] for place, states in self._states.items()}
             self._fed = len(places)
 
     def _short_logits(

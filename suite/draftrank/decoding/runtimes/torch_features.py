@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from draftrank.decoding.runtimes.short_forward import ShortForward
     from draftrank.decoding.runtimes.torch_cache import RollbackCache
-    from draftrank.decoding.token_tree import TokenTree
+    from draftrank.decoding.token_tree import Branch, TokenTree, TreeWidth
 
 
 class FeatureRuntime(TorchRuntime):
@@ -65,14 +65,16 @@ class FeatureRuntime(TorchRuntime):
     def feed(self, tokens: Sequence[int], keep: int | None = None) -> Tensor:
         """See `Runtime.feed`."""
         logits = super().feed(tokens, keep)
-        self._note(None, len(tokens))
+        self._of_tree = [self.features()[-1]]
         return logits
 
     def feed_tree(self, tokens: Sequence[int], tree: TokenTree) -> Tensor:
         """See `TreeRuntime.feed_tree`."""
-        self._offer_for(tree, len(tokens))
+        known = len(tree.parents) - len(tokens)
+        if self._offered is None and known:
+            self.offer(torch.stack([self._of_tree[parent] for parent in tree.parents[known:]]))
         logits = super().feed_tree(tokens, tree)
-        self._note(tree, len(tokens))
+        self._of_tree = [*self._of_tree[:known], *self.features()]
         return logits
 
     def chain(self, unseen: Sequence[int], count: int, stop_below: float | None = None) -> list[int] | None:
@@ -83,38 +85,20 @@ class FeatureRuntime(TorchRuntime):
             self._offered = offered
         return found
 
-    def likely(
-        self, tokens: Sequence[int], most: int, tree: TokenTree | None = None
-    ) -> list[list[tuple[int, float]]] | None:
-        """See `LikelyRuntime.likely`."""
+    def branch(self, unseen: Sequence[int], count: int, width: TreeWidth) -> tuple[list[Branch], int] | None:
+        """See `BranchingRuntime.branch`."""
         offered = self._offered
-        if tree is not None:
-            self._offer_for(tree, len(tokens))
-        found = super().likely(tokens, most, tree)
+        found = super().branch(unseen, count, width)
         if found is None:
             self._offered = offered
-        else:
-            self._note(tree, len(tokens))
         return found
-
-    def _offer_for(self, tree: TokenTree, fed: int) -> None:
-        known = len(tree.parents) - fed
-        if self._offered is None and known:
-            self.offer(torch.stack([self._of_tree[parent] for parent in tree.parents[known:]]))
-
-    def _note(self, tree: TokenTree | None, fed: int) -> None:
-        """Remembers the states of what was just fed."""
-        if tree is None:
-            self._of_tree = [self.features()[-1]]
-        else:
-            self._of_tree = [*self._of_tree[: len(tree.parents) - fed], *self.features()]
 
     def _reduction_by(self, short: ShortForward, reduction: nn.Linear) -> Product:
         in_one = short.evened_product_of(reduction, len(self.layers) + 1)
         product = short.product_of(reduction)
         return in_one or (lambda states: product(self._fusion.evened(states)))
 
-    def _beside(self, fed: int, tree: TokenTree | None = None) -> Tensor:
+    def _beside(self, fed: int) -> Tensor:
         features, self._offered = self._offered, None
         if features is None:
             own = self.features()[-1:]

@@ -803,29 +803,64 @@ const float* step(
 
 int64_t token_of(const Ends& ends, int64_t output) { return ends.token_ids ? ends.token_ids[output] : output; }
 
-// A forward's tokens as a chain behind `start` positions.
-struct Chain {
+// What the last tokens of a tree at `root` see, by the depths of its places and by which places each sees.
+struct Sight {
     std::vector<int64_t> position, first;
     std::vector<uint64_t> kin;
+    std::vector<float> cosine, sine;
     std::vector<Kind> kinds;
 
-    Chain(const Positions* tables, int count, int size, int64_t start, int tokens)
-        : position(tokens), first(size_t(count) * tokens), kin(size_t(count) * tokens) {
-        for (int t = 0; t < tokens; ++t) position[t] = start + t;
+    Sight(
+        const Positions* tables, int count, int size, int64_t root, const std::vector<int>& depths,
+        const std::vector<uint64_t>& seen, int tokens
+    )
+        : position(tokens), first(size_t(count) * tokens), kin(size_t(count) * tokens),
+          cosine(size_t(count) * tokens * size), sine(cosine.size()) {
+        const size_t before = depths.size() - tokens;
+        for (int t = 0; t < tokens; ++t) position[t] = root + depths[before + t];
         for (int number = 0; number < count; ++number) {
             const Positions& of = tables[number];
             const size_t mine = size_t(number) * tokens;
             for (int t = 0; t < tokens; ++t) {
                 const int64_t farthest = of.window ? std::max<int64_t>(0, position[t] - of.window + 1) : 0;
                 first[mine + t] = farthest;
-                kin[mine + t] = (uint64_t(2) << t) - (uint64_t(1) << std::max<int64_t>(0, farthest - start));
+                kin[mine + t] = seen[before + t];
+                for (size_t place = 0; place < depths.size(); ++place)
+                    if (root + depths[place] < farthest) kin[mine + t] &= ~(uint64_t(1) << place);
+                std::copy_n(of.cosine + position[t] * size, size, &cosine[(mine + t) * size]);
+                std::copy_n(of.sine + position[t] * size, size, &sine[(mine + t) * size]);
             }
-            kinds.push_back(
-                {of.cosine + start * size, of.sine + start * size, position.data(), &first[mine], &kin[mine]}
-            );
+            kinds.push_back({&cosine[mine * size], &sine[mine * size], position.data(), &first[mine], &kin[mine]});
         }
     }
+
+    static Sight of_chain(const Positions* tables, int count, int size, int64_t start, int tokens) {
+        std::vector<int> depths(tokens);
+        std::vector<uint64_t> seen(tokens);
+        for (int t = 0; t < tokens; ++t) {
+            depths[t] = t;
+            seen[t] = (uint64_t(2) << t) - 1;
+        }
+        return Sight(tables, count, size, start, depths, seen, tokens);
+    }
 };
+
+}  // namespace
+
+extern "C" {
+
+// A token that may be proposed.
+struct Candidate {
+    int64_t token, parent;  // of those told, the one before it; -1: the context's last token
+    double path;            // probability of it and of all before it
+    int64_t place;          // in the draft's tree, once it was fed; 0: it was not
+};
+
+}  // extern "C"
+
+namespace {
+
+constexpr int MOST_PLACES = 64;
 
 }  // namespace
 
@@ -850,9 +885,9 @@ int draftrank_chain(
     const int64_t* tokens, int fed, float* states, int64_t start, int count, float stop_below, int64_t* chosen, int threads
 ) {
     for (int made = 0;; start += fed, fed = 1) {
-        const Chain chain(tables, kinds, shape->head_size, start, fed);
+        const Sight sight = Sight::of_chain(tables, kinds, shape->head_size, start, fed);
         const float* logits = step(
-            *shape, layers, depth, chain.kinds.data(), *ends, made ? chosen + made - 1 : tokens, fed, states, start, start,
+            *shape, layers, depth, sight.kinds.data(), *ends, made ? chosen + made - 1 : tokens, fed, states, start, start,
             1, threads
         );
         int64_t found = 0;
@@ -863,18 +898,123 @@ int draftrank_chain(
     }
 }
 
-// Reads `fed` token ids, as `draftrank_forward` reads vectors, and tells the `most` most likely ones behind each of the last
-// `wanted`, [wanted, most], and how likely they are. For `states` see `step`.
-void draftrank_likely(
-    const Shape* shape, const Layer* layers, int depth, const Kind* kinds, const Ends* ends, const int64_t* tokens, int fed,
-    float* states, int64_t start, int64_t root, int wanted, int most, int64_t* found, float* shares, int threads
+// Reads `fed` token ids behind `start` positions, at most 64, and then a tree of its own choices, level by level, each of them
+// one forward: of all tokens looked at, `candidates` are the up to `count` most probable, the most probable first. `most` are
+// looked at behind a token; a level's first one, and others of a path from `branch_above` on; it goes on behind the first
+// `expanded` of a path from `stop_below` on (negative: behind the first one and all others). Gives the number of candidates and,
+// in `read`, those of forwards and of positions. For `states` see `step`.
+int draftrank_branch(
+    const Shape* shape, const Layer* layers, int depth, const Positions* tables, int kinds, const Ends* ends,
+    const int64_t* tokens, int fed, float* states, int64_t start, int count, double stop_below, double branch_above,
+    int most, int expanded, Candidate* candidates, int64_t* read, int threads
 ) {
-    const float* logits =
-        step(*shape, layers, depth, kinds, *ends, tokens, fed, states, start, root, wanted, threads);
-    for (int row = 0; row < wanted; ++row) {
-        int64_t* mine = found + int64_t(row) * most;
-        likeliest(logits + row * ends->head.outputs, ends->head.outputs, most, mine, shares + int64_t(row) * most);
-        for (int place = 0; place < most; ++place) mine[place] = token_of(*ends, mine[place]);
+    const int hidden = shape->hidden, size = shape->head_size;
+    std::vector<Candidate> all, level;  // parents by their numbers in `all`
+    std::vector<size_t> found, behind, now;
+    std::vector<int> depths{0};
+    std::vector<uint64_t> seen{1};
+    std::vector<float> of_places, beside;
+    std::vector<int64_t> likely(size_t(expanded) * most), next;
+    std::vector<float> shares(likely.size());
+    const int64_t root = start + fed - 1;
+    const float* logits = step(
+        *shape, layers, depth, Sight::of_chain(tables, kinds, size, start, fed).kinds.data(), *ends, tokens, fed, states,
+        start, start, 1, threads
+    );
+    of_places.assign(states, states + hidden);
+    int64_t forwards = 1;
+    for (size_t rows = 1;; ++forwards) {
+        level.clear();
+        for (size_t row = 0; row < rows; ++row) {
+            const int64_t parent = forwards == 1 ? -1 : int64_t(behind[row]);
+            likeliest(logits + row * ends->head.outputs, ends->head.outputs, most, likely.data(), shares.data());
+            for (int place = 0; place < most; ++place)
+                level.push_back(
+                    {token_of(*ends, likely[place]), parent,
+                     double(shares[place]) * (parent < 0 ? 1.0 : all[parent].path), 0}
+                );
+        }
+        const auto more_probable = [](const Candidate& a, const Candidate& b) { return a.path > b.path; };
+        std::stable_sort(level.begin(), level.end(), more_probable);
+        now.clear();
+        for (size_t i = 0; i < level.size(); ++i) {
+            if (i && level[i].path < branch_above) continue;
+            now.push_back(all.size());
+            all.push_back(level[i]);
+        }
+        found.insert(found.end(), now.begin(), now.end());
+        std::stable_sort(found.begin(), found.end(), [&](size_t a, size_t b) { return all[a].path > all[b].path; });
+        if (found.size() > size_t(count)) found.resize(count);
+        behind.clear();
+        for (const size_t one : now) {
+            const bool on = stop_below < 0 ? one == now[0] || all[one].path >= branch_above : all[one].path >= stop_below;
+            if (on && behind.size() < size_t(expanded) && std::count(found.begin(), found.end(), one))
+                behind.push_back(one);
+        }
+        if (forwards == count || behind.empty() || depths.size() + behind.size() > MOST_PLACES) break;
+        next.clear();
+        beside.clear();
+        const int64_t first = root + int64_t(depths.size());
+        for (const size_t one : behind) {
+            const int64_t parent = all[one].parent < 0 ? 0 : all[all[one].parent].place;
+            all[one].place = int64_t(depths.size());
+            depths.push_back(depths[parent] + 1);
+            seen.push_back(seen[parent] | uint64_t(1) << all[one].place);
+            next.push_back(all[one].token);
+            beside.insert(beside.end(), &of_places[parent * hidden], &of_places[parent * hidden] + hidden);
+        }
+        rows = behind.size();
+        const Sight sight(tables, kinds, size, root, depths, seen, int(rows));
+        logits = step(
+            *shape, layers, depth, sight.kinds.data(), *ends, next.data(), int(rows), beside.data(), first, root,
+            int(rows), threads
+        );
+        of_places.insert(of_places.end(), beside.begin(), beside.end());
+    }
+    std::copy_n(of_places.begin(), hidden, states);
+    for (size_t i = 0; i < found.size(); ++i) {
+        candidates[i] = all[found[i]];
+        const int64_t parent = candidates[i].parent;
+        if (parent >= 0) candidates[i].parent = std::find(found.begin(), found.end(), size_t(parent)) - found.begin();
+    }
+    read[0] = forwards;
+    read[1] = fed + int64_t(depths.size()) - 1;
+    return int(found.size());
+}
+
+// The largest of each row of logits [rows, outputs], of equals the first.
+void draftrank_choices(const float* logits, int rows, int64_t outputs, int64_t* chosen, int threads) {
+    std::vector<int64_t> best(size_t(threads) * rows, -1);
+#pragma omp parallel num_threads(threads)
+    {
+        const int thread = omp_get_thread_num();
+        const Share mine(parts(outputs, BLOCK), thread, omp_get_num_threads());  // about as the head's product was divided
+        const int64_t end = std::min(mine.to * BLOCK, outputs);
+        for (int row = 0; row < rows && mine.from * BLOCK < end; ++row) {
+            const float* values = logits + row * outputs;
+            int64_t at = mine.from * BLOCK, i = at;
+            for (; i + BLOCK <= end; i += BLOCK) {
+                const Lanes a = load(values + i), b = load(values + i + LANES);
+                const Lanes more = a > b ? a : b;
+                const Whole larger = more > Lanes{} + values[at];
+                uint64_t any[LANES / 2];
+                std::memcpy(any, &larger, sizeof any);
+                if (!(any[0] | any[1] | any[2] | any[3])) continue;
+                for (int64_t j = i; j < i + BLOCK; ++j)
+                    if (values[j] > values[at]) at = j;
+            }
+            for (; i < end; ++i)
+                if (values[i] > values[at]) at = i;
+            best[size_t(thread) * rows + row] = at;
+        }
+    }
+    for (int row = 0; row < rows; ++row) {
+        chosen[row] = best[row];
+        for (int thread = 1; thread < threads; ++thread) {
+            const int64_t other = best[size_t(thread) * rows + row];
+            if (other >= 0 && (chosen[row] < 0 || logits[row * outputs + other] > logits[row * outputs + chosen[row]]))
+                chosen[row] = other;
+        }
     }
 }
 

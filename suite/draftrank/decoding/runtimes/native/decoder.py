@@ -21,6 +21,7 @@ from torch.ao.nn.quantized.dynamic import Linear as DynamicInt8Linear
 
 from draftrank.decoding.runtimes.native.library import (
     KINDS,
+    Candidate,
     Ends,
     Kind,
     Layer,
@@ -28,6 +29,7 @@ from draftrank.decoding.runtimes.native.library import (
     Shape,
     Typed,
     Weights,
+    choices,
     library,
     normed,
 )
@@ -41,7 +43,7 @@ from draftrank.decoding.runtimes.short_forward import (
     is_gelu,
     matrices_of,
 )
-from draftrank.decoding.token_tree import TokenTree
+from draftrank.decoding.token_tree import Branch, TokenTree, TreeWidth
 from draftrank.drafting.architecture import Architecture
 from draftrank.drafting.attention_windows import FULL
 from draftrank.drafting.forms import FEATURES, TrimmedHead
@@ -166,6 +168,10 @@ class NativeDecoder(ShortForward):
         for layer in cache.layers:
             layer.length = start + len(places)
 
+    def choices(self, logits: Tensor) -> list[int]:
+        """See `ShortForward.choices`."""
+        return choices(logits) if logits.dtype == torch.float32 else super().choices(logits)
+
     def chain(
         self,
         unseen: Sequence[int],
@@ -180,10 +186,7 @@ class NativeDecoder(ShortForward):
             return None
         start = cache.length
         self._extend(cache, fed + count - 1)
-        tables = [(*self._rotation_tables(kind, cache.length), self._windows[kind]) for kind in self._kinds]
-        positions = (Positions * len(tables))(
-            *(Positions(cosine.data_ptr(), sine.data_ptr(), window or 0) for cosine, sine, window in tables)
-        )
+        positions = self._positions(cache.length)
         states = self._states_for(1, features)
         chosen = (ctypes.c_int64 * count)()
         made = self._library.draftrank_chain(
@@ -191,7 +194,7 @@ class NativeDecoder(ShortForward):
             self._layers,
             len(self._layers),
             positions,
-            len(tables),
+            len(positions),
             ctypes.byref(ends),
             (ctypes.c_int64 * fed)(*unseen),
             fed,
@@ -205,42 +208,54 @@ class NativeDecoder(ShortForward):
         cache.forget(count - made)
         return chosen[:made], states[:1]
 
-    def likely(
+    def branch(
         self,
-        fed: Sequence[int],
+        unseen: Sequence[int],
         cache: RollbackCache,
-        most: int,
-        tree: TokenTree | None = None,
+        count: int,
+        width: TreeWidth,
         features: Tensor | None = None,
-    ) -> tuple[list[list[tuple[int, float]]], Tensor] | None:
-        """See `ShortForward.likely`."""
-        count, ends = len(fed), self._ends
-        if ends is None or count > MOST_TOKENS or most > ends.head.outputs:
+    ) -> tuple[list[Branch], int, Tensor] | None:
+        """See `ShortForward.branch`."""
+        fed, ends = len(unseen), self._ends
+        if ends is None or fed > MOST_TOKENS or width.most > ends.head.outputs:
             return None
-        start, wanted = cache.length, 1 if tree is None else count
-        self._extend(cache, count)
-        root, kinds, _held = self._kinds_of(start, count, tree)
-        states = self._states_for(count, features)
-        tokens, shares = (ctypes.c_int64 * (wanted * most))(), (ctypes.c_float * (wanted * most))()
-        self._library.draftrank_likely(
+        start, room = cache.length, fed + MOST_TOKENS
+        self._extend(cache, room)
+        positions = self._positions(cache.length)
+        states = self._states_for(1, features)
+        candidates, read = (Candidate * count)(), (ctypes.c_int64 * 2)()
+        found = self._library.draftrank_branch(
             ctypes.byref(self._dimensions),
             self._layers,
             len(self._layers),
-            kinds,
+            positions,
+            len(positions),
             ctypes.byref(ends),
-            (ctypes.c_int64 * count)(*fed),
-            count,
+            (ctypes.c_int64 * fed)(*unseen),
+            fed,
             states.data_ptr(),
             start,
-            root,
-            wanted,
-            most,
-            tokens,
-            shares,
+            count,
+            -1.0 if width.stop_below is None else width.stop_below,
+            width.branch_above,
+            width.most,
+            width.expanded,
+            candidates,
+            read,
             torch.get_num_threads(),
         )
-        found = list(zip(tokens, shares, strict=True))
-        return [found[begin : begin + most] for begin in range(0, len(found), most)], states[:wanted]
+        forwards, held = read
+        cache.forget(room - held)
+        told = [Branch(one.token, one.parent, one.place) for one in candidates[:found]]
+        return told, forwards, states[:1]
+
+    def _positions(self, end: int) -> ctypes.Array[Positions]:
+        """How every position before `end` is rotated and what it sees, by kind of attention."""
+        tables = [(*self._rotation_tables(kind, end), self._windows[kind]) for kind in self._kinds]
+        return (Positions * len(tables))(
+            *(Positions(cosine.data_ptr(), sine.data_ptr(), window or 0) for cosine, sine, window in tables)
+        )
 
     def _states_for(self, count: int, features: Tensor | None) -> Tensor:
         """What the kernels read beside tokens and overwrite, [count, hidden]."""
@@ -260,7 +275,10 @@ class NativeDecoder(ShortForward):
         self._extend(cache, tokens)
         for number, layer in enumerate(self._layers):
             layer.output = _address(kept.get(number))
-        root, kinds, _held = self._kinds_of(start, tokens, tree)
+        shape = _chain(tokens) if tree is None else tree
+        root = start + tokens - len(shape.parents)
+        seen = [self._seen(kind, root, tokens, shape) for kind in self._kinds]
+        kinds = (Kind * len(seen))(*(Kind(*(_address(part) for part in parts)) for parts in seen))
         self._library.draftrank_forward(
             ctypes.byref(self._dimensions),
             self._layers,
@@ -273,15 +291,6 @@ class NativeDecoder(ShortForward):
             root,
             torch.get_num_threads(),
         )
-
-    def _kinds_of(
-        self, start: int, tokens: int, tree: TokenTree | None
-    ) -> tuple[int, ctypes.Array[Kind], object]:
-        """The root of the last `tokens` of a tree, what they see, and what that points to."""
-        shape = _chain(tokens) if tree is None else tree
-        root = start + tokens - len(shape.parents)
-        seen = [self._seen(kind, root, tokens, shape) for kind in self._kinds]
-        return root, (Kind * len(seen))(*(Kind(*(_address(part) for part in parts)) for parts in seen)), seen
 
     def _extend(self, cache: RollbackCache, tokens: int) -> None:
         """Makes room for more tokens."""
