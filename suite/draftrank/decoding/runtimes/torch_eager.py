@@ -152,6 +152,9 @@ class TorchRuntime:
         if self._short is not None and self._tree <= MOST_TOKENS:
             self._logits = self._short_logits(self._short, read, fed, fed, tree)
             return self._logits
+        assert self._short is None or not self._short.reads_prompts, (
+            "its cache is its own, see `NativeDecoder`"
+        )
         masks = {
             kind: tree.visible(root, window, self._device)[None, None, known:]
             for kind, window in self._windows.items()

@@ -3,7 +3,8 @@
 An optimiser (TPE of Optuna) chooses models; each is trained in rungs, and what promises less than others on its
 rung is given up (successive halving, Jamieson and Talwalkar 2016, arXiv:1502.07943). The promise comes from agreement
 on text kept aside and from forward times, never from a task, so that nothing is fitted to the prompts that decide.
-The model that promises most is then trained on, twice as long each time, for as long as that pays and fits. The most promising ones, alone, behind copying, as trees and in int8, are then measured side by side in one session.
+The model that promises most is then trained on, twice as long each time, for as long as that pays and fits. The most
+promising ones, alone, behind copying, as trees and in int8, are then measured side by side in one session.
 
 Every model is a recipe: what is trained lies in the cache, a longer training goes on from a shorter one, and a
 search that was interrupted goes on where it stopped.
@@ -245,10 +246,11 @@ class _Seeker:
             else:
                 assert one.promise is not None
                 assert best.promise is not None
+                seconds = best.seconds + one.last_s
                 if one.promise.speedup < PAYS * best.promise.speedup:
-                    better = max(one, best, key=lambda each: each.promise.speedup if each.promise else 0.0)
+                    better = one if one.promise.speedup > best.promise.speedup else best
                     one = replace(better, note="trained until it gained nothing more")
-                one = replace(one, seconds=best.seconds + one.last_s)
+                one = replace(one, seconds=seconds)
             tried = [one if each.choice == one.choice else each for each in tried]
             self._deepened.write_text(json.dumps(asdict(one)), "utf-8")
             stage.advance(int(self._clock.note()), _told(one))

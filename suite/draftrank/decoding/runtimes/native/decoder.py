@@ -2,7 +2,8 @@
 
 Matrices are read from a packed copy, in the order in which it lies. Between them everything is fp32, so this rounds less
 than the model's own forward in bf16; keys and values are kept in the model's type, and what multiplies bf16 matrices is
-rounded to it where the processor has instructions for that. However tokens are divided into forwards, and wherever
+rounded to it where the processor has instructions for that. Keys lie in the cache as matrices do, packed, so no other
+forward may go on with it. However tokens are divided into forwards, and wherever
 in a tree they lie, they give the same bits: a token proposed by a draft is verified by exactly the numbers that decoding
 without drafts would have made.
 """
@@ -259,6 +260,8 @@ class NativeDecoder(ShortForward):
 
     def _states_for(self, count: int, features: Tensor | None) -> Tensor:
         """What the kernels read beside tokens and overwrite, [count, hidden]."""
+        assert self._ends is not None
+        assert bool(self._ends.fused) == (features is not None)
         if features is None:
             return torch.empty(count, self._dimensions.hidden)
         return features.to(torch.float32, copy=True)
