@@ -61,25 +61,6 @@ def test_a_folder_that_cannot_be_written_is_named(uncompiled):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    rows=st.integers(1, 5),
-    outputs=st.integers(1, 90),
-    kinds=st.integers(1, 40),
-    seed=st.integers(0, 99),
-    threads=st.integers(1, 3),
-)
-def test_choices_are_the_largest_and_of_equals_the_first(rows, outputs, kinds, seed, threads):
-    torch.manual_seed(seed)
-    logits = torch.randint(kinds, (rows, outputs)).float() - kinds / 2
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        assert library.choices(logits) == logits.numpy().argmax(-1).tolist()
-    finally:
-        torch.set_num_threads(before)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
     outputs=st.integers(1, 70),
     inputs=st.integers(1, 70),
     count=st.integers(1, MOST_TOKENS + 9),

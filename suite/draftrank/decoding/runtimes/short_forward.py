@@ -11,7 +11,6 @@ from torch.nn.functional import rms_norm
 
 from draftrank.catalog.precision import RuntimeName
 from draftrank.decoding.runtimes.packed_product import Product
-from draftrank.decoding.sampling import most_likely
 from draftrank.decoding.token_tree import MOST_PLACES
 from draftrank.drafting.architecture import Architecture
 from draftrank.drafting.attention_windows import attention_windows
@@ -136,10 +135,6 @@ class ShortForward(KnownDecoder, ABC):
     @abstractmethod
     def product_of(self, module: nn.Module) -> Product:
         """The product with a linear layer's matrix as fast as this knows; other modules as they are."""
-
-    def choices(self, logits: Tensor) -> list[int]:
-        """The most likely token of each row of logits, [rows, vocabulary]; of equally likely ones the first."""
-        return most_likely(logits)
 
     def evened_product_of(self, module: nn.Module, parts: int) -> Product | None:
         """The same of vectors whose equal parts are each brought to a root mean square of 1 first; None where that is not

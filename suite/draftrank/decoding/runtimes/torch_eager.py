@@ -18,7 +18,6 @@ from draftrank.decoding.runtimes.grouped_attention import NAME, use_attention
 from draftrank.decoding.runtimes.native.decoder import NativeDecoder
 from draftrank.decoding.runtimes.short_forward import MOST_TOKENS, ShortForward
 from draftrank.decoding.runtimes.torch_cache import RollbackCache
-from draftrank.decoding.sampling import most_likely
 from draftrank.drafting.architecture import Architecture
 from draftrank.drafting.attention_windows import attention_windows
 from draftrank.drafting.loading import load_model
@@ -84,8 +83,6 @@ class TorchRuntime:
         self._fed = 0
         self._tree = 0
         """Places of the last tree."""
-        self._logits: Tensor | None = None
-        """Those of the last feed."""
         self._states: dict[int, Tensor] = {}
         """What is remembered of the last feed, by layer."""
 
@@ -139,7 +136,6 @@ class TorchRuntime:
             logits = output.logits[0, :wanted]
         if rows > fed:
             self._cache.forget(rows - fed)
-        self._logits = logits
         return logits
 
     @torch.inference_mode()
@@ -150,8 +146,7 @@ class TorchRuntime:
         read = self._read(torch.tensor([tokens], device=self._device), fed)
         self._fed, self._tree = fed, len(tree.parents)
         if self._short is not None and self._tree <= MOST_TOKENS:
-            self._logits = self._short_logits(self._short, read, fed, fed, tree)
-            return self._logits
+            return self._short_logits(self._short, read, fed, fed, tree)
         assert self._short is None or not self._short.reads_prompts, (
             "its cache is its own, see `NativeDecoder`"
         )
@@ -168,14 +163,7 @@ class TorchRuntime:
             logits_to_keep=fed,
         )
         logits: Tensor = output.logits[0]
-        self._logits = logits
         return logits
-
-    def choices(self, count: int) -> list[int]:
-        """See `ChoosingRuntime.choices`."""
-        assert self._logits is not None, "nothing was fed"
-        last = self._logits[-count:]
-        return most_likely(last) if self._short is None else self._short.choices(last)
 
     @torch.inference_mode()
     def chain(self, unseen: Sequence[int], count: int, stop_below: float | None = None) -> list[int] | None:

@@ -982,42 +982,6 @@ int draftrank_branch(
     return int(found.size());
 }
 
-// The largest of each row of logits [rows, outputs], of equals the first.
-void draftrank_choices(const float* logits, int rows, int64_t outputs, int64_t* chosen, int threads) {
-    std::vector<int64_t> best(size_t(threads) * rows, -1);
-#pragma omp parallel num_threads(threads)
-    {
-        const int thread = omp_get_thread_num();
-        const Share mine(parts(outputs, BLOCK), thread, omp_get_num_threads());  // about as the head's product was divided
-        const int64_t end = std::min(mine.to * BLOCK, outputs);
-        for (int row = 0; row < rows && mine.from * BLOCK < end; ++row) {
-            const float* values = logits + row * outputs;
-            int64_t at = mine.from * BLOCK, i = at;
-            for (; i + BLOCK <= end; i += BLOCK) {
-                const Lanes a = load(values + i), b = load(values + i + LANES);
-                const Lanes more = a > b ? a : b;
-                const Whole larger = more > Lanes{} + values[at];
-                uint64_t any[LANES / 2];
-                std::memcpy(any, &larger, sizeof any);
-                if (!(any[0] | any[1] | any[2] | any[3])) continue;
-                for (int64_t j = i; j < i + BLOCK; ++j)
-                    if (values[j] > values[at]) at = j;
-            }
-            for (; i < end; ++i)
-                if (values[i] > values[at]) at = i;
-            best[size_t(thread) * rows + row] = at;
-        }
-    }
-    for (int row = 0; row < rows; ++row) {
-        chosen[row] = best[row];
-        for (int thread = 1; thread < threads; ++thread) {
-            const int64_t other = best[size_t(thread) * rows + row];
-            if (other >= 0 && (chosen[row] < 0 || logits[row * outputs + other] > logits[row * outputs + chosen[row]]))
-                chosen[row] = other;
-        }
-    }
-}
-
 // Vectors [count, size], normed.
 void draftrank_normed(const float* x, const float* weight, int64_t count, int size, float epsilon, float* to) {
     for (int64_t t = 0; t < count; ++t) normed(x + t * size, weight, size, epsilon, to + t * size);

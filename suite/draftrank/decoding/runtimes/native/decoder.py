@@ -30,7 +30,6 @@ from draftrank.decoding.runtimes.native.library import (
     Shape,
     Typed,
     Weights,
-    choices,
     library,
     normed,
 )
@@ -168,10 +167,6 @@ class NativeDecoder(ShortForward):
             )
         for layer in cache.layers:
             layer.length = start + len(places)
-
-    def choices(self, logits: Tensor) -> list[int]:
-        """See `ShortForward.choices`."""
-        return choices(logits) if logits.dtype == torch.float32 else super().choices(logits)
 
     def chain(
         self,

@@ -152,8 +152,6 @@ def library() -> ctypes.CDLL:
     found.draftrank_branch.restype = ctypes.c_int
     found.draftrank_normed.argtypes = [pointer, pointer, many, ctypes.c_int, ctypes.c_float, pointer]
     found.draftrank_normed.restype = None
-    found.draftrank_choices.argtypes = [pointer, ctypes.c_int, many, pointer, ctypes.c_int]
-    found.draftrank_choices.restype = None
     found.draftrank_product.argtypes = [
         pointer, many, pointer, ctypes.c_int, ctypes.c_int, pointer, ctypes.c_int,
     ]  # fmt: skip
@@ -234,15 +232,6 @@ def normed(vectors: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         vectors.data_ptr(), weight.data_ptr(), *vectors.shape, epsilon, made.data_ptr()
     )
     return made
-
-
-def choices(logits: Tensor) -> list[int]:
-    """The place of the largest of each row of logits [rows, outputs], fp32; of equally large ones the first."""
-    read = logits.contiguous()
-    rows, outputs = read.shape
-    chosen = (ctypes.c_int64 * rows)()
-    library().draftrank_choices(read.data_ptr(), rows, outputs, chosen, torch.get_num_threads())
-    return list(chosen)
 
 
 def _compiled(chosen: str) -> Path:
