@@ -197,19 +197,33 @@ class _Seeker:
         self._state.mkdir(parents=True, exist_ok=True)
         self._clock = _Clock(self._state / "spent_s")
         self._deepened = self._state / "trained_on.json"
+        self._trained = self._state / "trained.json"
 
     def try_models(self) -> list[Tried]:
-        """Trains one model after the other until the time for it is over, and the most promising one on."""
+        """Trains one model after the other until the time for it is over, and the most promising one on.
+
+        Once over it stays so: what the budget leaves may not let the same search go on when it is asked for again.
+        """
+        if self._trained.is_file():
+            return [_read(one) for one in json.loads(self._trained.read_text("utf-8"))]
         until = self._request.budget_s * TRAINING_SHARE
         with self._progress.stage("search", int(until)) as stage:
             stage.advance(int(self._clock.spent_s))
-            return self._train_on(self._explore(stage), stage)
+            tried = self._train_on(self._explore(stage), stage)
+        if _by_promise(tried):
+            self._trained.write_text(json.dumps([asdict(one) for one in tried]), "utf-8")
+        return tried
 
     def _explore(self, stage: Stage) -> list[Tried]:
         study = self._study()
-        longest, repeated = 0.0, 0
+        repeated = 0
         until = self._request.budget_s * EXPLORING_SHARE
-        tried = [_read(trial.user_attrs["tried"]) for trial in study.trials if "tried" in trial.user_attrs]
+        tried = [
+            _read(json.loads(trial.user_attrs["tried"]))
+            for trial in study.trials
+            if "tried" in trial.user_attrs
+        ]
+        longest = max((one.seconds for one in tried), default=0.0)
         known = {one.choice for one in tried}
         while self._clock.spent_s + longest < until and repeated < _MOST_REPEATS:
             trial = study.ask()
@@ -232,7 +246,7 @@ class _Seeker:
         """The same with the most promising model trained longer, for as long as that pays and fits."""
         until = self._request.budget_s * TRAINING_SHARE
         if self._deepened.is_file():
-            deepened = _read(self._deepened.read_text("utf-8"))
+            deepened = _read(json.loads(self._deepened.read_text("utf-8")))
             tried = [deepened if one.choice == deepened.choice else one for one in tried]
         while able := _by_promise(tried):
             best = able[0]
@@ -449,9 +463,8 @@ def _told(one: Tried) -> str:
     return f"{one.choice.id} {what}"
 
 
-def _read(text: str) -> Tried:
-    """What `json.dumps(asdict(one))` wrote."""
-    fields = json.loads(text)
+def _read(fields: dict[str, Any]) -> Tried:
+    """From what `asdict` made of it."""
     promised = fields["promise"]
     return Tried(
         **fields
