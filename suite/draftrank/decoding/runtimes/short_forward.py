@@ -11,6 +11,7 @@ from torch.nn.functional import rms_norm
 
 from draftrank.catalog.precision import RuntimeName
 from draftrank.decoding.runtimes.packed_product import Product
+from draftrank.decoding.runtimes.torch_cache import zeros
 from draftrank.decoding.token_tree import MOST_PLACES
 from draftrank.drafting.architecture import Architecture
 from draftrank.drafting.attention_windows import attention_windows
@@ -127,6 +128,38 @@ class ShortForward(KnownDecoder, ABC):
         Returns:
             states after the last layer, [tokens, hidden]; `normed` makes them final.
         """
+
+    def reads_at_once(self, tokens: int) -> bool:
+        """Whether `read` knows forwards of so many tokens."""
+        return False
+
+    def read(
+        self,
+        tokens: Sequence[int],
+        cache: RollbackCache,
+        wanted: int,
+        tree: TokenTree | None = None,
+        states: dict[int, Tensor] | None = None,
+        features: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """From token ids to logits in one call, where it `reads_at_once`; otherwise as `run`.
+
+        Args:
+            tokens: ids to append to the cache, at least one.
+            cache: what is held so far.
+            wanted: of how many last tokens.
+            tree: see `run`.
+            states: see `run`.
+            features: what is read beside the tokens, [tokens, hidden], by a model that does.
+
+        Returns:
+            logits [wanted, vocabulary] and the final states [wanted, hidden] that they come from.
+        """
+        raise NotImplementedError
+
+    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A buffer of a cache that this forward is to read."""
+        return zeros(shape, dtype, device)
 
     def keep(self, cache: RollbackCache, start: int, places: Sequence[int]) -> None:
         """See `RollbackLayer.keep`, in every layer of the cache of the last `run`."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,6 +11,14 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 _GRAIN = 64
 """Capacities are multiples of it, so that kernels of our own can keep positions in groups."""
+
+
+Zeros: TypeAlias = Callable[[tuple[int, ...], torch.dtype, torch.device], Tensor]
+
+
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Where torch takes its memory from."""
+    return torch.zeros(shape, dtype=dtype, device=device)
 
 
 class RollbackLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -25,8 +33,9 @@ class RollbackLayer(CacheLayerMixin):  # type: ignore[misc]
     is_sliding = False
     is_croppable = True
 
-    def __init__(self) -> None:
+    def __init__(self, zeros: Zeros = zeros) -> None:
         super().__init__()
+        self._zeros = zeros
         self.keys: Tensor
         self.values: Tensor
         self.is_initialized: bool
@@ -98,7 +107,7 @@ class RollbackLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def _buffer_like(self, states: Tensor) -> Tensor:
         shape = (*states.shape[:-2], self.capacity, states.shape[-1])
-        return torch.zeros(shape, dtype=states.dtype, device=states.device)
+        return self._zeros(shape, states.dtype, states.device)
 
     def _grown(self, held: Tensor) -> Tensor:
         grown = self._buffer_like(held)
@@ -113,9 +122,9 @@ class RollbackCache(Cache):  # type: ignore[misc]
         super().__init__(layers=layers)
 
     @classmethod
-    def of_depth(cls, depth: int) -> RollbackCache:
+    def of_depth(cls, depth: int, zeros: Zeros = zeros) -> RollbackCache:
         """An empty cache for `depth` layers."""
-        return cls([RollbackLayer() for _ in range(depth)])
+        return cls([RollbackLayer(zeros) for _ in range(depth)])
 
     def first(self, count: int) -> RollbackCache:
         """The same first layers, shared."""

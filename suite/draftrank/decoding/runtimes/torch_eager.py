@@ -17,7 +17,7 @@ from draftrank.decoding.runtimes.fused_decoder import FusedDecoder
 from draftrank.decoding.runtimes.grouped_attention import NAME, use_attention
 from draftrank.decoding.runtimes.native.decoder import NativeDecoder
 from draftrank.decoding.runtimes.short_forward import MOST_TOKENS, ShortForward
-from draftrank.decoding.runtimes.torch_cache import RollbackCache
+from draftrank.decoding.runtimes.torch_cache import RollbackCache, zeros
 from draftrank.drafting.architecture import Architecture
 from draftrank.drafting.attention_windows import attention_windows
 from draftrank.drafting.loading import load_model
@@ -78,7 +78,8 @@ class TorchRuntime:
         self.context_window = int(config.max_position_embeddings)
         self._device = next(iter(model.parameters())).device
         self._pads = self._device.type == "cpu" and has_slow_row_counts(model)
-        self._cache = cache or RollbackCache.of_depth(int(config.num_hidden_layers))
+        room = zeros if short is None else short.zeros
+        self._cache = cache or RollbackCache.of_depth(int(config.num_hidden_layers), room)
         self._windows = attention_windows(config)
         self._fed = 0
         self._tree = 0
@@ -121,6 +122,8 @@ class TorchRuntime:
     def feed(self, tokens: Sequence[int], keep: int | None = None) -> Tensor:
         """See `Runtime.feed`; the logits keep the model's dtype and device."""
         fed, wanted = len(tokens), keep or len(tokens)
+        if self._reads_at_once(fed, wanted):
+            return self._read_at_once(tokens, wanted)
         rows = padded_rows(fed) if self._pads else fed
         if self._cache.length + rows > self.context_window:
             rows = fed
@@ -142,9 +145,12 @@ class TorchRuntime:
     def feed_tree(self, tokens: Sequence[int], tree: TokenTree) -> Tensor:
         """See `TreeRuntime.feed_tree`; the logits keep the model's dtype and device."""
         fed, known = len(tokens), len(tree.parents) - len(tokens)
+        self._tree = len(tree.parents)
+        if self._tree <= MOST_TOKENS and self._reads_at_once(fed, fed):
+            return self._read_at_once(tokens, fed, tree)
         root = self._cache.length - known
         read = self._read(torch.tensor([tokens], device=self._device), fed)
-        self._fed, self._tree = fed, len(tree.parents)
+        self._fed = fed
         if self._short is not None and self._tree <= MOST_TOKENS:
             return self._short_logits(self._short, read, fed, fed, tree)
         assert self._short is None or not self._short.reads_prompts, (
@@ -210,6 +216,23 @@ class TorchRuntime:
             kept = slice(len(places)) if list(places) == list(range(len(places))) else list(places)
             self._states = {place: states[kept] for place, states in self._states.items()}
             self._fed = len(places)
+
+    def _reads_at_once(self, fed: int, wanted: int) -> bool:
+        """Whether one call does, which tells final states of what is wanted alone."""
+        return (
+            self._short is not None
+            and self._short.reads_at_once(fed)
+            and (fed == wanted or _FINAL not in self._states)
+        )
+
+    def _read_at_once(self, tokens: Sequence[int], wanted: int, tree: TokenTree | None = None) -> Tensor:
+        assert self._short is not None
+        beside = self._beside(len(tokens))
+        logits, final = self._short.read(tokens, self._cache, wanted, tree, self._states, beside)
+        self._fed = len(tokens)
+        if self._states:
+            self._states[_FINAL] = final
+        return logits
 
     def _short_logits(
         self,

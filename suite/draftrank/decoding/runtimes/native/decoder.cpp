@@ -27,20 +27,23 @@
 #define DRAFTRANK_PAIRS
 #endif
 
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define DRAFTRANK_WIDE
+#endif
+
 // Sums stay in registers only where the loops over them are written out.
 #define DRAFTRANK_UNROLL _Pragma("GCC unroll 16")
 
 namespace {
 
-constexpr int LANES = 8;
+#if defined(DRAFTRANK_WIDE)
+constexpr int LANES = 16, REGISTERS = 32;
+#else
+constexpr int LANES = 8, REGISTERS = 16;
+#endif
 constexpr int BLOCK = 2 * LANES;
 constexpr int AHEAD = 8192;  // bytes
 constexpr std::align_val_t BOUNDARY{64};
-#if defined(__AVX512VL__)
-constexpr int REGISTERS = 32;
-#else
-constexpr int REGISTERS = 16;
-#endif
 constexpr int MOST_SUMS = REGISTERS / 2 - 2;  // tokens or queries whose sums, two vectors each, stay in registers
 constexpr int LARGEST_HEAD = 512;
 
@@ -58,7 +61,9 @@ inline void store(float* to, Lanes values) { std::memcpy(to, &values, sizeof val
 
 // a · b + c, said and not left to the compiler: it decides for each loop anew whether the two are one rounding or two.
 inline Lanes fused(Lanes a, Lanes b, Lanes c) {
-#if defined(__AVX2__) && defined(__FMA__)
+#if defined(DRAFTRANK_WIDE)
+    return (Lanes)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__) && defined(__FMA__)
     return (Lanes)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 #elif defined(__FP_FAST_FMAF)
     for (int lane = 0; lane < LANES; ++lane) c[lane] = std::fma(a[lane], b[lane], c[lane]);
@@ -76,10 +81,20 @@ inline float fused(float a, float b, float c) {
 #endif
 }
 
-inline float total(Lanes v) {
-    v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3);
-    v += __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5);
-    return v[0] + v[1];
+typedef std::make_integer_sequence<int, LANES> Numbered;
+
+template <int HALF, int... LANE>
+inline float folded(Lanes v, std::integer_sequence<int, LANE...> lanes) {
+    if constexpr (HALF == 1) return v[0] + v[1];
+    else return folded<HALF / 2>(v + __builtin_shufflevector(v, v, (LANE ^ HALF)...), lanes);
+}
+
+inline float total(Lanes v) { return folded<LANES / 2>(v, Numbered()); }
+
+// Of two vectors in turn, from this lane on.
+template <int FROM, int... LANE>
+inline Lanes interleaved(Lanes even, Lanes odd, std::integer_sequence<int, LANE...>) {
+    return __builtin_shufflevector(even, odd, (FROM + LANE / 2 + LANE % 2 * LANES)...);
 }
 
 inline Lanes exponential(Lanes x) {
@@ -128,8 +143,8 @@ struct Bf16 {
     static int place(int number) { return number < LANES ? 2 * number : 2 * (number - LANES) + 1; }
 
     static void in_order(Lanes even, Lanes odd, float* to) {
-        store(to, __builtin_shufflevector(even, odd, 0, 8, 1, 9, 2, 10, 3, 11));
-        store(to + LANES, __builtin_shufflevector(even, odd, 4, 12, 5, 13, 6, 14, 7, 15));
+        store(to, interleaved<0>(even, odd, Numbered()));
+        store(to + LANES, interleaved<LANES / 2>(even, odd, Numbered()));
     }
 };
 
@@ -157,7 +172,9 @@ struct Int8 {
     typedef int8_t Bytes __attribute__((vector_size(LANES)));
 
     static Lanes lanes(const Stored* from) {
-#if defined(__AVX2__)
+#if defined(DRAFTRANK_WIDE)
+        return (Lanes)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from)));
+#elif defined(__AVX2__)
         return (Lanes)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from)));
 #else
         Bytes raw;
@@ -232,7 +249,7 @@ struct Widened {
         }
     };
 };
-typedef Widened<Int8, 4> Int8Weights;
+typedef Widened<Int8, 64 / BLOCK> Int8Weights;
 
 #if defined(DRAFTRANK_PAIRS)
 // Bf16 weights times inputs that are rounded to bf16.
@@ -473,42 +490,181 @@ void rotated(
     for (int d = half; d < size; ++d) to[d] = (x[d] * cosine[d] + x[d - half] * sine[d]) * factor;
 }
 
-// Weighted sums of `count` values [.., size], for QUERIES queries.
-template <class Values>
-struct Weighted {
-    typedef typename Values::Stored Number;
+// Held values and their weighted sums. `add` gives those of some queries, whose weights [queries, stride] are of the positions
+// from one on at which a panel begins: all tokens see `before` of them, and then each its kin in the tree; other weights are
+// zeros. `token` says whose a query is. `outs` get the sums times `factors`.
+
+constexpr int64_t NEAR = 16 << 10;  // bytes of values that all queries read before the next ones: they stay in the nearest cache
+
+template <class Number>
+struct Rows {
+    typedef typename Number::Stored Stored;
+
+    static int64_t offset(int64_t position, int d, int size) { return position * size + d; }
+    static Stored rounded(float value) { return Number::rounded(value); }
 
     template <int QUERIES>
     struct Sums {
         static void run(
-            const Number* values, int64_t count, int size, const float* weights, int64_t stride, const float* factors,
+            const Stored* values, int64_t count, int size, const float* weights, int64_t stride, const float* factors,
             float* const* outs
         ) {
-            int d = 0;
-            for (; d + BLOCK <= size; d += BLOCK) {
-                Lanes sums[QUERIES][2] = {};
-                for (int64_t j = 0; j < count; ++j) {
-                    Lanes a, b;
-                    Values::pair(values + j * size + d, a, b);
-                    DRAFTRANK_UNROLL for (int q = 0; q < QUERIES; ++q) {
-                        const Lanes weight = Lanes{} + weights[q * stride + j];
-                        sums[q][0] = fused(weight, a, sums[q][0]);
-                        sums[q][1] = fused(weight, b, sums[q][1]);
+            Lanes kept[LARGEST_HEAD / BLOCK][QUERIES][2] = {};
+            const int blocks = size / BLOCK;
+            const int64_t few = NEAR / (size * sizeof(Stored));
+            for (int64_t from = 0; from < count; from += few) {
+                const int64_t end = std::min(count, from + few);
+                for (int block = 0; block < blocks; ++block) {
+                    Lanes sums[QUERIES][2];
+                    DRAFTRANK_UNROLL for (int q = 0; q < QUERIES; ++q)
+                        DRAFTRANK_UNROLL for (int part = 0; part < 2; ++part) sums[q][part] = kept[block][q][part];
+                    for (int64_t j = from; j < end; ++j) {
+                        Lanes a, b;
+                        Number::pair(values + j * size + block * BLOCK, a, b);
+                        DRAFTRANK_UNROLL for (int q = 0; q < QUERIES; ++q) {
+                            const Lanes weight = Lanes{} + weights[q * stride + j];
+                            sums[q][0] = fused(weight, a, sums[q][0]);
+                            sums[q][1] = fused(weight, b, sums[q][1]);
+                        }
                     }
+                    DRAFTRANK_UNROLL for (int q = 0; q < QUERIES; ++q)
+                        DRAFTRANK_UNROLL for (int part = 0; part < 2; ++part) kept[block][q][part] = sums[q][part];
                 }
-                DRAFTRANK_UNROLL for (int q = 0; q < QUERIES; ++q)
-                    Values::in_order(sums[q][0] * factors[q], sums[q][1] * factors[q], outs[q] + d);
             }
-            for (; d < size; ++d)
+            for (int block = 0; block < blocks; ++block)
+                for (int q = 0; q < QUERIES; ++q)
+                    Number::in_order(
+                        kept[block][q][0] * factors[q], kept[block][q][1] * factors[q], outs[q] + block * BLOCK
+                    );
+            for (int d = blocks * BLOCK; d < size; ++d)
                 for (int q = 0; q < QUERIES; ++q) {
                     float sum = 0;
                     for (int64_t j = 0; j < count; ++j)
-                        sum = fused(weights[q * stride + j], Values::one(values[j * size + d]), sum);
+                        sum = fused(weights[q * stride + j], Number::one(values[j * size + d]), sum);
                     outs[q][d] = sum * factors[q];
                 }
         }
     };
+
+    template <class Token>
+    static void add(
+        const Stored* values, int64_t, int64_t seen, int size, const Kind&, Token, int queries, const float* weights,
+        int64_t stride, const float* factors, float* const* outs
+    ) {
+        static constexpr auto BY_QUERIES = by_count<Sums>(std::make_integer_sequence<int, MOST_SUMS>());
+        in_passes<MOST_SUMS>(queries, [&](int done, int now) {
+            BY_QUERIES[now - 1](values, seen, size, weights + done * stride, stride, &factors[done], &outs[done]);
+        });
+    }
 };
+
+#if defined(DRAFTRANK_PAIRS)
+// Of two positions together, times weights that are rounded to bf16. Which two go together depends on their positions alone,
+// wherever in a tree they lie: what a token sees of it is copied together first.
+struct PairedRows {
+    typedef uint16_t Stored;
+
+    static int64_t offset(int64_t position, int d, int size) { return (position / 2 * size + d) * 2 + position % 2; }
+    static Stored rounded(float value) { return Bf16::rounded(value); }
+
+    template <int QUERIES>
+    struct Sums {
+        // Dimensions from `d` on, some at a time; gives the first one left.
+        template <int PARTS>
+        static int add(
+            const Stored* values, int64_t pairs, int size, const Stored* weights, int64_t stride, float* to, int d
+        ) {
+            for (; d + PARTS * 16 <= size; d += PARTS * 16) {
+                __m512 sums[QUERIES][PARTS];
+                DRAFTRANK_UNROLL for (int q = 0; q < QUERIES; ++q)
+                    DRAFTRANK_UNROLL for (int part = 0; part < PARTS; ++part)
+                        sums[q][part] = _mm512_loadu_ps(to + q * size + d + part * 16);
+                for (int64_t i = 0; i < pairs; ++i) {
+                    __m512bh rows[PARTS];
+                    DRAFTRANK_UNROLL for (int part = 0; part < PARTS; ++part)
+                        rows[part] = (__m512bh)_mm512_loadu_si512(values + (i * size + d + part * 16) * 2);
+                    DRAFTRANK_UNROLL for (int q = 0; q < QUERIES; ++q) {
+                        int32_t both;
+                        std::memcpy(&both, weights + q * stride + 2 * i, sizeof both);
+                        const __m512bh weight = (__m512bh)_mm512_set1_epi32(both);
+                        DRAFTRANK_UNROLL for (int part = 0; part < PARTS; ++part)
+                            sums[q][part] = _mm512_dpbf16_ps(sums[q][part], rows[part], weight);
+                    }
+                }
+                DRAFTRANK_UNROLL for (int q = 0; q < QUERIES; ++q)
+                    DRAFTRANK_UNROLL for (int part = 0; part < PARTS; ++part)
+                        _mm512_storeu_ps(to + q * size + d + part * 16, sums[q][part]);
+            }
+            return d;
+        }
+
+        static void run(const Stored* values, int64_t pairs, int size, const Stored* weights, int64_t stride, float* to) {
+            const int64_t few = NEAR / (2 * size * int64_t(sizeof(Stored)));
+            for (; pairs > 0; pairs -= few, values += few * 2 * size, weights += 2 * few) {
+                const int64_t now = std::min(pairs, few);
+                int d = 0;
+                if constexpr (QUERIES * 4 <= REGISTERS - 8) d = add<4>(values, now, size, weights, stride, to, d);
+                d = add<2>(values, now, size, weights, stride, to, d);
+                d = add<1>(values, now, size, weights, stride, to, d);
+                for (; d < size; ++d)
+                    for (int q = 0; q < QUERIES; ++q)
+                        for (int64_t j = 0; j < 2 * now; ++j)
+                            to[q * size + d] = fused(
+                                Bf16::one(weights[q * stride + j]), Bf16::one(values[offset(j, d, size)]), to[q * size + d]
+                            );
+            }
+        }
+    };
+
+    template <class Token>
+    static void add(
+        const Stored* values, int64_t before, int64_t, int size, const Kind& kind, Token token, int queries,
+        const float* weights, int64_t stride, const float* factors, float* const* outs
+    ) {
+        static thread_local Numbers<Stored> rounded, near;
+        static thread_local Floats sums;
+        rounded.resize(size_t(queries) * stride);
+        Pairs::ready(weights, queries * stride, rounded.data());
+        sums.assign(size_t(queries) * size, 0.f);
+        static constexpr auto BY_QUERIES = by_count<Sums>(std::make_integer_sequence<int, MOST_SUMS>());
+        in_passes<MOST_SUMS>(queries, [&](int done, int now) {
+            BY_QUERIES[now - 1](
+                values, before / 2, size, rounded.data() + done * stride, stride, sums.data() + done * size
+            );
+        });
+        constexpr int MOST_NEAR = 66;  // one that lies before the tree, its 64 places, and nothing
+        near.resize(size_t(MOST_NEAR) * size);
+        for (int from = 0, end = 0; from < queries; from = end) {
+            for (end = from; end < queries && token(end) == token(from); ++end) {}
+            const uint64_t kin = kind.kin[token(from)];
+            int64_t places[MOST_NEAR];
+            int count = 0;
+            // The first of its kin goes with the last one before the tree, or, where that lies outside the window, with the
+            // root, which then does too.
+            if ((kind.position[token(from)] + 1 - __builtin_popcountll(kin)) % 2) places[count++] = before - (kin & 1);
+            for (uint64_t left = kin; left; left &= left - 1) places[count++] = before + __builtin_ctzll(left);
+            const bool alone = count % 2;
+            if (alone) places[count++] = before;  // times nothing
+            for (int i = 0; i < count; i += 2)
+                for (int d = 0; d < size; ++d) {
+                    near[(i / 2 * size + d) * 2] = values[offset(places[i], d, size)];
+                    near[(i / 2 * size + d) * 2 + 1] = values[offset(places[i + 1], d, size)];
+                }
+            for (int q = from; q < end; ++q) {
+                Stored of_places[MOST_NEAR];
+                for (int i = 0; i < count; ++i) of_places[i] = rounded[q * stride + places[i]];
+                if (alone) of_places[count - 1] = 0;
+                Sums<1>::run(near.data(), count / 2, size, of_places, 0, sums.data() + q * size);
+            }
+        }
+        for (int q = 0; q < queries; ++q)
+            for (int d = 0; d < size; ++d) outs[q][d] = sums[q * size + d] * factors[q];
+    }
+};
+typedef PairedRows Bf16Rows;
+#else
+typedef Rows<Bf16> Bf16Rows;
+#endif
 
 template <class Keys, class Values, class Own>
 void attend(
@@ -577,11 +733,10 @@ void attend(
                 sums[position++ % LANES] += mine[root - base + __builtin_ctzll(left)];
             factors[q] = 1.f / total(load(sums));
         }
-        static constexpr auto BY_QUERIES =
-            by_count<Weighted<Values>::template Sums>(std::make_integer_sequence<int, MOST_SUMS>());
-        in_passes<MOST_SUMS>(queries, [&](int done, int now) {
-            BY_QUERIES[now - 1](values, seen, size, scores + done * stride, stride, &factors[done], &outs[done]);
-        });
+        const auto token = [&](int q) { return int((begin + q - head * per_head) / group); };
+        Values::add(
+            values, root - base, seen, size, kind, token, queries, scores, stride, factors.data(), outs.data()
+        );
         begin = stop;
     }
 }
@@ -645,13 +800,13 @@ void forward(
                 const int64_t head = place / tokens, t = place % tokens;
                 const int64_t held = head * layer.capacity * size;
                 auto* keys = static_cast<typename Keys::Stored*>(layer.held_keys) + held;
-                auto* values = static_cast<typename Values::Stored*>(layer.held_values) + held + (start + t) * size;
+                auto* values = static_cast<typename Values::Stored*>(layer.held_values) + held;
                 const float* key = all.made.data() + t * width + asked + head * size;
                 float turned[LARGEST_HEAD];
                 rotated(key, layer.key_norm, s, kind.cosine + t * size, kind.sine + t * size, 1.f, turned);
                 for (int d = 0; d < size; ++d) {
                     keys[offset<Keys>(start + t, d, size)] = Values::rounded(turned[d]);
-                    values[d] = Values::rounded(key[shared + d]);
+                    values[Values::offset(start + t, d, size)] = Values::rounded(key[shared + d]);
                 }
             }
 #pragma omp barrier
@@ -687,21 +842,21 @@ void forward(
     }
 }
 
-template <class Keys>
+template <class Keys, class Values>
 void keep(const Shape& s, const Layer* layers, int depth, int64_t start, const int64_t* places, int count) {
-    typedef typename Keys::Stored Number;
     const int size = s.head_size;
     for (int number = 0; number < depth; ++number)
         for (int head = 0; head < s.shared_heads; ++head) {
             const int64_t held = head * layers[number].capacity * size;
-            auto* keys = static_cast<Number*>(layers[number].held_keys) + held;
-            auto* values = static_cast<Number*>(layers[number].held_values) + held;
+            auto* keys = static_cast<typename Keys::Stored*>(layers[number].held_keys) + held;
+            auto* values = static_cast<typename Values::Stored*>(layers[number].held_values) + held;
             for (int to = 0; to < count; ++to) {
                 if (places[to] == to) continue;
                 const int64_t from = start + places[to], into = start + to;
-                for (int d = 0; d < size; ++d)
+                for (int d = 0; d < size; ++d) {
                     keys[offset<Keys>(into, d, size)] = keys[offset<Keys>(from, d, size)];
-                std::copy(values + from * size, values + (from + 1) * size, values + into * size);
+                    values[Values::offset(into, d, size)] = values[Values::offset(from, d, size)];
+                }
             }
         }
 }
@@ -733,8 +888,9 @@ void any_forward(
     int64_t start, int64_t root, int threads
 ) {
     typedef Widened<Fp32> Whole;
-    static constexpr decltype(&forward<Whole, Whole, Fp32>) BY_WEIGHTS[] = {
-        forward<Whole, Whole, Fp32>, forward<Bf16Weights, Bf16Weights, Bf16>, forward<Int8Weights, Whole, Fp32>
+    typedef Rows<Fp32> Plain;
+    static constexpr decltype(&forward<Whole, Whole, Plain>) BY_WEIGHTS[] = {
+        forward<Whole, Whole, Plain>, forward<Bf16Weights, Bf16Weights, Bf16Rows>, forward<Int8Weights, Whole, Plain>
     };
     BY_WEIGHTS[s.weights](s, layers, depth, kinds, input, output, tokens, start, root, threads);
 }
@@ -772,17 +928,16 @@ void likeliest(const float* logits, int64_t count, int most, int64_t* tokens, fl
 }
 
 // From token ids and, fused, the states [fed, hidden] beside them to the final states and to logits [wanted, outputs], both of
-// the last `wanted`: these are left in the first rows of `states`.
-const float* step(
+// the last `wanted`: the first rows of `states` become theirs.
+void step(
     const Shape& s, const Layer* layers, int depth, const Kind* kinds, const Ends& ends, const int64_t* tokens, int fed,
-    float* states, int64_t start, int64_t root, int wanted, int threads
+    float* states, int64_t start, int64_t root, int wanted, float* logits, int threads
 ) {
     const int hidden = s.hidden;
-    static thread_local Floats read, both, out, logits;
+    static thread_local Floats read, both, out;
     read.resize(size_t(fed) * hidden);
     both.resize(size_t(fed) * 2 * hidden);
     out.resize(size_t(fed) * hidden);
-    logits.resize(size_t(wanted) * ends.head.outputs);
     for (int t = 0; t < fed; ++t) {
         float* embedded = read.data() + int64_t(t) * hidden;
         (ends.bf16 ? embed<Bf16> : embed<Fp32>)(ends, tokens[t], hidden, embedded);
@@ -797,8 +952,7 @@ const float* step(
             out.data() + int64_t(fed - wanted + row) * hidden, ends.norm, hidden, s.epsilon,
             states + int64_t(row) * hidden
         );
-    any_product(ends.head, hidden, states, wanted, logits.data(), threads);
-    return logits.data();
+    any_product(ends.head, hidden, states, wanted, logits, threads);
 }
 
 int64_t token_of(const Ends& ends, int64_t output) { return ends.token_ids ? ends.token_ids[output] : output; }
@@ -834,14 +988,18 @@ struct Sight {
         }
     }
 
-    static Sight of_chain(const Positions* tables, int count, int size, int64_t start, int tokens) {
-        std::vector<int> depths(tokens);
-        std::vector<uint64_t> seen(tokens);
-        for (int t = 0; t < tokens; ++t) {
-            depths[t] = t;
-            seen[t] = (uint64_t(2) << t) - 1;
+    // The same of a tree by the places of each one's parent, or, without, of a chain.
+    static Sight of(
+        const Positions* tables, int count, int size, int64_t root, const int64_t* parents, int places, int tokens
+    ) {
+        std::vector<int> depths(places);
+        std::vector<uint64_t> seen(places);
+        for (int place = 0; place < places; ++place) {
+            const int64_t parent = parents ? parents[place] : place - 1;
+            depths[place] = place ? depths[parent] + 1 : 0;
+            seen[place] = (place ? seen[parent] : 0) | uint64_t(1) << place;
         }
-        return Sight(tables, count, size, start, depths, seen, tokens);
+        return Sight(tables, count, size, root, depths, seen, tokens);
     }
 };
 
@@ -866,13 +1024,27 @@ constexpr int MOST_PLACES = 64;
 
 extern "C" {
 
-// Reads `tokens` vectors [tokens, hidden] at the positions from `start` on, writes their keys and values there, and
-// gives the states after the last layer. Positions from `root` on are a tree or a chain, see `Kind`.
+// Reads `fed` vectors [fed, hidden] at the positions from `start` on, writes their keys and values there, and gives the
+// states after the last layer. They are a chain or, where `parents` tells of `places` which one each goes on from, earlier
+// ones, the last of that tree.
 void draftrank_forward(
-    const Shape* shape, const Layer* layers, int depth, const Kind* kinds, const float* input, float* output,
-    int tokens, int64_t start, int64_t root, int threads
+    const Shape* shape, const Layer* layers, int depth, const Positions* tables, int kinds, const float* input, int fed,
+    int64_t start, const int64_t* parents, int places, float* output, int threads
 ) {
-    any_forward(*shape, layers, depth, kinds, input, output, tokens, start, root, threads);
+    const int64_t root = start + fed - places;
+    const Sight sight = Sight::of(tables, kinds, shape->head_size, root, parents, places, fed);
+    any_forward(*shape, layers, depth, sight.kinds.data(), input, output, fed, start, root, threads);
+}
+
+// The same from token ids to the logits [wanted, outputs] of the last `wanted`; for `states` see `step`.
+void draftrank_read(
+    const Shape* shape, const Layer* layers, int depth, const Positions* tables, int kinds, const Ends* ends,
+    const int64_t* tokens, int fed, float* states, int64_t start, const int64_t* parents, int places, int wanted,
+    float* logits, int threads
+) {
+    const int64_t root = start + fed - places;
+    const Sight sight = Sight::of(tables, kinds, shape->head_size, root, parents, places, fed);
+    step(*shape, layers, depth, sight.kinds.data(), *ends, tokens, fed, states, start, root, wanted, logits, threads);
 }
 
 // Reads `fed` token ids behind `start` positions, at most 64, and then what it chooses itself: up to `count` tokens, each
@@ -884,15 +1056,16 @@ int draftrank_chain(
     const Shape* shape, const Layer* layers, int depth, const Positions* tables, int kinds, const Ends* ends,
     const int64_t* tokens, int fed, float* states, int64_t start, int count, float stop_below, int64_t* chosen, int threads
 ) {
+    static thread_local Floats logits;
+    logits.resize(ends->head.outputs);
     for (int made = 0;; start += fed, fed = 1) {
-        const Sight sight = Sight::of_chain(tables, kinds, shape->head_size, start, fed);
-        const float* logits = step(
-            *shape, layers, depth, sight.kinds.data(), *ends, made ? chosen + made - 1 : tokens, fed, states, start, start,
-            1, threads
+        draftrank_read(
+            shape, layers, depth, tables, kinds, ends, made ? chosen + made - 1 : tokens, fed, states, start, nullptr, fed,
+            1, logits.data(), threads
         );
         int64_t found = 0;
         float share = 0;
-        likeliest(logits, ends->head.outputs, 1, &found, &share);
+        likeliest(logits.data(), ends->head.outputs, 1, &found, &share);
         chosen[made++] = token_of(*ends, found);
         if (made == count || share < stop_below) return made;
     }
@@ -917,9 +1090,10 @@ int draftrank_branch(
     std::vector<int64_t> likely(size_t(expanded) * most), next;
     std::vector<float> shares(likely.size());
     const int64_t root = start + fed - 1;
-    const float* logits = step(
-        *shape, layers, depth, Sight::of_chain(tables, kinds, size, start, fed).kinds.data(), *ends, tokens, fed, states,
-        start, start, 1, threads
+    static thread_local Floats logits;
+    logits.resize(size_t(expanded) * ends->head.outputs);
+    draftrank_read(
+        shape, layers, depth, tables, kinds, ends, tokens, fed, states, start, nullptr, fed, 1, logits.data(), threads
     );
     of_places.assign(states, states + hidden);
     int64_t forwards = 1;
@@ -927,7 +1101,7 @@ int draftrank_branch(
         level.clear();
         for (size_t row = 0; row < rows; ++row) {
             const int64_t parent = forwards == 1 ? -1 : int64_t(behind[row]);
-            likeliest(logits + row * ends->head.outputs, ends->head.outputs, most, likely.data(), shares.data());
+            likeliest(logits.data() + row * ends->head.outputs, ends->head.outputs, most, likely.data(), shares.data());
             for (int place = 0; place < most; ++place)
                 level.push_back(
                     {token_of(*ends, likely[place]), parent,
@@ -965,9 +1139,9 @@ int draftrank_branch(
         }
         rows = behind.size();
         const Sight sight(tables, kinds, size, root, depths, seen, int(rows));
-        logits = step(
+        step(
             *shape, layers, depth, sight.kinds.data(), *ends, next.data(), int(rows), beside.data(), first, root,
-            int(rows), threads
+            int(rows), logits.data(), threads
         );
         of_places.insert(of_places.end(), beside.begin(), beside.end());
     }
@@ -992,8 +1166,8 @@ void draftrank_normed(const float* x, const float* weight, int64_t count, int si
 void draftrank_keep(
     const Shape* shape, const Layer* layers, int depth, int64_t start, const int64_t* places, int count
 ) {
-    static constexpr decltype(&keep<Bf16Weights>) BY_WEIGHTS[] = {
-        keep<Widened<Fp32>>, keep<Bf16Weights>, keep<Widened<Fp32>>
+    static constexpr decltype(&keep<Bf16Weights, Bf16Rows>) BY_WEIGHTS[] = {
+        keep<Widened<Fp32>, Rows<Fp32>>, keep<Bf16Weights, Bf16Rows>, keep<Widened<Fp32>, Rows<Fp32>>
     };
     BY_WEIGHTS[shape->weights](*shape, layers, depth, start, places, count);
 }

@@ -2,8 +2,8 @@
 
 Matrices are read from a packed copy, in the order in which it lies. Between them everything is fp32, so this rounds less
 than the model's own forward in bf16; keys and values are kept in the model's type, and what multiplies bf16 matrices is
-rounded to it where the processor has instructions for that. Keys lie in the cache as matrices do, packed, so no other
-forward may go on with it. However tokens are divided into forwards, and wherever
+rounded to it where the processor has instructions for that. Keys lie in the cache as matrices do, packed, and values by
+twos, so no other forward may go on with it. However tokens are divided into forwards, and wherever
 in a tree they lie, they give the same bits: a token proposed by a draft is verified by exactly the numbers that decoding
 without drafts would have made.
 """
@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import ctypes
 from copy import copy
-from functools import cache, partial
+from functools import partial
+from math import prod
 from operator import is_
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,6 @@ from draftrank.decoding.runtimes.native.library import (
     KINDS,
     Candidate,
     Ends,
-    Kind,
     Layer,
     Positions,
     Shape,
@@ -49,14 +49,13 @@ from draftrank.drafting.attention_windows import FULL
 from draftrank.drafting.forms import FEATURES, TrimmedHead
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from transformers import PreTrainedModel
 
     from draftrank.decoding.runtimes.torch_cache import RollbackCache
 
 _LARGEST_HEAD = 512
-_Numbers: TypeAlias = ctypes.Array[ctypes.c_int64] | ctypes.Array[ctypes.c_uint64]
 
 
 class NativeDecoder(ShortForward):
@@ -73,10 +72,12 @@ class NativeDecoder(ShortForward):
             InvalidInputError: the kernels cannot be compiled.
         """
         self._library = library()
-        self._pages = Pages()
+        self._pages, self._pages_of_caches = Pages(), Pages()
         self._packed: dict[nn.Module, Weights] = {}
         self._held: list[Tensor] = []  # what the structures point to
         self._pointed_to: list[Tensor] = []
+        self._told: set[int] = set()  # layers that leave their outputs somewhere
+        self._spread: Callable[[Tensor], Tensor] | None = None
         super().__init__(model)
         config = model.config.get_text_config()
         layers = self._shape.layers(model)
@@ -118,7 +119,7 @@ class NativeDecoder(ShortForward):
         """See `ShortForward.first`."""
         twin = copy(self)
         twin._layers = (Layer * count)(*self._layers[:count])
-        twin._pointed_to = []
+        twin._pointed_to, twin._told = [], set()
         twin._model = view
         return twin
 
@@ -143,15 +144,61 @@ class NativeDecoder(ShortForward):
     ) -> Tensor:
         """See `ShortForward.run`; all in fp32."""
         read = inputs.float().contiguous()
-        outputs = {number: torch.empty_like(read) for number in states or () if number >= 0}
+        outputs = self._outputs_for(len(read), states)
         final = torch.empty_like(read)
         for begin in range(0, len(read), MOST_TOKENS):
-            part = slice(begin, begin + MOST_TOKENS)
-            kept = {number: output[part] for number, output in outputs.items()}
-            self._forward(read[part], final[part], cache, tree, kept)
-        if states is not None:
-            states.update(outputs)
+            part = read[begin : begin + MOST_TOKENS]
+            fed, start = len(part), cache.length
+            self._extend(cache, fed)
+            self._tell(outputs, begin)
+            self._library.draftrank_forward(
+                *self._layers_before(cache.length),
+                part.data_ptr(),
+                fed,
+                start,
+                *_places(fed, tree),
+                final[begin:].data_ptr(),
+                torch.get_num_threads(),
+            )
         return final
+
+    def read(
+        self,
+        tokens: Sequence[int],
+        cache: RollbackCache,
+        wanted: int,
+        tree: TokenTree | None = None,
+        states: dict[int, Tensor] | None = None,
+        features: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See `ShortForward.read`; all in fp32."""
+        assert self._ends is not None
+        fed, start = len(tokens), cache.length
+        self._extend(cache, fed)
+        self._tell(self._outputs_for(fed, states), 0)
+        final = self._states_for(fed, features)
+        logits = torch.empty(wanted, self._ends.head.outputs)
+        self._library.draftrank_read(
+            *self._layers_before(cache.length),
+            ctypes.byref(self._ends),
+            (ctypes.c_int64 * fed)(*tokens),
+            fed,
+            final.data_ptr(),
+            start,
+            *_places(fed, tree),
+            wanted,
+            logits.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return logits if self._spread is None else self._spread(logits), final[:wanted]
+
+    def reads_at_once(self, tokens: int) -> bool:
+        """See `ShortForward.reads_at_once`."""
+        return self._ends is not None and tokens <= MOST_TOKENS
+
+    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """See `ShortForward.zeros`."""
+        return self._pages_of_caches.take(prod(shape), dtype).view(*shape)
 
     def keep(self, cache: RollbackCache, start: int, places: Sequence[int]) -> None:
         """See `ShortForward.keep`."""
@@ -182,15 +229,10 @@ class NativeDecoder(ShortForward):
             return None
         start = cache.length
         self._extend(cache, fed + count - 1)
-        positions = self._positions(cache.length)
         states = self._states_for(1, features)
         chosen = (ctypes.c_int64 * count)()
         made = self._library.draftrank_chain(
-            ctypes.byref(self._dimensions),
-            self._layers,
-            len(self._layers),
-            positions,
-            len(positions),
+            *self._layers_before(cache.length),
             ctypes.byref(ends),
             (ctypes.c_int64 * fed)(*unseen),
             fed,
@@ -218,15 +260,10 @@ class NativeDecoder(ShortForward):
             return None
         start, room = cache.length, fed + MOST_TOKENS
         self._extend(cache, room)
-        positions = self._positions(cache.length)
         states = self._states_for(1, features)
         candidates, read = (Candidate * count)(), (ctypes.c_int64 * 2)()
         found = self._library.draftrank_branch(
-            ctypes.byref(self._dimensions),
-            self._layers,
-            len(self._layers),
-            positions,
-            len(positions),
+            *self._layers_before(cache.length),
             ctypes.byref(ends),
             (ctypes.c_int64 * fed)(*unseen),
             fed,
@@ -246,12 +283,32 @@ class NativeDecoder(ShortForward):
         told = [Branch(one.token, one.parent, one.place) for one in candidates[:found]]
         return told, forwards, states[:1]
 
-    def _positions(self, end: int) -> ctypes.Array[Positions]:
-        """How every position before `end` is rotated and what it sees, by kind of attention."""
+    def _layers_before(self, end: int) -> tuple[Any, ...]:
+        """What kernels are told of the layers: them, and how every position before `end` is rotated and what it sees, by
+        kind of attention."""
         tables = [(*self._rotation_tables(kind, end), self._windows[kind]) for kind in self._kinds]
-        return (Positions * len(tables))(
+        positions = (Positions * len(tables))(
             *(Positions(cosine.data_ptr(), sine.data_ptr(), window or 0) for cosine, sine, window in tables)
         )
+        dimensions = ctypes.byref(self._dimensions)
+        return dimensions, self._layers, len(self._layers), positions, len(positions)
+
+    def _outputs_for(self, tokens: int, states: dict[int, Tensor] | None) -> dict[int, Tensor]:
+        """Where layers leave their outputs, [tokens, hidden]; `states` get them."""
+        outputs = {
+            number: torch.empty(tokens, self._dimensions.hidden) for number in states or () if number >= 0
+        }
+        if states is not None:
+            states.update(outputs)
+        return outputs
+
+    def _tell(self, outputs: dict[int, Tensor], begin: int) -> None:
+        """The same to the layers, from a token on."""
+        for number in self._told - outputs.keys():
+            self._layers[number].output = None
+        for number, output in outputs.items():
+            self._layers[number].output = output[begin:].data_ptr()
+        self._told = set(outputs)
 
     def _states_for(self, count: int, features: Tensor | None) -> Tensor:
         """What the kernels read beside tokens and overwrite, [count, hidden]."""
@@ -260,35 +317,6 @@ class NativeDecoder(ShortForward):
         if features is None:
             return torch.empty(count, self._dimensions.hidden)
         return features.to(torch.float32, copy=True)
-
-    def _forward(
-        self,
-        read: Tensor,
-        final: Tensor,
-        cache: RollbackCache,
-        tree: TokenTree | None,
-        kept: dict[int, Tensor],
-    ) -> None:
-        start, tokens = cache.length, len(read)
-        self._extend(cache, tokens)
-        for number, layer in enumerate(self._layers):
-            layer.output = _address(kept.get(number))
-        shape = _chain(tokens) if tree is None else tree
-        root = start + tokens - len(shape.parents)
-        seen = [self._seen(kind, root, tokens, shape) for kind in self._kinds]
-        kinds = (Kind * len(seen))(*(Kind(*(_address(part) for part in parts)) for parts in seen))
-        self._library.draftrank_forward(
-            ctypes.byref(self._dimensions),
-            self._layers,
-            len(self._layers),
-            kinds,
-            read.data_ptr(),
-            final.data_ptr(),
-            tokens,
-            start,
-            root,
-            torch.get_num_threads(),
-        )
 
     def _extend(self, cache: RollbackCache, tokens: int) -> None:
         """Makes room for more tokens."""
@@ -305,30 +333,6 @@ class NativeDecoder(ShortForward):
             layer.held_keys, layer.held_values = held.keys.data_ptr(), held.values.data_ptr()
             layer.capacity = held.capacity
         self._pointed_to = keys
-
-    def _seen(self, kind: str, root: int, tokens: int, tree: TokenTree) -> tuple[Tensor | _Numbers, ...]:
-        """Rotations of the last `tokens` of a tree, and what they see; see `Kind` of `decoder.cpp`."""
-        cosine, sine = self._rotation_tables(kind, root + len(tree.parents))
-        positions = [root + depth for depth in tree.depths[-tokens:]]
-        window = self._windows[kind]
-        first = [0 if window is None else max(0, position - window + 1) for position in positions]
-        kin = tree.kin[-tokens:]
-        if window is not None and max(positions) - root >= window:
-            near = [
-                sum(1 << place for place, depth in enumerate(tree.depths) if root + depth >= farthest)
-                for farthest in first
-            ]
-            kin = tuple(bits & seen for bits, seen in zip(kin, near, strict=True))
-        many = ctypes.c_int64 * tokens
-        in_a_row = range(positions[0], positions[0] + tokens)
-        rows = slice(in_a_row.start, in_a_row.stop) if positions == list(in_a_row) else positions
-        return (
-            cosine[rows],
-            sine[rows],
-            many(*positions),
-            many(*first),
-            (ctypes.c_uint64 * tokens)(*kin),
-        )
 
     def _rotation_dtype(self, weight: Tensor) -> torch.dtype:
         return torch.float32
@@ -364,7 +368,7 @@ class NativeDecoder(ShortForward):
         embedding, head = self._shape.embedding(model), self._shape.head(model)
         token_ids: Tensor | None = None
         if isinstance(head, TrimmedHead):
-            token_ids = head.token_ids
+            token_ids, self._spread = head.token_ids, head.spread
             head = head.projection
         weight = embedding.weight
         assert isinstance(weight, Tensor)
@@ -420,12 +424,9 @@ def _stored_as(module: nn.Module) -> torch.dtype | None:
     return module.weight.dtype if plain and module.weight.dtype in KINDS else None
 
 
-@cache
-def _chain(tokens: int) -> TokenTree:
-    return TokenTree(tuple(range(-1, tokens - 1)))
-
-
-def _address(found: Tensor | _Numbers | None) -> int | None:
-    if found is None:
-        return None
-    return found.data_ptr() if isinstance(found, Tensor) else ctypes.addressof(found)
+def _places(fed: int, tree: TokenTree | None) -> tuple[ctypes.Array[ctypes.c_int64] | None, int]:
+    """Each place's parent, and how many there are; a chain has none but what is fed."""
+    if tree is None:
+        return None, fed
+    places = len(tree.parents)
+    return (ctypes.c_int64 * places)(*tree.parents), places

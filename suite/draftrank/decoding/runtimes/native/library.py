@@ -106,12 +106,6 @@ class Candidate(ctypes.Structure):
     ]
 
 
-class Kind(ctypes.Structure):
-    """`Kind` of `decoder.cpp`."""
-
-    _fields_: ClassVar = [(name, ctypes.c_void_p) for name in ("cosine", "sine", "position", "first", "kin")]
-
-
 def compiler() -> str | None:
     """The C++ compiler of this machine; None without one."""
     return next((found for name in COMPILERS if (found := shutil.which(name))), None)
@@ -135,9 +129,15 @@ def library() -> ctypes.CDLL:
     found = ctypes.CDLL(str(_compiled(chosen)))
     pointer, many = ctypes.c_void_p, ctypes.c_int64
     found.draftrank_forward.argtypes = [
-        pointer, pointer, ctypes.c_int, pointer, pointer, pointer, ctypes.c_int, many, many, ctypes.c_int,
+        pointer, pointer, ctypes.c_int, pointer, ctypes.c_int, pointer, ctypes.c_int, many, pointer, ctypes.c_int, pointer,
+        ctypes.c_int,
     ]  # fmt: skip
     found.draftrank_forward.restype = None
+    found.draftrank_read.argtypes = [
+        pointer, pointer, ctypes.c_int, pointer, ctypes.c_int, pointer, pointer, ctypes.c_int, pointer, many, pointer,
+        ctypes.c_int, ctypes.c_int, pointer, ctypes.c_int,
+    ]  # fmt: skip
+    found.draftrank_read.restype = None
     found.draftrank_keep.argtypes = [pointer, pointer, ctypes.c_int, many, pointer, ctypes.c_int]
     found.draftrank_keep.restype = None
     found.draftrank_chain.argtypes = [

@@ -1,6 +1,6 @@
-"""Memory for weights in huge pages, where the system has them.
+"""Memory for weights and caches in huge pages, where the system has them.
 
-Read from pages of 4 KiB, weights come at about half the speed that memory has: the processor fetches ahead within a page
+Read from pages of 4 KiB, they come at about half the speed that memory has: the processor fetches ahead within a page
 only, and looks up where each lies.
 """
 
