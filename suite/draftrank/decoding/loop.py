@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.decoding.device_tokens import DeviceTokens
 from draftrank.decoding.proposer import Proposal, Proposer, SteppingProposer
-from draftrank.decoding.runtime import ClockedRuntime, DeviceTokenRuntime, SelfDecodingRuntime, TreeRuntime
+from draftrank.decoding.runtime import (
+    ClockedRuntime,
+    DeviceTokenRuntime,
+    SelfDecodingRuntime,
+    TreeRuntime,
+    chooser,
+)
 from draftrank.decoding.sampling import Sampler
 from draftrank.decoding.stamps import HostStamp
 from draftrank.decoding.token_tree import TokenTree
@@ -103,11 +109,12 @@ def autoregressive(target: Runtime, request: Request) -> Decoding:
     """
     _check_room(target, request, "target")
     sampler = Sampler(request.mode, request.seed)
+    by = chooser(target)
     target.reset()
     target.reserve(len(request.prompt) + request.max_new_tokens)
     target.synchronize()
     started = perf_counter()
-    token = sampler.choose(target.feed(request.prompt, keep=1), target)
+    token = sampler.choose(target.feed(request.prompt, keep=1), by)
     arrived = perf_counter()
     tokens = [token]
     clock = _Clock(target)
@@ -124,7 +131,7 @@ def autoregressive(target: Runtime, request: Request) -> Decoding:
         while token not in request.stop_tokens and len(tokens) < request.max_new_tokens:
             logits = target.feed((token,))
             clock.verified()
-            token = sampler.choose(logits, target)
+            token = sampler.choose(logits, by)
             tokens.append(token)
             clock.begin()
     ended = perf_counter()
@@ -171,13 +178,14 @@ def speculative(
     if draft is not None:
         _check_room(draft, request, "draft")
     sampler = Sampler(request.mode, request.seed)
+    by, trees = chooser(target), target if isinstance(target, TreeRuntime) else None
     target.reset()
     reserve = len(request.prompt) + request.max_new_tokens
     target.reserve(reserve)
     target.synchronize()
 
     started = perf_counter()
-    token = sampler.choose(target.feed(request.prompt, keep=1), target)
+    token = sampler.choose(target.feed(request.prompt, keep=1), by)
     proposer.begin(request.prompt, sampler, reserve)
     target.synchronize()
     arrived = perf_counter()
@@ -207,10 +215,10 @@ def speculative(
         if len(proposal.tokens) > room:
             raise ProposerError(f"it proposed {len(proposal.tokens)} tokens where at most {room} can stand")
         clock.proposed()
-        logits = _read(target, context[-1], proposal)
+        logits = _read(target, trees, context[-1], proposal)
         clock.verified()
-        verdict = verify(logits, proposal, sampler, typical, target)
-        path = _keep(target, proposal, verdict)
+        verdict = verify(logits, proposal, sampler, typical, by)
+        path = _keep(target, trees, proposal, verdict)
         if room:
             proposer.settle([proposal.tokens[place] for place in path])
         tally.add(proposal, verdict)
@@ -276,23 +284,23 @@ def _path(verdict: Verdict) -> Sequence[int]:
     return range(verdict.accepted) if verdict.path is None else verdict.path
 
 
-def _read(target: Runtime, last: int, proposal: Proposal) -> Tensor:
-    """Logits after the context's last token and after each proposed one."""
+def _read(target: Runtime, trees: TreeRuntime | None, last: int, proposal: Proposal) -> Tensor:
+    """Logits after the context's last token and after each proposed one; `trees` is the target if it reads them."""
     if isinstance(proposal.tokens, DeviceTokens) and isinstance(target, DeviceTokenRuntime):
         return target.feed_after(last, proposal.tokens)
     tokens = (last, *proposal.tokens)
     if proposal.parents is None:
         return target.feed(tokens)
-    if not isinstance(target, TreeRuntime):
+    if trees is None:
         raise ProposerError(f"it proposed a tree, which the runtime {target.name} cannot verify")
-    return target.feed_tree(tokens, TokenTree.behind(proposal.parents))
+    return trees.feed_tree(tokens, TokenTree.behind(proposal.parents))
 
 
-def _keep(target: Runtime, proposal: Proposal, verdict: Verdict) -> Sequence[int]:
+def _keep(target: Runtime, trees: TreeRuntime | None, proposal: Proposal, verdict: Verdict) -> Sequence[int]:
     """Leaves what stands in the target's cache; returns its places in the proposal."""
     if verdict.path is not None:
-        assert isinstance(target, TreeRuntime)
-        target.keep_path((0, *(place + 1 for place in verdict.path)))
+        assert trees is not None
+        trees.keep_path((0, *(place + 1 for place in verdict.path)))
     elif len(proposal.tokens) > verdict.accepted:
         target.forget(len(proposal.tokens) - verdict.accepted)
     return _path(verdict)
@@ -311,15 +319,15 @@ class _Clock:
 
     def __init__(self, target: Runtime) -> None:
         self._target = target
+        self._clocked = target if isinstance(target, ClockedRuntime) else None
         self._steps: list[tuple[Any, Any, Any]] = []
         self._began: Any = None
         self._proposed: Any = None
 
     def begin(self, at: HostStamp | DeviceStamp | None = None) -> None:
         """A step begins, now or at a moment known; whatever the one before asked for is done."""
-        target = self._target
         if at is None:
-            at = target.stamp() if isinstance(target, ClockedRuntime) else HostStamp()
+            at = HostStamp() if self._clocked is None else self._clocked.stamp()
         self._began = self._proposed = at
 
     def proposed(self, at: HostStamp | DeviceStamp | None = None) -> None:
@@ -339,8 +347,8 @@ class _Clock:
         return fsum(verified.since(proposed) for _, proposed, verified in self._steps)
 
     def _now(self) -> HostStamp | DeviceStamp:
-        if isinstance(self._target, ClockedRuntime):
-            return self._target.stamp()
+        if self._clocked is not None:
+            return self._clocked.stamp()
         self._target.synchronize()
         return HostStamp()
 

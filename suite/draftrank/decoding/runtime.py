@@ -100,6 +100,11 @@ class ChoosingRuntime(Protocol):
         """The most likely token after each of the last `count` tokens fed; of equally likely ones the first. Waits."""
 
 
+def chooser(runtime: Runtime) -> ChoosingRuntime | None:
+    """The runtime if it chooses itself. To be asked once: whether something follows a protocol takes long to tell."""
+    return runtime if isinstance(runtime, ChoosingRuntime) else None
+
+
 @runtime_checkable
 class DeviceTokenRuntime(Protocol):
     """A runtime that reads tokens which the host has not seen."""

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.decoding.runtime import ChoosingRuntime
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from draftrank.decoding.runtime import Runtime
+    from draftrank.decoding.runtime import ChoosingRuntime
 
 
 def most_likely(logits: Tensor) -> list[int]:
@@ -29,9 +28,9 @@ def most_likely(logits: Tensor) -> list[int]:
     return found
 
 
-def most_likely_after(runtime: Runtime, logits: Tensor) -> list[int]:
-    """The same of logits that a runtime has just given, where it has not chosen already."""
-    return runtime.choices(len(logits)) if isinstance(runtime, ChoosingRuntime) else most_likely(logits)
+def most_likely_after(by: ChoosingRuntime | None, logits: Tensor) -> list[int]:
+    """The same of logits that a runtime has just given, which may have chosen already."""
+    return most_likely(logits) if by is None else by.choices(len(logits))
 
 
 class Sampler:
@@ -78,14 +77,13 @@ class Sampler:
         """One random number in [0, 1)."""
         return float(torch.rand((), generator=self._generator))
 
-    def choose(self, logits: Tensor, by: Runtime | None = None) -> int:
+    def choose(self, logits: Tensor, by: ChoosingRuntime | None = None) -> int:
         """One token id from one row of logits, [1, vocabulary].
 
         Args:
             logits: the row.
-            by: the runtime that has just given it.
+            by: the runtime that has just given it, if it has chosen already.
         """
         if self.mode.greedy:
-            last = logits[-1:]
-            return (most_likely(last) if by is None else most_likely_after(by, last))[0]
+            return most_likely_after(by, logits[-1:])[0]
         return self.draw(self.probabilities(logits[-1:])[0])

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from draftrank.catalog.recipe import TypicalAcceptance
-    from draftrank.decoding.runtime import Runtime
+    from draftrank.decoding.runtime import ChoosingRuntime
 
 _TINY = 1e-30
 
@@ -42,7 +42,7 @@ def verify(
     proposal: Proposal,
     sampler: Sampler,
     typical: TypicalAcceptance | None = None,
-    by: Runtime | None = None,
+    by: ChoosingRuntime | None = None,
 ) -> Verdict:
     """Judges one step by the lossless rule of the decoding mode, or by typical acceptance.
 
@@ -54,7 +54,7 @@ def verify(
         proposal: what was proposed.
         sampler: the sequence's mode and random numbers.
         typical: the lossy rule's knobs; None for the lossless rules.
-        by: the runtime that has just given the logits, which may have chosen already.
+        by: the runtime that has just given the logits, if it has chosen already.
     """
     if proposal.parents is not None and (typical is not None or not sampler.mode.greedy):
         raise ValueError("trees of tokens are judged in lossless greedy decoding only")
@@ -62,7 +62,7 @@ def verify(
         return verify_typical(logits, proposal, sampler, typical)
     if not sampler.mode.greedy:
         return verify_sampling(logits, proposal, sampler)
-    choices = most_likely(logits) if by is None else most_likely_after(by, logits)
+    choices = most_likely_after(by, logits)
     return verify_greedy(choices, proposal) if proposal.parents is None else verify_tree(choices, proposal)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from draftrank.decoding.proposer import Proposal, ProposerContext
-from draftrank.decoding.runtime import BranchingRuntime, ChainRuntime, TreeRuntime
+from draftrank.decoding.runtime import BranchingRuntime, ChainRuntime, TreeRuntime, chooser
 from draftrank.decoding.token_tree import MOST_PLACES, TokenTree, TreeWidth
 from draftrank.errors import IncompatibleDraftError
 
@@ -86,12 +86,12 @@ def draft_tokens(
         chain = draft.chain(unseen, count, stop_below)
         if chain is not None:
             return Proposal(chain, forwards=len(chain))
-    logits = draft.feed(unseen, keep=1)
+    logits, by = draft.feed(unseen, keep=1), chooser(draft)
     tokens: list[int] = []
     rows: list[Tensor] = []
     while True:
         if sampler.mode.greedy:
-            tokens.append(sampler.choose(logits, draft))
+            tokens.append(sampler.choose(logits, by))
             confident = stop_below is None or sampler.confidence(logits) >= stop_below
         else:
             row = sampler.probabilities(logits)

@@ -86,6 +86,8 @@ class TorchRuntime:
         """Places of the last tree."""
         self._states: dict[int, Tensor] = {}
         """What is remembered of the last feed, by layer."""
+        self._path: list[int] | None = None
+        """Places of the last feed that stand, where they are not the first ones."""
 
     @classmethod
     def load(
@@ -129,7 +131,7 @@ class TorchRuntime:
             rows = fed
         ids = torch.tensor([[*tokens, *([tokens[-1]] * (rows - fed))]], device=self._device)
         read = self._read(ids, fed)
-        self._fed = fed
+        self._fed, self._path = fed, None
         if self._short is not None and (rows <= MOST_TOKENS or self._short.reads_prompts):
             logits = self._short_logits(self._short, read, fed, wanted)
         else:
@@ -150,7 +152,7 @@ class TorchRuntime:
             return self._read_at_once(tokens, fed, tree)
         root = self._cache.length - known
         read = self._read(torch.tensor([tokens], device=self._device), fed)
-        self._fed = fed
+        self._fed, self._path = fed, None
         if self._short is not None and self._tree <= MOST_TOKENS:
             return self._short_logits(self._short, read, fed, fed, tree)
         assert self._short is None or not self._short.reads_prompts, (
@@ -196,7 +198,7 @@ class TorchRuntime:
         return told, forwards
 
     def _remember(self, states: Tensor) -> None:
-        self._fed = len(states)
+        self._fed, self._path = len(states), None
         if self._states:
             self._states[_FINAL] = states
 
@@ -213,8 +215,7 @@ class TorchRuntime:
         else:
             self._short.keep(self._cache, start, places)
         if self._fed == self._tree:
-            kept = slice(len(places)) if list(places) == list(range(len(places))) else list(places)
-            self._states = {place: states[kept] for place, states in self._states.items()}
+            self._path = None if list(places) == list(range(len(places))) else list(places)
             self._fed = len(places)
 
     def _reads_at_once(self, fed: int, wanted: int) -> bool:
@@ -229,7 +230,7 @@ class TorchRuntime:
         assert self._short is not None
         beside = self._beside(len(tokens))
         logits, final = self._short.read(tokens, self._cache, wanted, tree, self._states, beside)
-        self._fed = len(tokens)
+        self._fed, self._path = len(tokens), None
         if self._states:
             self._states[_FINAL] = final
         return logits
@@ -275,8 +276,9 @@ class TorchRuntime:
     def features(self, layers: Sequence[int] = ()) -> Tensor:
         """See `FeaturedRuntime.features`."""
         assert _FINAL in self._states, "remember_features was not called"
-        found = [self._states[place][: self._fed] for place in (*layers, _FINAL)]
-        return found[0] if len(found) == 1 else torch.cat(found, -1)
+        found = [self._states[place] for place in (*layers, _FINAL)]
+        states = found[0] if len(found) == 1 else torch.cat(found, -1)
+        return states[: self._fed] if self._path is None else states[self._path]
 
     def forget(self, count: int) -> None:
         """See `Runtime.forget`."""

@@ -143,19 +143,21 @@ def _time_in_turn(kinds: Sequence[_Kind], token: int, *, warm_up: bool) -> list[
 
 
 def _time_one(kind: _Kind, token: int) -> float:
-    from draftrank.decoding.runtime import ChainRuntime, ClockedRuntime
+    from draftrank.decoding.runtime import ChainRuntime, ClockedRuntime, chooser
     from draftrank.decoding.sampling import most_likely_after
 
     fed = [token] * kind.tokens
     if isinstance(kind.runtime, ClockedRuntime):
         return kind.runtime.forward_s(fed)
     runtime = kind.runtime
+    chains = runtime if kind.part == "draft" and isinstance(runtime, ChainRuntime) else None
+    by = chooser(runtime)
     runtime.synchronize()
     started = perf_counter()
     # The token must be chosen before the next forward can start, so that is part of it; a draft that chooses by itself
     # does so here as well.
-    if not (kind.part == "draft" and isinstance(runtime, ChainRuntime) and runtime.chain(fed, 1, 0.0)):
-        most_likely_after(runtime, runtime.feed(fed))
+    if chains is None or not chains.chain(fed, 1, 0.0):
+        most_likely_after(by, runtime.feed(fed))
     elapsed = perf_counter() - started
     kind.runtime.forget(kind.tokens)
     return elapsed

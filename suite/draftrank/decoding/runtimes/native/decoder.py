@@ -320,9 +320,14 @@ class NativeDecoder(ShortForward):
 
     def _extend(self, cache: RollbackCache, tokens: int) -> None:
         """Makes room for more tokens."""
-        like = torch.empty(1, self._shared, 0, self._size, dtype=self._dtype)
-        for held in cache.layers:
-            held.extend(tokens, like, like)
+        end, first = cache.length + tokens, cache.layers[0]
+        if first.is_initialized and end <= first.capacity:
+            for held in cache.layers:
+                held.length = end
+        else:
+            like = torch.empty(1, self._shared, 0, self._size, dtype=self._dtype)
+            for held in cache.layers:
+                held.extend(tokens, like, like)
         self._point_to(cache)
 
     def _point_to(self, cache: RollbackCache) -> None:
