@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 HEAVY = ("torch", "transformers")
+MOST_S = 240
+PRELOADED = (
+    "torch",
+    "transformers.models.llama.modeling_llama",
+    "draftrank.cli.main",
+    "draftrank.decoding.runtimes.opening",
+    "draftrank.drafting.pipeline",
+    "draftrank.jobs.running",
+)
 
 # Runs several commands one after the other in one interpreter, which starts only once.
 _SEVERAL = """
@@ -73,15 +86,46 @@ def _listen_to_ctrl_c() -> None:
 
 def finish(process: subprocess.Popen[str]) -> Outcome:
     """Waits for a started command."""
-    out, err = process.communicate(timeout=240)
-    outcome = Outcome(process.returncode, out, err)
-    assert "Traceback" not in err, err
-    return outcome
+    out, err = process.communicate(timeout=MOST_S)
+    return _ended(process.returncode, out, err)
 
 
 def draftrank(root: Path, *arguments: str, **environment: str) -> Outcome:
-    """Runs one command to its end."""
-    return finish(start(root, *arguments, **environment))
+    """Runs one command to its end, in a process forked from one that has imported what takes long to import."""
+    with TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        process = _forks().Process(target=_run, args=(root, arguments, _environment(environment), out, err))
+        process.start()
+        process.join(MOST_S)
+        if process.exitcode is None:
+            process.kill()
+            raise TimeoutError(f"draftrank {' '.join(arguments)}: {err.read_text('utf-8')}")
+        return _ended(process.exitcode, out.read_text("utf-8"), err.read_text("utf-8"))
+
+
+def _run(root: Path, arguments: tuple[str, ...], environment: dict[str, str], out: Path, err: Path) -> None:
+    for number, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))  # noqa: SIM115
+    os.chdir(root)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = ["draftrank", *arguments]
+    from draftrank.cli.main import main
+
+    main()
+
+
+@cache
+def _forks() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    return context
+
+
+def _ended(code: int, out: str, err: str) -> Outcome:
+    assert "Traceback" not in err, err
+    return Outcome(code, out, err)
 
 
 def several(root: Path, *commands: list[str], **environment: str) -> list[Outcome]:
@@ -94,7 +138,7 @@ def several(root: Path, *commands: list[str], **environment: str) -> list[Outcom
         capture_output=True,
         text=True,
         encoding="utf-8",
-        timeout=240,
+        timeout=MOST_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

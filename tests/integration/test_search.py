@@ -11,8 +11,11 @@ from draftrank import Store, Workspace
 from draftrank.catalog.loading import load_declaration
 from draftrank.catalog.recipe import Recipe
 from draftrank.errors import InvalidInputError
+from draftrank.jobs.running import build
 from draftrank.jobs.searching import search as searching
-from draftrank.jobs.searching.search import RUNGS, SearchRequest, search
+from draftrank.jobs.searching.choice import RUNGS
+from draftrank.jobs.searching.search import SearchRequest, search
+from workspaces import RECIPE
 
 pytest.importorskip("optuna")
 SHORT = SearchRequest("tiny", budget_s=20.0, dtype="fp32")
@@ -79,6 +82,35 @@ def test_a_search_that_was_stopped_goes_on_and_trains_nothing_twice(workspace_ro
     assert again.session == found.session
     assert again.tried == found.tried
     assert {path: path.stat().st_mtime_ns for path in after} == after
+
+
+TRAINED = """kind: mixed
+  steps:
+    - {kind: drop_layers, keep: [2]}
+    - {kind: read_features}
+    - kind: distill
+      data: {kind: self_generated, tokens: 1000, sequence_tokens: 16}
+      feature_steps: 2"""
+
+
+def test_it_goes_on_from_what_recipes_have_trained_and_trains_no_recipe(workspace_root, monkeypatch):
+    folder = workspace_root / "drafts" / "tiny"
+    text = RECIPE.replace("kind: ngram\n  max_ngram: 3", TRAINED)
+    (folder / "mine.yaml").write_text(text.replace("id: ngram", "id: mine"))
+    (folder / "never.yaml").write_text(text.replace("id: ngram", "id: never").replace("1000", "1200"))
+    workspace = Workspace.open(workspace_root)
+    (mine,) = build(workspace, "tiny", ("mine",))
+    assert mine.failure is None
+    before = {path.name for path in (workspace.cache / "drafts").iterdir()}
+    monkeypatch.setattr(searching, "EXPLORING_SHARE", 0.0)  # so that nothing else is there to go on from
+    with Store.open(workspace.store_url) as store:
+        found = search(workspace, SHORT, store)
+    (one,) = found.tried
+    assert one.choice.recipe == "mine"
+    assert one.rung >= RUNGS
+    assert one.seconds > 0
+    assert any(recipe.id.startswith("suffix-mine-longer") for recipe in found.recipes)
+    assert before < {path.name for path in (workspace.cache / "drafts").iterdir()}
 
 
 def test_the_command_leaves_a_recipe_that_runs_and_a_page(workspace_root, tmp_path):

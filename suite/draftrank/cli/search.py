@@ -104,14 +104,13 @@ def search(
 
 def _tried(found: Found) -> list[TriedModel]:
     from draftrank.board.site.search_page import TriedModel
-    from draftrank.jobs.searching.choice import passes_of
-    from draftrank.jobs.searching.search import RUNGS
+    from draftrank.jobs.searching.choice import RUNGS, passes_of
 
     return [
         TriedModel(
             name=one.choice.id,
             state=one.note or ("trained to the end" if one.rung >= RUNGS else "given up"),
-            passes=passes_of(one.rung),
+            passes=passes_of(one.choice, one.rung),
             agreement=one.agreement,
             cost=one.cost,
             promise=one.promise.speedup if one.promise else None,

@@ -97,15 +97,44 @@ def build_draft(
     if not reused:
         with only_process(folder, progress, f"the draft {recipe.id}"):
             context = fetch or FetchContext(cache)
-            reused = (
-                folder.is_dir()
-                or take_shared(context, key, folder, progress)
-                or _kept(context, key, target, target_folder.path, folder, progress)
-            )
+            reused = _at_hand(context, key, target, target_folder.path, folder, progress)
             if not reused:
                 _build(recipe, target, target_folder, context, device, progress, key)
                 give_shared(context, folder, progress)
     return _opened(recipe, folder, reused=reused)
+
+
+def find_draft(
+    recipe: Recipe,
+    target: Target,
+    target_folder: TargetFolder,
+    *,
+    fetch: FetchContext,
+    progress: Progress,
+) -> BuiltDraft | None:
+    """A draft with weights that was built before, here or elsewhere, or kept; None where it would have to be built.
+    Arguments as for `build_draft`."""
+    key = draft_key(recipe.draft, target_folder.weights_sha256)
+    folder = draft_folder(fetch.cache, key)
+    with only_process(folder, progress, f"the draft {recipe.id}"):
+        found = _at_hand(fetch, key, target, target_folder.path, folder, progress)
+    return _opened(recipe, folder, reused=True) if found else None
+
+
+def _at_hand(
+    fetch: FetchContext,
+    key: str,
+    target: Target,
+    target_folder: Path,
+    folder: Path,
+    progress: Progress,
+) -> bool:
+    """Whether the draft lies in `folder` now without having been built."""
+    return (
+        folder.is_dir()
+        or take_shared(fetch, key, folder, progress)
+        or _kept(fetch, key, target, target_folder, folder, progress)
+    )
 
 
 def _kept(

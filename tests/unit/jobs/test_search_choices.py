@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftrank.catalog.self_generated import SelfGenerated
-from draftrank.jobs.searching.choice import Choice, Shape, Use, copying_recipes, passes_of, recipe_of
+from draftrank.jobs.searching.choice import (
+    RUNGS,
+    Begun,
+    Choice,
+    Shape,
+    Use,
+    copying_recipes,
+    passes_of,
+    recipe_of,
+)
 from draftrank.jobs.searching.promise import DEAR, most_copied, promise
 from draftrank.measure.cost.forward_times import ForwardTimes
 
@@ -71,7 +80,7 @@ def test_every_choice_is_a_valid_recipe_and_longer_training_goes_on_from_shorter
     for rung, steps in enumerate(rungs, start=1):
         recipe = recipe_of("tiny", use.name_of(choice), "Searched", steps, use)
         healing = [step for step in recipe.draft.build_steps if step.kind == "distill"]
-        assert sum(step.passes for step in healing) == passes_of(rung)
+        assert sum(step.passes for step in healing) == passes_of(choice, rung)
         assert recipe.draft.build_steps[-1].kind == ("quantize" if use.int8 else "distill")
         assert recipe.draft.kind == ("mixed" if use.mixed else "model")
         assert (recipe.speculate.branch_above_probability is not None) == use.tree
@@ -85,6 +94,29 @@ def test_a_name_stands_for_one_model_and_one_way_to_use_it(first, second):
     (one, use), (other, another) = first, second
     same = (one, use.mixed, use.int8, use.tree) == (other, another.mixed, another.int8, another.tree)
     assert (use.name_of(one) == another.name_of(other)) == same
+
+
+@settings(max_examples=60, deadline=None)
+@given(choice=choices, use=uses, rung=st.integers(1, 3))
+def test_what_a_recipe_has_trained_goes_on_from_all_of_its_steps(choice, use, rung):
+    recipe = recipe_of("tiny", "mine", "Mine", choice.steps(SHAPE, DATA, rung), use)
+    begun = Begun.of(recipe)
+    assert begun is not None
+    as_it_is = begun.steps(SHAPE, DATA, RUNGS)
+    plain = recipe_of("tiny", begun.id, "As it is", as_it_is, Use(1))
+    trained = [step for step in recipe.draft.build_steps if step.kind != "quantize"]
+    assert list(plain.draft.build_steps) == trained
+    longer = begun.steps(SHAPE, DATA, RUNGS + 2)
+    assert longer[: len(as_it_is)] == as_it_is
+    added = [step["passes"] for step in longer[len(as_it_is) :]]
+    assert len(added) == 2
+    assert sum(added) == passes_of(begun, RUNGS + 2)
+
+
+def test_what_trains_nothing_leaves_nothing_to_go_on_from():
+    assert all(Begun.of(recipe) is None for recipe in copying_recipes("tiny"))
+    cut = recipe_of("tiny", "cut", "Cut", [{"kind": "drop_layers", "keep": 2, "select": "ends"}], Use(1))
+    assert Begun.of(cut) is None
 
 
 def test_copying_alone_takes_recipes_without_a_model():

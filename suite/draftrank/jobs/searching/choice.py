@@ -9,6 +9,8 @@ from typing import Any
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.self_generated import SelfGenerated
 
+RUNGS = 3
+"""How often a model is trained on while others are still looked for."""
 FIRST_PASSES = 1
 """Passes over the corpus on the first rung; each further rung adds as many as all before it."""
 LEARNING_RATE = 1e-3
@@ -72,7 +74,7 @@ class Choice:
 
         Those of a rung begin with those of the rung below, so that a longer training goes on from a shorter one.
         """
-        corpus = data.model_dump(mode="json", exclude_none=True)
+        corpus = _declared(data)
         # A single layer comes last in the target as well, where it is used to hidden states like those it will read.
         keep = {"keep": [shape.layers - 1]} if self.layers == 1 else {"keep": self.layers, "select": "ends"}
         steps: list[dict[str, Any]] = [{"kind": "drop_layers", **keep}]
@@ -84,12 +86,30 @@ class Choice:
             steps.append({"kind": "trim_vocabulary", "keep_tokens": self.vocabulary, "data": corpus})
         if self.features:
             steps.append({"kind": "read_features", **_depths(shape.layers)})
-        for passes in (passes_on(number) for number in range(1, rung + 1)):
-            healing = {"kind": "distill", "data": corpus, "passes": passes, "learning_rate": LEARNING_RATE}
-            if self.features:
-                healing["feature_steps"] = FEATURE_STEPS
-            steps.append({**healing, "cache_target_states": True})
+        steps += [
+            _training(data, self.passes_on(number), reads=self.features) for number in range(1, rung + 1)
+        ]
         return steps
+
+    def passes_on(self, rung: int) -> int:
+        """Passes over the text that a rung adds."""
+        return _doubled(rung - 1)
+
+
+def _declared(data: SelfGenerated) -> dict[str, Any]:
+    declared: dict[str, Any] = data.model_dump(mode="json", exclude_none=True)
+    return declared
+
+
+def _training(data: SelfGenerated, passes: int, *, reads: bool) -> dict[str, Any]:
+    step = {
+        "kind": "distill",
+        "data": _declared(data),
+        "passes": passes,
+        "learning_rate": LEARNING_RATE,
+        "cache_target_states": True,
+    }
+    return step | {"feature_steps": FEATURE_STEPS} if reads else step
 
 
 def _depths(layers: int) -> dict[str, Any]:
@@ -97,14 +117,54 @@ def _depths(layers: int) -> dict[str, Any]:
     return {"layers": [2, layers // 2 - 1, layers - 4]} if layers >= 10 else {}
 
 
-def passes_on(rung: int) -> int:
-    """Passes over the text that a rung adds."""
-    return FIRST_PASSES << max(0, rung - 2)
+def _doubled(times: int) -> int:
+    return FIRST_PASSES << max(0, times - 1)
 
 
-def passes_of(rung: int) -> int:
-    """Passes over the text of all rungs up to this one."""
-    return sum(passes_on(number) for number in range(1, rung + 1))
+def passes_of(choice: Choice | Begun, rung: int) -> int:
+    """Passes over the search's text on all rungs up to this one."""
+    return sum(choice.passes_on(number) for number in range(1, rung + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A draft model that a recipe has trained already, on the last of the `RUNGS`."""
+
+    recipe: str
+    """Id of the recipe."""
+    done: str
+    """Its steps up to the last training, as JSON."""
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Begun | None:
+        """None of a recipe that trains nothing."""
+        steps = list(recipe.draft.build_steps)
+        while steps and steps[-1].kind != "distill":
+            steps.pop()
+        done = [step.model_dump(mode="json", exclude_none=True) for step in steps]
+        return cls(recipe.id, json.dumps(done)) if done else None
+
+    @property
+    def id(self) -> str:
+        """As `Choice.id`."""
+        return f"{self.recipe}-longer"
+
+    def in_words(self) -> str:
+        """As `Choice.in_words`."""
+        return f"{self.recipe} trained longer"
+
+    def steps(self, shape: Shape, data: SelfGenerated, rung: int) -> list[dict[str, Any]]:
+        """As `Choice.steps`."""
+        steps: list[dict[str, Any]] = json.loads(self.done)
+        reads = any(step["kind"] == "read_features" for step in steps)
+        return [
+            *steps,
+            *(_training(data, self.passes_on(number), reads=reads) for number in range(RUNGS + 1, rung + 1)),
+        ]
+
+    def passes_on(self, rung: int) -> int:
+        """As `Choice.passes_on`."""
+        return _doubled(rung - RUNGS) if rung > RUNGS else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +184,7 @@ class Use:
     tree: bool = False
     """Whether it proposes runners-up too."""
 
-    def name_of(self, choice: Choice) -> str:
+    def name_of(self, choice: Choice | Begun) -> str:
         """Id of the recipe of a model that is used like this."""
         words = ["suffix"] if self.mixed else []
         words += [choice.id]

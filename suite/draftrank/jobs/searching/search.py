@@ -3,7 +3,8 @@
 An optimiser (TPE of Optuna) chooses models; each is trained in rungs, and what promises less than others on its
 rung is given up (successive halving, Jamieson and Talwalkar 2016, arXiv:1502.07943). The promise comes from agreement
 on text kept aside and from forward times, never from a task, so that nothing is fitted to the prompts that decide.
-The model that promises most is then trained on, twice as long each time, for as long as that pays and fits. The most
+Models that recipes of the workspace have trained already take part as they are. The model that promises most is then
+trained on, twice as long each time, for as long as that pays and fits. The most
 promising ones, alone, behind copying, as trees and in int8, are then measured side by side in one session.
 
 Every model is a recipe: what is trained lies in the cache, a longer training goes on from a shorter one, and a
@@ -28,11 +29,12 @@ from draftrank.jobs.running import RunRequest, alone, plan_run
 from draftrank.jobs.searching.choice import (
     LEAST_COPIED_TOKENS,
     MOST_COPIED_TOKENS,
+    RUNGS,
+    Begun,
     Choice,
     Shape,
     Use,
     copying_recipes,
-    passes_on,
     recipe_of,
 )
 from draftrank.jobs.searching.openings import OPENINGS, PROMPT_TEMPERATURE
@@ -50,8 +52,6 @@ if TYPE_CHECKING:
     from draftrank.drafting.pipeline import BuiltDraft
     from draftrank.drafting.target_folder import TargetFolder
 
-RUNGS = 3
-"""How often a model is trained on while others are still looked for."""
 MOST_K = 8
 FINALISTS = 2
 """Models that are measured in the end."""
@@ -101,13 +101,15 @@ class SearchRequest:
 class Tried:
     """One model, as far as it was trained."""
 
-    choice: Choice
+    choice: Choice | Begun
     rung: int
     """How far, from 1 on; 0 when nothing could be built."""
     promise: Promise | None
     """None when nothing could be built."""
     agreement: float | None
     """Share of tokens on text kept aside that it and the target agree on."""
+    agreement_before: float | None
+    """The same, on the same text, before the last training."""
     cost: float | None
     """One of its forwards in forwards of the target."""
     seconds: float
@@ -192,6 +194,7 @@ class _Seeker:
             sequence_tokens=min(256, window),
             prompt_temperature=PROMPT_TEMPERATURE,
             openings=OPENINGS,
+            seed=request.seed + 1,  # other text than recipes were trained on, which leave it as it is
         )
         self._state = workspace.state / "searches" / sha256_of_json(asdict(request))[:12]
         self._state.mkdir(parents=True, exist_ok=True)
@@ -223,6 +226,7 @@ class _Seeker:
             for trial in study.trials
             if "tried" in trial.user_attrs
         ]
+        tried += self._begun()
         longest = max((one.seconds for one in tried), default=0.0)
         known = {one.choice for one in tried}
         while self._clock.spent_s + longest < until and repeated < _MOST_REPEATS:
@@ -250,7 +254,8 @@ class _Seeker:
             tried = [deepened if one.choice == deepened.choice else one for one in tried]
         while able := _by_promise(tried):
             best = able[0]
-            longer_s = best.last_s * passes_on(best.rung + 1) / passes_on(best.rung)
+            now = best.choice.passes_on(best.rung)
+            longer_s = best.last_s * best.choice.passes_on(best.rung + 1) / now if now else 0.0
             if best.note or self._clock.spent_s + longer_s > until:
                 break
             try:
@@ -261,7 +266,12 @@ class _Seeker:
                 assert one.promise is not None
                 assert best.promise is not None
                 seconds = best.seconds + one.last_s
-                if one.promise.speedup < PAYS * best.promise.speedup:
+                # A recipe's own training was judged on other text, so its first one here is judged by what was before it.
+                if not now and one.agreement is not None and one.agreement_before is not None:
+                    pays = one.agreement > one.agreement_before
+                else:
+                    pays = one.promise.speedup >= PAYS * best.promise.speedup
+                if not pays:
                     better = one if one.promise.speedup > best.promise.speedup else best
                     one = replace(better, note="trained until it gained nothing more")
                 one = replace(one, seconds=seconds)
@@ -332,12 +342,12 @@ class _Seeker:
 
     def _try(self, choice: Choice, trial: Any) -> Tried:
         began = time.monotonic()
-        one = Tried(choice, 0, None, None, None, 0.0)
+        one = Tried(choice, 0, None, None, None, None, 0.0)
         for rung in range(1, RUNGS + 1):
             try:
                 one = self._look(choice, rung)
             except BuildError as error:
-                one = Tried(choice, 0, None, None, None, 0.0, note=str(error))
+                one = Tried(choice, 0, None, None, None, None, 0.0, note=str(error))
                 break
             assert one.promise is not None
             trial.report(one.promise.speedup, rung)
@@ -346,10 +356,32 @@ class _Seeker:
                 break
         return replace(one, seconds=time.monotonic() - began)
 
-    def _look(self, choice: Choice, rung: int) -> Tried:
-        began = time.monotonic()
+    def _begun(self) -> list[Tried]:
+        """Models that are at hand, as recipes of the workspace have trained them."""
+        from draftrank.drafting.pipeline import find_draft
+
+        found: dict[str, Tried] = {}
+        target, fetch = self._target, self._workspace.fetch_context(self._progress)
+        paths = self._workspace.recipe_paths(target.id)
+        for recipe in sorted(
+            (self._workspace.recipe(target.id, path.stem) for path in paths), key=_own_steps
+        ):
+            choice = Begun.of(recipe)
+            if choice is None or choice.done in found:
+                continue
+            alone = self._recipe(choice, RUNGS)
+            if find_draft(alone, target, self._folder, fetch=fetch, progress=self._progress) is not None:
+                found[choice.done] = self._look(choice, RUNGS)
+        return list(found.values())
+
+    def _recipe(self, choice: Choice | Begun, rung: int) -> Recipe:
+        """Of a model alone."""
         steps = choice.steps(self._shape, self._data, rung)
-        recipe = recipe_of(self._request.target, choice.id, choice.id, steps, Use(k=1))
+        return recipe_of(self._request.target, choice.id, choice.id, steps, Use(k=1))
+
+    def _look(self, choice: Choice | Begun, rung: int) -> Tried:
+        began = time.monotonic()
+        recipe = self._recipe(choice, rung)
         built = self._build(recipe)
         notes = _notes_of(built)
         agreements = [notes["held_out_agreement_after"], *notes.get("held_out_agreement_ahead", ())]
@@ -358,7 +390,8 @@ class _Seeker:
         cost = times.draft_s(1, _CONTEXT) / times.target_s(1, _CONTEXT)
         copied = most_copied(times, _CONTEXT, LEAST_COPIED_TOKENS, MOST_COPIED_TOKENS)
         last_s = time.monotonic() - began
-        return Tried(choice, rung, promised, agreements[0], cost, last_s, last_s, copied=copied)
+        before = notes.get("held_out_agreement_before")
+        return Tried(choice, rung, promised, agreements[0], before, cost, last_s, last_s, copied=copied)
 
     def _build(self, recipe: Recipe) -> BuiltDraft:
         from draftrank.drafting.pipeline import build_draft
@@ -465,11 +498,14 @@ def _told(one: Tried) -> str:
 
 def _read(fields: dict[str, Any]) -> Tried:
     """From what `asdict` made of it."""
-    promised = fields["promise"]
-    return Tried(
-        **fields
-        | {"choice": Choice(**fields["choice"]), "promise": Promise(**promised) if promised else None}
-    )
+    promised, chosen = fields["promise"], fields["choice"]
+    choice = Begun(**chosen) if "recipe" in chosen else Choice(**chosen)
+    return Tried(**fields | {"choice": choice, "promise": Promise(**promised) if promised else None})
+
+
+def _own_steps(recipe: Recipe) -> tuple[int, str]:
+    """The recipe that does least beside what others do too comes first, and gives its name."""
+    return len(recipe.draft.build_steps), recipe.id
 
 
 def _optuna() -> Any:
