@@ -18,7 +18,7 @@ from draftrank.jobs.searching.search import SearchRequest, search
 from workspaces import RECIPE
 
 pytest.importorskip("optuna")
-SHORT = SearchRequest("tiny", budget_s=20.0, dtype="fp32")
+SHORT = SearchRequest("tiny", budget_s=12.0, dtype="fp32")
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_it_goes_on_from_what_recipes_have_trained_and_trains_no_recipe(workspac
 
 def test_the_command_leaves_a_recipe_that_runs_and_a_page(workspace_root, tmp_path):
     out = tmp_path / "found"
-    command = ["search", "--target", "tiny", "--budget", "15s", "--dtype", "fp32", "--out", str(out)]
+    command = ["search", "--target", "tiny", "--budget", "10s", "--dtype", "fp32", "--out", str(out)]
     outcome = draftrank(workspace_root, *command, "--json")
     assert outcome.code == 0, outcome.err
     found = outcome.json

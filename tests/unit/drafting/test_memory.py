@@ -12,7 +12,7 @@ import pytest
 
 # Every allocation of 64 kB or more is its own mapping and goes back to the system when it is freed, so that
 # the process's resident memory is what is held.
-ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "2"}
+ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
 SLACK_BYTES = 45_000_000
 """One layer's weights (14 MB), its inputs' second moments (9 MB each), activations, and the rest."""
 MEASURE = """
@@ -31,7 +31,7 @@ from draftrank.progress import SilentProgress
 from models import small_tokenizer
 
 root = Path(sys.argv[1])
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 tokenizer = small_tokenizer(None)
 config = LlamaConfig(hidden_size=512, intermediate_size=1536, num_hidden_layers=6, num_attention_heads=8,
     num_key_value_heads=4, vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=2, pad_token_id=0)

@@ -86,9 +86,16 @@ class Choice:
             steps.append({"kind": "trim_vocabulary", "keep_tokens": self.vocabulary, "data": corpus})
         if self.features:
             steps.append({"kind": "read_features", **_depths(shape.layers)})
-        steps += [
-            _training(data, self.passes_on(number), reads=self.features) for number in range(1, rung + 1)
-        ]
+        for number in range(1, rung + 1):
+            healing = {
+                "kind": "distill",
+                "data": corpus,
+                "passes": self.passes_on(number),
+                "learning_rate": LEARNING_RATE,
+            }
+            if self.features:
+                healing["feature_steps"] = FEATURE_STEPS
+            steps.append({**healing, "cache_target_states": True})
         return steps
 
     def passes_on(self, rung: int) -> int:
@@ -99,17 +106,6 @@ class Choice:
 def _declared(data: SelfGenerated) -> dict[str, Any]:
     declared: dict[str, Any] = data.model_dump(mode="json", exclude_none=True)
     return declared
-
-
-def _training(data: SelfGenerated, passes: int, *, reads: bool) -> dict[str, Any]:
-    step = {
-        "kind": "distill",
-        "data": _declared(data),
-        "passes": passes,
-        "learning_rate": LEARNING_RATE,
-        "cache_target_states": True,
-    }
-    return step | {"feature_steps": FEATURE_STEPS} if reads else step
 
 
 def _depths(layers: int) -> dict[str, Any]:
@@ -154,13 +150,11 @@ class Begun:
         return f"{self.recipe} trained longer"
 
     def steps(self, shape: Shape, data: SelfGenerated, rung: int) -> list[dict[str, Any]]:
-        """As `Choice.steps`."""
+        """As `Choice.steps`; training goes on as the recipe trains."""
         steps: list[dict[str, Any]] = json.loads(self.done)
-        reads = any(step["kind"] == "read_features" for step in steps)
-        return [
-            *steps,
-            *(_training(data, self.passes_on(number), reads=reads) for number in range(RUNGS + 1, rung + 1)),
-        ]
+        as_before = {name: value for name, value in steps[-1].items() if name != "evaluations"}
+        further = (self.passes_on(number) for number in range(RUNGS + 1, rung + 1))
+        return [*steps, *({**as_before, "data": _declared(data), "passes": passes} for passes in further)]
 
     def passes_on(self, rung: int) -> int:
         """As `Choice.passes_on`."""

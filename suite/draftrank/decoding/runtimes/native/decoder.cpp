@@ -560,7 +560,7 @@ struct Rows {
 
 #if defined(DRAFTRANK_PAIRS)
 // Of two positions together, times weights that are rounded to bf16. Which two go together depends on their positions alone,
-// wherever in a tree they lie: what a token sees of it is copied together first.
+// wherever in a tree they lie: where that is not in a row, what a token sees of the tree is copied together first.
 struct PairedRows {
     typedef uint16_t Stored;
 
@@ -618,7 +618,7 @@ struct PairedRows {
 
     template <class Token>
     static void add(
-        const Stored* values, int64_t before, int64_t, int size, const Kind& kind, Token token, int queries,
+        const Stored* values, int64_t before, int64_t seen, int size, const Kind& kind, Token token, int queries,
         const float* weights, int64_t stride, const float* factors, float* const* outs
     ) {
         static thread_local Numbers<Stored> rounded, near;
@@ -626,15 +626,21 @@ struct PairedRows {
         rounded.resize(size_t(queries) * stride);
         Pairs::ready(weights, queries * stride, rounded.data());
         sums.assign(size_t(queries) * size, 0.f);
+        bool in_a_row = true;
+        for (int q = 0; q < queries; ++q) {
+            const uint64_t kin = kind.kin[token(q)];
+            in_a_row = in_a_row && !(kin & (kin + 1));
+        }
+        const int64_t pairs = in_a_row ? parts(seen, 2) : before / 2;
         static constexpr auto BY_QUERIES = by_count<Sums>(std::make_integer_sequence<int, MOST_SUMS>());
         in_passes<MOST_SUMS>(queries, [&](int done, int now) {
             BY_QUERIES[now - 1](
-                values, before / 2, size, rounded.data() + done * stride, stride, sums.data() + done * size
+                values, pairs, size, rounded.data() + done * stride, stride, sums.data() + done * size
             );
         });
         constexpr int MOST_NEAR = 66;  // one that lies before the tree, its 64 places, and nothing
         near.resize(size_t(MOST_NEAR) * size);
-        for (int from = 0, end = 0; from < queries; from = end) {
+        for (int from = 0, end = 0; from < queries && !in_a_row; from = end) {
             for (end = from; end < queries && token(end) == token(from); ++end) {}
             const uint64_t kin = kind.kin[token(from)];
             int64_t places[MOST_NEAR];
