@@ -447,6 +447,19 @@ def test_a_chain_beside_states_of_the_target_is_the_same(name, change):
     torch.testing.assert_close(chain.features(), last[-1:], atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("forward", ["fused", "native"])
+def test_room_that_an_exit_has_made_is_not_taken_for_the_targets(forward):
+    target = TorchRuntime.of(small_model("llama"), forward)
+    text = [3 + 7 * place % 57 for place in range(90)]
+    whole = target.feed(text)
+    target = TorchRuntime.of(small_model("llama"), forward)
+    target.feed(text[:5])
+    exit_ = target.first_layers(1)
+    exit_.feed(text[5:])
+    exit_.forget(85)
+    torch.testing.assert_close(target.feed(text[5:]), whole[5:], atol=1e-5, rtol=1e-4)
+
+
 def test_what_cannot_go_on_by_itself_has_done_nothing():
     """Capped logits, a head of two matrices, more tokens than a short forward has, transformers' own forward."""
     capped = small_model("gemma3")

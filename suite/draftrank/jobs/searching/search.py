@@ -301,7 +301,7 @@ class _Seeker:
                 Use(promised.k, copied, mixed=True, tree=True),
             ]
             if self._request.device == "cpu":
-                uses.append(Use(promised.k, copied, mixed=True, int8=True, stop_below_confidence=_CONFIDENCE))
+                uses += [replace(use, int8=True) for use in uses]
             if not place:
                 uses.append(Use(promised.k, stop_below_confidence=_CONFIDENCE))
             for use in uses:

@@ -410,7 +410,7 @@ struct Layer {
     const float* feed_forward_norm;
     Matrix gate, up, feed_forward_output;
     const float* feed_forward_output_norm;  // null: none
-    void *held_keys, *held_values;          // [shared heads, capacity, head size], keys in panels
+    void *held_keys, *held_values;          // [shared heads, capacity, head size], keys in panels, values in `Rows` of some kind
     int64_t capacity, kind;                 // a capacity of whole panels
     float* output;  // [tokens, hidden]: where the layer's output is wanted too; null: nowhere
 };
@@ -494,7 +494,8 @@ void rotated(
 // from one on at which a panel begins: all tokens see `before` of them, and then each its kin in the tree; other weights are
 // zeros. `token` says whose a query is. `outs` get the sums times `factors`.
 
-constexpr int64_t NEAR = 16 << 10;  // bytes of values that all queries read before the next ones: they stay in the nearest cache
+// Bytes of values that all queries read before the next ones: they stay in the nearest cache.
+constexpr int64_t NEAR = 16 << 10;
 
 template <class Number>
 struct Rows {

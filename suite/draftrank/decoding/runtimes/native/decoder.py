@@ -320,8 +320,9 @@ class NativeDecoder(ShortForward):
 
     def _extend(self, cache: RollbackCache, tokens: int) -> None:
         """Makes room for more tokens."""
-        end, first = cache.length + tokens, cache.layers[0]
-        if first.is_initialized and end <= first.capacity:
+        end, last = cache.length + tokens, cache.layers[-1]
+        # An exit that shares the first layers may have more room in these than the target has in the others.
+        if last.is_initialized and end <= last.capacity:
             for held in cache.layers:
                 held.length = end
         else:
