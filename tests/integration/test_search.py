@@ -102,7 +102,7 @@ def test_it_goes_on_from_what_recipes_have_trained_and_trains_no_recipe(workspac
     (mine,) = build(workspace, "tiny", ("mine",))
     assert mine.failure is None
     before = {path.name for path in (workspace.cache / "drafts").iterdir()}
-    monkeypatch.setattr(searching, "EXPLORING_SHARE", 0.0)  # so that nothing else is there to go on from
+    monkeypatch.setattr(searching, "_MOST_REPEATS", 0)  # so that nothing else is there to go on from
     with Store.open(workspace.store_url) as store:
         found = search(workspace, SHORT, store)
     (one,) = found.tried

@@ -4,8 +4,8 @@ An optimiser (TPE of Optuna) chooses models; each is trained in rungs, and what 
 rung is given up (successive halving, Jamieson and Talwalkar 2016, arXiv:1502.07943). The promise comes from agreement
 on text kept aside and from forward times, never from a task, so that nothing is fitted to the prompts that decide.
 Models that recipes of the workspace have trained already take part as they are. The model that promises most is then
-trained on, twice as long each time, for as long as that pays and fits. The most
-promising ones, alone, behind copying, as trees and in int8, are then measured side by side in one session.
+trained on, twice as long each time, for as long as that pays and fits; what time that leaves goes into further models.
+The most promising ones, alone, behind copying, as trees and in int8, are then measured side by side in one session.
 
 Every model is a recipe: what is trained lies in the cache, a longer training goes on from a shorter one, and a
 search that was interrupted goes on where it stopped.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from draftrank.board.reproduce import SEARCH
@@ -56,9 +57,9 @@ MOST_K = 8
 FINALISTS = 2
 """Models that are measured in the end."""
 EXPLORING_SHARE = 0.4
-"""Share of the budget after which no further model is begun: the best one is trained on."""
+"""Share of the budget after which no further model is begun, unless training the best one on gains nothing more."""
 TRAINING_SHARE = 0.7
-"""Share of the budget after which no training is begun: the rest is for measuring."""
+"""Share of the budget after which no training is begun at all: the rest is for measuring."""
 PAYS = 1.005
 """A longer training that promises less than this much more is the last."""
 _TOKENS_PER_S = 45
@@ -212,21 +213,23 @@ class _Seeker:
         until = self._request.budget_s * TRAINING_SHARE
         with self._progress.stage("search", int(until)) as stage:
             stage.advance(int(self._clock.spent_s))
-            tried = self._train_on(self._explore(stage), stage)
+            tried = self._explore(self._known(), EXPLORING_SHARE, stage)
+            tried = self._train_on(tried, stage)
+            tried = self._explore(tried, TRAINING_SHARE, stage)
         if _by_promise(tried):
             self._trained.write_text(json.dumps([asdict(one) for one in tried]), "utf-8")
         return tried
 
-    def _explore(self, stage: Stage) -> list[Tried]:
-        study = self._study()
-        repeated = 0
-        until = self._request.budget_s * EXPLORING_SHARE
-        tried = [
-            _read(json.loads(trial.user_attrs["tried"]))
-            for trial in study.trials
-            if "tried" in trial.user_attrs
-        ]
-        tried += self._begun()
+    def _known(self) -> list[Tried]:
+        """What an earlier run of this search has tried, and what recipes have trained."""
+        trials = self._study.trials
+        told = [trial.user_attrs["tried"] for trial in trials if "tried" in trial.user_attrs]
+        return [*(_read(json.loads(text)) for text in told), *self._begun()]
+
+    def _explore(self, tried: list[Tried], share: float, stage: Stage) -> list[Tried]:
+        """The same and further models, begun until a share of the budget is spent."""
+        study, tried, repeated = self._study, list(tried), 0
+        until = self._request.budget_s * share
         longest = max((one.seconds for one in tried), default=0.0)
         known = {one.choice for one in tried}
         while self._clock.spent_s + longest < until and repeated < _MOST_REPEATS:
@@ -313,6 +316,7 @@ class _Seeker:
                 recipes.append(recipe_of(self._request.target, name, ", ".join(words), steps, use))
         return tuple(recipes)
 
+    @cached_property
     def _study(self) -> Any:
         optuna = self._optuna
         journal = optuna.storages.journal.JournalFileBackend(str(self._state / "study.log"))
