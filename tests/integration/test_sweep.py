@@ -156,6 +156,36 @@ def test_stopping_keeps_what_was_measured_and_the_command_goes_on(workspace_root
     assert draftrank(workspace_root, *arguments).code == 0
 
 
+class InterruptedAtTheStart(IsolatedExecutor):
+    """Ctrl-C comes when a job's process is there and its number is not yet noted."""
+
+    def start(self, job, attempt):
+        popen = subprocess.Popen
+
+        def interrupted(*arguments, **options):
+            process = popen(*arguments, **options)
+            os.kill(os.getpid(), signal.SIGINT)
+            return process
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(subprocess, "Popen", interrupted)
+            super().start(job, attempt)
+
+
+def test_a_job_that_is_just_beginning_is_stopped_too(workspace):
+    folder = workspace.state / "sweeps" / "one"
+    ledger = Ledger.begin(folder, plan_jobs(workspace, [REQUEST]))
+    executor = InterruptedAtTheStart(workspace, folder)
+    with Store.open(workspace.store_url) as store, pytest.raises(KeyboardInterrupt):
+        execute(ledger, executor, store, SilentProgress())
+    executor.close()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    first, *others = (ledger.facts[job.id] for job in ledger.jobs)
+    assert (first.state, first.reason) == ("cancelled", "it was stopped")
+    assert {facts.reason for facts in others} == {"the sweep was stopped"}
+    assert not workers(os.getpid())
+
+
 @pytest.mark.parametrize(
     ("limits", "reason"),
     [(Limits(memory_bytes=50_000_000), "of memory"), (Limits(seconds=0.5), "took more than")],

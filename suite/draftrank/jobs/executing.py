@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from draftrank.errors import StoreError
 from draftrank.jobs.job import Ended, Executor, Job, JobFacts
@@ -102,9 +105,10 @@ class _Sweep:
 
     def _start(self, job: Job) -> None:
         facts = self._facts(job.id).but(state="running", attempts=self._facts(job.id).attempts + 1)
-        self._ledger.tell(job.id, facts)
-        self._began[job.id] = time.monotonic()
-        self._executor.start(job, facts.attempts)
+        with _undisturbed():  # a job that has begun must be known, or nobody could end it
+            self._ledger.tell(job.id, facts)
+            self._began[job.id] = time.monotonic()
+            self._executor.start(job, facts.attempts)
 
     def _take(self, ended: Ended, *, final: bool = False) -> None:
         began = self._began.pop(ended.job, None)
@@ -126,3 +130,19 @@ class _Sweep:
         self._ledger.tell(ended.job, facts.but(state=state, reason=ended.reason, session=ended.session))
         self._progress.message(f"{ended.job}: {state}" + (f", {ended.reason}" if ended.reason else ""))
         self.on_end(ended.job)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C waits until the end."""
+    if threading.current_thread() is not threading.main_thread():  # which alone it interrupts
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        signal.raise_signal(signal.SIGINT)
