@@ -88,9 +88,7 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.mark.parametrize(
-    ("hybrid", "target_id"), [*(("cut", one) for one in PARAMETERS), ("thin", "smollm2-135m-instruct")]
-)
+@pytest.mark.parametrize(("hybrid", "target_id"), zip(HYBRIDS, PARAMETERS, strict=True))
 def test_every_family_of_steps_makes_a_draft_of_a_real_target(target_id, hybrid, cache):
     target, folder = prepared(target_id)
     fields = {

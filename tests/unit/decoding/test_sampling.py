@@ -147,7 +147,7 @@ def exact_distribution(
     "mode", [DecodingMode(temperature=1.0), DecodingMode(temperature=0.8, top_p=0.9, top_k=5)]
 )
 def test_outputs_are_distributed_as_the_targets_own(opener, mode):
-    prompt, length, draws = (3, 5, 3, 5, 3), 3, 800
+    prompt, length, draws = (3, 5, 3, 5, 3), 3, 500
     exact = exact_distribution(mode, prompt, length)
     target = TorchRuntime(MODEL)
     proposer = OPENERS[opener](target)
