@@ -135,7 +135,8 @@ class _Sweep:
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """Ctrl-C waits until the end."""
-    if threading.current_thread() is not threading.main_thread():  # which alone it interrupts
+    alone = threading.current_thread() is threading.main_thread()  # it interrupts no other
+    if not alone or signal.getsignal(signal.SIGINT) is None:  # None: not Python's to put back
         yield
         return
     came: list[int] = []

@@ -109,8 +109,6 @@ class Tried:
     """None when nothing could be built."""
     agreement: float | None
     """Share of tokens on text kept aside that it and the target agree on."""
-    agreement_before: float | None
-    """The same, on the same text, before the last training."""
     cost: float | None
     """One of its forwards in forwards of the target."""
     seconds: float
@@ -121,6 +119,8 @@ class Tried:
     """How many copied tokens are worth verifying, by its look at the target."""
     note: str = ""
     """Why it ended: given up, or what went wrong."""
+    agreement_before: float | None = None
+    """As `agreement`, on the same text, before the last training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,12 +346,12 @@ class _Seeker:
 
     def _try(self, choice: Choice, trial: Any) -> Tried:
         began = time.monotonic()
-        one = Tried(choice, 0, None, None, None, None, 0.0)
+        one = Tried(choice, 0, None, None, None, 0.0)
         for rung in range(1, RUNGS + 1):
             try:
                 one = self._look(choice, rung)
             except BuildError as error:
-                one = Tried(choice, 0, None, None, None, None, 0.0, note=str(error))
+                one = Tried(choice, 0, None, None, None, 0.0, note=str(error))
                 break
             assert one.promise is not None
             trial.report(one.promise.speedup, rung)
@@ -395,7 +395,17 @@ class _Seeker:
         copied = most_copied(times, _CONTEXT, LEAST_COPIED_TOKENS, MOST_COPIED_TOKENS)
         last_s = time.monotonic() - began
         before = notes.get("held_out_agreement_before")
-        return Tried(choice, rung, promised, agreements[0], before, cost, last_s, last_s, copied=copied)
+        return Tried(
+            choice,
+            rung,
+            promised,
+            agreements[0],
+            cost,
+            last_s,
+            last_s,
+            copied=copied,
+            agreement_before=before,
+        )
 
     def _build(self, recipe: Recipe) -> BuiltDraft:
         from draftrank.drafting.pipeline import build_draft

@@ -490,13 +490,12 @@ void rotated(
     for (int d = half; d < size; ++d) to[d] = (x[d] * cosine[d] + x[d - half] * sine[d]) * factor;
 }
 
-// Held values and their weighted sums. `add` gives those of some queries, whose weights [queries, stride] are of the positions
-// from one on at which a panel begins: all tokens see `before` of them, and then each its kin in the tree; other weights are
-// zeros. `token` says whose a query is. `outs` get the sums times `factors`.
-
 // Bytes of values that all queries read before the next ones: they stay in the nearest cache.
 constexpr int64_t NEAR = 16 << 10;
 
+// Held values and their weighted sums. `add` gives those of some queries, whose weights [queries, stride] are of the positions
+// from one on at which a panel begins: all tokens see `before` of them, and then each its kin in the tree; other weights are
+// zeros. `token` says whose a query is. `outs` get the sums times `factors`.
 template <class Number>
 struct Rows {
     typedef typename Number::Stored Stored;
@@ -510,7 +509,7 @@ struct Rows {
             const Stored* values, int64_t count, int size, const float* weights, int64_t stride, const float* factors,
             float* const* outs
         ) {
-            Lanes kept[LARGEST_HEAD / BLOCK][QUERIES][2] = {};
+            Lanes kept[LARGEST_HEAD / BLOCK][QUERIES][2];  // of all positions before `from`
             const int blocks = size / BLOCK;
             const int64_t few = NEAR / (size * sizeof(Stored));
             for (int64_t from = 0; from < count; from += few) {
@@ -518,7 +517,8 @@ struct Rows {
                 for (int block = 0; block < blocks; ++block) {
                     Lanes sums[QUERIES][2];
                     DRAFTRANK_UNROLL for (int q = 0; q < QUERIES; ++q)
-                        DRAFTRANK_UNROLL for (int part = 0; part < 2; ++part) sums[q][part] = kept[block][q][part];
+                        DRAFTRANK_UNROLL for (int part = 0; part < 2; ++part)
+                            sums[q][part] = from ? kept[block][q][part] : Lanes{};
                     for (int64_t j = from; j < end; ++j) {
                         Lanes a, b;
                         Number::pair(values + j * size + block * BLOCK, a, b);

@@ -1,7 +1,7 @@
 """Memory for weights and caches in huge pages, where the system has them.
 
-Read from pages of 4 KiB, they come at about half the speed that memory has: the processor fetches ahead within a page
-only, and looks up where each lies.
+Read from pages of 4 KiB, weights come at about half the speed that memory has: the processor fetches ahead within a page
+only, and looks up where each lies. Keys and values, which are fewer, gain a few hundredths of a forward.
 """
 
 from __future__ import annotations
