@@ -114,6 +114,14 @@ def test_without_evidence_a_difference_stays_unjudged():
     assert judge_divergence(Divergence(index=0, gap=0.0, baseline_gap=0.0), None, "bf16") == "unjudged"
 
 
+@pytest.mark.parametrize("measured", [FP32, BF16])
+def test_other_kernels_round_in_ways_the_session_has_not_measured(measured):
+    for gap in (0.0, 0.26):
+        found = compare_outputs(*differing(gap), measured, same_kernels=False)
+        assert (found.status, found.differing, found.ties, found.breaks) == ("unjudged", 1, 0, 0)
+    assert compare_outputs([trial("b")], [trial("d")], measured, same_kernels=False).status == "identical"
+
+
 def test_a_lossy_rule_may_differ():
     assert compare_outputs(*differing(9.0), FP32, lossy=True).status == "lossy"
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.measure.cost.acceptance import sum_acceptance
+from draftrank.measure.evidence import Divergence, Judgement, Numerics, Reference
 from draftrank.measure.records import SessionResult
 from draftrank.measure.summaries.summary import summarise
 from unit.board.builders import arm_of, result, session, trial
@@ -149,3 +150,31 @@ def test_a_disturbed_attempt_gives_way_to_the_next_as_a_whole():
     assert arm(summarise(both), "d").speedup == arm(summarise(calm), "d").speedup
     cut = [trial for trial in both.trials if not (trial.attempt and trial.arm == "d")]
     assert arm(summarise(SessionResult(session=calm.session, trials=tuple(cut))), "d").missing == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "runtime", "status"),
+    [
+        ("reference", "torch-eager", "breaks"),
+        ("reference", "torch-native", "unjudged"),
+        ("reference", "torch-captured", "unjudged"),
+        ("draft", "torch-native", "breaks"),
+    ],
+)
+def test_transformers_is_judged_by_the_rounding_of_its_own_kernels_only(kind, runtime, status):
+    judgement = Judgement(divergence=Divergence(index=0, gap=0.04, baseline_gap=0.0))
+    exact = Numerics(positions=500, forward_tokens=(4,), quantiles=(0.0,) * 101)
+
+    def leave(one):
+        if one.arm != "other":
+            return one
+        return one.model_copy(update={"token_ids": (9, *one.token_ids[1:]), "judgement": judgement})
+
+    ran = Reference(implementation="transformers 5.17.0", method="generate", draft=None, differs=())
+    changed = {"kind": kind, "reference": ran if kind == "reference" else None}
+    other = arm_of("other").model_copy(update=changed)
+    found = summarise(
+        result({"other": 0.5}, arms=[other], change=leave, runtime=runtime, dtype="bf16", numerics=exact)
+    )
+    assert arm(found, "other").fidelity.status == status
+    assert {task.fidelity.status for task in arm(found, "other").tasks} == {status}

@@ -99,7 +99,12 @@ NOT_COMPARED = Fidelity("not compared", 0, (), None)
 
 
 def compare_outputs(
-    baseline: Iterable[Trial], other: Iterable[Trial], session: Session, *, lossy: bool = False
+    baseline: Iterable[Trial],
+    other: Iterable[Trial],
+    session: Session,
+    *,
+    lossy: bool = False,
+    same_kernels: bool = True,
 ) -> Fidelity:
     """Compares the emitted tokens of every cell that both arms have.
 
@@ -108,6 +113,8 @@ def compare_outputs(
         other: the other arm's.
         session: its mode, dtype and numerics decide what a difference means.
         lossy: whether the arm's rule may change the output.
+        same_kernels: whether the arm computes as the baseline does. The session's rounding says nothing of
+            other kernels, so differences are unjudged without.
     """
     if not session.mode.greedy:
         return NOT_COMPARED
@@ -121,7 +128,9 @@ def compare_outputs(
         agreeing += len(reference.token_ids) if index is None else index
         if index is not None:
             known = trial.judgement.divergence if trial.judgement else None
-            judged = judge_divergence(known, session.numerics, session.dtype)
+            judged: Judged = (
+                judge_divergence(known, session.numerics, session.dtype) if same_kernels else "unjudged"
+            )
             found.append(
                 Divergence(
                     task=trial.task,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 from draftrank.catalog.base import sha256_of_json
@@ -179,6 +180,9 @@ def _summarise_arm(
     odd: Container[object],
 ) -> ArmSummary:
     speed = compare_speed(reference, trials)
+    # Transformers computes as its own modules do in the eager runtime, and as no other runtime.
+    same_kernels = arm.kind != "reference" or session.forward == "eager"
+    fidelity = partial(compare_outputs, session=session, lossy=arm.lossy, same_kernels=same_kernels)
     tasks = []
     for task in session.tasks:
         of_arm = [trial for trial in trials if trial.task == task.task]
@@ -191,7 +195,7 @@ def _summarise_arm(
                 speed.tasks.get(task.task),
                 sum_acceptance(of_arm),
                 _timing(of_arm),
-                compare_outputs(of_reference, of_arm, session, lossy=arm.lossy),
+                fidelity(of_reference, of_arm),
                 summarise_quality(of_arm),
                 len(planned),
                 len(planned - present),
@@ -206,7 +210,7 @@ def _summarise_arm(
         sum_acceptance(trials),
         _draft_cost(arm, trials, baseline.latencies if baseline else ()),
         _timing(trials),
-        compare_outputs(reference, trials, session, lossy=arm.lossy),
+        fidelity(reference, trials),
         summarise_quality(trials),
         predict(arm, trials, reference),
         sha256_of_json([[*trial.cell, trial.attempt] for trial in trials]),
