@@ -172,6 +172,15 @@ class InterruptedAtTheStart(IsolatedExecutor):
             super().start(job, attempt)
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT as at a terminal: what a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_job_that_is_just_beginning_is_stopped_too(workspace):
     folder = workspace.state / "sweeps" / "one"
     ledger = Ledger.begin(folder, plan_jobs(workspace, [REQUEST]))
