@@ -119,9 +119,10 @@ def autoregressive(target: Runtime, request: Request) -> Decoding:
     tokens = [token]
     clock = _Clock(target)
     clock.begin()
-    if isinstance(target, SelfDecodingRuntime) and request.mode.greedy:
+    if isinstance(target, SelfDecodingRuntime):
         if token not in request.stop_tokens:
-            for token, stamp in target.decode_on(request.max_new_tokens - 1):
+            decoded = target.decode_on(token, request.max_new_tokens - 1, sampler)
+            for token, stamp in decoded:
                 clock.verified(stamp)
                 tokens.append(token)
                 clock.begin(stamp)
@@ -197,7 +198,7 @@ def speculative(
     clock.begin()
     on_device = proposer.device_steps(target, sampler, k) if isinstance(proposer, SteppingProposer) else None
     if typical is None and on_device is not None and not tally.stopped and len(context) < limit:
-        for outcome in on_device.run(context):
+        for outcome in on_device.run(context, sampler):
             clock.proposed(outcome.began)
             clock.verified(outcome.verified)
             # As if the last steps had proposed no more than can stand.

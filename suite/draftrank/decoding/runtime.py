@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from draftrank.decoding.device_tokens import DeviceTokens
+    from draftrank.decoding.sampling import Sampler
     from draftrank.decoding.stamps import DeviceStamp, HostStamp
     from draftrank.decoding.token_tree import Branch, TokenTree, TreeWidth
 
@@ -146,12 +147,20 @@ class BranchingRuntime(Protocol):
 
 @runtime_checkable
 class SelfDecodingRuntime(Protocol):
-    """A runtime whose device decodes by itself, in greedy modes."""
+    """A runtime whose device decodes by itself."""
 
-    def decode_on(self, count: int) -> Iterator[tuple[int, DeviceStamp | HostStamp]]:
-        """Feeds what it chose last, and so on: yields up to `count` tokens, each the most likely one, and when it was known.
+    def decode_on(
+        self, last: int, count: int, sampler: Sampler
+    ) -> Iterator[tuple[int, DeviceStamp | HostStamp]]:
+        """Feeds the context's last token, then what it has chosen, and so on: yields up to `count` tokens, and when each was
+        known.
 
         The next one is under way while one is looked at; when nobody asks for it, it has never been fed.
+
+        Args:
+            last: was chosen after the last feed.
+            count: how many tokens.
+            sampler: how they are chosen: the most likely ones, or drawn with its random numbers.
         """
 
 

@@ -33,6 +33,49 @@ def most_likely_after(by: ChoosingRuntime | None, logits: Tensor) -> list[int]:
     return most_likely(logits) if by is None else by.choices(len(logits))
 
 
+def distribution(logits: Tensor, mode: DecodingMode) -> Tensor:
+    """Distribution over the vocabulary for each row: temperature, then top-k, then top-p.
+
+    Waits for no device, so that a recorded graph may hold it.
+
+    Args:
+        logits: [rows, vocabulary], any float dtype.
+        mode: a sampling mode; greedy ones have no distribution, use the argmax.
+
+    Returns:
+        float32 [rows, vocabulary] where the logits are; rows sum to 1.
+    """
+    scores = logits.float() / mode.temperature
+    if mode.top_k is not None and mode.top_k < scores.shape[-1]:
+        threshold = torch.topk(scores, mode.top_k, dim=-1).values[:, -1:]
+        scores = scores.masked_fill(scores < threshold, -torch.inf)
+    probabilities = torch.softmax(scores, dim=-1)
+    if mode.top_p is not None and mode.top_p < 1.0:
+        ordered, order = torch.sort(probabilities, dim=-1, descending=True, stable=True)
+        before = ordered.cumsum(dim=-1) - ordered
+        ordered = ordered.masked_fill(before >= mode.top_p, 0.0)
+        probabilities = torch.zeros_like(probabilities).scatter_(-1, order, ordered)
+        probabilities /= probabilities.sum(dim=-1, keepdim=True)
+    return probabilities
+
+
+def pick(probabilities: Tensor, uniforms: Tensor) -> Tensor:
+    """The token of each row at which the sum of probabilities first exceeds a uniform number's share of the whole.
+
+    A token of probability 0 is never picked. Waits for no device.
+
+    Args:
+        probabilities: [rows, vocabulary]; their scale does not matter, and none is negative.
+        uniforms: [rows], float32 in [0, 1).
+
+    Returns:
+        int64 [rows].
+    """
+    sums = probabilities.cumsum(-1, dtype=torch.float64)
+    found = torch.searchsorted(sums, uniforms[:, None] * sums[:, -1:], right=True)[:, 0]
+    return found.clamp_(max=probabilities.shape[-1] - 1)
+
+
 class Sampler:
     """Applies one decoding mode and owns the random numbers of one sequence."""
 
@@ -42,28 +85,8 @@ class Sampler:
         self._generator.manual_seed(mode.seed if seed is None else seed)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Distribution over the vocabulary for each row: temperature, then top-k, then top-p.
-
-        Args:
-            logits: [rows, vocabulary], any float dtype.
-
-        Returns:
-            float32 [rows, vocabulary] on the CPU; rows sum to 1.
-
-        Greedy modes have no distribution: use the argmax.
-        """
-        scores = logits.to(device="cpu", dtype=torch.float32) / self.mode.temperature
-        if self.mode.top_k is not None and self.mode.top_k < scores.shape[-1]:
-            threshold = torch.topk(scores, self.mode.top_k, dim=-1).values[:, -1:]
-            scores = scores.masked_fill(scores < threshold, -torch.inf)
-        probabilities = torch.softmax(scores, dim=-1)
-        if self.mode.top_p is not None and self.mode.top_p < 1.0:
-            ordered, order = torch.sort(probabilities, dim=-1, descending=True, stable=True)
-            before = ordered.cumsum(dim=-1) - ordered
-            ordered = ordered.masked_fill(before >= self.mode.top_p, 0.0)
-            probabilities = torch.zeros_like(probabilities).scatter_(-1, order, ordered)
-            probabilities /= probabilities.sum(dim=-1, keepdim=True)
-        return probabilities
+        """See `distribution`."""
+        return distribution(logits, self.mode)
 
     def confidence(self, logits: Tensor) -> float:
         """Probability of the most likely token of one row of logits, [1, vocabulary], at temperature 1."""
@@ -71,11 +94,11 @@ class Sampler:
 
     def draw(self, probabilities: Tensor) -> int:
         """One token id from one distribution, [vocabulary]; its scale does not matter."""
-        return int(torch.multinomial(probabilities, 1, generator=self._generator))
+        return int(pick(probabilities[None], self.uniforms(1).to(probabilities.device)))
 
-    def uniform(self) -> float:
-        """One random number in [0, 1)."""
-        return float(torch.rand((), generator=self._generator))
+    def uniforms(self, count: int) -> Tensor:
+        """So many random numbers in [0, 1), float32 on the CPU."""
+        return torch.rand(count, generator=self._generator)
 
     def choose(self, logits: Tensor, by: ChoosingRuntime | None = None) -> int:
         """One token id from one row of logits, [1, vocabulary].

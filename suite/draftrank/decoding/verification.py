@@ -11,8 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from draftrank.decoding.proposer import Proposal
-from draftrank.decoding.sampling import Sampler, most_likely, most_likely_after
+from draftrank.decoding.sampling import Sampler, most_likely, most_likely_after, pick
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,28 +97,56 @@ def verify_tree(choices: Sequence[int], proposal: Proposal) -> Verdict:
 
 
 def verify_sampling(logits: Tensor, proposal: Proposal, sampler: Sampler) -> Verdict:
-    """Accepts token x with probability min(1, p(x)/q(x)); at the first rejection draws from
-    max(p - q, 0), at the end from p."""
+    """Draws the target's own choices, coupled to what was proposed, and accepts as long as they agree."""
     target = sampler.probabilities(logits)
-    for index, token in enumerate(proposal.tokens):
-        likely = float(target[index, token])
-        if proposal.probabilities is None:
-            drafted = 1.0
-        else:
-            drafted = float(proposal.probabilities[index, token])
-        if sampler.uniform() * drafted < likely:
-            continue
-        residual = target[index].clone()
-        if proposal.probabilities is None:
-            residual[token] = 0.0
-        else:
-            residual -= proposal.probabilities[index]
-            residual.clamp_(min=0.0)
-        # p == q up to rounding leaves nothing over; then p itself is the right distribution.
-        if not bool(residual.sum() > 0.0):
-            residual = target[index]
-        return Verdict(index, sampler.draw(residual))
-    return Verdict(len(proposal.tokens), sampler.draw(target[len(proposal.tokens)]))
+    drafted = None if proposal.probabilities is None else proposal.probabilities.to(target.device)
+    proposed = torch.tensor(proposal.tokens, dtype=torch.int64, device=target.device)
+    uniforms = sampler.uniforms(len(logits)).to(target.device)
+    return verify_greedy(coupled(target, drafted, proposed, uniforms).tolist(), proposal)
+
+
+def coupled(
+    target: Tensor, drafted: Tensor | None, proposed: Tensor, uniforms: Tensor, offered: Tensor | None = None
+) -> Tensor:
+    """The target's choices, each drawn from its own distribution so that it is the proposed token as often as can be.
+
+    Proposed token x is chosen with probability min(1, p(x)/q(x)); where it is not, the choice is drawn from max(p - q, 0),
+    and behind the last one from p. What is emitted, all choices up to the first that was not proposed, follows the target's
+    distribution whatever q was (Leviathan et al. 2023, appendix A.1). Waits for no device, so that a recorded graph may hold
+    it.
+
+    Args:
+        target: p, float32 [k + 1, vocabulary]; row i follows i proposed tokens.
+        drafted: q, float32 [k, vocabulary]; None: each was proposed with certainty.
+        proposed: int64 [k].
+        uniforms: float32 [k + 1], in [0, 1).
+        offered: int64, one number: how many were proposed, where it is not k.
+
+    Returns:
+        int64 [k + 1]: valid up to the first choice that is not what was proposed.
+    """
+    count = len(proposed)
+    if not count:
+        return pick(target, uniforms)
+    places = torch.arange(count + 1, device=target.device)
+    given, column = target[:-1], proposed[:, None]
+    if drafted is None:
+        left = given.scatter(-1, column, 0.0)
+        asked = uniforms[:-1].double()
+    else:
+        left = (given - drafted).clamp_(min=0.0)
+        asked = uniforms[:-1] * drafted.gather(-1, column)[:, 0].double()
+    likely, over = given.gather(-1, column)[:, 0], left.sum(-1)
+    # Where p equals q up to rounding nothing is left to draw from: x, drawn from q, is as good as drawn from p.
+    stands = (asked < likely) | ((over <= 0.0) & (likely > 0.0))
+    end = places[-1:] if offered is None else offered.view(1)
+    stands &= places[:-1] < end
+    accepted = stands.long().cumprod(0).sum(0, keepdim=True)
+    row = accepted.clamp(max=count - 1)
+    replaces = (accepted < end) & (over.index_select(0, row) > 0.0)
+    shares = torch.where(replaces[:, None], left.index_select(0, row), target.index_select(0, accepted))
+    last = pick(shares, uniforms[-1:])
+    return torch.where(places == accepted, last, torch.cat([proposed, proposed[-1:]]))
 
 
 def verify_typical(logits: Tensor, proposal: Proposal, sampler: Sampler, rule: TypicalAcceptance) -> Verdict:
@@ -130,12 +160,10 @@ def verify_typical(logits: Tensor, proposal: Proposal, sampler: Sampler, rule: T
     greedy = sampler.mode.greedy
     target = logits.float().softmax(dim=-1) if greedy else sampler.probabilities(logits)
     entropies = -(target * target.clamp_min(_TINY).log()).sum(dim=-1)
-    bars: list[float] = (rule.alpha * (-entropies).exp()).clamp_max(rule.threshold).tolist()
-    accepted = 0
-    for index, token in enumerate(proposal.tokens):
-        if float(target[index, token]) < bars[index]:
-            break
-        accepted += 1
+    bars = (rule.alpha * (-entropies).exp()).clamp_max(rule.threshold)
+    column = torch.tensor([*proposal.tokens, 0], device=target.device)[:, None]
+    stands: list[bool] = (target.gather(-1, column)[:, 0] >= bars)[:-1].tolist()
+    accepted = stands.index(False) if False in stands else len(stands)
     return Verdict(
         accepted,
         most_likely(logits[accepted : accepted + 1])[0] if greedy else sampler.draw(target[accepted]),

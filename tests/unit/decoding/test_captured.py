@@ -18,8 +18,10 @@ from transformers import (
     PreTrainedModel,
 )
 
+from draftrank.catalog.decoding_mode import DecodingMode
+from draftrank.decoding import loop
 from draftrank.decoding.loop import Decoding, Request, autoregressive, speculative
-from draftrank.decoding.proposers.drafting import Drafting
+from draftrank.decoding.proposers.drafting import Drafting, SteppingModel
 from draftrank.decoding.proposers.early_exit import EarlyExitProposer
 from draftrank.decoding.proposers.features import FeatureProposer
 from draftrank.decoding.proposers.mixed import MixedProposer
@@ -31,7 +33,9 @@ from draftrank.decoding.runtimes.captured.features import CapturedFeatureRuntime
 from draftrank.decoding.runtimes.captured.runtime import CapturedRuntime
 from draftrank.decoding.runtimes.captured.steps import DeviceSteps
 from draftrank.decoding.runtimes.opening import feature_runtime_of, runtime_of_model
+from draftrank.decoding.sampling import Sampler, distribution, pick
 from draftrank.decoding.token_tree import TokenTree
+from draftrank.decoding.verification import coupled
 from draftrank.drafting.architecture import Architecture
 from draftrank.drafting.forms import FeaturesForm, TrimmedHeadForm
 from draftrank.errors import InvalidInputError
@@ -50,12 +54,17 @@ TEXT = [7, 41, 13, 7, 41, 5, 22, 60, 3, 7, 41, 13, 18, 9, 33, 21, 7, 41, 13, 7, 
 
 
 def model(
-    name: str, *, seed: int = 0, layers: int = 2, dtype: torch.dtype = torch.float32
+    name: str,
+    *,
+    seed: int = 0,
+    layers: int = 2,
+    dtype: torch.dtype = torch.float32,
+    vocabulary: int = 61,
 ) -> PreTrainedModel:
     """A random model of a size that the kernels multiply, its windows shorter than some of the texts."""
     torch.manual_seed(seed)
     common = {
-        "vocab_size": 61,
+        "vocab_size": vocabulary,
         "hidden_size": 48,
         "intermediate_size": 40,
         "num_hidden_layers": layers,
@@ -266,8 +275,8 @@ def test_a_reader_proposes_what_it_proposes_in_the_slower_runtime(monkeypatch):
     proposed: dict[str, list[list[int]]] = {"captured": [], "eager": []}
     step, propose = DeviceSteps.run, FeatureProposer.propose
 
-    def watched_step(self, context):
-        for outcome in step(self, context):
+    def watched_step(self, context, sampler):
+        for outcome in step(self, context, sampler):
             proposed["captured"].append(outcome.proposed)
             yield outcome
 
@@ -291,15 +300,111 @@ def test_a_reader_proposes_what_it_proposes_in_the_slower_runtime(monkeypatch):
         assert fast[: len(slow)] == slow
 
 
-def test_sampling_follows_the_seed(targets):
-    from draftrank.catalog.decoding_mode import DecodingMode
+SAMPLING = DecodingMode(temperature=1.0, top_k=30, top_p=0.95)
 
+
+class Constant(Sampler):
+    """All of its random numbers are the same one, so that it does not matter in which order they are asked for."""
+
+    number = 0.0
+
+    def uniforms(self, count):
+        return torch.full((count,), self.number)
+
+
+@pytest.mark.parametrize(
+    ("name", "proposer", "number"),
+    [
+        ("llama", "chain", 0.7),
+        ("llama", "mixed", 0.4),
+        *([("llama", "chain", 0.15), ("llama", "features", 0.6), ("gemma3", "mixed", 0.2)] if CUDA else []),
+    ],
+)
+def test_steps_on_the_device_draw_what_the_host_would(monkeypatch, targets, name, proposer, number):
+    """The same random numbers give the same tokens, up to the last step: the host proposes no more than can stand there."""
+    monkeypatch.setattr(Constant, "number", number)
+    monkeypatch.setattr(loop, "Sampler", Constant)
+    target = targets[name]
+    k, request = 2, Request(tuple(TEXT[:14]), 32 if CUDA else 9, mode=SAMPLING)
+    on_device = speculative(target, proposers(target, name)[proposer], request, k)
+    assert on_device.draft_forwards > 0
+    monkeypatch.setattr(SteppingModel, "device_steps", lambda *_: None)
+    by_host = speculative(target, proposers(target, name)[proposer], request, k)
+    assert on_device.token_ids[:-k] == by_host.token_ids[:-k]
+    alone = autoregressive(target, request)
+    monkeypatch.setattr(loop, "SelfDecodingRuntime", type(None))  # which no target is
+    assert autoregressive(target, request).token_ids == alone.token_ids
+
+
+def test_random_numbers_are_used_once_and_in_their_places(monkeypatch, targets):
+    """Each step again by hand: what the draft drew, and what the target chose instead."""
+    drawn, steps = [], []
+    uniforms, run = Sampler.uniforms, DeviceSteps.run
+
+    def watched(self, count):
+        drawn.append(uniforms(self, count).clone())
+        return drawn[-1]
+
+    def watched_run(self, context, sampler):
+        for outcome in run(self, context, sampler):
+            steps.append((list(context), outcome))
+            yield outcome
+
+    monkeypatch.setattr(Sampler, "uniforms", watched)
+    monkeypatch.setattr(DeviceSteps, "run", watched_run)
+    target, near = targets["llama"], model("llama", layers=1)
+    request = Request(tuple(TEXT[:14]), 8, mode=SAMPLING, seed=3)
+    found = speculative(target, ModelProposer(captured(near)), request, 2)
+    monkeypatch.undo()
+    assert found.steps == len(steps) > 2
+    by_step = [one for one in drawn if len(one) == 2 + 1 + 2]
+    firsts = torch.cat([one for one in drawn if len(one) == 1])
+    assert len(firsts) == 1 + 2  # the first token, and what was proposed behind it
+    of_draft = firsts[1:]
+    for (context, outcome), numbers in zip(steps, by_step, strict=False):
+        text = [*context, *outcome.proposed]
+        q = distribution(expected(near, text)[len(context) - 1 : -1], SAMPLING)
+        p = distribution(expected(target.model, text)[len(context) - 1 :], SAMPLING)
+        proposed = torch.tensor(outcome.proposed, device=DEVICE)
+        assert outcome.proposed == pick(q, of_draft.to(DEVICE)).tolist()
+        wanted = coupled(p, q, proposed, numbers[:3].to(DEVICE)).tolist()
+        assert outcome.choices == wanted
+        of_draft = numbers[3:]
+
+
+def test_a_trimmed_draft_draws_from_the_whole_vocabulary(targets):
+    target, draft = targets["llama"], captured(trimmed(model("llama")))
+    request = Request(tuple(TEXT[:15]), 5, mode=SAMPLING)
+    found = speculative(target, ModelProposer(draft), request, 3)
+    assert sum(found.accept_histogram[1:]) > 0
+
+
+@pytest.mark.skipif(not CUDA, reason="what a graph may hold depends on the vocabulary's size")
+@pytest.mark.parametrize("vocabulary", [49_152, 262_144])
+def test_graphs_draw_from_vocabularies_of_real_models(monkeypatch, vocabulary):
+    monkeypatch.setattr(Constant, "number", 0.3)
+    monkeypatch.setattr(loop, "Sampler", Constant)
+    target = captured(model("llama", vocabulary=vocabulary))
+    draft = ModelProposer(captured(model("llama", vocabulary=vocabulary, layers=1)))
+    request = Request(tuple(TEXT[:14]), 20, mode=SAMPLING)
+    on_device = speculative(target, draft, request, 4)
+    monkeypatch.setattr(SteppingModel, "device_steps", lambda *_: None)
+    by_host = speculative(target, draft, request, 4)
+    assert on_device.token_ids[:-4] == by_host.token_ids[:-4]
+
+
+def test_sampling_follows_the_seed(targets):
     target = targets["llama"]
-    request = Request(tuple(TEXT[:15]), 4, mode=DecodingMode(temperature=1.0, seed=5))
     draft = ModelProposer(captured(model("llama", layers=1)))
-    first, second = (speculative(target, draft, request, 3).token_ids for _ in range(2))
-    assert first == second
-    assert autoregressive(target, request).token_ids == autoregressive(target, request).token_ids
+    outputs = []
+    for seed in (5, 5, 6):
+        request = Request(tuple(TEXT[:15]), 4, mode=DecodingMode(temperature=2.0), seed=seed)
+        outputs.append(
+            (speculative(target, draft, request, 2).token_ids, autoregressive(target, request).token_ids)
+        )
+    assert outputs[0] == outputs[1]
+    assert outputs[0][0] != outputs[2][0]
+    assert outputs[0][1] != outputs[2][1]
 
 
 def test_a_forward_is_timed_without_being_appended(targets):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.decoding import loop
+from draftrank.decoding import loop, verification
 from draftrank.decoding.proposers.drafting import Drafting
 from draftrank.decoding.proposers.early_exit import EarlyExitProposer
 from draftrank.decoding.proposers.model import ModelProposer
@@ -106,20 +106,6 @@ class Choices:
         return False
 
 
-class Chance:
-    """A uniform random number, known only by the question that is asked of it."""
-
-    def __init__(self, choices, scale=1.0):
-        self.choices, self.scale = choices, scale
-
-    def __mul__(self, scale):
-        return Chance(self.choices, scale)
-
-    def __lt__(self, bound):
-        likely = min(1.0, bound / self.scale)
-        return bool(self.choices.choose([1 - likely, likely]))
-
-
 def law(target, proposer, k):
     """Probability of every output of the speculative loop."""
     choices, found = Choices(), defaultdict(float)
@@ -128,11 +114,21 @@ def law(target, proposer, k):
         def draw(self, probabilities):
             return choices.choose((probabilities.double() / probabilities.double().sum()).tolist())
 
-        def uniform(self):
-            return Chance(choices)
+    def following(p, q, proposed, _):
+        """What `coupled` does, each outcome followed with its probability."""
+        found = []
+        for row, token in enumerate(proposed.tolist()):
+            likely = min(1.0, float(p[row, token] / q[row, token]))
+            if not choices.choose([1 - likely, likely]):
+                left = (p[row] - q[row]).clamp(min=0.0).double()
+                found.append(choices.choose((left / left.sum()).tolist()))
+                return torch.tensor(found)
+            found.append(token)
+        return torch.tensor([*found, choices.choose(p[-1].double().tolist())])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "Sampler", Following)
+        patch.setattr(verification, "coupled", following)
         while True:
             request = loop.Request((1, 2), LENGTH, mode=MODE)
             output = loop.speculative(target, proposer, request, k).token_ids

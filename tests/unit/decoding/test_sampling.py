@@ -19,8 +19,8 @@ from draftrank.decoding.proposers.mixed import MixedProposer
 from draftrank.decoding.proposers.model import ModelProposer
 from draftrank.decoding.proposers.ngram import NgramProposer
 from draftrank.decoding.runtimes.torch_eager import TorchRuntime
-from draftrank.decoding.sampling import Sampler, most_likely
-from draftrank.decoding.verification import verify_sampling
+from draftrank.decoding.sampling import Sampler, distribution, most_likely, pick
+from draftrank.decoding.verification import coupled, verify_sampling
 from models import small_model
 
 modes = st.builds(
@@ -32,57 +32,84 @@ modes = st.builds(
 rows = st.lists(st.floats(-4, 4, width=32), min_size=5, max_size=5)
 
 
-class EnumeratingSampler(Sampler):
-    """Follows one branch of the random choices and keeps its probability."""
-
-    def __init__(self, mode, accepts, drawn):
-        super().__init__(mode)
-        self.accepts, self.drawn, self.probability = list(accepts), drawn, 1.0
-
-    def draw(self, probabilities):
-        self.probability *= float(probabilities[self.drawn] / probabilities.sum())
-        return self.drawn
+def measures(chosen, low=0.0, high=1.0):
+    """How much of [0, 1) gives each value of a function that takes every value on one interval alone."""
+    first, last = chosen(low), chosen(high - 1e-7)
+    if first == last or high - low < 1e-6:
+        return Counter({first: high - low})
+    middle = (low + high) / 2
+    return measures(chosen, low, middle) + measures(chosen, middle, high)
 
 
-@settings(max_examples=150, deadline=None)
+def choices(p, q, proposed, uniforms, offered=None):
+    """See `coupled`, with plain numbers; up to the first choice that was not proposed."""
+    given = None if offered is None else torch.tensor(offered)
+    found = coupled(p, q, torch.tensor(proposed), torch.tensor(uniforms), given).tolist()
+    stop = len(proposed) if offered is None else offered
+    return found[: next((i for i in range(stop) if found[i] != proposed[i]), stop) + 1]
+
+
+def law_of_first_choice(p, q, token):
+    """Probability of each first choice where `token` was proposed."""
+    found = torch.zeros(5, dtype=torch.float64)
+    stands = measures(lambda uniform: choices(p, q, [token], [uniform, 0.5])[0] == token)
+    found[token] += stands[True]
+    if stands[False]:
+        for drawn, share in measures(lambda uniform: choices(p, q, [token], [1 - 1e-7, uniform])[0]).items():
+            assert drawn != token
+            found[drawn] += stands[False] * share
+    return found
+
+
+@settings(max_examples=60, deadline=None)
 @given(target=rows, draft=rows, mode=modes)
 def test_one_step_has_exactly_the_targets_distribution(target, draft, mode):
     """Sums over every proposed token, both outcomes of its test and every drawn token."""
-    sampler = Sampler(mode)
-    logits = torch.tensor([target, target])
-    p = sampler.probabilities(logits)[0].double()
-    q = sampler.probabilities(torch.tensor([draft]))[0]
-    emitted = torch.zeros(5, dtype=torch.float64)
-    for token in range(5):
-        if q[token] == 0:
-            continue
-        proposal = Proposal([token], q[None])
-        accept = min(1.0, float(p[token] / q[token]))
-        emitted[token] += float(q[token]) * accept
-        if accept < 1.0:
-            for drawn in range(5):
-                branch = EnumeratingSampler(mode, [], drawn)
-                branch.uniform = lambda: 1.0 - 1e-12
-                verdict = verify_sampling(logits, proposal, branch)
-                assert verdict.accepted == 0
-                emitted[drawn] += float(q[token]) * (1 - accept) * branch.probability
-    torch.testing.assert_close(emitted, p, atol=2e-5, rtol=1e-4)
+    p = distribution(torch.tensor([target, target]), mode)
+    q = distribution(torch.tensor([draft]), mode)
+    emitted = sum(float(q[0, x]) * law_of_first_choice(p, q, x) for x in range(5) if q[0, x] > 0)
+    torch.testing.assert_close(emitted, p[0].double(), atol=2e-5, rtol=1e-4)
 
 
 @settings(max_examples=60, deadline=None)
 @given(target=rows, token=st.integers(0, 4), mode=modes)
 def test_a_certain_proposal_keeps_the_distribution_too(target, token, mode):
-    logits = torch.tensor([target, target])
-    p = Sampler(mode).probabilities(logits)[0].double()
-    emitted = torch.zeros(5, dtype=torch.float64)
-    emitted[token] += p[token]
-    if p[token] < 1:
-        for drawn in range(5):
-            branch = EnumeratingSampler(mode, [], drawn)
-            branch.uniform = lambda: 1.0 - 1e-12
-            if verify_sampling(logits, Proposal([token]), branch).accepted == 0:
-                emitted[drawn] += (1 - float(p[token])) * branch.probability
-    torch.testing.assert_close(emitted, p, atol=2e-5, rtol=1e-4)
+    p = distribution(torch.tensor([target, target]), mode)
+    emitted = law_of_first_choice(p, None, token)
+    torch.testing.assert_close(emitted, p[0].double(), atol=2e-5, rtol=1e-4)
+
+
+uniforms = st.lists(st.floats(0, 1, width=32, exclude_max=True), min_size=4, max_size=4)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    logits=st.lists(rows, min_size=7, max_size=7),
+    proposed=st.lists(st.integers(0, 4), min_size=3, max_size=3),
+    offered=st.integers(0, 3),
+    mode=modes,
+    certain=st.booleans(),
+    uniforms=uniforms,
+)
+def test_what_was_not_offered_is_not_judged(logits, proposed, offered, mode, certain, uniforms):
+    """Places behind what was proposed hold anything."""
+    likely = distribution(torch.tensor(logits), mode)
+    p, q = likely[:4], None if certain else likely[4:]
+    some = None if q is None else q[:offered]
+    fewer = choices(p[: offered + 1], some, proposed[:offered], [*uniforms[:offered], uniforms[-1]])
+    assert choices(p, q, proposed, uniforms, offered) == fewer
+    if offered == 3:
+        assert choices(p, q, proposed, uniforms) == fewer
+
+
+@settings(max_examples=60, deadline=None)
+@given(row=rows, mode=modes)
+def test_tokens_are_picked_as_often_as_they_are_likely(row, mode):
+    likely = distribution(torch.tensor([row]), mode)
+    found = measures(lambda uniform: int(pick(7 * likely, torch.tensor([uniform]))))
+    for token, share in enumerate(likely[0].tolist()):
+        assert found[token] == pytest.approx(share, abs=5e-6)
+    assert all(likely[0, token] > 0 for token in found)
 
 
 def test_a_token_the_target_rules_out_is_never_accepted():

@@ -15,6 +15,7 @@ from draftrank.errors import IncompatibleDraftError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from draftrank.catalog.decoding_mode import DecodingMode
     from draftrank.decoding.runtime import Runtime
     from draftrank.decoding.runtimes.captured.steps import DeviceSteps
     from draftrank.decoding.sampling import Sampler
@@ -108,7 +109,7 @@ class SteppingModel(ABC):
 
     def __init__(self, drafting: Drafting) -> None:
         self._drafting = drafting
-        self._steps: dict[tuple[int, int], DeviceSteps] = {}
+        self._steps: dict[tuple[int, int, DecodingMode], DeviceSteps] = {}
 
     @abstractmethod
     def propose(self, context: Sequence[int], count: int) -> Proposal:
@@ -126,8 +127,8 @@ class SteppingModel(ABC):
         chain: int | None = None,
         copying: Callable[[Sequence[int], int], Proposal] | None = None,
     ) -> DeviceSteps | None:
-        """See `SteppingProposer.device_steps`; of the last two, `DeviceSteps`. Greedy chains of fixed length, where both
-        runtimes are captured."""
+        """See `SteppingProposer.device_steps`; of the last two, `DeviceSteps`. Chains of fixed length, where both runtimes are
+        captured."""
         from draftrank.decoding.runtimes.captured.runtime import CapturedRuntime
         from draftrank.decoding.runtimes.captured.steps import DeviceSteps
         from draftrank.decoding.runtimes.short_forward import MOST_TOKENS
@@ -135,11 +136,11 @@ class SteppingModel(ABC):
         draft = self.runtime()
         if not isinstance(target, CapturedRuntime) or not isinstance(draft, CapturedRuntime):
             return None
-        if self._drafting != PLAIN or not sampler.mode.greedy or count >= MOST_TOKENS:
+        if self._drafting != PLAIN or count >= MOST_TOKENS:
             return None
-        key = id(target), count
+        key = id(target), count, sampler.mode
         if key not in self._steps:
-            self._steps[key] = DeviceSteps(target, draft, count, self.propose, chain, copying)
+            self._steps[key] = DeviceSteps(target, draft, count, sampler.mode, self.propose, chain, copying)
         return self._steps[key]
 
 

@@ -17,6 +17,7 @@ import torch
 from draftrank.decoding.device_tokens import DeviceTokens
 from draftrank.decoding.runtimes.captured.decoder import MOST_ROWS, TILE, CapturedDecoder, Held
 from draftrank.decoding.runtimes.captured.recording import Recording, Reports
+from draftrank.decoding.sampling import distribution, pick
 from draftrank.decoding.stamps import DeviceStamp, HostStamp
 from draftrank.drafting.architecture import Architecture
 from draftrank.errors import InvalidInputError
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from draftrank.catalog.decoding_mode import DecodingMode
+    from draftrank.decoding.sampling import Sampler
     from draftrank.decoding.token_tree import TokenTree
 
 _SIZES = (1, 8, TILE, MOST_ROWS)
@@ -78,6 +81,9 @@ class CapturedRuntime:
         """The longest one that was asked for, by its number of tokens."""
         self._link: Recording | None = None
         self._note: Recording | None = None
+        self._drawing_links: dict[DecodingMode, Recording] = {}
+        self._uniform = torch.zeros(1, device=self.decoder.device)
+        """The random number of the next link."""
         self._says = np.zeros(kernels.META, dtype=np.int64)
         """What `meta` shall say next."""
 
@@ -185,14 +191,20 @@ class CapturedRuntime:
         return DeviceTokens(self.decoder.proposed[:count])
 
     @torch.inference_mode()
-    def decode_on(self, count: int) -> Iterator[tuple[int, DeviceStamp | HostStamp]]:
+    def decode_on(
+        self, last: int, count: int, sampler: Sampler
+    ) -> Iterator[tuple[int, DeviceStamp | HostStamp]]:
         """See `SelfDecodingRuntime.decode_on`."""
         self._grow(self._held.length + count)
-        link, _ = self._links()
+        greedy = sampler.mode.greedy
+        link = self._links()[0] if greedy else self._drawing_link(sampler.mode)
+        self.decoder.choices[self._last - 1] = last
         start = self._held.length
         reports = Reports(self.decoder.choices[:1])
         for number in range(count):
             while reports.under_way < min(2, count - number):  # the next is under way before this one is seen
+                if not greedy:
+                    self._uniform.copy_(sampler.uniforms(1), non_blocking=True)
                 link.replay()
                 reports.ask()
             (token,), stamp = reports.read()
@@ -264,10 +276,13 @@ class CapturedRuntime:
 
     def _logits(self, first: int, last: int) -> Tensor:
         """Logits after some rows of the last forward."""
-        rows: Tensor = self.decoder.logits[first:last]
+        return self._of_all_tokens(self.decoder.logits[first:last])
+
+    def _of_all_tokens(self, rows: Tensor) -> Tensor:
+        """Logits over the vocabulary, of logits that the head gave."""
         if self.decoder.token_ids is None:
             return rows
-        full = rows.new_full((last - first, self.vocabulary_size), float("-inf"))
+        full = rows.new_full((len(rows), self.vocabulary_size), float("-inf"))
         full.index_copy_(-1, self.decoder.token_ids, rows)
         return full
 
@@ -313,11 +328,44 @@ class CapturedRuntime:
         """Starts the kernels of a forward over `rows` tokens, for a recording."""
         self.decoder.forward(self._held, _size_for(rows), self._kept, self._states)
 
-    def start_chain(self, count: int) -> None:
-        """Starts the kernels of a chain of `count` tokens behind a forward, for a recording."""
-        for _ in range(count - 1):
-            self._go_on()
+    def start_chain(self, count: int, draw: Callable[[int], None] | None = None) -> None:
+        """Starts the kernels of a chain of `count` tokens behind a forward, for a recording.
+
+        Args:
+            count: how many.
+            draw: draws each by its place in the chain (see `draw`); None: the most likely ones follow each other.
+        """
+        for place in range(count):
+            if draw is not None:
+                draw(place)
+            if place < count - 1:
+                self._go_on()
         self.decoder.note()
+
+    def draw(self, mode: DecodingMode, uniform: Tensor) -> Tensor:
+        """Starts what draws a chain's next token in place of the most likely one, for a recording.
+
+        Returns:
+            the distribution that it is drawn from, float32 [vocabulary].
+        """
+        row = self.decoder.meta[self._kernels.ROW : self._kernels.ROW + 1]
+        likely = distribution(self._of_all_tokens(self.decoder.logits.index_select(0, row)), mode)
+        self.decoder.choices.index_copy_(0, row, pick(likely, uniform))
+        return likely[0]
+
+    def distributions(self, mode: DecodingMode, rows: int) -> Tensor:
+        """Those behind the first rows of a forward, float32 [rows, vocabulary], for a recording."""
+        return distribution(self._logits(0, rows), mode)
+
+    def proposed(self, count: int) -> Tensor:
+        """What the next forward reads behind the context's last token, int64 [count] on the device."""
+        begin = self._kernels.IDS + 1
+        return self.decoder.meta[begin : begin + count]
+
+    @property
+    def offered(self) -> Tensor:
+        """How many of these were proposed, int64, one number on the device."""
+        return self.decoder.meta[self._kernels.OFFERED]
 
     def states_of(self, layers: Sequence[int]) -> Tensor:
         """Where the states of all rows of the last forward lie, or a copy made in passing; see `features`."""
@@ -363,8 +411,19 @@ class CapturedRuntime:
             self._link, self._note = self.recording(self._go_on), self.recording(self.decoder.note)
         return self._link, self._note
 
+    def _drawing_link(self, mode: DecodingMode) -> Recording:
+        """One link of a chain that is drawn."""
+        if mode not in self._drawing_links:
+            self._drawing_links[mode] = self.recording(partial(self._go_on_drawing, mode))
+        return self._drawing_links[mode]
+
+    def _go_on_drawing(self, mode: DecodingMode) -> None:
+        self._go_on()
+        self.draw(mode, self._uniform)
+
     def _forget_recordings(self) -> None:
         self._recordings.clear()
+        self._drawing_links.clear()
         self._chains.clear()
         self._link = self._note = None
 
