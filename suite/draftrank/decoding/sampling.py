@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from draftrank.decoding.runtime import ChoosingRuntime
 
 
+_MOST_LOOKED_AT = 1024
+"""Most likely tokens that are looked at first."""
+
+
 def most_likely(logits: Tensor) -> list[int]:
     """The most likely token of each row of logits, [rows, vocabulary]; of equally likely ones the first.
 
@@ -36,7 +40,7 @@ def most_likely_after(by: ChoosingRuntime | None, logits: Tensor) -> list[int]:
 def distribution(logits: Tensor, mode: DecodingMode) -> Tensor:
     """Distribution over the vocabulary for each row: temperature, then top-k, then top-p.
 
-    Waits for no device, so that a recorded graph may hold it.
+    Of tokens that are as likely as the last one that is kept, all are. Waits for no device, so that a recorded graph may hold it.
 
     Args:
         logits: [rows, vocabulary], any float dtype.
@@ -51,12 +55,33 @@ def distribution(logits: Tensor, mode: DecodingMode) -> Tensor:
         scores = scores.masked_fill(scores < threshold, -torch.inf)
     probabilities = torch.softmax(scores, dim=-1)
     if mode.top_p is not None and mode.top_p < 1.0:
-        ordered, order = torch.sort(probabilities, dim=-1, descending=True, stable=True)
-        before = ordered.cumsum(dim=-1) - ordered
-        ordered = ordered.masked_fill(before >= mode.top_p, 0.0)
-        probabilities = torch.zeros_like(probabilities).scatter_(-1, order, ordered)
+        probabilities = probabilities.masked_fill(
+            probabilities < _nucleus_edge(probabilities, mode.top_p), 0.0
+        )
         probabilities /= probabilities.sum(dim=-1, keepdim=True)
     return probabilities
+
+
+def _nucleus_edge(probabilities: Tensor, top_p: float) -> Tensor:
+    """The least probability in the smallest set of most likely tokens that holds `top_p`, [rows, 1].
+
+    Sorting 16 rows of 49,152 takes two processors 36 ms, finding the first thousand of each 2 ms. These hold most nuclei,
+    but to know so is to wait, so on a GPU everything is sorted.
+    """
+    if probabilities.device.type != "cpu" or probabilities.shape[-1] <= _MOST_LOOKED_AT:
+        return _edge(probabilities.sort(dim=-1, descending=True).values, top_p)
+    ordered = probabilities.topk(_MOST_LOOKED_AT, dim=-1).values
+    edge = _edge(ordered, top_p)
+    wide = ordered.sum(-1) < top_p
+    if wide.any():
+        edge[wide] = _edge(probabilities[wide].sort(dim=-1, descending=True).values, top_p)
+    return edge
+
+
+def _edge(ordered: Tensor, top_p: float) -> Tensor:
+    """See `_nucleus_edge`; of the most likely tokens, the first first."""
+    before = ordered.cumsum(dim=-1) - ordered
+    return ordered.masked_fill(before >= top_p, torch.inf).min(-1, keepdim=True).values
 
 
 def pick(probabilities: Tensor, uniforms: Tensor) -> Tensor:

@@ -137,6 +137,32 @@ def test_probabilities_follow_the_definitions(row, mode):
     torch.testing.assert_close(found[kept], plain[kept] / plain[kept].sum(), atol=1e-5, rtol=1e-4)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    scales=st.lists(st.sampled_from([0.0, 0.5, 2.0, 6.0]), min_size=1, max_size=4),
+    mode=st.builds(
+        DecodingMode,
+        temperature=st.just(1.0),
+        top_k=st.sampled_from([None, 40, 1500]),
+        top_p=st.sampled_from([0.5, 0.9, 0.999]),
+    ),
+)
+def test_a_nucleus_is_the_smallest_set_that_holds_its_share(seed, scales, mode):
+    """Of flat and of steep rows side by side, over a vocabulary of which few tokens are looked at first."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(len(scales), 3000, generator=generator) * torch.tensor(scales)[:, None]
+    found = distribution(logits.bfloat16(), mode)  # whose rounding makes many alike
+    cut = distribution(logits.bfloat16(), mode.model_copy(update={"top_p": None}))
+    for row, likely in zip(found, cut.double(), strict=True):
+        kept = row > 0
+        least = likely[kept].min()
+        assert bool((likely[~kept] < least).all())
+        assert float(likely[kept].sum()) >= mode.top_p - 1e-4
+        assert float(likely[likely > least].sum()) < mode.top_p + 1e-4
+        torch.testing.assert_close(row[kept].double(), likely[kept] / likely[kept].sum())
+
+
 MODEL = small_model("llama", vocabulary=7)
 DRAFT = small_model("llama", vocabulary=7, seed=5, layers=1)
 OPENERS = {
