@@ -21,6 +21,8 @@ class DraftBase(Declared):
     """Family shown on the board, e.g. `n-gram`."""
     has_confidence: ClassVar[bool] = False
     """Whether it gives its tokens probabilities, which `stop_below_confidence` needs."""
+    branches: ClassVar[bool] = False
+    """Whether it knows runners-up, which `branch_above_probability` needs."""
 
     @property
     def build_steps(self) -> tuple[StepBase, ...]:

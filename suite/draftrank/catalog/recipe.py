@@ -52,8 +52,8 @@ class Speculate(Declared):
     always propose k. Only for drafts with a model."""
     branch_above_probability: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Propose a tree: beside the draft's most likely token also those that, with all proposed before them, have at least
-    this probability, and what follows them, k tokens in all; absent: a chain. In greedy decoding, by drafts with a
-    model, of targets in torch; when sampling a chain is proposed."""
+    this probability, and what follows them, k tokens in all; absent: a chain. In greedy decoding, by `suffix` drafts and
+    drafts with a model, of targets in torch; when sampling a chain is proposed."""
 
 
 class Recipe(Declared):
@@ -82,8 +82,12 @@ class Recipe(Declared):
 
     @model_validator(mode="after")
     def _confident(self) -> Recipe:
-        for field in ("stop_below_confidence", "branch_above_probability"):
-            if getattr(self.speculate, field) is not None and not self.draft.has_confidence:
+        able = {
+            "stop_below_confidence": self.draft.has_confidence,
+            "branch_above_probability": self.draft.branches,
+        }
+        for field, has_them in able.items():
+            if getattr(self.speculate, field) is not None and not has_them:
                 raise ValueError(
                     f"speculate.{field} asks for probabilities, which a draft of kind {self.draft.kind!r} does not "
                     "have (fix: remove it)"

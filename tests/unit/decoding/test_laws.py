@@ -58,6 +58,7 @@ PROPOSERS = {
     "ngram": lambda _, __: NgramProposer(1, 3),
     "trusting": lambda _, __: NgramProposer(1, 3, 1.5),
     "suffix": lambda _, __: SuffixProposer(1, 8, 2.0, 0.05),
+    "suffix tree": lambda _, __: SuffixProposer(1, 8, 64.0, branch_above=0.05),
     "early_exit": lambda _, target: EarlyExitProposer(target.first_layers(2)),
     "mixed": lambda name, _: MixedProposer(NgramProposer(2, 3), ModelProposer(TorchRuntime(NEAR[name]))),
     "mixed_suffix": lambda name, _: MixedProposer(

@@ -9,9 +9,12 @@ from fractions import Fraction
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from draftrank.catalog.decoding_mode import DecodingMode
+from draftrank.decoding.proposer import Proposal
 from draftrank.decoding.proposers.mixed import MixedDraft
 from draftrank.decoding.proposers.ngram import NgramProposer
 from draftrank.decoding.proposers.suffix import SuffixProposer
+from draftrank.decoding.sampling import Sampler
 
 texts = st.lists(st.integers(0, 2), min_size=2, max_size=40)
 
@@ -97,6 +100,61 @@ def test_a_longer_match_is_trusted_for_more_tokens():
     context = [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 3, 4, 5]
     for trust, length in ((0.3, 1), (1.0, 3), (2.0, 6)):
         assert len(proposed(context, 9, min_match=1, tokens_per_match=trust)) == length
+
+
+def probabilities_behind(context, trust):
+    """By brute force, of everything that stood behind an earlier place: its share of the votes there, times that of all
+    before it."""
+    votes = {}
+    for end in range(1, len(context)):
+        size = 0
+        while size < end and context[end - 1 - size] == context[-1 - size]:
+            size += 1
+        if size:
+            votes[end] = size
+    found = {}
+    for end, size in votes.items():
+        for length in range(1, math.ceil(trust * size) + 1):
+            path = tuple(context[end : end + length])
+            if len(path) == length:
+                found.setdefault(path, []).append((end, size))
+    shares = {}
+    for path in sorted(found, key=len):
+        before = found[path[:-1]] if len(path) > 1 else list(votes.items())
+        share = Fraction(sum(size for _, size in found[path]), sum(size for _, size in before))
+        shares[path] = share * shares.get(path[:-1], 1)
+    return shares
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    context=texts,
+    count=st.integers(1, 9),
+    above=st.sampled_from([0.01, 0.1, 0.3]),
+    trust=st.sampled_from([0.5, 1.0, 64.0]),
+)
+def test_a_tree_holds_the_most_probable_tokens(context, count, above, trust):
+    proposer = SuffixProposer(1, 40, trust, branch_above=above)
+    proposer.begin(context[: len(context) // 2], Sampler(DecodingMode()), 0)
+    found = proposer.propose(context, count)
+    parents = found.parents or tuple(range(-1, len(found.tokens) - 1))
+    paths = []
+    for place, parent in enumerate(parents):
+        assert parent < place
+        paths.append((*(paths[parent] if parent >= 0 else ()), found.tokens[place]))
+    shares = probabilities_behind(context, trust)
+    likely = sorted((share for share in shares.values() if share >= above), reverse=True)
+    assert len(set(paths)) == len(paths)
+    assert sorted((shares[path] for path in paths), reverse=True) == likely[:count]
+
+
+def test_when_sampling_a_chain_is_proposed():
+    context = [1, 2, 3, 1, 2, 4, 1, 2, 3, 1, 2]
+    proposer = SuffixProposer(1, 8, 2.0, branch_above=0.05)
+    proposer.begin(context, Sampler(DecodingMode()), 0)
+    assert proposer.propose(context, 8).parents is not None
+    proposer.begin(context, Sampler(DecodingMode(temperature=1.0)), 0)
+    assert proposer.propose(context, 4) == Proposal([3, 1, 2, 4])
 
 
 def test_a_mixed_draft_copies_by_votes_where_its_recipe_says_how_many_must_agree():

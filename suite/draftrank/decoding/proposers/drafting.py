@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from draftrank.decoding.proposer import Proposal, ProposerContext
+from draftrank.decoding.proposers.candidates import Candidate, branching_of, proposal_of
 from draftrank.decoding.runtime import BranchingRuntime, ChainRuntime, TreeRuntime, chooser
 from draftrank.decoding.token_tree import MOST_PLACES, TokenTree, TreeWidth
-from draftrank.errors import IncompatibleDraftError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,12 +49,7 @@ def drafting_of(context: ProposerContext) -> Drafting:
     Raises:
         IncompatibleDraftError: it asks for trees, and the target's runtime verifies chains only.
     """
-    branch_above = context.branch_above_probability
-    if branch_above is not None and not isinstance(context.target, TreeRuntime):
-        raise IncompatibleDraftError(
-            f"the runtime {context.target.name} verifies chains of tokens only: leave branch_above_probability out"
-        )
-    return Drafting(context.stop_below_confidence, branch_above)
+    return Drafting(context.stop_below_confidence, branching_of(context))
 
 
 def draft_tokens(
@@ -144,17 +139,6 @@ class SteppingModel(ABC):
         return self._steps[key]
 
 
-@dataclass(eq=False, slots=True)
-class _Candidate:
-    token: int
-    parent: _Candidate | None
-    """The token before it; None: the context."""
-    path: float
-    """Probability of it and all before it."""
-    place: int = 0
-    """In the draft's tree, once it was fed; the context's last token has 0."""
-
-
 def _branching(draft: Runtime, unseen: Sequence[int], count: int, width: TreeWidth) -> Proposal:
     """A tree, level by level, each of them one forward: of all tokens looked at the `count` most probable.
 
@@ -164,12 +148,12 @@ def _branching(draft: Runtime, unseen: Sequence[int], count: int, width: TreeWid
     """
     grown = draft.branch(unseen, count, width) if isinstance(draft, BranchingRuntime) else None
     if grown is not None:
-        return _proposal(_candidates(grown[0]), grown[1])
+        return proposal_of(_candidates(grown[0]), grown[1])
     tree = draft if isinstance(draft, TreeRuntime) else None
     parents = [-1]
-    found: list[_Candidate] = []
+    found: list[Candidate] = []
     forwards, rows = 1, draft.feed(unseen, keep=1)
-    behind: list[_Candidate | None] = [None]
+    behind: list[Candidate | None] = [None]
     while True:
         level = _level(rows, behind, width)
         found += level
@@ -186,14 +170,14 @@ def _branching(draft: Runtime, unseen: Sequence[int], count: int, width: TreeWid
         rows = tree.feed_tree(fed, TokenTree(tuple(parents))) if tree else draft.feed(fed)
         behind = list(on)
         forwards += 1
-    return _proposal(found, forwards)
+    return proposal_of(found, forwards)
 
 
-def _level(rows: Tensor, behind: Sequence[_Candidate | None], width: TreeWidth) -> list[_Candidate]:
+def _level(rows: Tensor, behind: Sequence[Candidate | None], width: TreeWidth) -> list[Candidate]:
     """The tokens worth proposing behind each of the last level's, the most probable first; at least one."""
     likely = rows.float().softmax(-1).topk(width.most)
     level = [
-        _Candidate(token, parent, share * (parent.path if parent else 1.0))
+        Candidate(token, parent, share * (parent.path if parent else 1.0))
         for parent, tokens, shares in zip(
             behind, likely.indices.tolist(), likely.values.tolist(), strict=True
         )
@@ -203,33 +187,13 @@ def _level(rows: Tensor, behind: Sequence[_Candidate | None], width: TreeWidth) 
     return [level[0], *(one for one in level[1:] if one.path >= width.branch_above)]
 
 
-def _candidates(grown: Sequence[Branch]) -> list[_Candidate]:
+def _candidates(grown: Sequence[Branch]) -> list[Candidate]:
     """A tree that a runtime has grown; those before come first."""
-    found: list[_Candidate] = []
+    found: list[Candidate] = []
     for one in grown:
         parent = found[one.parent] if one.parent >= 0 else None
-        found.append(_Candidate(one.token, parent, 0.0, one.place))
+        found.append(Candidate(one.token, parent, 0.0, one.place))
     return found
-
-
-def _proposal(found: list[_Candidate], forwards: int) -> Proposal:
-    """Candidates, the most probable first, as a proposal: the likeliest path leads, so that what usually stands needs no
-    moving in the target's cache."""
-    path: list[_Candidate] = []
-    for one in found:
-        if one.parent is (path[-1] if path else None):
-            path.append(one)
-    ordered = [*path, *(one for one in found if one not in path)]
-    places: dict[_Candidate | None, int] = {one: place for place, one in enumerate(ordered)}
-    places[None] = -1
-    tree = tuple(places[one.parent] for one in ordered)
-    is_chain = tree == tuple(range(-1, len(ordered) - 1))
-    return Proposal(
-        [one.token for one in ordered],
-        forwards=forwards,
-        parents=None if is_chain else tree,
-        drafted=tuple(one.place for one in ordered),
-    )
 
 
 def _joined(rows: list[Tensor]) -> Tensor | None:

@@ -30,6 +30,7 @@ class EarlyExitDraft(DraftBase):
 
     technique: ClassVar[str] = "early exit"
     has_confidence: ClassVar[bool] = True
+    branches: ClassVar[bool] = True
 
     kind: Literal["early_exit"]
     layers: Annotated[int, Field(ge=1, le=10_000)]

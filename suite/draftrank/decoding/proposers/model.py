@@ -31,6 +31,7 @@ class BuiltDraft(DraftBase):
 
     technique: ClassVar[str] = "model"
     has_confidence: ClassVar[bool] = True
+    branches: ClassVar[bool] = True
 
     steps: Annotated[tuple[Step, ...], Field(min_length=1, max_length=32)]
     """What is done to a copy of the target, in order."""

@@ -1,23 +1,29 @@
 """Copy what most often followed the longest run of last tokens, as far as it can be trusted.
 
 Prompt lookup takes the most recent place; where a run has stood several times, the places may disagree. Here they
-vote, and the share that agrees says how far to copy. Source: SuffixDecoding (Oliaro et al. 2024, arXiv:2411.04975),
-with one path instead of a tree and with the context alone: what a draft remembers of other prompts would make each
-result depend on those before it.
+vote, and the share that agrees says how far to copy. Where a recipe branches, what the minority says is verified beside
+it. Source: SuffixDecoding (Oliaro et al. 2024, arXiv:2411.04975), with the context alone: what a draft remembers of other
+prompts would make each result depend on those before it.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from heapq import heappop, heappush
 from math import ceil
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from draftrank.catalog.draft import DraftBase
 from draftrank.catalog.use import Use
-from draftrank.decoding.proposer import Proposal
+from draftrank.decoding.proposer import Proposal, ProposerContext
+from draftrank.decoding.proposers.candidates import Candidate, branching_of, proposal_of
+
+if TYPE_CHECKING:
+    from draftrank.decoding.sampling import Sampler
 
 MinProbability = Annotated[float, Field(ge=0.0, le=1.0)]
 DEFAULT_TRUST = 1.0
@@ -30,6 +36,7 @@ class SuffixDraft(DraftBase):
     """No model at all: copies what most earlier places agree on, the further the longer the match."""
 
     technique: ClassVar[str] = "suffix"
+    branches: ClassVar[bool] = True
 
     kind: Literal["suffix"]
     max_match: Annotated[int, Field(ge=1, le=256)] = 24
@@ -69,9 +76,22 @@ class SuffixDraft(DraftBase):
         )
         return (Use("vLLM", "sh", f"vllm serve {model} --speculative-config '{speculative}'", None),)
 
-    def open(self, context: object) -> SuffixProposer:
+    def open(self, context: ProposerContext) -> SuffixProposer:
         """See `DraftBase.open`."""
-        return SuffixProposer(self.min_match, self.max_match, self.tokens_per_match, self.min_probability)
+        return SuffixProposer(
+            self.min_match, self.max_match, self.tokens_per_match, self.min_probability, branching_of(context)
+        )
+
+
+class _Vote(NamedTuple):
+    """What an earlier place says about the next token."""
+
+    end: int
+    """The place of that token."""
+    weight: int
+    """Tokens before the place that match."""
+    tokens: int
+    """For how many tokens it is trusted."""
 
 
 class SuffixProposer:
@@ -87,15 +107,20 @@ class SuffixProposer:
         max_match: int = 24,
         tokens_per_match: float = DEFAULT_TRUST,
         min_probability: float = 0.1,
+        branch_above: float | None = None,
     ) -> None:
+        """Remembers what a recipe says; see `SuffixDraft`, and `Drafting` for the last."""
+        self._branch_above = branch_above
+        self._branches = False
         self._min, self._max = min_match, max_match
         self._trust = tokens_per_match
         self._least = min_probability
         self._ends: dict[tuple[int, ...], list[int]] = {}
         self._indexed = 0
 
-    def begin(self, prompt: Sequence[int], sampler: object, reserve: int) -> None:
+    def begin(self, prompt: Sequence[int], sampler: Sampler, reserve: int) -> None:
         """See `Proposer.begin`."""
+        self._branches = self._branch_above is not None and sampler.mode.greedy
         self._ends.clear()
         self._indexed = 0
         self._index(prompt, len(prompt) - 1)
@@ -104,10 +129,13 @@ class SuffixProposer:
         """See `Proposer.propose`.
 
         Of all lengths of the match, the one is taken whose path has the largest sum of probabilities, which is how
-        many of its tokens should be accepted if the places are right; of equals the longest.
+        many of its tokens should be accepted if the places are right; of equals the longest. A tree holds the tokens that
+        are most probable where each place's vote counts for as many as there are tokens that match.
         """
         self._index(context, len(context) - 1)
         ends = self._ends.get(tuple(context[-self._min :]), [])[-_MOST_PLACES:]
+        if self._branches:
+            return proposal_of(self._tree(context, ends, count))
         matches = sorted(((self._matched(context, end), end) for end in ends), reverse=True)
         best: list[int] = []
         expected = 0.0
@@ -154,6 +182,39 @@ class SuffixProposer:
             score += probability
             ends = followers[token]
         return path, score
+
+    def _tree(self, context: Sequence[int], ends: list[int], count: int) -> list[Candidate]:
+        """Up to `count` tokens, the most probable first; of equals those that were found first."""
+        matched = [(end, self._matched(context, end)) for end in reversed(ends)]
+        votes = [_Vote(end, length, ceil(self._trust * length)) for end, length in matched]
+        found: list[Candidate] = []
+        waiting: list[tuple[float, int, Candidate, list[_Vote]]] = []
+        numbers, parent = itertools.count(), None
+        while True:
+            for one, theirs in self._following(context, votes, parent):
+                heappush(waiting, (-one.path, next(numbers), one, theirs))
+            if not waiting or len(found) == count:
+                return found
+            _, _, parent, votes = heappop(waiting)
+            found.append(parent)
+
+    def _following(
+        self, context: Sequence[int], votes: list[_Vote], parent: Candidate | None
+    ) -> Iterator[tuple[Candidate, list[_Vote]]]:
+        """The tokens that are probable enough behind another one, and who votes for them."""
+        assert self._branch_above is not None
+        followers: dict[int, list[_Vote]] = {}
+        for vote in votes:
+            if vote.tokens and vote.end < len(context):
+                next_vote = _Vote(vote.end + 1, vote.weight, vote.tokens - 1)
+                followers.setdefault(context[vote.end], []).append(next_vote)
+        # Places that say nothing more count as voices for something else.
+        whole = sum(vote.weight for vote in votes)
+        for token, theirs in followers.items():
+            share = sum(vote.weight for vote in theirs) / whole
+            path = share if parent is None else share * parent.path
+            if path >= self._branch_above:
+                yield Candidate(token, parent, path), theirs
 
     def _index(self, tokens: Sequence[int], until: int) -> None:
         for end in range(max(self._indexed + 1, self._min), until + 1):
