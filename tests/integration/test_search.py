@@ -14,7 +14,9 @@ from draftrank.errors import InvalidInputError
 from draftrank.jobs.running import build
 from draftrank.jobs.searching import search as searching
 from draftrank.jobs.searching.choice import RUNGS
-from draftrank.jobs.searching.search import SearchRequest, search
+from draftrank.jobs.searching.request import SearchRequest
+from draftrank.jobs.searching.search import search
+from draftrank.jobs.searching.training import Training
 from workspaces import RECIPE
 
 pytest.importorskip("optuna")
@@ -59,20 +61,20 @@ def test_the_fastest_measured_is_found_and_no_prompt_of_a_task_decides_what_is_t
 
 def test_a_search_that_was_stopped_goes_on_and_trains_nothing_twice(workspace_root, two_models, monkeypatch):
     workspace = Workspace.open(workspace_root)
-    look = searching._Seeker._look
+    look = Training.look
 
     def stop(self, choice, rung):
         if rung == 2:
             raise KeyboardInterrupt
         return look(self, choice, rung)
 
-    monkeypatch.setattr(searching._Seeker, "_look", stop)
+    monkeypatch.setattr(Training, "look", stop)
     with Store.open(workspace.store_url) as store:
         with pytest.raises(KeyboardInterrupt):
             search(workspace, SHORT, store)
         built = {path.name for path in (workspace.cache / "drafts").iterdir()}
         assert built
-        monkeypatch.setattr(searching._Seeker, "_look", look)
+        monkeypatch.setattr(Training, "look", look)
         two_models.clear()
         found = search(workspace, SHORT, store)
         after = {path: path.stat().st_mtime_ns for path in (workspace.cache / "drafts").iterdir()}

@@ -57,7 +57,7 @@ def search(
     from draftrank.catalog.workspace import Workspace
     from draftrank.cli.tables import print_board
     from draftrank.jobs.running import default_target
-    from draftrank.jobs.searching.search import SearchRequest
+    from draftrank.jobs.searching.request import SearchRequest
     from draftrank.jobs.searching.search import search as search_job
     from draftrank.store.store import Store
 
