@@ -103,8 +103,8 @@ def test_a_longer_match_is_trusted_for_more_tokens():
 
 
 def probabilities_behind(context, trust):
-    """By brute force, of everything that stood behind an earlier place: its share of the votes there, times that of all
-    before it."""
+    """By brute force, of everything that stood behind an earlier place: its share of the votes there, less the more might be
+    new, times that of all before it."""
     votes = {}
     for end in range(1, len(context)):
         size = 0
@@ -122,6 +122,8 @@ def probabilities_behind(context, trust):
     for path in sorted(found, key=len):
         before = found[path[:-1]] if len(path) > 1 else list(votes.items())
         share = Fraction(sum(size for _, size in found[path]), sum(size for _, size in before))
+        agreed = max(size for _, size in found[path]) + len(path) - 1 + len(found[path]) - 1
+        share *= Fraction(agreed, agreed + 2)
         shares[path] = share * shares.get(path[:-1], 1)
     return shares
 
@@ -148,13 +150,24 @@ def test_a_tree_holds_the_most_probable_tokens(context, count, above, trust):
     assert sorted((shares[path] for path in paths), reverse=True) == likely[:count]
 
 
+def test_a_tree_that_one_long_match_speaks_for_goes_on_further():
+    text = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
+    lengths = []
+    for matched in (1, 2, 4):
+        proposer = SuffixProposer(1, 40, 64.0, branch_above=0.1)
+        context = [*text, 0, *text[:matched]]
+        proposer.begin(context, Sampler(DecodingMode()), 0)
+        lengths.append(len(proposer.propose(context, 30).tokens))
+    assert lengths == sorted(set(lengths))
+
+
 def test_when_sampling_a_chain_is_proposed():
     context = [1, 2, 3, 1, 2, 4, 1, 2, 3, 1, 2]
     proposer = SuffixProposer(1, 8, 2.0, branch_above=0.05)
     proposer.begin(context, Sampler(DecodingMode()), 0)
     assert proposer.propose(context, 8).parents is not None
     proposer.begin(context, Sampler(DecodingMode(temperature=1.0)), 0)
-    assert proposer.propose(context, 4) == Proposal([3, 1, 2, 4])
+    assert proposer.propose(context, 4) == Proposal(proposed(context, 4, max_match=8, tokens_per_match=2.0))
 
 
 def test_a_mixed_draft_copies_by_votes_where_its_recipe_says_how_many_must_agree():

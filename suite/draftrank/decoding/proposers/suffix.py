@@ -90,8 +90,10 @@ class _Vote(NamedTuple):
     """The place of that token."""
     weight: int
     """Tokens before the place that match."""
+    agreed: int
+    """The same, with those of the path behind it."""
     tokens: int
-    """For how many tokens it is trusted."""
+    """For how many more tokens it is trusted."""
 
 
 class SuffixProposer:
@@ -130,7 +132,8 @@ class SuffixProposer:
 
         Of all lengths of the match, the one is taken whose path has the largest sum of probabilities, which is how
         many of its tokens should be accepted if the places are right; of equals the longest. A tree holds the tokens that
-        are most probable where each place's vote counts for as many as there are tokens that match.
+        are most probable where each place's vote counts for as many as there are tokens that match, and where what was never
+        said is expected too.
         """
         self._index(context, len(context) - 1)
         ends = self._ends.get(tuple(context[-self._min :]), [])[-_MOST_PLACES:]
@@ -186,7 +189,7 @@ class SuffixProposer:
     def _tree(self, context: Sequence[int], ends: list[int], count: int) -> list[Candidate]:
         """Up to `count` tokens, the most probable first; of equals those that were found first."""
         matched = [(end, self._matched(context, end)) for end in reversed(ends)]
-        votes = [_Vote(end, length, ceil(self._trust * length)) for end, length in matched]
+        votes = [_Vote(end, length, length, ceil(self._trust * length)) for end, length in matched]
         found: list[Candidate] = []
         waiting: list[tuple[float, int, Candidate, list[_Vote]]] = []
         numbers, parent = itertools.count(), None
@@ -206,12 +209,14 @@ class SuffixProposer:
         followers: dict[int, list[_Vote]] = {}
         for vote in votes:
             if vote.tokens and vote.end < len(context):
-                next_vote = _Vote(vote.end + 1, vote.weight, vote.tokens - 1)
-                followers.setdefault(context[vote.end], []).append(next_vote)
+                after = _Vote(vote.end + 1, vote.weight, vote.agreed + 1, vote.tokens - 1)
+                followers.setdefault(context[vote.end], []).append(after)
         # Places that say nothing more count as voices for something else.
         whole = sum(vote.weight for vote in votes)
         for token, theirs in followers.items():
-            share = sum(vote.weight for vote in theirs) / whole
+            # Something that never stood there may follow too: the less likely, the more has agreed (Laplace's rule).
+            agreed = max(vote.agreed for vote in theirs) + len(theirs) - 2
+            share = sum(vote.weight for vote in theirs) / whole * agreed / (agreed + 2)
             path = share if parent is None else share * parent.path
             if path >= self._branch_above:
                 yield Candidate(token, parent, path), theirs
