@@ -40,7 +40,8 @@ def most_likely_after(by: ChoosingRuntime | None, logits: Tensor) -> list[int]:
 def distribution(logits: Tensor, mode: DecodingMode) -> Tensor:
     """Distribution over the vocabulary for each row: temperature, then top-k, then top-p.
 
-    Of tokens that are as likely as the last one that is kept, all are. Waits for no device, so that a recorded graph may hold it.
+    Of tokens that are as likely as the last one that is kept, all are. Waits for no GPU, so that a recorded graph
+    may hold it.
 
     Args:
         logits: [rows, vocabulary], any float dtype.

@@ -100,7 +100,7 @@ def verify_sampling(logits: Tensor, proposal: Proposal, sampler: Sampler) -> Ver
     """Draws the target's own choices, coupled to what was proposed, and accepts as long as they agree."""
     target = sampler.probabilities(logits)
     drafted = None if proposal.probabilities is None else proposal.probabilities.to(target.device)
-    proposed = torch.tensor(proposal.tokens, dtype=torch.int64, device=target.device)
+    proposed = _on_device(proposal, target)
     uniforms = sampler.uniforms(len(logits)).to(target.device)
     return verify_greedy(coupled(target, drafted, proposed, uniforms).tolist(), proposal)
 
@@ -161,10 +161,15 @@ def verify_typical(logits: Tensor, proposal: Proposal, sampler: Sampler, rule: T
     target = logits.float().softmax(dim=-1) if greedy else sampler.probabilities(logits)
     entropies = -(target * target.clamp_min(_TINY).log()).sum(dim=-1)
     bars = (rule.alpha * (-entropies).exp()).clamp_max(rule.threshold)
-    column = torch.tensor([*proposal.tokens, 0], device=target.device)[:, None]
-    stands: list[bool] = (target.gather(-1, column)[:, 0] >= bars)[:-1].tolist()
+    proposed = _on_device(proposal, target)
+    stands: list[bool] = (target[:-1].gather(-1, proposed[:, None])[:, 0] >= bars[:-1]).tolist()
     accepted = stands.index(False) if False in stands else len(stands)
     return Verdict(
         accepted,
         most_likely(logits[accepted : accepted + 1])[0] if greedy else sampler.draw(target[accepted]),
     )
+
+
+def _on_device(proposal: Proposal, beside: Tensor) -> Tensor:
+    """What was proposed, int64 [k], where another tensor is."""
+    return torch.tensor(proposal.tokens, dtype=torch.int64, device=beside.device)

@@ -18,6 +18,7 @@ from draftrank.decoding.proposers.features import FeatureProposer
 from draftrank.decoding.proposers.mixed import MixedProposer
 from draftrank.decoding.proposers.model import ModelProposer
 from draftrank.decoding.proposers.ngram import NgramProposer
+from draftrank.decoding.proposers.suffix import SuffixDraft
 from draftrank.decoding.runtime import FeaturedRuntime, LayeredRuntime
 from draftrank.decoding.runtimes import llama_cpp as module
 from draftrank.decoding.runtimes.llama_cpp import BATCH, LlamaCppRuntime
@@ -184,8 +185,9 @@ def test_a_draft_in_llama_cpp_serves_a_target_in_torch(written, prompt, k):
 
 def test_trees_are_refused_with_the_reason(written):
     context = ProposerContext(opened(written), None, Path(), "gguf", "cpu", branch_above_probability=0.1)
-    with pytest.raises(IncompatibleDraftError, match=r"llama\.cpp verifies chains of tokens only"):
-        drafting_of(context)
+    for refusing in (drafting_of, SuffixDraft(kind="suffix").open):
+        with pytest.raises(IncompatibleDraftError, match=r"llama\.cpp verifies chains of tokens only"):
+            refusing(context)
 
 
 def test_sampling_follows_the_seed(written):
