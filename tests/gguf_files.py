@@ -33,10 +33,13 @@ def small_gguf_model(architecture: str, layers: int, *, seed: int = 3, **more: A
         model: PreTrainedModel = LlamaForCausalLM(LlamaConfig(**shape))
     else:
         kinds = ["full_attention" if (i + 1) % 6 == 0 else "sliding_attention" for i in range(layers)]
-        config = Gemma3TextConfig(
-            **shape, layer_types=kinds, sliding_window=8, query_pre_attn_scalar=shape["head_dim"]
-        )
-        model = Gemma3ForCausalLM(config)
+        shape = {
+            "layer_types": kinds,
+            "sliding_window": 8,
+            "query_pre_attn_scalar": shape["head_dim"],
+            **shape,
+        }
+        model = Gemma3ForCausalLM(Gemma3TextConfig(**shape))
     return model.eval().requires_grad_(False)
 
 
@@ -71,10 +74,32 @@ def write_target_file(path: Path, architecture: str, layers: int) -> Path:
     return path
 
 
-def write_llama_file(path: Path, model: PreTrainedModel, tokenizer: Any) -> None:
-    """A Llama model as llama.cpp would write it: its names, its order of rotary dimensions."""
+def write_llama_file(
+    path: Path,
+    model: PreTrainedModel,
+    tokenizer: Any,
+    *,
+    stated: dict[str, Any] | None = None,
+    tensors: dict[str, np.ndarray[Any, Any]] | None = None,
+    without: str | None = None,
+) -> None:
+    """A Llama model as llama.cpp would write it: its names, its order of rotary dimensions.
+
+    Args:
+        path: where to write.
+        model: the model; what its configuration says of RoPE is not written.
+        tokenizer: its tokenizer.
+        stated: more keys, without the architecture's name.
+        tensors: more tensors.
+        without: the name of a tensor to leave out.
+    """
     config = model.config
     writer = gguf.GGUFWriter(path, "llama")
+    add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, bool: writer.add_bool}
+    for key, value in (stated or {}).items():
+        add[type(value)](f"llama.{key}", value)
+    for name, array in (tensors or {}).items():
+        writer.add_tensor(name, array)
     writer.add_name("Tiny")
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -118,7 +143,9 @@ def write_llama_file(path: Path, model: PreTrainedModel, tokenizer: Any) -> None
             count = heads.get(part.rpartition(".")[2])
             if count is not None:
                 values = values.reshape(count, 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
-            writer.add_tensor(f"blk.{number}.{names[part]}.weight", np.ascontiguousarray(values))
+            written = f"blk.{number}.{names[part]}.weight"
+            if written != without:
+                writer.add_tensor(written, np.ascontiguousarray(values))
         else:
             writer.add_tensor(f"{names[stem]}.weight", values)
     writer.write_header_to_file()

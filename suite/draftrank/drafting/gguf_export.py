@@ -1,8 +1,7 @@
 """Writes a draft as GGUF, for llama.cpp and what is built on it.
 
-The file that the target came from tells how its tokens, chat template and norms are written down; all of
-that is copied word for word, so that llama.cpp finds the two vocabularies equal. Only the sizes and the
-weights are the draft's.
+The tokens and the chat template are copied word for word from the file that the target came from, so that llama.cpp
+finds the two vocabularies equal. Everything that says how the model computes is the draft's own: see `gguf_config`.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from draftrank.drafting.gguf_config import ROPE_FREQS, rotary_divisors, statements_of
 from draftrank.drafting.gguf_format import GgufWeights
 from draftrank.drafting.quiet import quiet_gguf
 from draftrank.errors import BuildError
@@ -48,7 +48,6 @@ _OUTER = {
     "model.norm.weight": "output_norm.weight",
     "lm_head.weight": "output.weight",
 }
-_LEFT_OUT = ("GGUF.", "general.", "split.", "quantize.")
 
 
 def write_gguf(
@@ -73,15 +72,18 @@ def write_gguf(
         architecture = str(source.fields["general.architecture"].contents())
         if architecture not in _NORMS:
             raise BuildError(f"GGUF files of the architecture {architecture} are not written yet")
-        _require_expressible(model.config, architecture)
+        stated = statements_of(model.config, architecture)
         writer = GGUFWriter(final, architecture)
         writer.add_name(name)
-        sizes = _sizes(model.config, architecture)
         for key, field in source.fields.items():
-            if key not in sizes and not key.startswith(_LEFT_OUT):
+            if key.startswith("tokenizer."):
                 _copy(writer, key, field)
-        for key, value in sizes.items():
-            writer.add_uint32(key, value)
+        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+        for key, value in stated.items():
+            add[type(value)](f"{architecture}.{key}", value)
+        divisors = rotary_divisors(model.config)
+        if divisors is not None:
+            writer.add_tensor(ROPE_FREQS, divisors)
         tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
         for key, tensor in model.state_dict().items():
             if tied and key == "lm_head.weight":
@@ -92,45 +94,6 @@ def write_gguf(
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-
-
-def _require_expressible(config: PretrainedConfig, architecture: str) -> None:
-    """llama.cpp reads the pattern of sliding windows off the layers' numbers, and the scale of attention off the
-    heads' size."""
-    if architecture != "gemma3":
-        return
-    size, scale = int(config.head_dim), int(config.query_pre_attn_scalar)
-    if size != scale:
-        raise BuildError(
-            f"llama.cpp scales the attention of a Gemma model by its head size {size}, this one by that of {scale}"
-        )
-    kinds = getattr(config, "layer_types", None)
-    if kinds is None or "sliding_attention" not in kinds:
-        return
-    period = 6
-    expected = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(len(kinds))]
-    if list(kinds) != expected:
-        raise BuildError(
-            f"llama.cpp expects full attention in every {period}th layer of a Gemma model, and this draft has it "
-            "elsewhere: keep layers in whole periods"
-        )
-
-
-def _sizes(config: PretrainedConfig, architecture: str) -> dict[str, int]:
-    heads, groups = int(config.num_attention_heads), int(config.num_key_value_heads)
-    size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    found = {
-        "block_count": int(config.num_hidden_layers),
-        "embedding_length": int(config.hidden_size),
-        "feed_forward_length": int(config.intermediate_size),
-        "attention.head_count": heads,
-        "attention.head_count_kv": groups,
-        "attention.key_length": size,
-        "attention.value_length": size,
-    }
-    if architecture == "llama":
-        found["rope.dimension_count"] = size
-    return {f"{architecture}.{key}": value for key, value in found.items()}
 
 
 def _copy(writer: Any, key: str, field: ReaderField) -> None:

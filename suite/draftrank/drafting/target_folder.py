@@ -6,7 +6,6 @@ ordinary folder in a second instead of unpacking blocks for a minute. A folder i
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _GGUF_MAGIC = b"GGUF"
+_CONVERSION = 2
+"""Raised when GGUF files come to be converted in another way, so that older conversions are not used again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,8 @@ class TargetFolder:
     path: Path
     """The Hugging Face folder."""
     weights_sha256: str
-    """Hash over its weight files: see `cache.weights_sha256`."""
+    """Hash over its weight files: see `cache.weights_sha256`. Where a GGUF file states what transformers' reader passes
+    over, such as RoPE scaling, over that too: drafts made of the model without it are of another model."""
     parameters: int
     """Parameters of the model; a head that shares the embedding counts once."""
     bytes_on_disk: int
@@ -59,7 +61,7 @@ def ensure_target(target: Target, context: FetchContext) -> TargetFolder:
         MissingDataError: its source cannot be had now, or holds no safetensors.
         InvalidInputError: its source is no model, or does not fit the declaration.
     """
-    folder = context.cache / "targets" / f"{target.id}-{target.content_sha256()[:16]}"
+    folder = context.cache / "targets" / f"{target.id}-{target.content_sha256()[:16]}-v{_CONVERSION}"
     facts = _read_facts(folder)
     if facts is None:
         with only_process(folder, context.progress, f"the target {target.id}"):
@@ -129,7 +131,7 @@ def _convert(source: Path, staging: Path, target: Target, progress: Progress) ->
     """Reads a GGUF file into memory as fp32 and saves it the ordinary way."""
     with progress.stage(f"convert {target.id}", 3) as stage:
         stage.advance(0, "reading the weights")
-        model, tokenizer = _read_gguf(source)
+        model, tokenizer, restored = _read_gguf(source)
         stage.advance(1, "saving")
         model.generation_config.eos_token_id = _stop_ids(model, tokenizer)
         with quiet_transformers():
@@ -137,39 +139,50 @@ def _convert(source: Path, staging: Path, target: Target, progress: Progress) ->
             tokenizer.save_pretrained(staging)
         stage.advance(1, "hashing")
         facts = _facts(staging, model.config)
+        if restored:
+            facts["weights_sha256"] = sha256_of_json([facts["weights_sha256"], restored])
         _write_json(staging / FACTS, facts)
         stage.advance()
 
 
-def _read_gguf(source: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _read_gguf(source: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
+    """The model, the tokenizer, and what of the configuration transformers' reader had otherwise."""
     import torch
+    from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from draftrank.drafting.gguf_config import complete_config, require_all_weights
 
     try:
         with quiet_gguf():
-            packed = AutoModelForCausalLM.from_pretrained(
+            packed, found = AutoModelForCausalLM.from_pretrained(
                 source.parent,
                 gguf_file=source.name,
                 dtype=torch.float32,
                 quantization_config=GgufConfig(dequantize=True),
+                output_loading_info=True,
             )
             tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-    except (ValueError, KeyError, NotImplementedError, OSError) as error:
+    except (ValueError, KeyError, NotImplementedError, OSError, RuntimeError) as error:
         raise InvalidInputError.single(
             f"transformers cannot read it: {error}",
             file=source.name,
             field="source",
             fix="use a GGUF file of an architecture that transformers reads, or a safetensors folder",
         ) from error
-    return _without_quantizer(packed), tokenizer
+    packed.config.__dict__.pop("quantization_config", None)
+    reader = GGUFReader(source)
+    config = complete_config(packed.config, source, reader)
+    require_all_weights(packed, set(found["missing_keys"]), source, reader)
+    before = packed.config.to_dict()
+    restored = {key: value for key, value in config.to_dict().items() if before.get(key) != value}
+    return _without_quantizer(packed, config), tokenizer, restored
 
 
-def _without_quantizer(packed: PreTrainedModel) -> PreTrainedModel:
+def _without_quantizer(packed: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
     """The same weights in a model that may be saved: one read from GGUF refuses to be."""
     import torch
 
-    config = copy.deepcopy(packed.config)
-    config.__dict__.pop("quantization_config", None)
     with torch.device("meta"):
         model = type(packed)(config)
     model.load_state_dict(packed.state_dict(), strict=True, assign=True)

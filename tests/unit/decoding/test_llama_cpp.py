@@ -105,6 +105,64 @@ def test_the_last_rows_are_kept_also_of_feeds_longer_than_a_batch(tmp_path):
     torch.testing.assert_close(runtime.feed(sequence, keep=60), expected[-60:], atol=1e-3, rtol=1e-3)
 
 
+PLAIN = {"rope_type": "default", "rope_theta": 10_000.0}
+STRETCHED = {
+    "linear": {**PLAIN, "rope_type": "linear", "factor": 4.0},
+    "yarn": {**PLAIN, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+    "yarn, attention told": {
+        **PLAIN,
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 32,
+        "attention_factor": 0.8,
+    },
+    "llama3": {
+        **PLAIN,
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", STRETCHED)
+def test_rope_scaling_is_llama_cpps_too_past_the_original_window(tmp_path, kind):
+    described = write_target_file(tmp_path / "target.gguf", "llama", 30)
+    model = small_gguf_model("llama", 2, rope_parameters=STRETCHED[kind])
+    write_gguf(model, described, "draft", tmp_path / "draft.gguf", "f32")
+    runtime = LlamaCppRuntime(tmp_path / "draft.gguf", threads=1, attention="fp32")
+    sequence = [3 + 7 * place % 60 for place in range(120)]
+    torch.testing.assert_close(runtime.feed(sequence), expected_logits(model, sequence), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 500_000.0, "factor": 8.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 3_000.0},
+            }
+        },
+        {"layer_types": ["full_attention"] * 6},
+        {"final_logit_softcapping": 2.0},
+        {"rms_norm_eps": 0.05, "sliding_window": 20},
+    ],
+    ids=["two bases, one stretched", "no windows", "capped logits", "epsilon and window"],
+)
+def test_constants_of_gemma_are_llama_cpps_too(tmp_path, more):
+    """The file takes none of them from the target's, which states others."""
+    described = write_target_file(tmp_path / "target.gguf", "gemma3", 30)
+    model = small_gguf_model("gemma3", 6, **more)
+    write_gguf(model, described, "draft", tmp_path / "draft.gguf", "f32")
+    runtime = LlamaCppRuntime(tmp_path / "draft.gguf", threads=1, attention="fp32")
+    sequence = [3 + 7 * place % 60 for place in range(120)]
+    expected = expected_logits(model, sequence)
+    torch.testing.assert_close(runtime.feed(sequence), expected, atol=TOLERANCE["gemma3"], rtol=1e-3)
+
+
 def test_room_that_grows_keeps_what_is_held(written):
     model, _ = written("llama")
     runtime = opened(written)

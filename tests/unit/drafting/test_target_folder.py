@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -15,9 +18,10 @@ from draftrank.catalog.loading import load_declaration
 from draftrank.catalog.sources.base import FetchContext, file_sha256
 from draftrank.catalog.target import Target
 from draftrank.drafting import target_folder as module
+from draftrank.drafting.gguf_export import write_gguf
 from draftrank.drafting.target_folder import ensure_target
 from draftrank.errors import InvalidInputError, MissingDataError
-from gguf_files import write_llama_file
+from gguf_files import small_gguf_model, write_llama_file, write_target_file
 from models import small_model
 
 REPOSITORY = Path(__file__).parents[3]
@@ -61,6 +65,181 @@ def test_a_gguf_file_becomes_an_ordinary_folder(gguf_source, capfd):
     assert (folder.model_type, folder.context_window) == ("llama", 256)
     assert folder.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert folder.bytes_on_disk == (folder.path / "model.safetensors").stat().st_size
+
+
+def meta_divisors(base, factor):
+    """Frequencies of the released code of Llama 3.1 for heads of 8, by the plain ones."""
+    plain = base ** -(np.arange(0, 8, 2) / 8)
+    smooth = np.clip((8192 * plain / (2 * np.pi) - 1) / 3, 0, 1)
+    return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
+
+
+SCALED = {
+    "linear": (
+        {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0},
+        {},
+        {"rope_type": "linear", "factor": 4.0},
+    ),
+    "linear, old key": ({"rope.scale_linear": 4.0}, {}, {"rope_type": "linear", "factor": 4.0}),
+    "none": ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, {}, {"rope_type": "default"}),
+    "yarn": (
+        {
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 4.0,
+            "rope.scaling.original_context_length": 64,
+            "rope.scaling.yarn_beta_fast": 32.0,
+            "rope.scaling.finetuned": True,
+        },
+        {},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+    ),
+    "yarn, attention told": (
+        {
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 4.0,
+            "rope.scaling.original_context_length": 64,
+            "rope.scaling.attn_factor": 0.5,
+        },
+        {},
+        {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 64,
+            "attention_factor": 0.5 * (1 + 0.1 * math.log(4)),
+        },
+    ),
+    "llama3": (
+        {},
+        {"rope_freqs.weight": meta_divisors(500_000.0, 32)},
+        {
+            "rope_type": "llama3",
+            "factor": 32.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SCALED)
+def test_rope_scaling_of_a_gguf_file_is_carried(tmp_path, make_tokenizer, kind):
+    """The expected model is transformers' own, made from a configuration that says so."""
+    stated, tensors, parameters = SCALED[kind]
+    tokenizer = make_tokenizer()
+    plain = small_model("llama", vocabulary=len(tokenizer))
+    write_llama_file(
+        tmp_path / "tiny.gguf",
+        plain,
+        tokenizer,
+        stated={"rope.freq_base": 500_000.0, **stated},
+        tensors=tensors,
+    )
+    config = copy.deepcopy(plain.config)
+    config.rope_parameters = {"rope_theta": 500_000.0, **parameters}
+    expected = type(plain)(config).eval()
+    expected.load_state_dict(plain.state_dict())
+    folder = ensure_target(declare("tiny.gguf"), FetchContext(tmp_path / "cache", (tmp_path,)))
+    opened = AutoModelForCausalLM.from_pretrained(folder.path)
+    ids = torch.cat([IDS, IDS], dim=1)
+    for start in (20, 150, 9000):
+        places = torch.cat([torch.arange(20), torch.arange(start, start + 20)])[None]
+        with torch.inference_mode():
+            found, right = (model(ids, position_ids=places).logits for model in (opened, expected))
+        torch.testing.assert_close(found, right, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("stated", "tensors", "named"),
+    [
+        ({"attention.scale": 0.5}, {}, r"llama\.attention\.scale = 0\.5"),
+        ({"embedding_scale": 12.0}, {}, r"llama\.embedding_scale = 12"),
+        ({"final_logit_softcapping": 30.0}, {}, r"llama\.final_logit_softcapping = 30"),
+        ({"attention.sliding_window": 16}, {}, r"llama\.attention\.sliding_window = 16"),
+        ({"rope.dimension_count_swa": 4}, {}, r"llama\.rope\.dimension_count_swa = 4"),
+        ({"rope.freq_base_swa": 500.0}, {}, r"llama\.rope\.freq_base_swa = 500"),
+        ({"rope.scaling.type": "longrope"}, {}, r"llama\.rope\.scaling\.type = longrope"),
+        ({"rope.scaling.attn_factor": 0.5}, {}, r"llama\.rope\.scaling\.attn_factor = 0\.5"),
+        ({"rope.scaling.yarn_beta_fast": 16.0}, {}, r"llama\.rope\.scaling\.yarn_beta_fast = 16"),
+        ({}, {"rope_freqs.weight": np.linspace(1, 8, 4, dtype=np.float32)}, r"rope_freqs\.weight"),
+        (
+            {"rope.scaling.factor": 2.0},
+            {"rope_freqs.weight": meta_divisors(10_000.0, 8)},
+            r"rope_freqs\.weight",
+        ),
+        ({}, {"blk.0.attn_q.bias": np.ones(32, np.float32)}, r"blk\.0\.attn_q\.bias"),
+        ({}, {"rope_factors_long.weight": np.ones(4, np.float32)}, r"rope_factors_long\.weight"),
+    ],
+)
+def test_what_a_gguf_file_states_in_vain_is_refused_by_name(tmp_path, make_tokenizer, stated, tensors, named):
+    tokenizer = make_tokenizer()
+    model = small_model("llama", vocabulary=len(tokenizer))
+    write_llama_file(tmp_path / "tiny.gguf", model, tokenizer, stated=stated, tensors=tensors)
+    with pytest.raises(InvalidInputError, match=f"has no place for: {named}.*safetensors folder"):
+        ensure_target(declare("tiny.gguf"), FetchContext(tmp_path / "cache", (tmp_path,)))
+
+
+def test_a_gguf_file_without_a_weight_is_refused(tmp_path, make_tokenizer):
+    """transformers would fill it with random numbers."""
+    tokenizer = make_tokenizer()
+    model = small_model("llama", vocabulary=len(tokenizer))
+    write_llama_file(tmp_path / "tiny.gguf", model, tokenizer, without="blk.1.ffn_up.weight")
+    with pytest.raises(
+        InvalidInputError, match=r"lacks weights of the model: no model\.layers\.1\.mlp\.up_proj"
+    ):
+        ensure_target(declare("tiny.gguf"), FetchContext(tmp_path / "cache", (tmp_path,)))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 500_000.0, "factor": 8.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 3_000.0},
+            }
+        },
+        {"layer_types": ["full_attention"] * 6},
+        {"final_logit_softcapping": 2.0},
+    ],
+    ids=["scale of attention", "two bases, one stretched", "no windows", "capped logits"],
+)
+def test_constants_of_a_gemma_file_are_carried(tmp_path, more, monkeypatch):
+    model = small_gguf_model("gemma3", 6, **more)
+    described = write_target_file(tmp_path / "target.gguf", "gemma3", 30)
+    (tmp_path / "written").mkdir()
+    write_gguf(model, described, "tiny", tmp_path / "written" / "tiny.gguf", "f32")
+    # the file's tokens are no tokenizer that transformers opens
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: None)
+    read = module._read_gguf(tmp_path / "written" / "tiny.gguf")[0]
+    read.save_pretrained(tmp_path / "folder")
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path / "folder")
+    ids = torch.arange(3, 53)[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(opened(ids).logits, model(ids).logits, rtol=1e-3, atol=1e-3)
+
+
+def test_what_is_read_from_a_gguf_file_besides_weights_is_part_of_its_identity(tmp_path, make_tokenizer):
+    """A draft of the model with scaling is no draft of the one without, though their weights are equal."""
+    tokenizer = make_tokenizer()
+    model = small_model("llama", vocabulary=len(tokenizer))
+    found = {}
+    for name, stated in (("plain", {}), ("scaled", {"rope.scaling.factor": 4.0})):
+        write_llama_file(tmp_path / f"{name}.gguf", model, tokenizer, stated=stated)
+        found[name] = ensure_target(declare(f"{name}.gguf"), FetchContext(tmp_path / "cache", (tmp_path,)))
+    files = {name: file_sha256(folder.path / "model.safetensors") for name, folder in found.items()}
+    assert files["plain"] == files["scaled"]
+    assert found["plain"].weights_sha256 == sha256_of_json([["model.safetensors", files["plain"]]])
+    assert found["scaled"].weights_sha256 != found["plain"].weights_sha256
+
+
+def test_conversions_by_older_rules_are_not_used_again(gguf_source, monkeypatch):
+    _, _, context = gguf_source
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_CONVERSION", module._CONVERSION - 1)
+        older = ensure_target(declare("tiny.gguf"), context)
+    assert ensure_target(declare("tiny.gguf"), context).path != older.path
 
 
 def test_it_is_converted_once(gguf_source, monkeypatch):

@@ -23,6 +23,7 @@ class WriteGguf(StepBase):
     paper: ClassVar[str] = "none; the file format and the kernels of llama.cpp"
     cost: ClassVar[str] = "seconds; on CPU a forward of llama.cpp in place of torch's"
     architectures: ClassVar[str] = "Llama and Gemma 3: others are not written yet"
+    code_version: ClassVar[int] = 2
 
     kind: Literal["write_gguf"]
     weights: GgufWeights = "q8_0"
