@@ -3,14 +3,18 @@ alone and beside torch. Skipped where llama-cpp-python is not installed."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftrank.catalog.decoding_mode import DecodingMode
+from draftrank.catalog.sources.base import FetchContext
+from draftrank.catalog.target import Target
 from draftrank.decoding.loop import Request, autoregressive, speculative
 from draftrank.decoding.proposer import ProposerContext
 from draftrank.decoding.proposers.drafting import Drafting, drafting_of
@@ -27,9 +31,12 @@ from draftrank.decoding.runtimes.torch_features import FeatureRuntime
 from draftrank.drafting.architecture import Architecture
 from draftrank.drafting.forms import FeaturesForm
 from draftrank.drafting.gguf_export import write_gguf
+from draftrank.drafting.loading import load_model
+from draftrank.drafting.target_folder import ensure_target
 from draftrank.errors import IncompatibleDraftError, MissingDataError
 from draftrank.measure.cost.latency import measure_latencies
-from gguf_files import VOCABULARY, small_gguf_model, write_target_file
+from gguf_files import VOCABULARY, small_gguf_model, write_llama_file, write_target_file
+from models import small_model, small_tokenizer
 
 pytest.importorskip(
     "llama_cpp", reason="llama-cpp-python is not installed (pip install 'draftrank[llama-cpp]')"
@@ -135,6 +142,53 @@ def test_rope_scaling_is_llama_cpps_too_past_the_original_window(tmp_path, kind)
     runtime = LlamaCppRuntime(tmp_path / "draft.gguf", threads=1, attention="fp32")
     sequence = [3 + 7 * place % 60 for place in range(120)]
     torch.testing.assert_close(runtime.feed(sequence), expected_logits(model, sequence), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0},
+        {"rope.scale_linear": 4.0},
+        {"rope.scaling.type": "none", "rope.scaling.factor": 4.0},
+        {
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 4.0,
+            "rope.scaling.original_context_length": 64,
+            "rope.scaling.attn_factor": 0.8,
+        },
+        {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0},
+        "rope_freqs.weight",
+    ],
+    ids=str,
+)
+def test_a_converted_target_is_the_model_that_llama_cpp_runs(tmp_path, stated):
+    """Of one file: what it states of RoPE is read by llama.cpp itself."""
+    tensors = {}
+    if stated == "rope_freqs.weight":
+        plain = 500_000.0 ** -(np.arange(0, 8, 2) / 8)
+        smooth = np.clip((8192 * plain / (2 * np.pi) - 1) / 3, 0, 1)
+        tensors = {stated: (1 / ((1 - smooth) / 32 + smooth)).astype(np.float32)}
+        stated = {"rope.freq_base": 500_000.0}
+    tokenizer = small_tokenizer("{{ messages }}")
+    model = small_model("llama", vocabulary=len(tokenizer))
+    write_llama_file(tmp_path / "tiny.gguf", model, tokenizer, stated=stated, tensors=tensors)
+    target = Target.model_validate_json(
+        json.dumps(
+            {
+                "schema_version": 1,
+                "id": "tiny",
+                "title": "Tiny",
+                "licence": "MIT",
+                "source": {"kind": "local", "path": "tiny.gguf"},
+            }
+        )
+    )
+    folder = ensure_target(target, FetchContext(tmp_path / "cache", (tmp_path,)))
+    converted = load_model(folder.path, "fp32", "cpu")
+    runtime = LlamaCppRuntime(tmp_path / "tiny.gguf", threads=1, attention="fp32")
+    sequence = [3 + 7 * place % 200 for place in range(200)]
+    expected = expected_logits(converted, sequence)
+    torch.testing.assert_close(runtime.feed(sequence), expected, atol=2e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
