@@ -56,8 +56,10 @@ _SEEN_IN_SHAPES = {
     "expert_feed_forward_length",
     "expert_shared_feed_forward_length",
     "feed_forward_length",
+    "use_parallel_residual",
     "vocab_size",
 }
+"""What the tensors' names and shapes say too."""
 _NO_EFFECT = {"rope.scaling.finetuned", "tensor_data_layout"}
 _NEUTRAL: dict[str, object] = {
     "attention.causal": True,

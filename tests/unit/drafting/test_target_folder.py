@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from gguf import GGUFReader
+from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig
 
 from draftrank.catalog.base import sha256_of_json
 from draftrank.catalog.loading import load_declaration
 from draftrank.catalog.sources.base import FetchContext, file_sha256
 from draftrank.catalog.target import Target
 from draftrank.drafting import target_folder as module
+from draftrank.drafting.gguf_config import complete_config
 from draftrank.drafting.gguf_export import write_gguf
 from draftrank.drafting.target_folder import ensure_target
 from draftrank.errors import InvalidInputError, MissingDataError
@@ -218,6 +220,13 @@ def test_constants_of_a_gemma_file_are_carried(tmp_path, more, monkeypatch):
     ids = torch.arange(3, 53)[None]
     with torch.inference_mode():
         torch.testing.assert_close(opened(ids).logits, model(ids).logits, rtol=1e-3, atol=1e-3)
+
+
+def test_mistral_has_no_window_that_its_file_does_not_state(tmp_path):
+    """transformers takes files named so for its Mistral, whose window is 4096 unless told otherwise."""
+    file = write_target_file(tmp_path / "mistral.gguf", "llama", 2)
+    config = complete_config(MistralConfig(head_dim=16), file, GGUFReader(file))
+    assert (MistralConfig().sliding_window, config.sliding_window) == (4096, None)
 
 
 def test_what_is_read_from_a_gguf_file_besides_weights_is_part_of_its_identity(tmp_path, make_tokenizer):
