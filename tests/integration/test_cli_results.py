@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -167,6 +168,41 @@ def test_the_site_shows_every_draft_and_can_be_rendered_again(measured_root):
         assert (index.parent / "drafts" / "tiny" / draft / "index.html").is_file()
     with Store.open(index.parent / "results.sqlite") as store:
         assert {trial.arm for trial in store.results()[0].trials} >= set(ARMS)
+
+
+def test_the_same_results_give_the_same_site_byte_for_byte(measured_root, tmp_path):
+    """In any workspace, process, hash seed and locale, however the results came into it."""
+    more = ["run", "--draft", "ngram", "--draft", "int8", "--repeats", "1", "--temperature", "0.7"]
+    several(measured_root, ["publish"], more, ["publish"])
+    inbox = tmp_path / "inbox"
+    (measured_root / "leaderboard" / "results").rename(inbox)
+    files = sorted(map(str, inbox.rglob("*.json")))
+    assert len(files) == len(ARMS) + 2
+    arrivals = {
+        "measured here": [],
+        "imported": [["import", *files]],
+        "the other way round": [["import", *reversed(files)]],
+        "in two parts": [["import", *files[1::2], *files[:3]], ["import", *files[::2]]],
+    }
+    sites = {}
+    for seed, (name, arrival) in enumerate(arrivals.items()):
+        root = measured_root
+        if arrival:
+            root = tmp_path / name
+            shutil.copytree(measured_root, root, ignore=shutil.ignore_patterns(".draftrank", "pages"))
+        outcomes = several(
+            root, *arrival, ["site", "--out", "pages"], PYTHONHASHSEED=str(seed), LC_ALL="C", TZ=f"UTC{seed}"
+        )
+        assert [outcome.code for outcome in outcomes] == [0] * len(outcomes)
+        pages = root / "pages"
+        sites[name] = {
+            str(page.relative_to(pages)): hashlib.sha256(page.read_bytes()).hexdigest()
+            for page in pages.rglob("*")
+            if page.is_file()
+        }
+    assert "results.sqlite" in sites["imported"]
+    for name, site in sites.items():
+        assert site == sites["measured here"], name
 
 
 def test_the_site_is_served_to_this_machine_until_it_is_stopped(measured_root):

@@ -59,7 +59,8 @@ def merge(results: Iterable[SessionResult]) -> list[SessionResult]:
 def join(first: SessionResult, second: SessionResult) -> SessionResult:
     """Two parts of one session as one: arms, trials and warnings of both, each once.
 
-    What both parts hold must agree; an end that only one of them knows is taken.
+    What both parts hold must agree; an end that only one of them knows is taken. The result does not depend
+    on which part is the first: where their warnings differ, those of both are sorted.
 
     Raises:
         StoreError: they contradict each other; names the session and the part.
@@ -92,11 +93,15 @@ def join(first: SessionResult, second: SessionResult) -> SessionResult:
     session = one.model_copy(
         update={
             "arms": tuple(sorted(arms.values(), key=arm_order)),
-            "warnings": tuple(dict.fromkeys((*one.warnings, *other.warnings))),
+            "warnings": _both_warnings(one.warnings, other.warnings),
             **{name: getattr(one, name) or getattr(other, name) for name in _LEARNT},
         }
     )
     return SessionResult(session=session, trials=tuple(sorted(trials.values(), key=trial_order)))
+
+
+def _both_warnings(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
+    return one if one == other else tuple(sorted({*one, *other}))
 
 
 def describe(trial: Trial) -> str:

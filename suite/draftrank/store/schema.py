@@ -112,14 +112,20 @@ def _create(path: Path) -> None:
 def create_from_tables(path: Path) -> None:
     """Makes a new store from the tables as they are declared, in one go and always with the same bytes.
 
-    (Migrations write a table's constraints in an order that changes from process to process.)
+    Neither migrations nor `create_all` do that: they take a table's constraints or indexes from a set, whose
+    order changes from process to process.
     """
+    from sqlalchemy.schema import CreateIndex, CreateTable
+
     from draftrank.store.tables import Base
 
     engine = create_store_engine(path)
     try:
         with writing(engine).begin() as connection:
-            Base.metadata.create_all(connection)
+            for table in Base.metadata.sorted_tables:
+                connection.execute(CreateTable(table))
+                for index in sorted(table.indexes, key=lambda index: str(index.name)):
+                    connection.execute(CreateIndex(index))
             connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.exec_driver_sql(
                 "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"

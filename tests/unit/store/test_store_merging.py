@@ -34,6 +34,21 @@ def test_parts_make_the_whole_again_in_any_order_and_number(result, chance: rand
     assert merge(parts) == [in_order(result)]
 
 
+@given(
+    st.lists(st.lists(st.sampled_from("abc"), unique=True).map(tuple), min_size=1, max_size=4),
+    st.randoms(use_true_random=False),
+)
+def test_warnings_of_differing_parts_do_not_depend_on_the_order_of_the_parts(warnings, chance):
+    parts = [part(a_result(drafts=("a", "b")), chance.choice("ab"), warnings=found) for found in warnings]
+    (one,) = merge(parts)
+    chance.shuffle(parts)
+    cut = chance.randint(0, len(parts))
+    assert merge([*merge(parts[:cut]), *merge(parts[cut:])]) == [one]
+    assert set(one.session.warnings) == set().union(*warnings)
+    if len(set(warnings)) == 1:
+        assert one.session.warnings == warnings[0], "as the session gave them"
+
+
 @settings(max_examples=25, deadline=None)
 @given(session_results(), st.randoms(use_true_random=False))
 def test_the_canonical_form_depends_on_the_content_alone(result, chance: random.Random):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import pytest
+from sqlalchemy import Index
 
 from draftrank.errors import StoreError
 from draftrank.store.snapshot import database_of
 from draftrank.store.store import Store
+from draftrank.store.tables import SessionRow
 from unit.board.builders import result
 
 
@@ -19,6 +23,17 @@ def test_a_snapshot_holds_every_result_whatever_their_order(tmp_path):
     with Store.open(path) as store:
         assert {found.session.id for found in store.results()} == {"20261101-a", "20261102-b"}
         assert set(store.result("20261101-a").trials) == set(one.trials)
+
+
+def test_the_bytes_do_not_depend_on_the_order_of_a_set(monkeypatch):
+    """SQLAlchemy keeps a table's indexes in a set, whose order differs between processes."""
+    indexes: set[Index] = SessionRow.__table__.indexes
+    assert len(indexes) == 3
+    made = set()
+    for order in permutations(indexes):
+        monkeypatch.setattr(SessionRow.__table__, "indexes", list(order))
+        made.add(database_of([result({"a": 1.5})]))
+    assert len(made) == 1
 
 
 def test_nothing_measured_is_an_empty_database(tmp_path):
