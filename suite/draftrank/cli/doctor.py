@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import typer
 from rich.text import Text
@@ -17,28 +18,50 @@ from draftrank.cli.findings import Finding, Status
 from draftrank.cli.options import JsonOption, WorkspaceOption
 from draftrank.cli.output import out, print_json
 
-_STYLES: dict[Status, str] = {"ok": "green", "warning": "yellow", "missing": "bold red"}
+if TYPE_CHECKING:
+    from draftrank.catalog.workspace import Workspace
+
+_STYLES: dict[Status, str] = {"ok": "green", "warning": "yellow", "absent": "dim", "missing": "bold red"}
 LEAST_DISK_BYTES = 5 << 30
+OPTIONAL = {
+    "llama-cpp-python": ("llama-cpp", "targets and drafts in GGUF"),
+    "torchao": ("torchao", "drafts quantized by torchao"),
+    "bitsandbytes": ("bitsandbytes", "drafts in nf4 and llm_int8"),
+    "gptqmodel": ("gptq", "drafts quantized by GPTQ"),
+    "optimum": ("gptq", "drafts quantized by GPTQ"),
+    "psycopg": ("postgresql", "results in a PostgreSQL server"),
+    "ray": ("ray", "sweeps on a Ray cluster"),
+    "optuna": ("search", "`draftrank search`"),
+}
+"""Optional packages: the extra that brings each, and what needs it."""
 
 
 def doctor(json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
     """Look at Python, packages, the machine, its load and the workspace; say how to mend what is wrong.
 
+    Exit code 1 means that a required package is missing. Warnings and absent optional packages leave it at 0.
+
     [bold]Example:[/bold] draftrank doctor
     """
     from draftrank.catalog.workspace import Workspace
 
-    findings = [*_packages(), *look_at_machine(), *_workspace(Workspace.open(workspace))]
+    opened = Workspace.open(workspace)
+    findings = [*_packages()]
+    missing = any(finding.status == "missing" for finding in findings)
+    if not missing:  # the rest needs the packages
+        findings += [*look_at_machine(), *_workspace(opened)]
+    status_width, width = (max(map(len, column)) for column in (_STYLES, (one.what for one in findings)))
     for finding in findings:
         line = Text.assemble(
-            (f"{finding.status:8}", _STYLES[finding.status]), f"{finding.what:14}{finding.found}"
+            (f"{finding.status:{status_width}}", _STYLES[finding.status]),
+            f"  {finding.what:{width}}  {finding.found}",
         )
         if finding.fix:
             line.append(f"  → {finding.fix}", "dim")
         out.print(line)
     if json:
         print_json({"findings": [asdict(finding) for finding in findings]})
-    if any(finding.status == "missing" for finding in findings):
+    if missing:
         raise typer.Exit(1)
 
 
@@ -51,19 +74,27 @@ def _packages() -> Iterator[Finding]:
         "python", "ok" if enough else "missing", version, None if enough else "install Python 3.11 or newer"
     )
     for name in PACKAGES:
+        if name.replace("_", "-") in OPTIONAL:
+            continue
         found = package_version(name)
         yield Finding(
             name,
             "ok" if found else "missing",
             found or "not installed",
-            None if found else f"pip install {name}",
+            None if found else "pip install draftrank",
+        )
+    for name, (extra, purpose) in OPTIONAL.items():
+        found = package_version(name)
+        here = ", or `make llama-cpp` in a checkout" if extra == "llama-cpp" else ""
+        yield Finding(
+            name,
+            "ok" if found else "absent",
+            found or f"not installed; only needed for {purpose}",
+            None if found else f"pip install 'draftrank[{extra}]'{here}",
         )
 
 
-def _workspace(workspace: object) -> Iterator[Finding]:
-    from draftrank.catalog.workspace import Workspace
-
-    assert isinstance(workspace, Workspace)
+def _workspace(workspace: Workspace) -> Iterator[Finding]:
     checked = workspace.check()
     count = f"{len(checked.targets)} targets, {len(checked.recipes)} drafts, {len(checked.tasks)} tasks"
     yield Finding(

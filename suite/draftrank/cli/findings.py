@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Status = Literal["ok", "warning", "missing"]
+Status = Literal["ok", "warning", "absent", "missing"]
+"""`absent` may stay so; `missing` may not."""
 
 
 @dataclass(frozen=True, slots=True)
