@@ -1,4 +1,4 @@
-"""Shared set-up: few threads for the small models, no watch, and the test helpers on the path."""
+"""Shared set-up: few threads for the small models, nothing that depends on the machine, helpers on the path."""
 
 from __future__ import annotations
 
@@ -6,6 +6,25 @@ import os
 import sys
 from pathlib import Path
 
+from hypothesis import HealthCheck, settings
+
+# What steers draftrank or the look of its output outside must not do so in the tests.
+_STEERING = (
+    "COLUMNS",
+    "TERMINAL_WIDTH",
+    "FORCE_COLOR",
+    "NO_COLOR",
+    "PY_COLORS",
+    "TTY_COMPATIBLE",
+    "GITHUB_ACTIONS",
+    "PYTHONIOENCODING",
+)
+for name in list(os.environ):
+    if name in _STEERING or (name.startswith("DRAFTRANK_") and name != "DRAFTRANK_TEST_DATA"):
+        del os.environ[name]
+# On a busy machine an example may take any time.
+settings.register_profile("draftrank", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("draftrank")
 worker = os.environ.get("PYTEST_XDIST_WORKER")
 if worker is not None and hasattr(os, "sched_setaffinity"):
     # A processor each: two torch processes that want the same ones slow each other many times over.

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from commands import draftrank, several, start
+from commands import MOST_S, draftrank, several, start
+from draftrank.measure.statistics.stopping import spent_s
 from draftrank.store.store import Store
 from workspaces import RECIPE
 
@@ -214,13 +215,13 @@ def test_the_site_is_served_to_this_machine_until_it_is_stopped(measured_root):
             if "serving" in line:
                 break
         address = re.search(r"http://127\.0\.0\.1:\d+/", told[-1]).group()
-        with urllib.request.urlopen(address + "data.html", timeout=20) as answer:
+        with urllib.request.urlopen(address + "data.html", timeout=MOST_S) as answer:
             assert b"index.schema.json" in answer.read()
         with pytest.raises(urllib.error.HTTPError):
-            urllib.request.urlopen(address + "results.sqlite", timeout=20)
+            urllib.request.urlopen(address + "results.sqlite", timeout=MOST_S)
     finally:
         served.send_signal(signal.SIGINT)
-        rest, _ = served.communicate(timeout=20)
+        rest, _ = served.communicate(timeout=MOST_S)
     assert "stopped" in rest
     assert served.returncode == 0
 
@@ -287,5 +288,7 @@ def test_a_budget_lets_a_session_repeat_until_it_is_spent(measured_root):
     result = store.result(outcome.json["session"])
     store.close()
     assert result.session.stopped_by in ("budget", "spread")
-    assert 1 + max(trial.repeat for trial in result.trials) > result.session.repeats
+    required_s = spent_s(trial for trial in result.trials if trial.repeat < result.session.repeats)
+    repeats = 1 + max(trial.repeat for trial in result.trials)
+    assert repeats > result.session.repeats or required_s >= 5, "a slow machine spends it all at once"
     assert draftrank(measured_root, *command).json["session"] == outcome.json["session"]

@@ -16,7 +16,6 @@ from commands import draftrank
 from workspaces import RECIPE
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.timeout(600)
 
 
 def git(folder: Path, *arguments: str) -> str:

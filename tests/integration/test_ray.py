@@ -18,7 +18,6 @@ from draftrank.progress import SilentProgress
 from draftrank.store.store import Store
 
 ray = pytest.importorskip("ray", reason="needs Ray")
-pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture

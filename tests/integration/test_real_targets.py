@@ -22,7 +22,7 @@ from draftrank.drafting.prompting import render_turns
 from draftrank.drafting.target_folder import ensure_target
 from draftrank.errors import MissingDataError
 
-pytestmark = [pytest.mark.real_model, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.real_model
 ROOT = Path(__file__).parents[2]
 PARAMETERS = {"smollm2-135m-instruct": 134_515_008, "gemma-3-270m": 268_098_176}
 

@@ -14,8 +14,6 @@ from draftrank.jobs.running import build
 from draftrank.progress import SilentProgress
 from postgresql import running_server
 
-pytestmark = pytest.mark.timeout(600)
-
 
 class Listening(SilentProgress):
     """Keeps what it is told."""

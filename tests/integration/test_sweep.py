@@ -25,7 +25,6 @@ from draftrank.progress import SilentProgress
 from draftrank.store.store import Store
 from workspaces import RECIPE
 
-pytestmark = pytest.mark.timeout(600)
 REQUEST = RunRequest("tiny", ("ngram", "shallow"), "quick")
 
 
@@ -114,8 +113,7 @@ def test_a_killed_job_is_tried_again_and_loses_nothing(workspace_root):
     process = start(workspace_root, "sweep", "-d", "ngram", "-d", "shallow", "--json", DRAFTRANK_WATCH="off")
     store_file = workspace_root / ".draftrank" / "results.sqlite"
     killed = False
-    until = time.monotonic() + 240
-    while process.poll() is None and not killed and time.monotonic() < until:
+    while process.poll() is None and not killed:
         time.sleep(0.05)
         if not store_file.is_file():
             continue

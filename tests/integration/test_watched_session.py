@@ -9,6 +9,7 @@ import time
 import pytest
 
 from draftrank import RunRequest, Store, Workspace, run, summarise
+from draftrank.measure.gates import clocks
 from draftrank.measure.gates.verdict import judge
 from draftrank.measure.machine import conditions
 from draftrank.measure.machine.counters import Counters, KernelCounters
@@ -35,12 +36,13 @@ burn()
 
 @pytest.fixture
 def workspace(tmp_path, monkeypatch):
-    """A watch that does not wait long."""
+    """A watch that does not wait long. Where this process itself must wait for a processor is no pause."""
     root = write_workspace(tmp_path)
     save_small_target(root / "models" / "tiny", window=1024)
     monkeypatch.setenv("DRAFTRANK_WATCH", "on")
     monkeypatch.setattr(session, "PAUSE_S", 0.2)
     monkeypatch.setattr(conditions, "LOOK_S", 0.1)
+    monkeypatch.setattr(clocks, "PAUSE_S", 1e9)
     return Workspace.open(root)
 
 
@@ -99,12 +101,13 @@ def inject(monkeypatch):
 def test_a_prompt_turn_with_a_pause_in_it_is_decoded_again(workspace, inject, monkeypatch):
     """A stopwatch that stood still could not be told from a pause, so its trials do not stand."""
     inject(lambda _: 0.0)
+    monkeypatch.setattr(clocks, "PAUSE_S", 2.0)
     added, paused = Store.add_trial, []
 
     def add(self, session_id, trial):
         if not paused and trial.position == 0:
             paused.append(trial.cell)
-            time.sleep(0.6)
+            time.sleep(2.5)
         added(self, session_id, trial)
 
     monkeypatch.setattr(Store, "add_trial", add)
@@ -125,6 +128,8 @@ def test_a_second_torch_process_is_caught(workspace):
     finally:
         burner.kill()
         burner.communicate()
+    if all(trial.conditions is None or trial.conditions.others_cpus is None for trial in result.trials):
+        pytest.skip("the counters here leave this process out")
     assert max(trial.attempt for trial in result.trials) >= 1, "disturbed prompt turns were decoded again"
     reason = findings(result)["disturbed"]
     assert "unstable: the machine was disturbed in" in reason

@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 # Every allocation of 64 kB or more is its own mapping and goes back to the system when it is freed, so that
 # the process's resident memory is what is held.
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
@@ -84,7 +82,6 @@ STEPS = [
 ]
 
 
-@pytest.mark.timeout(300)
 def test_steps_hold_the_target_the_draft_and_one_layers_needs(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(tmp_path)],
