@@ -219,7 +219,7 @@ def speculative(
         logits = _read(target, trees, context[-1], proposal)
         clock.verified()
         verdict = verify(logits, proposal, sampler, typical, by)
-        path = _keep(target, trees, proposal, verdict)
+        path = _keep(target, trees, len(context) - 1, proposal, verdict)
         if room:
             proposer.settle([proposal.tokens[place] for place in path])
         tally.add(proposal, verdict)
@@ -297,11 +297,14 @@ def _read(target: Runtime, trees: TreeRuntime | None, last: int, proposal: Propo
     return trees.feed_tree(tokens, TokenTree.behind(proposal.parents))
 
 
-def _keep(target: Runtime, trees: TreeRuntime | None, proposal: Proposal, verdict: Verdict) -> Sequence[int]:
-    """Leaves what stands in the target's cache; returns its places in the proposal."""
+def _keep(
+    target: Runtime, trees: TreeRuntime | None, root: int, proposal: Proposal, verdict: Verdict
+) -> Sequence[int]:
+    """Leaves what stands in the target's cache, where the context's last token has the position `root`; returns the
+    places in the proposal of what stands."""
     if verdict.path is not None:
         assert trees is not None
-        trees.keep_path((0, *(place + 1 for place in verdict.path)))
+        trees.keep_path(root, (0, *(place + 1 for place in verdict.path)))
     elif len(proposal.tokens) > verdict.accepted:
         target.forget(len(proposal.tokens) - verdict.accepted)
     return _path(verdict)

@@ -86,10 +86,15 @@ class TreeRuntime(Protocol):
             float tensor of shape [len(tokens), vocabulary_size], valid until the next call.
         """
 
-    def keep_path(self, places: Sequence[int]) -> None:
-        """Forgets all of the last tree but these places: the root, and each the parent of the next.
+    def keep_path(self, root: int, places: Sequence[int]) -> None:
+        """Forgets all of the newest tree but a path.
 
         What `features` tells is then of these tokens, where the tree was fed at once.
+
+        Args:
+            root: position of the tree's root in the sequence. The caller says it, since a runtime that grows trees by
+                itself (`BranchingRuntime`) appends other tokens than `feed_tree` was given last.
+            places: places in the tree that stay: the root's, 0, and each the parent of the next.
         """
 
 

@@ -10,6 +10,7 @@ import importlib.util
 
 import pytest
 import torch
+from proposers_for_tests import Constant, Steps, check_fresh
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -21,6 +22,7 @@ from transformers import (
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.decoding import loop
 from draftrank.decoding.loop import Decoding, Request, autoregressive, speculative
+from draftrank.decoding.proposer import Proposal
 from draftrank.decoding.proposers.drafting import Drafting, SteppingModel
 from draftrank.decoding.proposers.early_exit import EarlyExitProposer
 from draftrank.decoding.proposers.features import FeatureProposer
@@ -50,6 +52,7 @@ pytestmark = pytest.mark.skipif(
 NAMES = ("llama", "gemma3")
 DEVICE = "cuda" if CUDA else "cpu"
 DTYPES = (torch.float32, torch.bfloat16) if CUDA else (torch.float32,)
+GREEDY = Sampler(DecodingMode())
 TEXT = [7, 41, 13, 7, 41, 5, 22, 60, 3, 7, 41, 13, 18, 9, 33, 21, 7, 41, 13, 7, 50]
 
 
@@ -164,7 +167,7 @@ def test_a_tree_equals_its_paths(targets, name):
     for path in ([0, 1, 3], [0, 2, 4], [0, 2, 5]):
         wanted = expected(made, prompt + [tokens[place] for place in path])[-3:]
         close(found[path], wanted)
-    runtime.keep_path([0, 2, 5])
+    runtime.keep_path(len(prompt), [0, 2, 5])
     assert runtime.length == len(prompt) + 3
     text = [*prompt, 11, 13, 16, 20]
     close(runtime.feed([20]), expected(made, text)[-1:])
@@ -234,6 +237,7 @@ def proposers(target: CapturedRuntime, name: str):
         "features tree": FeatureProposer(
             target, feature_runtime_of(reader(), "captured"), Drafting(branch_above=0.05)
         ),
+        "mixed model": MixedProposer(NgramProposer(1, 3), ModelProposer(captured(near)), 2),
         "mixed": MixedProposer(
             NgramProposer(1, 3), FeatureProposer(target, feature_runtime_of(reader(), "captured")), 2
         ),
@@ -269,6 +273,36 @@ def test_greedy_speculation_equals_greedy_decoding(targets, name, proposer):
         assert 0 < drafted.verify_s <= drafted.decode_s * 1.01
 
 
+@pytest.mark.parametrize(
+    "proposer", ["tree", *(["chain", "stops", "exit", "features tree", "mixed"] if CUDA else [])]
+)
+def test_each_proposal_is_that_of_a_fresh_cache(targets, proposer):
+    target = targets["llama"]
+    steps = 20 if CUDA else 2
+    found = Steps(5).run(target, proposers(target, "llama")[proposer], TEXT[:14], GREEDY, 4, steps)
+    check_fresh(lambda: (target, proposers(target, "llama")[proposer]), found, GREEDY, (0.3, 0.05))
+
+
+@pytest.mark.parametrize("proposer", ["mixed model", *(["chain", "features", "mixed"] if CUDA else [])])
+def test_each_proposal_of_the_device_is_that_of_a_fresh_cache(monkeypatch, targets, proposer):
+    """Also the first, and behind what was copied."""
+    found = []
+    run = DeviceSteps.run
+
+    def watched(self, context, sampler):
+        for outcome in run(self, context, sampler):
+            found.append((tuple(context), 3, Proposal(outcome.proposed, forwards=self.chain)))
+            yield outcome
+
+    monkeypatch.setattr(DeviceSteps, "run", watched)
+    target = targets["llama"]
+    request = Request(tuple(TEXT[:14]), 40 if CUDA else 9)
+    speculative(target, proposers(target, "llama")[proposer], request, 3)
+    assert len(found) > 2
+    found = [one for one in found if len(one[0]) + 3 < 14 + request.max_new_tokens]
+    check_fresh(lambda: (target, proposers(target, "llama")[proposer]), found, GREEDY)
+
+
 def test_a_reader_proposes_what_it_proposes_in_the_slower_runtime(monkeypatch):
     """Its tokens are read with its own states, those that the target has verified with the target's."""
     made, text = model("llama"), tuple(TEXT[:15])
@@ -301,15 +335,6 @@ def test_a_reader_proposes_what_it_proposes_in_the_slower_runtime(monkeypatch):
 
 
 SAMPLING = DecodingMode(temperature=1.0, top_k=30, top_p=0.95)
-
-
-class Constant(Sampler):
-    """All of its random numbers are the same one, so that it does not matter in which order they are asked for."""
-
-    number = 0.0
-
-    def uniforms(self, count):
-        return torch.full((count,), self.number)
 
 
 @pytest.mark.parametrize(

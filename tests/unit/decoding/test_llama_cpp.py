@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from proposers_for_tests import Steps, check_fresh
 
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.catalog.sources.base import FetchContext
@@ -28,6 +29,7 @@ from draftrank.decoding.runtimes import llama_cpp as module
 from draftrank.decoding.runtimes.llama_cpp import BATCH, LlamaCppRuntime
 from draftrank.decoding.runtimes.torch_eager import TorchRuntime
 from draftrank.decoding.runtimes.torch_features import FeatureRuntime
+from draftrank.decoding.sampling import Sampler
 from draftrank.drafting.architecture import Architecture
 from draftrank.drafting.forms import FeaturesForm
 from draftrank.drafting.gguf_export import write_gguf
@@ -264,6 +266,7 @@ def proposers(written, target):
         "equal": ModelProposer(opened(written)),
         "stranger": ModelProposer(opened(written, seed=9, layers=1), Drafting(0.3)),
         "packed": ModelProposer(opened(written, weights="q8_0")),
+        "tree": ModelProposer(opened(written, seed=9, layers=1), Drafting(branch_above=0.05)),
         "in torch": ModelProposer(TorchRuntime(near)),
         "ngram": NgramProposer(1, 3),
         "mixed": MixedProposer(NgramProposer(2, 3), ModelProposer(TorchRuntime(near))),
@@ -282,6 +285,31 @@ def test_greedy_speculation_equals_greedy_decoding(written, name, prompt, k, lim
     assert (found.token_ids, found.finish) == (expected.token_ids, expected.finish)
     assert len(found.token_ids) - 1 == found.steps + sum(i * n for i, n in enumerate(found.accept_histogram))
     assert target.length <= len(prompt) + limit
+
+
+@pytest.mark.parametrize(
+    ("name", "of_target"),
+    [
+        *(
+            (name, "llama.cpp")
+            for name in ("equal", "stranger", "packed", "in torch", "ngram", "mixed", "features")
+        ),
+        *((name, "torch") for name in ("equal", "stranger", "packed", "tree")),
+    ],
+)
+@settings(max_examples=5, deadline=None)
+@given(prompt=prompts, k=st.integers(1, 6), seed=st.integers(0, 10_000))
+def test_each_proposal_is_that_of_a_fresh_cache(written, name, of_target, prompt, k, seed):
+    """Up to its rounding: quantized products round activations, by blocks of them."""
+
+    def make():
+        target = opened(written) if of_target == "llama.cpp" else TorchRuntime(written("llama")[0])
+        return target, proposers(written, target)[name]
+
+    target, proposer = make()
+    sampler = Sampler(DecodingMode())
+    found = Steps(seed, vocabulary=VOCABULARY).run(target, proposer, prompt, sampler, k, 5)
+    check_fresh(make, found, sampler, (0.3, 0.05), tolerance=0.1)
 
 
 @settings(max_examples=10, deadline=None)

@@ -159,7 +159,7 @@ def test_outputs_of_layers_are_told_beside_them(name, forward):
         told = expected(sequence, layers)[-4:]
         torch.testing.assert_close(runtime.features(layers), told, atol=3e-4, rtol=1e-3)
     runtime.feed_tree((7, 8, 9, 10), TokenTree.behind((-1, -1, 1)))
-    runtime.keep_path((0, 2, 3))
+    runtime.keep_path(len(sequence), (0, 2, 3))
     told = expected([*sequence, 7, 9, 10], (1,))[-3:]
     torch.testing.assert_close(runtime.features((1,)), told, atol=3e-4, rtol=1e-3)
 

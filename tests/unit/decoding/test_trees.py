@@ -95,7 +95,7 @@ def test_every_token_is_read_behind_its_own_ancestors(name, runtime, prompt, tre
     while last >= 0:
         path.insert(0, last)
         last = parents[last]
-    runtime.keep_path((0, *(place + 1 for place in path)))
+    runtime.keep_path(len(prompt), (0, *(place + 1 for place in path)))
     held = [*prompt, root, *(tokens[place] for place in path)]
     assert runtime.length == len(held)
     found = runtime.feed(more)
@@ -108,7 +108,7 @@ def test_features_are_those_of_the_path(name, runtime):
     runtime.remember_features()
     runtime.feed([5, 6])
     runtime.feed_tree((7, 8, 9, 10, 11), TokenTree.behind((-1, -1, 0, 1)))
-    runtime.keep_path((0, 2, 4))
+    runtime.keep_path(2, (0, 2, 4))
     with torch.inference_mode():
         states = Architecture.of(MODELS[name]).hidden_states(MODELS[name], torch.tensor([[5, 6, 7, 9, 11]]))
     torch.testing.assert_close(runtime.features(), states[0, 2:], atol=3e-4, rtol=1e-3)
@@ -223,7 +223,7 @@ def test_a_tree_that_is_fed_in_parts_is_read_as_if_fed_at_once(name, runtime, pr
         while place >= 0:
             path.insert(0, place)
             place = parents[place]
-        runtime.keep_path((0, *(one + 1 for one in path)))
+        runtime.keep_path(len(prompt), (0, *(one + 1 for one in path)))
         held = [*prompt, 7, *(tokens[one] for one in path)]
         torch.testing.assert_close(
             runtime.feed([5, 6]), fresh(name, [*held, 5, 6])[-2:], atol=3e-4, rtol=1e-3

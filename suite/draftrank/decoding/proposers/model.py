@@ -149,7 +149,7 @@ class ModelProposer(SteppingModel):
             self._draft.forget(self._draft.length - self._settled + 1 - len(standing))
         else:
             assert isinstance(self._draft, TreeRuntime)
-            self._draft.keep_path(standing)
+            self._draft.keep_path(self._settled - 1, standing)
 
     def watch(self, accepted: Sequence[int]) -> None:
         """Is told of what others proposed; it catches up when it is asked."""

@@ -82,8 +82,6 @@ class TorchRuntime:
         self._cache = cache or RollbackCache.of_depth(int(config.num_hidden_layers), room)
         self._windows = attention_windows(config)
         self._fed = 0
-        self._tree = 0
-        """Places of the last tree."""
         self._states: dict[int, Tensor] = {}
         """What is remembered of the last feed, by layer."""
         self._path: list[int] | None = None
@@ -147,13 +145,13 @@ class TorchRuntime:
     def feed_tree(self, tokens: Sequence[int], tree: TokenTree) -> Tensor:
         """See `TreeRuntime.feed_tree`; the logits keep the model's dtype and device."""
         fed, known = len(tokens), len(tree.parents) - len(tokens)
-        self._tree = len(tree.parents)
-        if self._tree <= MOST_TOKENS and self._reads_at_once(fed, fed):
+        places = len(tree.parents)
+        if places <= MOST_TOKENS and self._reads_at_once(fed, fed):
             return self._read_at_once(tokens, fed, tree)
         root = self._cache.length - known
         read = self._read(torch.tensor([tokens], device=self._device), fed)
         self._fed, self._path = fed, None
-        if self._short is not None and self._tree <= MOST_TOKENS:
+        if self._short is not None and places <= MOST_TOKENS:
             return self._short_logits(self._short, read, fed, fed, tree)
         assert self._short is None or not self._short.reads_prompts, (
             "its cache is its own, see `NativeDecoder`"
@@ -207,14 +205,14 @@ class TorchRuntime:
         return None
 
     @torch.inference_mode()
-    def keep_path(self, places: Sequence[int]) -> None:
+    def keep_path(self, root: int, places: Sequence[int]) -> None:
         """See `TreeRuntime.keep_path`."""
-        start = self._cache.length - self._tree
+        fed_at_once = self._fed == self._cache.length - root
         if self._short is None:
-            self._cache.keep(start, places)
+            self._cache.keep(root, places)
         else:
-            self._short.keep(self._cache, start, places)
-        if self._fed == self._tree:
+            self._short.keep(self._cache, root, places)
+        if fed_at_once:
             self._path = None if list(places) == list(range(len(places))) else list(places)
             self._fed = len(places)
 

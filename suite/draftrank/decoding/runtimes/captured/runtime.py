@@ -74,8 +74,6 @@ class CapturedRuntime:
         """Tokens of the last feed."""
         self._last = 0
         """Rows of the last forward."""
-        self._tree = 0
-        """Places of the last tree."""
         self._recordings: dict[int, Recording] = {}
         self._chains: dict[int, Recording] = {}
         """The longest one that was asked for, by its number of tokens."""
@@ -127,7 +125,6 @@ class CapturedRuntime:
         """See `DeviceTokenRuntime.feed_after`."""
         count = len(proposed)
         self._forward([last, *([0] * count)], proposed.on_device)
-        self._fed = count + 1
         return self._logits(0, count + 1)
 
     def feed_tree(self, tokens: Sequence[int], tree: TokenTree) -> Tensor:
@@ -144,23 +141,22 @@ class CapturedRuntime:
                 fix=f"use at most {MOST_ROWS - 1}",
             )
         self._forward(tokens, tree=tree)
-        self._fed, self._tree = len(tokens), places
         return self._logits(0, len(tokens))
 
     @torch.inference_mode()
-    def keep_path(self, places: Sequence[int]) -> None:
+    def keep_path(self, root: int, places: Sequence[int]) -> None:
         """See `TreeRuntime.keep_path`."""
-        start, kept = self._held.length - self._tree, len(places)
+        fed_at_once, kept = self._fed == self._held.length - root, len(places)
         moved = next((to for to, place in enumerate(places) if to != place), kept)
         if moved < kept:
-            taken = torch.tensor([start + place for place in places[moved:]], device=self.decoder.device)
+            taken = torch.tensor([root + place for place in places[moved:]], device=self.decoder.device)
             for held in (self._held.keys, self._held.values):
-                held[:, :, start + moved : start + kept] = held[:, :, taken]
-            if self._fed == self._tree and self._states.shape[1]:
-                self._states[moved:kept] = self._states[taken - start]
-        if self._fed == self._tree:
+                held[:, :, root + moved : root + kept] = held[:, :, taken]
+            if fed_at_once and self._states.shape[1]:
+                self._states[moved:kept] = self._states[taken - root]
+        if fed_at_once:
             self._fed = kept
-        self._held.length = start + kept
+        self._held.length = root + kept
 
     def choices(self, count: int) -> list[int]:
         """See `ChoosingRuntime.choices`."""
@@ -297,7 +293,8 @@ class CapturedRuntime:
         self._prepare(tokens, start, tree)
         self._recorded(_size_for(rows)).replay()
         self._held.length = start + rows
-        self._last, self._told = rows, None
+        self._fed = self._last = rows
+        self._told = None
 
     def say(
         self, tokens: Sequence[int], behind_first: Tensor | None = None, tree: TokenTree | None = None
