@@ -171,13 +171,19 @@ def speculative(
 
     Raises:
         ContextOverflowError: prompt and limit do not fit the window of target or draft.
-        ProposerError: more was proposed than asked for, or a tree to a target that reads chains only.
+        ProposerError: more was proposed than asked for, a tree to a target that reads chains only, or by a model of
+            another vocabulary size.
     """
     k = num_speculative_tokens
     _check_room(target, request, "target")
     draft = proposer.runtime()
     if draft is not None:
         _check_room(draft, request, "draft")
+        if draft.vocabulary_size != target.vocabulary_size:
+            raise ProposerError(
+                f"its logits have {draft.vocabulary_size} entries and the target's {target.vocabulary_size}: open the "
+                "draft with the target's number of rows"
+            )
     sampler = Sampler(request.mode, request.seed)
     by, trees = chooser(target), target if isinstance(target, TreeRuntime) else None
     target.reset()

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from draftrank.errors import IncompatibleDraftError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -64,12 +66,26 @@ class FeaturedRuntime(Protocol):
         """From now on every feed keeps its final hidden states, and the outputs of these layers (from 0).
 
         Raises:
-            IncompatibleDraftError: the runtime does not tell the outputs of layers.
+            IncompatibleDraftError: the runtime does not tell the outputs of layers, or the model has no such layer.
         """
 
     def features(self, layers: Sequence[int] = ()) -> Tensor:
         """Hidden states of all tokens of the last feed: outputs of these layers, then those after the final norm,
         [tokens, (layers + 1) · hidden]; valid until the next one."""
+
+
+def check_layers(layers: Sequence[int], depth: int) -> None:
+    """Sees that a model of `depth` layers has the layers that a draft reads.
+
+    Raises:
+        IncompatibleDraftError: it has not.
+    """
+    unknown = [layer for layer in layers if not 0 <= layer < depth]
+    if unknown:
+        raise IncompatibleDraftError(
+            f"the draft reads layer {unknown[0]} of a target that has layers 0 to {depth - 1}: use a draft that was made "
+            "for this target"
+        )
 
 
 @runtime_checkable

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from draftrank.errors import IncompatibleDraftError
 
 
 def check_vocabularies(target_folder: Path, draft_folder: Path) -> None:
-    """Compares the two vocabularies token by token: equal sizes with other tokens corrupt output.
+    """Compares the tokenizers' vocabularies token by token: a draft that reads other text proposes nonsense.
+
+    How many rows the models have beyond their tokens is no difference: see `drafting.vocabulary_rows`.
 
     Raises:
         IncompatibleDraftError: some token id means different text, or only one side has it.
@@ -21,10 +24,22 @@ def check_vocabularies(target_folder: Path, draft_folder: Path) -> None:
         token for token in target.keys() | draft.keys() if target.get(token) != draft.get(token)
     )
     token = differing[0]
+    ids = [f"id {one[token]}" if token in one else "no id" for one in (target, draft)]
     raise IncompatibleDraftError(
-        f"the vocabularies differ in {len(differing)} tokens, first {token!r}: id {target.get(token, 'none')} in "
-        f"the target and {draft.get(token, 'none')} in the draft. Use a draft with the target's own tokenizer"
+        f"the vocabularies differ in {len(differing)} tokens, first {token!r}: {ids[0]} in the target and {ids[1]} in "
+        "the draft. Use a draft with the target's own tokenizer"
     )
+
+
+def check_ids(ids: Sequence[int], rows: int) -> None:
+    """Sees that token ids are a model's own before something reads memory by them.
+
+    Raises:
+        IndexError: one of them is outside its embedding.
+    """
+    if ids and (min(ids) < 0 or max(ids) >= rows):
+        unknown = next(token for token in ids if not 0 <= token < rows)
+        raise IndexError(f"token id {unknown} is outside the embedding's {rows} rows")
 
 
 def read_vocabulary(folder: Path) -> dict[str, int]:

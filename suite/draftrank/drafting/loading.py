@@ -22,6 +22,7 @@ from draftrank.drafting.forms import (
 )
 from draftrank.drafting.packed_int8 import use_packed_kernel
 from draftrank.drafting.quiet import quiet_libraries, quiet_transformers
+from draftrank.drafting.vocabulary_rows import cut_rows, pad_rows
 from draftrank.errors import IncompatibleDraftError, MissingDataError
 
 if TYPE_CHECKING:
@@ -35,7 +36,9 @@ DTYPES: dict[DtypeName, torch.dtype] = {
 }
 
 
-def load_model(folder: Path, dtype: DtypeName, device: str, *, as_saved: bool = False) -> PreTrainedModel:
+def load_model(
+    folder: Path, dtype: DtypeName, device: str, *, as_saved: bool = False, rows: int | None = None
+) -> PreTrainedModel:
     """Loads a causal language model for inference: evaluation mode, no gradients.
 
     Only safetensors are read and no code of the folder is run. A draft in dynamic int8 computes the rest
@@ -46,9 +49,10 @@ def load_model(folder: Path, dtype: DtypeName, device: str, *, as_saved: bool = 
         dtype: precision of the weights.
         device: `cpu` or `cuda`.
         as_saved: without the draft's forms: the ordinary model that its folder holds.
+        rows: how many rows the target's vocabulary has, for a draft beside it (`vocabulary_rows`); None: as saved.
 
     Raises:
-        IncompatibleDraftError: a form of the draft does not run on this device.
+        IncompatibleDraftError: a form of the draft does not run on this device, or has rows that cannot be cut off.
         BuildError: this build of torch has no engine for it.
         MissingDataError: the folder cannot be opened as a model.
     """
@@ -93,15 +97,18 @@ def load_model(folder: Path, dtype: DtypeName, device: str, *, as_saved: bool = 
         _own_memory(model)
     elif device == "cpu":
         use_packed_kernel(model)
+    if rows is not None:
+        cut_rows(model, rows)
     if int8:
         quantize_linear_layers(model, int8.keep_precise)
-    if getattr(model, "hf_quantizer", None) is not None:
-        return model
-    model.to(device)
-    if device == "cuda" and dtype != "fp32":
-        for form in forms:
-            if isinstance(form, SemiStructuredForm):
-                use_sparse_kernels(model, form.modules)
+    if getattr(model, "hf_quantizer", None) is None:
+        model.to(device)
+        if device == "cuda" and dtype != "fp32":
+            for form in forms:
+                if isinstance(form, SemiStructuredForm):
+                    use_sparse_kernels(model, form.modules)
+    if rows is not None:
+        pad_rows(model, rows)
     return model
 
 

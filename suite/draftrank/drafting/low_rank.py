@@ -73,7 +73,7 @@ def factorize_head(draft: WorkingDraft, rank: int, tokens: Tensor | None) -> Non
     head = shape.head(model)
     moment = None if tokens is None else _head_moment(draft, tokens)
     if isinstance(head, TrimmedHead):
-        head.projection = factorized(head.projection, rank, moment)  # type: ignore[assignment]
+        head.projection = factorized(head.projection, rank, moment)
         place = next(i for i, form in enumerate(draft.forms) if isinstance(form, TrimmedHeadForm))
         draft.forms[place] = draft.forms[place].model_copy(update={"rank": rank})
         return

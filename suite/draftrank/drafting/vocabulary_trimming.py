@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from draftrank.drafting.forms import LowRankLinear, TrimmedHead, TrimmedHeadForm
 from draftrank.drafting.matrices import matrix
@@ -71,10 +71,11 @@ def trimmed_head(draft: WorkingDraft, token_ids: Tensor) -> TrimmedHead:
     head = draft.architecture.head(draft.model)
     weight = matrix(head)
     bias = head.bias if isinstance(head.bias, Tensor) else None
-    trimmed = TrimmedHead(weight.shape[1], len(token_ids), weight.shape[0], bias=bias is not None)
-    trimmed.projection.weight.copy_(weight[token_ids])
+    projection = nn.Linear(weight.shape[1], len(token_ids), bias=bias is not None)
+    projection.weight.copy_(weight[token_ids])
     if bias is not None:
-        trimmed.projection.bias.copy_(bias[token_ids])
+        projection.bias.copy_(bias[token_ids])
+    trimmed = TrimmedHead(projection, len(token_ids), weight.shape[0])
     trimmed.token_ids.copy_(token_ids)
     return trimmed.to(weight.device, weight.dtype).eval().requires_grad_(False)
 

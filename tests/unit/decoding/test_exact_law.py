@@ -26,12 +26,12 @@ class TableRuntime:
     """A model whose logits depend on the last two tokens only."""
 
     name = "table"
-    vocabulary_size = VOCABULARY
     context_window = 64
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, vocabulary: int = VOCABULARY) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self.table = 2 * torch.randn(VOCABULARY, VOCABULARY, VOCABULARY, generator=generator)
+        self.vocabulary_size = vocabulary
+        self.table = 2 * torch.randn(vocabulary, vocabulary, vocabulary, generator=generator)
         self.tokens: list[int] = []
 
     @property
@@ -140,7 +140,7 @@ def law(target, proposer, k):
 def own_law(target):
     """Probability of every output of the target alone."""
     found = {}
-    for output in product(range(VOCABULARY), repeat=LENGTH):
+    for output in product(range(target.vocabulary_size), repeat=LENGTH):
         target.reset()
         logits = target.feed((1, 2, *output[:-1]), keep=LENGTH)
         shares = torch.softmax(logits.double(), dim=-1)

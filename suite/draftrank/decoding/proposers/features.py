@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from draftrank.decoding.proposer import Proposal
 from draftrank.decoding.proposers.drafting import PLAIN, Drafting, SteppingModel, draft_tokens
+from draftrank.errors import IncompatibleDraftError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +36,18 @@ class FeatureProposer(SteppingModel):
         """How many tokens of the context have their features: all of them, whenever something is proposed."""
 
     def begin(self, prompt: Sequence[int], sampler: Sampler, reserve: int) -> None:
-        """See `Proposer.begin`; the target has just read the prompt."""
+        """See `Proposer.begin`; the target has just read the prompt.
+
+        Raises:
+            IncompatibleDraftError: the target's states are of another width than the draft reads.
+        """
+        told = self._target.features(self._draft.layers).shape[-1]
+        wanted = (len(self._draft.layers) + 1) * int(self._draft.model.config.get_text_config().hidden_size)
+        if told != wanted:
+            raise IncompatibleDraftError(
+                f"the draft reads hidden states of {wanted} numbers, and the target's have {told}: use a draft that was "
+                "made for this target"
+            )
         read = self._read(1)
         self._sampler = sampler
         self._features = read.new_zeros((reserve + 1, read.shape[-1]))

@@ -77,13 +77,14 @@ class BuiltDraft(DraftBase):
             raise IncompatibleDraftError("the draft has not been built: run `draftrank build` first")
         check_vocabularies(context.target_folder, context.draft_folder)
         forms, drafting = read_forms(context.draft_folder), drafting_of(context)
+        rows = context.target.vocabulary_size
         if any(isinstance(form, GgufForm) for form in forms):
-            file = LlamaCppRuntime(context.draft_folder / GGUF_FILE)
+            file = LlamaCppRuntime(context.draft_folder / GGUF_FILE, vocabulary=rows)
             return ModelProposer(file, drafting)
         # Beside a target in llama.cpp, a draft in torch computes as fast as it can.
         dtype = compute_dtype(context.device) if context.dtype == "gguf" else context.dtype
         forward: Forward = "fused" if context.dtype == "gguf" else context.forward
-        model = load_model(context.draft_folder, dtype, context.device)
+        model = load_model(context.draft_folder, dtype, context.device, rows=rows)
         if not any(isinstance(form, FeaturesForm) for form in forms):
             return ModelProposer(runtime_of_model(model, forward), drafting)
         if not isinstance(context.target, FeaturedRuntime):

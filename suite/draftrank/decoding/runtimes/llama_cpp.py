@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
+from draftrank.decoding.vocabulary import check_ids
+from draftrank.drafting.vocabulary_rows import STAND_IN
 from draftrank.errors import DraftrankError, IncompatibleDraftError, MissingDataError
 
 if TYPE_CHECKING:
@@ -43,7 +46,12 @@ class LlamaCppRuntime:
     name = "llama.cpp"
 
     def __init__(
-        self, file: Path, *, threads: int | None = None, attention: Literal["fp16", "fp32"] = "fp16"
+        self,
+        file: Path,
+        *,
+        threads: int | None = None,
+        attention: Literal["fp16", "fp32"] = "fp16",
+        vocabulary: int | None = None,
     ) -> None:
         """Opens a file.
 
@@ -51,6 +59,8 @@ class LlamaCppRuntime:
             file: the GGUF file.
             threads: how many compute; None: as many as torch would use.
             attention: precision of keys and values; in fp32 their products are not fused either.
+            vocabulary: how many rows the target's vocabulary has, for a draft beside it (`vocabulary_rows`); None: as
+                many as the file's.
 
         Raises:
             IncompatibleDraftError: llama-cpp-python is not installed.
@@ -69,8 +79,9 @@ class LlamaCppRuntime:
                 f"llama.cpp cannot open {file}: {_last_message() or 'it does not say why'}"
             )
         self._free_model = weakref.finalize(self, library.llama_model_free, self._model)
-        vocabulary = library.llama_model_get_vocab(self._model)
-        self.vocabulary_size = int(library.llama_vocab_n_tokens(vocabulary))
+        tokens = library.llama_model_get_vocab(self._model)
+        self._known = int(library.llama_vocab_n_tokens(tokens))
+        self.vocabulary_size = self._known if vocabulary is None else vocabulary
         self.context_window = int(library.llama_model_n_ctx_train(self._model))
         self._width = int(library.llama_model_n_embd(self._model))
         self._batch = library.llama_batch_init(BATCH, 0, 1)
@@ -112,7 +123,9 @@ class LlamaCppRuntime:
             first = 0 if self._keeps_features else max(0, first_kept - start)
             self._decode(part, outputs_from=first)
             if first < len(part):
-                logits = self._rows(self._library.llama_get_logits, len(part) - first, self.vocabulary_size)
+                logits = self._rows(self._library.llama_get_logits, len(part) - first, self._known)
+                if self._known != self.vocabulary_size:  # a negative width cuts
+                    logits = pad(logits, (0, self.vocabulary_size - self._known), value=float("-inf"))
                 rows.append(logits.clone() if several else logits)
             if self._keeps_features:
                 read = self._rows(self._library.llama_get_embeddings, len(part), self._width)
@@ -181,10 +194,11 @@ class LlamaCppRuntime:
 
     def _decode(self, tokens: Sequence[int], outputs_from: int) -> None:
         """One forward; logits are kept of the tokens from that place on."""
+        check_ids(tokens, self.vocabulary_size)
         batch, held = self._batch, len(self._held)
         batch.n_tokens = len(tokens)
         for place, token in enumerate(tokens):
-            batch.token[place] = token
+            batch.token[place] = token if token < self._known else STAND_IN
             batch.pos[place] = held + place
             batch.logits[place] = place >= outputs_from
         code = self._library.llama_decode(self._context, batch)

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 
+from draftrank.decoding.runtime import check_layers
 from draftrank.decoding.runtimes.fused_decoder import FusedDecoder
 from draftrank.decoding.runtimes.grouped_attention import NAME, use_attention
 from draftrank.decoding.runtimes.native.decoder import NativeDecoder
 from draftrank.decoding.runtimes.short_forward import MOST_TOKENS, ShortForward
 from draftrank.decoding.runtimes.torch_cache import RollbackCache, zeros
+from draftrank.decoding.vocabulary import check_ids
 from draftrank.drafting.architecture import Architecture
 from draftrank.drafting.attention_windows import attention_windows
 from draftrank.drafting.loading import load_model
@@ -124,6 +126,7 @@ class TorchRuntime:
         fed, wanted = len(tokens), keep or len(tokens)
         if self._reads_at_once(fed, wanted):
             return self._read_at_once(tokens, wanted)
+        check_ids(tokens, self.vocabulary_size)
         rows = padded_rows(fed) if self._pads else fed
         if self._cache.length + rows > self.context_window:
             rows = fed
@@ -148,6 +151,7 @@ class TorchRuntime:
         places = len(tree.parents)
         if places <= MOST_TOKENS and self._reads_at_once(fed, fed):
             return self._read_at_once(tokens, fed, tree)
+        check_ids(tokens, self.vocabulary_size)
         root = self._cache.length - known
         read = self._read(torch.tensor([tokens], device=self._device), fed)
         self._fed, self._path = fed, None
@@ -257,6 +261,7 @@ class TorchRuntime:
     def remember_features(self, layers: Sequence[int] = ()) -> None:
         """See `FeaturedRuntime.remember_features`."""
         shape = Architecture.of(self.model)
+        check_layers(layers, len(shape.layers(self.model)))
         places = {_FINAL: shape.norm(self.model)}
         places |= {layer: shape.layers(self.model)[layer] for layer in layers}
         width = int(self.model.config.get_text_config().hidden_size)

@@ -15,10 +15,12 @@ import numpy as np
 import torch
 
 from draftrank.decoding.device_tokens import DeviceTokens
+from draftrank.decoding.runtime import check_layers
 from draftrank.decoding.runtimes.captured.decoder import MOST_ROWS, TILE, CapturedDecoder, Held
 from draftrank.decoding.runtimes.captured.recording import Recording, Reports
 from draftrank.decoding.sampling import distribution, pick
 from draftrank.decoding.stamps import DeviceStamp, HostStamp
+from draftrank.decoding.vocabulary import check_ids
 from draftrank.drafting.architecture import Architecture
 from draftrank.errors import InvalidInputError
 
@@ -212,6 +214,7 @@ class CapturedRuntime:
         """See `FeaturedRuntime.remember_features`."""
         if self._states.shape[1] and set(layers) <= set(self._kept):
             return
+        check_layers(layers, len(self.decoder.layers))
         kept = sorted({*self._kept, *layers})
         self._kept = {layer: part for part, layer in enumerate(kept)}
         self._states = self._room_for_states(len(kept) + 1)
@@ -308,6 +311,7 @@ class CapturedRuntime:
 
     def offer_instead(self, last: int, proposed: Sequence[int]) -> None:
         """Tells the device what is proposed behind the context's last token, in place of what a draft has proposed."""
+        check_ids(proposed, self.vocabulary_size)
         begin = self._kernels.OFFERED
         instead = torch.tensor([len(proposed), last, *proposed])
         self.decoder.meta[begin : begin + len(instead)].copy_(instead, non_blocking=True)
@@ -372,6 +376,7 @@ class CapturedRuntime:
         return torch.cat([self._states[:, part] for part in parts], -1)
 
     def _write(self, tokens: Sequence[int], tree: TokenTree | None) -> None:
+        check_ids(tokens, self.vocabulary_size)
         says, places = self._says, self._kernels
         rows, start = len(tokens), self._held.length
         root = start if tree is None else start + rows - len(tree.parents)

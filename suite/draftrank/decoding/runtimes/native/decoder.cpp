@@ -427,6 +427,7 @@ struct Kind {
 struct Positions {
     const float *cosine, *sine;  // [positions, head size]
     int64_t window;              // how many last positions are seen; 0: all
+    int64_t count;               // of positions
 };
 
 struct Typed {
@@ -437,7 +438,8 @@ struct Typed {
 
 // What stands around a decoder's layers.
 struct Ends {
-    const void* embedding;  // [vocabulary, hidden], row after row
+    const void* embedding;  // [rows, hidden], row after row
+    int64_t rows;           // token ids are smaller
     int32_t bf16;           // whether that is in bf16, else in fp32
     float scale;            // what embeddings are multiplied with, and then rounded to their type
     int32_t fused;          // whether a state is read beside each token: `projection` multiplies the two, evened
@@ -1027,35 +1029,67 @@ namespace {
 
 constexpr int MOST_PLACES = 64;
 
+// What is wrong with what a function was told; it has then touched nothing. `library.py` knows them by these numbers.
+constexpr int UNKNOWN_TOKEN = -1, NO_ROOM = -2, BAD_PLACES = -3;
+
+// Whether `fed` tokens may be read at the positions from `start` on, as the last of a tree of `places`, and as many again
+// as `more` behind them; 0: they may.
+int fault_of(
+    const Layer* layers, int depth, const Positions* tables, int kinds, int fed, int64_t start, const int64_t* parents,
+    int places, int more
+) {
+    if (fed < 1 || places < fed || places > MOST_PLACES || start + fed < places) return BAD_PLACES;
+    for (int place = 1; parents && place < places; ++place)
+        if (parents[place] < 0 || parents[place] >= place) return BAD_PLACES;
+    const int64_t end = start + fed + more;
+    if (start < 0 || more < 0) return NO_ROOM;
+    for (int number = 0; number < depth; ++number)
+        if (end > layers[number].capacity) return NO_ROOM;
+    for (int number = 0; number < kinds; ++number)
+        if (end > tables[number].count) return NO_ROOM;
+    return 0;
+}
+
+int fault_of(const Ends& ends, const int64_t* tokens, int64_t count) {
+    const auto unknown = [&](int64_t token) { return token < 0 || token >= ends.rows; };
+    return std::any_of(tokens, tokens + count, unknown) ? UNKNOWN_TOKEN : 0;
+}
+
 }  // namespace
 
 extern "C" {
 
 // Reads `fed` vectors [fed, hidden] at the positions from `start` on, writes their keys and values there, and gives the
 // states after the last layer. They are a chain or, where `parents` tells of `places` which one each goes on from, earlier
-// ones, the last of that tree.
-void draftrank_forward(
+// ones, the last of that tree. Gives 0, or a fault.
+int draftrank_forward(
     const Shape* shape, const Layer* layers, int depth, const Positions* tables, int kinds, const float* input, int fed,
     int64_t start, const int64_t* parents, int places, float* output, int threads
 ) {
+    if (const int fault = fault_of(layers, depth, tables, kinds, fed, start, parents, places, 0)) return fault;
     const int64_t root = start + fed - places;
     const Sight sight = Sight::of(tables, kinds, shape->head_size, root, parents, places, fed);
     any_forward(*shape, layers, depth, sight.kinds.data(), input, output, fed, start, root, threads);
+    return 0;
 }
 
 // The same from token ids to the logits [wanted, outputs] of the last `wanted`; for `states` see `step`.
-void draftrank_read(
+int draftrank_read(
     const Shape* shape, const Layer* layers, int depth, const Positions* tables, int kinds, const Ends* ends,
     const int64_t* tokens, int fed, float* states, int64_t start, const int64_t* parents, int places, int wanted,
     float* logits, int threads
 ) {
+    if (const int fault = fault_of(layers, depth, tables, kinds, fed, start, parents, places, 0)) return fault;
+    if (const int fault = fault_of(*ends, tokens, fed)) return fault;
+    if (wanted < 0 || wanted > fed) return BAD_PLACES;
     const int64_t root = start + fed - places;
     const Sight sight = Sight::of(tables, kinds, shape->head_size, root, parents, places, fed);
     step(*shape, layers, depth, sight.kinds.data(), *ends, tokens, fed, states, start, root, wanted, logits, threads);
+    return 0;
 }
 
 // Reads `fed` token ids behind `start` positions, at most 64, and then what it chooses itself: up to `count` tokens, each
-// the most likely one, the last where it is less likely than `stop_below`. Gives their number.
+// the most likely one, the last where it is less likely than `stop_below`. Gives their number, or a fault.
 //
 // `states` are, fused, what is read beside the tokens, [tokens, hidden]; beside a choice it is the state that it was chosen
 // from. The last of these is left in the first row.
@@ -1063,13 +1097,15 @@ int draftrank_chain(
     const Shape* shape, const Layer* layers, int depth, const Positions* tables, int kinds, const Ends* ends,
     const int64_t* tokens, int fed, float* states, int64_t start, int count, float stop_below, int64_t* chosen, int threads
 ) {
+    if (const int fault = fault_of(layers, depth, tables, kinds, fed, start, nullptr, fed, count - 1)) return fault;
     static thread_local Floats logits;
     logits.resize(ends->head.outputs);
     for (int made = 0;; start += fed, fed = 1) {
-        draftrank_read(
+        const int fault = draftrank_read(
             shape, layers, depth, tables, kinds, ends, made ? chosen + made - 1 : tokens, fed, states, start, nullptr, fed,
             1, logits.data(), threads
         );
+        if (fault) return fault;
         int64_t found = 0;
         float share = 0;
         likeliest(logits.data(), ends->head.outputs, 1, &found, &share);
@@ -1081,13 +1117,16 @@ int draftrank_chain(
 // Reads `fed` token ids behind `start` positions, at most 64, and then a tree of its own choices, level by level, each of them
 // one forward: of all tokens looked at, `candidates` are the up to `count` most probable, the most probable first. `most` are
 // looked at behind a token; a level's first one, and others of a path from `branch_above` on; it goes on behind the first
-// `expanded` of a path from `stop_below` on (negative: behind the first one and all others). Gives the number of candidates and,
-// in `read`, those of forwards and of positions. For `states` see `step`.
+// `expanded` of a path from `stop_below` on (negative: behind the first one and all others). Gives the number of candidates, or a
+// fault, and, in `read`, those of forwards and of positions. For `states` see `step`.
 int draftrank_branch(
     const Shape* shape, const Layer* layers, int depth, const Positions* tables, int kinds, const Ends* ends,
     const int64_t* tokens, int fed, float* states, int64_t start, int count, double stop_below, double branch_above,
     int most, int expanded, Candidate* candidates, int64_t* read, int threads
 ) {
+    if (const int fault = fault_of(layers, depth, tables, kinds, fed, start, nullptr, fed, MOST_PLACES - 1)) return fault;
+    if (const int fault = fault_of(*ends, tokens, fed)) return fault;
+    if (count < 1 || expanded < 1 || most < 1 || most > ends->head.outputs) return BAD_PLACES;
     const int hidden = shape->hidden, size = shape->head_size;
     std::vector<Candidate> all, level;  // parents by their numbers in `all`
     std::vector<size_t> found, behind, now;
@@ -1144,6 +1183,7 @@ int draftrank_branch(
             next.push_back(all[one].token);
             beside.insert(beside.end(), &of_places[parent * hidden], &of_places[parent * hidden] + hidden);
         }
+        if (const int fault = fault_of(*ends, next.data(), int64_t(next.size()))) return fault;
         rows = behind.size();
         const Sight sight(tables, kinds, size, root, depths, seen, int(rows));
         step(
@@ -1169,14 +1209,19 @@ void draftrank_normed(const float* x, const float* weight, int64_t count, int si
 }
 
 // Moves some of the positions behind `start`, ascending `places` counted from there, together: the first comes to
-// `start`.
-void draftrank_keep(
+// `start`. Gives 0, or a fault.
+int draftrank_keep(
     const Shape* shape, const Layer* layers, int depth, int64_t start, const int64_t* places, int count
 ) {
+    for (int to = 0; to < count; ++to)
+        if (places[to] < (to ? places[to - 1] + 1 : 0)) return BAD_PLACES;
+    for (int number = 0; number < depth && count > 0; ++number)
+        if (start < 0 || start + places[count - 1] >= layers[number].capacity) return NO_ROOM;
     static constexpr decltype(&keep<Bf16Weights, Bf16Rows>) BY_WEIGHTS[] = {
         keep<Widened<Fp32>, Rows<Fp32>>, keep<Bf16Weights, Bf16Rows>, keep<Widened<Fp32>, Rows<Fp32>>
     };
     BY_WEIGHTS[shape->weights](*shape, layers, depth, start, places, count);
+    return 0;
 }
 
 // Rows of a panel, and inputs that lie together in it.

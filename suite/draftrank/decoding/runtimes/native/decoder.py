@@ -30,6 +30,7 @@ from draftrank.decoding.runtimes.native.library import (
     Shape,
     Typed,
     Weights,
+    checked,
     library,
     normed,
 )
@@ -151,14 +152,16 @@ class NativeDecoder(ShortForward):
             fed, start = len(part), cache.length
             self._extend(cache, fed)
             self._tell(outputs, begin)
-            self._library.draftrank_forward(
-                *self._layers_before(cache.length),
-                part.data_ptr(),
-                fed,
-                start,
-                *_places(fed, tree),
-                final[begin:].data_ptr(),
-                torch.get_num_threads(),
+            checked(
+                self._library.draftrank_forward(
+                    *self._layers_before(cache.length),
+                    part.data_ptr(),
+                    fed,
+                    start,
+                    *_places(fed, tree),
+                    final[begin:].data_ptr(),
+                    torch.get_num_threads(),
+                )
             )
         return final
 
@@ -176,9 +179,9 @@ class NativeDecoder(ShortForward):
         fed, start = len(tokens), cache.length
         self._extend(cache, fed)
         self._tell(self._outputs_for(fed, states), 0)
-        final = self._states_for(fed, features)
+        final = self._states_for(fed, fed, features)
         logits = torch.empty(wanted, self._ends.head.outputs)
-        self._library.draftrank_read(
+        result = self._library.draftrank_read(
             *self._layers_before(cache.length),
             ctypes.byref(self._ends),
             (ctypes.c_int64 * fed)(*tokens),
@@ -190,6 +193,7 @@ class NativeDecoder(ShortForward):
             logits.data_ptr(),
             torch.get_num_threads(),
         )
+        self._check(result, tokens, cache, start)
         return logits if self._spread is None else self._spread(logits), final[:wanted]
 
     def reads_at_once(self, tokens: int) -> bool:
@@ -204,13 +208,15 @@ class NativeDecoder(ShortForward):
         """See `ShortForward.keep`."""
         if list(places) != list(range(len(places))):
             self._point_to(cache)
-            self._library.draftrank_keep(
-                ctypes.byref(self._dimensions),
-                self._layers,
-                len(self._layers),
-                start,
-                (ctypes.c_int64 * len(places))(*places),
-                len(places),
+            checked(
+                self._library.draftrank_keep(
+                    ctypes.byref(self._dimensions),
+                    self._layers,
+                    len(self._layers),
+                    start,
+                    (ctypes.c_int64 * len(places))(*places),
+                    len(places),
+                )
             )
         for layer in cache.layers:
             layer.length = start + len(places)
@@ -229,7 +235,7 @@ class NativeDecoder(ShortForward):
             return None
         start = cache.length
         self._extend(cache, fed + count - 1)
-        states = self._states_for(1, features)
+        states = self._states_for(1, fed, features)
         chosen = (ctypes.c_int64 * count)()
         made = self._library.draftrank_chain(
             *self._layers_before(cache.length),
@@ -243,6 +249,7 @@ class NativeDecoder(ShortForward):
             chosen,
             torch.get_num_threads(),
         )
+        self._check(made, unseen, cache, start)
         cache.forget(count - made)
         return chosen[:made], states[:1]
 
@@ -260,7 +267,7 @@ class NativeDecoder(ShortForward):
             return None
         start, room = cache.length, fed + MOST_TOKENS
         self._extend(cache, room)
-        states = self._states_for(1, features)
+        states = self._states_for(1, fed, features)
         candidates, read = (Candidate * count)(), (ctypes.c_int64 * 2)()
         found = self._library.draftrank_branch(
             *self._layers_before(cache.length),
@@ -278,17 +285,28 @@ class NativeDecoder(ShortForward):
             read,
             torch.get_num_threads(),
         )
+        self._check(found, unseen, cache, start)
         forwards, held = read
         cache.forget(room - held)
         told = [Branch(one.token, one.parent, one.place) for one in candidates[:found]]
         return told, forwards, states[:1]
+
+    def _check(self, result: int, ids: Sequence[int], cache: RollbackCache, start: int) -> None:
+        """See `checked`; where a kernel refuses, the cache holds what it held at `start`."""
+        assert self._ends is not None
+        if result < 0:
+            cache.forget(cache.length - start)
+        checked(result, ids, self._ends.rows)
 
     def _layers_before(self, end: int) -> tuple[Any, ...]:
         """What kernels are told of the layers: them, and how every position before `end` is rotated and what it sees, by
         kind of attention."""
         tables = [(*self._rotation_tables(kind, end), self._windows[kind]) for kind in self._kinds]
         positions = (Positions * len(tables))(
-            *(Positions(cosine.data_ptr(), sine.data_ptr(), window or 0) for cosine, sine, window in tables)
+            *(
+                Positions(cosine.data_ptr(), sine.data_ptr(), window or 0, len(cosine))
+                for cosine, sine, window in tables
+            )
         )
         dimensions = ctypes.byref(self._dimensions)
         return dimensions, self._layers, len(self._layers), positions, len(positions)
@@ -310,12 +328,15 @@ class NativeDecoder(ShortForward):
             self._layers[number].output = output[begin:].data_ptr()
         self._told = set(outputs)
 
-    def _states_for(self, count: int, features: Tensor | None) -> Tensor:
-        """What the kernels read beside tokens and overwrite, [count, hidden]."""
+    def _states_for(self, told: int, fed: int, features: Tensor | None) -> Tensor:
+        """What the kernels read beside `fed` tokens, [fed, hidden], and overwrite with `told` final states."""
         assert self._ends is not None
+        hidden = self._dimensions.hidden
         assert bool(self._ends.fused) == (features is not None)
         if features is None:
-            return torch.empty(count, self._dimensions.hidden)
+            return torch.empty(told, hidden)
+        if features.shape != (fed, hidden):
+            raise ValueError(f"beside {fed} tokens of width {hidden} stand features {tuple(features.shape)}")
         return features.to(torch.float32, copy=True)
 
     def _extend(self, cache: RollbackCache, tokens: int) -> None:
@@ -388,6 +409,7 @@ class NativeDecoder(ShortForward):
             return None
         return Ends(
             embedding=self._hold(weight.detach()),
+            rows=len(weight),
             bf16=weight.dtype == torch.bfloat16,
             scale=1.0 if scale is None else float(scale.to(weight.dtype)),
             fused=projection is not None,

@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from draftrank.decoding.runtimes.native.pages import Pages
+from draftrank.decoding.token_tree import MOST_PLACES
+from draftrank.decoding.vocabulary import check_ids
 from draftrank.errors import InvalidInputError
 
 SOURCE = Path(__file__).with_name("decoder.cpp")
@@ -26,6 +28,8 @@ FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-std=c++17", "-fopenmp", 
 COMPILERS = ("g++", "clang++")
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 """Types of matrices, as the kernels number them."""
+_UNKNOWN_TOKEN, _NO_ROOM, _BAD_PLACES = -1, -2, -3
+"""Faults, as `decoder.cpp` numbers them."""
 _FOLDER = "DRAFTRANK_KERNELS"
 """Environment variable that names another folder for what is compiled."""
 
@@ -77,6 +81,7 @@ class Positions(ctypes.Structure):
     _fields_: ClassVar = [
         *((name, ctypes.c_void_p) for name in ("cosine", "sine")),
         ("window", ctypes.c_int64),
+        ("count", ctypes.c_int64),
     ]
 
 
@@ -85,6 +90,7 @@ class Ends(ctypes.Structure):
 
     _fields_: ClassVar = [
         ("embedding", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
         ("bf16", ctypes.c_int32),
         ("scale", ctypes.c_float),
         ("fused", ctypes.c_int32),
@@ -132,14 +138,14 @@ def library() -> ctypes.CDLL:
         pointer, pointer, ctypes.c_int, pointer, ctypes.c_int, pointer, ctypes.c_int, many, pointer, ctypes.c_int, pointer,
         ctypes.c_int,
     ]  # fmt: skip
-    found.draftrank_forward.restype = None
+    found.draftrank_forward.restype = ctypes.c_int
     found.draftrank_read.argtypes = [
         pointer, pointer, ctypes.c_int, pointer, ctypes.c_int, pointer, pointer, ctypes.c_int, pointer, many, pointer,
         ctypes.c_int, ctypes.c_int, pointer, ctypes.c_int,
     ]  # fmt: skip
-    found.draftrank_read.restype = None
+    found.draftrank_read.restype = ctypes.c_int
     found.draftrank_keep.argtypes = [pointer, pointer, ctypes.c_int, many, pointer, ctypes.c_int]
-    found.draftrank_keep.restype = None
+    found.draftrank_keep.restype = ctypes.c_int
     found.draftrank_chain.argtypes = [
         pointer, pointer, ctypes.c_int, pointer, ctypes.c_int, pointer, pointer, ctypes.c_int, pointer, many,
         ctypes.c_int, ctypes.c_float, pointer, ctypes.c_int,
@@ -161,6 +167,28 @@ def library() -> ctypes.CDLL:
     found.draftrank_pack.argtypes = [ctypes.c_int, pointer, many, many, pointer]
     found.draftrank_pack.restype = None
     return found
+
+
+def checked(result: int, ids: Sequence[int] = (), rows: int = 0) -> int:
+    """What a kernel gave, unless that is a fault.
+
+    Args:
+        result: what it gave.
+        ids: token ids that it was given.
+        rows: of the embedding.
+
+    Raises:
+        IndexError: the kernel was told of tokens, places or positions that are not there; it has read and written nothing
+            beyond what is.
+    """
+    if result == _UNKNOWN_TOKEN:
+        check_ids(ids, rows)
+        raise IndexError(f"the head chose a token id outside the embedding's {rows} rows")
+    if result == _NO_ROOM:
+        raise IndexError("positions lie outside the cache or the table of rotations")
+    if result == _BAD_PLACES:
+        raise IndexError(f"places are out of order, or not 1 to {MOST_PLACES}")
+    return result
 
 
 @cache
@@ -209,6 +237,8 @@ class Weights:
         """
         outputs, inputs = self._shape
         read = vectors.float().contiguous()
+        if read.shape != (len(read), inputs):
+            raise ValueError(f"a matrix of {inputs} inputs cannot multiply vectors {tuple(read.shape)}")
         made = torch.empty(len(read), outputs)
         library().draftrank_product(
             ctypes.byref(self.typed()),
