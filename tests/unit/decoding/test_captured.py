@@ -40,6 +40,7 @@ from draftrank.decoding.token_tree import TokenTree
 from draftrank.decoding.verification import coupled
 from draftrank.drafting.architecture import Architecture
 from draftrank.drafting.forms import FeaturesForm, TrimmedHeadForm
+from draftrank.drafting.vocabulary_rows import cut_rows, pad_rows
 from draftrank.errors import InvalidInputError
 from models import small_model
 
@@ -221,6 +222,40 @@ def test_a_trimmed_head_answers_for_all_tokens():
     assert torch.equal(found.isinf(), wanted.isinf())
     close(found[:, 3:43], wanted[:, 3:43])
     assert runtime.choices(4) == wanted.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("rows", [(61, 64), (64, 61)], ids=["draft has more", "draft has fewer"])
+def test_padded_vocabularies_change_neither_output_nor_law(rows):
+    """Also where steps need no host: these feed the target's own choices to the draft."""
+    ours, theirs = rows
+    target, draft = captured(model("llama", vocabulary=ours)), model("llama", layers=1, vocabulary=theirs)
+    cut_rows(draft, ours)
+    pad_rows(draft, ours)
+    proposer = ModelProposer(captured(draft))
+    request = Request((*TEXT[:10], ours - 1), 8)
+    expected = autoregressive(target, request).token_ids
+    assert speculative(target, proposer, request, 3).token_ids == expected
+    logits = proposer.runtime().feed([5, ours - 1])
+    assert logits.shape == (2, ours)
+    assert logits[:, min(rows) :].eq(-torch.inf).all()
+    likely = distribution(logits, DecodingMode(temperature=1.0))
+    assert likely[:, min(rows) :].eq(0).all()
+    sampled = Request(request.prompt, 6, mode=DecodingMode(temperature=1.0), seed=3)
+    assert len(speculative(target, proposer, sampled, 3).token_ids) == 6
+
+
+@pytest.mark.parametrize("token", [-1, 61, 10_000_000])
+def test_ids_outside_the_embedding_never_reach_the_device(targets, token):
+    runtime = targets["llama"]
+    runtime.reset()
+    for move in (
+        lambda: runtime.feed([9, token]),
+        lambda: runtime.feed_tree([9, token], TokenTree((-1, 0))),
+        lambda: runtime.chain([9, token], 2),
+        lambda: runtime.offer_instead(9, [token]),
+    ):
+        with pytest.raises(IndexError, match=f"token id {token} is outside the embedding's 61 rows"):
+            move()
 
 
 def proposers(target: CapturedRuntime, name: str):

@@ -323,6 +323,27 @@ def test_a_draft_in_llama_cpp_serves_a_target_in_torch(written, prompt, k):
     assert found.acceptance_length == pytest.approx(29 / -(-29 // (k + 1)))
 
 
+@pytest.mark.parametrize("rows", [VOCABULARY - 3, VOCABULARY + 3])
+def test_a_file_with_other_rows_than_the_target_says_and_reads_what_both_have(written, rows):
+    target = TorchRuntime(small_gguf_model("llama", 2, vocab_size=rows))
+    model, file = written("llama")
+    draft = LlamaCppRuntime(file, threads=1, attention="fp32", vocabulary=rows)
+    unread = rows - 1 if rows > VOCABULARY else 5
+    known = min(rows, VOCABULARY)
+    found = draft.feed([7, unread, 9])
+    assert found.shape == (3, rows)
+    assert found[:, known:].eq(-torch.inf).all()
+    expected = expected_logits(model, [7, 0 if rows > VOCABULARY else 5, 9])[:, :known]
+    torch.testing.assert_close(found[:, :known], expected, atol=TOLERANCE["llama"], rtol=1e-3)
+    for mode in (DecodingMode(), DecodingMode(temperature=1.0)):
+        request = Request((7, unread, 9), 24, mode=mode)
+        output = speculative(target, ModelProposer(draft), request, 3).token_ids
+        if mode.greedy:
+            assert output == autoregressive(target, request).token_ids
+    with pytest.raises(IndexError, match=f"token id {rows} is outside"):
+        draft.feed([rows])
+
+
 def test_trees_are_refused_with_the_reason(written):
     context = ProposerContext(opened(written), None, Path(), "gguf", "cpu", branch_above_probability=0.1)
     for refusing in (drafting_of, SuffixDraft(kind="suffix").open):

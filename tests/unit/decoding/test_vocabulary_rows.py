@@ -8,8 +8,7 @@ import json
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from test_exact_law import TableRuntime, law, own_law
 
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.catalog.recipe import TypicalAcceptance
@@ -33,10 +32,9 @@ from draftrank.drafting.loading import load_model
 from draftrank.errors import BuildError, IncompatibleDraftError
 from gguf_files import small_gguf_model
 from models import small_model, small_tokenizer
-from test_exact_law import TableRuntime, law, own_law
 
 FEW, MANY = 61, 64
-STEPS = [{"kind": "random", "seed": 0}]
+STEPS = ({"kind": "random", "seed": 0},)
 FORWARDS = ("eager", "fused", "native")
 PROMPTS = [(5, 9, 11, 5, 9), (7, 20, 33, 7, 20, 33, 7), (12,), (40, 41, 42, 40, 41)]
 
@@ -137,30 +135,26 @@ def test_a_draft_with_other_rows_does_as_its_twin_with_the_targets(folder, archi
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("forward", FORWARDS)
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
-@settings(max_examples=8, deadline=None)
-@given(prompt=st.lists(st.integers(3, MANY - 1), min_size=1, max_size=12), k=st.integers(1, 5))
-def test_a_target_that_says_padded_tokens_is_never_changed(folder, architecture, forward, how, prompt, k):
-    key = architecture, forward, how
-    if key not in PADDED:
-        target = TorchRuntime.of(model_of(architecture, MANY, seed=5, padding=2.0), forward)
-        path = folder(model_of(architecture, FEW, seed=5, padding=2.0))
-        PADDED[key] = target, opened(target, path, forward, **HOW[how])
-    target, draft = PADDED[key]
-    request = Request((*prompt, FEW), 24)
-    expected = autoregressive(target, request).token_ids
-    assert speculative(target, draft, request, k).token_ids == expected
-    said = set(draft.propose([*request.prompt, FEW + 1], k).tokens) if how != "mixed" else set()
-    assert said <= set(range(FEW))
+def test_a_target_that_says_padded_tokens_is_never_changed(folder, architecture, forward, how, monkeypatch):
+    """And of its padded tokens the draft proposes none."""
+    target = TorchRuntime.of(model_of(architecture, MANY, seed=5, padding=2.0), forward)
+    draft = opened(target, folder(model_of(architecture, FEW, seed=5, padding=2.0)), forward, **HOW[how])
+    drafted, said = set(), set()
+    asked = ModelProposer.propose
 
+    def watched(self, context, count):
+        found = asked(self, context, count)
+        drafted.update(found.tokens)
+        return found
 
-PADDED = {}
-
-
-def test_that_target_does_say_padded_tokens():
-    for architecture in ("llama", "gemma3"):
-        target = TorchRuntime(model_of(architecture, MANY, seed=5, padding=2.0))
-        outputs = [autoregressive(target, Request((*prompt, FEW), 24)).token_ids for prompt in PROMPTS]
-        assert any(token >= FEW for output in outputs for token in output)
+    monkeypatch.setattr(ModelProposer, "propose", watched)
+    for prompt in PROMPTS:
+        request = Request((*prompt, FEW), 24)
+        expected = autoregressive(target, request).token_ids
+        assert speculative(target, draft, request, 4).token_ids == expected
+        said.update(expected)
+    assert max(said) >= FEW
+    assert 0 <= min(drafted) <= max(drafted) < FEW
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
@@ -307,7 +301,8 @@ UNKNOWN = [-1, FEW, 63, 5_000, 10_000_000, 2**40]
 @pytest.mark.parametrize("token", UNKNOWN)
 def test_ids_outside_the_embedding_are_refused_and_nothing_is_read(forward, token):
     runtime = TorchRuntime.of(small_model("llama"), forward)
-    expected = runtime.feed([5, 9])[-1].clone()
+    runtime.feed([5])
+    expected = runtime.feed([9])[-1].clone()
     refused = pytest.raises(IndexError, match=f"token id {token} is outside the embedding's 61 rows")
     runtime.forget(1)
     width = TreeWidth(4, 4, 0.01, None)
