@@ -17,6 +17,7 @@ from draftrank.measure.evidence import (
     Environment,
     Judgement,
     Numerics,
+    ProposalCheck,
     Quality,
     SamplingCheck,
 )
@@ -116,6 +117,7 @@ judgements = st.builds(
         rouge_l=st.none() | shares,
         correct=st.none() | st.booleans(),
     ),
+    proposal=st.none() | st.builds(ProposalCheck, tokens=wholes, gap=st.none() | seconds),
 )
 numerics = st.builds(
     Numerics,

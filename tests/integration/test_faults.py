@@ -19,16 +19,18 @@ from draftrank import RunRequest, Store, Workspace, run, summarise
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.decoding import loop, stamps
 from draftrank.decoding.loop import Decoding
-from draftrank.decoding.proposers.model import ModelDraft
+from draftrank.decoding.proposers.model import ModelDraft, ModelProposer
 from draftrank.decoding.proposers.ngram import NgramProposer
 from draftrank.decoding.runtimes.torch_eager import TorchRuntime
 from draftrank.decoding.verification import Verdict
 from draftrank.jobs.running import build
 from draftrank.measure.cost import latency
 from draftrank.measure.evidence import Conditions
+from draftrank.measure.fidelity.stale_proposals import stale_steps
 from draftrank.measure.gates.verdict import judge
 from draftrank.measure.machine.conditions import Watch
 from draftrank.measure.sessions import bench
+from workspaces import write_prompts
 
 LAYER_S = 0.01
 MAX_NEW_TOKENS = 48
@@ -80,6 +82,14 @@ def root(tmp_path_factory) -> Path:
     root = write_tiny_workspace(tmp_path_factory.mktemp("faults"))
     task = root / "tasks" / "small.yaml"
     task.write_text(task.read_text().replace("max_new_tokens: 12", f"max_new_tokens: {MAX_NEW_TOKENS}"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def long_root(tmp_path_factory) -> Path:
+    """With as many prompts as a quick suite has."""
+    root = write_tiny_workspace(tmp_path_factory.mktemp("long"))
+    write_prompts(root, [{"id": f"p{number}", "turns": [f"{number} dogs and a cat"]} for number in range(12)])
     return root
 
 
@@ -167,6 +177,57 @@ def test_a_wrong_cache_shows_in_the_output_too(root, tmp_path, monkeypatch, dtyp
     assert not verdict.ranked
     assert "not-lossless" in gates
     assert arm.fidelity.breaks
+
+
+# A draft that does not read what stands
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("forward", ["eager", "native"])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_honest_drafts_propose_what_a_fresh_cache_would(long_root, tmp_path, dtype, forward, seed):
+    with Store.open(tmp_path / "results.sqlite") as store:
+        request = RunRequest("tiny", repeats=1, dtype=dtype, forward=forward, seed=seed, fresh=True)
+        result = run(Workspace.open(long_root), request, store)
+    for arm in result.session.arms:
+        trials = [trial for trial in result.trials if trial.arm == arm.id]
+        stale, checked = stale_steps(trials)
+        assert not stale
+        # an output may end before a whole step is proposed
+        assert (len(trials) - 3 <= checked) if arm.kind == "draft" else checked == 0
+
+
+@pytest.mark.parametrize(
+    "request_", [{}, {"dtype": "bf16"}, {"forward": "native"}], ids=["fp32", "bf16", "native"]
+)
+@pytest.mark.parametrize("draft", ["shallow", "int8"])
+def test_a_draft_that_keeps_one_stale_token(long_root, tmp_path, monkeypatch, draft, request_):
+    """Its cache's newest token is another one than what stands, its length is right; it begins anew with each prompt."""
+    propose, settle, stale = ModelProposer.propose, ModelProposer.settle, set()
+
+    def settled(self, accepted):
+        settle(self, accepted)
+        stale.add(id(self))
+
+    def proposed(self, context, count):
+        if id(self) in stale:
+            held = self._draft.length
+            self._draft.forget(1)
+            self._draft.feed([3 + (context[held - 1] + 17) % 200])
+        return propose(self, context, count)
+
+    begin = ModelProposer.begin
+
+    def begun(self, *given):
+        stale.discard(id(self))
+        begin(self, *given)
+
+    for name, faulty in {"settle": settled, "propose": proposed, "begin": begun}.items():
+        monkeypatch.setattr(ModelProposer, name, faulty)
+    arm, verdict, gates = measure(long_root, tmp_path, draft, **request_)
+    assert arm.fidelity.status in ("identical", "ties")
+    assert not verdict.ranked
+    assert gates == {"stale-proposals"}
 
 
 # Reports that are not true

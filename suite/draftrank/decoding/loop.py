@@ -94,6 +94,8 @@ class Decoding:
     """Part of `decode_s` spent proposing."""
     verify_s: float
     """Part of `decode_s` spent in target forwards."""
+    proposals: tuple[tuple[int, Proposal], ...] = ()
+    """For each step, how many tokens of the output stood before it, and what was proposed; greedy modes only."""
 
     @property
     def acceptance_length(self) -> float:
@@ -199,7 +201,7 @@ def speculative(
 
     context = [*request.prompt, token]
     limit = len(request.prompt) + request.max_new_tokens
-    tally = _Tally(k, context, request.stop_tokens)
+    tally = _Tally(k, context, request)
     clock = _Clock(target)
     clock.begin()
     on_device = proposer.device_steps(target, sampler, k) if isinstance(proposer, SteppingProposer) else None
@@ -244,23 +246,27 @@ def speculative(
         decode_s=now - arrived,
         propose_s=clock.propose_s(),
         verify_s=clock.verify_s(),
+        proposals=tuple(tally.proposals),
     )
 
 
 class _Tally:
     """What has been emitted, and what came of all that was proposed."""
 
-    def __init__(self, k: int, context: list[int], stop_tokens: frozenset[int]) -> None:
+    def __init__(self, k: int, context: list[int], request: Request) -> None:
         """Starts with the first token, the context's last; the context grows by what is emitted."""
         self._context = context
-        self._stop_tokens = stop_tokens
-        self.stopped = context[-1] in stop_tokens
+        self._prompt = len(request.prompt)
+        self._greedy = request.mode.greedy
+        self._stop_tokens = request.stop_tokens
+        self.stopped = context[-1] in request.stop_tokens
         """Whether the last token ends the output."""
         self.histogram = [0] * (k + 1)
         self.offered = [0] * k
         self.sizes = [0] * (k + 1)
         self.proposed = 0
         self.draft_forwards = 0
+        self.proposals: list[tuple[int, Proposal]] = []
 
     def add(self, proposal: Proposal, verdict: Verdict) -> None:
         """Counts one step."""
@@ -277,6 +283,8 @@ class _Tally:
                     offers, judged = index, _until(proposal, index)
                 del emitted[index + 1 :]
                 break
+        if self._greedy:  # drawn ones hold distributions over the vocabulary
+            self.proposals.append((len(self._context) - self._prompt, proposal))
         self._context += emitted
         self.histogram[len(emitted) - 1] += 1
         self.sizes[len(proposal.tokens)] += 1

@@ -66,6 +66,10 @@ class Proposer(Protocol):
     def settle(self, accepted: Sequence[int]) -> None:
         """Tells which tokens of the last proposal stand, in the order of the text; the others never happened."""
 
+    def watch(self, accepted: Sequence[int]) -> None:
+        """Tells which tokens of another's proposal stand, that the target has just read behind the context's last one; in
+        place of `propose` and `settle`."""
+
     def runtime(self) -> Runtime | None:
         """The model that proposes, for measuring its forwards; None without one."""
 

@@ -77,6 +77,16 @@ class Quality(Record):
     """Whether the answer is the task's; None for tasks without answers."""
 
 
+class ProposalCheck(Record):
+    """What a draft that has read the text anew thinks of one step's proposal; see `fidelity.stale_proposals`."""
+
+    tokens: Count
+    """Tokens of the output that stood before the step."""
+    gap: NotNegative | None
+    """Largest gap of the proposed tokens to the draft's best ones, in logits; None where there is none: other tokens
+    were copied from the text, or the draft cannot propose these."""
+
+
 class Judgement(Record):
     """What a look at one output gave."""
 
@@ -84,6 +94,8 @@ class Judgement(Record):
     """Where a greedy output left the baseline's."""
     quality: Quality | None = None
     """For arms with a lossy rule, and for the baseline beside them."""
+    proposal: ProposalCheck | None = None
+    """For arms that propose, in the first repeat of greedy modes; None in trials of older versions."""
 
 
 class Numerics(Record):

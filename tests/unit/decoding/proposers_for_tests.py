@@ -154,6 +154,7 @@ def check_fresh(make, found, sampler, thresholds=(), tolerance: float = 1e-3) ->
             where = f"step {number}, behind {len(context)} tokens: {list(ours)} instead of {list(theirs)}"
             assert tolerance, where
             assert proposal.forwards, where
+            assert wanted.forwards, where  # copies know no ties
             assert is_tie(target, proposer, context, ours, theirs, thresholds, tolerance), where
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from draftrank import load_results
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.measure.evidence import Conditions, SamplingCheck
+from draftrank.measure.evidence import Conditions, Judgement, ProposalCheck, SamplingCheck
 from draftrank.measure.gates.verdict import GATES, judge
 from draftrank.measure.summaries.summary import summarise
 from unit.board.builders import arm_of, one_after_another, result
@@ -48,6 +49,17 @@ def under(**conditions):
     def change(one):
         found = Conditions(**conditions) if one.prompt == "p1" else Conditions(others_cpus=0.02)
         return one.model_copy(update={"conditions": found})
+
+    return change
+
+
+def looked_at(*gaps):
+    """Gives the draft's trials, in turn, what a look at a step gave."""
+    turns = itertools.cycle(gaps)
+
+    def change(one):
+        looked = ProposalCheck(tokens=3, gap=next(turns))
+        return of_d(one, judgement=Judgement(proposal=looked))
 
     return change
 
@@ -102,6 +114,10 @@ FAILING = {
         result({"d": 0.5}, histogram=(8, 0, 0, 0)),
         "none of 384 proposed tokens was accepted",
     ),
+    "stale-proposals": (
+        result({"d": 2.0}, change=looked_at(0.0, 0.2, 7.5, None)),
+        r"stale proposals: in 8 of 16 steps a fresh cache .* first in chat/p. .* of d",
+    ),
     "unjudged-differences": (result({"d": 2.0}, change=spoil, dtype="bf16"), "in bf16 .* run it again"),
     "too-few-prompts": (
         result({"d": 2.0}, tasks={"chat": 4, "math": 1}),
@@ -142,6 +158,11 @@ def test_a_gate_that_fails_says_why(gate):
 def test_samples_that_follow_the_target_pass():
     arms = [arm_of("d", sampling=check(0.02))]
     assert verdict(result({"d": 2.0}, arms=arms, mode=DecodingMode(temperature=1.0))).ranked
+
+
+def test_rounding_and_a_single_odd_step_are_not_stale():
+    assert verdict(result({"d": 2.0}, change=looked_at(0.0, 0.4, 0.9))).ranked
+    assert verdict(result({"d": 2.0}, change=looked_at(7.5, *[0.0] * 100))).ranked
 
 
 def test_a_lossy_draft_need_not_be_identical():

@@ -79,6 +79,9 @@ class EarlyExitProposer:
     def settle(self, accepted: Sequence[int]) -> None:
         """See `Proposer.settle`; everything was taken back when it was proposed."""
 
+    def watch(self, accepted: Sequence[int]) -> None:
+        """See `Proposer.watch`; the cache is the target's."""
+
     def runtime(self) -> Runtime:
         """See `Proposer.runtime`."""
         return self._view

@@ -73,7 +73,7 @@ class FeatureProposer(SteppingModel):
         self._learn(len(accepted) + 1)
 
     def watch(self, accepted: Sequence[int]) -> None:
-        """Is told of what others proposed and the target has just verified."""
+        """See `Proposer.watch`."""
         self._learn(len(accepted) + 1)
 
     def runtime(self) -> Runtime:

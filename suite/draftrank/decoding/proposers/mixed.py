@@ -127,7 +127,11 @@ class MixedProposer:
         if self._asked_model:
             self._model.settle(accepted)
         else:
-            self._model.watch(accepted)
+            self.watch(accepted)
+
+    def watch(self, accepted: Sequence[int]) -> None:
+        """See `Proposer.watch`."""
+        self._model.watch(accepted)
 
     def device_steps(self, target: Runtime, sampler: Sampler, count: int) -> DeviceSteps | None:
         """See `SteppingProposer.device_steps`; the model proposes while the host looks for something to copy."""

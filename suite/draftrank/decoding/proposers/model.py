@@ -153,7 +153,7 @@ class ModelProposer(SteppingModel):
             self._draft.keep_path(self._settled - 1, standing)
 
     def watch(self, accepted: Sequence[int]) -> None:
-        """Is told of what others proposed; it catches up when it is asked."""
+        """See `Proposer.watch`; it catches up when it is asked."""
 
     def runtime(self) -> Runtime:
         """See `Proposer.runtime`."""

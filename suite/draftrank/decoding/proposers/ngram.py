@@ -118,6 +118,9 @@ class NgramProposer:
     def settle(self, accepted: Sequence[int]) -> None:
         """See `Proposer.settle`; nothing proposed is remembered."""
 
+    def watch(self, accepted: Sequence[int]) -> None:
+        """See `Proposer.watch`; the context tells all."""
+
     def runtime(self) -> None:
         """See `Proposer.runtime`."""
         return

@@ -154,6 +154,9 @@ class SuffixProposer:
     def settle(self, accepted: Sequence[int]) -> None:
         """See `Proposer.settle`; nothing proposed is remembered."""
 
+    def watch(self, accepted: Sequence[int]) -> None:
+        """See `Proposer.watch`; the context tells all."""
+
     def runtime(self) -> None:
         """See `Proposer.runtime`."""
         return

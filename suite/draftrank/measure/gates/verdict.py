@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from draftrank.measure.fidelity.divergence import Divergence
+from draftrank.measure.fidelity.stale_proposals import STALE_SHARE, stale_steps
+from draftrank.measure.gates.audit import place_of
 from draftrank.measure.gates.plausibility import (
     accepts_nothing,
     implausible_acceptance,
@@ -172,6 +174,16 @@ def _unjudged_differences(summary: SessionSummary, arm: ArmSummary) -> Values | 
     return _difference(summary, arm, first)
 
 
+def _stale_proposals(summary: SessionSummary, arm: ArmSummary) -> Values | None:
+    """A draft must propose what its context says. Where its cache still holds other tokens, outputs stay right and
+    acceptance is not the draft's. In greedy modes one step of each prompt turn is proposed anew from a fresh cache; in no more than
+    one in twenty may a token lie more than a logit below that cache's best one, which is beyond rounding."""
+    stale, checked = stale_steps(summary.trials[arm.arm.id])
+    if len(stale) < 2 or len(stale) <= STALE_SHARE * checked:
+        return None
+    return {"stale": str(len(stale)), "checked": str(checked), "place": place_of(stale[0])}
+
+
 def _no_noise_floor(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
     """A session measures its baseline in two arms; what they differ by is its noise floor."""
     overall = summary.noise and summary.noise.overall
@@ -291,6 +303,13 @@ GATES: tuple[Gate, ...] = (
         "accepts nothing: none of {proposed} proposed tokens was accepted; check that the draft reads the "
         "target's token ids",
         accepts_nothing,
+    ),
+    Gate(
+        "stale-proposals",
+        "draft",
+        "stale proposals: in {stale} of {checked} steps a fresh cache of the draft proposes other tokens, first in "
+        "{place}; the draft's cache or the engine's rollback is wrong, so report it",
+        _stale_proposals,
     ),
     Gate(
         "unjudged-differences",

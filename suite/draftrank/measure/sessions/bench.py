@@ -12,8 +12,9 @@ from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.catalog.precision import runtime_of
 from draftrank.catalog.recipe import TypicalAcceptance
 from draftrank.decoding.environment import memory_bytes, reset_peak_memory
+from draftrank.decoding.fresh_proposal import fresh_gap
 from draftrank.decoding.loop import Decoding, Request, autoregressive, speculative
-from draftrank.decoding.proposer import Proposer, ProposerContext
+from draftrank.decoding.proposer import Proposal, Proposer, ProposerContext
 from draftrank.decoding.proposers.ngram import NgramDraft
 from draftrank.decoding.reference import GenerateDecoder
 from draftrank.decoding.runtimes.llama_cpp import LlamaCppRuntime
@@ -22,9 +23,10 @@ from draftrank.decoding.stop_tokens import read_stop_tokens
 from draftrank.drafting.loading import load_tokenizer
 from draftrank.errors import IncompatibleDraftError, InvalidInputError
 from draftrank.measure.cost.latency import averaged, measure_latencies
-from draftrank.measure.evidence import Numerics, SamplingCheck
+from draftrank.measure.evidence import Numerics, ProposalCheck, SamplingCheck
 from draftrank.measure.fidelity.numerics import measure_numerics
 from draftrank.measure.fidelity.sampling_check import check_sampling
+from draftrank.measure.fidelity.stale_proposals import step_to_check
 from draftrank.measure.machine.conditions import ThisMachine, Watch
 from draftrank.measure.record import utc_now
 from draftrank.measure.records import Arm, ForwardLatency, Session, Trial
@@ -65,6 +67,8 @@ class Bench:
         self.texts = SessionTexts(plan, tokenizer, target.context_window, self._stop_tokens)
         """What the models are given to read."""
         self._arms: dict[str, _OpenArm] = {}
+        self._steps: dict[tuple[object, ...], tuple[int, Proposal]] = {}
+        """By the key of a trial that nobody has looked at yet, the step to look at."""
         self.watch = Watch(ThisMachine(plan.device)) if plan.watch else None
         """Reads the machine's counters around trials; None where that was not asked."""
         self._session: Session
@@ -150,7 +154,7 @@ class Bench:
             conditions = self.watch.end() if self.watch is not None else None
             if opened.reference is None:  # it has a cache of its own
                 check_cache(self._target, request, decoding)
-            return Trial(
+            trial = Trial(
                 arm=arm_id,
                 task=task,
                 prompt=prompt_id,
@@ -175,6 +179,12 @@ class Bench:
                 attempt=attempt,
                 conditions=conditions,
             )
+            seed = f"{self._session.seed}/{cell}"
+            k = opened.arm.num_speculative_tokens
+            step = step_to_check(decoding.proposals, k, request.max_new_tokens, seed)
+            if step is not None and repeat == 0:
+                self._steps[trial.key] = step
+            return trial
         except Exception as error:
             if opened.arm.kind not in ("draft", "reference"):
                 raise  # without a baseline nothing can be compared
@@ -182,6 +192,25 @@ class Bench:
             _log.warning("arm %s failed", arm_id, exc_info=True)
             self._fail(opened.arm, reason_of(error))
             return None
+
+    def check_proposal(self, trial: Trial, prompt: Sequence[int]) -> ProposalCheck | None:
+        """Looks at a step of a trial of this process, once; None where there is none, or the arm fails at it.
+
+        Args:
+            trial: the trial.
+            prompt: what it continued.
+        """
+        step, opened = self._steps.pop(trial.key, None), self._arms.get(trial.arm)
+        if step is None or opened is None or opened.proposer is None:
+            return None
+        (stood, proposal), k = step, opened.arm.num_speculative_tokens
+        try:
+            gap = fresh_gap(self._target, opened.proposer, prompt, trial.token_ids[:stood], proposal, k)
+        except Exception as error:  # noqa: BLE001
+            _log.warning("arm %s failed", trial.arm, exc_info=True)
+            self._fail(opened.arm, reason_of(error))
+            return None
+        return ProposalCheck(tokens=stood, gap=gap)
 
     @property
     def target(self) -> Runtime:

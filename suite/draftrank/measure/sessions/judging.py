@@ -1,4 +1,5 @@
-"""A look at outputs after their time was taken: where they left the target's own, and how good they are."""
+"""A look at outputs after their time was taken: where they left the target's own, how good they are, and whether a
+step proposed what a fresh cache would."""
 
 from __future__ import annotations
 
@@ -51,8 +52,9 @@ def judge_block(
                 rouge_l=rouge_l(trial.token_ids, baseline.token_ids),
                 correct=is_correct(bench.texts.text(trial.token_ids), bench.texts.reference_answer(block)),
             )
-        if divergence or quality:
-            judgement = Judgement(divergence=divergence, quality=quality)
+        proposal = bench.check_proposal(trial, prompt)
+        if divergence or quality or proposal:
+            judgement = Judgement(divergence=divergence, quality=quality, proposal=proposal)
             yield trial.model_copy(update={"judgement": judgement})
 
 

@@ -92,15 +92,20 @@ class DeviceSteps:
             sampler: the sequence's random numbers.
         """
         found = self._first(context, self.chain)
-        if isinstance(found.tokens, DeviceTokens):
+        copied = () if self._copying is None else self._copying(context, self._count).tokens
+        if copied:
+            proposed = torch.tensor(copied, device=self._report.device)
+        elif isinstance(found.tokens, DeviceTokens):
             proposed = found.tokens.on_device.clone()  # what is recorded is done once, and proposes too
         else:
             proposed = torch.tensor(found.tokens, device=self._report.device)
         verify, propose = self._recorded()
-        if found.probabilities is not None:
-            self._drafted[: self.chain] = found.probabilities
         start = self._target.length
-        self._target.say([context[-1], *([0] * self.chain)], proposed)
+        self._target.say([context[-1], *([0] * len(proposed))], proposed)
+        if copied:
+            self._draft_certainly()
+        elif found.probabilities is not None:
+            self._drafted[: self.chain] = found.probabilities
         self._draft.say(context[-1:])  # what its tokens see of each other stays as it is said here
         reports = Reports(self._report)
         begins: deque[DeviceStamp | HostStamp] = deque()
@@ -129,7 +134,11 @@ class DeviceSteps:
         if not copied:
             return
         self._target.offer_instead(context[-1], copied)
-        if not self._mode.greedy:  # copies are certain of what they propose
+        self._draft_certainly()
+
+    def _draft_certainly(self) -> None:
+        """Gives what the target reads next, which was copied, all of the probability."""
+        if not self._mode.greedy:
             self._drafted.zero_().scatter_(1, self._target.proposed(self._count)[:, None], 1.0)
 
     def _recorded(self) -> tuple[Recording, Recording]:
