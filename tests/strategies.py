@@ -117,7 +117,7 @@ judgements = st.builds(
         rouge_l=st.none() | shares,
         correct=st.none() | st.booleans(),
     ),
-    proposal=st.none() | st.builds(ProposalCheck, tokens=wholes, gap=st.none() | seconds),
+    proposal=st.none() | st.builds(ProposalCheck, tokens=wholes, gap=st.none() | seconds, rounding=seconds),
 )
 numerics = st.builds(
     Numerics,

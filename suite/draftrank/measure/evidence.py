@@ -85,6 +85,9 @@ class ProposalCheck(Record):
     gap: NotNegative | None
     """Largest gap of the proposed tokens to the draft's best ones, in logits; None where there is none: other tokens
     were copied from the text, or the draft cannot propose these."""
+    rounding: NotNegative
+    """By how much the gap of a token differs between a cache that read the output in one forward and one that read it token
+    by token."""
 
 
 class Judgement(Record):

@@ -58,7 +58,7 @@ def looked_at(*gaps):
     turns = itertools.cycle(gaps)
 
     def change(one):
-        looked = ProposalCheck(tokens=3, gap=next(turns))
+        looked = ProposalCheck(tokens=3, gap=next(turns), rounding=0.5)
         return of_d(one, judgement=Judgement(proposal=looked))
 
     return change
@@ -160,9 +160,9 @@ def test_samples_that_follow_the_target_pass():
     assert verdict(result({"d": 2.0}, arms=arms, mode=DecodingMode(temperature=1.0))).ranked
 
 
-def test_rounding_and_a_single_odd_step_are_not_stale():
-    assert verdict(result({"d": 2.0}, change=looked_at(0.0, 0.4, 0.9))).ranked
-    assert verdict(result({"d": 2.0}, change=looked_at(7.5, *[0.0] * 100))).ranked
+def test_rounding_and_two_odd_steps_are_not_stale():
+    assert verdict(result({"d": 2.0}, change=looked_at(0.0, 0.4, 1.4))).ranked
+    assert verdict(result({"d": 2.0}, change=looked_at(7.5, None, *[0.0] * 100))).ranked
 
 
 def test_a_lossy_draft_need_not_be_identical():

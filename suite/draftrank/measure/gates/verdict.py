@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from draftrank.measure.fidelity.divergence import Divergence
-from draftrank.measure.fidelity.stale_proposals import STALE_SHARE, stale_steps
+from draftrank.measure.fidelity.stale_proposals import MIN_STALE, STALE_SHARE, stale_steps
 from draftrank.measure.gates.audit import place_of
 from draftrank.measure.gates.plausibility import (
     accepts_nothing,
@@ -177,9 +177,9 @@ def _unjudged_differences(summary: SessionSummary, arm: ArmSummary) -> Values | 
 def _stale_proposals(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     """A draft must propose what its context says. Where its cache still holds other tokens, outputs stay right and
     acceptance is not the draft's. In greedy modes one step of each prompt turn is proposed anew from a fresh cache; in no more than
-    one in twenty may a token lie more than a logit below that cache's best one, which is beyond rounding."""
+    one in five may a token lie more than a logit and the arm's rounding below that cache's best one."""
     stale, checked = stale_steps(summary.trials[arm.arm.id])
-    if len(stale) < 2 or len(stale) <= STALE_SHARE * checked:
+    if len(stale) < MIN_STALE or len(stale) <= STALE_SHARE * checked:
         return None
     return {"stale": str(len(stale)), "checked": str(checked), "place": place_of(stale[0])}
 

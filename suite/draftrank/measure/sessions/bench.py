@@ -205,12 +205,14 @@ class Bench:
             return None
         (stood, proposal), k = step, opened.arm.num_speculative_tokens
         try:
-            gap = fresh_gap(self._target, opened.proposer, prompt, trial.token_ids[:stood], proposal, k)
+            gap, rounding = fresh_gap(
+                self._target, opened.proposer, prompt, trial.token_ids[:stood], proposal, k
+            )
         except Exception as error:  # noqa: BLE001
             _log.warning("arm %s failed", trial.arm, exc_info=True)
             self._fail(opened.arm, reason_of(error))
             return None
-        return ProposalCheck(tokens=stood, gap=gap)
+        return ProposalCheck(tokens=stood, gap=gap, rounding=rounding)
 
     @property
     def target(self) -> Runtime:
