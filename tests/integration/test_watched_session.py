@@ -10,6 +10,7 @@ import pytest
 
 from draftrank import RunRequest, Store, Workspace, run, summarise
 from draftrank.measure.gates import clocks
+from draftrank.measure.gates.timeline import timeline_problems
 from draftrank.measure.gates.verdict import judge
 from draftrank.measure.machine import conditions
 from draftrank.measure.machine.counters import Counters, KernelCounters
@@ -115,6 +116,7 @@ def test_a_prompt_turn_with_a_pause_in_it_is_decoded_again(workspace, inject, mo
     again = {trial.cell for trial in result.trials if trial.attempt}
     assert again == set(paused)
     assert "implausible-clock" not in findings(result)
+    assert timeline_problems(result) == []  # what `verify` asks of its bundles
 
 
 @pytest.mark.skipif(KernelCounters().read().busy_s is None, reason="no counters of processors here")

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from draftrank.measure.gates.clocks import seconds_of
 from draftrank.measure.gates.timeline import timeline_problems
 from draftrank.measure.records import BASELINE, CONTROL, SessionResult
 from unit.board.builders import arm_of, session, trial
@@ -75,6 +76,25 @@ def test_what_was_measured_one_after_the_other_fits(seconds, pause, order):
 def test_seconds_that_were_changed_afterwards_do_not_fit(arm, factor, told):
     result = recorded(dict.fromkeys(ARMS, 2.0))
     assert told in "; ".join(timeline_problems(scaled(result, arm, factor)))
+
+
+def test_a_turn_that_was_decoded_again_because_of_a_pause_counts_as_it_was_then():
+    """The first attempt at the first prompt is half a second longer between two of its trials."""
+    result = recorded(dict.fromkeys(ARMS, 0.2))
+    later = [
+        one.model_copy(update={"started_at": at(seconds_of(one.started_at) - START.timestamp() + 3.5)})
+        for one in result.trials
+    ]
+    first = [
+        one.model_copy(update={"started_at": at(1.0 + 0.26 * place + 0.5 * bool(place))})
+        for place, one in enumerate(result.trials[:3])
+    ]
+    again = [one.model_copy(update={"attempt": 1}) for one in later[:3]]
+    header = result.session.model_copy(update={"finished_at": at(60)})
+    alone = SessionResult(session=header, trials=(*first, *later[3:]))
+    assert "the clock went on" in timeline_problems(alone)[0]
+    healed = SessionResult(session=header, trials=(*first, *again, *later[3:]))
+    assert timeline_problems(healed) == []
 
 
 def test_a_part_is_no_longer_than_the_whole_and_no_trial_is_outside_its_session():

@@ -2,8 +2,9 @@
 
 A trial's duration and its start are taken by different clocks, so a duration that was made longer
 afterwards runs into the next trial, and one that was made shorter leaves a hole that other arms' trials
-do not have. The gate `implausible-clock` asks the same of one draft; this asks it of all arms and every
-attempt, and of the session's own beginning and end.
+do not have. The gate `implausible-clock` asks the same of one draft; this asks it of all arms, and of the
+session's own beginning and end. Clocks are compared in the attempts that count: a session decodes a prompt
+turn again because its clocks disagreed, and keeps the first attempt.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from draftrank.measure.gates.clocks import (
     taken,
 )
 from draftrank.measure.records import SessionResult, Trial
+from draftrank.measure.statistics.standing import standing_trials
 
 
 def timeline_problems(result: SessionResult) -> list[str]:
@@ -29,12 +31,14 @@ def timeline_problems(result: SessionResult) -> list[str]:
     A bundle holds only some of its session's arms, so holes are judged where both neighbours are there.
     """
     session, trials = result.session, result.trials
+    standing = standing_trials(trials)
+    keys = {trial.key for trial in standing}
     try:
         return [
             *_once(f"{place_of(trial)}: {fault}" for trial in trials for fault in time_faults(trial)),
-            *_once(fault for _, fault in overlaps(trials)),
+            *_once(fault for trial, fault in overlaps(trials) if trial.key in keys),
             *_outside(trials, session.created_at, session.finished_at),
-            *_holes(trials),
+            *_holes(standing),
         ]
     except ValueError as error:
         return [f"a time is none: {error}"]
