@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import pytest
+from transformers.utils import chat_template_utils
 
 from conftest import write_tiny_workspace
-from draftrank import RunRequest, Store, Workspace, build_boards, run, summarise
+from draftrank import RunRequest, Store, Workspace, build_boards, run, summarise, verify
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.decoding.loop import ContextOverflowError
+from draftrank.drafting import prompting
 from draftrank.errors import InvalidInputError
 from draftrank.jobs.running import build
-from models import ARCHITECTURES
-from workspaces import RECIPE, write_prompts
+from draftrank.progress import SilentProgress
+from draftrank.store.bundle import publish
+from models import ARCHITECTURES, save_small_target, small_tokenizer
+from workspaces import PROMPTS, RECIPE, write_prompts
 
 DRAFTS = ["early-exit", "int8", "ngram", "shallow"]
 # Prompt one has two turns, the others one; two repeats; every draft, the baseline and its twin.
@@ -192,6 +198,89 @@ def test_a_prompt_that_outgrows_the_window_is_refused_before_the_run(workspace_r
         with pytest.raises(ContextOverflowError, match="small/long needs"):
             run(workspace, RunRequest("tiny", drafts=("ngram",)), store)
         assert all(not store.trials(session.id) for session in store.sessions())
+
+
+SHORT = (
+    "kind: model\n  steps:\n    - {kind: pretrained, licence: MIT, source: {kind: local, path: models/short}}"
+)
+
+
+def test_a_draft_with_a_short_window_proposes_nothing_behind_it_and_all_is_told_before(workspace_root):
+    """Prompt `one` needs 2 turns of 12 tokens more than it has; only `three` stays within 48."""
+    save_small_target(workspace_root / "models" / "short", window=48)
+    text = RECIPE.replace("id: ngram", "id: short").replace("kind: ngram\n  max_ngram: 3", SHORT)
+    (workspace_root / "drafts" / "tiny" / "short.yaml").write_text(text)
+    workspace, told = Workspace.open(workspace_root), []
+
+    class Listening(SilentProgress):
+        def message(self, text):
+            told.append(text)
+
+        def stage(self, label, total=None):
+            told.append(label)
+            return super().stage(label, total)
+
+    with Store.open(workspace.store_url) as store:
+        result = run(workspace, RunRequest("tiny", drafts=("short", "ngram")), store, Listening())
+    # The tokenizer has bytes and three merges, of which only a blank before an `a` occurs in these texts.
+    words = {
+        prompt["id"]: [len(one.encode()) - one.count(" a") for one in prompt["turns"]] for prompt in PROMPTS
+    }
+    prompts = {t.prompt: t.prompt_tokens for t in result.trials if t.turn == 0}
+    assert prompts == {name: turns[0] for name, turns in words.items()}
+    most = words["one"][0] + 12 + len("\n\n") + words["one"][1] + 12
+    warning = (
+        f"short reads at most 48 tokens, which 1 of 3 prompts can outgrow (most: small/one, up to {most}): "
+        "behind them it proposes nothing"
+    )
+    assert result.session.warnings == (warning,)
+    assert told.index(warning) < told.index("load the target")
+    assert [arm.failure for arm in result.session.arms] == [None] * 4
+    trials = [trial for trial in result.trials if trial.arm == "short"]
+    assert len(trials) == 8
+    for trial in trials:
+        if trial.prompt_tokens >= 48:
+            assert (trial.proposed, trial.draft_forwards, trial.steps) == (0, 0, len(trial.token_ids) - 1)
+        elif trial.prompt != "one":
+            assert trial.proposed > 0
+    assert {trial.proposed for trial in trials if (trial.prompt, trial.turn) == ("one", 1)} == {0}
+    row = next(row for row in build_boards([result])[0].rows if row.draft == "short")
+    assert row.complete
+    assert row.remarks == (
+        "It reads at most 48 tokens: in 2 of 4 prompt turns it proposed nothing behind them.",
+    )
+
+
+def test_a_template_with_the_date_gives_one_plan_on_every_day(workspace_root, monkeypatch):
+    target = workspace_root / "drafts" / "tiny" / "target.yaml"
+    target.write_text(target.read_text().replace("completion", "chat"))
+    small_tokenizer(
+        "{{ strftime_now('%d %b %Y') }}{% for message in messages %}"
+        "{{ '<|im_start|>' + message['content'] + '<|im_end|>' }}{% endfor %}"
+    ).save_pretrained(workspace_root / "models" / "tiny")
+    workspace, request = Workspace.open(workspace_root), RunRequest("tiny", drafts=("ngram",))
+    found = []
+    with Store.open(workspace.store_url) as store:
+        for day in (datetime(2026, 11, 1), datetime(2031, 7, 4)):
+            then = type("Then", (datetime,), {"now": staticmethod(lambda day=day: day)})
+            monkeypatch.setattr(chat_template_utils, "datetime", then)
+            found.append(run(workspace, request, store))
+        assert found[0] == found[1]
+        (path,) = publish(found[0], workspace_root / "bundles")
+        checks = {
+            one.name: one for one in verify(workspace, workspace_root / "bundles" / path, prompts=1).checks
+        }
+        assert {one.status for name, one in checks.items() if name != "speedup"} == {"holds"}
+        # What renders to other tokens is another plan, though no declaration says so.
+        monkeypatch.setattr(prompting, "TEMPLATE_DATE", datetime(2027, 2, 2))
+        again = run(workspace, request, store)
+        assert again.session.id != found[0].session.id
+        assert again.session.tasks[0].declared == found[0].session.tasks[0].declared
+    other = verify(workspace, workspace_root / "bundles" / path)
+    assert (other.holds, other.prompts) == (False, ())
+    (failing,) = (one for one in other.checks if one.status == "fails")
+    assert failing.name == "rendered prompts"
+    assert "small: the chat template or the tokenizer gives other token ids here" in failing.detail
 
 
 def test_a_task_without_its_data_is_skipped_with_a_warning(workspace_root):

@@ -4,23 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from draftrank.measure.records import DraftBuild, Session
+from draftrank.measure.summaries.summary import ArmSummary, SessionSummary
+
+SELDOM = 0.1
+"""Share of steps with a proposal below which a draft is hardly more than plain decoding."""
 
 
-def remarks_on(session: Session, build: DraftBuild | None) -> tuple[str, ...]:
+def remarks_on(summary: SessionSummary, arm: ArmSummary) -> tuple[str, ...]:
     """Every remark that holds for a draft in a session, in the order of `REMARKS`."""
-    if build is None:
+    if arm.arm.draft is None:
         return ()
-    return tuple(text for text, holds in REMARKS if holds(session, build))
+    return tuple(text for remark in REMARKS if (text := remark(summary, arm)) is not None)
 
 
-def _zeros_without_kernel(session: Session, build: DraftBuild) -> bool:
-    return "sparsity" in build.techniques and session.device == "cpu"
+def _zeros_without_kernel(summary: SessionSummary, arm: ArmSummary) -> str | None:
+    assert arm.arm.draft is not None
+    if "sparsity" not in arm.arm.draft.techniques or summary.session.device != "cpu":
+        return None
+    return "Its zeros save no time here: kernels for CPU multiply them like any number."
 
 
-REMARKS: tuple[tuple[str, Callable[[Session, DraftBuild], bool]], ...] = (
-    (
-        "Its zeros save no time here: kernels for CPU multiply them like any number.",
-        _zeros_without_kernel,
-    ),
+def _short_window(summary: SessionSummary, arm: ArmSummary) -> str | None:
+    window = arm.arm.draft.context_window if arm.arm.draft else None
+    trials = summary.trials.get(arm.arm.id, ())
+    # The last token was chosen behind all but itself.
+    beyond = {
+        trial.cell[:3]
+        for trial in trials
+        if window is not None and trial.prompt_tokens + len(trial.token_ids) - 1 > window
+    }
+    if not beyond:
+        return None
+    of = len({trial.cell[:3] for trial in trials})
+    return f"It reads at most {window} tokens: in {len(beyond)} of {of} prompt turns it proposed nothing behind them."
+
+
+def _seldom(summary: SessionSummary, arm: ArmSummary) -> str | None:  # noqa: ARG001
+    acceptance = arm.acceptance
+    if not acceptance.steps or not acceptance.offered or acceptance.offered[0] >= SELDOM * acceptance.steps:
+        return None
+    share = acceptance.offered[0] / acceptance.steps
+    return f"It proposed something in {share:.1%} of its steps; all others are plain decoding."
+
+
+REMARKS: tuple[Callable[[SessionSummary, ArmSummary], str | None], ...] = (
+    _zeros_without_kernel,
+    _short_window,
+    _seldom,
 )

@@ -247,7 +247,7 @@ def row_of(summary: SessionSummary, arm: ArmSummary, verdict: Verdict) -> BoardR
         ranked=verdict.ranked,
         reason=verdict.reason,
         findings=verdict.findings,
-        remarks=remarks_on(session, build),
+        remarks=remarks_on(summary, arm),
         speedup=arm.speedup.value if arm.speedup else None,
         ci=_ends(arm.speedup),
         acceptance_length=arm.acceptance.length,

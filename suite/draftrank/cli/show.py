@@ -61,7 +61,7 @@ def show(
         if arms is not None and arm.arm.id not in arms:
             continue
         reason = judge(summary, arm).reason if arm.arm.kind == "draft" else None
-        print_arm(summary.session, arm, reason)
+        print_arm(summary, arm, reason)
         shown.append({**asdict(arm), "arm": arm.arm.model_dump(mode="json"), "reason": reason})
     if json:
         print_json(

@@ -13,7 +13,6 @@ from draftrank.board.rows import Board, BoardRow
 from draftrank.cli.output import out, print_facts, print_table
 from draftrank.cli.reference_lines import reference_lines
 from draftrank.measure.cost.model import Prediction
-from draftrank.measure.records import Session
 from draftrank.measure.statistics.comparing import ArmComparison
 from draftrank.measure.statistics.estimates import Interval
 from draftrank.measure.summaries.summary import ArmSummary, SessionSummary
@@ -56,6 +55,8 @@ def print_board(board: Board) -> None:
     for row in board.rows:
         if not row.ranked:
             out.print(Text.assemble(("not ranked: ", "yellow"), f"{row.draft}: {row.reason}"))
+        for remark in row.remarks:
+            out.print(Text.assemble(("remark: ", "cyan"), f"{row.draft}: {remark}"))
     for line in reference_lines(board.references):
         out.print(Text.assemble(("reference: ", "cyan"), line))
     for warning in newest.warnings:
@@ -79,10 +80,10 @@ def _cells(board: Board, row: BoardRow) -> list[str]:
     ]
 
 
-def print_arm(session: Session, arm: ArmSummary, verdict: str | None) -> None:
+def print_arm(summary: SessionSummary, arm: ArmSummary, verdict: str | None) -> None:
     """Prints all that one session knows of one arm."""
     made = arm.arm.draft
-    out.print(Text.assemble(("\n" + arm.arm.id, "bold"), f" in session {session.id}"))
+    out.print(Text.assemble(("\n" + arm.arm.id, "bold"), f" in session {summary.session.id}"))
     speedup = arm.speedup
     facts = {
         "speedup": f"{times(speedup.value if speedup else None)} ({span(_ends(speedup.interval) if speedup else None)})",
@@ -106,7 +107,7 @@ def print_arm(session: Session, arm: ArmSummary, verdict: str | None) -> None:
         facts["build"] = duration(made.build_s)
         facts["recipe"] = made.recipe_sha256
         facts["weights"] = made.weights_sha256 or "none of its own"
-    remarks = remarks_on(session, made)
+    remarks = remarks_on(summary, arm)
     if remarks:
         facts["remarks"] = " ".join(remarks)
     if arm.arm.reference is not None:

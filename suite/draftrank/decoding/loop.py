@@ -109,7 +109,7 @@ def autoregressive(target: Runtime, request: Request) -> Decoding:
     Raises:
         ContextOverflowError: prompt and limit do not fit the target's window.
     """
-    _check_room(target, request, "target")
+    _check_room(target, request)
     sampler = Sampler(request.mode, request.seed)
     by = chooser(target)
     target.reset()
@@ -172,20 +172,19 @@ def speculative(
         typical: accept typical tokens (lossy) instead of only what leaves the output unchanged.
 
     Raises:
-        ContextOverflowError: prompt and limit do not fit the window of target or draft.
+        ContextOverflowError: prompt and limit do not fit the target's window. A draft whose window is shorter
+            proposes nothing behind it.
         ProposerError: more was proposed than asked for, a tree to a target that reads chains only, or by a model of
             another vocabulary size.
     """
     k = num_speculative_tokens
-    _check_room(target, request, "target")
+    _check_room(target, request)
     draft = proposer.runtime()
-    if draft is not None:
-        _check_room(draft, request, "draft")
-        if draft.vocabulary_size != target.vocabulary_size:
-            raise ProposerError(
-                f"its logits have {draft.vocabulary_size} entries and the target's {target.vocabulary_size}: open the "
-                "draft with the target's number of rows"
-            )
+    if draft is not None and draft.vocabulary_size != target.vocabulary_size:
+        raise ProposerError(
+            f"its logits have {draft.vocabulary_size} entries and the target's {target.vocabulary_size}: open the "
+            "draft with the target's number of rows"
+        )
     sampler = Sampler(request.mode, request.seed)
     by, trees = chooser(target), target if isinstance(target, TreeRuntime) else None
     target.reset()
@@ -204,7 +203,12 @@ def speculative(
     tally = _Tally(k, context, request)
     clock = _Clock(target)
     clock.begin()
-    on_device = proposer.device_steps(target, sampler, k) if isinstance(proposer, SteppingProposer) else None
+    within = draft is None or limit <= draft.context_window
+    on_device = (
+        proposer.device_steps(target, sampler, k)
+        if within and isinstance(proposer, SteppingProposer)
+        else None
+    )
     if typical is None and on_device is not None and not tally.stopped and len(context) < limit:
         for outcome in on_device.run(context, sampler):
             clock.proposed(outcome.began)
@@ -371,12 +375,12 @@ class _Clock:
         return HostStamp()
 
 
-def _check_room(runtime: Runtime, request: Request, whose: str) -> None:
+def _check_room(target: Runtime, request: Request) -> None:
     if not request.prompt:
         raise ContextOverflowError("the prompt is empty: at least one token is needed to decode from")
     needed = len(request.prompt) + request.max_new_tokens
-    if needed > runtime.context_window:
+    if needed > target.context_window:
         raise ContextOverflowError(
             f"{len(request.prompt)} prompt tokens and {request.max_new_tokens} new ones do not fit the "
-            f"{whose}'s context window of {runtime.context_window}: shorten the prompt or lower max_new_tokens"
+            f"target's context window of {target.context_window}: shorten the prompt or lower max_new_tokens"
         )

@@ -134,6 +134,15 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise MissingDataError(f"{folder} has no tokenizer that can be opened: {error}") from error
 
 
+def context_window(folder: Path) -> int:
+    """Tokens that a folder's model reads at most, by its configuration."""
+    from transformers import AutoConfig
+
+    with quiet_transformers():
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    return int(config.get_text_config().max_position_embeddings)
+
+
 def compute_dtype(device: str) -> DtypeName:
     """The precision in which the target is run while drafts are built: bf16 where the processor or
     the GPU multiplies bf16 natively, else fp32."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
 from draftrank.errors import InvalidInputError
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 PromptFormat = Literal["chat", "completion"]
 SEPARATOR = "\n\n"
 """Between turns and answers in the `completion` format."""
+TEMPLATE_DATE = datetime(2026, 1, 1, 12)
+"""What chat templates that write the date are told is now: prompts are the same tokens on every day."""
+_DATE_CODES = "aAdbBmyYjHIMSpfcxXDFTRGuUVWwZzehn"
 
 
 def render_turns(
@@ -148,13 +152,27 @@ def _render_chat(
         if index < len(answers):
             messages.append({"role": "assistant", "content": answers[index]})
     try:
-        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text: str = tokenizer.apply_chat_template(
+            messages,
+            chat_template=_with_date(tokenizer.get_chat_template()),
+            tokenize=False,
+            add_generation_prompt=True,
+        )
     except TemplateError as error:
         raise InvalidInputError.single(
             f"the target's chat template refuses the conversation: {error}",
             fix="leave the task's system prompt out, or write `prompt_format: completion`",
         ) from error
     return text
+
+
+def _with_date(template: str) -> str:
+    """The template with `strftime_now` as a macro that writes `TEMPLATE_DATE`; transformers' function writes today's."""
+    if "strftime_now" not in template:
+        return template
+    codes = [f"%{flag}{code}" for code in _DATE_CODES for flag in ("-", "")]
+    replaced = "".join(f"|replace({code!r},{TEMPLATE_DATE.strftime(code)!r})" for code in codes)
+    return f"{{%- macro strftime_now(format) -%}}{{{{ format{replaced} }}}}{{%- endmacro -%}}{template}"
 
 
 def _sentinel(part: str, texts: Sequence[str]) -> str:

@@ -115,7 +115,7 @@ def _prompts_of(workspace: Workspace, stated: SessionTask) -> TaskPrompts | str:
     if stated.max_new_tokens > task.max_new_tokens:
         return f"max_new_tokens is {stated.max_new_tokens}, the task allows {task.max_new_tokens}"
     found = TaskPrompts(task, tuple(known[name] for name in stated.prompts), stated.max_new_tokens)
-    if session_task(found) != stated:
+    if session_task(found) != stated.declared:
         return "its prompts have other texts or turns here"
     return found
 
@@ -131,7 +131,7 @@ def _check_suite(workspace: Workspace, session: Session) -> Check:
         told = "declared otherwise here: its tasks are compared one by one, not which of them it takes"
         return Check("suite", "skipped", f"{session.suite} is {told}")
     selected, _ = workspace.prompts(suite)
-    stated = {task.task: task for task in session.tasks}
+    stated = {task.task: task.declared for task in session.tasks}
     for task in map(session_task, selected):
         if task.task not in session.skipped_tasks and stated.get(task.task) != task:
             return Check("suite", "fails", f"the suite selects other prompts of {task.task}")

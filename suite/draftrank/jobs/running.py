@@ -221,6 +221,7 @@ def _build_all(
     device: Literal["cpu", "cuda"],
     progress: Progress,
 ) -> tuple[DraftArm, ...]:
+    from draftrank.drafting.loading import context_window
     from draftrank.drafting.pipeline import build_draft
     from draftrank.drafting.target_folder import ensure_target
 
@@ -251,6 +252,7 @@ def _build_all(
                     parameters=built.parameters,
                     bytes_on_disk=built.bytes_on_disk,
                     build_s=built.build_s,
+                    context_window=context_window(built.folder) if built.folder else None,
                 )
                 arms.append(DraftArm(recipe, record, built.folder))
             stage.advance(note=recipe.id)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import secrets
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from draftrank.catalog.prompts import TaskPrompts
@@ -129,7 +130,7 @@ def verify(
     machine = read_machine(session.device)
     same_machine = machine.machine_class == session.machine.machine_class
     plan = _plan(workspace, session, built, sample(tasks, prompts, seed), progress, same_machine)
-    checks.append(_check_target_weights(session, plan))
+    checks += [_check_target_weights(session, plan), _check_rendering(session, plan, tasks)]
     if any(check.status == "fails" for check in checks):
         return verification(machine=machine)
     again = _run(workspace, plan, progress)
@@ -167,6 +168,20 @@ def _check_target_weights(session: Session, plan: SessionPlan) -> Check:
     if here != session.target_weights_sha256:
         return Check("target weights", "fails", f"{session.target_weights_sha256} published, {here} here")
     return Check("target weights", "holds", "the same files")
+
+
+def _check_rendering(session: Session, plan: SessionPlan, tasks: Sequence[TaskPrompts]) -> Check:
+    """Whether all prompts of these tasks become the same token ids here: template and tokenizer are no weights."""
+    stated = {task.task: task.rendered_sha256 for task in session.tasks}
+    here = replace(plan, tasks=tuple(tasks)).session_tasks
+    known = [task for task in here if stated[task.task] is not None]
+    differing = [task.task for task in known if task.rendered_sha256 != stated[task.task]]
+    if differing:
+        told = f"{', '.join(differing)}: the chat template or the tokenizer gives other token ids here"
+        return Check("rendered prompts", "fails", told)
+    if not known:
+        return Check("rendered prompts", "skipped", "the bundle is older than their hash")
+    return Check("rendered prompts", "holds", f"the same token ids in {len(known)} of {len(here)} tasks")
 
 
 def _plan(

@@ -152,6 +152,8 @@ class DraftBuild(Record):
     """Size of its weight files."""
     build_s: Seconds
     """Seconds the build took when it was made; 0 without one."""
+    context_window: Count | None = None
+    """Tokens that its model reads at most; None without weights of its own, and in sessions of older versions."""
 
 
 class Arm(Record):
@@ -194,6 +196,14 @@ class SessionTask(Record):
     """Hash over the prompts' texts."""
     max_new_tokens: Count
     """Length limit."""
+    rendered_sha256: Sha256 | None = None
+    """Hash over the token ids that the prompts were rendered to, with empty answers; None in sessions of older
+    versions."""
+
+    @property
+    def declared(self) -> SessionTask:
+        """The part that its declaration alone decides."""
+        return self.model_copy(update={"rendered_sha256": None})
 
 
 class Machine(Record):

@@ -115,6 +115,7 @@ class SessionTaskRow(Base):
     turns: Mapped[list[int]] = mapped_column(JSON)
     prompts_sha256: Mapped[str]
     max_new_tokens: Mapped[int]
+    rendered_sha256: Mapped[str | None]
 
 
 class ArmRow(Base):

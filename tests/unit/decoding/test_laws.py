@@ -293,10 +293,79 @@ def test_overflow_is_refused_before_anything_is_decoded():
     target = TorchRuntime(small_model("llama", window=32))
     with pytest.raises(ContextOverflowError, match="30 prompt tokens and 8 new ones"):
         autoregressive(target, Request(tuple(range(3, 33)), 8))
-    draft = ModelProposer(TorchRuntime(small_model("llama", window=16)))
-    with pytest.raises(ContextOverflowError, match="draft's context window of 16"):
-        speculative(target, draft, Request((5,) * 10, 8), 2)
+    with pytest.raises(ContextOverflowError, match="target's context window of 32"):
+        speculative(target, NgramProposer(1, 2), Request((5,) * 30, 8), 2)
     assert target.length == 0
+
+
+def short_sighted(window, features=False):
+    """GPT-2 with few learned positions: to read behind them is an error of its own embedding. With the target's other
+    weights it proposes what the target says."""
+    model = copy.deepcopy(READERS["gpt2"] if features else TARGETS["gpt2"])
+    model.transformer.wpe = torch.nn.Embedding.from_pretrained(model.transformer.wpe.weight[:window].clone())
+    model.config.n_positions = window
+    return model
+
+
+@pytest.mark.parametrize("window", [1, 9, 10, 11, 12, 20, 256])
+@pytest.mark.parametrize("k", [1, 4])
+def test_a_draft_proposes_as_far_as_its_window_reaches_and_then_nothing(window, k):
+    target, request = TorchRuntime(TARGETS["gpt2"]), Request(tuple(range(3, 13)), 20)
+    expected = autoregressive(target, request)
+    found = speculative(target, ModelProposer(TorchRuntime(short_sighted(window))), request, k)
+    assert found.token_ids == expected.token_ids
+    sizes, held = [0] * (k + 1), 11  # every proposal is the target's own token, so each step takes it whole
+    while held < 30:
+        # A proposal of n tokens is read up to the last but one, behind all that is held.
+        size = next(n for n in range(k, -1, -1) if held + n < 30 and (n == 0 or held + n - 1 <= window))
+        sizes[size] += 1
+        held += size + 1
+    assert found.proposal_sizes == tuple(sizes)
+    assert found.proposed == found.draft_forwards == sum(n * steps for n, steps in enumerate(sizes))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    prompt=st.lists(st.integers(3, 60), min_size=1, max_size=30).map(tuple),
+    kind=st.sampled_from(["model", "tree", "features", "tree_features", "mixed", "mixed_features"]),
+    window=st.integers(1, 40),
+    k=st.integers(1, 6),
+    mode=st.sampled_from([DecodingMode(), DecodingMode(temperature=0.8, seed=3)]),
+)
+def test_no_draft_is_led_behind_its_window_and_its_next_text_is_read_as_ever(prompt, kind, window, k, mode):
+    target = TorchRuntime(TARGETS["gpt2"])
+
+    def proposer(model):
+        drafting = TREE if "tree" in kind else Drafting()
+        own = (
+            FeatureProposer(target, FeatureRuntime(model), drafting)
+            if "features" in kind
+            else ModelProposer(TorchRuntime(model), drafting)
+        )
+        return MixedProposer(NgramProposer(2, 3), own) if "mixed" in kind else own
+
+    short = proposer(short_sighted(window, "features" in kind))
+    request = Request(prompt, 12, mode=mode)
+    found = speculative(target, short, request, k)
+    if mode.greedy:
+        assert found.token_ids == autoregressive(target, request).token_ids
+    after = Request((5, 6), 8, mode=mode)  # fits windows from 10 on, so that both drafts do the same
+    if window >= 10:
+        far = proposer(short_sighted(256, "features" in kind))
+        again = speculative(target, far, after, k)
+        assert speculative(target, short, after, k).proposal_sizes == again.proposal_sizes
+
+
+@pytest.mark.parametrize("forward", ["fused", "native"])
+def test_other_backends_keep_to_the_window_too(forward):
+    target, request = TorchRuntime(TARGETS["llama"]), Request(tuple(range(3, 13)), 20)
+    sizes = []
+    for made in ("eager", forward):
+        draft = ModelProposer(TorchRuntime.of(small_model("llama", window=16), made))
+        found = speculative(target, draft, request, 3)
+        assert found.token_ids == autoregressive(target, request).token_ids
+        sizes.append(found.proposal_sizes)
+    assert sizes[0] == sizes[1] == (12, 0, 1, 1)
 
 
 def test_the_whole_window_can_be_used():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers.utils import chat_template_utils
 
 from draftrank.drafting.prompting import conversation_frame, render_turns
 from draftrank.errors import InvalidInputError
@@ -14,6 +17,11 @@ LLAMA2 = (
     "{% for message in messages %}{% if message['role'] == 'user' %}"
     "{{ '<|im_start|>[INST] ' + message['content'] | trim + ' [/INST]' }}{% else %}"
     "{{ ' ' + message['content'] | trim + ' <|im_end|>' }}{% endif %}{% endfor %}"
+)
+DATED = (
+    "{%- if strftime_now is defined %}{%- set today = strftime_now('%d %b %Y') %}{%- endif %}"
+    "{%- macro weekday() %}{{ strftime_now('%A') }}{%- endmacro %}{{ today + weekday() }}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['content'] + '<|im_end|>' }}{% endfor %}"
 )
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 answer_ids = st.lists(st.integers(3, 260), max_size=8)
@@ -140,3 +148,20 @@ def test_the_frame_holds_the_templates_text(make_tokenizer):
     assert tokenizer.decode(spaced.opening) == "<|im_start|>[INST]"
     assert tokenizer.decode(spaced.closing) == " [/INST]"
     assert tokenizer.decode(spaced.reopening) == " <|im_end|><|im_start|>[INST]"
+
+
+def test_a_template_that_writes_the_date_writes_the_same_on_every_day(make_tokenizer, monkeypatch):
+    tokenizer = make_tokenizer(DATED)
+    found = []
+    for day in (datetime(2026, 11, 1), datetime(2031, 7, 4)):
+
+        class Then(datetime):
+            @classmethod
+            def now(cls, day=day):
+                return day
+
+        monkeypatch.setattr(chat_template_utils, "datetime", Then)
+        assert day.strftime("%d %b %Y%A") in tokenizer.apply_chat_template(messages(["x"]), tokenize=False)
+        found.append(tokenizer.decode(render_turns(tokenizer, "chat", ["x", "y"], [[7, END]])))
+    assert found[0] == found[1]
+    assert found[0].startswith("01 Jan 2026Thursday<|im_start|>x<|im_end|>")

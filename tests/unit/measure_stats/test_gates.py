@@ -64,6 +64,7 @@ def looked_at(*gaps):
     return change
 
 
+SILENT = {"offered": (0, 0, 0), "proposed": 0, "draft_forwards": 0, "proposal_sizes": (8, 0, 0, 0)}
 FAILING = {
     "failed": (
         result({}, arms=[arm_of("d", draft=None, failure="out of {memory}")]),
@@ -117,6 +118,10 @@ FAILING = {
     "stale-proposals": (
         result({"d": 2.0}, change=looked_at(0.0, 0.2, 7.5, None)),
         r"stale proposals: in 8 of 16 steps a fresh cache .* first in chat/p. .* of d",
+    ),
+    "proposes-nothing": (
+        result({"d": 0.99}, histogram=(8, 0, 0, 0), change=lambda one: of_d(one, **SILENT)),
+        "proposes nothing: not one token in 128 steps, so this is plain decoding",
     ),
     "unjudged-differences": (result({"d": 2.0}, change=spoil, dtype="bf16"), "in bf16 .* run it again"),
     "too-few-prompts": (

@@ -114,6 +114,10 @@ class SteppingModel(ABC):
     def runtime(self) -> Runtime:
         """See `Proposer.runtime`."""
 
+    def _readable(self, context: int, count: int) -> int:
+        """How many of `count` tokens its window lets it propose behind so many others; it need not read the last."""
+        return max(0, min(count, self.runtime().context_window - context + 1))
+
     def device_steps(
         self,
         target: Runtime,

@@ -48,19 +48,25 @@ class FeatureProposer(SteppingModel):
                 f"the draft reads hidden states of {wanted} numbers, and the target's have {told}: use a draft that was "
                 "made for this target"
             )
+        self._sampler, self._features = sampler, None
+        self._draft.reset()
+        if not self._readable(len(prompt) + 1, 1):
+            return
         read = self._read(1)
-        self._sampler = sampler
         self._features = read.new_zeros((reserve + 1, read.shape[-1]))
         self._known = 1  # nothing stands before the first token
         self._learn(len(prompt))
-        self._draft.reset()
-        self._draft.reserve(reserve)
+        self._draft.reserve(min(reserve, self._draft.context_window))
         self._draft.offer(self._features[: len(prompt)])
         self._draft.feed(prompt, keep=1)
 
     def propose(self, context: Sequence[int], count: int) -> Proposal:
         """See `Proposer.propose`."""
         assert self._sampler is not None
+        count = self._readable(len(context), count)
+        if not count:
+            self._features = None
+            return Proposal([])
         assert self._features is not None
         held = self._draft.length
         self._draft.offer(self._features[held : len(context)])
@@ -81,7 +87,8 @@ class FeatureProposer(SteppingModel):
         return self._draft
 
     def _learn(self, count: int) -> None:
-        assert self._features is not None
+        if self._features is None:  # the text has outgrown the draft's window
+            return
         self._features[self._known : self._known + count] = self._read(count)
         self._known += count
 

@@ -125,15 +125,20 @@ class ModelProposer(SteppingModel):
         self._proposal = Proposal([])
 
     def begin(self, prompt: Sequence[int], sampler: Sampler, reserve: int) -> None:
-        """See `Proposer.begin`; prefills the draft."""
+        """See `Proposer.begin`; prefills the draft, unless its window is too short to propose anything."""
         self._sampler = sampler
         self._draft.reset()
-        self._draft.reserve(reserve)
-        self._draft.feed(prompt, keep=1)
+        if self._readable(len(prompt) + 1, 1):
+            self._draft.reserve(min(reserve, self._draft.context_window))
+            self._draft.feed(prompt, keep=1)
 
     def propose(self, context: Sequence[int], count: int) -> Proposal:
         """See `Proposer.propose`."""
         assert self._sampler is not None
+        count = self._readable(len(context), count)
+        if not count:
+            self._proposal = Proposal([])
+            return self._proposal
         unseen = context[self._draft.length :]
         self._proposal = draft_tokens(self._draft, self._sampler, unseen, count, self._drafting)
         self._settled = len(context)
@@ -141,6 +146,8 @@ class ModelProposer(SteppingModel):
 
     def settle(self, accepted: Sequence[int]) -> None:
         """See `Proposer.settle`; what the draft has read of what stands stays."""
+        if not self._proposal.forwards:
+            return
         path, drafted = self._proposal.path(accepted), self._proposal.drafted
         if drafted is None:
             standing: Sequence[int] = range(min(len(path), self._proposal.forwards - 1) + 1)

@@ -190,6 +190,15 @@ def accepts_nothing(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     return {"proposed": str(arm.acceptance.proposed)}
 
 
+def proposes_nothing(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
+    """A draft that proposed no token in all its steps is plain decoding: its row would rank the session's
+    noise."""
+    acceptance = arm.acceptance
+    if arm.arm.kind != "draft" or not acceptance.steps or acceptance.proposed:
+        return None
+    return {"steps": str(acceptance.steps)}
+
+
 def _with_baseline(summary: SessionSummary, arm: ArmSummary) -> Iterator[ArmSummary]:
     """What a speedup rests on: the arm's trials and the baseline's. A reference counts in its own way,
     and is never ranked."""

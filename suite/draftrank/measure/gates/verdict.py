@@ -22,6 +22,7 @@ from draftrank.measure.gates.plausibility import (
     implausible_outputs,
     implausible_speedup,
     implausible_times,
+    proposes_nothing,
     skipped_work,
     unplanned,
 )
@@ -310,6 +311,13 @@ GATES: tuple[Gate, ...] = (
         "stale proposals: in {stale} of {checked} steps a fresh cache of the draft proposes other tokens, first in "
         "{place}; the draft's cache or the engine's rollback is wrong, so report it",
         _stale_proposals,
+    ),
+    Gate(
+        "proposes-nothing",
+        "draft",
+        "proposes nothing: not one token in {steps} steps, so this is plain decoding; check that its rule can apply "
+        "to these prompts, or use longer outputs",
+        proposes_nothing,
     ),
     Gate(
         "unjudged-differences",

@@ -64,7 +64,7 @@ class Bench:
         self._target = target
         self._target_bytes = target_bytes
         self._stop_tokens = read_stop_tokens(plan.target_folder.path)
-        self.texts = SessionTexts(plan, tokenizer, target.context_window, self._stop_tokens)
+        self.texts = SessionTexts(plan, tokenizer, target.context_window)
         """What the models are given to read."""
         self._arms: dict[str, _OpenArm] = {}
         self._steps: dict[tuple[object, ...], tuple[int, Proposal]] = {}
@@ -350,13 +350,15 @@ class Bench:
         k, place = opened.arm.num_speculative_tokens, (entry.task.id, entry.prompts[0].id)
         return check_sampling(self._target, opened.proposer, context, self._plan.mode, k, place=place)
 
-    def _warm_up_request(self, num_speculative_tokens: int) -> Request:
-        prompt = self.texts.warm_up_prompt(num_speculative_tokens)
+    def _warm_up_request(self, num_speculative_tokens: int, draft_window: int | None = None) -> Request:
+        prompt = self.texts.warm_up_prompt(num_speculative_tokens, draft_window)
         return Request(prompt, self.texts.warm_up_tokens, mode=self._plan.mode)
 
     def _warm_up(self, opened: _OpenArm) -> None:
         """Lets every shape of forward run once before anything counts."""
-        request = self._warm_up_request(opened.arm.num_speculative_tokens)
+        draft = opened.proposer.runtime() if opened.proposer is not None else None
+        window = draft.context_window if draft is not None else None
+        request = self._warm_up_request(opened.arm.num_speculative_tokens, window)
         self._decode(opened, request)
         if opened.proposer is not None:
             for tokens in range(1, opened.arm.num_speculative_tokens + 2):

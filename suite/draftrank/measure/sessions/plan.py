@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,6 +18,7 @@ from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.sources.base import file_sha256
 from draftrank.catalog.target import Target
 from draftrank.catalog.task import Suite
+from draftrank.drafting.prompting import render_turns
 from draftrank.measure.machine.environment import read_environment
 from draftrank.measure.record import utc_now
 from draftrank.measure.records import BASELINE, CONTROL, Arm, DraftBuild, Machine, Session, SessionTask
@@ -24,6 +26,8 @@ from draftrank.measure.statistics.stopping import DEFAULT_PRECISION
 from draftrank.version import __version__
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from draftrank.drafting.target_folder import TargetFolder
 
 MEASURING_VERSION = 4
@@ -43,7 +47,7 @@ class DraftArm:
     """Why the build failed, or why the draft may not be measured."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: it keeps what it has rendered
 class SessionPlan:
     """Everything that decides what a session measures."""
 
@@ -72,6 +76,47 @@ class SessionPlan:
     workspace: Path | None = None
     """Where the declarations lie, for its git state."""
 
+    @cached_property
+    def rendered(self) -> tuple[Rendered, ...]:
+        """Every task's prompts as the target reads them.
+
+        Raises:
+            InvalidInputError: the chat template cannot render one.
+        """
+        from draftrank.drafting.loading import load_tokenizer
+
+        tokenizer = load_tokenizer(self.target_folder.path)
+        return tuple(render(tokenizer, self.target, entry) for entry in self.tasks)
+
+    @property
+    def session_tasks(self) -> tuple[SessionTask, ...]:
+        """The records of the tasks."""
+        return tuple(
+            session_task(entry, rendered) for entry, rendered in zip(self.tasks, self.rendered, strict=True)
+        )
+
+    def tokens_needed(self) -> Iterator[tuple[str, int]]:
+        """Of every prompt, as task/prompt: tokens of all its turns, with every answer as long as it may get."""
+        for entry, rendered in zip(self.tasks, self.rendered, strict=True):
+            for prompt, ids in zip(entry.prompts, rendered, strict=True):
+                yield f"{entry.task.id}/{prompt.id}", len(ids) + len(prompt.turns) * entry.max_new_tokens
+
+    @property
+    def short_windows(self) -> tuple[str, ...]:
+        """A warning for every draft whose context window a prompt can outgrow."""
+        found = []
+        for arm in self.drafts:
+            window = arm.build.context_window if arm.build else None
+            beyond = [one for one in self.tokens_needed() if window is not None and one[1] > window]
+            if beyond:
+                place, most = max(beyond, key=lambda one: one[1])
+                found.append(
+                    f"{arm.recipe.id} reads at most {window} tokens, which {len(beyond)} of "
+                    f"{sum(len(entry.prompts) for entry in self.tasks)} prompts can outgrow (most: {place}, up to "
+                    f"{most}): behind them it proposes nothing"
+                )
+        return tuple(found)
+
     def sha256(self, machine: Machine) -> str:
         """Hash of the plan on a machine: equal hashes measure the same thing."""
         return sha256_of_json(
@@ -81,7 +126,7 @@ class SessionPlan:
                 "target": [self.target.content_sha256(), self.target_folder.weights_sha256],
                 "target_files": _small_files_sha256(self.target_folder.path),
                 "suite": self.suite.content_sha256(),
-                "tasks": [task.model_dump(mode="json") for task in map(session_task, self.tasks)],
+                "tasks": [task.model_dump(mode="json") for task in self.session_tasks],
                 "drafts": [
                     [
                         arm.recipe.id,
@@ -101,8 +146,28 @@ class SessionPlan:
         )
 
 
-def session_task(entry: TaskPrompts) -> SessionTask:
-    """The record of a task as one session uses it."""
+Rendered = tuple[tuple[int, ...], ...]
+"""Of each prompt of a task: token ids of its whole conversation, with empty answers."""
+
+
+def render(tokenizer: PreTrainedTokenizerBase, target: Target, entry: TaskPrompts) -> Rendered:
+    """A task's prompts as a target reads them; raises as `render_turns`."""
+    return tuple(
+        tuple(
+            render_turns(
+                tokenizer,
+                target.prompt_format,
+                prompt.turns,
+                ((),) * (len(prompt.turns) - 1),
+                entry.task.system_prompt,
+            )
+        )
+        for prompt in entry.prompts
+    )
+
+
+def session_task(entry: TaskPrompts, rendered: Rendered | None = None) -> SessionTask:
+    """The record of a task as one session uses it; without token ids: what its declaration alone decides."""
     return SessionTask(
         task=entry.task.id,
         task_sha256=entry.task.content_sha256(),
@@ -110,6 +175,7 @@ def session_task(entry: TaskPrompts) -> SessionTask:
         turns=tuple(len(prompt.turns) for prompt in entry.prompts),
         prompts_sha256=sha256_of_json([[prompt.id, prompt.turns] for prompt in entry.prompts]),
         max_new_tokens=entry.max_new_tokens,
+        rendered_sha256=None if rendered is None else sha256_of_json(rendered),
     )
 
 
@@ -150,9 +216,9 @@ def new_session(plan: SessionPlan, plan_sha256: str, machine: Machine) -> Sessio
         seed=plan.seed,
         repeats=plan.suite.repeats,
         machine=machine,
-        tasks=tuple(map(session_task, plan.tasks)),
+        tasks=plan.session_tasks,
         arms=(*autoregressive, *drafts, *plan.references),
-        warnings=plan.warnings,
+        warnings=(*plan.warnings, *plan.short_windows),
         skipped_tasks=plan.skipped_tasks,
         precision=plan.precision,
         budget_s=plan.budget_s,

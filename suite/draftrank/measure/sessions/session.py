@@ -71,6 +71,8 @@ def run_session(
     if session is not None and session.finished_at is not None:
         progress.message(f"session {session.id} has measured this already; nothing to do")
         return journal.result(session.id)
+    for warning in plan.short_windows:
+        progress.message(warning)
     bench = Bench.load(plan, progress)
     if session is None:
         session = new_session(plan, plan_sha256, machine)

@@ -30,12 +30,10 @@ class SessionTexts:
         plan: SessionPlan,
         tokenizer: PreTrainedTokenizerBase,
         context_window: int,
-        stop_tokens: frozenset[int],
     ) -> None:
         self._plan = plan
         self._tokenizer = tokenizer
         self._context_window = context_window
-        self._stop_tokens = stop_tokens
 
     def render(
         self, task_index: int, prompt_index: int, turn: int, answers: Sequence[Sequence[int]]
@@ -80,18 +78,13 @@ class SessionTexts:
         Raises:
             ContextOverflowError: with the first such prompt of each task.
         """
-        problems = []
-        for task_index, entry in enumerate(self._plan.tasks):
-            for prompt_index, prompt in enumerate(entry.prompts):
-                last = len(prompt.turns) - 1
-                filler = [[self._filler] * entry.max_new_tokens for _ in range(last)]
-                needed = len(self.render(task_index, prompt_index, last, filler)) + entry.max_new_tokens
-                if needed > self._context_window:
-                    problems.append(f"{entry.task.id}/{prompt.id} needs {needed}")
-                    break
+        problems: dict[str, str] = {}
+        for place, needed in self._plan.tokens_needed():
+            if needed > self._context_window:
+                problems.setdefault(place.partition("/")[0], f"{place} needs {needed}")
         if problems:
             raise ContextOverflowError(
-                f"the target holds {self._context_window} tokens, but {'; '.join(problems)}: "
+                f"the target holds {self._context_window} tokens, but {'; '.join(problems.values())}: "
                 "lower max_new_tokens or leave these tasks out"
             )
 
@@ -100,9 +93,10 @@ class SessionTexts:
         """Length of an output that warms up."""
         return max(1, min(WARM_UP_TOKENS, self._context_window // 4))
 
-    def warm_up_prompt(self, num_speculative_tokens: int) -> tuple[int, ...]:
+    def warm_up_prompt(self, num_speculative_tokens: int, draft_window: int | None = None) -> tuple[int, ...]:
         """A prompt of the session's own, cut to a usual length that leaves room for every forward."""
-        room = self._context_window - self.warm_up_tokens - num_speculative_tokens - 1
+        window = min(self._context_window, draft_window or self._context_window)
+        room = window - self.warm_up_tokens - num_speculative_tokens - 1
         longest = max((self.render(index, 0, 0, ()) for index in range(len(self._plan.tasks))), key=len)
         return longest[: max(1, min(WARM_UP_CONTEXT, room))]
 
@@ -119,10 +113,6 @@ class SessionTexts:
         short, long = (max(1, min(end, room, LATENCY_CONTEXT)) for end in (min(middles), max(middles)))
         text = middles[max(middles)] * 2  # what it says does not matter
         return [text[:length] for length in ((short, long) if long > 1.5 * short else (long,))]
-
-    @property
-    def _filler(self) -> int:
-        return min(set(range(len(self._stop_tokens) + 1)) - self._stop_tokens)
 
     def sampling_context(self) -> tuple[int, ...]:
         """Where samples are tested: the end of a prompt is enough, and every draw starts by feeding it."""
