@@ -11,6 +11,7 @@ import random
 from hypothesis import strategies as st
 
 from draftrank.catalog.decoding_mode import DecodingMode
+from draftrank.catalog.plain_text import fault_of_name
 from draftrank.measure.evidence import (
     Conditions,
     Divergence,
@@ -41,6 +42,7 @@ MAX_K = 5
 
 shas = st.integers(0, 2**256 - 1).map(lambda number: f"{number:064x}")
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+names = texts.filter(lambda name: fault_of_name(name) is None)
 identifiers = st.from_regex(r"[a-z0-9](?:[a-z0-9.-]{0,10}[a-z0-9])?", fullmatch=True).filter(
     lambda name: name not in (BASELINE, CONTROL)
 )
@@ -142,7 +144,7 @@ moments = st.datetimes().map(lambda moment: f"{moment.replace(microsecond=0).iso
 
 @st.composite
 def session_tasks(draw: st.DrawFn) -> SessionTask:
-    prompts = draw(st.lists(texts, min_size=1, max_size=2, unique=True))
+    prompts = draw(st.lists(names, min_size=1, max_size=2, unique=True))
     return SessionTask(
         task=draw(identifiers),
         task_sha256=draw(shas),

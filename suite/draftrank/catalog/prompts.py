@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from draftrank.catalog.plain_text import MISLEADING, unseen_in
+from draftrank.catalog.plain_text import MISLEADING, fault_of_name, unseen_in
 from draftrank.catalog.prompt_rows import ReadRows
 from draftrank.catalog.sources.base import FetchContext, SourceBase
 from draftrank.catalog.sources.inline import InlineSource
@@ -172,7 +172,12 @@ def _prompt_of_row(row: dict[str, Any], read: ReadRows) -> Prompt:
     reference = _fill(read.reference, row) if read.reference is not None else None
     if read.reference is None and isinstance(row.get("reference"), str):
         reference = row["reference"]
-    return Prompt(_fill(read.id, row), tuple(turns), reference)
+    if reference is not None and (unseen := unseen_in(reference, MISLEADING)):
+        raise ValueError(f"the reference holds the unseen character {unseen}")
+    name = _fill(read.id, row)
+    if fault := fault_of_name(name):
+        raise ValueError(f"the prompt's id {fault}")
+    return Prompt(name, tuple(turns), reference)
 
 
 def _lookup(row: Any, dotted: str) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from draftrank.catalog.base import Identifier
+from draftrank.catalog.plain_text import fault_of_name
 from draftrank.errors import Problem
 from draftrank.measure.records import BASELINE, CONTROL, Session, SessionResult, Trial
 
@@ -29,6 +30,12 @@ def find_problems(result: SessionResult, file: str) -> list[Problem]:
 def _session_problems(session: Session) -> Iterator[tuple[str, str, str]]:
     if not is_identifier(session.target):
         yield "session.target", "is not an identifier", "use the target's id"
+    for field, name in (("session.id", session.id), ("session.suite", session.suite)):
+        if fault := fault_of_name(name):
+            yield field, fault, _PUBLISH_AGAIN
+    for index, name in enumerate(session.skipped_tasks):
+        if not is_identifier(name):
+            yield f"session.skipped_tasks.{index}", "is not an identifier", "use the task's id"
     if session_date(session) is None:
         yield "session.created_at", "does not begin with a date", "write UTC time as YYYY-MM-DDThh:mm:ssZ"
     for what, names in (
@@ -41,6 +48,15 @@ def _session_problems(session: Session) -> Iterator[tuple[str, str, str]]:
     for index, task in enumerate(session.tasks):
         if len(task.prompts) != len(task.turns) or len(set(task.prompts)) != len(task.prompts):
             yield f"session.tasks.{index}", "prompts and turns do not match one to one", _PUBLISH_AGAIN
+        if not is_identifier(task.task):
+            yield f"session.tasks.{index}.task", "is not an identifier", "use the task's id"
+        for place, prompt in enumerate(task.prompts):
+            if fault := fault_of_name(prompt):
+                yield (
+                    f"session.tasks.{index}.prompts.{place}",
+                    fault,
+                    "give the prompt another id in its data",
+                )
     kinds = Counter(arm.kind for arm in session.arms)
     drafts = {arm.id for arm in session.arms if arm.kind == "draft"}
     if (kinds["baseline"], kinds["draft"]) != (1, 1) or kinds["control"] > 1:

@@ -88,7 +88,15 @@ def bundle_result(data: dict[str, Any], name: str) -> SessionResult:
     if version == 1:
         data = _from_version_1(data)
     try:
-        result = Bundle.model_validate_json(json.dumps(data), strict=True).result()
+        text = json.dumps(data, ensure_ascii=False).encode()
+        result = Bundle.model_validate_json(text, strict=True).result()
+    except UnicodeEncodeError as error:
+        half, before = error.object[error.start], error.object[max(0, error.start - 30) : error.start]
+        raise InvalidInputError.single(
+            f"holds half of a surrogate pair, U+{ord(half):04X}, behind {before!r}",
+            file=name,
+            fix="mend that text and publish the session again",
+        ) from error
     except RecursionError as error:
         raise InvalidInputError.single("is nested too deeply", file=name, fix="publish it again") from error
     except ValidationError as error:

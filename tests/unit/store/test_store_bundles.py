@@ -144,6 +144,9 @@ def test_a_machine_class_that_is_no_name_or_climbs_is_refused(tmp_path, machine_
         ({"created_at": "2026-02-30T10:00:00Z"}, "session.created_at"),
         ({"drafts": ("../up",)}, "session.arms.2.id"),
         ({"arms": a_session().arms[1:]}, "session.arms"),
+        ({"suite": "a\x00b"}, "session.suite"),
+        ({"id": "2026-03-01-\u202e"}, "session.id"),
+        ({"skipped_tasks": ("\x1b[31m",)}, "session.skipped_tasks.0"),
     ],
 )
 def test_what_could_not_be_read_again_is_not_published(tmp_path, changes, field):
@@ -263,6 +266,41 @@ def test_a_wrong_bundle_is_refused_by_file_and_field(published, change, field, m
 def test_what_is_no_plain_json_is_refused(published, content, message):
     published.write_bytes(content)
     assert message in problems_of(published)[0].message
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("a\x00b", "U+0000"),
+        ("\x1b[31mred", "U+001B"),
+        ("safe\u202etxt.exe", "U+202E"),
+        ("two\nlines", "U+000A"),
+        ("two\u2028lines", "U+2028"),
+        ("\ufeffx", "U+FEFF"),
+        ("a\ud800", "U+D800"),
+        ("", "is empty"),
+        ("x" * 201, "more than 200"),
+    ],
+)
+def test_an_id_that_is_no_line_of_visible_text_is_refused(published, name, told):
+    def prompt(data):
+        for trial in data["trials"]:
+            trial["prompt"] = name if trial["prompt"] == "p1" else trial["prompt"]
+        data["session"]["tasks"][0]["prompts"][0] = name
+
+    def task(data):
+        for trial in data["trials"]:
+            trial["task"] = name if trial["task"] == "chat" else trial["task"]
+        data["session"]["tasks"][0]["task"] = name
+
+    before = published.read_text()
+    rewrite(published, prompt)
+    (problem, *_) = problems_of(published)
+    assert told in problem.message
+    assert problem.field == (None if name == "a\ud800" else "session.tasks.0.prompts.0")
+    published.write_text(before)
+    rewrite(published, task)
+    assert problems_of(published)
 
 
 def test_the_line_of_a_json_error_is_named(published):
