@@ -335,6 +335,11 @@ class Bench:
             draft = opened.proposer.runtime() if opened and opened.proposer else None
             if draft is None:
                 raise IncompatibleDraftError(f"the draft {beside} did not open")
+            if max(needed for _, needed in self._plan.tokens_needed()) > draft.context_window:
+                raise IncompatibleDraftError(
+                    f"prompts can outgrow the {draft.context_window} tokens that the draft {beside} reads, and "
+                    "`generate` would go on asking it"
+                )
             return GenerateDecoder(self._target, draft=draft, num_speculative_tokens=k)
         ngram = next(entry.recipe.draft for entry in self._plan.drafts if entry.recipe.id == beside)
         assert isinstance(ngram, NgramDraft)
