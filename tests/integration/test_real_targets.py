@@ -15,16 +15,17 @@ from draftrank.decoding.proposers.early_exit import EarlyExitProposer
 from draftrank.decoding.proposers.model import ModelProposer
 from draftrank.decoding.proposers.ngram import NgramProposer
 from draftrank.decoding.runtimes.torch_eager import TorchRuntime
-from draftrank.decoding.stop_tokens import read_stop_tokens
 from draftrank.drafting.loading import load_tokenizer
 from draftrank.drafting.pipeline import build_draft
 from draftrank.drafting.prompting import render_turns
+from draftrank.drafting.stop_tokens import read_stop_tokens, stop_token_warnings
 from draftrank.drafting.target_folder import ensure_target
 from draftrank.errors import MissingDataError
 
 pytestmark = pytest.mark.real_model
 ROOT = Path(__file__).parents[2]
 PARAMETERS = {"smollm2-135m-instruct": 134_515_008, "gemma-3-270m": 268_098_176}
+STOPS = {"smollm2-135m-instruct": {2}, "gemma-3-270m": {1}}
 
 
 def prepared(target_id):
@@ -44,8 +45,9 @@ def test_a_wheel_target_decodes_as_transformers_does_and_speculation_changes_not
     tokenizer = load_tokenizer(folder.path)
     turns = ["List the numbers from one to twelve in words, then list them again in the same order."]
     prompt = tuple(render_turns(tokenizer, target.prompt_format, turns, [], None))
-    stops = read_stop_tokens(folder.path)
-    assert stops
+    stops = read_stop_tokens(folder.path, tokenizer)
+    assert stops == STOPS[target_id]
+    assert stop_token_warnings(folder.path, tokenizer, target.prompt_format) == ()
     request = Request(prompt, 40, stops)
     plain = autoregressive(runtime, request)
     ids = torch.tensor([prompt])

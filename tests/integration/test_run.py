@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 
 import pytest
@@ -12,6 +13,7 @@ from draftrank import RunRequest, Store, Workspace, build_boards, run, summarise
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.decoding.loop import ContextOverflowError
 from draftrank.drafting import prompting
+from draftrank.drafting.loading import load_tokenizer
 from draftrank.errors import InvalidInputError
 from draftrank.jobs.running import build
 from draftrank.progress import SilentProgress
@@ -62,6 +64,32 @@ def test_the_second_turn_is_asked_in_the_context_of_the_first_answer(workspace_r
     first, second = turns[0], turns[1]
     question = "and then the dog"
     assert second.prompt_tokens >= first.prompt_tokens + len(first.token_ids) + len(question) // 4
+
+
+def test_every_end_token_that_the_target_names_ends_an_output_and_a_disagreement_is_told(workspace_root):
+    """The configuration names one token, the tokenizer another, and there is no generation configuration."""
+    model = workspace_root / "models" / "tiny"
+    (model / "generation_config.json").unlink()
+
+    def outputs(config, tokenizer):
+        for name, changes in (("config", {"eos_token_id": config}), ("tokenizer_config", tokenizer)):
+            path = model / f"{name}.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        workspace = Workspace.open(workspace_root)
+        with Store.open(workspace.store_url) as store:
+            result = run(workspace, RunRequest("tiny", drafts=("ngram",), repeats=1), store)
+        (trial,) = [found for found in result.trials if (found.arm, found.prompt) == ("ngram", "two")]
+        return trial, result.session.warnings
+
+    free, _ = outputs(1, {"eos_token": "<|im_start|>"})
+    ids = list(dict.fromkeys(free.token_ids))
+    assert free.finish == "length"
+    late, early = ids[4], ids[2]
+    tokens = load_tokenizer(model).convert_ids_to_tokens([early])
+    ended, (warning,) = outputs(late, {"eos_token": tokens[0]})
+    assert (ended.finish, ended.token_ids) == ("stop", free.token_ids[: free.token_ids.index(early) + 1])
+    assert f"config.json: {late} (" in warning
+    assert f"the tokenizer: {early} (" in warning
 
 
 def test_a_second_run_measures_nothing(workspace_root):

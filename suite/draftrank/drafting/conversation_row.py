@@ -22,7 +22,7 @@ from draftrank.drafting.prompting import (
 from draftrank.errors import BuildError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 TEMPLATE, PROMPT, ANSWER = 0, 1, 2
 """Roles of a token: put there by the template; written as the user (or, without a chat template, as
@@ -137,18 +137,17 @@ class ConversationRow:
 
 
 def row_rules(
-    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompt_format: PromptFormat,
     sequence_tokens: int,
+    stop_ids: frozenset[int],
 ) -> RowRules:
-    """The rules for a target.
+    """The rules for a target that ends its texts with `stop_ids`.
 
     Raises:
         InvalidInputError: a chat target without a usable chat template.
         BuildError: rows are too short for the template.
     """
-    stop_ids = _stop_ids(model, tokenizer)
     if prompt_format == "chat":
         frame = conversation_frame(tokenizer)
     else:
@@ -165,14 +164,9 @@ def row_rules(
         frame,
         stop_ids,
         special_ids(tokenizer),
-        {stop: tuple(without_repeated_end(tokenizer, [stop], list(frame.reopening))) for stop in stop_ids},
+        {
+            stop: tuple(without_repeated_end(tokenizer, [stop], list(frame.reopening), stop_ids))
+            for stop in stop_ids
+        },
         max(1, room // _PROMPT_SHARE[prompt_format]),
     )
-
-
-def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    named = model.generation_config.eos_token_id
-    ids = set(named if isinstance(named, list) else [] if named is None else [named])
-    if tokenizer.eos_token_id is not None:
-        ids.add(int(tokenizer.eos_token_id))
-    return frozenset(ids)

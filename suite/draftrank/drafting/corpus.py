@@ -26,6 +26,7 @@ from draftrank.catalog.self_generated import SelfGenerated
 from draftrank.drafting.cache import only_process, publish_file, remove_folder, scratch_folder
 from draftrank.drafting.conversation_row import ANSWER, PROMPT, TEMPLATE, ConversationRow, RowRules, row_rules
 from draftrank.drafting.loading import compute_dtype, load_model, load_tokenizer
+from draftrank.drafting.stop_tokens import read_stop_tokens, stop_ids_of_config
 from draftrank.progress import Stage
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def corpus_path(cache: Path, key: str) -> Path:
 
 def corpus_key(spec: SelfGenerated, context: BuildContext) -> str:
     """Identity of a corpus: sha256 (hex) over all that decides its text."""
+    stop_ids = stop_ids_of_config(context.target_folder)
     return sha256_of_json(
         {
             "code_version": CODE_VERSION,
@@ -99,6 +101,7 @@ def corpus_key(spec: SelfGenerated, context: BuildContext) -> str:
             "tokenizer_sha256": _tokenizer_sha256(context.target_folder),
             "dtype": compute_dtype(context.device),
             "device": context.device,
+            **({"stop_ids_of_config": stop_ids} if stop_ids else {}),
         }
     )
 
@@ -115,7 +118,8 @@ def _write_batches(
     spec: SelfGenerated, model: PreTrainedModel, scratch: Path, context: BuildContext
 ) -> list[dict[str, Tensor]]:
     tokenizer = load_tokenizer(context.target_folder)
-    rules = row_rules(model, tokenizer, context.prompt_format, spec.sequence_tokens)
+    stop_ids = read_stop_tokens(context.target_folder, tokenizer)
+    rules = row_rules(tokenizer, context.prompt_format, spec.sequence_tokens, stop_ids)
     sequences = -(-spec.tokens // spec.sequence_tokens)
     asked = given_prompts(spec, tokenizer, rules, context)
     parts = []

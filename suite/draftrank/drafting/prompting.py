@@ -32,6 +32,7 @@ def render_turns(
     turns: Sequence[str],
     answers: Sequence[Sequence[int]],
     system_prompt: str | None = None,
+    stop_tokens: frozenset[int] = frozenset(),
 ) -> list[int]:
     """Token ids of a conversation up to where the target's next answer begins.
 
@@ -41,6 +42,7 @@ def render_turns(
         turns: user messages, the last of which is to be answered.
         answers: ids of the target's answers to all turns but the last, end tokens included.
         system_prompt: system message; None leaves it to the template.
+        stop_tokens: ids that end the target's answers, beside the tokenizer's special ones.
 
     Raises:
         InvalidInputError: the tokenizer has no chat template, or one that cannot render this.
@@ -48,12 +50,12 @@ def render_turns(
     if not turns or len(answers) != len(turns) - 1:
         raise ValueError("there must be one answer for every turn but the last")
     if prompt_format == "completion":
-        return _render_plain(tokenizer, turns, answers, system_prompt)
+        return _render_plain(tokenizer, turns, answers, system_prompt, stop_tokens)
     ids = _encode(tokenizer, _render_chat(tokenizer, turns[:1], (), system_prompt))
     for number, answer in enumerate(answers, start=1):
         ids += answer
         between = _text_after_answer(tokenizer, turns[: number + 1], system_prompt)
-        ids += without_repeated_end(tokenizer, answer, _encode(tokenizer, between))
+        ids += without_repeated_end(tokenizer, answer, _encode(tokenizer, between), stop_tokens)
     return ids
 
 
@@ -98,10 +100,13 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 
 
 def without_repeated_end(
-    tokenizer: PreTrainedTokenizerBase, answer: Sequence[int], following: list[int]
+    tokenizer: PreTrainedTokenizerBase,
+    answer: Sequence[int],
+    following: list[int],
+    stop_tokens: frozenset[int],
 ) -> list[int]:
     """The template's tokens after an answer, without the end token that the answer already ends with."""
-    if answer and answer[-1] in following and answer[-1] in special_ids(tokenizer):
+    if answer and answer[-1] in following and answer[-1] in special_ids(tokenizer) | stop_tokens:
         place = following.index(answer[-1])
         if not tokenizer.decode(following[:place]).strip():
             return following[place + 1 :]
@@ -113,11 +118,12 @@ def _render_plain(
     turns: Sequence[str],
     answers: Sequence[Sequence[int]],
     system_prompt: str | None,
+    stop_tokens: frozenset[int],
 ) -> list[int]:
     first = turns[0] if system_prompt is None else system_prompt + SEPARATOR + turns[0]
     ids: list[int] = list(tokenizer(first, add_special_tokens=True).input_ids)
     for answer, turn in zip(answers, turns[1:], strict=True):
-        ended = bool(answer) and answer[-1] in tokenizer.all_special_ids
+        ended = bool(answer) and answer[-1] in special_ids(tokenizer) | stop_tokens
         ids += answer[:-1] if ended else answer  # an end token would tell the target to forget the turns
         ids += _encode(tokenizer, SEPARATOR + turn)
     return ids

@@ -133,7 +133,6 @@ def _convert(source: Path, staging: Path, target: Target, progress: Progress) ->
         stage.advance(0, "reading the weights")
         model, tokenizer, restored = _read_gguf(source)
         stage.advance(1, "saving")
-        model.generation_config.eos_token_id = _stop_ids(model, tokenizer)
         with quiet_transformers():
             model.save_pretrained(staging)
             tokenizer.save_pretrained(staging)
@@ -189,19 +188,6 @@ def _without_quantizer(packed: PreTrainedModel, config: PretrainedConfig) -> Pre
     model.tie_weights()
     model.generation_config = packed.generation_config
     return model
-
-
-def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | list[int] | None:
-    """Every end token that the model's configurations or its tokenizer name."""
-    found: set[int] = set()
-    for named in (
-        model.config.eos_token_id,
-        model.generation_config.eos_token_id,
-        tokenizer.eos_token_id,
-    ):
-        found.update(named if isinstance(named, list) else [] if named is None else [named])
-    stop_ids = sorted(found)
-    return stop_ids[0] if len(stop_ids) == 1 else stop_ids or None
 
 
 def _facts(folder: Path, config: PretrainedConfig) -> dict[str, Any]:

@@ -158,16 +158,16 @@ def plan_run(
         progress.message(warning)
     if not tasks:
         raise MissingDataError("no task of the suite has its data: " + "; ".join(skipped.values()))
-    from draftrank.drafting.target_folder import (  # loads torch: wrong requests fail before
-        ensure_target,
-        gguf_file,
-    )
+    from draftrank.drafting.loading import load_tokenizer  # loads torch: wrong requests fail before
+    from draftrank.drafting.stop_tokens import stop_token_warnings
+    from draftrank.drafting.target_folder import ensure_target, gguf_file
 
     target_folder = ensure_target(target, workspace.fetch_context(progress))
+    doubts = stop_token_warnings(target_folder.path, load_tokenizer(target_folder.path), target.prompt_format)
     target_file = gguf_file(target, workspace.fetch_context(progress)) if request.dtype == "gguf" else None
     built = _build_all(workspace, target, recipes, request.device, progress)
     arms, unknown = refuse_overlaps(built, tasks, target_folder.path, workspace.cache)
-    for warning in unknown:
+    for warning in (*doubts, *unknown):
         progress.message(warning)
     return SessionPlan(
         target=target,
@@ -181,7 +181,7 @@ def plan_run(
         seed=request.seed,
         precision=request.precision,
         budget_s=request.budget_s,
-        warnings=(*skipped.values(), *unknown),
+        warnings=(*skipped.values(), *doubts, *unknown),
         skipped_tasks=tuple(skipped),
         references=references,
         watch=watching(),

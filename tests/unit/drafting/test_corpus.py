@@ -251,9 +251,8 @@ def test_prompts_never_start_with_an_end_and_hold_no_other_special_token():
 
 
 def test_rules_of_a_completion_target_start_texts_with_its_first_token(make_context):
-    context = make_context("gpt2", "completion")
-    model, tokenizer = load_model(context.target_folder, "fp32", "cpu"), load_tokenizer(context.target_folder)
-    found = row_rules(model, tokenizer, "completion", 64)
+    tokenizer = load_tokenizer(make_context("gpt2", "completion").target_folder)
+    found = row_rules(tokenizer, "completion", 64, frozenset({END}))
     assert found.frame == ConversationFrame((START,), (), (START,))
     assert found.after_stop == {END: (START,)}
     assert found.prompt_limit == 15

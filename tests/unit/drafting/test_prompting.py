@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.utils import chat_template_utils
 
-from draftrank.drafting.prompting import conversation_frame, render_turns
+from draftrank.drafting.prompting import SEPARATOR, conversation_frame, render_turns
 from draftrank.errors import InvalidInputError
 
 START, END = 1, 2
@@ -165,3 +165,17 @@ def test_a_template_that_writes_the_date_writes_the_same_on_every_day(make_token
         found.append(tokenizer.decode(render_turns(tokenizer, "chat", ["x", "y"], [[7, END]])))
     assert found[0] == found[1]
     assert found[0].startswith("01 Jan 2026Thursday<|im_start|>x<|im_end|>")
+
+
+def test_an_end_that_is_no_special_token_is_left_out_like_one_that_is(make_tokenizer):
+    """A configuration may name an ordinary token as the end: here the letter `z`."""
+    tokenizer = make_tokenizer(None)
+    (end,) = tokenizer("z").input_ids
+    turns, answer = ["How?", "Why?"], tokenizer("so").input_ids
+    expected = tokenizer("How?" + "so" + SEPARATOR + "Why?").input_ids
+    assert render_turns(tokenizer, "completion", turns, [[*answer, end]], None, frozenset({end})) == expected
+    assert end in render_turns(tokenizer, "completion", turns, [[*answer, end]], None)
+    chat = make_tokenizer()
+    chat.chat_template = chat.chat_template.replace("<|im_end|>", "z")
+    plain = render_turns(chat, "chat", turns, [answer], None, frozenset({end}))
+    assert render_turns(chat, "chat", turns, [[*answer, end]], None, frozenset({end})) == plain

@@ -19,8 +19,8 @@ from draftrank.decoding.proposers.ngram import NgramDraft
 from draftrank.decoding.reference import GenerateDecoder
 from draftrank.decoding.runtimes.llama_cpp import LlamaCppRuntime
 from draftrank.decoding.runtimes.opening import load_runtime
-from draftrank.decoding.stop_tokens import read_stop_tokens
 from draftrank.drafting.loading import load_tokenizer
+from draftrank.drafting.stop_tokens import read_stop_tokens
 from draftrank.errors import IncompatibleDraftError, InvalidInputError
 from draftrank.measure.cost.latency import averaged, measure_latencies
 from draftrank.measure.evidence import Numerics, ProposalCheck, SamplingCheck
@@ -63,8 +63,8 @@ class Bench:
         self._plan = plan
         self._target = target
         self._target_bytes = target_bytes
-        self._stop_tokens = read_stop_tokens(plan.target_folder.path)
-        self.texts = SessionTexts(plan, tokenizer, target.context_window)
+        self._stop_tokens = read_stop_tokens(plan.target_folder.path, tokenizer)
+        self.texts = SessionTexts(plan, tokenizer, target.context_window, self._stop_tokens)
         """What the models are given to read."""
         self._arms: dict[str, _OpenArm] = {}
         self._steps: dict[tuple[object, ...], tuple[int, Proposal]] = {}

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from draftrank.drafting.target_folder import TargetFolder
 
-MEASURING_VERSION = 4
+MEASURING_VERSION = 5
 """Raised when the engine or the session changes what trials mean, so that old ones are not reused."""
 
 

@@ -30,10 +30,12 @@ class SessionTexts:
         plan: SessionPlan,
         tokenizer: PreTrainedTokenizerBase,
         context_window: int,
+        stop_tokens: frozenset[int],
     ) -> None:
         self._plan = plan
         self._tokenizer = tokenizer
         self._context_window = context_window
+        self._stop_tokens = stop_tokens
 
     def render(
         self, task_index: int, prompt_index: int, turn: int, answers: Sequence[Sequence[int]]
@@ -42,7 +44,12 @@ class SessionTexts:
         entry = self._plan.tasks[task_index]
         turns = entry.prompts[prompt_index].turns[: turn + 1]
         rendered = render_turns(
-            self._tokenizer, self._plan.target.prompt_format, turns, answers, entry.task.system_prompt
+            self._tokenizer,
+            self._plan.target.prompt_format,
+            turns,
+            answers,
+            entry.task.system_prompt,
+            self._stop_tokens,
         )
         return tuple(rendered)
 
