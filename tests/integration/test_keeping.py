@@ -11,6 +11,10 @@ from safetensors import safe_open
 from commands import draftrank
 from draftrank import Workspace
 from draftrank.drafting import distillation
+from draftrank.drafting.cache import draft_key
+from draftrank.drafting.steps.quantize import Quantize
+from draftrank.drafting.steps.trim_vocabulary import TrimVocabulary
+from draftrank.jobs.keeping import keep_draft
 from draftrank.jobs.running import build
 from workspaces import RECIPE
 
@@ -85,6 +89,38 @@ def test_what_adds_steps_to_a_kept_draft_begins_with_it(kept_root, never_trained
     assert found["more"].build_s >= before.build_s
 
 
+def test_what_was_kept_serves_on_when_the_code_of_a_step_changes(kept_root, never_trained, monkeypatch):  # noqa: ARG001
+    """What was built and measured is this very draft; a build in the cache by other code is another one."""
+    workspace, before = forget(kept_root)
+    recipe = workspace.recipe("tiny", "small")
+    key = draft_key(recipe.draft, before.weights_sha256)
+    monkeypatch.setattr(TrimVocabulary, "code_version", 9)
+    assert draft_key(recipe.draft, before.weights_sha256) != key
+    (arm,) = build(workspace, "tiny", ("small",))
+    assert arm.build == before
+    # kept once more it still says by which code it was built, and is found again
+    first = (kept_root / "drafts" / "tiny" / KEPT[0]).read_text()
+    keep_draft(workspace, "tiny", "small")
+    assert (kept_root / "drafts" / "tiny" / KEPT[0]).read_text() == first
+    # what adds steps to it says so too
+    folder = kept_root / "drafts" / "tiny"
+    (folder / "more.yaml").write_text(
+        (folder / "small.yaml")
+        .read_text()
+        .replace("id: small", "id: more")
+        .replace(
+            "      round_weights: true",
+            "      round_weights: true\n    - {kind: quantize, scheme: dynamic_int8}",
+        )
+    )
+    keep_draft(workspace, "tiny", "more")
+    shutil.rmtree(workspace.cache / "drafts")
+    monkeypatch.setattr(TrimVocabulary, "code_version", 10)
+    monkeypatch.setattr(Quantize, "apply", lambda *_: pytest.fail("it was built"))
+    (arm,) = build(workspace, "tiny", ("more",))
+    assert arm.failure is None
+
+
 @pytest.mark.parametrize("tamper", ["weights", "hash", "nonsense", "too much"])
 def test_what_was_tampered_with_is_built_anew_and_said(kept_root, tamper):
     workspace, before = forget(kept_root)
@@ -121,7 +157,6 @@ def test_what_cannot_be_kept_is_said(workspace_root, monkeypatch):
     assert "no weights of its own" in outcome.err
     from draftrank.drafting import kept_drafts
     from draftrank.errors import BuildError
-    from draftrank.jobs.keeping import keep_draft
 
     monkeypatch.setattr(kept_drafts, "MOST_BYTES", 10)
     with pytest.raises(BuildError, match="round_weights"):

@@ -6,6 +6,7 @@ import json
 from datetime import datetime
 
 import pytest
+from safetensors.torch import load_file
 from transformers.utils import chat_template_utils
 
 from conftest import write_tiny_workspace
@@ -90,6 +91,27 @@ def test_every_end_token_that_the_target_names_ends_an_output_and_a_disagreement
     assert (ended.finish, ended.token_ids) == ("stop", free.token_ids[: free.token_ids.index(early) + 1])
     assert f"config.json: {late} (" in warning
     assert f"the tokenizer: {early} (" in warning
+
+
+def test_a_session_notes_which_tokens_of_its_outputs_a_trimmed_head_does_not_know(workspace_root):
+    draft = """kind: model
+  calibration: {kind: self_generated, tokens: 1000, sequence_tokens: 64}
+  steps:
+    - {kind: trim_vocabulary, keep_tokens: 60}"""
+    text = RECIPE.replace("id: ngram", "id: trimmed").replace("kind: ngram\n  max_ngram: 3", draft)
+    (workspace_root / "drafts" / "tiny" / "trimmed.yaml").write_text(text)
+    workspace = Workspace.open(workspace_root)
+    with Store.open(workspace.store_url) as store:
+        result = run(workspace, RunRequest("tiny", drafts=("trimmed", "shallow")), store)
+        assert store.result(result.session.id) == result
+    (trimmed,) = build(workspace, "tiny", ("trimmed",))
+    known = set(load_file(trimmed.folder / "model.safetensors")["lm_head.token_ids"].tolist())
+    said = [token for trial in result.trials if trial.arm == "baseline" for token in trial.token_ids]
+    builds = {arm.id: arm.draft for arm in result.session.arms}
+    assert builds["trimmed"].unknown_tokens == tuple(sorted(set(said) - known)) != ()
+    assert builds["shallow"].unknown_tokens is None
+    (task,) = next(arm for arm in summarise(result).arms if arm.arm.id == "trimmed").tasks
+    assert task.known_share == sum(token in known for token in said) / len(said)
 
 
 def test_a_second_run_measures_nothing(workspace_root):

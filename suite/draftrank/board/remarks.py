@@ -9,6 +9,11 @@ from draftrank.measure.summaries.summary import ArmSummary, SessionSummary
 SELDOM = 0.1
 """Share of steps with a proposal below which a draft is hardly more than plain decoding."""
 
+MIN_KNOWN_SHARE = 0.97
+"""Share of a task's tokens that a trimmed head knows, below which its page warns. A token that it does not know is always
+rejected. A draft that agrees with the target on four tokens of five emits 1 ÷ (1 − 0.8) = 5 a step; if it knows a share s
+of them, 1 ÷ (1 − 0.8 s): at 0.97, a tenth less."""
+
 
 def remarks_on(summary: SessionSummary, arm: ArmSummary) -> tuple[str, ...]:
     """Every remark that holds for a draft in a session, in the order of `REMARKS`."""
@@ -47,8 +52,23 @@ def _seldom(summary: SessionSummary, arm: ArmSummary) -> str | None:  # noqa: AR
     return f"It proposed something in {share:.1%} of its steps; all others are plain decoding."
 
 
+def _small_vocabulary(summary: SessionSummary, arm: ArmSummary) -> str | None:  # noqa: ARG001
+    few = [
+        f"{100 * task.known_share:.1f} % in {task.task}"
+        for task in arm.tasks
+        if task.known_share is not None and task.known_share < MIN_KNOWN_SHARE
+    ]
+    if not few:
+        return None
+    return (
+        f"Its trimmed head knows only {', '.join(few)} of the tokens that the target writes, and every other token is "
+        "rejected: raise keep_tokens, or count tokens in text of this kind."
+    )
+
+
 REMARKS: tuple[Callable[[SessionSummary, ArmSummary], str | None], ...] = (
     _zeros_without_kernel,
     _short_window,
     _seldom,
+    _small_vocabulary,
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,18 @@ from draftrank.progress import Progress
 
 FACTS = "draftrank.json"
 """The file in a folder of ours that says how it was made and is to be loaded."""
+CODE_VERSIONS = "code_versions"
+"""Its entry with the versions of the steps' code by kind; where it is missing, all are 1."""
 PIPELINE_VERSION = 1
 """Raised when equal steps come to give another draft for reasons outside of them."""
 
 
-def draft_key(draft: DraftBase, target_weights_sha256: str, steps: int | None = None) -> str:
+def draft_key(
+    draft: DraftBase,
+    target_weights_sha256: str,
+    steps: int | None = None,
+    code_versions: Mapping[str, int] | None = None,
+) -> str:
     """Identity of a draft's content: sha256 (hex) over the target's weights, the steps as declared, the
     text they are calibrated on and the versions of the code that carries them out.
 
@@ -37,6 +44,7 @@ def draft_key(draft: DraftBase, target_weights_sha256: str, steps: int | None = 
         draft: the declaration.
         target_weights_sha256: identity of the target.
         steps: only the first so many steps; None: all.
+        code_versions: versions of the steps' code by kind, 1 where it is not named; None: today's.
     """
     content: dict[str, Any] = {
         "pipeline_version": PIPELINE_VERSION,
@@ -44,7 +52,9 @@ def draft_key(draft: DraftBase, target_weights_sha256: str, steps: int | None = 
         "steps": [
             {
                 "kind": step.kind,
-                "code_version": step.code_version,
+                "code_version": step.code_version
+                if code_versions is None
+                else code_versions.get(step.kind, 1),
                 "content_sha256": step.content_sha256(),
             }
             for step in draft.build_steps[:steps]

@@ -3,11 +3,15 @@
 A kept draft is a file of weights and a description. What the draft shares with its target is left out, and weights
 that bf16 expresses are stored in bf16; together with the target they give the very folder that was built, bit by bit,
 which its hash proves each time.
+
+It is taken for what its recipe declares, by the code that built it then: a step whose code has changed since does not make
+it useless, and whoever wants today's removes the two files.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +22,14 @@ from safetensors.torch import load_file, save_file
 
 from draftrank.catalog.base import Declared
 from draftrank.catalog.sources.base import check_sha256, file_sha256
-from draftrank.drafting.cache import FACTS, draft_key, publish_folder, weight_files, weights_sha256
+from draftrank.drafting.cache import (
+    CODE_VERSIONS,
+    FACTS,
+    draft_key,
+    publish_folder,
+    weight_files,
+    weights_sha256,
+)
 from draftrank.drafting.forms import Form
 from draftrank.drafting.loading import load_tokenizer
 from draftrank.drafting.quiet import quiet_transformers
@@ -106,7 +117,7 @@ def keep(recipe: Recipe, built: Path, target: TargetFolder, folder: Path) -> tup
     weights, described = place / f"{recipe.id}.safetensors", place / f"{recipe.id}.json"
     save_file(own, weights)
     text = {
-        "key": draft_key(recipe.draft, target.weights_sha256),
+        "key": draft_key(recipe.draft, target.weights_sha256, None, facts.get(CODE_VERSIONS, {})),
         "sha256": file_sha256(weights),
         "weights_sha256": facts["weights_sha256"],
         "from_target": shared,
@@ -124,7 +135,13 @@ _NO_USE = "the kept draft {} is of no use: {}"
 
 
 def take_kept(
-    key: str, target: Path, folder: Path, final: Path, progress: Progress, *, told: bool = False
+    key_by: Callable[[Mapping[str, int]], str],
+    target: Path,
+    folder: Path,
+    final: Path,
+    progress: Progress,
+    *,
+    told: bool = False,
 ) -> bool:
     """Puts a kept draft together in `final` if these very steps were kept, by whichever recipe; says why where it is of
     no use.
@@ -132,7 +149,7 @@ def take_kept(
     To be called under the lock of `final`.
 
     Args:
-        key: identity of the steps and the target.
+        key_by: identity of the steps and the target under given versions of the steps' code (see `draft_key`).
         target: the target's folder.
         folder: the target's folder of recipes.
         final: where the draft shall lie.
@@ -146,7 +163,7 @@ def take_kept(
             if not told:
                 progress.message(_NO_USE.format(described.stem, error))
             continue
-        if found.key != key:
+        if found.key != key_by(found.facts.get(CODE_VERSIONS, {})):
             continue  # another draft's, or the recipe has changed since
         try:
             weights = described.with_suffix(".safetensors")

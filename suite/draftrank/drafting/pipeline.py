@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import platform
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from draftrank.catalog.sources.base import FetchContext
 from draftrank.catalog.target import Target
 from draftrank.drafting.architecture import Architecture
 from draftrank.drafting.cache import (
+    CODE_VERSIONS,
     FACTS,
     draft_folder,
     draft_key,
@@ -97,7 +100,7 @@ def build_draft(
     if not reused:
         with only_process(folder, progress, f"the draft {recipe.id}"):
             context = fetch or FetchContext(cache)
-            reused = _at_hand(context, key, target, target_folder.path, folder, progress)
+            reused = _at_hand(context, recipe, target, target_folder, folder, progress)
             if not reused:
                 _build(recipe, target, target_folder, context, device, progress, key)
                 give_shared(context, folder, progress)
@@ -117,29 +120,36 @@ def find_draft(
     key = draft_key(recipe.draft, target_folder.weights_sha256)
     folder = draft_folder(fetch.cache, key)
     with only_process(folder, progress, f"the draft {recipe.id}"):
-        found = _at_hand(fetch, key, target, target_folder.path, folder, progress)
+        found = _at_hand(fetch, recipe, target, target_folder, folder, progress)
     return _opened(recipe, folder, reused=True) if found else None
 
 
 def _at_hand(
     fetch: FetchContext,
-    key: str,
+    recipe: Recipe,
     target: Target,
-    target_folder: Path,
+    target_folder: TargetFolder,
     folder: Path,
     progress: Progress,
 ) -> bool:
     """Whether the draft lies in `folder` now without having been built."""
     return (
         folder.is_dir()
-        or take_shared(fetch, key, folder, progress)
-        or _kept(fetch, key, target, target_folder, folder, progress)
+        or take_shared(fetch, folder.name, folder, progress)
+        or _kept(
+            fetch,
+            partial(draft_key, recipe.draft, target_folder.weights_sha256, None),
+            target,
+            target_folder.path,
+            folder,
+            progress,
+        )
     )
 
 
 def _kept(
     fetch: FetchContext,
-    key: str,
+    key_by: Callable[[Mapping[str, int]], str],
     target: Target,
     target_folder: Path,
     folder: Path,
@@ -149,7 +159,7 @@ def _kept(
 ) -> bool:
     """Whether the draft was kept beside the workspace's recipes and lies in `folder` now; see `take_kept`."""
     return any(
-        take_kept(key, target_folder, root / "drafts" / target.id, folder, progress, told=told)
+        take_kept(key_by, target_folder, root / "drafts" / target.id, folder, progress, told=told)
         for root in fetch.roots[:1]
     )
 
@@ -193,6 +203,10 @@ def _build(
             "target_weights_sha256": target_folder.weights_sha256,
             "key": key,
             "notes": draft.notes,
+            CODE_VERSIONS: {
+                **{step.kind: step.code_version for step in recipe.draft.build_steps},
+                **done.code_versions,
+            },
             "corpora": sorted(context.corpora),
             "forms": FORMS.dump_python(draft.forms, mode="json", exclude_defaults=False),
             "versions": _versions(),
@@ -214,6 +228,8 @@ class _Done:
     """How many of the first steps."""
     build_s: float = 0.0
     """Seconds that took."""
+    code_versions: Mapping[str, int] = field(default_factory=dict)
+    """By kind of step, of the code that did it."""
 
 
 def _begin(recipe: Recipe, context: BuildContext) -> tuple[WorkingDraft, _Done]:
@@ -226,7 +242,7 @@ def _begin(recipe: Recipe, context: BuildContext) -> tuple[WorkingDraft, _Done]:
                 if not folder.is_dir():
                     _kept(
                         context.fetch,
-                        key,
+                        partial(draft_key, recipe.draft, context.target_weights_sha256, count),
                         context.target,
                         context.target_folder,
                         folder,
@@ -239,7 +255,11 @@ def _begin(recipe: Recipe, context: BuildContext) -> tuple[WorkingDraft, _Done]:
             draft.forms += read_forms(folder)
             draft.notes |= facts["notes"]
             context.corpora.update(facts.get("corpora", ()))
-            return draft, _Done(count, facts["build_s"])
+            versions = {
+                step.kind: facts.get(CODE_VERSIONS, {}).get(step.kind, 1)
+                for step in recipe.draft.build_steps[:count]
+            }
+            return draft, _Done(count, facts["build_s"], versions)
     return _working(context.target_folder, context.device), _Done()
 
 

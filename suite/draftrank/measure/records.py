@@ -154,6 +154,9 @@ class DraftBuild(Record):
     """Seconds the build took when it was made; 0 without one."""
     context_window: Count | None = None
     """Tokens that its model reads at most; None without weights of its own, and in sessions of older versions."""
+    unknown_tokens: tuple[Count, ...] | None = None
+    """Tokens of the baseline's outputs in this session that the draft's trimmed head does not know, ascending; None for a
+    head that knows all tokens, and in sessions of older versions."""
 
 
 class Arm(Record):

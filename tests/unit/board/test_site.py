@@ -247,6 +247,35 @@ def test_a_draft_page_says_how_other_programs_use_it(out):
     assert "assistant_model=draft" in text_of(out, draft_page("tiny-target", "cut"))
 
 
+def test_a_draft_page_tells_how_much_of_each_task_its_head_knows(out):
+    """Baselines write nine tokens, 100 to 108, but in math a tenth, 7: of nine or ten, eight are known."""
+
+    def changed(one):
+        return one.model_copy(update={"token_ids": (7, *one.token_ids)}) if one.task == "math" else one
+
+    def shown(unknown):
+        arms = [arm_of("small", draft=build("small", unknown_tokens=unknown)), arm_of("whole")]
+        found = result({"small": 1.5, "whole": 1.4}, arms=arms)
+        trials = tuple(map(changed, found.trials))
+        board = build_boards([found.model_copy(update={"trials": trials})])[0]
+        rows = {row.draft: row for row in board.rows}
+        write_site(render_pages([board], plots=False), out)
+        pages = [text_of(out, draft_page("tiny-target", name)) for name in rows]
+        return rows["small"], dict(zip(rows, pages, strict=True))
+
+    row, pages = shown((7, 103))
+    assert {task.task: task.known_share for task in row.summary.tasks} == {"chat": 8 / 9, "math": 8 / 10}
+    (remark,) = row.remarks
+    assert "knows only 88.9 % in chat, 80.0 % in math of the tokens that the target writes" in remark
+    assert remark in pages["small"]
+    assert "Tokens its head knows" in pages["small"]
+    assert "Tokens its head knows" not in pages["whole"]
+    row, pages = shown(())
+    assert [task.known_share for task in row.summary.tasks] == [1, 1]
+    assert row.remarks == ()
+    assert "Tokens its head knows" in pages["small"]
+
+
 def test_badges_are_drawings_of_rank_and_speedup(out):
     found = boards()
     write_site(render_pages(found, plots=False), out)

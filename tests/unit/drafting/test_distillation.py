@@ -284,7 +284,7 @@ def test_a_trimmed_head_is_trained_on_what_it_can_say(make_context, make_draft):
     for objective in ("kl", "cross_entropy"):
         context = make_context(scratch=objective)
         draft = shallow(make_draft, context)
-        trim_vocabulary(draft, self_generated_corpus(spec().data, context).tokens, 40)
+        trim_vocabulary(draft, self_generated_corpus(spec().data, context).tokens, 40, frozenset())
         head = draft.model.lm_head.projection.weight.clone()
         notes = distill(spec(objective=objective), draft, context)
         assert notes["held_out_kl_after"] < 0.9 * notes["held_out_kl_before"]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from draftrank.drafting import pipeline
 from draftrank.drafting.forms import LowRankLinear, TrimmedHead
@@ -14,9 +15,15 @@ from draftrank.drafting.loading import load_model
 from draftrank.drafting.low_rank import factorized, saving_rank
 from draftrank.drafting.matrices import matrix
 from draftrank.drafting.pipeline import build_draft
-from draftrank.drafting.vocabulary_trimming import most_used_tokens, trim_vocabulary
+from draftrank.drafting.vocabulary_trimming import (
+    known_tokens,
+    marked_tokens,
+    most_used_tokens,
+    trim_vocabulary,
+)
 from draftrank.errors import BuildError
 from draftrank.progress import SilentProgress
+from models import small_tokenizer
 
 ARCHITECTURES = ("llama", "gemma3", "gpt2")
 IDS = torch.arange(3, 43).reshape(2, 20)
@@ -81,7 +88,7 @@ def test_what_is_loaded_is_what_was_built(
 def test_a_vocabulary_of_full_size_changes_nothing(make_context, make_draft, architecture):
     draft = make_draft(make_context(architecture))
     expected = draft.model(IDS).logits
-    share = trim_vocabulary(draft, TEXT, expected.shape[-1])
+    share = trim_vocabulary(draft, TEXT, expected.shape[-1], frozenset())
     torch.testing.assert_close(draft.model(IDS).logits, expected, rtol=1e-5, atol=1e-5)
     assert share == 1.0
 
@@ -90,16 +97,75 @@ def test_a_vocabulary_of_full_size_changes_nothing(make_context, make_draft, arc
 def test_tokens_the_head_does_not_know_have_no_chance(make_context, make_draft):
     draft = make_draft(make_context())
     expected = draft.model(IDS).logits
-    trim_vocabulary(draft, TEXT, 20)
+    trim_vocabulary(draft, TEXT, 40, frozenset({61}))
     logits = draft.model(IDS).logits
     kept = draft.model.lm_head.token_ids
     assert isinstance(draft.model.lm_head, TrimmedHead)
     torch.testing.assert_close(logits[..., kept], expected[..., kept], rtol=1e-5, atol=1e-5)
     assert (logits.softmax(-1).sum(-1) - 1).abs().max() < 1e-5
-    assert int(torch.isfinite(logits).sum(-1).unique()) == 20
-    assert int(draft.tokenizer.eos_token_id) in kept
+    assert int(torch.isfinite(logits).sum(-1).unique()) == 40
+    assert {61, int(draft.tokenizer.eos_token_id)} <= set(kept.tolist())
     with pytest.raises(BuildError, match="trim the vocabulary first, and once"):
-        trim_vocabulary(draft, TEXT, 10)
+        trim_vocabulary(draft, TEXT, 10, frozenset())
+
+
+TOOLS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.tool_calls %}{% for c in m.tool_calls %}"
+    "{{ '<tool_call>' + c.function.name + ' with ' + c.function.arguments | tojson + '</tool_call>' }}{% endfor %}"
+    "{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if false %}{{ '<unused1>' }}{% endif %}"
+)
+ADDED = ("<tool_call>", "</tool_call>", "<unused0>", "<unused1>", "<fim>")
+
+
+def marked(template):
+    """A tokenizer with added tokens of each sort, and what must be kept of it, as text."""
+    tokenizer = small_tokenizer(template)
+    tokenizer.add_tokens([AddedToken(text, special=text == "<fim>") for text in ADDED])
+    return tokenizer, set(tokenizer.convert_ids_to_tokens(sorted(marked_tokens(tokenizer))))
+
+
+def test_tokens_that_tokenizer_or_template_mark_are_kept_whatever_the_text_has():
+    special = {"<|pad|>", "<|im_start|>", "<|im_end|>", "<fim>"}
+    _, found = marked(None)
+    assert found == {*special, "<tool_call>", "</tool_call>"}  # an unused one means nothing
+    tokenizer, found = marked(TOOLS)
+    written = ("system", "user", "assistant", "tool", "\n", " with ", '{"', '": "', '"}')
+    letters = {token for text in written for token in tokenizer.tokenize(text)}
+    # what a call of a tool is written with, and the unused token that the template names
+    assert found == {*special, *letters, "<tool_call>", "</tool_call>", "<unused1>"}
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('no') }}", "{{ messages[9].content.x.y }}", "{% if"]
+)
+def test_a_template_that_takes_no_conversation_marks_nothing(template):
+    _, found = marked(template)
+    assert found == marked(None)[1]
+
+
+def test_a_head_that_is_too_small_for_them_is_refused_with_the_number_it_needs(make_context, make_draft):
+    draft = make_draft(make_context())
+    needed = len(marked_tokens(draft.tokenizer) | {70})
+    with pytest.raises(BuildError, match=f"write at least {needed} in keep_tokens"):
+        trim_vocabulary(draft, TEXT, needed - 1, frozenset({70}))
+    trim_vocabulary(draft, TEXT, needed, frozenset({70}))
+    assert set(draft.model.lm_head.token_ids.tolist()) == marked_tokens(draft.tokenizer) | {70}
+
+
+@pytest.mark.usefixtures("in_fp32")
+def test_a_built_draft_tells_which_tokens_its_head_knows(make_target, make_recipe, tmp_path):
+    target, folder = make_target()
+    steps = [
+        {"kind": "trim_vocabulary", "keep_tokens": 40, "data": CORPUS},
+        {"kind": "quantize", "scheme": "dynamic_int8"},
+    ]
+    built = build_draft(make_recipe(*steps), target, folder, cache=tmp_path)
+    known = known_tokens(built.folder)
+    assert known == set(load_model(built.folder, "fp32", "cpu").lm_head.token_ids.tolist())
+    assert len(known) == 40
+    whole = make_recipe({"kind": "drop_layers", "keep": [0]})
+    assert known_tokens(build_draft(whole, target, folder, cache=tmp_path).folder) is None
 
 
 @given(

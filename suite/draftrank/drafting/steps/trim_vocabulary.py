@@ -24,10 +24,12 @@ class TrimVocabulary(StepBase):
     phase: ClassVar[Phase] = "head"
     paper: ClassVar[str] = "FR-Spec (arXiv:2502.14856)"
     cost: ClassVar[str] = "the corpus, if it is not there; the head shrinks to the share kept"
+    code_version: ClassVar[int] = 2
 
     kind: Literal["trim_vocabulary"]
     keep_tokens: Annotated[int, Field(ge=1, le=10_000_000)]
-    """How many tokens the head keeps: those that occur most often, and those that end an answer."""
+    """How many tokens the head keeps: those that end an output or that the tokenizer or its chat template marks, and then
+    those that occur most often."""
     data: SelfGenerated | None = None
     """The text in which they are counted; absent: the recipe's calibration text."""
 
@@ -43,7 +45,11 @@ class TrimVocabulary(StepBase):
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""
         from draftrank.drafting.corpus import self_generated_corpus
+        from draftrank.drafting.stop_tokens import read_stop_tokens
         from draftrank.drafting.vocabulary_trimming import trim_vocabulary
 
         tokens = self_generated_corpus(self.data or context.calibration, context).tokens
-        draft.notes["kept_tokens_share_of_text"] = trim_vocabulary(draft, tokens, self.keep_tokens)
+        stop_tokens = read_stop_tokens(context.target_folder, draft.tokenizer)
+        draft.notes["kept_tokens_share_of_text"] = trim_vocabulary(
+            draft, tokens, self.keep_tokens, stop_tokens
+        )

@@ -21,6 +21,7 @@ from draftrank.decoding.runtimes.llama_cpp import LlamaCppRuntime
 from draftrank.decoding.runtimes.opening import load_runtime
 from draftrank.drafting.loading import load_tokenizer
 from draftrank.drafting.stop_tokens import read_stop_tokens
+from draftrank.drafting.vocabulary_trimming import known_tokens
 from draftrank.errors import IncompatibleDraftError, InvalidInputError
 from draftrank.measure.cost.latency import averaged, measure_latencies
 from draftrank.measure.evidence import Numerics, ProposalCheck, SamplingCheck
@@ -29,7 +30,7 @@ from draftrank.measure.fidelity.sampling_check import check_sampling
 from draftrank.measure.fidelity.stale_proposals import step_to_check
 from draftrank.measure.machine.conditions import ThisMachine, Watch
 from draftrank.measure.record import utc_now
-from draftrank.measure.records import Arm, ForwardLatency, Session, Trial
+from draftrank.measure.records import BASELINE, Arm, ForwardLatency, Session, Trial
 from draftrank.measure.sessions.failures import check_cache, reason_of
 from draftrank.measure.sessions.plan import SessionPlan, trial_seed
 from draftrank.measure.sessions.schedule import Block, cell_of
@@ -235,6 +236,17 @@ class Bench:
         sizes = {arm.num_speculative_tokens + 1 for arm in self._session.arms if arm.kind == "draft"}
         with progress.stage("measure rounding", len(texts)) as stage:
             return measure_numerics(self._target, texts, sorted(sizes), stage)
+
+    def note_unknown_tokens(self, trials: Iterable[Trial]) -> None:
+        """Keeps for each draft with a trimmed head which tokens of the baseline's outputs it can never propose."""
+        said = {token for trial in trials if trial.arm == BASELINE for token in trial.token_ids}
+        for planned in self._plan.drafts:
+            opened = self._arms.get(planned.recipe.id)
+            known = known_tokens(planned.folder) if planned.folder else None
+            if opened is not None and opened.arm.draft is not None and known is not None:
+                noted = {"unknown_tokens": tuple(sorted(said - known))}
+                draft = opened.arm.draft.model_copy(update=noted)
+                self._take(opened, opened.arm.model_copy(update={"draft": draft}))
 
     def _decode(self, opened: _OpenArm, request: Request) -> Decoding:
         # A garbage collection in the middle would be charged to whichever arm it happens to hit.

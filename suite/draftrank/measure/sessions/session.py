@@ -83,6 +83,7 @@ def run_session(
     process = 1 + max((trial.process for trial in done.values()), default=-1)
     bench.open_arms(session, journal, progress, resumed=bool(done))
     stopped_by = _Measuring(session, bench, done, process, journal, progress).measure()
+    bench.note_unknown_tokens(done.values())
     if session.numerics is None and needs_numerics(session):
         journal.set_numerics(session.id, bench.measure_numerics(done.values(), progress))
     journal.finish_session(session.id, utc_now(), stopped_by)

@@ -66,6 +66,9 @@ class TaskSummary:
     """Trials that took oddly long or short; they count like all others (see `outliers`)."""
     prompts: Mapping[str, float]
     """Speedup of each prompt by itself, by prompt id."""
+    known_share: float | None
+    """Share of the tokens in the baseline's outputs that the draft's trimmed head knows; None for a head that knows all
+    tokens, and where that was not recorded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +204,7 @@ def _summarise_arm(
                 len(planned - present),
                 sum(trial.key in odd for trial in of_arm),
                 speed.prompts.get(task.task, {}),
+                _known_share(arm, of_reference),
             )
         )
     return ArmSummary(
@@ -215,6 +219,14 @@ def _summarise_arm(
         predict(arm, trials, reference),
         sha256_of_json([[*trial.cell, trial.attempt] for trial in trials]),
     )
+
+
+def _known_share(arm: Arm, reference: Sequence[Trial]) -> float | None:
+    if arm.draft is None or arm.draft.unknown_tokens is None:
+        return None
+    unknown = set(arm.draft.unknown_tokens)
+    said = [token for trial in reference for token in trial.token_ids]
+    return ratio(sum(token not in unknown for token in said), len(said))
 
 
 def _planned_cells(task: SessionTask, repeats: int) -> set[tuple[str, int, int]]:
