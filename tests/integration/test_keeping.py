@@ -9,14 +9,17 @@ import pytest
 from safetensors import safe_open
 
 from commands import draftrank
-from draftrank import Workspace
+from draftrank import Store, Workspace
 from draftrank.drafting import distillation
 from draftrank.drafting.cache import draft_key
+from draftrank.drafting.corpus import Corpus
+from draftrank.drafting.loading import load_tokenizer
+from draftrank.drafting.overlap import said_in
 from draftrank.drafting.steps.quantize import Quantize
 from draftrank.drafting.steps.trim_vocabulary import TrimVocabulary
 from draftrank.jobs.keeping import keep_draft
 from draftrank.jobs.running import build
-from workspaces import RECIPE
+from workspaces import PROMPTS, RECIPE, write_prompts
 
 DRAFT = """kind: model
   steps:
@@ -119,6 +122,51 @@ def test_what_was_kept_serves_on_when_the_code_of_a_step_changes(kept_root, neve
     monkeypatch.setattr(Quantize, "apply", lambda *_: pytest.fail("it was built"))
     (arm,) = build(workspace, "tiny", ("more",))
     assert arm.failure is None
+
+
+def test_the_text_of_a_kept_draft_is_compared_by_its_hashes(kept_root):
+    """Of a draft kept elsewhere only weights and hashes are there; a prompt that stands in its text is found."""
+    workspace, _ = forget(kept_root)
+    corpus, other = (workspace.cache / "corpora").glob("*.safetensors")
+    hashes = kept_root / "drafts" / "tiny" / "kept" / "text"
+    assert {path.name for path in hashes.iterdir()} == {corpus.name, other.name}
+    messages, _ = said_in(Corpus.read(corpus), load_tokenizer(kept_root / "models" / "tiny"))
+    asked = next(message for message in messages if message.isascii() and any(map(str.isalpha, message)))
+    corpus.unlink()
+    other.unlink()
+
+    def measured():
+        draftrank(kept_root, "run", "tiny", "--draft", "small")
+        with Store.open(workspace.store_url) as store:
+            session = store.sessions()[-1]
+        return next(arm for arm in session.arms if arm.id == "small"), session.warnings
+
+    arm, warnings = measured()
+    assert (arm.failure, arm.draft.text_compared, warnings) == (None, "hashes", ())
+    write_prompts(kept_root, [*PROMPTS, {"id": "seen", "turns": [f"... {asked.upper()}?"]}])
+    arm, _ = measured()
+    assert "refused: the text it was made with holds words of the prompt seen" in arm.failure
+    # without hashes nothing is claimed, and keeping the draft again has the target write its text again
+    hashes.rename(kept_root / "hashes")
+    arm, (warning,) = measured()
+    assert arm.draft.text_compared == "nothing"
+    assert "no hashes of it are kept" in warning
+    assert draftrank(kept_root, "keep", "small").code == 0
+    for name in (corpus.name, other.name):
+        assert (hashes / name).read_bytes() == (kept_root / "hashes" / name).read_bytes()
+
+
+def test_text_that_cannot_be_written_again_is_said(kept_root):
+    """As where another device wrote it."""
+    workspace, _ = forget(kept_root)
+    described = kept_root / "drafts" / "tiny" / KEPT[0]
+    found = json.loads(described.read_text())
+    found["facts"]["corpora"] = ["f" * 64]
+    described.write_text(json.dumps(found))
+    outcome = draftrank(kept_root, "keep", "small")
+    assert outcome.code == 0
+    assert "cannot be written again here" in outcome.err
+    assert workspace.cache.is_dir()
 
 
 @pytest.mark.parametrize("tamper", ["weights", "hash", "nonsense", "too much"])

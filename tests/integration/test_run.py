@@ -209,6 +209,8 @@ def test_a_draft_made_with_a_tasks_prompt_is_refused(workspace_root):
     assert rows["clean"].speedup is not None
     failures = {arm.id: arm.failure for arm in result.session.arms}
     assert failures["clean"] is None
+    assert rows["clean"].build.text_compared == "text"
+    assert not any("compared" in remark for remark in rows["clean"].remarks)
     assert "the prompt three of the task small" in failures["leaky"]
     assert "a dog and a cat and a dog" in failures["leaky"]
 
@@ -224,8 +226,14 @@ def test_text_that_is_gone_is_said_to_be_unchecked(workspace_root):
     with Store.open(workspace.store_url) as store:
         result = run(workspace, RunRequest("tiny", drafts=("clean",)), store)
     (warning,) = result.session.warnings
-    assert "clean: the text it was made with is no longer in the cache" in warning
-    assert next(arm for arm in result.session.arms if arm.id == "clean").failure is None
+    assert warning == (
+        "clean: text it was made with was not compared with the tasks' prompts: it is not in the cache, and no hashes of it "
+        "are kept"
+    )
+    arm = next(arm for arm in result.session.arms if arm.id == "clean")
+    assert (arm.failure, arm.draft.text_compared) == (None, "nothing")
+    (row,) = build_boards([result])[0].rows
+    assert "was not compared with the prompts" in row.remarks[-1]
 
 
 def test_a_draft_that_cannot_be_opened_does_not_stop_the_others(workspace_root):

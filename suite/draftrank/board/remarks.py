@@ -66,9 +66,19 @@ def _small_vocabulary(summary: SessionSummary, arm: ArmSummary) -> str | None:  
     )
 
 
+def _text_not_compared(summary: SessionSummary, arm: ArmSummary) -> str | None:  # noqa: ARG001
+    if arm.arm.draft is None or arm.arm.draft.text_compared != "nothing":
+        return None
+    return (
+        "Text it was made with was not compared with the prompts it was measured on: neither the text nor hashes of it "
+        "were there."
+    )
+
+
 REMARKS: tuple[Callable[[SessionSummary, ArmSummary], str | None], ...] = (
     _zeros_without_kernel,
     _short_window,
     _seldom,
     _small_vocabulary,
+    _text_not_compared,
 )

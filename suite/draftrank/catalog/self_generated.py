@@ -11,7 +11,8 @@ from draftrank.catalog.prompt_rows import PromptFile, ReadRows
 
 
 class GivenPrompts(Declared):
-    """Prompts of others, for the target to answer; those of a task are refused when it is measured."""
+    """Prompts of others, for the target to answer; a draft whose text is found to hold those of a task is
+    refused when it is measured."""
 
     source: PromptFile
     """Where they come from: JSON Lines, plain or gzipped, or inline."""

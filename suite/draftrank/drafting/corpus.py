@@ -1,7 +1,7 @@
 """Text that the target writes itself, for calibration and distillation.
 
 An instruct model fed only the opening of a user turn writes a plausible user message and then answers
-it (Magpie, Xu et al. 2024, arXiv:2406.08464). So no data licence is in the way, no test prompt leaks,
+it (Magpie, Xu et al. 2024, arXiv:2406.08464). So no data licence is in the way, no test prompt is copied,
 and the draft sees what it will have to predict. Prompts can also be declared; the answers are the target's
 in either case.
 """

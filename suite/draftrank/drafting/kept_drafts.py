@@ -30,9 +30,12 @@ from draftrank.drafting.cache import (
     weight_files,
     weights_sha256,
 )
+from draftrank.drafting.corpus import Corpus, corpus_path
 from draftrank.drafting.forms import Form
 from draftrank.drafting.loading import load_tokenizer
+from draftrank.drafting.overlap import recorded_corpora
 from draftrank.drafting.quiet import quiet_transformers
+from draftrank.drafting.text_hashes import TextHashes
 from draftrank.errors import BuildError, DraftrankError, MissingDataError
 from draftrank.progress import Progress
 
@@ -78,6 +81,39 @@ class KeptDraft(Declared):
     """What the build noted."""
     forms: tuple[Form, ...] = ()
     """As in the facts; a form that this version does not know is refused."""
+
+
+def hashes_path(folder: Path, corpus: str) -> Path:
+    """Where hashes of the corpus of this key are kept, in the target's folder of recipes."""
+    return folder / KEPT / "text" / f"{corpus}.safetensors"
+
+
+def keep_hashes(built: Path, target: Path, folder: Path, cache: Path) -> tuple[str, ...]:
+    """Keeps hashes of the text that a draft was made with, as far as it is in the cache.
+
+    Args:
+        built: the draft's folder.
+        target: its target's folder.
+        folder: the target's folder of recipes.
+        cache: where the text is.
+
+    Returns:
+        Keys of the corpora whose hashes are not kept.
+
+    Raises:
+        BuildError: they take too much room.
+    """
+    missing = []
+    for key in recorded_corpora(built):
+        path = corpus_path(cache, key)
+        if path.is_file():
+            try:
+                TextHashes.of(Corpus.read(path), load_tokenizer(target)).write(hashes_path(folder, key))
+            except ValueError as error:
+                raise BuildError(f"the text is too long to be kept with the draft: {error}") from error
+        elif not hashes_path(folder, key).is_file():
+            missing.append(key)
+    return tuple(missing)
 
 
 def keep(recipe: Recipe, built: Path, target: TargetFolder, folder: Path) -> tuple[Path, Path]:

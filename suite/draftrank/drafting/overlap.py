@@ -91,9 +91,18 @@ def corpus_overlaps(
     corpus: Corpus, tokenizer: PreTrainedTokenizerBase, index: PromptIndex
 ) -> tuple[Overlap, ...]:
     """The prompts that a corpus holds, each once, in the order of their ids."""
+    messages, texts = said_in(corpus, tokenizer)
+    return each_once([*index.in_messages(messages), *index.in_texts(texts)])
+
+
+def said_in(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], list[str]]:
+    """The users' messages of a corpus, and its rows, as text."""
     texts = tokenizer.batch_decode(corpus.tokens.tolist(), skip_special_tokens=True)
-    messages = tokenizer.batch_decode(list(_messages(corpus)), skip_special_tokens=True)
-    found = [*index.in_messages(messages), *index.in_texts(texts)]
+    return tokenizer.batch_decode(list(_messages(corpus)), skip_special_tokens=True), texts
+
+
+def each_once(found: Sequence[Overlap]) -> tuple[Overlap, ...]:
+    """The first overlap of each prompt, in the order of the prompts' ids."""
     once = {(overlap.task, overlap.prompt): overlap for overlap in reversed(found)}
     return tuple(once[key] for key in sorted(once))
 

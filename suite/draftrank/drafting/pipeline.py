@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from draftrank.catalog.recipe import Recipe
+from draftrank.catalog.self_generated import SelfGenerated
 from draftrank.catalog.sources.base import FetchContext
 from draftrank.catalog.target import Target
 from draftrank.drafting.architecture import Architecture
@@ -29,6 +30,7 @@ from draftrank.drafting.cache import (
     weight_files,
     weights_sha256,
 )
+from draftrank.drafting.corpus import corpus_key, self_generated_corpus
 from draftrank.drafting.forms import FORMS
 from draftrank.drafting.kept_drafts import take_kept
 from draftrank.drafting.loading import load_model, load_tokenizer, read_forms
@@ -124,6 +126,52 @@ def find_draft(
     return _opened(recipe, folder, reused=True) if found else None
 
 
+def write_text(
+    recipe: Recipe,
+    target: Target,
+    target_folder: TargetFolder,
+    corpora: Collection[str],
+    *,
+    device: str,
+    fetch: FetchContext,
+    progress: Progress,
+) -> None:
+    """Lets the target write those of these corpora, given by their keys, that the recipe declares and the cache lacks.
+
+    Other arguments as for `build_draft`. Raises: see `self_generated_corpus`.
+    """
+    context = _context(
+        recipe, target, target_folder, fetch, device, progress, scratch=fetch.cache / "scratch"
+    )
+    declared = [getattr(step, "data", None) for step in recipe.draft.build_steps]
+    for spec in (recipe.draft.calibration_text, *declared):
+        if isinstance(spec, SelfGenerated) and corpus_key(spec, context) in corpora:
+            self_generated_corpus(spec, context)
+
+
+def _context(
+    recipe: Recipe,
+    target: Target,
+    target_folder: TargetFolder,
+    fetch: FetchContext,
+    device: str,
+    progress: Progress,
+    scratch: Path,
+) -> BuildContext:
+    return BuildContext(
+        target_folder=target_folder.path,
+        target_weights_sha256=target_folder.weights_sha256,
+        prompt_format=target.prompt_format,
+        cache=fetch.cache,
+        scratch=scratch,
+        device=device,
+        progress=progress,
+        fetch=fetch,
+        calibration=recipe.draft.calibration_text,
+        target=target,
+    )
+
+
 def _at_hand(
     fetch: FetchContext,
     recipe: Recipe,
@@ -178,18 +226,7 @@ def _build(
     scratch = scratch_folder(cache, f"draft-{key}")
     ledger = scratch / "spent_s"
     spent = float(ledger.read_text()) if ledger.is_file() else 0.0
-    context = BuildContext(
-        target_folder=target_folder.path,
-        target_weights_sha256=target_folder.weights_sha256,
-        prompt_format=target.prompt_format,
-        cache=cache,
-        scratch=scratch,
-        device=device,
-        progress=progress,
-        fetch=fetch,
-        calibration=recipe.draft.calibration_text,
-        target=target,
-    )
+    context = _context(recipe, target, target_folder, fetch, device, progress, scratch)
     done = _Done()
     try:
         draft, done = _begin(recipe, context)

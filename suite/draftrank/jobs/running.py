@@ -166,7 +166,8 @@ def plan_run(
     doubts = stop_token_warnings(target_folder.path, load_tokenizer(target_folder.path), target.prompt_format)
     target_file = gguf_file(target, workspace.fetch_context(progress)) if request.dtype == "gguf" else None
     built = _build_all(workspace, target, recipes, request.device, progress)
-    arms, unknown = refuse_overlaps(built, tasks, target_folder.path, workspace.cache)
+    recipes_folder = workspace.root / "drafts" / target.id
+    arms, unknown = refuse_overlaps(built, tasks, target_folder.path, workspace.cache, recipes_folder)
     for warning in (*doubts, *unknown):
         progress.message(warning)
     return SessionPlan(

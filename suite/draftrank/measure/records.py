@@ -20,6 +20,7 @@ from draftrank.measure.record import Count, Record, Seconds
 ArmKind = Literal["baseline", "control", "draft", "reference"]
 Finish = Literal["stop", "length"]
 StoppedBy = Literal["repeats", "precision", "spread", "budget"]
+TextCompared = Literal["text", "hashes", "nothing"]
 BASELINE = "baseline"
 CONTROL = "baseline-control"
 
@@ -157,6 +158,10 @@ class DraftBuild(Record):
     unknown_tokens: tuple[Count, ...] | None = None
     """Tokens of the baseline's outputs in this session that the draft's trimmed head does not know, ascending; None for a
     head that knows all tokens, and in sessions of older versions."""
+    text_compared: TextCompared | None = None
+    """By what the text that the draft was made with was compared with the prompts of the session's tasks: the `text`
+    itself, kept `hashes` of it, or `nothing`, at least for a part of it. None for a draft made without text, and in
+    sessions of older versions."""
 
 
 class Arm(Record):

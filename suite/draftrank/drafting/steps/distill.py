@@ -2,7 +2,7 @@
 
 The draft learns the target's next-token distribution (word-level knowledge distillation, Hinton et
 al. 2015; for speculative drafts: DistillSpec, Zhou et al. 2023, arXiv:2310.08461). The text is
-sampled from the target, so no data licence is in the way and no test prompt leaks.
+sampled from the target, so no data licence is in the way and no test prompt is copied.
 """
 
 from __future__ import annotations
