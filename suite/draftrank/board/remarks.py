@@ -44,7 +44,7 @@ def _short_window(summary: SessionSummary, arm: ArmSummary) -> str | None:
     return f"It reads at most {window} tokens: in {len(beyond)} of {of} prompt turns it proposed nothing behind them."
 
 
-def _seldom(summary: SessionSummary, arm: ArmSummary) -> str | None:  # noqa: ARG001
+def _seldom(_: SessionSummary, arm: ArmSummary) -> str | None:
     acceptance = arm.acceptance
     if not acceptance.steps or not acceptance.offered or acceptance.offered[0] >= SELDOM * acceptance.steps:
         return None
@@ -52,7 +52,7 @@ def _seldom(summary: SessionSummary, arm: ArmSummary) -> str | None:  # noqa: AR
     return f"It proposed something in {share:.1%} of its steps; all others are plain decoding."
 
 
-def _small_vocabulary(summary: SessionSummary, arm: ArmSummary) -> str | None:  # noqa: ARG001
+def _small_vocabulary(_: SessionSummary, arm: ArmSummary) -> str | None:
     few = [
         f"{100 * task.known_share:.1f} % in {task.task}"
         for task in arm.tasks
@@ -66,7 +66,7 @@ def _small_vocabulary(summary: SessionSummary, arm: ArmSummary) -> str | None:  
     )
 
 
-def _text_not_compared(summary: SessionSummary, arm: ArmSummary) -> str | None:  # noqa: ARG001
+def _text_not_compared(_: SessionSummary, arm: ArmSummary) -> str | None:
     if arm.arm.draft is None or arm.arm.draft.text_compared != "nothing":
         return None
     return (
