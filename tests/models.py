@@ -8,6 +8,8 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
@@ -20,6 +22,79 @@ from transformers import (
 
 SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>")
 ARCHITECTURES = ("llama", "gemma3", "gpt2")
+"""Those that can be cut by layer."""
+_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_LATENT = {
+    "kv_lora_rank": 8,
+    "q_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+}
+_TWO_SLIDE = {
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+}
+FAMILIES: dict[str, dict] = {
+    "cohere": {},
+    "cohere2": _TWO_SLIDE,
+    "deepseek_v3": {
+        "num_key_value_heads": 4,
+        "moe_intermediate_size": 24,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+        **_LATENT,
+    },
+    "falcon": {"alibi": False},
+    "gemma2": {"sliding_window": 8, "head_dim": 8, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 8},
+    "glm4": {"head_dim": 8},
+    "gpt_neox": {},
+    "gpt_oss": {"sliding_window": 8, "head_dim": 8, **_EXPERTS},
+    "gptj": {"rotary_dim": 4},
+    "granite": {},
+    "mistral": {"sliding_window": 8},
+    "mixtral": {"sliding_window": 8, **_EXPERTS},
+    "olmo2": {},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.3},
+    "phi": {},
+    "phi3": {"sliding_window": 8},
+    "qwen2": {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1},
+    "qwen3_moe": {
+        "sliding_window": 8,
+        "use_sliding_window": True,
+        "head_dim": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+    },
+    "smollm3": {},
+    "starcoder2": {"sliding_window": 8},
+}
+"""Settings of other architectures, by `model_type`."""
+READS_NO_TREES: dict[str, dict] = {
+    "bloom": {},
+    "falcon-alibi": {"alibi": True},
+    "gpt_neo": {"window_size": 8, "attention_types": [[["global", "local", "local"], 1]]},
+    "llama4_text": {
+        "head_dim": 8,
+        "intermediate_size_mlp": 48,
+        "attention_chunk_size": 16,
+        "layer_types": ["chunked_attention", "chunked_attention", "full_attention"],
+        **_EXPERTS,
+    },
+    "mpt": {},
+}
+"""The same of those whose layers cannot be told where a token stands in a tree."""
+WITHOUT_KV_CACHE: dict[str, dict] = {
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 2, "expand": 2, "chunk_size": 16},
+    "recurrent_gemma": {"lru_width": 32, "attention_window_size": 8},
+}
+"""The same of those whose layers keep a state."""
+_OTHERS = {**FAMILIES, **READS_NO_TREES, **WITHOUT_KV_CACHE}
 
 
 def small_model(
@@ -57,6 +132,21 @@ def small_model(
                 **common,
             )
         )
+    elif architecture in _OTHERS:
+        family = CONFIG_MAPPING[architecture.split("-")[0]]
+        shape = {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": window,
+            "initializer_range": 0.3,
+        }
+        # Names that a family does not have would be kept in its configuration.
+        renamed = {family.attribute_map.get(name, name): value for name, value in shape.items()}
+        known = {name: value for name, value in renamed.items() if hasattr(family, name)}
+        model = AutoModelForCausalLM.from_config(family(**{**common, **known, **_OTHERS[architecture]}))
     else:
         model = GPT2LMHeadModel(
             GPT2Config(

@@ -70,6 +70,10 @@ class IncompatibleDraftError(DraftrankError):
     """A draft cannot serve its target, e.g. because their vocabularies differ."""
 
 
+class UnsupportedModelError(DraftrankError):
+    """The engine cannot run a model, or cannot run it as transformers does."""
+
+
 class BuildError(DraftrankError):
     """A draft could not be built; the rest of the run goes on."""
 

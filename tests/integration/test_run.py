@@ -13,9 +13,11 @@ from conftest import write_tiny_workspace
 from draftrank import RunRequest, Store, Workspace, build_boards, run, summarise, verify
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.decoding.loop import ContextOverflowError
+from draftrank.decoding.runtimes import torch_eager
+from draftrank.decoding.runtimes.grouped_attention import NAME
 from draftrank.drafting import prompting
 from draftrank.drafting.loading import load_tokenizer
-from draftrank.errors import InvalidInputError
+from draftrank.errors import InvalidInputError, UnsupportedModelError
 from draftrank.jobs.running import build
 from draftrank.progress import SilentProgress
 from draftrank.store.bundle import publish
@@ -542,3 +544,55 @@ def test_the_baseline_and_its_twin_need_the_same_memory(workspace_root):
         result = run(workspace, RunRequest("tiny"), store)
     peaks = {arm.id: arm.peak_memory_bytes for arm in result.session.arms}
     assert abs((peaks["baseline"] or 0) - (peaks["baseline-control"] or 0)) < 32 << 20
+
+
+@pytest.mark.parametrize("architecture", ["gpt_oss", "gemma2", "deepseek_v3", "mistral", "bloom"])
+def test_other_architectures_are_measured_with_text_matching_drafts(tmp_path, architecture):
+    root = write_tiny_workspace(tmp_path, architecture)
+    target = root / "drafts" / "tiny" / "target.yaml"
+    target.write_text(target.read_text() + "context_window: 256\n")
+    suffixes = "kind: suffix\nspeculate:\n  branch_above_probability: 0.1"
+    text = RECIPE.replace("id: ngram", "id: suffixes").replace(
+        "kind: ngram\n  max_ngram: 3\nspeculate:", suffixes
+    )
+    (root / "drafts" / "tiny" / "suffixes.yaml").write_text(text)
+    workspace = Workspace.open(root)
+    with Store.open(workspace.store_url) as store:
+        result = run(workspace, RunRequest("tiny", drafts=("ngram", "suffixes")), store)
+    failures = {arm.id: arm.failure for arm in result.session.arms}
+    refused = failures.pop("suffixes")
+    assert set(failures.values()) == {None}
+    assert refused is None if architecture != "bloom" else "trees of tokens cannot be read" in refused
+    for arm in summarise(result).arms:
+        if arm.arm.kind == "draft" and arm.arm.failure is None:
+            assert arm.fidelity.status == "identical"
+
+
+def test_a_session_whose_target_is_not_computed_as_transformers_does_does_not_start(tmp_path, monkeypatch):
+    workspace = Workspace.open(write_tiny_workspace(tmp_path, "gpt_oss"))
+    monkeypatch.setattr(
+        torch_eager, "use_grouped_attention", lambda model: model.set_attn_implementation(NAME)
+    )
+    with Store.open(workspace.store_url) as store:
+        with pytest.raises(
+            UnsupportedModelError, match=r"models/tiny \(gpt_oss\) is not computed by torch-eager as"
+        ):
+            run(workspace, RunRequest("tiny", drafts=("ngram",)), store)
+        assert not store.sessions()
+
+
+def test_a_draft_that_is_not_computed_as_transformers_does_is_a_failed_arm(workspace_root, monkeypatch):
+    """Its cache loses a token too few, which no output of the session would show."""
+    workspace = Workspace.open(workspace_root)
+    forget = torch_eager.TorchRuntime.forget
+
+    def forget_less(self, count):
+        forget(self, count - (self.model.config.num_hidden_layers == 2 and count > 1))
+
+    monkeypatch.setattr(torch_eager.TorchRuntime, "forget", forget_less)
+    with Store.open(workspace.store_url) as store:
+        result = run(workspace, RunRequest("tiny"), store)
+    failures = {arm.id: arm.failure for arm in result.session.arms if arm.kind == "draft"}
+    assert failures["ngram"] is failures["int8"] is None
+    for wrong in ("shallow", "early-exit"):
+        assert "is not computed by torch-eager as transformers computes it" in failures[wrong]

@@ -9,7 +9,7 @@ tokens, length limit and sampling parameters are the engine's. The models' own g
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from draftrank.decoding.loop import Decoding, Request
-from draftrank.decoding.runtimes.grouped_attention import LIBRARY, use_attention
+from draftrank.decoding.runtimes.grouped_attention import library_attention
 from draftrank.drafting.quiet import quiet_transformers
 from draftrank.errors import IncompatibleDraftError
 
@@ -82,7 +82,8 @@ class GenerateDecoder:
         arguments: dict[str, Any] = {} if self._draft is None else {"assistant_model": self._draft}
         with (
             quiet_transformers(),
-            _own_attention(self._target, self._draft),
+            library_attention(self._target),
+            nullcontext() if self._draft is None else library_attention(self._draft),
             _own_settings(self._target, GenerationConfig()),
             _own_settings(self._draft, self._drafting()),
             watch.observing(self._target, self._draft),
@@ -257,18 +258,6 @@ def _model_of(runtime: Runtime) -> PreTrainedModel:
     if not isinstance(runtime, (TorchRuntime, CapturedRuntime)):
         raise IncompatibleDraftError("transformers' generate needs a model that torch runs")
     return runtime.model
-
-
-@contextmanager
-def _own_attention(*models: PreTrainedModel | None) -> Iterator[None]:
-    """The library's attention instead of the engine's."""
-    held = [model for model in models if model is not None]
-    before = [use_attention(model, LIBRARY) for model in held]
-    try:
-        yield
-    finally:
-        for model, name in zip(held, before, strict=True):
-            use_attention(model, name)
 
 
 @contextmanager

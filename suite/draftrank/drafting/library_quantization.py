@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from draftrank.drafting.architecture import Architecture
+from draftrank.drafting.attention_windows import layer_kinds
 from draftrank.drafting.matrices import matrix
 from draftrank.drafting.quiet import quiet_libraries
 from draftrank.errors import BuildError
@@ -187,5 +188,5 @@ def _gptq(folder: Path, settings: Settings) -> Any:
         modules_in_block_to_quantize=quantized if settings.keep_precise else None,
         batch_size=1,
         # layers of different kinds are called with different arguments
-        cache_block_outputs=len(set(getattr(config, "layer_types", None) or ())) <= 1,
+        cache_block_outputs=len(set(layer_kinds(config))) <= 1,
     )

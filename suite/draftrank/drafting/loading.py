@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
+from draftrank.drafting.attention_windows import require_kv_cache
 from draftrank.drafting.cache import FACTS, weight_files
 from draftrank.drafting.forms import (
     FORMS,
@@ -55,6 +56,7 @@ def load_model(
         IncompatibleDraftError: a form of the draft does not run on this device, or has rows that cannot be cut off.
         BuildError: this build of torch has no engine for it.
         MissingDataError: the folder cannot be opened as a model.
+        UnsupportedModelError: its layers keep more than keys and values.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -86,6 +88,7 @@ def load_model(
         ) from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise MissingDataError(f"{folder} cannot be opened as a model: {error}") from error
+    require_kv_cache(model)
     model.eval()
     model.requires_grad_(False)
     replaced = [

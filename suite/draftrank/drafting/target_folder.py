@@ -7,13 +7,14 @@ ordinary folder in a second instead of unpacking blocks for a minute. A folder i
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from draftrank.catalog.base import sha256_of_json
 from draftrank.catalog.sources.base import FetchContext
 from draftrank.catalog.target import Target
+from draftrank.drafting.attention_windows import require_kv_cache
 from draftrank.drafting.cache import (
     FACTS,
     only_process,
@@ -60,6 +61,7 @@ def ensure_target(target: Target, context: FetchContext) -> TargetFolder:
     Raises:
         MissingDataError: its source cannot be had now, or holds no safetensors.
         InvalidInputError: its source is no model, or does not fit the declaration.
+        UnsupportedModelError: the engine cannot run its architecture.
     """
     folder = context.cache / "targets" / f"{target.id}-{target.content_sha256()[:16]}-v{_CONVERSION}"
     facts = _read_facts(folder)
@@ -108,7 +110,14 @@ def _checked(target: Target, folder: Path, facts: dict[str, Any]) -> TargetFolde
             fix="write `prompt_format: completion`",
         )
     window = target.context_window or facts["context_window"]
-    if window > facts["context_window"]:
+    if window is None:
+        raise InvalidInputError.single(
+            f"the configuration of the target {target.id!r} says nothing of how many tokens it may hold",
+            file=f"drafts/{target.id}/target.yaml",
+            field="context_window",
+            fix="write how many tokens it was trained for, e.g. `context_window: 2048`",
+        )
+    if facts["context_window"] is not None and window > facts["context_window"]:
         raise InvalidInputError.single(
             f"the target {target.id!r} holds {facts['context_window']} tokens, not {window}",
             file=f"drafts/{target.id}/target.yaml",
@@ -198,15 +207,15 @@ def _facts(folder: Path, config: PretrainedConfig) -> dict[str, Any]:
     with quiet_transformers(), torch.device("meta"):
         outline = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     outline.tie_weights()
-    facts = TargetFolder(
-        path=folder,
-        weights_sha256=weights_sha256(files),
-        parameters=sum(parameter.numel() for parameter in outline.parameters()),
-        bytes_on_disk=sum(path.stat().st_size for path in files),
-        model_type=str(config.model_type),
-        context_window=int(config.get_text_config().max_position_embeddings),
-    )
-    return {name: value for name, value in asdict(facts).items() if name != "path"}
+    require_kv_cache(outline)
+    window = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return {
+        "weights_sha256": weights_sha256(files),
+        "parameters": sum(parameter.numel() for parameter in outline.parameters()),
+        "bytes_on_disk": sum(path.stat().st_size for path in files),
+        "model_type": str(config.model_type),
+        "context_window": None if window is None else int(window),
+    }
 
 
 def _facts_of_foreign_folder(folder: Path, context: FetchContext) -> dict[str, Any]:

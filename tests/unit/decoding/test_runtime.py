@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draftrank.decoding.runtimes.grouped_attention import LIBRARY, NAME, use_attention
+from draftrank.decoding.runtimes.grouped_attention import LIBRARY, NAME
 from draftrank.decoding.runtimes.torch_eager import TorchRuntime, padded_rows
 from models import ARCHITECTURES, small_model
 
@@ -56,7 +56,7 @@ def test_grouped_attention_is_the_librarys(name, new, dtype):
     found = []
     for attention in (NAME, LIBRARY):
         runtime = TorchRuntime(model)
-        use_attention(model, attention)
+        model.set_attn_implementation(attention)
         runtime.feed(held)
         found.append(runtime.feed(fed).float())
     torch.testing.assert_close(

@@ -22,9 +22,9 @@ from draftrank.drafting import target_folder as module
 from draftrank.drafting.gguf_config import complete_config
 from draftrank.drafting.gguf_export import write_gguf
 from draftrank.drafting.target_folder import ensure_target
-from draftrank.errors import InvalidInputError, MissingDataError
+from draftrank.errors import InvalidInputError, MissingDataError, UnsupportedModelError
 from gguf_files import small_gguf_model, write_llama_file, write_target_file
-from models import small_model
+from models import WITHOUT_KV_CACHE, save_small_target, small_model
 
 REPOSITORY = Path(__file__).parents[3]
 IDS = torch.arange(3, 23)[None]
@@ -362,3 +362,24 @@ def test_the_declared_targets_are_valid(path):
     assert path.read_text().startswith(
         "# yaml-language-server: $schema=../../suite/draftrank/catalog/schemas/target.json"
     )
+
+
+@pytest.mark.parametrize("name", WITHOUT_KV_CACHE)
+def test_targets_that_keep_a_state_are_refused_before_they_are_used(tmp_path, name):
+    save_small_target(tmp_path / "model", name)
+    context = FetchContext(tmp_path / "cache", (tmp_path,))
+    with pytest.raises(UnsupportedModelError, match=f"the architecture '{name}' is not supported"):
+        ensure_target(declare("model", prompt_format="completion"), context)
+
+
+@pytest.mark.parametrize("name", ["bloom", "mpt"])
+def test_a_target_without_a_configured_context_window_must_declare_one(tmp_path, name):
+    save_small_target(tmp_path / "model", name)
+    context = FetchContext(tmp_path / "cache", (tmp_path,))
+    for _ in range(2):  # facts that are known already say the same
+        with pytest.raises(
+            InvalidInputError, match=r"target\.yaml: context_window: .*\(write how many tokens"
+        ):
+            ensure_target(declare("model", prompt_format="completion"), context)
+    folder = ensure_target(declare("model", prompt_format="completion", context_window=64), context)
+    assert folder.context_window == 64

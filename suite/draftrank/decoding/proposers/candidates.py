@@ -28,12 +28,18 @@ def branching_of(context: ProposerContext) -> float | None:
 
     Raises:
         IncompatibleDraftError: it asks for trees, and the target's runtime verifies chains only.
+        UnsupportedModelError: it asks for trees, and the target's runtime does not read them as its model reads each branch.
     """
     branch_above = context.branch_above_probability
-    if branch_above is not None and not isinstance(context.target, TreeRuntime):
+    if branch_above is None:
+        return None
+    if not isinstance(context.target, TreeRuntime):
         raise IncompatibleDraftError(
             f"the runtime {context.target.name} verifies chains of tokens only: leave branch_above_probability out"
         )
+    from draftrank.decoding.runtimes.own_forward import check_trees
+
+    check_trees(context.target)
     return branch_above
 
 

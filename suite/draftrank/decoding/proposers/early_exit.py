@@ -49,11 +49,17 @@ class EarlyExitDraft(DraftBase):
 
     def open(self, context: ProposerContext) -> EarlyExitProposer:
         """See `DraftBase.open`."""
+        from draftrank.decoding.runtimes.own_forward import check_forward, check_trees
+
         if not isinstance(context.target, LayeredRuntime):
             raise IncompatibleDraftError(
                 f"the runtime {context.target.name} cannot run a model's first layers alone"
             )
-        return EarlyExitProposer(context.target.first_layers(self.layers), drafting_of(context))
+        view, drafting = context.target.first_layers(self.layers), drafting_of(context)
+        check_forward(view)
+        if drafting.branch_above is not None:
+            check_trees(view)
+        return EarlyExitProposer(view, drafting)
 
 
 class EarlyExitProposer:

@@ -68,6 +68,7 @@ class BuiltDraft(DraftBase):
         """The model as a proposer; raises as `open`."""
         from draftrank.decoding.runtimes.llama_cpp import LlamaCppRuntime
         from draftrank.decoding.runtimes.opening import feature_runtime_of, runtime_of_model
+        from draftrank.decoding.runtimes.own_forward import check_trees
         from draftrank.decoding.vocabulary import check_vocabularies
         from draftrank.drafting.forms import FeaturesForm, GgufForm
         from draftrank.drafting.gguf_format import GGUF_FILE
@@ -86,12 +87,17 @@ class BuiltDraft(DraftBase):
         forward: Forward = "fused" if context.dtype == "gguf" else context.forward
         model = load_model(context.draft_folder, dtype, context.device, rows=rows)
         if not any(isinstance(form, FeaturesForm) for form in forms):
-            return ModelProposer(runtime_of_model(model, forward), drafting)
+            draft = runtime_of_model(model, forward)
+            if drafting.branch_above is not None:
+                check_trees(draft)
+            return ModelProposer(draft, drafting)
         if not isinstance(context.target, FeaturedRuntime):
             raise IncompatibleDraftError(
                 f"the runtime {context.target.name} does not tell a model's hidden states"
             )
         reader = feature_runtime_of(model, forward)
+        if drafting.branch_above is not None:
+            check_trees(reader)
         return FeatureProposer(context.target, reader, drafting)
 
 

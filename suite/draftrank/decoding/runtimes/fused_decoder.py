@@ -23,7 +23,7 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention
 from draftrank.decoding.runtimes.packed_product import Product, product, product_of
 from draftrank.decoding.runtimes.short_forward import ShortForward
 from draftrank.decoding.runtimes.torch_cache import RollbackCache
-from draftrank.drafting.attention_windows import FULL
+from draftrank.drafting.attention_windows import layer_kinds
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -180,8 +180,7 @@ class FusedDecoder(ShortForward):
             ours = self._weight(attention.q_norm).expand(self._queries, -1)
             theirs = self._weight(attention.k_norm).expand(self._shared, -1)
             head_norms = torch.cat([ours, theirs])
-        kinds = getattr(config, "layer_types", None)
-        kind = FULL if kinds is None else str(kinds[place])
+        kind = layer_kinds(config)[place]
         return _Layer(
             attention_norm=norms[0],
             queries_keys_values=_joined(

@@ -9,6 +9,7 @@ neither (for one token transformers does so itself where a mask is given).
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -18,11 +19,15 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from transformers import PreTrainedModel
 
 NAME = "draftrank_grouped"
 LIBRARY = "sdpa"
 """transformers' own, for its reference arms."""
+_OF_NO_EFFECT = frozenset({"position_ids", "use_cache", "sliding_window", "output_router_logits"})
+"""Arguments of transformers' models that do not change what attention computes: windows are in the mask."""
 MOST_QUERIES = 96
 """Longer feeds are prefills, where repeating the shared heads costs little beside the products."""
 
@@ -50,7 +55,7 @@ def grouped_attention(
         dropout: share of weights dropped.
         scaling: factor of the scores; None: one over the root of the size.
         is_causal: passed on.
-        named: passed on.
+        named: passed on to `LIBRARY`, which computes whatever they ask for or refuses it.
 
     Returns:
         [batch, new, heads, size], and None for the weights.
@@ -59,7 +64,8 @@ def grouped_attention(
     group = heads // key.shape[1]
     causal = attention_mask is None and new > 1
     shared = attention_mask is None or attention_mask.shape[1] == 1
-    if group == 1 or new > MOST_QUERIES or causal or not shared or named.get("position_bias") is not None:
+    unknown = any(value is not None and name not in _OF_NO_EFFECT for name, value in named.items())
+    if group == 1 or new > MOST_QUERIES or causal or not shared or unknown:
         result: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **named
         )
@@ -82,9 +88,24 @@ AttentionInterface.register(NAME, grouped_attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def use_attention(model: PreTrainedModel, name: str) -> str:
-    """Makes a model, and every view of it, attend by a registered function; returns the one before."""
-    before = str(model.config._attn_implementation)
-    if before != name:
-        model.set_attn_implementation(name)
-    return before
+def use_grouped_attention(model: PreTrainedModel) -> None:
+    """Makes a model, and every view of it, attend by `grouped_attention` where transformers chose `LIBRARY` for it.
+
+    Any other choice stays: a model that `LIBRARY` cannot compute (attention sinks, softcapping) has attention of its own.
+    """
+    if model.config._attn_implementation == LIBRARY:
+        model.set_attn_implementation(NAME)
+
+
+@contextmanager
+def library_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Lets a model, also one that is a view of another's layers, attend by what transformers itself chooses for it."""
+    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    before = [(config, config._attn_implementation) for config in configs.values()]
+    try:
+        for config in configs.values():
+            config._attn_implementation = model.get_correct_attn_implementation(None)
+        yield
+    finally:
+        for config, name in before:
+            config._attn_implementation = name

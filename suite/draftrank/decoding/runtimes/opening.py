@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from draftrank.decoding.runtimes.captured.features import CapturedFeatureRuntime
 from draftrank.decoding.runtimes.captured.runtime import CapturedRuntime
+from draftrank.decoding.runtimes.own_forward import check_forward
 from draftrank.decoding.runtimes.torch_eager import TorchRuntime
 from draftrank.decoding.runtimes.torch_features import FeatureRuntime
 from draftrank.drafting.loading import load_model
@@ -31,19 +32,22 @@ def load_runtime(
 
 
 def runtime_of_model(model: PreTrainedModel, forward: Forward) -> TorchRuntime | CapturedRuntime:
-    """Wraps a model. Where its forward is not known as it is asked for, a slower one is taken: `fused` for `native`,
-    `eager` for all.
+    """Wraps a model, and compares it with its own forward. Where its forward is not known as it is asked for, a slower one
+    is taken: `fused` for `native`, `eager` for all.
 
     Raises:
         InvalidInputError: native forwards are asked for and cannot be compiled.
+        UnsupportedModelError: see `check_forward`.
     """
-    if forward == "captured" and CapturedRuntime.fits(model):
-        return CapturedRuntime(model)
-    return TorchRuntime.of(model, forward)
+    captured = forward == "captured" and CapturedRuntime.fits(model)
+    runtime = CapturedRuntime(model) if captured else TorchRuntime.of(model, forward)
+    check_forward(runtime)
+    return runtime
 
 
 def feature_runtime_of(model: PreTrainedModel, forward: Forward) -> Features:
     """The same for a model that reads hidden states."""
-    if forward == "captured" and CapturedRuntime.fits(model):
-        return CapturedFeatureRuntime(model)
-    return FeatureRuntime.of(model, forward)
+    captured = forward == "captured" and CapturedRuntime.fits(model)
+    runtime = CapturedFeatureRuntime(model) if captured else FeatureRuntime.of(model, forward)
+    check_forward(runtime)
+    return runtime

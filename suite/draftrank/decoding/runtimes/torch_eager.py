@@ -6,8 +6,10 @@ Its forward is transformers' own, or, for short ones and where that is asked for
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -15,7 +17,7 @@ import torch
 
 from draftrank.decoding.runtime import check_layers
 from draftrank.decoding.runtimes.fused_decoder import FusedDecoder
-from draftrank.decoding.runtimes.grouped_attention import NAME, use_attention
+from draftrank.decoding.runtimes.grouped_attention import use_grouped_attention
 from draftrank.decoding.runtimes.native.decoder import NativeDecoder
 from draftrank.decoding.runtimes.short_forward import MOST_TOKENS, ShortForward
 from draftrank.decoding.runtimes.torch_cache import RollbackCache, zeros
@@ -23,7 +25,7 @@ from draftrank.decoding.vocabulary import check_ids
 from draftrank.drafting.architecture import Architecture
 from draftrank.drafting.attention_windows import attention_windows
 from draftrank.drafting.loading import load_model
-from draftrank.errors import InvalidInputError
+from draftrank.errors import InvalidInputError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,18 +73,18 @@ class TorchRuntime:
             cache: a cache to share; None: its own.
             short: the model's layers, to run short forwards through; None: transformers runs all.
         """
-        use_attention(model, NAME)
+        use_grouped_attention(model)
         self.name: str = "torch-eager" if short is None else short.runtime
         self._short = short
         config = model.config.get_text_config()
         self.model = model
         self.vocabulary_size = int(config.vocab_size)
-        self.context_window = int(config.max_position_embeddings)
+        # A configuration without a limit is one of biases by distance (ALiBi); a target then declares its own.
+        self.context_window = int(getattr(config, "max_position_embeddings", None) or sys.maxsize)
         self._device = next(iter(model.parameters())).device
         self._pads = self._device.type == "cpu" and has_slow_row_counts(model)
         room = zeros if short is None else short.zeros
         self._cache = cache or RollbackCache.of_depth(int(config.num_hidden_layers), room)
-        self._windows = attention_windows(config)
         self._fed = 0
         self._states: dict[int, Tensor] = {}
         """What is remembered of the last feed, by layer."""
@@ -161,7 +163,7 @@ class TorchRuntime:
             "its cache is its own, see `NativeDecoder`"
         )
         masks = {
-            kind: tree.visible(root, window, self._device)[None, None, known:]
+            kind: self._mask(tree.visible(root, window, self._device)[None, None, known:])
             for kind, window in self._windows.items()
         }
         output = self.model(
@@ -174,6 +176,24 @@ class TorchRuntime:
         )
         logits: Tensor = output.logits[0]
         return logits
+
+    @cached_property
+    def _windows(self) -> dict[str, int | None]:
+        """See `attention_windows`; of a model that can read trees."""
+        config = self.model.config.get_text_config()
+        if "position_ids" not in signature(self.model.forward).parameters or getattr(config, "alibi", False):
+            raise UnsupportedModelError(
+                f"{config.model_type} takes the distance of two tokens from the order in which they are read, so trees of "
+                "tokens cannot be read: use drafts that propose chains (leave branch_above_probability out)"
+            )
+        return attention_windows(config)
+
+    def _mask(self, visible: Tensor) -> Tensor:
+        """A mask in the form that the model's attention takes: bool, or what is added to the scores."""
+        if self.model.config._attn_implementation != "eager":
+            return visible
+        added = torch.zeros(visible.shape, dtype=self.model.dtype, device=self._device)
+        return added.masked_fill(~visible, torch.finfo(self.model.dtype).min)
 
     @torch.inference_mode()
     def chain(self, unseen: Sequence[int], count: int, stop_below: float | None = None) -> list[int] | None:

@@ -18,7 +18,7 @@ from draftrank.decoding.runtimes.short_forward import (
     matrices_of,
 )
 from draftrank.drafting.architecture import Architecture
-from draftrank.drafting.attention_windows import FULL, attention_windows
+from draftrank.drafting.attention_windows import attention_windows, layer_kinds
 from draftrank.drafting.forms import FEATURES, FeatureFusion, TrimmedHead
 
 if TYPE_CHECKING:
@@ -107,10 +107,9 @@ class CapturedDecoder(KnownDecoder):
         self._channels = int(config.intermediate_size)
         self._gelu = is_gelu(model)
         layers = self._shape.layers(model)
-        kinds = getattr(config, "layer_types", None) or [FULL] * len(layers)
         known: dict[tuple[int, ...], Tensor] = {}
         self.layers = [
-            self._layer(layer, str(kind), known) for layer, kind in zip(layers, kinds, strict=True)
+            self._layer(layer, kind, known) for layer, kind in zip(layers, layer_kinds(config), strict=True)
         ]
         head = self._shape.head(model)
         self.token_ids: Tensor | None = head.token_ids if isinstance(head, TrimmedHead) else None

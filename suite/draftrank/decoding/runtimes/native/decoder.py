@@ -46,7 +46,7 @@ from draftrank.decoding.runtimes.short_forward import (
 )
 from draftrank.decoding.token_tree import Branch, TokenTree, TreeWidth
 from draftrank.drafting.architecture import Architecture
-from draftrank.drafting.attention_windows import FULL
+from draftrank.drafting.attention_windows import layer_kinds
 from draftrank.drafting.forms import FEATURES, TrimmedHead
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class NativeDecoder(ShortForward):
         super().__init__(model)
         config = model.config.get_text_config()
         layers = self._shape.layers(model)
-        kinds = [str(kind) for kind in getattr(config, "layer_types", None) or [FULL] * len(layers)]
+        kinds = layer_kinds(config)
         self._kinds = tuple(dict.fromkeys(kinds))
         stored = _stored_as(matrices_of(self._shape, layers[0])[0])
         assert stored is not None
