@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from commands import HEAVY, draftrank, several
+from conftest import write_tiny_workspace
 from draftrank.catalog.formatting import format_file
 from draftrank.catalog.schemas import FOLDER
 from draftrank.catalog.workspace import Workspace
@@ -347,3 +348,19 @@ def test_a_reader_that_leaves_early_is_no_failure_to_complain_about(root):
     done = subprocess.run(["bash", "-c", command], cwd=root, capture_output=True, text=True, check=False)
     assert done.stdout == "k"
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("architecture", "code", "says"),
+    [
+        ("mamba2", 1, "'mamba2' is not supported: its layers (linear_attention) keep a state"),
+        ("lfm2", 1, "'lfm2' is not supported: its layers (conv) keep a state"),
+        ("bloom", 2, "drafts/tiny/target.yaml: context_window: "),
+    ],
+)
+def test_a_target_that_cannot_be_run_ends_in_one_sentence(tmp_path, architecture, code, says):
+    found = draftrank(write_tiny_workspace(tmp_path, architecture), "run", "--draft", "ngram")
+    assert found.code == code
+    assert says in found.err
+    assert "Traceback" not in found.err
+    assert not found.out

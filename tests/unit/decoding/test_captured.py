@@ -35,13 +35,14 @@ from draftrank.decoding.runtimes.captured.features import CapturedFeatureRuntime
 from draftrank.decoding.runtimes.captured.runtime import CapturedRuntime
 from draftrank.decoding.runtimes.captured.steps import DeviceSteps
 from draftrank.decoding.runtimes.opening import feature_runtime_of, runtime_of_model
+from draftrank.decoding.runtimes.own_forward import check_forward, check_trees
 from draftrank.decoding.sampling import Sampler, distribution, pick
 from draftrank.decoding.token_tree import TokenTree
 from draftrank.decoding.verification import coupled
 from draftrank.drafting.architecture import Architecture
 from draftrank.drafting.forms import FeaturesForm, TrimmedHeadForm
 from draftrank.drafting.vocabulary_rows import cut_rows, pad_rows
-from draftrank.errors import InvalidInputError
+from draftrank.errors import InvalidInputError, UnsupportedModelError
 from models import small_model
 
 CUDA = torch.cuda.is_available()
@@ -102,9 +103,20 @@ def model(
 
 
 def captured(made: PreTrainedModel) -> CapturedRuntime:
-    found = runtime_of_model(made, "captured")
-    assert isinstance(found, CapturedRuntime)
-    return found
+    assert CapturedRuntime.fits(made)
+    return CapturedRuntime(made)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_chains_and_trees_are_those_of_the_models_own_forward(dtype):
+    """The kernels' windows are those that the configuration tells, or the difference is seen."""
+    runtime = captured(model("gemma3", dtype=dtype))
+    check_forward(runtime)
+    check_trees(runtime)
+    runtime.decoder._windows = dict.fromkeys(runtime.decoder._windows)
+    runtime._forget_recordings()
+    with pytest.raises(UnsupportedModelError, match="torch-captured"):
+        check_forward(runtime)
 
 
 @pytest.fixture(scope="module")
@@ -266,14 +278,14 @@ def proposers(target: CapturedRuntime, name: str):
         "tree": ModelProposer(captured(near), Drafting(branch_above=0.05)),
         "itself": ModelProposer(captured(model(name))),
         "exit": EarlyExitProposer(target.first_layers(1)),
-        "features": FeatureProposer(target, feature_runtime_of(reader(), "captured")),
-        "states": FeatureProposer(target, feature_runtime_of(reader(layers=()), "captured")),
+        "features": FeatureProposer(target, CapturedFeatureRuntime(reader())),
+        "states": FeatureProposer(target, CapturedFeatureRuntime(reader(layers=()))),
         "features tree": FeatureProposer(
-            target, feature_runtime_of(reader(), "captured"), Drafting(branch_above=0.05)
+            target, CapturedFeatureRuntime(reader()), Drafting(branch_above=0.05)
         ),
         "mixed model": MixedProposer(NgramProposer(1, 3), ModelProposer(captured(near)), 2),
         "mixed": MixedProposer(
-            NgramProposer(1, 3), FeatureProposer(target, feature_runtime_of(reader(), "captured")), 2
+            NgramProposer(1, 3), FeatureProposer(target, CapturedFeatureRuntime(reader())), 2
         ),
     }
 
