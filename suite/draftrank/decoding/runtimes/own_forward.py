@@ -45,7 +45,7 @@ differs from transformers by 1e-6 to 1e-5."""
 MAX_ROUNDING = 4.0
 """Largest difference that is rounding, in multiples of how far the model's own logits move when its embeddings move by one
 step of their dtype. That replaces every later rounding by another one, as other kernels do, so the two are of one size:
-SmolLM2-135M and Gemma 3 270M differ 0.2 to 1.2 times as far in bf16 and fp16, by all CPU backends. Gemma 3 without its
+SmolLM2-135M differs 0.2 to 1.2 times as far in bf16 and fp16 on a CPU, Gemma 3 270M in bf16 less. Gemma 3 without its
 windows differs 14 times as far, and a random gpt_oss without its sinks 8 to 30 times."""
 MAX_PROMPT = {"cpu": 1280, "cuda": 10_240}
 """Longest text that is read to see a sliding window slide, in tokens; a window that needs more is not checked."""
@@ -100,7 +100,7 @@ def check_trees(runtime: Runtime) -> None:
         places = range(prompt, prompt + len(_TREE.parents))
         text.offer(checked, places)
         rows = checked.feed_tree(text.tokens_at(places), _TREE).float().clone()
-        checked.keep_path((0, 2, 4))
+        checked.keep_path(prompt, (0, 2, 4))
         return [torch.cat([before, rows, text.feed(checked, [places.stop])])]
 
     def own(model: PreTrainedModel, text: _Text) -> list[Tensor]:
