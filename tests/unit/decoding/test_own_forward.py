@@ -62,7 +62,7 @@ def test_every_branch_of_a_tree_is_read_as_a_chain_by_the_models_own_forward(nam
             path.insert(0, tokens[one])
             one = parents[one - 1] + 1
         assert_close(logits[place], own_logits(own, [*TEXT[:held], tokens[0], *path])[-1])
-    runtime.keep_path((0, 2, 4, 5))
+    runtime.keep_path(held, (0, 2, 4, 5))
     kept = [*TEXT[:held], 5, 9, 13, 15]
     assert_close(runtime.feed([30, 31]), own_logits(own, [*kept, 30, 31])[-2:])
     check_trees(runtime)
@@ -139,7 +139,7 @@ def changed(name, change):
     if change == "int8":
         quantize_linear_layers(model, ())
     elif change == "trimmed":
-        head = TrimmedHead(32, 20, 61, bias=False)
+        head = TrimmedHead(torch.nn.Linear(32, 20, bias=False), 20, 61)
         head.projection.weight.data.copy_(model.lm_head.weight[:20])
         model.lm_head = head.requires_grad_(False)
     elif change != "float32":
