@@ -21,8 +21,10 @@ from draftrank.decoding import loop, stamps
 from draftrank.decoding.loop import Decoding
 from draftrank.decoding.proposers.model import ModelDraft, ModelProposer
 from draftrank.decoding.proposers.ngram import NgramProposer
+from draftrank.decoding.runtimes import opening
 from draftrank.decoding.runtimes.torch_eager import TorchRuntime
 from draftrank.decoding.verification import Verdict
+from draftrank.errors import UnsupportedModelError
 from draftrank.jobs.running import build
 from draftrank.measure.cost import latency
 from draftrank.measure.evidence import Conditions
@@ -160,9 +162,19 @@ def roll_back_one_short(monkeypatch):
     monkeypatch.setattr(TorchRuntime, "forget", lambda self, count: forget(self, max(0, count - 1)))
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_cache_rolled_back_one_position_short_starts_no_session(root, tmp_path, monkeypatch, dtype):
+    roll_back_one_short(monkeypatch)
+    with pytest.raises(
+        UnsupportedModelError, match="not computed by torch-eager as transformers computes it"
+    ):
+        measure(root, tmp_path, dtype=dtype)
+
+
 @pytest.mark.parametrize("request_", [{}, {"mode": SAMPLING}], ids=["fp32", "sampling"])
 def test_a_cache_rolled_back_one_position_short(root, tmp_path, monkeypatch, request_):
     roll_back_one_short(monkeypatch)
+    monkeypatch.setattr(opening, "check_forward", lambda _: None)
     arm, verdict, gates = measure(root, tmp_path, **request_)
     assert not verdict.ranked
     assert "failed" in gates
@@ -172,6 +184,7 @@ def test_a_cache_rolled_back_one_position_short(root, tmp_path, monkeypatch, req
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_a_wrong_cache_shows_in_the_output_too(root, tmp_path, monkeypatch, dtype):
     roll_back_one_short(monkeypatch)
+    monkeypatch.setattr(opening, "check_forward", lambda _: None)
     monkeypatch.setattr(bench, "check_cache", lambda *_: None)
     arm, verdict, gates = measure(root, tmp_path, dtype=dtype)
     assert not verdict.ranked

@@ -294,7 +294,7 @@ def test_a_draft_with_a_short_window_proposes_nothing_behind_it_and_all_is_told_
         f"short reads at most 48 tokens, which 1 of 3 prompts can outgrow (most: small/one, up to {most}): "
         "behind them it proposes nothing"
     )
-    assert result.session.warnings == (warning,)
+    assert warning in result.session.warnings
     assert told.index(warning) < told.index("load the target")
     failures = {arm.id: arm.failure for arm in result.session.arms if arm.failure}
     assert list(failures.values()) == [
