@@ -10,7 +10,7 @@ selection=$(draftrank changed --since "$base" --json | tail -n 1)
 bundles=$("$python" -c 'import json, sys; print("\n".join(json.loads(sys.argv[1])["bundles"]))' "$selection")
 while IFS= read -r bundle; do
   if [ -n "$bundle" ]; then
-    draftrank verify "$workspace/$bundle" --prompts "${VERIFY_PROMPTS:-2}"
+    draftrank verify "$workspace/$bundle" ${VERIFY_PROMPTS:+--prompts "$VERIFY_PROMPTS"}
   fi
 done <<< "$bundles"
 draftrank site --published --out "$folder"

@@ -14,8 +14,12 @@ from pathlib import Path
 import pytest
 
 from commands import MOST_S, draftrank, several, start
+from draftrank.catalog.workspace import Workspace
 from draftrank.measure.statistics.stopping import spent_s
+from draftrank.store.bundle import publish, read_bundle
 from draftrank.store.store import Store
+from forging import forge
+from unit.board.builders import draft_first, result
 from workspaces import RECIPE
 
 ARMS = ["early-exit", "int8", "ngram", "shallow"]
@@ -144,6 +148,16 @@ def test_good_bundles_are_imported_beside_bad_ones_and_all_bad_ones_are_named(me
     assert first.name in imported.err
     assert second.name in imported.err
     assert len(board.json["rows"]) == len(others)
+
+
+def test_a_session_whose_seconds_leave_holes_in_the_clock_is_not_published(measured_root, tmp_path):
+    (path,) = publish(draft_first(result({"ngram": 1.5})), tmp_path)
+    with Store.open(Workspace.open(measured_root).store_url) as store:
+        store.join_result(read_bundle(forge(path, tmp_path / "forged.json")))
+    (published,) = several(measured_root, ["publish", "20261101-a"])
+    assert published.code == 2
+    assert "11.1% of each trial of ngram" in " ".join(published.err.split())
+    assert "20261101-a" in published.err
 
 
 def test_a_published_bundle_that_was_changed_is_refused(measured_root):

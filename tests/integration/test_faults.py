@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from conftest import write_tiny_workspace
-from draftrank import RunRequest, Store, Workspace, run, summarise
+from draftrank import RunRequest, Store, Workspace, run, summarise, verify
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.decoding import loop, stamps
 from draftrank.decoding.loop import Decoding
@@ -31,7 +31,9 @@ from draftrank.measure.evidence import Conditions
 from draftrank.measure.fidelity.stale_proposals import stale_steps
 from draftrank.measure.gates.verdict import judge
 from draftrank.measure.machine.conditions import Watch
-from draftrank.measure.sessions import bench
+from draftrank.measure.sessions import bench, plan, session
+from draftrank.store.bundle import publish
+from forging import forge
 from workspaces import write_prompts
 
 LAYER_S = 0.01
@@ -395,6 +397,43 @@ def test_a_stopwatch_that_runs_slow_for_one_arm(root, tmp_path, clock, monkeypat
     assert "implausible-clock" in gates
     if rate == 0.05:
         assert {"implausible-speedup", "skipped-work"} <= gates
+
+
+# Seconds that were changed afterwards
+
+
+@pytest.fixture
+def bundles(tmp_path, clock, monkeypatch):
+    """A workspace with six prompts, and the published bundles of three drafts measured in it."""
+    for module in (plan, session):
+        monkeypatch.setattr(module, "utc_now", clock.utc_now)
+    root = write_tiny_workspace(tmp_path / "workspace")
+    words = ("one", "two", "three", "dog", "and", "a")
+    rows = [{"id": word, "turns": [f"{word} the cat sat on the mat " * 3]} for word in words]
+    write_prompts(root, rows)
+    task = root / "tasks" / "small.yaml"
+    task.write_text(task.read_text().replace("max_new_tokens: 12", f"max_new_tokens: {MAX_NEW_TOKENS}"))
+    workspace = Workspace.open(root)
+    with Store.open(tmp_path / "results.sqlite") as store:
+        drafts = ("ngram", "shallow", "early-exit")
+        return workspace, publish(run(workspace, RunRequest("tiny", drafts=drafts), store), tmp_path / "all")
+
+
+def test_honest_seconds_hold_in_a_re_run_and_false_ones_do_not(bundles, tmp_path):
+    workspace, paths = bundles
+
+    def verified(path):
+        return {one.name: one for one in verify(workspace, path, seed=1).checks}
+
+    for path in paths:
+        checks = verified(path)
+        assert {one.status for one in checks.values()} == {"holds"}, checks
+    shown = verified(forge(path, tmp_path / "shown.json", 0.1))
+    assert "11.1% of each trial" in shown["times"].detail
+    for share in (0.1, 0.05):
+        hidden = verified(forge(path, tmp_path / "hidden.json", share, hide=True))
+        assert [one.name for one in hidden.values() if one.status == "fails"] == ["step cost"]
+        assert f"{1 / (1 - share):.3f} times as long here as published" in hidden["step cost"].detail
 
 
 # Work that is not done

@@ -34,6 +34,7 @@ def publish(
     from draftrank.catalog.workspace import Workspace
     from draftrank.errors import InvalidInputError
     from draftrank.store.bundle import publish as publish_bundles
+    from draftrank.store.bundle_checks import require_times
     from draftrank.store.shared_bundles import put_bundles
     from draftrank.store.store import Store
 
@@ -50,6 +51,7 @@ def publish(
             )
         newest = max(chosen, key=lambda one: one.created_at)
         result = store.result(newest.id)
+    require_times(result, f"session {newest.id}")
     if to is None:
         written = [str(path) for path in publish_bundles(result, opened.published)]
     else:

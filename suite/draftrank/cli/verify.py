@@ -20,7 +20,15 @@ _STYLES = {"holds": "green", "fails": "bold red", "skipped": "yellow"}
 
 def verify(
     bundle: Annotated[list[Path], typer.Argument(help="Result bundles.", show_default=False)],
-    prompts: Annotated[int, typer.Option(help="Prompts of each task to run again.", min=1)] = 2,
+    prompts: Annotated[
+        int | None,
+        typer.Option(
+            help="Prompts of each task to run again. Default: what takes about two minutes on a machine of the same "
+            "class, 2 on others.",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed of the sample. Default: drawn, and told.", min=0)
     ] = None,
@@ -30,7 +38,7 @@ def verify(
     """Run a sample of published results again; exit code 1 when one does not hold.
 
     Hashes of target, recipe, tasks and weights are compared first, then outputs and accept histograms, and
-    speedups where the machine is of the same class.
+    the time of a step and speedups where the machine is of the same class.
 
     [bold]Example:[/bold] draftrank verify leaderboard/results/smollm2-135m-instruct/ngram/*/*.json
     """

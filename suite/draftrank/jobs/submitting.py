@@ -11,6 +11,7 @@ from draftrank.catalog.workspace import Workspace
 from draftrank.errors import InvalidInputError
 from draftrank.measure.records import SessionResult
 from draftrank.store.bundle import publish
+from draftrank.store.bundle_checks import require_times
 from draftrank.store.store import Store
 
 _CHECKLIST = """\
@@ -45,7 +46,8 @@ def submit(
         session: publish this session's result, not the newest.
 
     Raises:
-        InvalidInputError: the recipe is invalid, or nothing was measured with the recipe as it is now.
+        InvalidInputError: the recipe is invalid, nothing was measured with the recipe as it is now, or what was
+            has times that contradict each other.
     """
     workspace.require_own()
     recipe = workspace.recipe(target, draft)
@@ -54,6 +56,7 @@ def submit(
     if problems:
         raise InvalidInputError(problems)
     result = _measured(recipe, store, session)
+    require_times(result, f"session {result.session.id}")
     written = publish(result, workspace.published, drafts=(draft,))
     told = standings([result], drafts=[draft])
     return Submission(

@@ -23,27 +23,39 @@ from draftrank.errors import InvalidInputError, MissingDataError
 from draftrank.jobs.declared_alike import check_recipe, check_target, check_tasks, sample
 from draftrank.jobs.running import build
 from draftrank.measure.fidelity.divergence import Judged, judge_divergence
+from draftrank.measure.gates.clocks import taken
 from draftrank.measure.gates.timeline import timeline_problems
 from draftrank.measure.machine.fingerprint import read_machine
-from draftrank.measure.records import BASELINE, Arm, DraftBuild, Machine, Session, SessionResult, Trial
+from draftrank.measure.records import (
+    BASELINE,
+    CONTROL,
+    Arm,
+    DraftBuild,
+    Machine,
+    Session,
+    SessionResult,
+    Trial,
+)
 from draftrank.measure.sessions.plan import DraftArm, SessionPlan
 from draftrank.measure.sessions.session import run_session
+from draftrank.measure.statistics.standing import standing_trials
 from draftrank.measure.summaries.recheck import (
     Check,
     check_acceptance,
     check_outputs,
     check_prompt_lengths,
     check_speed,
+    check_step_cost,
     pair_up,
 )
 from draftrank.progress import Progress, SilentProgress
 from draftrank.store.bundle import read_bundle
 from draftrank.store.store import Store
 
-DEFAULT_PROMPTS = 2
-"""Prompts of each task that are run again: the fewest that give an interval."""
-REPEATS = 2
-"""Repeats of the re-run where speed is compared."""
+MIN_SAMPLE = 2
+"""Prompts of each task that are run again at least: the fewest that give an interval."""
+SAMPLE_S = 90.0
+"""Published seconds of what is run again where speed is compared: about two minutes with loading and timing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +87,7 @@ def verify(
     workspace: Workspace,
     bundle: Path,
     *,
-    prompts: int = DEFAULT_PROMPTS,
+    prompts: int | None = None,
     seed: int | None = None,
     progress: Progress | None = None,
 ) -> Verification:
@@ -86,7 +98,8 @@ def verify(
     Args:
         workspace: where target, recipe and tasks are declared.
         bundle: the file.
-        prompts: how many of each task to run again.
+        prompts: how many of each task to run again; None: as many as took `SAMPLE_S` where the machine is of the
+            same class, else `MIN_SAMPLE`.
         seed: of the sample; None draws one, so that nobody knows beforehand which prompts will be run.
         progress: told how far it is.
 
@@ -129,7 +142,8 @@ def verify(
     checks.append(_check_build(arm.draft, built))
     machine = read_machine(session.device)
     same_machine = machine.machine_class == session.machine.machine_class
-    plan = _plan(workspace, session, built, sample(tasks, prompts, seed), progress, same_machine)
+    count = prompts or (_sample_size(published, arm, len(tasks)) if same_machine else MIN_SAMPLE)
+    plan = _plan(workspace, session, built, sample(tasks, count, seed), progress)
     checks += [_check_target_weights(session, plan), _check_rendering(session, plan, tasks)]
     if any(check.status == "fails" for check in checks):
         return verification(machine=machine)
@@ -184,13 +198,21 @@ def _check_rendering(session: Session, plan: SessionPlan, tasks: Sequence[TaskPr
     return Check("rendered prompts", "holds", f"the same token ids in {len(known)} of {len(here)} tasks")
 
 
+def _sample_size(published: SessionResult, draft: Arm, tasks: int) -> int:
+    """Prompts of each task that its machine decoded in `SAMPLE_S`, by all arms of the re-run."""
+    arms = {BASELINE, CONTROL, draft.id}
+    trials = [trial for trial in standing_trials(published.trials) if trial.arm in arms and trial.repeat == 0]
+    prompts = len({(trial.task, trial.prompt) for trial in trials})
+    seconds = sum(taken(trial) for trial in trials)
+    return max(MIN_SAMPLE, int(SAMPLE_S * prompts / (seconds * tasks))) if seconds else MIN_SAMPLE
+
+
 def _plan(
     workspace: Workspace,
     session: Session,
     built: DraftArm,
     tasks: tuple[TaskPrompts, ...],
     progress: Progress,
-    same_machine: bool,
 ) -> SessionPlan:
     from draftrank.drafting.target_folder import ensure_target, gguf_file
 
@@ -201,7 +223,7 @@ def _plan(
         id="verify",
         title="A sample, run again",
         tasks=tuple(SuiteTask(task=task.task.id) for task in tasks),
-        repeats=REPEATS if same_machine else 1,
+        repeats=1,
     )
     return SessionPlan(
         target=target,
@@ -250,15 +272,20 @@ def _compare(
     follows = same_weights or (published.session.mode.greedy and not arm.lossy)
     exact = [pair for pair in pairs if follows or pair.published.arm != arm.id]
     speed = (
-        check_speed(published, again, arm.id, same_weights=same_weights)
+        (
+            check_step_cost(published, again, arm.id),
+            check_speed(published, again, arm.id, same_weights=same_weights),
+        )
         if same_machine
-        else Check("speedup", "skipped", "this machine is of another class")
+        else tuple(
+            Check(name, "skipped", "this machine is of another class") for name in ("step cost", "speedup")
+        )
     )
     return (
         check_prompt_lengths(pairs),
         check_outputs(exact, _Judging(plan, again, progress)),
         check_acceptance(of_draft, published.session.dtype, same_weights=same_weights),
-        speed,
+        *speed,
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from draftrank.errors import InvalidInputError, Problem
 from draftrank.measure.records import Arm, Session, SessionResult
-from draftrank.store.bundle_checks import session_date
+from draftrank.store.bundle_checks import require_times, session_date
 from draftrank.store.bundle_format import bundle_data, content_hash, render
 from draftrank.store.bundle_reading import bundle_result, parse_json, read_json
 from draftrank.store.merging import merge
@@ -90,10 +90,11 @@ def import_bundle(path: Path, store: Store) -> SessionResult:
         What the bundle holds.
 
     Raises:
-        InvalidInputError: as `read_bundle`.
+        InvalidInputError: as `read_bundle`, or its times contradict each other.
         StoreError: it contradicts what the store has of the session.
     """
     result = read_bundle(path)
+    require_times(result, str(path))
     store.join_result(result)
     return result
 

@@ -12,19 +12,37 @@ from pydantic import TypeAdapter, ValidationError
 
 from draftrank.catalog.base import Identifier
 from draftrank.catalog.plain_text import fault_of_name
-from draftrank.errors import Problem
+from draftrank.errors import InvalidInputError, Problem
+from draftrank.measure.gates.timeline import timeline_problems
 from draftrank.measure.records import BASELINE, CONTROL, Session, SessionResult, Trial
 
 MAX_PROBLEMS = 20
 
 _IDENTIFIER: TypeAdapter[Any] = TypeAdapter(Identifier)
 _PUBLISH_AGAIN = "publish the session again from its store"
+_MEASURE_AGAIN = (
+    "measure it again, without suspending the machine or setting its clock (`draftrank run --fresh`)"
+)
 
 
 def find_problems(result: SessionResult, file: str) -> list[Problem]:
     """Everything wrong with a bundle's content, at most `MAX_PROBLEMS`; empty when it is sound."""
     found = [*_session_problems(result.session), *_trial_problems(result)]
     return [Problem(message, file, None, field, fix) for field, message, fix in found[:MAX_PROBLEMS]]
+
+
+def require_times(result: SessionResult, file: str) -> None:
+    """What is imported or published must state seconds that fit the times of day it states.
+
+    Raises:
+        InvalidInputError: they contradict each other; says where.
+    """
+    found = timeline_problems(result)
+    if found:
+        raise InvalidInputError(
+            Problem(f"its times contradict each other: {problem}", file, None, "trials", _MEASURE_AGAIN)
+            for problem in found[:MAX_PROBLEMS]
+        )
 
 
 def _session_problems(session: Session) -> Iterator[tuple[str, str, str]]:

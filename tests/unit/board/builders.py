@@ -171,6 +171,12 @@ def one_after_another(trials: Sequence[Trial]) -> list[Trial]:
     return done
 
 
+def draft_first(found: SessionResult) -> SessionResult:
+    """The session with its drafts before the baseline in every block."""
+    order = sorted(found.trials, key=lambda one: (one.cell, one.arm in (BASELINE, CONTROL)))
+    return found.model_copy(update={"trials": tuple(one_after_another(order))})
+
+
 def result(
     speedups: Mapping[str, float],
     *,

@@ -132,16 +132,23 @@ def a_trial(arm: str = "ngram-2", task: str = "chat", prompt: str = "p1", **chan
 def a_result(
     session_id: str = "2026-03-01-aaaa", drafts: tuple[str, ...] = ("ngram-2",), **changes
 ) -> SessionResult:
-    """A session in which every arm decoded every prompt turn, twice."""
+    """A session in which every arm decoded every prompt turn, twice, one arm a second."""
     session = a_session(session_id, drafts, **changes)
+    cells = [
+        (task.task, prompt, turn, repeat)
+        for task in session.tasks
+        for prompt, turns in zip(task.prompts, task.turns, strict=True)
+        for turn in range(turns)
+        for repeat in range(session.repeats)
+    ]
     return SessionResult(
         session=session,
         trials=tuple(
-            a_trial(arm.id, task.task, prompt, turn=turn, repeat=repeat, position=position)
-            for task in session.tasks
-            for prompt, turns in zip(task.prompts, task.turns, strict=True)
-            for turn in range(turns)
-            for repeat in range(session.repeats)
+            a_trial(
+                arm.id, task, prompt, turn=turn, repeat=repeat, position=position,
+                started_at=f"2026-03-01T10:{block:02}:{1 + position:02}Z",
+            )
+            for block, (task, prompt, turn, repeat) in enumerate(cells)
             for position, arm in enumerate(session.arms)
         ),
-    )
+    )  # fmt: skip

@@ -1,15 +1,17 @@
 """Two clocks that must agree: the stopwatch that gives a trial's seconds, and the time of day.
 
 Trials of one process follow one another, so each must end before the next begins, and between two that
-follow directly only a little time passes: to keep the trial, and to get ready for the next. A stopwatch
-that jumps, or that runs slow for one arm, breaks one of both rules.
+follow directly only a little time passes: to keep the trial, and to get ready for the next. That time is
+the same after every arm and does not grow with the trial. A stopwatch that jumps, or that runs slow for one
+arm, breaks one of these rules, and so do seconds that were changed afterwards: a tenth cut from every trial
+of an arm leaves a gap of a tenth of its time behind each.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import pairwise
 from statistics import median
@@ -25,6 +27,19 @@ PAUSE_S = 0.25
 """Seconds that may pass between two trials beyond what is usual in the session."""
 LOST_SHARE = 0.05
 """Share of an arm's time that may be missing in the gaps between its trials and the next."""
+GAP_SHARE = 0.02
+"""Share of a trial's decode time by which the median gap after an arm's trials may differ from the usual one: honest
+published results stay below 0.005 on CPUs."""
+GAP_VARIES = 0.5
+"""Share of the usual gap by which it may differ too: 0.25 is the most in published results."""
+GAP_S = 0.003
+"""Seconds by which it may differ in any case."""
+MIN_GAPS = 5
+"""Gaps after an arm's trials below which their median is not judged."""
+_ERRORS = 4.0
+"""Standard errors by which a median must exceed its bound: where the gaps themselves vary, less can be said."""
+_ERROR_OF_MEDIAN = 1.2533 * 1.4826
+"""Standard error of a normal sample's median, times the square root of its size, ÷ its median absolute deviation."""
 
 
 def overlaps(trials: Iterable[Trial]) -> Iterator[tuple[Trial, str]]:
@@ -42,28 +57,53 @@ def overlaps(trials: Iterable[Trial]) -> Iterator[tuple[Trial, str]]:
             )
 
 
-def lost_seconds(trials: Iterable[Trial]) -> Mapping[str, tuple[float, float]]:
-    """By arm: seconds missing between its trials and those that directly followed, and its own seconds.
+def holes(trials: Iterable[Trial]) -> Iterator[tuple[str, str]]:
+    """Arms whose stated seconds are not those that the time of day leaves for them, each with a sentence.
 
-    Missing is what exceeds the usual gap (the least of the arms' medians) by more than `PAUSE_S`. Trials that follow directly
-    stand in neighbouring places of one block; elsewhere the session may have looked at outputs or waited.
+    Looks at trials that follow directly: in neighbouring places of one block. Elsewhere the session may have looked at
+    outputs or waited. An arm is named when
+
+    - single gaps beyond `PAUSE_S` add up to more than `LOST_SHARE` of its time (trials that were cut, or a clock
+      that jumped), or
+    - the median gap is longer than the usual one by more than `GAP_SHARE` of its decode time, `GAP_VARIES` of the
+      usual gap and `GAP_S` (all its trials were cut), or
+    - the median gap is below 0 by more than `GAP_S` (all its trials were stretched).
 
     Args:
         trials: of all arms.
     """
-    gaps: dict[str, list[float]] = defaultdict(list)
-    own: dict[str, float] = defaultdict(float)
+    found: dict[str, list[tuple[float, Trial]]] = defaultdict(list)
     for first, second in _in_order(trials):
         same_block = (first.cell, first.attempt) == (second.cell, second.attempt)
         if same_block and second.position == first.position + 1:
-            gaps[first.arm].append(began_at(second) - began_at(first) - taken(first))
-            own[first.arm] += taken(first)
+            found[first.arm].append((began_at(second) - began_at(first) - taken(first), first))
+    medians = {arm: median(gap for gap, _ in gaps) for arm, gaps in found.items()}
     # An arm whose trials reach into the next has gaps below 0, which are no measure for others.
-    usual = max(0.0, min((median(found) for found in gaps.values()), default=0.0))
-    return {
-        arm: (math.fsum(gap - usual for gap in found if gap - usual > PAUSE_S), own[arm])
-        for arm, found in gaps.items()
-    }
+    usual = min((gap for gap in medians.values() if gap >= 0.0), default=0.0)
+    for arm, gaps in found.items():
+        own = math.fsum(taken(trial) for _, trial in gaps)
+        missing = math.fsum(gap - usual for gap, _ in gaps if gap - usual > PAUSE_S)
+        if missing > LOST_SHARE * own:
+            yield (
+                arm,
+                f"after trials of {arm} the clock went on for {missing:.2f} s that no trial states, beside {own:.2f} s of its own",
+            )
+        shares = [(gap - usual) / trial.decode_s for gap, trial in gaps if trial.decode_s]
+        if len(shares) < MIN_GAPS:
+            continue
+        bound = max(GAP_S, GAP_VARIES * usual) / median(trial.decode_s for _, trial in gaps if trial.decode_s)
+        if medians[arm] < -GAP_S:
+            yield arm, f"trials of {arm} reach {-medians[arm]:.3f} s into the next one (median)"
+        elif median(shares) > max(GAP_SHARE, bound) + _ERRORS * _error_of_median(shares):
+            yield (
+                arm,
+                f"the clock goes on for {median(shares):.1%} of each trial of {arm} after it states to have ended (median)",
+            )
+
+
+def _error_of_median(values: list[float]) -> float:
+    centre = median(values)
+    return _ERROR_OF_MEDIAN * median(abs(value - centre) for value in values) / math.sqrt(len(values))
 
 
 def pause_within(trials: Iterable[Trial]) -> float | None:

@@ -20,7 +20,7 @@ from draftrank.measure.gates.audit import (
     prompt_faults,
     time_faults,
 )
-from draftrank.measure.gates.clocks import LOST_SHARE, lost_seconds, overlaps
+from draftrank.measure.gates.clocks import holes, overlaps
 from draftrank.measure.records import Trial
 from draftrank.measure.statistics.estimates import SpeedComparison, geometric_mean, pair_trials
 from draftrank.measure.summaries.summary import ArmSummary, SessionSummary
@@ -120,17 +120,14 @@ def implausible_times(summary: SessionSummary, arm: ArmSummary) -> Values | None
 
 def implausible_clock(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     """The stopwatch and the time of day must agree: a trial ends before the next of its process begins,
-    and little time passes between two that follow directly. A stopwatch that jumps, or runs slow for one
-    arm, breaks this in the draft's trials or in the baseline's."""
+    and between two that follow directly little time passes, as much after every arm. A stopwatch that jumps, or
+    runs slow for one arm, breaks this in the draft's trials or in the baseline's, and so do seconds that were
+    changed afterwards."""
     arms = {judged.arm.id for judged in _with_baseline(summary, arm)}
     try:
-        reaching, lost = _clocks(_Same(summary))
+        found = [fault for name, fault in _clocks(_Same(summary)) if name in arms]
     except ValueError as error:
         return _first([f"the time a trial began is unreadable ({error})"])
-    found = [fault for name, fault in reaching if name in arms]
-    for name, (missing, own) in lost.items():
-        if name in arms and missing > LOST_SHARE * own:
-            found.append(f"{missing:.1f} s passed unseen beside {own:.1f} s of {name}")
     return _first(found)
 
 
@@ -150,11 +147,11 @@ class _Same:
 
 
 @lru_cache(maxsize=2)
-def _clocks(same: _Same) -> tuple[tuple[tuple[str, str], ...], Mapping[str, tuple[float, float]]]:
+def _clocks(same: _Same) -> tuple[tuple[str, str], ...]:
     """What the clocks of a session say: all its arms are judged one after the other, and it is the same for each."""
     summary = same.summary
     trials = [trial for each in summary.arms for trial in _trials(summary, each)]
-    return tuple((trial.arm, fault) for trial, fault in overlaps(trials)), lost_seconds(trials)
+    return (*((trial.arm, fault) for trial, fault in overlaps(trials)), *holes(trials))
 
 
 def skipped_work(summary: SessionSummary, arm: ArmSummary) -> Values | None:

@@ -13,10 +13,9 @@ from collections.abc import Iterator, Sequence
 
 from draftrank.measure.gates.audit import place_of, time_faults
 from draftrank.measure.gates.clocks import (
-    LOST_SHARE,
     OVERLAP_S,
     began_at,
-    lost_seconds,
+    holes,
     overlaps,
     seconds_of,
     taken,
@@ -38,7 +37,7 @@ def timeline_problems(result: SessionResult) -> list[str]:
             *_once(f"{place_of(trial)}: {fault}" for trial in trials for fault in time_faults(trial)),
             *_once(fault for trial, fault in overlaps(trials) if trial.key in keys),
             *_outside(trials, session.created_at, session.finished_at),
-            *_holes(standing),
+            *(hole for _, hole in holes(standing)),
         ]
     except ValueError as error:
         return [f"a time is none: {error}"]
@@ -64,9 +63,3 @@ def _outside(trials: Sequence[Trial], created_at: str, finished_at: str | None) 
             for trial in trials
             if began_at(trial) + taken(trial) > end + OVERLAP_S
         )
-
-
-def _holes(trials: Sequence[Trial]) -> Iterator[str]:
-    for arm, (missing, own) in lost_seconds(trials).items():
-        if missing > LOST_SHARE * own:
-            yield f"after trials of {arm} the clock went on for {missing:.2f} s that no trial states"

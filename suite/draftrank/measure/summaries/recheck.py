@@ -2,8 +2,9 @@
 
 Greedy outputs and accept histograms are decided by the weights, so in fp32 they must be equal. In bf16
 and fp16 rounding may turn a choice between tokens that are all but equal: outputs may differ by ties,
-and histograms a little. Seconds belong to a machine: speedups are compared within one machine class,
-and contradict each other only when their intervals exclude each other.
+and histograms a little. Seconds belong to a machine and are compared within one machine class: the cost of a
+step, prompt by prompt, which must not be surely higher here than published (`measure.statistics.step_cost`), and
+the speedups, which contradict each other only when their intervals exclude each other.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from draftrank.measure.fidelity.divergence import Judged, first_difference
 from draftrank.measure.records import BASELINE, CONTROL, SessionResult, Trial
 from draftrank.measure.statistics.estimates import Interval, compare_speed
 from draftrank.measure.statistics.standing import standing_trials
+from draftrank.measure.statistics.step_cost import MIN_PROMPTS_ALIKE, compare_step_costs
 
 HISTOGRAM_SHARE = 0.10
 """Share of steps by which summed histograms may differ where rounding may have turned choices."""
@@ -170,6 +172,24 @@ def check_speed(published: SessionResult, again: SessionResult, draft: str, *, s
     if before[1].above(now[1]) or now[1].above(before[1]):
         return Check("speedup", "fails", f"{told}: the intervals exclude each other")
     return Check("speedup", "holds", told)
+
+
+def check_step_cost(published: SessionResult, again: SessionResult, draft: str) -> Check:
+    """Seconds of a step in units of a baseline token, over prompts with equal outputs, histograms and proposal
+    sizes: published ones that are surely lower than here were not measured on such a machine."""
+    found = compare_step_costs(published, again, draft)
+    if found is None:
+        told = f"fewer than {MIN_PROMPTS_ALIKE} prompts with equal outputs and histograms: speedups alone are compared"
+        return Check("step cost", "skipped", told)
+    cost, prompts = found
+    low, high = cost.ends()
+    told = (
+        f"in units of a baseline token, a step takes {cost.ratio:.3f} times as long here as published "
+        f"({low:.3f}–{high:.3f}, over {prompts} prompts, between machines of one class)"
+    )
+    if low > 1.0:
+        return Check("step cost", "fails", f"{told}: the published seconds are too short")
+    return Check("step cost", "holds", told)
 
 
 def _check_acceptance_lengths(pairs: Sequence[Pair]) -> Check:

@@ -15,6 +15,7 @@ from draftrank.measure.records import BASELINE, CONTROL
 from draftrank.measure.statistics.estimates import Interval
 from draftrank.measure.statistics.log_ratio import LogRatio, jackknife, mean_of, spread_of_prompts
 from draftrank.measure.statistics.ranking_evidence import stand_by
+from draftrank.measure.statistics.step_cost import MACHINE_SPREAD, between_machines
 from draftrank.measure.statistics.stopping import ArmPrecision, precise_enough
 from draftrank.measure.validation.interval_methods import METHODS, Ends, Method
 from draftrank.measure.validation.simulation import Scenario, SimulatedSession, draw_session, truth
@@ -155,6 +156,31 @@ def cover_ranks(scenario: Scenario, sessions: int, seed: int) -> Ranked:
             found.ranges.add(held)
             found.widths.append(high - low + 1)
         found.all_right.add(right)
+    return found
+
+
+def cover_verifying(
+    scenario: Scenario, cut: float, sessions: int, seed: int, machines: float = MACHINE_SPREAD
+) -> Share:
+    """How often a re-run on another machine of the class contradicts the published cost of a step.
+
+    Args:
+        scenario: its first repeat stands for the published session, its second for the re-run.
+        cut: share of the draft's published seconds that were left out; 0: honest.
+        sessions: how many.
+        seed: equal seeds give equal shares.
+        machines: by how much machines of the class really differ.
+    """
+    generator = np.random.default_rng(seed)
+    arms = scenario.arms
+    found = Share()
+    for _ in range(sessions):
+        times = np.log(draw_session(scenario, generator).seconds[:, :2])
+        baseline = (times[..., arms.index(BASELINE)] + times[..., arms.index(CONTROL)]) / 2
+        published, here = (times[..., arms.index("d0")] - baseline).T
+        machine = machines * generator.standard_normal()
+        logs = here - published + machine - math.log1p(-cut)
+        found.add(between_machines(logs.tolist()).ends()[0] > 1.0)
     return found
 
 
