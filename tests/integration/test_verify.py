@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -99,8 +100,9 @@ def raise_acceptance(trial):
 def test_an_honest_bundle_holds_in_fp32_and_bf16(published, bundle, draft):
     found, checks = check(published, bundle(draft))
     assert found.holds, found.checks
-    assert {one.status for name, one in checks.items() if name != "speedup"} == {"holds"}
-    assert checks["speedup"].status == "skipped"
+    timed = {"step cost", "speedup"}
+    assert {one.status for name, one in checks.items() if name not in timed} == {"holds"}
+    assert {checks[name].status for name in timed} == {"skipped"}
     assert found.prompts == ("small/one", "small/two", "small/three")
     assert "machine class: another-machine there" in found.notes[0]
 
@@ -121,6 +123,12 @@ def test_a_raised_speedup_is_contradicted_by_the_re_run(published, bundle):
             raised = trial["decode_s"] / (baseline[trial["prompt"], trial["turn"], trial["repeat"]] / 100)
             for name in ("decode_s", "propose_s", "verify_s"):
                 trial[name] /= raised
+        # The times of day are moved along, so that no hole is left in the clock.
+        trials = sorted(data["trials"], key=lambda trial: trial["started_at"])
+        now = datetime.fromisoformat(trials[0]["started_at"])
+        for trial in trials:
+            trial["started_at"] = now.isoformat()
+            now += timedelta(seconds=trial["prefill_s"] + trial["decode_s"] + 0.001)
 
     detail = failed(published, bundle("ngram", raise_speed, elsewhere=False))["speedup"]
     assert "exclude each other" in detail
