@@ -27,19 +27,19 @@ import torch
 from scipy.stats import t as student
 
 from draftrank import Workspace
+from draftrank.building.steps.distill import Distill
+from draftrank.building.surgery.vocabulary_trimming import trim_vocabulary
+from draftrank.building.text.conversation_row import ANSWER, PROMPT
+from draftrank.building.text.corpus import Corpus, corpus_key, self_generated_corpus
+from draftrank.building.training.distillation import distill
+from draftrank.building.training.schedule import learning_rate_factor, order, split_sequences
+from draftrank.building.training.target_states import target_states
+from draftrank.building.working_draft import BuildContext, WorkingDraft
 from draftrank.catalog.self_generated import SelfGenerated
-from draftrank.drafting.architecture import Architecture
-from draftrank.drafting.conversation_row import ANSWER, PROMPT
-from draftrank.drafting.corpus import Corpus, corpus_key, self_generated_corpus
-from draftrank.drafting.distillation import distill
-from draftrank.drafting.loading import compute_dtype, load_model, load_tokenizer
-from draftrank.drafting.schedule import learning_rate_factor, order, split_sequences
-from draftrank.drafting.steps.distill import Distill
-from draftrank.drafting.target_folder import ensure_target
-from draftrank.drafting.target_states import target_states
-from draftrank.drafting.vocabulary_trimming import trim_vocabulary
-from draftrank.drafting.working_draft import BuildContext, WorkingDraft
 from draftrank.measure.machine.fingerprint import read_machine
+from draftrank.models.architecture import Architecture
+from draftrank.models.loading import compute_dtype, load_model, load_tokenizer
+from draftrank.models.target_folder import ensure_target
 from draftrank.progress import SilentProgress
 
 PASSES = 3

@@ -30,16 +30,16 @@ from transformers.utils import logging as transformers_logging
 from draftrank import Workspace
 from draftrank.catalog.precision import Forward
 from draftrank.catalog.sources.base import FetchContext
-from draftrank.decoding.loop import Decoding, Request, autoregressive, speculative
-from draftrank.decoding.proposer import Proposer
-from draftrank.decoding.proposers.model import ModelProposer
-from draftrank.decoding.proposers.ngram import NgramProposer
-from draftrank.decoding.runtimes.opening import runtime_of_model
-from draftrank.drafting.loading import load_model, load_tokenizer
-from draftrank.drafting.target_folder import ensure_target
-from draftrank.jobs.running import build
+from draftrank.engine.backends.opening import runtime_of_model
+from draftrank.engine.loop import Decoding, Request, autoregressive, speculative
+from draftrank.engine.proposer import Proposer
+from draftrank.engine.proposers.draft_model import ModelProposer
+from draftrank.engine.proposers.ngram import NgramProposer
+from draftrank.jobs.session import build
 from draftrank.measure.cost.latency import measure_latencies
 from draftrank.measure.machine.fingerprint import read_machine
+from draftrank.models.loading import load_model, load_tokenizer
+from draftrank.models.target_folder import ensure_target
 from side_by_side import Decoded, blocks, compared, first_turns
 
 MAX_NGRAM = 2

@@ -19,11 +19,11 @@ from transformers.utils import logging as transformers_logging
 
 from draftrank import Workspace
 from draftrank.catalog.precision import Forward
-from draftrank.decoding.loop import Request, autoregressive
-from draftrank.decoding.runtimes.torch_eager import TorchRuntime
-from draftrank.drafting.loading import load_tokenizer
-from draftrank.drafting.target_folder import ensure_target
+from draftrank.engine.backends.transformers.runtime import TorchRuntime
+from draftrank.engine.loop import Request, autoregressive
 from draftrank.measure.machine.fingerprint import read_machine
+from draftrank.models.loading import load_tokenizer
+from draftrank.models.target_folder import ensure_target
 from side_by_side import Decoded, blocks, compared, first_turns
 
 VERIFICATIONS = 6

@@ -24,14 +24,14 @@ from typing import Any
 import torch
 
 from draftrank import Workspace
-from draftrank.decoding.loop import Request, autoregressive, speculative
-from draftrank.decoding.proposers.model import ModelProposer
-from draftrank.decoding.runtimes.llama_cpp import LlamaCppRuntime
-from draftrank.drafting.gguf_format import GGUF_FILE
-from draftrank.drafting.loading import load_tokenizer
-from draftrank.drafting.target_folder import ensure_target, gguf_file
-from draftrank.jobs.running import build
+from draftrank.engine.backends.llama_cpp.runtime import LlamaCppRuntime
+from draftrank.engine.loop import Request, autoregressive, speculative
+from draftrank.engine.proposers.draft_model import ModelProposer
+from draftrank.jobs.session import build
 from draftrank.measure.machine.fingerprint import read_machine
+from draftrank.models.gguf_format import GGUF_FILE
+from draftrank.models.loading import load_tokenizer
+from draftrank.models.target_folder import ensure_target, gguf_file
 from side_by_side import Decoded, blocks, compared, first_turns
 
 Arm = Callable[[tuple[int, ...]], tuple[tuple[int, ...], float]]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from draftrank.drafting.prompting import render_turns
 from draftrank.measure.statistics.log_ratio import jackknife
+from draftrank.models.prompting import render_turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -16,15 +16,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 HEAVY = ("torch", "transformers")
-MOST_S = 600
+MAX_S = 600
 """So long that only a command that hangs takes longer, on a busy machine too."""
 PRELOADED = (
     "torch",
     "transformers.models.llama.modeling_llama",
     "draftrank.cli.main",
-    "draftrank.decoding.runtimes.opening",
-    "draftrank.drafting.pipeline",
-    "draftrank.jobs.running",
+    "draftrank.engine.backends.opening",
+    "draftrank.building.pipeline",
+    "draftrank.jobs.session",
 )
 
 # Runs several commands one after the other in one interpreter, which starts only once.
@@ -87,7 +87,7 @@ def _listen_to_ctrl_c() -> None:
 
 def finish(process: subprocess.Popen[str]) -> Outcome:
     """Waits for a started command."""
-    out, err = process.communicate(timeout=MOST_S)
+    out, err = process.communicate(timeout=MAX_S)
     return _ended(process.returncode, out, err)
 
 
@@ -97,7 +97,7 @@ def draftrank(root: Path, *arguments: str, **environment: str) -> Outcome:
         out, err = Path(folder, "out"), Path(folder, "err")
         process = _forks().Process(target=_run, args=(root, arguments, _environment(environment), out, err))
         process.start()
-        process.join(MOST_S)
+        process.join(MAX_S)
         if process.exitcode is None:
             process.kill()
             raise TimeoutError(f"draftrank {' '.join(arguments)}: {err.read_text('utf-8')}")
@@ -139,7 +139,7 @@ def several(root: Path, *commands: list[str], **environment: str) -> list[Outcom
         capture_output=True,
         text=True,
         encoding="utf-8",
-        timeout=MOST_S,
+        timeout=MAX_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

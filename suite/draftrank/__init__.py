@@ -26,31 +26,31 @@ if TYPE_CHECKING:
     from draftrank.board.site import render_site
     from draftrank.catalog.decoding_mode import DecodingMode
     from draftrank.catalog.workspace import Workspace
-    from draftrank.jobs.running import RunRequest, build, run
-    from draftrank.jobs.tuning import TuneRequest, tune_k
-    from draftrank.jobs.verifying import verify
+    from draftrank.jobs.session import RunRequest, build, run
     from draftrank.measure.cost.what_if import predict_elsewhere
     from draftrank.measure.statistics.comparing import compare
     from draftrank.measure.summaries.summary import summarise
     from draftrank.store.bundle import load_results
     from draftrank.store.store import Store
+    from draftrank.workflows.tune import TuneRequest, tune_k
+    from draftrank.workflows.verify import verify
 
 _HOMES = {
     "DecodingMode": "draftrank.catalog.decoding_mode",
-    "RunRequest": "draftrank.jobs.running",
+    "RunRequest": "draftrank.jobs.session",
     "Store": "draftrank.store.store",
-    "TuneRequest": "draftrank.jobs.tuning",
+    "TuneRequest": "draftrank.workflows.tune",
     "Workspace": "draftrank.catalog.workspace",
-    "build": "draftrank.jobs.running",
+    "build": "draftrank.jobs.session",
     "build_boards": "draftrank.board.ranking",
     "compare": "draftrank.measure.statistics.comparing",
     "load_results": "draftrank.store.bundle",
     "predict_elsewhere": "draftrank.measure.cost.what_if",
     "render_site": "draftrank.board.site",
-    "run": "draftrank.jobs.running",
+    "run": "draftrank.jobs.session",
     "summarise": "draftrank.measure.summaries.summary",
-    "tune_k": "draftrank.jobs.tuning",
-    "verify": "draftrank.jobs.verifying",
+    "tune_k": "draftrank.workflows.tune",
+    "verify": "draftrank.workflows.verify",
 }
 
 __all__ = [

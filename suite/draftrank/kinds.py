@@ -19,30 +19,30 @@ SOURCES = {
 }
 
 STEPS = {
-    "pretrained": "draftrank.drafting.steps.origin:Pretrained",
-    "random": "draftrank.drafting.steps.origin:Random",
-    "drop_layers": "draftrank.drafting.steps.drop_layers:DropLayers",
-    "merge_layers": "draftrank.drafting.steps.merge_layers:MergeLayers",
-    "prune_ffn": "draftrank.drafting.steps.width:PruneFfn",
-    "prune_heads": "draftrank.drafting.steps.width:PruneHeads",
-    "prune_hidden": "draftrank.drafting.steps.width:PruneHidden",
-    "factorize": "draftrank.drafting.steps.factorize:Factorize",
-    "tie_layers": "draftrank.drafting.steps.tie_layers:TieLayers",
-    "trim_vocabulary": "draftrank.drafting.steps.trim_vocabulary:TrimVocabulary",
-    "factorize_head": "draftrank.drafting.steps.factorize:FactorizeHead",
-    "sparsify": "draftrank.drafting.steps.sparsify:Sparsify",
-    "read_features": "draftrank.drafting.steps.read_features:ReadFeatures",
-    "distill": "draftrank.drafting.steps.distill:Distill",
-    "quantize": "draftrank.drafting.steps.quantize:Quantize",
-    "write_gguf": "draftrank.drafting.steps.write_gguf:WriteGguf",
+    "pretrained": "draftrank.building.steps.origin:Pretrained",
+    "random": "draftrank.building.steps.origin:Random",
+    "drop_layers": "draftrank.building.steps.drop_layers:DropLayers",
+    "merge_layers": "draftrank.building.steps.merge_layers:MergeLayers",
+    "prune_ffn": "draftrank.building.steps.width:PruneFfn",
+    "prune_heads": "draftrank.building.steps.width:PruneHeads",
+    "prune_hidden": "draftrank.building.steps.width:PruneHidden",
+    "factorize": "draftrank.building.steps.factorize:Factorize",
+    "tie_layers": "draftrank.building.steps.tie_layers:TieLayers",
+    "trim_vocabulary": "draftrank.building.steps.trim_vocabulary:TrimVocabulary",
+    "factorize_head": "draftrank.building.steps.factorize:FactorizeHead",
+    "sparsify": "draftrank.building.steps.sparsify:Sparsify",
+    "read_hidden_states": "draftrank.building.steps.read_hidden_states:ReadHiddenStates",
+    "distill": "draftrank.building.steps.distill:Distill",
+    "quantize": "draftrank.building.steps.quantize:Quantize",
+    "write_gguf": "draftrank.building.steps.write_gguf:WriteGguf",
 }
 
 DRAFTS = {
-    "model": "draftrank.decoding.proposers.model:ModelDraft",
-    "ngram": "draftrank.decoding.proposers.ngram:NgramDraft",
-    "suffix": "draftrank.decoding.proposers.suffix:SuffixDraft",
-    "early_exit": "draftrank.decoding.proposers.early_exit:EarlyExitDraft",
-    "mixed": "draftrank.decoding.proposers.mixed:MixedDraft",
+    "model": "draftrank.engine.proposers.draft_model:ModelDraft",
+    "ngram": "draftrank.engine.proposers.ngram:NgramDraft",
+    "suffix": "draftrank.engine.proposers.suffix:SuffixDraft",
+    "early_exit": "draftrank.engine.proposers.early_exit:EarlyExitDraft",
+    "cascade": "draftrank.engine.proposers.cascade:CascadeDraft",
 }
 
 

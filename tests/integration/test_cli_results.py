@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from commands import MOST_S, draftrank, several, start
+from commands import MAX_S, draftrank, several, start
 from draftrank.catalog.workspace import Workspace
 from draftrank.measure.statistics.stopping import spent_s
 from draftrank.store.bundle import publish, read_bundle
@@ -229,13 +229,13 @@ def test_the_site_is_served_to_this_machine_until_it_is_stopped(measured_root):
             if "serving" in line:
                 break
         address = re.search(r"http://127\.0\.0\.1:\d+/", told[-1]).group()
-        with urllib.request.urlopen(address + "data.html", timeout=MOST_S) as answer:
+        with urllib.request.urlopen(address + "data.html", timeout=MAX_S) as answer:
             assert b"index.schema.json" in answer.read()
         with pytest.raises(urllib.error.HTTPError):
-            urllib.request.urlopen(address + "results.sqlite", timeout=MOST_S)
+            urllib.request.urlopen(address + "results.sqlite", timeout=MAX_S)
     finally:
         served.send_signal(signal.SIGINT)
-        rest, _ = served.communicate(timeout=MOST_S)
+        rest, _ = served.communicate(timeout=MAX_S)
     assert "stopped" in rest
     assert served.returncode == 0
 

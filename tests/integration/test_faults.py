@@ -17,15 +17,15 @@ import pytest
 from conftest import write_tiny_workspace
 from draftrank import RunRequest, Store, Workspace, run, summarise, verify
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.decoding import loop, stamps
-from draftrank.decoding.loop import Decoding
-from draftrank.decoding.proposers.model import ModelDraft, ModelProposer
-from draftrank.decoding.proposers.ngram import NgramProposer
-from draftrank.decoding.runtimes import opening
-from draftrank.decoding.runtimes.torch_eager import TorchRuntime
-from draftrank.decoding.verification import Verdict
+from draftrank.engine import loop, stamps
+from draftrank.engine.backends import opening
+from draftrank.engine.backends.transformers.runtime import TorchRuntime
+from draftrank.engine.loop import Decoding
+from draftrank.engine.proposers.draft_model import ModelDraft, ModelProposer
+from draftrank.engine.proposers.ngram import NgramProposer
+from draftrank.engine.verification import Verdict
 from draftrank.errors import UnsupportedModelError
-from draftrank.jobs.running import build
+from draftrank.jobs.session import build
 from draftrank.measure.cost import latency
 from draftrank.measure.evidence import Conditions
 from draftrank.measure.fidelity.stale_proposals import stale_steps

@@ -172,8 +172,8 @@ RECIPES = {
     "endless layers": model("{kind: drop_layers, keep: 1000000, select: ends}"),
     "endless vocabulary": model("{kind: trim_vocabulary, keep_tokens: 99999999999}"),
     "endless n-grams": RECIPE.replace("max_ngram: 3", "max_ngram: 1000000"),
-    "openings with a line end": distil('tokens: 1000, openings: ["a\\nb"]'),
-    "no openings": distil("tokens: 1000, openings: []"),
+    "prompt_prefixes with a line end": distil('tokens: 1000, prompt_prefixes: ["a\\nb"]'),
+    "no prompt_prefixes": distil("tokens: 1000, prompt_prefixes: []"),
 }
 
 
@@ -344,7 +344,7 @@ def test_no_bytes_crash_the_reader_of_declarations(tmp_path_factory, content):
 @settings(max_examples=150, **QUIET)
 @given(st.data())
 def test_no_change_of_a_recipe_crashes_its_reader(tmp_path_factory, data):
-    text = RECIPES["no openings"]
+    text = RECIPES["no prompt_prefixes"]
     at = data.draw(st.integers(0, len(text)))
     cut = data.draw(st.integers(0, 20))
     put = data.draw(st.text(alphabet=" \n\t-:{}[]&*!|>'\"%@`#?,0123456789aZ\0\u202e", max_size=8))

@@ -10,25 +10,25 @@ from safetensors import safe_open
 
 from commands import draftrank
 from draftrank import Store, Workspace
-from draftrank.drafting import distillation
-from draftrank.drafting.cache import draft_key
-from draftrank.drafting.corpus import Corpus
-from draftrank.drafting.loading import load_tokenizer
-from draftrank.drafting.overlap import said_in
-from draftrank.drafting.steps.quantize import Quantize
-from draftrank.drafting.steps.trim_vocabulary import TrimVocabulary
-from draftrank.jobs.keeping import keep_draft
-from draftrank.jobs.running import build
+from draftrank.building.steps.quantize import Quantize
+from draftrank.building.steps.trim_vocabulary import TrimVocabulary
+from draftrank.building.text.corpus import Corpus
+from draftrank.building.text.overlap import said_in
+from draftrank.building.training import distillation
+from draftrank.jobs.session import build
+from draftrank.models.cache import draft_key
+from draftrank.models.loading import load_tokenizer
+from draftrank.workflows.keep import keep_draft
 from workspaces import PROMPTS, RECIPE, write_prompts
 
 DRAFT = """kind: model
   steps:
     - {kind: drop_layers, keep: [2]}
     - {kind: trim_vocabulary, keep_tokens: 64}
-    - {kind: read_features}
+    - {kind: read_hidden_states}
     - kind: distill
       data: {kind: self_generated, tokens: 1000, sequence_tokens: 16}
-      feature_steps: 2
+      ttt_steps: 2
       round_weights: true"""
 KEPT = ("kept/small.json", "kept/small.safetensors")
 
@@ -81,7 +81,7 @@ def test_what_adds_steps_to_a_kept_draft_begins_with_it(kept_root, never_trained
     workspace, before = forget(kept_root)
     folder = kept_root / "drafts" / "tiny"
     text = (folder / "small.yaml").read_text()
-    other = text.replace("id: small", "id: other").replace("kind: model", "kind: mixed")
+    other = text.replace("id: small", "id: other").replace("kind: model", "kind: cascade")
     (folder / "other.yaml").write_text(other)
     more = text.replace("id: small", "id: more").replace(
         "      round_weights: true", "      round_weights: true\n    - {kind: quantize, scheme: dynamic_int8}"
@@ -203,9 +203,9 @@ def test_what_cannot_be_kept_is_said(workspace_root, monkeypatch):
     outcome = draftrank(workspace_root, "keep", "ngram")
     assert outcome.code == 2
     assert "no weights of its own" in outcome.err
-    from draftrank.drafting import kept_drafts
+    from draftrank.building import kept_drafts
     from draftrank.errors import BuildError
 
-    monkeypatch.setattr(kept_drafts, "MOST_BYTES", 10)
+    monkeypatch.setattr(kept_drafts, "MAX_BYTES", 10)
     with pytest.raises(BuildError, match="round_weights"):
         keep_draft(Workspace.open(workspace_root), "tiny", "shallow")

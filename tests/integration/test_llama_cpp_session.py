@@ -11,7 +11,7 @@ import pytest
 from commands import several
 from draftrank import RunRequest, Store, Workspace, run, summarise
 from draftrank.catalog.sources.base import file_sha256
-from draftrank.jobs.running import build
+from draftrank.jobs.session import build
 from gguf_files import write_llama_file
 from models import save_small_target, small_model, small_tokenizer
 from workspaces import RECIPE, write_workspace
@@ -23,7 +23,7 @@ SHALLOW = "kind: model\n  steps:\n    - {kind: drop_layers, keep: 2, select: end
 DRAFTS = {
     "packed": SHALLOW + "\n    - {kind: write_gguf, weights: f16}",
     "shallow": SHALLOW,
-    "reader": SHALLOW + "\n    - {kind: read_features}",
+    "reader": SHALLOW + "\n    - {kind: read_hidden_states}",
     "exit": "kind: early_exit\n  layers: 2",
 }
 

@@ -10,10 +10,10 @@ import psutil
 import pytest
 
 from draftrank.catalog.workspace import Workspace
-from draftrank.jobs.executing import execute
+from draftrank.jobs.execute import execute
 from draftrank.jobs.ledger import Ledger
 from draftrank.jobs.planning import plan_jobs
-from draftrank.jobs.running import RunRequest
+from draftrank.jobs.session import RunRequest
 from draftrank.progress import SilentProgress
 from draftrank.store.store import Store
 

@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from draftrank.building.pipeline import build_draft
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.workspace import Workspace
-from draftrank.decoding.loop import Request, autoregressive, speculative
-from draftrank.decoding.proposers.early_exit import EarlyExitProposer
-from draftrank.decoding.proposers.model import ModelProposer
-from draftrank.decoding.proposers.ngram import NgramProposer
-from draftrank.decoding.runtimes.torch_eager import TorchRuntime
-from draftrank.drafting.loading import load_tokenizer
-from draftrank.drafting.pipeline import build_draft
-from draftrank.drafting.prompting import render_turns
-from draftrank.drafting.stop_tokens import read_stop_tokens, stop_token_warnings
-from draftrank.drafting.target_folder import ensure_target
+from draftrank.engine.backends.transformers.runtime import TorchRuntime
+from draftrank.engine.loop import Request, autoregressive, speculative
+from draftrank.engine.proposers.draft_model import ModelProposer
+from draftrank.engine.proposers.early_exit import EarlyExitProposer
+from draftrank.engine.proposers.ngram import NgramProposer
 from draftrank.errors import MissingDataError
+from draftrank.models.loading import load_tokenizer
+from draftrank.models.prompting import render_turns
+from draftrank.models.stop_tokens import read_stop_tokens, stop_token_warnings
+from draftrank.models.target_folder import ensure_target
 
 pytestmark = pytest.mark.real_model
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ import pytest
 from commands import draftrank, several
 from draftrank import DecodingMode, RunRequest, Store, Workspace, build_boards, render_site, run
 from draftrank.board.as_json import board_document
-from draftrank.decoding.reference import GenerateDecoder
+from draftrank.engine.backends.transformers.generate import GenerateDecoder
 from draftrank.errors import InvalidInputError
 from draftrank.store.bundle import load_results, publish, read_bundle
 

@@ -12,13 +12,13 @@ from transformers.utils import chat_template_utils
 from conftest import write_tiny_workspace
 from draftrank import RunRequest, Store, Workspace, build_boards, run, summarise, verify
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.decoding.loop import ContextOverflowError
-from draftrank.decoding.runtimes import torch_eager
-from draftrank.decoding.runtimes.grouped_attention import NAME
-from draftrank.drafting import prompting
-from draftrank.drafting.loading import load_tokenizer
+from draftrank.engine.backends import torch_eager
+from draftrank.engine.backends.transformers.attention import NAME
+from draftrank.engine.loop import ContextOverflowError
 from draftrank.errors import InvalidInputError, UnsupportedModelError
-from draftrank.jobs.running import build
+from draftrank.jobs.session import build
+from draftrank.models import prompting
+from draftrank.models.loading import load_tokenizer
 from draftrank.progress import SilentProgress
 from draftrank.store.bundle import publish
 from models import ARCHITECTURES, save_small_target, small_tokenizer
@@ -450,7 +450,7 @@ def test_a_refused_run_leaves_no_session(workspace_root):
 
 def break_ngram(monkeypatch, times):
     """Makes the n-gram draft raise in its first proposals."""
-    from draftrank.decoding.proposers.ngram import NgramProposer
+    from draftrank.engine.proposers.ngram import NgramProposer
 
     left = [times]
     propose = NgramProposer.propose

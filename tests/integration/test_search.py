@@ -11,12 +11,12 @@ from draftrank import Store, Workspace
 from draftrank.catalog.loading import load_declaration
 from draftrank.catalog.recipe import Recipe
 from draftrank.errors import InvalidInputError
-from draftrank.jobs.running import build
-from draftrank.jobs.searching import search as searching
-from draftrank.jobs.searching.choice import RUNGS
-from draftrank.jobs.searching.request import SearchRequest
-from draftrank.jobs.searching.search import search
-from draftrank.jobs.searching.training import Training
+from draftrank.jobs.session import build
+from draftrank.workflows.search import search as searching
+from draftrank.workflows.search.choice import RUNGS
+from draftrank.workflows.search.request import SearchRequest
+from draftrank.workflows.search.search import search
+from draftrank.workflows.search.training import Training
 from workspaces import RECIPE
 
 pytest.importorskip("optuna")
@@ -34,7 +34,7 @@ def two_models(monkeypatch):
         return choice if len(set(chosen)) < 2 and not chosen.append(choice) else chosen[0]
 
     monkeypatch.setattr(searching, "suggest", suggest)
-    monkeypatch.setattr(searching, "_MOST_REPEATS", 3)
+    monkeypatch.setattr(searching, "_MAX_REPEATS", 3)
     return chosen
 
 
@@ -86,13 +86,13 @@ def test_a_search_that_was_stopped_goes_on_and_trains_nothing_twice(workspace_ro
     assert {path: path.stat().st_mtime_ns for path in after} == after
 
 
-TRAINED = """kind: mixed
+TRAINED = """kind: cascade
   steps:
     - {kind: drop_layers, keep: [2]}
-    - {kind: read_features}
+    - {kind: read_hidden_states}
     - kind: distill
       data: {kind: self_generated, tokens: 1000, sequence_tokens: 16}
-      feature_steps: 2"""
+      ttt_steps: 2"""
 
 
 def test_it_goes_on_from_what_recipes_have_trained_and_trains_no_recipe(workspace_root, monkeypatch):
@@ -104,7 +104,7 @@ def test_it_goes_on_from_what_recipes_have_trained_and_trains_no_recipe(workspac
     (mine,) = build(workspace, "tiny", ("mine",))
     assert mine.failure is None
     before = {path.name for path in (workspace.cache / "drafts").iterdir()}
-    monkeypatch.setattr(searching, "_MOST_REPEATS", 0)  # so that nothing else is there to go on from
+    monkeypatch.setattr(searching, "_MAX_REPEATS", 0)  # so that nothing else is there to go on from
     with Store.open(workspace.store_url) as store:
         found = search(workspace, SHORT, store)
     (one,) = found.tried

@@ -8,9 +8,9 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from commands import draftrank
+from draftrank.building.shared_drafts import LIST
 from draftrank.catalog.workspace import Workspace
-from draftrank.drafting.shared_drafts import LIST
-from draftrank.jobs.running import build
+from draftrank.jobs.session import build
 from draftrank.progress import SilentProgress
 from postgresql import running_server
 

@@ -15,12 +15,12 @@ import pytest
 
 from commands import draftrank, finish, start
 from draftrank.catalog.workspace import Workspace
-from draftrank.jobs.executing import execute
+from draftrank.jobs.execute import execute
 from draftrank.jobs.executors.isolated import WORKER, IsolatedExecutor, Limits, without_network
 from draftrank.jobs.job import Ended, Job
 from draftrank.jobs.ledger import Ledger, sweeps
 from draftrank.jobs.planning import plan_jobs
-from draftrank.jobs.running import RunRequest
+from draftrank.jobs.session import RunRequest
 from draftrank.progress import SilentProgress
 from draftrank.store.store import Store
 from workspaces import RECIPE

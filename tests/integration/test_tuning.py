@@ -7,8 +7,8 @@ import pytest
 from commands import draftrank
 from draftrank import Store, TuneRequest, Workspace, build_boards, tune_k
 from draftrank.errors import InvalidInputError
-from draftrank.jobs.tuning import candidates, variant_of
 from draftrank.measure.cost.model import AtK
+from draftrank.workflows.tune import candidates, variant_of
 
 
 def test_the_measured_are_the_most_promising_and_the_declared():

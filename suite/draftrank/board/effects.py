@@ -141,7 +141,7 @@ def changes_among(recipes: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[st
         for before in equal.get(replace(part, rule=_rule(recipes[name], branches=False)), ()):
             if before != name and part.rule != parts[before].rule:
                 yield before, name, Change(TREE, "runners-up are verified beside its most likely tokens")
-        if part.kind == "mixed":
+        if part.kind == "cascade":
             yield from _against_its_halves(name, made, part, parts)
 
 

@@ -1,4 +1,4 @@
-"""The form of what proposes tokens; each kind lives in its own file of `decoding/proposers`."""
+"""The form of what proposes tokens; each kind lives in its own file of `engine/proposers`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from draftrank.catalog.step import StepBase
 from draftrank.catalog.use import Use
 
 if TYPE_CHECKING:
-    from draftrank.decoding.proposer import Proposer, ProposerContext
+    from draftrank.engine.proposer import Proposer, ProposerContext
 
 
 class DraftBase(Declared):

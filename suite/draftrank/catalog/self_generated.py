@@ -24,7 +24,7 @@ class GivenPrompts(Declared):
 
 class SelfGenerated(Declared):
     """Conversations that the target writes: it answers, and makes up the user's turns from their opening
-    unless prompts or their openings are given."""
+    unless prompts or their prompt_prefixes are given."""
 
     kind: Literal["self_generated"]
     tokens: Annotated[int, Field(ge=1_000, le=2_000_000_000)]
@@ -38,17 +38,19 @@ class SelfGenerated(Declared):
     batch_sequences: Annotated[int, Field(ge=1, le=4_096)] = 64
     """Conversations generated together."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of the sampling, and of the order of given prompts or openings."""
+    """Seed of the sampling, and of the order of given prompts or prompt_prefixes."""
     prompts: GivenPrompts | None = None
     """What users ask; absent: the target makes it up."""
-    openings: Annotated[tuple[Line, ...], Field(min_length=1, max_length=1_000)] | None = None
+    prompt_prefixes: Annotated[tuple[Line, ...], Field(min_length=1, max_length=1_000)] | None = None
     """How users' turns begin, each as often as the others; the target makes up the rest. So the text covers what
     the draft is for, where a target that is told nothing keeps to few subjects. Absent: it is told nothing."""
 
     @model_validator(mode="after")
     def _one_origin_of_questions(self) -> SelfGenerated:
-        if self.prompts and self.openings:
-            raise ValueError("prompts are whole questions and openings are not (fix: remove one of the two)")
+        if self.prompts and self.prompt_prefixes:
+            raise ValueError(
+                "prompts are whole questions and prompt_prefixes are not (fix: remove one of the two)"
+            )
         return self
 
 

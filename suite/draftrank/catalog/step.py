@@ -1,4 +1,4 @@
-"""The form of a compression step; each kind lives in its own file of `drafting/steps`."""
+"""The form of a compression step; each kind lives in its own file of `building/steps`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from draftrank.catalog.base import Declared
 
 if TYPE_CHECKING:
-    from draftrank.drafting.working_draft import BuildContext, WorkingDraft
+    from draftrank.building.working_draft import BuildContext, WorkingDraft
 
 
 Phase = Literal[
@@ -15,7 +15,7 @@ Phase = Literal[
 ]
 """What a step changes, which decides where in a recipe it may stand (see `step_order`)."""
 Trait = Literal[
-    "factors", "trimmed head", "target features", "packed", "int8 at load", "shared layers", "gguf"
+    "factors", "trimmed head", "target hidden states", "packed", "int8 at load", "shared layers", "gguf"
 ]
 """What sets a draft's model apart from an ordinary one of its architecture."""
 

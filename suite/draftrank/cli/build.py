@@ -32,8 +32,8 @@ def build(
     [bold]Example:[/bold] draftrank build smollm2-135m-instruct --draft depth4-distilled
     """
     from draftrank.catalog.workspace import Workspace
-    from draftrank.jobs.running import build as build_job
-    from draftrank.jobs.running import default_target
+    from draftrank.jobs.session import build as build_job
+    from draftrank.jobs.session import default_target
 
     opened = Workspace.open(workspace)
     with ConsoleProgress() as progress:

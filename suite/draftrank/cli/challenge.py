@@ -47,14 +47,14 @@ def challenge(
     """
     from draftrank.board.pull_request import markdown, standings
     from draftrank.catalog.workspace import Workspace
-    from draftrank.jobs.challenging import plan_challenges
-    from draftrank.jobs.changing import changes_since
     from draftrank.jobs.executors.isolated import IsolatedExecutor
     from draftrank.jobs.planning import plan_jobs
-    from draftrank.jobs.running import RunRequest
-    from draftrank.jobs.sweeping import sweep
+    from draftrank.jobs.session import RunRequest
     from draftrank.store.bundle import load_results, publish
     from draftrank.store.store import Store
+    from draftrank.workflows.challenge import plan_challenges
+    from draftrank.workflows.changed import changes_since
+    from draftrank.workflows.sweep import sweep
 
     opened = Workspace.open(workspace)
     like = RunRequest(

@@ -24,7 +24,7 @@ def changed(since: SinceOption = "main", json: JsonOption = False, workspace: Wo
     [bold]Example:[/bold] draftrank changed --since origin/main
     """
     from draftrank.catalog.workspace import Workspace
-    from draftrank.jobs.changing import changes_since
+    from draftrank.workflows.changed import changes_since
 
     opened = Workspace.open(workspace)
     found = changes_since(opened, since)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from draftrank.catalog.workspace import Workspace
 
 _STYLES: dict[Status, str] = {"ok": "green", "warning": "yellow", "absent": "dim", "missing": "bold red"}
-LEAST_DISK_BYTES = 5 << 30
+MIN_DISK_BYTES = 5 << 30
 OPTIONAL = {
     "llama-cpp-python": ("llama-cpp", "targets and drafts in GGUF"),
     "torchao": ("torchao", "drafts quantized by torchao"),
@@ -105,7 +105,7 @@ def _workspace(workspace: Workspace) -> Iterator[Finding]:
     )
     folder = workspace.state if workspace.state.exists() else workspace.root
     disk = shutil.disk_usage(folder).free
-    roomy = disk >= LEAST_DISK_BYTES
+    roomy = disk >= MIN_DISK_BYTES
     writable = os.access(folder, os.W_OK)
     yield Finding(
         "disk",

@@ -9,14 +9,14 @@ from typing import Literal
 
 from draftrank.cli.findings import Finding
 
-LEAST_MEMORY_BYTES = 4 << 30
+MIN_MEMORY_BYTES = 4 << 30
 GIB = 1 << 30
 
 
 def look_at_machine() -> Iterator[Finding]:
     """Looks for a second, so that the counters tell of now and not of the last minutes."""
-    from draftrank.decoding.environment import compute_environment
-    from draftrank.decoding.runtimes.native.library import compiler
+    from draftrank.engine.backends.cpp.library import compiler
+    from draftrank.engine.environment import compute_environment
     from draftrank.measure.machine.environment import read_environment
     from draftrank.measure.machine.fingerprint import read_machine
 
@@ -109,7 +109,7 @@ def _governor(governor: str | None, frequency_max_hz: float | None) -> Finding:
 
 def _memory(available: int | None, limit: int | None, total: int) -> Finding:
     free = min(value for value in (available, limit, total) if value is not None)
-    roomy = free >= LEAST_MEMORY_BYTES
+    roomy = free >= MIN_MEMORY_BYTES
     return Finding(
         "memory",
         "ok" if roomy else "warning",

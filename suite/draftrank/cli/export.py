@@ -28,8 +28,8 @@ def export(
     """
     from draftrank.catalog.workspace import Workspace
     from draftrank.cli.results import read_results
-    from draftrank.jobs.exporting import export as export_job
-    from draftrank.jobs.running import default_target
+    from draftrank.jobs.session import default_target
+    from draftrank.workflows.export import export as export_job
 
     opened = Workspace.open(workspace)
     with ConsoleProgress() as progress:

@@ -23,7 +23,7 @@ def keep(
     """
     from draftrank.board.formats import size
     from draftrank.catalog.workspace import Workspace
-    from draftrank.jobs.keeping import keep_draft
+    from draftrank.workflows.keep import keep_draft
 
     opened = Workspace.open(workspace)
     with ConsoleProgress() as progress:

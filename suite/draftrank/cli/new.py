@@ -32,7 +32,7 @@ def new(
     """
     from draftrank.catalog.starters import start_draft, start_task
     from draftrank.catalog.workspace import Workspace
-    from draftrank.jobs.running import default_target
+    from draftrank.jobs.session import default_target
 
     opened = Workspace.open(workspace)
     if what is What.task:

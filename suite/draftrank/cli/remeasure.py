@@ -32,11 +32,11 @@ def remeasure(
     [bold]Example:[/bold] draftrank remeasure --suite quick
     """
     from draftrank.catalog.workspace import Workspace
-    from draftrank.jobs.remeasuring import boards_of_machine
-    from draftrank.jobs.remeasuring import remeasure as remeasure_job
     from draftrank.measure.machine.fingerprint import read_machine
     from draftrank.store.bundle import load_results, publish
     from draftrank.store.store import Store
+    from draftrank.workflows.remeasure import boards_of_machine
+    from draftrank.workflows.remeasure import remeasure as remeasure_job
 
     opened = Workspace.open(workspace)
     here = read_machine(device.value)

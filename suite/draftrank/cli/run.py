@@ -96,8 +96,8 @@ def run(
     from draftrank.catalog.decoding_mode import DecodingMode
     from draftrank.catalog.workspace import Workspace
     from draftrank.cli.tables import print_board
-    from draftrank.jobs.running import RunRequest, default_target
-    from draftrank.jobs.running import run as run_job
+    from draftrank.jobs.session import RunRequest, default_target
+    from draftrank.jobs.session import run as run_job
     from draftrank.store.store import Store
 
     opened = Workspace.open(workspace)

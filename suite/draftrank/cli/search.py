@@ -25,7 +25,7 @@ from draftrank.cli.output import ConsoleProgress, out, print_json, print_table
 
 if TYPE_CHECKING:
     from draftrank.board.site.search_page import TriedModel
-    from draftrank.jobs.searching.search import Found
+    from draftrank.workflows.search.search import Found
 
 
 def search(
@@ -56,10 +56,10 @@ def search(
     from draftrank.board.site.search_page import render_search
     from draftrank.catalog.workspace import Workspace
     from draftrank.cli.tables import print_board
-    from draftrank.jobs.running import default_target
-    from draftrank.jobs.searching.request import SearchRequest
-    from draftrank.jobs.searching.search import search as search_job
+    from draftrank.jobs.session import default_target
     from draftrank.store.store import Store
+    from draftrank.workflows.search.request import SearchRequest
+    from draftrank.workflows.search.search import search as search_job
 
     opened = Workspace.open(workspace)
     request = SearchRequest(
@@ -104,7 +104,7 @@ def search(
 
 def _tried(found: Found) -> list[TriedModel]:
     from draftrank.board.site.search_page import TriedModel
-    from draftrank.jobs.searching.choice import RUNGS, passes_of
+    from draftrank.workflows.search.choice import RUNGS, passes_of
 
     return [
         TriedModel(

@@ -24,8 +24,8 @@ def submit(
     [bold]Example:[/bold] draftrank submit depth8-distilled --target smollm2-135m-instruct
     """
     from draftrank.catalog.workspace import Workspace
-    from draftrank.jobs.submitting import submit as submit_job
     from draftrank.store.store import Store
+    from draftrank.workflows.submit import submit as submit_job
 
     opened = Workspace.open(workspace)
     named = target or opened.find_recipe(draft).target

@@ -86,9 +86,9 @@ def sweep(
     from draftrank.catalog.workspace import Workspace
     from draftrank.cli.results import read_results
     from draftrank.jobs.planning import plan_jobs
-    from draftrank.jobs.running import RunRequest, choose_recipes
-    from draftrank.jobs.sweeping import sweep as run_plan
+    from draftrank.jobs.session import RunRequest, choose_recipes
     from draftrank.store.store import Store
+    from draftrank.workflows.sweep import sweep as run_plan
 
     opened = Workspace.open(workspace)
     targets = target or sorted({path.parent.name for path in opened.recipe_paths()})

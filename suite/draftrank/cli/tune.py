@@ -21,7 +21,7 @@ from draftrank.cli.options import (
 from draftrank.cli.output import ConsoleProgress, out, print_json, print_table
 
 if TYPE_CHECKING:
-    from draftrank.jobs.tuning import Tuning
+    from draftrank.workflows.tune import Tuning
 
 
 def tune_k(
@@ -55,9 +55,9 @@ def tune_k(
     """
     from draftrank.catalog.decoding_mode import DecodingMode
     from draftrank.catalog.workspace import Workspace
-    from draftrank.jobs.tuning import TuneRequest
-    from draftrank.jobs.tuning import tune_k as tune
     from draftrank.store.store import Store
+    from draftrank.workflows.tune import TuneRequest
+    from draftrank.workflows.tune import tune_k as tune
 
     opened = Workspace.open(workspace)
     request = TuneRequest(

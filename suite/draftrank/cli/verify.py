@@ -13,7 +13,7 @@ from draftrank.cli.options import JsonOption, WorkspaceOption
 from draftrank.cli.output import ConsoleProgress, out, print_json
 
 if TYPE_CHECKING:
-    from draftrank.jobs.verifying import Verification
+    from draftrank.workflows.verify import Verification
 
 _STYLES = {"holds": "green", "fails": "bold red", "skipped": "yellow"}
 
@@ -43,7 +43,7 @@ def verify(
     [bold]Example:[/bold] draftrank verify leaderboard/results/smollm2-135m-instruct/ngram/*/*.json
     """
     from draftrank.catalog.workspace import Workspace
-    from draftrank.jobs.verifying import verify as verify_job
+    from draftrank.workflows.verify import verify as verify_job
 
     opened = Workspace.open(workspace)
     found = []

@@ -14,7 +14,7 @@ from draftrank.cli.output import ConsoleProgress
 from draftrank.errors import DraftrankError
 from draftrank.jobs.executors.order import STOPPED, Answer, Order
 from draftrank.jobs.job import Job
-from draftrank.jobs.working import work
+from draftrank.jobs.work import work
 from draftrank.store.store import Store
 
 

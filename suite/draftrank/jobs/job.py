@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 from pydantic import TypeAdapter
 
-from draftrank.jobs.running import RunRequest
+from draftrank.jobs.session import RunRequest
 from draftrank.measure.records import SessionResult
 
 JobKind = Literal["fetch", "build", "session"]

@@ -10,10 +10,10 @@ from pathlib import Path
 from draftrank.catalog.precision import in_words, runtime_of
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.workspace import Workspace
-from draftrank.drafting.cache import FACTS, draft_folder, draft_key
 from draftrank.jobs.job import Job
-from draftrank.jobs.running import RunRequest, choose_recipes
+from draftrank.jobs.session import RunRequest, choose_recipes
 from draftrank.measure.records import BASELINE, Session, SessionResult
+from draftrank.models.cache import FACTS, draft_folder, draft_key
 from draftrank.version import __version__
 
 _BUILD_S = {"minutes": 180.0, "hours": 3600.0}

@@ -52,7 +52,7 @@ def test_a_step_more_is_found_wherever_it_stands(steps, place):
 
 def test_a_draft_that_copies_first_is_set_beside_both_of_its_halves():
     recipes = {
-        "both": recipe(STEPS[:2], "mixed"),
+        "both": recipe(STEPS[:2], "cascade"),
         "model": recipe(STEPS[:2]),
         "copies": recipe(kind="ngram"),
         "other": recipe(STEPS[:1]),

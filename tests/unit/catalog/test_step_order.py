@@ -7,7 +7,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from draftrank.decoding.proposers.model import ModelDraft
+from draftrank.engine.proposers.draft_model import ModelDraft
 
 DROP = {"kind": "drop_layers", "keep": 2, "select": "ends"}
 FFN = {"kind": "prune_ffn", "keep_channels": 20}

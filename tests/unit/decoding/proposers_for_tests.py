@@ -10,12 +10,12 @@ from collections.abc import Sequence
 import torch
 
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.decoding import loop
-from draftrank.decoding.proposer import Proposal
-from draftrank.decoding.proposers.model import ModelProposer
-from draftrank.decoding.runtime import TreeRuntime
-from draftrank.decoding.sampling import Sampler
-from draftrank.decoding.verification import Verdict
+from draftrank.engine import loop
+from draftrank.engine.proposer import Proposal
+from draftrank.engine.proposers.draft_model import ModelProposer
+from draftrank.engine.runtime import TreeRuntime
+from draftrank.engine.sampling import Sampler
+from draftrank.engine.verification import Verdict
 
 
 class ScriptedProposer:

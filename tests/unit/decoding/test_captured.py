@@ -20,29 +20,29 @@ from transformers import (
 )
 
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.decoding import loop
-from draftrank.decoding.loop import Decoding, Request, autoregressive, speculative
-from draftrank.decoding.proposer import Proposal
-from draftrank.decoding.proposers.drafting import Drafting, SteppingModel
-from draftrank.decoding.proposers.early_exit import EarlyExitProposer
-from draftrank.decoding.proposers.features import FeatureProposer
-from draftrank.decoding.proposers.mixed import MixedProposer
-from draftrank.decoding.proposers.model import ModelProposer
-from draftrank.decoding.proposers.ngram import NgramProposer
-from draftrank.decoding.reference import GenerateDecoder
-from draftrank.decoding.runtimes.captured import runtime as captured_runtime
-from draftrank.decoding.runtimes.captured.features import CapturedFeatureRuntime
-from draftrank.decoding.runtimes.captured.runtime import CapturedRuntime
-from draftrank.decoding.runtimes.captured.steps import DeviceSteps
-from draftrank.decoding.runtimes.opening import feature_runtime_of, runtime_of_model
-from draftrank.decoding.runtimes.own_forward import check_forward, check_trees
-from draftrank.decoding.sampling import Sampler, distribution, pick
-from draftrank.decoding.token_tree import TokenTree
-from draftrank.decoding.verification import coupled
-from draftrank.drafting.architecture import Architecture
-from draftrank.drafting.forms import FeaturesForm, TrimmedHeadForm
-from draftrank.drafting.vocabulary_rows import cut_rows, pad_rows
+from draftrank.engine import loop
+from draftrank.engine.backends.cuda_graphs import runtime as captured_runtime
+from draftrank.engine.backends.cuda_graphs.eagle import CapturedEagleRuntime
+from draftrank.engine.backends.cuda_graphs.runtime import CapturedRuntime
+from draftrank.engine.backends.cuda_graphs.steps import DeviceSteps
+from draftrank.engine.backends.opening import eagle_runtime_of, runtime_of_model
+from draftrank.engine.backends.own_forward import check_forward, check_trees
+from draftrank.engine.backends.transformers.generate import GenerateDecoder
+from draftrank.engine.loop import Decoding, Request, autoregressive, speculative
+from draftrank.engine.proposer import Proposal
+from draftrank.engine.proposers.cascade import CascadeProposer
+from draftrank.engine.proposers.draft_model import ModelProposer
+from draftrank.engine.proposers.drafting import Drafting, SteppingModel
+from draftrank.engine.proposers.eagle import EagleProposer
+from draftrank.engine.proposers.early_exit import EarlyExitProposer
+from draftrank.engine.proposers.ngram import NgramProposer
+from draftrank.engine.sampling import Sampler, distribution, pick
+from draftrank.engine.token_tree import TokenTree
+from draftrank.engine.verification import coupled
 from draftrank.errors import InvalidInputError, UnsupportedModelError
+from draftrank.models.architecture import Architecture
+from draftrank.models.forms import HiddenStatesForm, TrimmedHeadForm
+from draftrank.models.vocabulary_rows import cut_rows, pad_rows
 from models import small_model
 
 CUDA = torch.cuda.is_available()
@@ -190,7 +190,7 @@ def test_a_tree_equals_its_paths(targets, name):
 def test_states_are_told_as_the_model_has_them(name):
     made = model(name)
     runtime = captured(copy.deepcopy(made))
-    runtime.remember_features([0, 1])
+    runtime.keep_hidden_states([0, 1])
     shape = Architecture.of(made)
 
     def wanted(text):
@@ -199,11 +199,11 @@ def test_states_are_told_as_the_model_has_them(name):
 
     long = (TEXT * 4)[:70]
     runtime.feed(long, keep=1)
-    close(runtime.features([0, 1]), wanted(long))
+    close(runtime.hidden_states([0, 1]), wanted(long))
     runtime.feed([5, 6])
-    close(runtime.features([0, 1]), wanted([*long, 5, 6])[-2:])
-    close(runtime.features([1]), wanted([*long, 5, 6])[-2:, 48:])
-    close(runtime.features(), wanted([*long, 5, 6])[-2:, 96:])
+    close(runtime.hidden_states([0, 1]), wanted([*long, 5, 6])[-2:])
+    close(runtime.hidden_states([1]), wanted([*long, 5, 6])[-2:, 48:])
+    close(runtime.hidden_states(), wanted([*long, 5, 6])[-2:, 96:])
 
 
 def trimmed(made: PreTrainedModel) -> PreTrainedModel:
@@ -218,7 +218,7 @@ def trimmed(made: PreTrainedModel) -> PreTrainedModel:
 def reader(seed: int = 4, layers: tuple[int, ...] = (0,)) -> PreTrainedModel:
     """A draft that reads the target's states, with a trimmed head."""
     made = model("llama", seed=seed, layers=1)
-    FeaturesForm(layers=layers).prepare(made)
+    HiddenStatesForm(layers=layers).prepare(made)
     fusion = made.feature_fusion
     torch.manual_seed(seed)
     for part in (fusion.projection, fusion.reduction):
@@ -278,19 +278,17 @@ def proposers(target: CapturedRuntime, name: str):
         "tree": ModelProposer(captured(near), Drafting(branch_above=0.05)),
         "itself": ModelProposer(captured(model(name))),
         "exit": EarlyExitProposer(target.first_layers(1)),
-        "features": FeatureProposer(target, CapturedFeatureRuntime(reader())),
-        "states": FeatureProposer(target, CapturedFeatureRuntime(reader(layers=()))),
-        "features tree": FeatureProposer(
-            target, CapturedFeatureRuntime(reader()), Drafting(branch_above=0.05)
-        ),
-        "mixed model": MixedProposer(NgramProposer(1, 3), ModelProposer(captured(near)), 2),
-        "mixed": MixedProposer(
-            NgramProposer(1, 3), FeatureProposer(target, CapturedFeatureRuntime(reader())), 2
+        "features": EagleProposer(target, CapturedEagleRuntime(reader())),
+        "states": EagleProposer(target, CapturedEagleRuntime(reader(layers=()))),
+        "features tree": EagleProposer(target, CapturedEagleRuntime(reader()), Drafting(branch_above=0.05)),
+        "mixed model": CascadeProposer(NgramProposer(1, 3), ModelProposer(captured(near)), 2),
+        "cascade": CascadeProposer(
+            NgramProposer(1, 3), EagleProposer(target, CapturedEagleRuntime(reader())), 2
         ),
     }
 
 
-ON_LLAMA = ("chain", "stops", "exit", "features tree", "mixed")
+ON_LLAMA = ("chain", "stops", "exit", "features tree", "cascade")
 ON_A_GPU = ("ngram", "tree", "itself", "features", "states")
 """What takes the interpreter minutes and differs from the others in its proposals alone."""
 
@@ -299,7 +297,7 @@ ON_A_GPU = ("ngram", "tree", "itself", "features", "states")
     ("name", "proposer"),
     [
         *(("llama", one) for one in (ON_LLAMA + ON_A_GPU if CUDA else ON_LLAMA)),
-        ("gemma3", "mixed"),
+        ("gemma3", "cascade"),
     ],
 )
 def test_greedy_speculation_equals_greedy_decoding(targets, name, proposer):
@@ -320,7 +318,7 @@ def test_greedy_speculation_equals_greedy_decoding(targets, name, proposer):
 
 
 @pytest.mark.parametrize(
-    "proposer", ["tree", *(["chain", "stops", "exit", "features tree", "mixed"] if CUDA else [])]
+    "proposer", ["tree", *(["chain", "stops", "exit", "features tree", "cascade"] if CUDA else [])]
 )
 def test_each_proposal_is_that_of_a_fresh_cache(targets, proposer):
     target = targets["llama"]
@@ -329,7 +327,7 @@ def test_each_proposal_is_that_of_a_fresh_cache(targets, proposer):
     check_fresh(lambda: (target, proposers(target, "llama")[proposer]), found, GREEDY, (0.3, 0.05))
 
 
-@pytest.mark.parametrize("proposer", ["mixed model", *(["chain", "features", "mixed"] if CUDA else [])])
+@pytest.mark.parametrize("proposer", ["mixed model", *(["chain", "features", "cascade"] if CUDA else [])])
 def test_each_proposal_of_the_device_is_that_of_a_fresh_cache(monkeypatch, targets, proposer):
     """Also the first, and behind what was copied."""
     found = []
@@ -354,7 +352,7 @@ def test_a_reader_proposes_what_it_proposes_in_the_slower_runtime(monkeypatch):
     """Its tokens are read with its own states, those that the target has verified with the target's."""
     made, text = model("llama"), tuple(TEXT[:15])
     proposed: dict[str, list[list[int]]] = {"captured": [], "eager": []}
-    step, propose = DeviceSteps.run, FeatureProposer.propose
+    step, propose = DeviceSteps.run, EagleProposer.propose
 
     def watched_step(self, context, sampler):
         for outcome in step(self, context, sampler):
@@ -370,9 +368,9 @@ def test_a_reader_proposes_what_it_proposes_in_the_slower_runtime(monkeypatch):
     drafted = {}
     for forward in ("captured", "eager"):
         target = runtime_of_model(copy.deepcopy(made), forward)
-        proposer = FeatureProposer(target, feature_runtime_of(reader(), forward))
+        proposer = EagleProposer(target, eagle_runtime_of(reader(), forward))
         if forward == "eager":
-            monkeypatch.setattr(FeatureProposer, "propose", watched_propose)
+            monkeypatch.setattr(EagleProposer, "propose", watched_propose)
         drafted[forward] = speculative(target, proposer, Request(text, 8), 3)
     assert drafted["captured"].token_ids == drafted["eager"].token_ids
     assert drafted["captured"].accept_histogram == drafted["eager"].accept_histogram
@@ -388,8 +386,8 @@ SAMPLING = DecodingMode(temperature=1.0, top_k=30, top_p=0.95)
     ("name", "proposer", "number"),
     [
         ("llama", "chain", 0.7),
-        ("llama", "mixed", 0.4),
-        *([("llama", "chain", 0.15), ("llama", "features", 0.6), ("gemma3", "mixed", 0.2)] if CUDA else []),
+        ("llama", "cascade", 0.4),
+        *([("llama", "chain", 0.15), ("llama", "features", 0.6), ("gemma3", "cascade", 0.2)] if CUDA else []),
     ],
 )
 def test_steps_on_the_device_draw_what_the_host_would(monkeypatch, targets, name, proposer, number):
@@ -488,7 +486,7 @@ def test_a_forward_is_timed_without_being_appended(targets):
 
 
 def test_room_grows_and_what_is_held_stays(monkeypatch):
-    monkeypatch.setattr(captured_runtime, "_LEAST_CAPACITY", 32)
+    monkeypatch.setattr(captured_runtime, "_MIN_CAPACITY", 32)
     made = model("llama")
     runtime = captured(copy.deepcopy(made))
     text = (TEXT * 3)[:50]
@@ -518,10 +516,10 @@ def test_what_the_kernels_do_not_multiply_runs_as_transformers_runs_it():
     """Heads that are too small, windows shorter than a forward, other architectures."""
     for name in ("llama", "gemma3", "gpt2"):
         assert runtime_of_model(small_model(name), "captured").name == "torch-eager"
-    assert not isinstance(feature_runtime_of(_small_reader(), "captured"), CapturedFeatureRuntime)
+    assert not isinstance(eagle_runtime_of(_small_reader(), "captured"), CapturedEagleRuntime)
 
 
 def _small_reader() -> PreTrainedModel:
     made = small_model("llama")
-    FeaturesForm(layers=()).prepare(made)
+    HiddenStatesForm(layers=()).prepare(made)
     return made

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.decoding.environment import memory_bytes, reset_peak_memory
-from draftrank.decoding.loop import Request, autoregressive, speculative
-from draftrank.decoding.proposers.early_exit import EarlyExitProposer
-from draftrank.decoding.proposers.model import ModelProposer
-from draftrank.decoding.proposers.ngram import NgramProposer
-from draftrank.decoding.runtimes.torch_eager import TorchRuntime
+from draftrank.engine.backends.transformers.runtime import TorchRuntime
+from draftrank.engine.environment import memory_bytes, reset_peak_memory
+from draftrank.engine.loop import Request, autoregressive, speculative
+from draftrank.engine.proposers.draft_model import ModelProposer
+from draftrank.engine.proposers.early_exit import EarlyExitProposer
+from draftrank.engine.proposers.ngram import NgramProposer
 from draftrank.measure.cost.latency import measure_latencies
 from draftrank.measure.machine.fingerprint import read_machine
 from models import ARCHITECTURES, small_model

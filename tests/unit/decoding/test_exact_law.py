@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.decoding import loop, verification
-from draftrank.decoding.proposers.drafting import Drafting
-from draftrank.decoding.proposers.early_exit import EarlyExitProposer
-from draftrank.decoding.proposers.model import ModelProposer
-from draftrank.decoding.sampling import Sampler
+from draftrank.engine import loop, verification
+from draftrank.engine.proposers.draft_model import ModelProposer
+from draftrank.engine.proposers.drafting import Drafting
+from draftrank.engine.proposers.early_exit import EarlyExitProposer
+from draftrank.engine.sampling import Sampler
 
 VOCABULARY = 3
 LENGTH = 3

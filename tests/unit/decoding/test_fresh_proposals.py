@@ -14,16 +14,16 @@ from proposers_for_tests import Constant, StaleProposer, Steps, check_fresh
 from torch import nn
 
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.decoding.proposers.drafting import Drafting
-from draftrank.decoding.proposers.early_exit import EarlyExitProposer
-from draftrank.decoding.proposers.features import FeatureProposer
-from draftrank.decoding.proposers.mixed import MixedProposer
-from draftrank.decoding.proposers.model import ModelProposer
-from draftrank.decoding.proposers.ngram import NgramProposer
-from draftrank.decoding.proposers.suffix import SuffixProposer
-from draftrank.decoding.runtimes.opening import feature_runtime_of, runtime_of_model
-from draftrank.decoding.sampling import Sampler
-from draftrank.drafting.forms import FeaturesForm, quantize_linear_layers
+from draftrank.engine.backends.opening import eagle_runtime_of, runtime_of_model
+from draftrank.engine.proposers.cascade import CascadeProposer
+from draftrank.engine.proposers.draft_model import ModelProposer
+from draftrank.engine.proposers.drafting import Drafting
+from draftrank.engine.proposers.eagle import EagleProposer
+from draftrank.engine.proposers.early_exit import EarlyExitProposer
+from draftrank.engine.proposers.ngram import NgramProposer
+from draftrank.engine.proposers.suffix import SuffixProposer
+from draftrank.engine.sampling import Sampler
+from draftrank.models.forms import HiddenStatesForm, quantize_linear_layers
 from models import ARCHITECTURES, small_model
 
 GREEDY = Sampler(DecodingMode())
@@ -43,7 +43,7 @@ def near(name):
 
 def reader(name, layers):
     model = small_model(name, seed=9, layers=1)
-    FeaturesForm(layers=layers).prepare(model)
+    HiddenStatesForm(layers=layers).prepare(model)
     return model
 
 
@@ -70,8 +70,8 @@ class Made:
         return ModelProposer(runtime_of_model(self.form(copy.deepcopy(DRAFTS[self.name])), self.forward), how)
 
     def reader(self, how=CHAIN, layers=()):
-        draft = feature_runtime_of(self.form(copy.deepcopy(READERS[self.name, layers])), self.forward)
-        return FeatureProposer(self.target, draft, how)
+        draft = eagle_runtime_of(self.form(copy.deepcopy(READERS[self.name, layers])), self.forward)
+        return EagleProposer(self.target, draft, how)
 
     def exit(self, how=CHAIN):
         return EarlyExitProposer(self.target.first_layers(2), how)
@@ -93,13 +93,13 @@ KINDS = {
     "hesitant features": lambda made: made.reader(HESITANT, (0, 1)),
     "features tree": lambda made: made.reader(TREE),
     "hesitant features tree": lambda made: made.reader(HESITANT_TREE, (0, 1)),
-    "mixed model": lambda made: MixedProposer(NgramProposer(1, 2), made.model(), 2),
-    "mixed model tree": lambda made: MixedProposer(SuffixProposer(2, 8, 2.0, 0.4), made.model(TREE)),
-    "mixed hesitant model tree": lambda made: MixedProposer(
+    "mixed model": lambda made: CascadeProposer(NgramProposer(1, 2), made.model(), 2),
+    "mixed model tree": lambda made: CascadeProposer(SuffixProposer(2, 8, 2.0, 0.4), made.model(TREE)),
+    "mixed hesitant model tree": lambda made: CascadeProposer(
         NgramProposer(1, 2), made.model(HESITANT_TREE), 5
     ),
-    "mixed features": lambda made: MixedProposer(NgramProposer(1, 2), made.reader(), 2),
-    "mixed features tree": lambda made: MixedProposer(SuffixProposer(2, 8, 2.0, 0.4), made.reader(TREE)),
+    "mixed features": lambda made: CascadeProposer(NgramProposer(1, 2), made.reader(), 2),
+    "mixed features tree": lambda made: CascadeProposer(SuffixProposer(2, 8, 2.0, 0.4), made.reader(TREE)),
 }
 DRAWING = (
     "model",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from draftrank.decoding.runtimes.torch_features import FeatureRuntime
-from draftrank.drafting.architecture import Architecture
-from draftrank.drafting.distillation import shifted
-from draftrank.drafting.forms import FeaturesForm
-from draftrank.drafting.further_ahead import FurtherAhead, visible
+from draftrank.building.training.distillation import shifted
+from draftrank.building.training.training_time_test import TrainingTimeTest, visible
+from draftrank.engine.backends.transformers.eagle import EagleRuntime
+from draftrank.models.architecture import Architecture
+from draftrank.models.forms import HiddenStatesForm
 from models import ARCHITECTURES, small_model
 
 LENGTH = 24
@@ -18,7 +18,7 @@ LENGTH = 24
 @pytest.fixture(params=ARCHITECTURES)
 def reader(request):
     model = small_model(request.param, seed=4, layers=3)
-    FeaturesForm().prepare(model)
+    HiddenStatesForm().prepare(model)
     return model
 
 
@@ -28,13 +28,13 @@ def test_each_forward_of_training_is_a_step_of_decoding(reader):
     torch.manual_seed(0)
     shape, tokens = Architecture.of(reader), torch.randint(3, 60, (2, LENGTH))
     features = shifted(torch.randn(2, LENGTH, 32))
-    remembered, trained, read = FurtherAhead(reader.config.get_text_config()), [], features
+    remembered, trained, read = TrainingTimeTest(reader.config.get_text_config()), [], features
     with torch.no_grad():
         for _ in range(4):
             trained.append(shape.hidden_states(reader, tokens, read, remembered))
             read = shifted(trained[-1])
         torch.testing.assert_close(trained[0], shape.hidden_states(reader, tokens, features))
-    runtime = FeatureRuntime(reader)
+    runtime = EagleRuntime(reader)
     for row in range(len(tokens)):
         for held in range(1, LENGTH - 3):
             runtime.reset()
@@ -42,7 +42,7 @@ def test_each_forward_of_training_is_a_step_of_decoding(reader):
             runtime.feed(tokens[row, :held].tolist(), keep=1)
             for ahead, states in enumerate(trained):
                 torch.testing.assert_close(
-                    runtime.features()[-1], states[row, held - 1 + ahead], atol=1e-4, rtol=1e-4
+                    runtime.hidden_states()[-1], states[row, held - 1 + ahead], atol=1e-4, rtol=1e-4
                 )
                 runtime.feed(tokens[row, held + ahead : held + ahead + 1].tolist())
 
@@ -51,7 +51,7 @@ def test_gradients_reach_the_newest_forward_alone(reader):
     """Each forward is followed by its own backward, so the one before must not be asked for its again."""
     shape, tokens = Architecture.of(reader), torch.randint(3, 60, (1, 8))
     reader.requires_grad_(True)
-    remembered, read = FurtherAhead(reader.config.get_text_config()), torch.randn(1, 8, 32)
+    remembered, read = TrainingTimeTest(reader.config.get_text_config()), torch.randn(1, 8, 32)
     for _ in range(3):
         hidden = shape.hidden_states(reader, tokens, read, remembered)
         hidden.square().sum().backward()

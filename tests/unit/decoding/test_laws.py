@@ -12,19 +12,19 @@ from hypothesis import strategies as st
 from proposers_for_tests import ScriptedProposer
 
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.decoding.loop import ContextOverflowError, Request, autoregressive, speculative
-from draftrank.decoding.proposers.drafting import Drafting
-from draftrank.decoding.proposers.early_exit import EarlyExitProposer
-from draftrank.decoding.proposers.features import FeatureProposer
-from draftrank.decoding.proposers.mixed import MixedProposer
-from draftrank.decoding.proposers.model import ModelProposer
-from draftrank.decoding.proposers.ngram import NgramProposer
-from draftrank.decoding.proposers.suffix import SuffixProposer
-from draftrank.decoding.runtimes.torch_eager import TorchRuntime
-from draftrank.decoding.runtimes.torch_features import FeatureRuntime
-from draftrank.decoding.sampling import Sampler
-from draftrank.drafting.architecture import Architecture
-from draftrank.drafting.forms import FeaturesForm
+from draftrank.engine.backends.transformers.eagle import EagleRuntime
+from draftrank.engine.backends.transformers.runtime import TorchRuntime
+from draftrank.engine.loop import ContextOverflowError, Request, autoregressive, speculative
+from draftrank.engine.proposers.cascade import CascadeProposer
+from draftrank.engine.proposers.draft_model import ModelProposer
+from draftrank.engine.proposers.drafting import Drafting
+from draftrank.engine.proposers.eagle import EagleProposer
+from draftrank.engine.proposers.early_exit import EarlyExitProposer
+from draftrank.engine.proposers.ngram import NgramProposer
+from draftrank.engine.proposers.suffix import SuffixProposer
+from draftrank.engine.sampling import Sampler
+from draftrank.models.architecture import Architecture
+from draftrank.models.forms import HiddenStatesForm
 from models import ARCHITECTURES, small_model
 
 TARGETS = {name: small_model(name) for name in ARCHITECTURES}
@@ -37,17 +37,17 @@ STRANGERS = {name: small_model(name, seed=9, layers=1) for name in ARCHITECTURES
 
 READERS = {name: copy.deepcopy(model) for name, model in STRANGERS.items()}
 for _model in READERS.values():
-    FeaturesForm().prepare(_model)
+    HiddenStatesForm().prepare(_model)
 
 
 LAYERED = {name: copy.deepcopy(model) for name, model in STRANGERS.items()}
 for _model in LAYERED.values():
-    FeaturesForm(layers=(0, 1)).prepare(_model)
+    HiddenStatesForm(layers=(0, 1)).prepare(_model)
     _model.feature_fusion.reduction.weight.data += 0.1
 
 
 def reader(name, target):
-    return FeatureProposer(target, FeatureRuntime(READERS[name]))
+    return EagleProposer(target, EagleRuntime(READERS[name]))
 
 
 TREE = Drafting(None, 0.02)
@@ -60,19 +60,19 @@ PROPOSERS = {
     "suffix": lambda _, __: SuffixProposer(1, 8, 2.0, 0.05),
     "suffix tree": lambda _, __: SuffixProposer(1, 8, 64.0, branch_above=0.05),
     "early_exit": lambda _, target: EarlyExitProposer(target.first_layers(2)),
-    "mixed": lambda name, _: MixedProposer(NgramProposer(2, 3), ModelProposer(TorchRuntime(NEAR[name]))),
-    "mixed_suffix": lambda name, _: MixedProposer(
+    "cascade": lambda name, _: CascadeProposer(NgramProposer(2, 3), ModelProposer(TorchRuntime(NEAR[name]))),
+    "mixed_suffix": lambda name, _: CascadeProposer(
         SuffixProposer(2, 8, 2.0, 0.4), ModelProposer(TorchRuntime(NEAR[name]))
     ),
     "features": reader,
-    "layered_features": lambda name, target: FeatureProposer(target, FeatureRuntime(LAYERED[name])),
+    "layered_features": lambda name, target: EagleProposer(target, EagleRuntime(LAYERED[name])),
     "tree": lambda name, _: ModelProposer(TorchRuntime(NEAR[name]), TREE),
     "tree_exit": lambda _, target: EarlyExitProposer(target.first_layers(2), TREE),
-    "tree_features": lambda name, target: FeatureProposer(target, FeatureRuntime(READERS[name]), TREE),
-    "tree_mixed": lambda name, _: MixedProposer(
+    "tree_features": lambda name, target: EagleProposer(target, EagleRuntime(READERS[name]), TREE),
+    "tree_mixed": lambda name, _: CascadeProposer(
         NgramProposer(2, 3), ModelProposer(TorchRuntime(NEAR[name]), Drafting(0.5, 0.02))
     ),
-    "mixed_features": lambda name, target: MixedProposer(NgramProposer(2, 3), reader(name, target)),
+    "mixed_features": lambda name, target: CascadeProposer(NgramProposer(2, 3), reader(name, target)),
     "hesitant": lambda name, _: ModelProposer(TorchRuntime(NEAR[name]), Drafting(0.6)),
     "hesitant_exit": lambda _, target: EarlyExitProposer(target.first_layers(2), Drafting(0.6)),
 }
@@ -115,7 +115,7 @@ def test_greedy_speculation_equals_greedy_decoding(name, proposer, prompt, k, li
     found = speculative(target, PROPOSERS[proposer](name, target), request, k)
     assert found.token_ids == expected.token_ids
     assert found.finish == expected.finish
-    check_sums(found, k, limit, copies=proposer.startswith(("mixed", "tree")))
+    check_sums(found, k, limit, copies=proposer.startswith(("cascade", "tree")))
     check_sums(expected, 0, limit)
     assert expected.acceptance_length == 1.0
 
@@ -169,7 +169,7 @@ def test_a_mixed_draft_copies_where_it_can_and_asks_its_model_where_not():
     """The model catches up on copied tokens: it proposes what it would after being fed everything."""
     prompt = (5, 9, 11, 4, 7, 5, 9, 11)
     model = ModelProposer(TorchRuntime(NEAR["llama"]))
-    mixed = MixedProposer(NgramProposer(2, 3), model)
+    mixed = CascadeProposer(NgramProposer(2, 3), model)
     sampler = Sampler(DecodingMode())
     mixed.begin(prompt, sampler, 64)
     copied = mixed.propose([*prompt, 4], 3)
@@ -189,7 +189,7 @@ def test_a_mixed_draft_copies_where_it_can_and_asks_its_model_where_not():
 
 def test_the_model_of_a_mixed_draft_may_propose_fewer_tokens():
     sampler = Sampler(DecodingMode())
-    mixed = MixedProposer(NgramProposer(2, 3), ModelProposer(TorchRuntime(NEAR["llama"])), 2)
+    mixed = CascadeProposer(NgramProposer(2, 3), ModelProposer(TorchRuntime(NEAR["llama"])), 2)
     prompt = (5, 9, 11, 4, 7, 5, 9, 11)
     mixed.begin(prompt, sampler, 64)
     assert len(mixed.propose([*prompt, 4], 3).tokens) == 3
@@ -200,13 +200,13 @@ def test_the_model_of_a_mixed_draft_may_propose_fewer_tokens():
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize("copies", [False, True], ids=["alone", "mixed"])
+@pytest.mark.parametrize("copies", [False, True], ids=["alone", "cascade"])
 @settings(max_examples=8, deadline=None)
 @given(prompt=prompts, k=st.integers(1, 6), limit=st.integers(2, 30))
 def test_every_token_is_read_with_the_targets_state_before_it(name, copies, prompt, k, limit):
     target = TorchRuntime(TARGETS[name])
-    draft = FeatureRuntime(READERS[name])
-    proposer = FeatureProposer(target, draft)
+    draft = EagleRuntime(READERS[name])
+    proposer = EagleProposer(target, draft)
     offered = {}
     offer = draft.offer
 
@@ -217,7 +217,7 @@ def test_every_token_is_read_with_the_targets_state_before_it(name, copies, prom
         offer(features)
 
     draft.offer = listen
-    both = MixedProposer(NgramProposer(1, 2), proposer) if copies else proposer
+    both = CascadeProposer(NgramProposer(1, 2), proposer) if copies else proposer
     found = speculative(target, both, Request(prompt, limit), k)
     text = torch.tensor([[*prompt, *found.token_ids]])
     with torch.inference_mode():
@@ -327,7 +327,7 @@ def test_a_draft_proposes_as_far_as_its_window_reaches_and_then_nothing(window, 
 @settings(max_examples=40, deadline=None)
 @given(
     prompt=st.lists(st.integers(3, 60), min_size=1, max_size=30).map(tuple),
-    kind=st.sampled_from(["model", "tree", "features", "tree_features", "mixed", "mixed_features"]),
+    kind=st.sampled_from(["model", "tree", "features", "tree_features", "cascade", "mixed_features"]),
     window=st.integers(1, 40),
     k=st.integers(1, 6),
     mode=st.sampled_from([DecodingMode(), DecodingMode(temperature=0.8, seed=3)]),
@@ -338,11 +338,11 @@ def test_no_draft_is_led_behind_its_window_and_its_next_text_is_read_as_ever(pro
     def proposer(model):
         drafting = TREE if "tree" in kind else Drafting()
         own = (
-            FeatureProposer(target, FeatureRuntime(model), drafting)
+            EagleProposer(target, EagleRuntime(model), drafting)
             if "features" in kind
             else ModelProposer(TorchRuntime(model), drafting)
         )
-        return MixedProposer(NgramProposer(2, 3), own) if "mixed" in kind else own
+        return CascadeProposer(NgramProposer(2, 3), own) if "cascade" in kind else own
 
     short = proposer(short_sighted(window, "features" in kind))
     request = Request(prompt, 12, mode=mode)

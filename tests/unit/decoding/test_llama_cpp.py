@@ -13,30 +13,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from proposers_for_tests import Steps, check_fresh
 
+from draftrank.building.export.gguf import write_gguf
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.catalog.sources.base import FetchContext
 from draftrank.catalog.target import Target
-from draftrank.decoding.loop import Request, autoregressive, speculative
-from draftrank.decoding.proposer import ProposerContext
-from draftrank.decoding.proposers.drafting import Drafting, drafting_of
-from draftrank.decoding.proposers.features import FeatureProposer
-from draftrank.decoding.proposers.mixed import MixedProposer
-from draftrank.decoding.proposers.model import ModelProposer
-from draftrank.decoding.proposers.ngram import NgramProposer
-from draftrank.decoding.proposers.suffix import SuffixDraft
-from draftrank.decoding.runtime import FeaturedRuntime, LayeredRuntime
-from draftrank.decoding.runtimes import llama_cpp as module
-from draftrank.decoding.runtimes.llama_cpp import BATCH, LlamaCppRuntime
-from draftrank.decoding.runtimes.torch_eager import TorchRuntime
-from draftrank.decoding.runtimes.torch_features import FeatureRuntime
-from draftrank.decoding.sampling import Sampler
-from draftrank.drafting.architecture import Architecture
-from draftrank.drafting.forms import FeaturesForm
-from draftrank.drafting.gguf_export import write_gguf
-from draftrank.drafting.loading import load_model
-from draftrank.drafting.target_folder import ensure_target
+from draftrank.engine.backends import llama_cpp as module
+from draftrank.engine.backends.llama_cpp.runtime import BATCH, LlamaCppRuntime
+from draftrank.engine.backends.transformers.eagle import EagleRuntime
+from draftrank.engine.backends.transformers.runtime import TorchRuntime
+from draftrank.engine.loop import Request, autoregressive, speculative
+from draftrank.engine.proposer import ProposerContext
+from draftrank.engine.proposers.cascade import CascadeProposer
+from draftrank.engine.proposers.draft_model import ModelProposer
+from draftrank.engine.proposers.drafting import Drafting, drafting_of
+from draftrank.engine.proposers.eagle import EagleProposer
+from draftrank.engine.proposers.ngram import NgramProposer
+from draftrank.engine.proposers.suffix import SuffixDraft
+from draftrank.engine.runtime import HiddenStateRuntime, LayeredRuntime
+from draftrank.engine.sampling import Sampler
 from draftrank.errors import IncompatibleDraftError, MissingDataError
 from draftrank.measure.cost.latency import measure_latencies
+from draftrank.models.architecture import Architecture
+from draftrank.models.forms import HiddenStatesForm
+from draftrank.models.loading import load_model
+from draftrank.models.target_folder import ensure_target
 from gguf_files import VOCABULARY, small_gguf_model, write_llama_file, write_target_file
 from models import small_model, small_tokenizer
 
@@ -235,16 +235,16 @@ def test_room_that_grows_keeps_what_is_held(written):
 def test_features_are_the_states_after_the_last_norm(written, architecture):
     model, _ = written(architecture)
     runtime = opened(written, architecture)
-    assert isinstance(runtime, FeaturedRuntime)
+    assert isinstance(runtime, HiddenStateRuntime)
     assert not isinstance(runtime, LayeredRuntime)
     runtime.feed([5, 6])
-    runtime.remember_features()
+    runtime.keep_hidden_states()
     sequence = [5, 6, 7, 8, 9]
     logits = runtime.feed(sequence[2:], keep=1)
     assert logits.shape[0] == 1
     with torch.inference_mode():
         states = Architecture.of(model).hidden_states(model, torch.tensor([sequence]))[0]
-    torch.testing.assert_close(runtime.features(), states[2:], atol=5e-3, rtol=1e-2)
+    torch.testing.assert_close(runtime.hidden_states(), states[2:], atol=5e-3, rtol=1e-2)
     torch.testing.assert_close(
         logits, expected_logits(model, sequence)[-1:], atol=TOLERANCE[architecture], rtol=1e-3
     )
@@ -252,7 +252,7 @@ def test_features_are_the_states_after_the_last_norm(written, architecture):
 
 def test_outputs_of_layers_are_refused_with_the_reason(written):
     with pytest.raises(IncompatibleDraftError, match="final hidden state, not those of its layers"):
-        opened(written).remember_features((0,))
+        opened(written).keep_hidden_states((0,))
 
 
 def proposers(written, target):
@@ -261,7 +261,7 @@ def proposers(written, target):
     head = near.get_output_embeddings().weight
     head.data = head.data + 0.15 * head.data.flip(0)
     reader = small_gguf_model("llama", 1, seed=9)
-    FeaturesForm().prepare(reader)
+    HiddenStatesForm().prepare(reader)
     return {
         "equal": ModelProposer(opened(written)),
         "stranger": ModelProposer(opened(written, seed=9, layers=1), Drafting(0.3)),
@@ -269,12 +269,12 @@ def proposers(written, target):
         "tree": ModelProposer(opened(written, seed=9, layers=1), Drafting(branch_above=0.05)),
         "in torch": ModelProposer(TorchRuntime(near)),
         "ngram": NgramProposer(1, 3),
-        "mixed": MixedProposer(NgramProposer(2, 3), ModelProposer(TorchRuntime(near))),
-        "features": FeatureProposer(target, FeatureRuntime(reader)),
+        "cascade": CascadeProposer(NgramProposer(2, 3), ModelProposer(TorchRuntime(near))),
+        "features": EagleProposer(target, EagleRuntime(reader)),
     }
 
 
-@pytest.mark.parametrize("name", ["equal", "stranger", "packed", "in torch", "ngram", "mixed", "features"])
+@pytest.mark.parametrize("name", ["equal", "stranger", "packed", "in torch", "ngram", "cascade", "features"])
 @settings(max_examples=10, deadline=None)
 @given(prompt=prompts, k=st.integers(1, 8), limit=st.integers(1, 40))
 def test_greedy_speculation_equals_greedy_decoding(written, name, prompt, k, limit):
@@ -292,7 +292,7 @@ def test_greedy_speculation_equals_greedy_decoding(written, name, prompt, k, lim
     [
         *(
             (name, "llama.cpp")
-            for name in ("equal", "stranger", "packed", "in torch", "ngram", "mixed", "features")
+            for name in ("equal", "stranger", "packed", "in torch", "ngram", "cascade", "features")
         ),
         *((name, "torch") for name in ("equal", "stranger", "packed", "tree")),
     ],

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draftrank.decoding.runtimes.native import library
-from draftrank.decoding.runtimes.short_forward import MOST_TOKENS
+from draftrank.engine.backends.cpp import library
+from draftrank.engine.backends.short_forward import MAX_TOKENS
 from draftrank.errors import InvalidInputError
 
 
@@ -63,7 +63,7 @@ def test_a_folder_that_cannot_be_written_is_named(uncompiled):
 @given(
     outputs=st.integers(1, 70),
     inputs=st.integers(1, 70),
-    count=st.integers(1, MOST_TOKENS + 9),
+    count=st.integers(1, MAX_TOKENS + 9),
     bf16=st.booleans(),
     seed=st.integers(0, 99),
 )

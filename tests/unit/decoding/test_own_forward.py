@@ -8,16 +8,16 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from draftrank.decoding.runtimes import torch_eager
-from draftrank.decoding.runtimes.grouped_attention import NAME, grouped_attention
-from draftrank.decoding.runtimes.opening import feature_runtime_of, load_runtime, runtime_of_model
-from draftrank.decoding.runtimes.own_forward import check_forward, check_trees
-from draftrank.decoding.runtimes.torch_eager import TorchRuntime
-from draftrank.decoding.token_tree import TokenTree
-from draftrank.drafting.attention_windows import FULL, SLIDING, layer_kinds
-from draftrank.drafting.forms import FeaturesForm, TrimmedHead
-from draftrank.drafting.loading import quantize_linear_layers
+from draftrank.engine.backends import torch_eager
+from draftrank.engine.backends.opening import eagle_runtime_of, load_runtime, runtime_of_model
+from draftrank.engine.backends.own_forward import check_forward, check_trees
+from draftrank.engine.backends.transformers.attention import NAME, grouped_attention
+from draftrank.engine.backends.transformers.runtime import TorchRuntime
+from draftrank.engine.token_tree import TokenTree
 from draftrank.errors import UnsupportedModelError
+from draftrank.models.attention_windows import FULL, SLIDING, layer_kinds
+from draftrank.models.forms import HiddenStatesForm, TrimmedHead
+from draftrank.models.loading import quantize_linear_layers
 from models import ARCHITECTURES, FAMILIES, READS_NO_TREES, WITHOUT_KV_CACHE, save_small_target, small_model
 
 EVERY = (*ARCHITECTURES, *FAMILIES)
@@ -162,8 +162,8 @@ def test_every_backend_and_form_passes(name, forward, change):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_models_that_read_hidden_states_pass(forward, dtype):
     model = small_model("llama", layers=1)
-    FeaturesForm().prepare(model)
-    runtime = feature_runtime_of(model.to(dtype).requires_grad_(False), forward)
+    HiddenStatesForm().prepare(model)
+    runtime = eagle_runtime_of(model.to(dtype).requires_grad_(False), forward)
     check_trees(runtime)
     fusion = runtime._fusion.projection.weight
     fusion[:] = fusion.roll(1, 1)  # what the runtime has packed, if anything, is of before

@@ -7,10 +7,10 @@ import random
 import pytest
 
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.decoding.loop import Request, autoregressive, speculative
-from draftrank.decoding.proposers.model import ModelProposer
-from draftrank.decoding.reference import GenerateDecoder
-from draftrank.decoding.runtimes.torch_eager import TorchRuntime
+from draftrank.engine.backends.transformers.generate import GenerateDecoder
+from draftrank.engine.backends.transformers.runtime import TorchRuntime
+from draftrank.engine.loop import Request, autoregressive, speculative
+from draftrank.engine.proposers.draft_model import ModelProposer
 from models import ARCHITECTURES, small_model
 
 K = 3

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draftrank.decoding.runtimes.grouped_attention import LIBRARY, NAME
-from draftrank.decoding.runtimes.torch_eager import TorchRuntime, padded_rows
+from draftrank.engine.backends.transformers.attention import LIBRARY, NAME
+from draftrank.engine.backends.transformers.runtime import TorchRuntime, padded_rows
 from models import ARCHITECTURES, small_model
 
 MODELS = {name: small_model(name) for name in ARCHITECTURES}

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.decoding.loop import Request, autoregressive, speculative
-from draftrank.decoding.proposer import Proposal
-from draftrank.decoding.proposers.drafting import Drafting
-from draftrank.decoding.proposers.early_exit import EarlyExitProposer
-from draftrank.decoding.proposers.mixed import MixedProposer
-from draftrank.decoding.proposers.model import ModelProposer
-from draftrank.decoding.proposers.ngram import NgramProposer
-from draftrank.decoding.runtimes.torch_eager import TorchRuntime
-from draftrank.decoding.sampling import Sampler, distribution, most_likely, pick
-from draftrank.decoding.verification import coupled, verify_sampling
+from draftrank.engine.backends.transformers.runtime import TorchRuntime
+from draftrank.engine.loop import Request, autoregressive, speculative
+from draftrank.engine.proposer import Proposal
+from draftrank.engine.proposers.cascade import CascadeProposer
+from draftrank.engine.proposers.draft_model import ModelProposer
+from draftrank.engine.proposers.drafting import Drafting
+from draftrank.engine.proposers.early_exit import EarlyExitProposer
+from draftrank.engine.proposers.ngram import NgramProposer
+from draftrank.engine.sampling import Sampler, distribution, most_likely, pick
+from draftrank.engine.verification import coupled, verify_sampling
 from models import small_model
 
 modes = st.builds(
@@ -169,7 +169,7 @@ OPENERS = {
     "model": lambda _: ModelProposer(TorchRuntime(DRAFT)),
     "ngram": lambda _: NgramProposer(1, 2),
     "early_exit": lambda target: EarlyExitProposer(target.first_layers(2)),
-    "mixed": lambda _: MixedProposer(NgramProposer(2, 2), ModelProposer(TorchRuntime(DRAFT))),
+    "cascade": lambda _: CascadeProposer(NgramProposer(2, 2), ModelProposer(TorchRuntime(DRAFT))),
     "hesitant_model": lambda _: ModelProposer(TorchRuntime(DRAFT), Drafting(0.4)),
     # when sampling, what could branch proposes chains
     "branching": lambda _: ModelProposer(TorchRuntime(DRAFT), Drafting(None, 0.05)),

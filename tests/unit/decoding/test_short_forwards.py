@@ -15,23 +15,23 @@ from torch.ao.nn.quantized.dynamic import Linear as DynamicInt8Linear
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.decoding.loop import Request, autoregressive, speculative
-from draftrank.decoding.proposers.drafting import Drafting, draft_tokens
-from draftrank.decoding.proposers.early_exit import EarlyExitProposer
-from draftrank.decoding.proposers.features import FeatureProposer
-from draftrank.decoding.proposers.model import ModelProposer
-from draftrank.decoding.proposers.ngram import NgramProposer
-from draftrank.decoding.runtimes.fused_decoder import FusedDecoder
-from draftrank.decoding.runtimes.packed_product import product_of
-from draftrank.decoding.runtimes.short_forward import MOST_TOKENS
-from draftrank.decoding.runtimes.torch_eager import TorchRuntime
-from draftrank.decoding.runtimes.torch_features import FeatureRuntime
-from draftrank.decoding.sampling import Sampler
-from draftrank.decoding.token_tree import TokenTree, TreeWidth
-from draftrank.drafting.architecture import Architecture
-from draftrank.drafting.forms import (
+from draftrank.engine.backends.packed_product import product_of
+from draftrank.engine.backends.short_forward import MAX_TOKENS
+from draftrank.engine.backends.transformers.eagle import EagleRuntime
+from draftrank.engine.backends.transformers.fused_decoder import FusedDecoder
+from draftrank.engine.backends.transformers.runtime import TorchRuntime
+from draftrank.engine.loop import Request, autoregressive, speculative
+from draftrank.engine.proposers.draft_model import ModelProposer
+from draftrank.engine.proposers.drafting import Drafting, draft_tokens
+from draftrank.engine.proposers.eagle import EagleProposer
+from draftrank.engine.proposers.early_exit import EarlyExitProposer
+from draftrank.engine.proposers.ngram import NgramProposer
+from draftrank.engine.sampling import Sampler
+from draftrank.engine.token_tree import TokenTree, TreeWidth
+from draftrank.models.architecture import Architecture
+from draftrank.models.forms import (
     FEATURES,
-    FeaturesForm,
+    HiddenStatesForm,
     LowRankForm,
     TrimmedHeadForm,
     quantize_linear_layers,
@@ -83,7 +83,7 @@ def test_rolled_back_caches_equal_fresh_ones(name, forward, moves):
 
 @every_forward
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("prefill", [1, MOST_TOKENS, MOST_TOKENS + 1, 120])
+@pytest.mark.parametrize("prefill", [1, MAX_TOKENS, MAX_TOKENS + 1, 120])
 def test_long_and_short_forwards_share_one_cache(name, forward, prefill):
     """Also behind a prefill that transformers ran, beyond the sliding window and the first table of rotations."""
     runtime, sequence = TARGETS[name, forward], [3 + place % 57 for place in range(prefill + 7)]
@@ -127,12 +127,12 @@ def test_in_bf16_it_stays_within_the_rounding_of_the_other(name, forward):
 def test_features_are_the_states_after_the_last_norm(name, forward):
     runtime = quick(small_model(name), forward)
     runtime.feed([5, 6])
-    runtime.remember_features()
+    runtime.keep_hidden_states()
     sequence = [5, 6, 7, 8, 9]
     logits = runtime.feed(sequence[2:], keep=1)
     with torch.inference_mode():
         states = Architecture.of(MODELS[name]).hidden_states(MODELS[name], torch.tensor([sequence]))[0]
-    torch.testing.assert_close(runtime.features(), states[2:], atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(runtime.hidden_states(), states[2:], atol=2e-4, rtol=1e-4)
     torch.testing.assert_close(logits, fresh(MODELS[name], sequence)[-1:], atol=2e-4, rtol=1e-4)
 
 
@@ -141,9 +141,9 @@ def test_features_are_the_states_after_the_last_norm(name, forward):
 def test_outputs_of_layers_are_told_beside_them(name, forward):
     """Of chains, of trees once a path was kept, and of prefills; each reader asks for layers of its own."""
     runtime = TorchRuntime.of(small_model(name), forward)
-    runtime.remember_features((1,))
-    runtime.remember_features((0, 2))
-    sequence = [3 + place % 57 for place in range(MOST_TOKENS + 9)]
+    runtime.keep_hidden_states((1,))
+    runtime.keep_hidden_states((0, 2))
+    sequence = [3 + place % 57 for place in range(MAX_TOKENS + 9)]
 
     def expected(text, layers):
         with torch.inference_mode():
@@ -151,17 +151,17 @@ def test_outputs_of_layers_are_told_beside_them(name, forward):
                 0
             ]
 
-    runtime.feed(sequence[: MOST_TOKENS + 5], keep=1)
-    told = expected(sequence[: MOST_TOKENS + 5], (0, 2))
-    torch.testing.assert_close(runtime.features((0, 2)), told, atol=3e-4, rtol=1e-3)
-    runtime.feed(sequence[MOST_TOKENS + 5 :], keep=1)
+    runtime.feed(sequence[: MAX_TOKENS + 5], keep=1)
+    told = expected(sequence[: MAX_TOKENS + 5], (0, 2))
+    torch.testing.assert_close(runtime.hidden_states((0, 2)), told, atol=3e-4, rtol=1e-3)
+    runtime.feed(sequence[MAX_TOKENS + 5 :], keep=1)
     for layers in ((1,), (0, 2), ()):
         told = expected(sequence, layers)[-4:]
-        torch.testing.assert_close(runtime.features(layers), told, atol=3e-4, rtol=1e-3)
+        torch.testing.assert_close(runtime.hidden_states(layers), told, atol=3e-4, rtol=1e-3)
     runtime.feed_tree((7, 8, 9, 10), TokenTree.behind((-1, -1, 1)))
     runtime.keep_path(len(sequence), (0, 2, 3))
     told = expected([*sequence, 7, 9, 10], (1,))[-3:]
-    torch.testing.assert_close(runtime.features((1,)), told, atol=3e-4, rtol=1e-3)
+    torch.testing.assert_close(runtime.hidden_states((1,)), told, atol=3e-4, rtol=1e-3)
 
 
 @every_forward
@@ -188,8 +188,8 @@ def near(name):
 
 def reader(name, forward, target):
     model = small_model(name, seed=9, layers=1)
-    FeaturesForm().prepare(model)
-    return FeatureProposer(target, FeatureRuntime.of(model, forward))
+    HiddenStatesForm().prepare(model)
+    return EagleProposer(target, EagleRuntime.of(model, forward))
 
 
 PROPOSERS = {
@@ -337,7 +337,7 @@ def test_the_kernels_give_the_same_bits_in_a_tree_as_on_its_paths(name, dtype, p
 @settings(max_examples=25, deadline=None)
 @given(
     prompt=st.lists(st.integers(3, 60), min_size=1, max_size=40),
-    unseen=st.lists(st.integers(3, 60), min_size=1, max_size=MOST_TOKENS),
+    unseen=st.lists(st.integers(3, 60), min_size=1, max_size=MAX_TOKENS),
     count=st.integers(1, 9),
     stop_below=st.none() | st.floats(0.02, 0.9),
 )
@@ -402,7 +402,7 @@ def test_a_tree_beside_states_of_the_target_is_the_same(name, change):
     model = reading(name, change)
     found = []
     for by_itself in (False, True):
-        runtime = FeatureRuntime.of(copy.deepcopy(model), "native")
+        runtime = EagleRuntime.of(copy.deepcopy(model), "native")
         offered = torch.randn(6, runtime._width, generator=torch.Generator().manual_seed(4))
         runtime.offer(offered[:2])
         runtime.feed([5, 6])
@@ -417,7 +417,7 @@ def test_a_tree_beside_states_of_the_target_is_the_same(name, change):
 def reading(name, change):
     """A model that reads three states beside each token."""
     model = small_model(name, layers=1) if change is None else changed(name, change)
-    FeaturesForm(layers=(0, 1)).prepare(model)
+    HiddenStatesForm(layers=(0, 1)).prepare(model)
     width = model.get_input_embeddings().weight.shape[1]
     torch.manual_seed(1)
     for parameter in model.get_submodule(FEATURES).parameters():
@@ -430,9 +430,9 @@ def reading(name, change):
 def test_a_chain_beside_states_of_the_target_is_the_same(name, change):
     model = reading(name, change)
     width = model.get_input_embeddings().weight.shape[1]
-    step, chain = (FeatureRuntime.of(copy.deepcopy(model), "native") for _ in range(2))
+    step, chain = (EagleRuntime.of(copy.deepcopy(model), "native") for _ in range(2))
     told, offered = torch.randn(6, 3 * width), torch.randn(6, width)
-    plain = FeatureRuntime(copy.deepcopy(model)).reduced(told)
+    plain = EagleRuntime(copy.deepcopy(model)).reduced(told)
     torch.testing.assert_close(chain.reduced(told), plain, atol=1e-4, rtol=1e-4)
     for runtime in (step, chain):
         runtime.offer(offered[:2])
@@ -443,8 +443,8 @@ def test_a_chain_beside_states_of_the_target_is_the_same(name, change):
     logits = step.feed([7, 8, 9, 10], keep=1)
     for token in chosen:  # roundings differ
         assert float(logits[0, token]) >= float(logits.max()) - 1e-3
-        last, logits = step.features(), step.feed([token])
-    torch.testing.assert_close(chain.features(), last[-1:], atol=1e-3, rtol=1e-3)
+        last, logits = step.hidden_states(), step.feed([token])
+    torch.testing.assert_close(chain.hidden_states(), last[-1:], atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("forward", ["fused", "native"])
@@ -471,10 +471,10 @@ def test_what_cannot_go_on_by_itself_has_done_nothing():
         runtime.feed([5, 6])
         assert runtime.chain([7], 3) is runtime.branch([7], 3, TreeWidth(4, 2, 0.1, None)) is None
         assert runtime.length == 2
-    assert NATIVE["llama", torch.float32].chain([7] * (MOST_TOKENS + 1), 3) is None
+    assert NATIVE["llama", torch.float32].chain([7] * (MAX_TOKENS + 1), 3) is None
     model = small_model("llama")
-    FeaturesForm().prepare(model)
-    plain, unasked = FeatureRuntime(model), FeatureRuntime(copy.deepcopy(model))
+    HiddenStatesForm().prepare(model)
+    plain, unasked = EagleRuntime(model), EagleRuntime(copy.deepcopy(model))
     for runtime in (plain, unasked):
         runtime.offer(torch.ones(1, runtime._width))
     assert plain.chain([7], 3) is None

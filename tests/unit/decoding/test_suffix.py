@@ -10,11 +10,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.decoding.proposer import Proposal
-from draftrank.decoding.proposers.mixed import MixedDraft
-from draftrank.decoding.proposers.ngram import NgramProposer
-from draftrank.decoding.proposers.suffix import SuffixProposer
-from draftrank.decoding.sampling import Sampler
+from draftrank.engine.proposer import Proposal
+from draftrank.engine.proposers.cascade import CascadeDraft
+from draftrank.engine.proposers.ngram import NgramProposer
+from draftrank.engine.proposers.suffix import SuffixProposer
+from draftrank.engine.sampling import Sampler
 
 texts = st.lists(st.integers(0, 2), min_size=2, max_size=40)
 
@@ -171,9 +171,9 @@ def test_when_sampling_a_chain_is_proposed():
 
 
 def test_a_mixed_draft_copies_by_votes_where_its_recipe_says_how_many_must_agree():
-    fields = {"kind": "mixed", "steps": [{"kind": "drop_layers", "keep": 2, "select": "ends"}]}
-    plain = MixedDraft.model_validate_json(json.dumps(fields))
-    voting = MixedDraft.model_validate_json(json.dumps({**fields, "min_probability": 0.4}))
+    fields = {"kind": "cascade", "steps": [{"kind": "drop_layers", "keep": 2, "select": "ends"}]}
+    plain = CascadeDraft.model_validate_json(json.dumps(fields))
+    voting = CascadeDraft.model_validate_json(json.dumps({**fields, "min_probability": 0.4}))
     assert "n-gram" in plain.techniques
     assert "suffix" in voting.techniques
     assert "while 40% of the places agree" in voting.sentence()

@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.catalog.precision import forward_of
 from draftrank.catalog.recipe import Recipe, TypicalAcceptance
-from draftrank.decoding.loop import Request, autoregressive, speculative
-from draftrank.decoding.proposer import Proposal
-from draftrank.decoding.proposers import drafting
-from draftrank.decoding.proposers.drafting import MOST_RUNNERS_UP, Drafting, draft_tokens
-from draftrank.decoding.proposers.model import ModelProposer
-from draftrank.decoding.runtimes.torch_eager import TorchRuntime
-from draftrank.decoding.runtimes.torch_features import FeatureRuntime
-from draftrank.decoding.sampling import Sampler
-from draftrank.decoding.token_tree import TokenTree
-from draftrank.decoding.verification import verify
-from draftrank.drafting.architecture import Architecture
-from draftrank.drafting.forms import FeaturesForm
+from draftrank.engine.backends.transformers.eagle import EagleRuntime
+from draftrank.engine.backends.transformers.runtime import TorchRuntime
+from draftrank.engine.loop import Request, autoregressive, speculative
+from draftrank.engine.proposer import Proposal
+from draftrank.engine.proposers import drafting
+from draftrank.engine.proposers.draft_model import ModelProposer
+from draftrank.engine.proposers.drafting import MAX_RUNNERS_UP, Drafting, draft_tokens
+from draftrank.engine.sampling import Sampler
+from draftrank.engine.token_tree import TokenTree
+from draftrank.engine.verification import verify
+from draftrank.models.architecture import Architecture
+from draftrank.models.forms import HiddenStatesForm
 from models import ARCHITECTURES, small_model
 
 MODELS = {name: small_model(name) for name in ARCHITECTURES}
@@ -105,13 +105,13 @@ def test_every_token_is_read_behind_its_own_ancestors(name, runtime, prompt, tre
 @named
 def test_features_are_those_of_the_path(name, runtime):
     runtime = TorchRuntime.of(small_model(name), forward_of(runtime.name))
-    runtime.remember_features()
+    runtime.keep_hidden_states()
     runtime.feed([5, 6])
     runtime.feed_tree((7, 8, 9, 10, 11), TokenTree.behind((-1, -1, 0, 1)))
     runtime.keep_path(2, (0, 2, 4))
     with torch.inference_mode():
         states = Architecture.of(MODELS[name]).hidden_states(MODELS[name], torch.tensor([[5, 6, 7, 9, 11]]))
-    torch.testing.assert_close(runtime.features(), states[0, 2:], atol=3e-4, rtol=1e-3)
+    torch.testing.assert_close(runtime.hidden_states(), states[0, 2:], atol=3e-4, rtol=1e-3)
 
 
 @settings(max_examples=100, deadline=None)
@@ -158,7 +158,7 @@ def test_only_greedy_lossless_rules_judge_trees():
 @pytest.mark.parametrize("stop_below", [None, 0.02, 0.2])
 def test_the_most_probable_tokens_are_proposed(count, branch_above, stop_below, monkeypatch):
     """By brute force: behind all that is gone on from, the most likely token of each level and what is probable enough."""
-    monkeypatch.setattr(drafting, "MOST_EXPANDED", 1000)
+    monkeypatch.setattr(drafting, "MAX_EXPANDED", 1000)
     model, prompt = MODELS["llama"], [5, 9, 11, 4]
     how = Drafting(stop_below, branch_above)
     proposal = draft_tokens(TorchRuntime(model), GREEDY, prompt, count, how)
@@ -167,7 +167,7 @@ def test_the_most_probable_tokens_are_proposed(count, branch_above, stop_below, 
         behind = {}
         for text, path in level.items():
             shares = fresh("llama", [*prompt, *text])[-1].softmax(-1)
-            for token in shares.argsort(descending=True)[: MOST_RUNNERS_UP + 1].tolist():
+            for token in shares.argsort(descending=True)[: MAX_RUNNERS_UP + 1].tolist():
                 behind[*text, token] = path * float(shares[token])
         best = max(behind.values())
         behind = {text: path for text, path in behind.items() if path in (best, max(path, branch_above))}
@@ -234,11 +234,11 @@ def test_a_tree_that_is_fed_in_parts_is_read_as_if_fed_at_once(name, runtime, pr
 def test_what_reads_features_reads_that_of_its_parent(name):
     """In a tree fed level by level each token reads its own chain's state, whatever stands beside it."""
     reader = small_model(name, seed=9)
-    FeaturesForm().prepare(reader)
+    HiddenStatesForm().prepare(reader)
     torch.manual_seed(1)
     features = torch.randn(4, 32)
     tokens, parents = (7, 8, 9, 10, 11, 12), (-1, 0, 0, 1, 2, 2)
-    tree, chain = FeatureRuntime(reader), FeatureRuntime(reader)
+    tree, chain = EagleRuntime(reader), EagleRuntime(reader)
     tree.offer(features)
     tree.feed((3, 4, 5, tokens[0]), keep=1)
     rows = [

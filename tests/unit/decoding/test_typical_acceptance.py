@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.catalog.recipe import TypicalAcceptance
-from draftrank.decoding.loop import Request, autoregressive, speculative
-from draftrank.decoding.proposer import Proposal
-from draftrank.decoding.proposers.model import ModelProposer
-from draftrank.decoding.runtimes.torch_eager import TorchRuntime
-from draftrank.decoding.sampling import Sampler, most_likely
-from draftrank.decoding.verification import verify_greedy, verify_typical
+from draftrank.engine.backends.transformers.runtime import TorchRuntime
+from draftrank.engine.loop import Request, autoregressive, speculative
+from draftrank.engine.proposer import Proposal
+from draftrank.engine.proposers.draft_model import ModelProposer
+from draftrank.engine.sampling import Sampler, most_likely
+from draftrank.engine.verification import verify_greedy, verify_typical
 from models import small_model
 
 GREEDY = DecodingMode()

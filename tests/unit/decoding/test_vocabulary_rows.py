@@ -12,24 +12,24 @@ from test_exact_law import TableRuntime, law, own_law
 
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.catalog.recipe import TypicalAcceptance
-from draftrank.decoding.loop import ProposerError, Request, autoregressive, speculative
-from draftrank.decoding.proposer import ProposerContext
-from draftrank.decoding.proposers.mixed import MixedDraft
-from draftrank.decoding.proposers.model import ModelDraft, ModelProposer
-from draftrank.decoding.reference import GenerateDecoder
-from draftrank.decoding.runtimes.torch_eager import TorchRuntime
-from draftrank.decoding.token_tree import TokenTree, TreeWidth
-from draftrank.decoding.vocabulary import check_vocabularies
-from draftrank.drafting.architecture import Architecture
-from draftrank.drafting.forms import (
+from draftrank.engine.backends.transformers.generate import GenerateDecoder
+from draftrank.engine.backends.transformers.runtime import TorchRuntime
+from draftrank.engine.loop import ProposerError, Request, autoregressive, speculative
+from draftrank.engine.proposer import ProposerContext
+from draftrank.engine.proposers.cascade import CascadeDraft
+from draftrank.engine.proposers.draft_model import ModelDraft, ModelProposer
+from draftrank.engine.token_tree import TokenTree, TreeWidth
+from draftrank.errors import BuildError, IncompatibleDraftError
+from draftrank.models.architecture import Architecture
+from draftrank.models.forms import (
     DynamicInt8Form,
-    FeaturesForm,
+    HiddenStatesForm,
     LowRankForm,
     TrimmedHeadForm,
     quantize_linear_layers,
 )
-from draftrank.drafting.loading import load_model
-from draftrank.errors import BuildError, IncompatibleDraftError
+from draftrank.models.loading import load_model
+from draftrank.models.vocabulary import check_vocabularies
 from gguf_files import small_gguf_model
 from models import small_model, small_tokenizer
 
@@ -79,7 +79,7 @@ def folder(tmp_path_factory):
 def opened(target, path, forward="eager", kind="model", **how):
     """A draft as a session opens it."""
     context = ProposerContext(target, path, path, "fp32", "cpu", forward, **how)
-    draft = (ModelDraft if kind == "model" else MixedDraft).model_validate({"kind": kind, "steps": STEPS})
+    draft = (ModelDraft if kind == "model" else CascadeDraft).model_validate({"kind": kind, "steps": STEPS})
     return draft.open(context)
 
 
@@ -87,7 +87,7 @@ HOW = {
     "chain": {},
     "hesitant": {"stop_below_confidence": 0.3},
     "tree": {"branch_above_probability": 0.02},
-    "mixed": {"kind": "mixed"},
+    "cascade": {"kind": "cascade"},
 }
 
 
@@ -220,7 +220,7 @@ def test_a_draft_that_reads_states_has_the_targets_rows_too(folder, rows, forwar
     ours, theirs = rows
     target = TorchRuntime.of(model_of("llama", ours, padding=2.0), forward)
     reader = model_of("llama", theirs, seed=9, layers=1)
-    form = FeaturesForm(layers=(0,))
+    form = HiddenStatesForm(layers=(0,))
     form.prepare(reader)
     for how in ("chain", "tree"):
         draft = opened(target, folder(reader, form), forward, **HOW[how])
@@ -340,7 +340,7 @@ def test_states_of_another_target_are_refused(folder):
     target = TorchRuntime(small_model("llama"))
     reader = small_model("llama", layers=1)
     for layers, cause in (((7,), "layer 7 of a target that has layers 0 to 2"), ((-1,), "layer -1")):
-        form, model = FeaturesForm(layers=layers), copy.deepcopy(reader)
+        form, model = HiddenStatesForm(layers=layers), copy.deepcopy(reader)
         form.prepare(model)
         with pytest.raises(IncompatibleDraftError, match=cause):
             opened(target, folder(model, form))
@@ -349,7 +349,7 @@ def test_states_of_another_target_are_refused(folder):
 @pytest.mark.parametrize("forward", FORWARDS)
 def test_states_of_another_width_are_refused(folder, forward):
     wide = TorchRuntime.of(small_gguf_model("llama", 2, vocab_size=FEW), forward)
-    reader, form = small_model("llama", layers=1), FeaturesForm()
+    reader, form = small_model("llama", layers=1), HiddenStatesForm()
     form.prepare(reader)
     draft = opened(wide, folder(reader, form), forward)
     with pytest.raises(IncompatibleDraftError, match="states of 32 numbers, and the target's have 64"):

@@ -11,13 +11,13 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from draftrank.building.working_draft import BuildContext, WorkingDraft
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.sources.base import FetchContext
 from draftrank.catalog.target import Target
-from draftrank.drafting.architecture import Architecture
-from draftrank.drafting.loading import load_model, load_tokenizer
-from draftrank.drafting.target_folder import TargetFolder, ensure_target
-from draftrank.drafting.working_draft import BuildContext, WorkingDraft
+from draftrank.models.architecture import Architecture
+from draftrank.models.loading import load_model, load_tokenizer
+from draftrank.models.target_folder import TargetFolder, ensure_target
 from draftrank.progress import SilentProgress
 from models import small_model, small_tokenizer
 
@@ -127,7 +127,7 @@ def make_recipe() -> Callable[..., Recipe]:
 def in_fp32(monkeypatch) -> None:
     """Targets compute in fp32 while drafts are built, whatever this processor can do."""
     for module in ("corpus", "distillation"):
-        monkeypatch.setattr(f"draftrank.drafting.{module}.compute_dtype", lambda _: "fp32")
+        monkeypatch.setattr(f"draftrank.building.{module}.compute_dtype", lambda _: "fp32")
 
 
 @pytest.fixture

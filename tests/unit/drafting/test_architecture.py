@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BertConfig, DynamicCache, LlamaConfig
 
-from draftrank.drafting.architecture import ARCHITECTURES as ROWS
-from draftrank.drafting.architecture import Architecture
 from draftrank.errors import BuildError
+from draftrank.models.architecture import ARCHITECTURES as ROWS
+from draftrank.models.architecture import Architecture
 from models import ARCHITECTURES, small_model
 
 IDS = torch.arange(3, 43).reshape(2, 20)

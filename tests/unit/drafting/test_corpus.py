@@ -9,7 +9,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from draftrank.drafting.conversation_row import (
+from draftrank.building.steps.distill import SelfGenerated
+from draftrank.building.text.conversation_row import (
     ANSWER,
     PROMPT,
     TEMPLATE,
@@ -17,11 +18,10 @@ from draftrank.drafting.conversation_row import (
     RowRules,
     row_rules,
 )
-from draftrank.drafting.corpus import _Sampler, self_generated_corpus
-from draftrank.drafting.loading import load_model, load_tokenizer
-from draftrank.drafting.prompting import ConversationFrame
-from draftrank.drafting.steps.distill import SelfGenerated
+from draftrank.building.text.corpus import _Sampler, self_generated_corpus
 from draftrank.errors import BuildError, InvalidInputError
+from draftrank.models.loading import load_model, load_tokenizer
+from draftrank.models.prompting import ConversationFrame
 
 START, END = 1, 2
 
@@ -159,7 +159,7 @@ def test_a_given_prompt_that_is_too_long_is_cut(make_context):
 def test_given_openings_are_continued_and_answered(make_context, prompt_format):
     context = make_context("llama", prompt_format)
     tokenizer = load_tokenizer(context.target_folder)
-    corpus = self_generated_corpus(spec(openings=("the sun", "one two three")), context)
+    corpus = self_generated_corpus(spec(prompt_prefixes=("the sun", "one two three")), context)
     said = [row[0].replace("  ", " ") for row in messages(corpus, tokenizer)]
     begun = {
         opening: [text for text in said if text.startswith(opening)]
@@ -174,7 +174,7 @@ def test_given_openings_are_continued_and_answered(make_context, prompt_format):
 
 @pytest.mark.usefixtures("in_fp32")
 def test_an_opening_that_is_too_long_is_cut(make_context):
-    corpus = self_generated_corpus(spec(openings=("so " * 60,)), make_context())
+    corpus = self_generated_corpus(spec(prompt_prefixes=("so " * 60,)), make_context())
     assert (corpus.roles == PROMPT).any()
     assert (corpus.roles == ANSWER).any(1).all()
 
@@ -183,7 +183,12 @@ def test_openings_beside_whole_prompts_are_refused():
     with pytest.raises(ValidationError, match="remove one of the two"):
         SelfGenerated.model_validate_json(
             json.dumps(
-                {"kind": "self_generated", "tokens": 1_000, "prompts": asking(*GIVEN), "openings": ["how"]}
+                {
+                    "kind": "self_generated",
+                    "tokens": 1_000,
+                    "prompts": asking(*GIVEN),
+                    "prompt_prefixes": ["how"],
+                }
             )
         )
 

@@ -8,19 +8,19 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from draftrank.drafting import distillation
-from draftrank.drafting.conversation_row import ANSWER, TEMPLATE
-from draftrank.drafting.corpus import self_generated_corpus
-from draftrank.drafting.distillation import distill
-from draftrank.drafting.forms import FeaturesForm
-from draftrank.drafting.loading import load_model
-from draftrank.drafting.objective import closeness_in_chunks, loss_in_chunks
-from draftrank.drafting.on_policy import rewritten
-from draftrank.drafting.schedule import learning_rate_factor, no_longer_better, split_sequences
-from draftrank.drafting.sparsity import sparsify
-from draftrank.drafting.steps.distill import Distill, SelfGenerated
-from draftrank.drafting.vocabulary_trimming import trim_vocabulary
+from draftrank.building.steps.distill import Distill, SelfGenerated
+from draftrank.building.surgery.sparsity import sparsify
+from draftrank.building.surgery.vocabulary_trimming import trim_vocabulary
+from draftrank.building.text.conversation_row import ANSWER, TEMPLATE
+from draftrank.building.text.corpus import self_generated_corpus
+from draftrank.building.training import distillation
+from draftrank.building.training.distillation import distill
+from draftrank.building.training.objective import closeness_in_chunks, loss_in_chunks
+from draftrank.building.training.on_policy import rewritten
+from draftrank.building.training.schedule import learning_rate_factor, no_longer_better, split_sequences
 from draftrank.errors import BuildError
+from draftrank.models.forms import HiddenStatesForm
+from draftrank.models.loading import load_model
 from draftrank.progress import SilentProgress
 from models import small_model
 
@@ -85,7 +85,7 @@ def test_distilling_brings_the_draft_closer_to_its_target(make_context, make_dra
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
 def test_it_works_in_bf16_too(make_context, make_draft, monkeypatch, architecture):
     for module in ("corpus", "distillation"):
-        monkeypatch.setattr(f"draftrank.drafting.{module}.compute_dtype", lambda _: "bf16")
+        monkeypatch.setattr(f"draftrank.building.{module}.compute_dtype", lambda _: "bf16")
     context = make_context(architecture)
     draft = shallow(make_draft, context)
     notes = distill(spec(), draft, context)
@@ -340,7 +340,7 @@ def test_the_draft_writes_only_its_own_places():
 
 
 def reading(make_draft, context, kept=(3,), layers=()):
-    draft, form = shallow(make_draft, context, kept), FeaturesForm(layers=layers)
+    draft, form = shallow(make_draft, context, kept), HiddenStatesForm(layers=layers)
     form.prepare(draft.model)
     draft.forms.append(form)
     return draft
@@ -390,7 +390,7 @@ def test_training_for_several_tokens_ahead_helps_where_the_draft_reads_itself(ma
         place = context.scratch / f"steps-{steps}"
         place.mkdir()
         draft = reading(make_draft, context)
-        plan = spec(passes=6, feature_steps=steps)
+        plan = spec(passes=6, ttt_steps=steps)
         distill(plan, draft, replace(context, scratch=place))
         corpus = self_generated_corpus(plan.data, context)
         _, aside = split_sequences(len(corpus), plan.seed)
@@ -413,7 +413,7 @@ def test_training_for_several_tokens_ahead_helps_where_the_draft_reads_itself(ma
 @pytest.mark.parametrize(
     ("reads", "changes", "words"),
     [
-        (False, {"feature_steps": 2}, "add read_features"),
+        (False, {"ttt_steps": 2}, "add read_hidden_states"),
         (True, {"on_policy_share": 0.5}, "remove on_policy_share"),
         (True, {"hidden_weight": 1.0}, "remove on_policy_share"),
     ],

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from draftrank import kinds
-from draftrank.drafting.loading import load_model, load_tokenizer
-from draftrank.drafting.pipeline import build_draft
+from draftrank.building.pipeline import build_draft
 from draftrank.errors import BuildError
+from draftrank.models.loading import load_model, load_tokenizer
 
 DATA = {"kind": "self_generated", "tokens": 1_000, "sequence_tokens": 64}
 DISTILL = {"kind": "distill", "data": DATA, "batch_sequences": 4, "learning_rate": 0.01}
@@ -28,7 +28,7 @@ STEPS = [
     {"kind": "trim_vocabulary", "keep_tokens": 40},
     {"kind": "factorize_head", "rank": 8},
     {"kind": "sparsify", "method": "sparsegpt", "sparsity": 0.5},
-    {"kind": "read_features"},
+    {"kind": "read_hidden_states"},
     DISTILL,
     {"kind": "quantize", "scheme": "dynamic_int8"},
 ]
@@ -52,8 +52,8 @@ THIN_HYBRID = [
 FEATURES_HYBRID = [
     {"kind": "drop_layers", "keep": 1, "select": "ends"},
     {"kind": "trim_vocabulary", "keep_tokens": 200},
-    {"kind": "read_features", "layers": [0, 2]},
-    DISTILL | {"feature_steps": 2},
+    {"kind": "read_hidden_states", "layers": [0, 2]},
+    DISTILL | {"ttt_steps": 2},
     {"kind": "quantize", "scheme": "dynamic_int8"},
 ]
 IDS = torch.arange(3, 43).reshape(2, 20)

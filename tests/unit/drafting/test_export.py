@@ -10,11 +10,11 @@ import torch
 from gguf import GGUFReader
 from transformers import AutoModelForCausalLM
 
-from draftrank.drafting.export import abilities, copy_folder
-from draftrank.drafting.gguf_export import write_gguf
-from draftrank.drafting.pipeline import build_draft
-from draftrank.drafting.quiet import quiet_gguf, quiet_transformers
+from draftrank.building.export.folder import abilities, copy_folder
+from draftrank.building.export.gguf import write_gguf
+from draftrank.building.pipeline import build_draft
 from draftrank.errors import BuildError, InvalidInputError
+from draftrank.models.quiet import quiet_gguf, quiet_transformers
 from gguf_files import small_gguf_model, write_target_file
 
 IDS = torch.arange(3, 43).reshape(2, 20)

@@ -8,20 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
-from draftrank.drafting import pipeline
-from draftrank.drafting.forms import LowRankLinear, TrimmedHead
-from draftrank.drafting.layer_merging import merge_layers, merged_layer
-from draftrank.drafting.loading import load_model
-from draftrank.drafting.low_rank import factorized, saving_rank
-from draftrank.drafting.matrices import matrix
-from draftrank.drafting.pipeline import build_draft
-from draftrank.drafting.vocabulary_trimming import (
+from draftrank.building import pipeline
+from draftrank.building.pipeline import build_draft
+from draftrank.building.surgery.layer_merging import merge_layers, merged_layer
+from draftrank.building.surgery.low_rank import factorized, saving_rank
+from draftrank.building.surgery.vocabulary_trimming import (
     known_tokens,
     marked_tokens,
     most_used_tokens,
     trim_vocabulary,
 )
 from draftrank.errors import BuildError
+from draftrank.models.forms import LowRankLinear, TrimmedHead
+from draftrank.models.loading import load_model
+from draftrank.models.matrices import matrix
 from draftrank.progress import SilentProgress
 from models import small_tokenizer
 

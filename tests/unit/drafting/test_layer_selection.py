@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftrank.drafting.layer_scores import angular_distances, block_influence, layers_by_loss
-from draftrank.drafting.layer_selection import choose_layers, evenly_spaced
+from draftrank.building.surgery.layer_scores import angular_distances, block_influence, layers_by_loss
+from draftrank.building.surgery.layer_selection import choose_layers, evenly_spaced
 from draftrank.errors import BuildError
 
 IDS = torch.arange(3, 43).reshape(2, 20)

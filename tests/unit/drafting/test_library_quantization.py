@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from draftrank.drafting.library_quantization import Settings, quantize_folder
-from draftrank.drafting.loading import load_model
-from draftrank.drafting.packed_int8 import PackedInt8Linear
-from draftrank.drafting.pipeline import build_draft
+from draftrank.building.pipeline import build_draft
+from draftrank.building.surgery.library_quantization import Settings, quantize_folder
 from draftrank.errors import BuildError, IncompatibleDraftError
+from draftrank.models.loading import load_model
+from draftrank.models.packed_int8 import PackedInt8Linear
 
 IDS = torch.arange(3, 43).reshape(2, 20)
 LIBRARIES = {

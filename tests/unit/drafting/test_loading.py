@@ -9,9 +9,9 @@ import torch
 from torch.ao.nn.quantized.dynamic import Linear as DynamicInt8
 from transformers.pytorch_utils import Conv1D
 
-from draftrank.drafting import forms
-from draftrank.drafting.loading import compute_dtype, load_model, load_tokenizer
 from draftrank.errors import BuildError, IncompatibleDraftError, MissingDataError
+from draftrank.models import forms
+from draftrank.models.loading import compute_dtype, load_model, load_tokenizer
 
 ARCHITECTURES = ("llama", "gemma3", "gpt2")
 IDS = torch.arange(3, 43).reshape(2, 20)

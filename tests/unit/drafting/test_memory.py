@@ -21,9 +21,9 @@ from pydantic import TypeAdapter
 from transformers import LlamaConfig, LlamaForCausalLM
 from draftrank.catalog.sources.base import FetchContext
 from draftrank.catalog.steps import Step
-from draftrank.drafting.architecture import Architecture
-from draftrank.drafting.loading import load_model, load_tokenizer
-from draftrank.drafting.working_draft import BuildContext, WorkingDraft
+from draftrank.models.architecture import Architecture
+from draftrank.models.loading import load_model, load_tokenizer
+from draftrank.building.working_draft import BuildContext, WorkingDraft
 from draftrank.catalog.self_generated import SelfGenerated
 from draftrank.progress import SilentProgress
 from models import small_tokenizer

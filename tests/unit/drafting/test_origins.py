@@ -7,10 +7,10 @@ import shutil
 import pytest
 import torch
 
+from draftrank.building.pipeline import build_draft
 from draftrank.catalog.sources.base import FetchContext
-from draftrank.drafting.loading import load_model
-from draftrank.drafting.pipeline import build_draft
 from draftrank.errors import BuildError
+from draftrank.models.loading import load_model
 from models import save_small_target, small_model, small_tokenizer
 
 IDS = torch.arange(3, 43).reshape(2, 20)
@@ -73,7 +73,7 @@ def test_a_model_that_is_larger_than_the_target_is_refused_before_it_is_loaded(
     recipe = make_recipe(
         {"kind": "pretrained", "licence": "MIT", "source": {"kind": "local", "path": "other"}}
     )
-    monkeypatch.setattr("draftrank.drafting.origins.load_model", None)
+    monkeypatch.setattr("draftrank.building.origins.load_model", None)
     with pytest.raises(BuildError, match="larger than its target"):
         build_draft(
             recipe,

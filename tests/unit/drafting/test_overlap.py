@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from draftrank.building.text.conversation_row import ANSWER, PROMPT, TEMPLATE
+from draftrank.building.text.corpus import Corpus
+from draftrank.building.text.overlap import GRAM_WORDS, PromptIndex, corpus_overlaps, grams_of, words_of
 from draftrank.catalog.prompts import Prompt, TaskPrompts
 from draftrank.catalog.task import Task
-from draftrank.drafting.conversation_row import ANSWER, PROMPT, TEMPLATE
-from draftrank.drafting.corpus import Corpus
-from draftrank.drafting.overlap import GRAM_WORDS, PromptIndex, corpus_overlaps, grams_of, words_of
 from models import small_tokenizer
 
 ALPHABET = ["red", "blue", "green", "tall", "small"]

@@ -12,17 +12,17 @@ import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from draftrank.building import pipeline
+from draftrank.building.pipeline import build_draft
+from draftrank.building.steps.drop_layers import DropLayers
+from draftrank.building.steps.quantize import Quantize
+from draftrank.building.training.distillation import _Trainer
 from draftrank.catalog.self_generated import CALIBRATION
-from draftrank.decoding.proposers.model import ModelDraft
-from draftrank.drafting import pipeline
-from draftrank.drafting.architecture import Architecture
-from draftrank.drafting.cache import draft_key
-from draftrank.drafting.distillation import _Trainer
-from draftrank.drafting.loading import load_model
-from draftrank.drafting.pipeline import build_draft
-from draftrank.drafting.steps.drop_layers import DropLayers
-from draftrank.drafting.steps.quantize import Quantize
+from draftrank.engine.proposers.draft_model import ModelDraft
 from draftrank.errors import BuildError, MissingDataError
+from draftrank.models.architecture import Architecture
+from draftrank.models.cache import draft_key
+from draftrank.models.loading import load_model
 from draftrank.progress import SilentProgress
 
 DROP = {"kind": "drop_layers", "keep": 2, "select": "ends"}
@@ -110,7 +110,7 @@ def test_the_key_covers_all_that_decides_the_draft(monkeypatch):
     }
     monkeypatch.setattr(DropLayers, "code_version", 2)
     keys.add(draft_key(made_by(drop), "a" * 64))
-    monkeypatch.setattr("draftrank.drafting.cache.PIPELINE_VERSION", 2)
+    monkeypatch.setattr("draftrank.models.cache.PIPELINE_VERSION", 2)
     keys.add(draft_key(made_by(drop), "a" * 64))
     other = CALIBRATION.model_copy(update={"seed": 1})
     keys.add(draft_key(made_by(drop, calibration=other), "a" * 64))
@@ -196,7 +196,7 @@ def test_an_interruption_while_saving_leaves_nothing(make_target, make_recipe, t
 def test_an_interrupted_training_goes_on_in_the_next_build(
     make_target, make_recipe, tmp_path, interrupt_after, monkeypatch
 ):
-    monkeypatch.setattr("draftrank.drafting.distillation.CHECKPOINT_S", 0.0)
+    monkeypatch.setattr("draftrank.building.training.distillation.CHECKPOINT_S", 0.0)
     target, folder = make_target()
     recipe = make_recipe(DROP, DISTILL)
     whole = build_draft(recipe, target, folder, cache=tmp_path / "whole")
@@ -208,7 +208,7 @@ def test_an_interrupted_training_goes_on_in_the_next_build(
     updates = []
     update = _Trainer._update
     monkeypatch.setattr(
-        "draftrank.drafting.distillation._Trainer._update",
+        "draftrank.building.training.distillation._Trainer._update",
         lambda *given: updates.append(given) or update(*given),
     )
     again = build_draft(recipe, target, folder, cache=tmp_path / "cut")

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.utils import chat_template_utils
 
-from draftrank.drafting.prompting import SEPARATOR, conversation_frame, render_turns
 from draftrank.errors import InvalidInputError
+from draftrank.models.prompting import SEPARATOR, conversation_frame, render_turns
 
 START, END = 1, 2
 LLAMA2 = (

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draftrank.drafting.layer_walk import walk_layers
-from draftrank.drafting.matrices import matrix
-from draftrank.drafting.sparsity import lowest_mask, sparsegpt, sparsify, wanda_scores
+from draftrank.building.surgery.layer_walk import walk_layers
+from draftrank.building.surgery.sparsity import lowest_mask, sparsegpt, sparsify, wanda_scores
 from draftrank.errors import BuildError
+from draftrank.models.matrices import matrix
 from draftrank.progress import SilentProgress
 
 ARCHITECTURES = ("llama", "gemma3", "gpt2")

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draftrank.drafting.corpus import corpus_key
-from draftrank.drafting.stop_tokens import read_stop_tokens, stop_token_warnings
+from draftrank.building.text.corpus import corpus_key
+from draftrank.models.stop_tokens import read_stop_tokens, stop_token_warnings
 from models import small_tokenizer
 
 SIZE = 262

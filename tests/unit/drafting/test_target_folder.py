@@ -14,15 +14,15 @@ import torch
 from gguf import GGUFReader
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig
 
+from draftrank.building.export.gguf import write_gguf
 from draftrank.catalog.base import sha256_of_json
 from draftrank.catalog.loading import load_declaration
 from draftrank.catalog.sources.base import FetchContext, file_sha256
 from draftrank.catalog.target import Target
-from draftrank.drafting import target_folder as module
-from draftrank.drafting.gguf_config import complete_config
-from draftrank.drafting.gguf_export import write_gguf
-from draftrank.drafting.target_folder import ensure_target
 from draftrank.errors import InvalidInputError, MissingDataError, UnsupportedModelError
+from draftrank.models import target_folder as module
+from draftrank.models.gguf_config import complete_config
+from draftrank.models.target_folder import ensure_target
 from gguf_files import small_gguf_model, write_llama_file, write_target_file
 from models import WITHOUT_KV_CACHE, save_small_target, small_model
 

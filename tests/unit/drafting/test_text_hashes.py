@@ -8,9 +8,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_overlap import LONG, corpus_of, tasks
 
-from draftrank.drafting.conversation_row import ANSWER, PROMPT
-from draftrank.drafting.overlap import PromptIndex, corpus_overlaps
-from draftrank.drafting.text_hashes import TextHashes
+from draftrank.building.text.conversation_row import ANSWER, PROMPT
+from draftrank.building.text.overlap import PromptIndex, corpus_overlaps
+from draftrank.building.text.text_hashes import TextHashes
 from draftrank.errors import MissingDataError
 from models import small_tokenizer
 
@@ -55,7 +55,7 @@ def test_files_that_are_not_as_they_were_written_are_refused(tmp_path, monkeypat
     with pytest.raises(MissingDataError, match="do not fit together"):
         TextHashes.read(path)
     path.write_bytes(whole)
-    monkeypatch.setattr("draftrank.drafting.text_hashes.MAX_BYTES", 100)
+    monkeypatch.setattr("draftrank.building.text.text_hashes.MAX_BYTES", 100)
     with pytest.raises(MissingDataError, match="larger than what is kept"):
         TextHashes.read(path)
     with pytest.raises(ValueError, match="9 hashes take more"):

@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from draftrank.drafting.importance import feed_forward_scores, head_scores, hidden_scores
-from draftrank.drafting.matrices import matrix
-from draftrank.drafting.width import prune_feed_forward, prune_heads, prune_hidden
+from draftrank.building.surgery.importance import feed_forward_scores, head_scores, hidden_scores
+from draftrank.building.surgery.width import prune_feed_forward, prune_heads, prune_hidden
 from draftrank.errors import BuildError
+from draftrank.models.matrices import matrix
 
 ARCHITECTURES = ("llama", "gemma3", "gpt2")
 GROUPED = ("llama", "gemma3")

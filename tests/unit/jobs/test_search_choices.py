@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftrank.catalog.self_generated import SelfGenerated
-from draftrank.jobs.searching.choice import (
+from draftrank.measure.cost.forward_times import ForwardTimes
+from draftrank.workflows.search.choice import (
     RUNGS,
     Begun,
     Choice,
@@ -19,8 +20,7 @@ from draftrank.jobs.searching.choice import (
     passes_of,
     recipe_of,
 )
-from draftrank.jobs.searching.promise import DEAR, most_copied, promise
-from draftrank.measure.cost.forward_times import ForwardTimes
+from draftrank.workflows.search.predicted_speedup import DEAR, most_copied, promise
 
 SHAPE = Shape(layers=30, ffn_channels=1536, vocabulary=49_152)
 DATA = SelfGenerated(kind="self_generated", tokens=10_000, sequence_tokens=128)
@@ -82,7 +82,7 @@ def test_every_choice_is_a_valid_recipe_and_longer_training_goes_on_from_shorter
         healing = [step for step in recipe.draft.build_steps if step.kind == "distill"]
         assert sum(step.passes for step in healing) == passes_of(choice, rung)
         assert recipe.draft.build_steps[-1].kind == ("quantize" if use.int8 else "distill")
-        assert recipe.draft.kind == ("mixed" if use.mixed else "model")
+        assert recipe.draft.kind == ("cascade" if use.mixed else "model")
         assert (recipe.speculate.branch_above_probability is not None) == use.tree
         if not use.tree:
             assert recipe.speculate.stop_below_confidence == use.stop_below_confidence

@@ -89,7 +89,7 @@ def test_a_machine_without_the_driver():
 def test_the_real_driver():
     import torch
 
-    from draftrank.decoding.environment import compute_environment
+    from draftrank.engine.environment import compute_environment
 
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")

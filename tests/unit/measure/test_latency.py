@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from draftrank.decoding.runtimes.torch_eager import TorchRuntime
+from draftrank.engine.backends.transformers.runtime import TorchRuntime
 from draftrank.measure.cost.latency import (
     MAX_ROUNDS,
     MIN_ROUNDS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from draftrank.decoding.runtimes.torch_eager import TorchRuntime
+from draftrank.engine.backends.transformers.runtime import TorchRuntime
 from draftrank.measure.fidelity.numerics import measure_numerics
 from draftrank.progress import SilentProgress
 from models import small_model

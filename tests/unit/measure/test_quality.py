@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftrank.decoding.loop import Request, autoregressive
-from draftrank.decoding.runtimes.torch_eager import TorchRuntime
+from draftrank.engine.backends.transformers.runtime import TorchRuntime
+from draftrank.engine.loop import Request, autoregressive
 from draftrank.measure.fidelity.quality import is_correct, mean_log_likelihood, rouge_l
 from models import small_model
 

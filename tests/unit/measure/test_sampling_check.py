@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.decoding import loop
-from draftrank.decoding.proposers.model import ModelProposer
-from draftrank.decoding.proposers.ngram import NgramProposer
-from draftrank.decoding.runtimes.torch_eager import TorchRuntime
-from draftrank.decoding.verification import Verdict
+from draftrank.engine import loop
+from draftrank.engine.backends.transformers.runtime import TorchRuntime
+from draftrank.engine.proposers.draft_model import ModelProposer
+from draftrank.engine.proposers.ngram import NgramProposer
+from draftrank.engine.verification import Verdict
 from draftrank.measure.fidelity.sampling_check import check_sampling
 from models import small_model
 

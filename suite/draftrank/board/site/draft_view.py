@@ -13,7 +13,7 @@ from draftrank.measure.statistics.ranking_evidence import ratio_of
 
 BARS_WIDTH = 320.0
 """Units across a bar chart."""
-_MOST_OTHERS = 8
+_MAX_OTHERS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +100,9 @@ def _against(board: Board, row: BoardRow) -> tuple[Against, ...]:
     own = contender_of(row)
     rivals = [other for other in board.rows if other.rank and other.lossy == row.lossy]
     place = next(index for index, other in enumerate(rivals) if other.draft == row.draft)
-    first = max(0, min(place - _MOST_OTHERS // 2, len(rivals) - _MOST_OTHERS - 1))
+    first = max(0, min(place - _MAX_OTHERS // 2, len(rivals) - _MAX_OTHERS - 1))
     found = []
-    for other in rivals[first : first + _MOST_OTHERS + 1]:
+    for other in rivals[first : first + _MAX_OTHERS + 1]:
         if other.draft == row.draft:
             continue
         ratio = ratio_of(own, contender_of(other))

@@ -11,7 +11,7 @@ from draftrank.catalog.target import Target
 from draftrank.catalog.task import Task
 from draftrank.measure.records import SessionTask
 
-_MOST_ROWS = 12
+_MAX_ROWS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def machine_views(boards: Sequence[Board]) -> tuple[MachineView, ...]:
 def _leaders(board: Board, task: str) -> tuple[BoardRow, ...]:
     ranked = [row for row in board.rows if row.rank and task in row.per_task and row.per_task[task].speedup]
     ranked.sort(key=lambda row: (-(row.per_task[task].speedup or 0.0), row.draft))
-    return tuple(ranked[:_MOST_ROWS])
+    return tuple(ranked[:_MAX_ROWS])
 
 
 def _grouped(pairs: Iterable[tuple[str, Board]]) -> list[tuple[str, list[Board]]]:

@@ -21,8 +21,8 @@ _KEPT = (
 """Of a row, what the plots show."""
 SIZE = "size"
 """The plot of speedup over size."""
-_MOST_LETTERS = 64
-_MOST_LINES = 8
+_MAX_LETTERS = 64
+_MAX_LINES = 8
 """Drafts whose acceptance by position is drawn; more lines cannot be told apart."""
 _STEP_COSTS = (0.0, 0.25, 0.5, 1.0, 2.0)
 """Drafting per step, in target forwards, of the lines of equal cost."""
@@ -109,7 +109,7 @@ def _readable(value: Any) -> Any:
         return [_readable(item) for item in value]
     if not isinstance(value, str):
         return value
-    short = value if len(value) <= _MOST_LETTERS else value[: _MOST_LETTERS - 1] + "…"
+    short = value if len(value) <= _MAX_LETTERS else value[: _MAX_LETTERS - 1] + "…"
     return short.encode("utf-8", "replace").decode()
 
 
@@ -264,7 +264,7 @@ def _by_size(target_parameters: int) -> Plot:
 
 
 def _by_position(rows: Sequence[Row]) -> Plot:
-    shown = [_readable(row["draft"]) for row in rows if row["positions"]][:_MOST_LINES]
+    shown = [_readable(row["draft"]) for row in rows if row["positions"]][:_MAX_LINES]
     spec = _spec(
         [
             {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from draftrank.catalog.workspace import Workspace
 from draftrank.errors import DraftrankError
 from draftrank.jobs.job import Ended, Job
-from draftrank.jobs.working import work
+from draftrank.jobs.work import work
 from draftrank.measure.journal import Journal
 from draftrank.progress import Progress
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import psutil
 
+from draftrank.building.shared_drafts import give_shared
 from draftrank.catalog.workspace import Workspace
-from draftrank.drafting.shared_drafts import give_shared
 from draftrank.jobs.executors.order import STOPPED, Answer, Order
 from draftrank.jobs.job import Ended, Job
 from draftrank.measure.records import SessionResult

@@ -21,13 +21,13 @@ from typing import Any
 from draftrank.catalog.workspace import Workspace
 from draftrank.errors import DraftrankError, InvalidInputError
 from draftrank.jobs.job import Ended, Job
-from draftrank.jobs.working import work
+from draftrank.jobs.work import work
 from draftrank.measure.records import SessionResult
 from draftrank.progress import SilentProgress
 from draftrank.store.store import Store
 
 _PACKED = ("drafts", "tasks")
-MOST_PACKED_BYTES = 64_000_000
+MAX_PACKED_BYTES = 64_000_000
 """Declarations with their prompts; more than this is data that belongs into a source."""
 
 
@@ -159,7 +159,7 @@ def pack(root: Path) -> bytes:
     with tarfile.open(fileobj=stream, mode="w") as files:
         for name in _PACKED:
             files.add(root / name, name)
-    if stream.tell() > MOST_PACKED_BYTES:
+    if stream.tell() > MAX_PACKED_BYTES:
         raise InvalidInputError.single(
             f"drafts/ and tasks/ take {stream.tell() / 1e6:.0f} MB, too much to send along",
             file=str(root),

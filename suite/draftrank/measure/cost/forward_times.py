@@ -9,7 +9,7 @@ from typing import Literal
 
 from draftrank.measure.records import ForwardLatency
 
-LEAST_S, MOST_S = 1e-9, 1e6
+MIN_S, MAX_S = 1e-9, 1e6
 """What is no time of a forward is left out."""
 Points = tuple[tuple[float, float], ...]
 """(place, seconds), by place."""
@@ -28,7 +28,7 @@ class ForwardTimes:
     @classmethod
     def of(cls, latencies: Iterable[ForwardLatency]) -> ForwardTimes | None:
         """The times of an arm's record; None without the target's."""
-        latencies = tuple(entry for entry in latencies if LEAST_S < entry.median_s < MOST_S)
+        latencies = tuple(entry for entry in latencies if MIN_S < entry.median_s < MAX_S)
         target = _curves(latencies, "target")
         return cls(target, _curves(latencies, "draft")) if target else None
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from draftrank.measure.records import ForwardLatency
 
 if TYPE_CHECKING:
-    from draftrank.decoding.runtime import Runtime
+    from draftrank.engine.runtime import Runtime
 
 MIN_ROUNDS = 12
 """Medians of 4 samples scattered by 3 to 5 % between arms that timed the same forward of the same target."""
@@ -143,8 +143,8 @@ def _time_in_turn(kinds: Sequence[_Kind], token: int, *, warm_up: bool) -> list[
 
 
 def _time_one(kind: _Kind, token: int) -> float:
-    from draftrank.decoding.runtime import ChainRuntime, ClockedRuntime, chooser
-    from draftrank.decoding.sampling import most_likely_after
+    from draftrank.engine.runtime import ChainRuntime, ClockedRuntime, chooser
+    from draftrank.engine.sampling import most_likely_after
 
     fed = [token] * kind.tokens
     if isinstance(kind.runtime, ClockedRuntime):

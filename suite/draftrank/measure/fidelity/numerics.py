@@ -19,7 +19,7 @@ from draftrank.measure.records import Session
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from draftrank.decoding.runtime import Runtime
+    from draftrank.engine.runtime import Runtime
     from draftrank.progress import Stage
 
 MIN_TOKENS = 500

@@ -14,7 +14,7 @@ from rapidfuzz.distance import Indel
 from draftrank.measure.records import Trial
 
 if TYPE_CHECKING:
-    from draftrank.decoding.runtime import Runtime
+    from draftrank.engine.runtime import Runtime
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 

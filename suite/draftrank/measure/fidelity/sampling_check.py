@@ -16,21 +16,21 @@ from typing import TYPE_CHECKING
 from scipy.special import chdtrc
 
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.decoding.loop import Request, speculative
-from draftrank.decoding.proposer import Proposer
-from draftrank.decoding.sampling import Sampler
+from draftrank.engine.loop import Request, speculative
+from draftrank.engine.proposer import Proposer
+from draftrank.engine.sampling import Sampler
 from draftrank.measure.evidence import SamplingCheck
 
 if TYPE_CHECKING:
-    from draftrank.decoding.runtime import Runtime
+    from draftrank.engine.runtime import Runtime
 
 DRAWS = 100
 """Outputs drawn for the test, each with a seed of its own."""
 NEW_TOKENS = 3
 """One more than is counted: the last token of an output is never proposed."""
-LEAST_EXPECTED = 5.0
+MIN_EXPECTED = 5.0
 """Expected count below which outcomes share a bin (Cochran's rule)."""
-LEAST_LIKELY = 0.01
+MIN_LIKELY = 0.01
 """Tokens rarer than this share a bin in any case."""
 
 Outcome = tuple[int, int]
@@ -83,10 +83,10 @@ def _distribution(
     target.reserve(len(prompt) + 1)
     first = sampler.probabilities(target.feed(prompt, keep=1))[0]
     found = {}
-    for token in (first >= LEAST_LIKELY).nonzero().flatten().tolist():
+    for token in (first >= MIN_LIKELY).nonzero().flatten().tolist():
         second = sampler.probabilities(target.feed((token,)))[0]
         target.forget(1)
-        likely = (second >= LEAST_LIKELY).nonzero().flatten().tolist()
+        likely = (second >= MIN_LIKELY).nonzero().flatten().tolist()
         found[token] = (float(first[token]), dict(zip(likely, second[likely].tolist(), strict=True)))
     return found
 
@@ -104,16 +104,16 @@ def _binned(
         due_of_first = draws * likely
         for second, probability in seconds.items():
             due = draws * likely * probability
-            if due >= LEAST_EXPECTED:
+            if due >= MIN_EXPECTED:
                 observed.append(float(counts[first, second]))
                 expected.append(due)
                 seen_of_first, due_of_first = seen_of_first - observed[-1], due_of_first - due
                 rest_seen, rest_due = rest_seen - observed[-1], rest_due - due
-        if due_of_first >= LEAST_EXPECTED:
+        if due_of_first >= MIN_EXPECTED:
             observed.append(seen_of_first)
             expected.append(due_of_first)
             rest_seen, rest_due = rest_seen - seen_of_first, rest_due - due_of_first
-    if expected and rest_due < LEAST_EXPECTED:
+    if expected and rest_due < MIN_EXPECTED:
         rarest = expected.index(min(expected))
         observed[rarest] += rest_seen
         expected[rarest] += max(0.0, rest_due)

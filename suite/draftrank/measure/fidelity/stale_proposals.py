@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from draftrank.measure.records import Trial
 
 if TYPE_CHECKING:
-    from draftrank.decoding.proposer import Proposal
+    from draftrank.engine.proposer import Proposal
 
 STALE_GAP = 1.0
 """Logits by which a fresh cache may prefer another token, beside the largest rounding seen in the arm: the gap's change

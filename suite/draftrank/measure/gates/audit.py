@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
-from draftrank.decoding.proposers.ngram import NgramDraft
-from draftrank.decoding.proposers.suffix import SuffixDraft
+from draftrank.engine.proposers.ngram import NgramDraft
+from draftrank.engine.proposers.suffix import SuffixDraft
 from draftrank.measure.records import Arm, SessionTask, Trial
 
 _COPYING = {NgramDraft.technique, SuffixDraft.technique}

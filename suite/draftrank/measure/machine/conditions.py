@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Literal, Protocol
 
-from draftrank.decoding.environment import compute_environment
+from draftrank.engine.environment import compute_environment
 from draftrank.errors import InvalidInputError
 from draftrank.measure.evidence import Conditions
 from draftrank.measure.machine.counters import Counters, KernelCounters

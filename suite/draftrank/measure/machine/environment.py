@@ -11,7 +11,7 @@ import psutil
 from pydantic import TypeAdapter, ValidationError
 
 from draftrank.catalog.git import git
-from draftrank.decoding.environment import compute_environment
+from draftrank.engine.environment import compute_environment
 from draftrank.measure.evidence import Environment, JobUrl
 from draftrank.measure.machine.cgroup import ControlGroups
 from draftrank.measure.machine.gpu import Gpu

@@ -17,7 +17,7 @@ from typing import Literal
 
 import psutil
 
-from draftrank.decoding.environment import compute_environment
+from draftrank.engine.environment import compute_environment
 from draftrank.measure.machine.cgroup import ControlGroups
 from draftrank.measure.machine.processor import cpu_info, processors_of_this_process
 from draftrank.measure.records import Machine

@@ -8,20 +8,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from draftrank.building.surgery.vocabulary_trimming import known_tokens
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.catalog.precision import runtime_of
 from draftrank.catalog.recipe import TypicalAcceptance
-from draftrank.decoding.environment import memory_bytes, reset_peak_memory
-from draftrank.decoding.fresh_proposal import fresh_gap
-from draftrank.decoding.loop import Decoding, Request, autoregressive, speculative
-from draftrank.decoding.proposer import Proposal, Proposer, ProposerContext
-from draftrank.decoding.proposers.ngram import NgramDraft
-from draftrank.decoding.reference import GenerateDecoder
-from draftrank.decoding.runtimes.llama_cpp import LlamaCppRuntime
-from draftrank.decoding.runtimes.opening import load_runtime
-from draftrank.drafting.loading import load_tokenizer
-from draftrank.drafting.stop_tokens import read_stop_tokens
-from draftrank.drafting.vocabulary_trimming import known_tokens
+from draftrank.engine.backends.llama_cpp.runtime import LlamaCppRuntime
+from draftrank.engine.backends.opening import load_runtime
+from draftrank.engine.backends.transformers.generate import GenerateDecoder
+from draftrank.engine.environment import memory_bytes, reset_peak_memory
+from draftrank.engine.fresh_proposal import fresh_gap
+from draftrank.engine.loop import Decoding, Request, autoregressive, speculative
+from draftrank.engine.proposer import Proposal, Proposer, ProposerContext
+from draftrank.engine.proposers.ngram import NgramDraft
 from draftrank.errors import IncompatibleDraftError, InvalidInputError
 from draftrank.measure.cost.latency import averaged, measure_latencies
 from draftrank.measure.evidence import Numerics, ProposalCheck, SamplingCheck
@@ -35,12 +33,14 @@ from draftrank.measure.sessions.failures import check_cache, reason_of
 from draftrank.measure.sessions.plan import SessionPlan, trial_seed
 from draftrank.measure.sessions.schedule import Block, cell_of
 from draftrank.measure.sessions.texts import SessionTexts
+from draftrank.models.loading import load_tokenizer
+from draftrank.models.stop_tokens import read_stop_tokens
 from draftrank.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from draftrank.decoding.runtime import Runtime
+    from draftrank.engine.runtime import Runtime
     from draftrank.measure.journal import Journal
 
 _log = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from draftrank.errors import DraftrankError
 
 if TYPE_CHECKING:
-    from draftrank.decoding.loop import Decoding, Request
-    from draftrank.decoding.runtime import Runtime
+    from draftrank.engine.loop import Decoding, Request
+    from draftrank.engine.runtime import Runtime
 
 
 class CacheError(DraftrankError):

@@ -13,7 +13,7 @@ from draftrank.measure.records import BASELINE, Trial
 from draftrank.measure.sessions.schedule import Block
 
 if TYPE_CHECKING:
-    from draftrank.decoding.runtime import Runtime
+    from draftrank.engine.runtime import Runtime
     from draftrank.measure.sessions.bench import Bench
 
 _TOKENS_BEFORE = 24

@@ -18,17 +18,17 @@ from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.sources.base import file_sha256
 from draftrank.catalog.target import Target
 from draftrank.catalog.task import Suite
-from draftrank.drafting.prompting import render_turns
 from draftrank.measure.machine.environment import read_environment
 from draftrank.measure.record import utc_now
 from draftrank.measure.records import BASELINE, CONTROL, Arm, DraftBuild, Machine, Session, SessionTask
 from draftrank.measure.statistics.stopping import DEFAULT_PRECISION
+from draftrank.models.prompting import render_turns
 from draftrank.version import __version__
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from draftrank.drafting.target_folder import TargetFolder
+    from draftrank.models.target_folder import TargetFolder
 
 MEASURING_VERSION = 5
 """Raised when the engine or the session changes what trials mean, so that old ones are not reused."""
@@ -83,7 +83,7 @@ class SessionPlan:
         Raises:
             InvalidInputError: the chat template cannot render one.
         """
-        from draftrank.drafting.loading import load_tokenizer
+        from draftrank.models.loading import load_tokenizer
 
         tokenizer = load_tokenizer(self.target_folder.path)
         return tuple(render(tokenizer, self.target, entry) for entry in self.tasks)

@@ -10,8 +10,8 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
-from draftrank.decoding.proposers.model import ModelDraft
-from draftrank.decoding.proposers.ngram import NgramDraft
+from draftrank.engine.proposers.draft_model import ModelDraft
+from draftrank.engine.proposers.ngram import NgramDraft
 from draftrank.errors import InvalidInputError
 from draftrank.measure.evidence import Reference
 from draftrank.measure.machine.fingerprint import package_version

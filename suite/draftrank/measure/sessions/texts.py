@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from draftrank.decoding.loop import ContextOverflowError
-from draftrank.drafting.prompting import render_turns
+from draftrank.engine.loop import ContextOverflowError
 from draftrank.measure.fidelity.numerics import MIN_TOKENS
 from draftrank.measure.records import BASELINE, Trial
 from draftrank.measure.sessions.plan import SessionPlan
 from draftrank.measure.sessions.schedule import Block
+from draftrank.models.prompting import render_turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,0 +1,1 @@
+"""A built draft in the forms that other programs read."""

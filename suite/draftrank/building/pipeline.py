@@ -1,0 +1,357 @@
+"""From a recipe to a draft on disk: the steps in order, each on what the one before left."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from draftrank.building.kept_drafts import take_kept
+from draftrank.building.shared_drafts import give_shared, take_shared
+from draftrank.building.text.corpus import corpus_key, self_generated_corpus
+from draftrank.building.working_draft import BuildContext, WorkingDraft
+from draftrank.catalog.recipe import Recipe
+from draftrank.catalog.self_generated import SelfGenerated
+from draftrank.catalog.sources.base import FetchContext
+from draftrank.catalog.target import Target
+from draftrank.errors import BuildError, MissingDataError
+from draftrank.models.architecture import Architecture
+from draftrank.models.cache import (
+    CODE_VERSIONS,
+    FACTS,
+    draft_folder,
+    draft_key,
+    only_process,
+    publish_folder,
+    remove_folder,
+    scratch_folder,
+    weight_files,
+    weights_sha256,
+)
+from draftrank.models.forms import FORMS
+from draftrank.models.loading import load_model, load_tokenizer, read_forms
+from draftrank.models.target_folder import TargetFolder
+from draftrank.progress import Progress, SilentProgress
+
+_PACKAGES = ("draftrank", "torch", "transformers", "safetensors", "tokenizers")
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltDraft:
+    """A draft that is ready to propose, and what it took."""
+
+    recipe: Recipe
+    """How it was declared."""
+    recipe_sha256: str
+    """Identity of the recipe."""
+    folder: Path | None
+    """Its Hugging Face folder; None for a draft without weights of its own."""
+    weights_sha256: str | None
+    """Hash over its weight files; None without weights."""
+    parameters: int
+    """Parameters it holds; 0 without weights."""
+    bytes_on_disk: int
+    """Size of its weight files; 0 without weights."""
+    build_s: float
+    """Seconds the build took when it was made, interrupted attempts included; 0 without weights."""
+    reused: bool
+    """Whether it was in the cache already."""
+
+
+def build_draft(
+    recipe: Recipe,
+    target: Target,
+    target_folder: TargetFolder,
+    *,
+    cache: Path,
+    device: str = "cpu",
+    fetch: FetchContext | None = None,
+    progress: Progress | None = None,
+) -> BuiltDraft:
+    """Builds a recipe's draft, or finds it in the cache: equal steps on equal weights are built once, and a
+    recipe that adds steps to another one begins with what that one gave.
+
+    The folder opens with `AutoModelForCausalLM.from_pretrained` and serves as `assistant_model`; its
+    `draftrank.json` says how it was made. What an interrupted build had finished is taken up again.
+
+    Args:
+        recipe: what to build.
+        target: the declaration of the recipe's target.
+        target_folder: that target on disk.
+        cache: folder of the content-addressed cache.
+        device: where to compute, `cpu` or `cuda`.
+        fetch: how the sources that steps name are had; None: from the cache.
+        progress: who is told how far it is.
+
+    Raises:
+        BuildError: a step failed; the message names the step and the cause.
+    """
+    if not recipe.draft.has_weights:
+        return BuiltDraft(recipe, recipe.content_sha256(), None, None, 0, 0, 0.0, reused=False)
+    progress = progress or SilentProgress()
+    key = draft_key(recipe.draft, target_folder.weights_sha256)
+    folder = draft_folder(cache, key)
+    reused = folder.is_dir()
+    if not reused:
+        with only_process(folder, progress, f"the draft {recipe.id}"):
+            context = fetch or FetchContext(cache)
+            reused = _at_hand(context, recipe, target, target_folder, folder, progress)
+            if not reused:
+                _build(recipe, target, target_folder, context, device, progress, key)
+                give_shared(context, folder, progress)
+    return _opened(recipe, folder, reused=reused)
+
+
+def find_draft(
+    recipe: Recipe,
+    target: Target,
+    target_folder: TargetFolder,
+    *,
+    fetch: FetchContext,
+    progress: Progress,
+) -> BuiltDraft | None:
+    """A draft with weights that was built before, here or elsewhere, or kept; None where it would have to be built.
+    Arguments as for `build_draft`."""
+    key = draft_key(recipe.draft, target_folder.weights_sha256)
+    folder = draft_folder(fetch.cache, key)
+    with only_process(folder, progress, f"the draft {recipe.id}"):
+        found = _at_hand(fetch, recipe, target, target_folder, folder, progress)
+    return _opened(recipe, folder, reused=True) if found else None
+
+
+def write_text(
+    recipe: Recipe,
+    target: Target,
+    target_folder: TargetFolder,
+    corpora: Collection[str],
+    *,
+    device: str,
+    fetch: FetchContext,
+    progress: Progress,
+) -> None:
+    """Lets the target write those of these corpora, given by their keys, that the recipe declares and the cache lacks.
+
+    Other arguments as for `build_draft`. Raises: see `self_generated_corpus`.
+    """
+    context = _context(
+        recipe, target, target_folder, fetch, device, progress, scratch=fetch.cache / "scratch"
+    )
+    declared = [getattr(step, "data", None) for step in recipe.draft.build_steps]
+    for spec in (recipe.draft.calibration_text, *declared):
+        if isinstance(spec, SelfGenerated) and corpus_key(spec, context) in corpora:
+            self_generated_corpus(spec, context)
+
+
+def _context(
+    recipe: Recipe,
+    target: Target,
+    target_folder: TargetFolder,
+    fetch: FetchContext,
+    device: str,
+    progress: Progress,
+    scratch: Path,
+) -> BuildContext:
+    return BuildContext(
+        target_folder=target_folder.path,
+        target_weights_sha256=target_folder.weights_sha256,
+        prompt_format=target.prompt_format,
+        cache=fetch.cache,
+        scratch=scratch,
+        device=device,
+        progress=progress,
+        fetch=fetch,
+        calibration=recipe.draft.calibration_text,
+        target=target,
+    )
+
+
+def _at_hand(
+    fetch: FetchContext,
+    recipe: Recipe,
+    target: Target,
+    target_folder: TargetFolder,
+    folder: Path,
+    progress: Progress,
+) -> bool:
+    """Whether the draft lies in `folder` now without having been built."""
+    return (
+        folder.is_dir()
+        or take_shared(fetch, folder.name, folder, progress)
+        or _kept(
+            fetch,
+            partial(draft_key, recipe.draft, target_folder.weights_sha256, None),
+            target,
+            target_folder.path,
+            folder,
+            progress,
+        )
+    )
+
+
+def _kept(
+    fetch: FetchContext,
+    key_by: Callable[[Mapping[str, int]], str],
+    target: Target,
+    target_folder: Path,
+    folder: Path,
+    progress: Progress,
+    *,
+    told: bool = False,
+) -> bool:
+    """Whether the draft was kept beside the workspace's recipes and lies in `folder` now; see `take_kept`."""
+    return any(
+        take_kept(key_by, target_folder, root / "drafts" / target.id, folder, progress, told=told)
+        for root in fetch.roots[:1]
+    )
+
+
+def _build(
+    recipe: Recipe,
+    target: Target,
+    target_folder: TargetFolder,
+    fetch: FetchContext,
+    device: str,
+    progress: Progress,
+    key: str,
+) -> None:
+    cache = fetch.cache
+    began = time.monotonic()
+    scratch = scratch_folder(cache, f"draft-{key}")
+    ledger = scratch / "spent_s"
+    spent = float(ledger.read_text()) if ledger.is_file() else 0.0
+    context = _context(recipe, target, target_folder, fetch, device, progress, scratch)
+    done = _Done()
+    try:
+        draft, done = _begin(recipe, context)
+        spent += done.build_s
+        _run_steps(recipe, draft, done.steps, context)
+        facts = {
+            "format": 1,
+            "recipe": recipe.model_dump(mode="json", exclude_none=True),
+            "recipe_sha256": recipe.content_sha256(),
+            "target": target.id,
+            "target_weights_sha256": target_folder.weights_sha256,
+            "key": key,
+            "notes": draft.notes,
+            CODE_VERSIONS: {
+                **{step.kind: step.code_version for step in recipe.draft.build_steps},
+                **done.code_versions,
+            },
+            "corpora": sorted(context.corpora),
+            "forms": FORMS.dump_python(draft.forms, mode="json", exclude_defaults=False),
+            "versions": _versions(),
+            "device": device,
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        publish_folder(draft_folder(cache, key), lambda staging: _save(draft, facts, staging, began - spent))
+    except BaseException:
+        ledger.write_text(str(spent - done.build_s + time.monotonic() - began))
+        raise
+    remove_folder(scratch)
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """What another recipe has built already."""
+
+    steps: int = 0
+    """How many of the first steps."""
+    build_s: float = 0.0
+    """Seconds that took."""
+    code_versions: Mapping[str, int] = field(default_factory=dict)
+    """By kind of step, of the code that did it."""
+
+
+def _begin(recipe: Recipe, context: BuildContext) -> tuple[WorkingDraft, _Done]:
+    """The longest beginning of the steps that is in the cache, or was kept, as a draft of its own, else the target."""
+    for count in range(len(recipe.draft.build_steps) - 1, 0, -1):
+        key = draft_key(recipe.draft, context.target_weights_sha256, count)
+        folder = draft_folder(context.cache, key)
+        if not folder.is_dir() and context.target is not None:
+            with only_process(folder, context.progress, f"a part of {recipe.id}"):
+                if not folder.is_dir():
+                    _kept(
+                        context.fetch,
+                        partial(draft_key, recipe.draft, context.target_weights_sha256, count),
+                        context.target,
+                        context.target_folder,
+                        folder,
+                        context.progress,
+                        told=True,
+                    )
+        if folder.is_dir():
+            facts = json.loads((folder / FACTS).read_text("utf-8"))
+            draft = _working(folder, context.device)
+            draft.forms += read_forms(folder)
+            draft.notes |= facts["notes"]
+            context.corpora.update(facts.get("corpora", ()))
+            versions = {
+                step.kind: facts.get(CODE_VERSIONS, {}).get(step.kind, 1)
+                for step in recipe.draft.build_steps[:count]
+            }
+            return draft, _Done(count, facts["build_s"], versions)
+    return _working(context.target_folder, context.device), _Done()
+
+
+def _working(folder: Path, device: str) -> WorkingDraft:
+    model = load_model(folder, "fp32", device)
+    return WorkingDraft(model, load_tokenizer(folder), Architecture.of(model))
+
+
+def _run_steps(recipe: Recipe, draft: WorkingDraft, done: int, context: BuildContext) -> None:
+    steps = recipe.draft.build_steps
+    for number, step in enumerate(steps[done:], start=done + 1):
+        with context.progress.stage(f"{recipe.id}: step {number} of {len(steps)}, {step.kind}"):
+            scratch = context.scratch / f"step-{number}"
+            scratch.mkdir(exist_ok=True)
+            try:
+                step.apply(draft, replace(context, scratch=scratch))
+            except Exception as error:  # whatever a step raises, the run goes on without this draft
+                cause = str(error) if isinstance(error, BuildError) else f"{type(error).__name__}: {error}"
+                raise BuildError(f"{recipe.id}: step {number} ({step.kind}) failed: {cause}") from error
+
+
+def _save(draft: WorkingDraft, facts: dict[str, Any], staging: Path, began: float) -> None:
+    draft.save(staging)
+    files = weight_files(staging)
+    measured = {
+        "parameters": draft.count_parameters(),
+        "bytes_on_disk": sum(path.stat().st_size for path in files),
+        "weights_sha256": weights_sha256(files),
+        "build_s": round(time.monotonic() - began, 3),
+    }
+    text = json.dumps({**facts, **measured}, indent=2, ensure_ascii=False)
+    (staging / FACTS).write_text(text + "\n", "utf-8")
+
+
+def _opened(recipe: Recipe, folder: Path, *, reused: bool) -> BuiltDraft:
+    facts = json.loads((folder / FACTS).read_text("utf-8"))
+    if sum(path.stat().st_size for path in weight_files(folder)) != facts["bytes_on_disk"]:
+        raise MissingDataError(f"{folder} was changed after it was built: remove it, it will be built again")
+    return BuiltDraft(
+        recipe=recipe,
+        recipe_sha256=recipe.content_sha256(),
+        folder=folder,
+        weights_sha256=facts["weights_sha256"],
+        parameters=facts["parameters"],
+        bytes_on_disk=facts["bytes_on_disk"],
+        build_s=facts["build_s"],
+        reused=reused,
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from a source tree that is not installed
+            continue
+    return found

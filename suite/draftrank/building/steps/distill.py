@@ -1,0 +1,107 @@
+"""Train the draft towards the target on text that the target itself wrote.
+
+The draft learns the target's next-token distribution (word-level knowledge distillation, Hinton et
+al. 2015; for speculative drafts: DistillSpec, Zhou et al. 2023, arXiv:2310.08461). The text is
+sampled from the target, so no data licence is in the way and no test prompt is copied.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from draftrank.catalog.self_generated import SelfGenerated
+from draftrank.catalog.step import Phase, StepBase
+
+if TYPE_CHECKING:
+    from draftrank.building.working_draft import BuildContext, WorkingDraft
+
+
+class Distill(StepBase):
+    """Heals a cut draft; most of its quality comes from the number of tokens seen."""
+
+    technique: ClassVar[str] = "distillation"
+    phase: ClassVar[Phase] = "healing"
+    paper: ClassVar[str] = "Hinton et al. (arXiv:1503.02531), DistillSpec (arXiv:2310.08461)"
+    cost: ClassVar[str] = "minutes to hours; the draft costs no more, and agrees more with every token seen"
+    trains: ClassVar[bool] = True
+
+    kind: Literal["distill"]
+    objective: Literal["kl", "reverse_kl", "total_variation", "cross_entropy"] = "kl"
+    """`kl`: divergence from the target's distribution to the draft's; `reverse_kl`: the other way round;
+    `total_variation`: the chance that a sampled token is rejected; `cross_entropy`: the corpus's tokens."""
+    data: SelfGenerated
+    """What it is trained on."""
+    passes: Annotated[int, Field(ge=1, le=1_000)] = 1
+    """How often the corpus is seen."""
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 5e-4
+    """Peak of the schedule: linear warm-up, then cosine to a tenth (AdamW)."""
+    warmup_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.05
+    """Share of the updates that warm up."""
+    batch_sequences: Annotated[int, Field(ge=1, le=4_096)] = 8
+    """Sequences per update."""
+    weight_decay: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
+    """AdamW's decay of matrices."""
+    gradient_clip: Annotated[float, Field(gt=0.0, le=1_000.0)] = 1.0
+    """Largest norm of the gradient."""
+    train_head: bool = False
+    """Whether the embedding and the head are trained too, or stay the target's."""
+    micro_batch_sequences: Annotated[int, Field(ge=1, le=4_096)] | None = None
+    """Sequences that are in memory together; gradients add up to those of the update. Absent: all of it."""
+    on_policy_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of the updates in which the draft writes the answers itself, as it will when it proposes."""
+    hidden_weight: Annotated[float, Field(ge=0.0, le=1_000.0)] = 0.0
+    """Weight of the squared distance between the draft's layers and the target's layers they came from,
+    relative to the latter's size; needs `drop_layers` before it, and an unchanged hidden size."""
+    cache_target_states: bool = False
+    """Whether the target reads the corpus once for all passes and recipes, and its final hidden states are
+    kept on disk: saves most of the target's time from the second pass on."""
+    ttt_steps: Annotated[int, Field(ge=1, le=8)] = 1
+    """After `read_hidden_states`: for how many tokens ahead it is trained. From the second on it reads its own hidden
+    state in place of the target's, as when it proposes (training-time test, EAGLE-3, arXiv:2503.01840)."""
+    round_weights: bool = False
+    """Whether the trained weights are rounded to bf16 in the end: what runs in bf16 computes the same, and
+    `draftrank keep` stores them in half the bytes."""
+    evaluations: Annotated[int, Field(ge=0, le=1_000)] = 0
+    """How often agreement on the sequences kept aside is estimated while training, besides before and
+    after."""
+    stop_after: Annotated[int, Field(ge=1, le=1_000)] | None = None
+    """Training ends after so many evaluations in a row without a better agreement; absent: never early."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the order of sequences."""
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Distill:
+        if self.stop_after is not None and self.evaluations < self.stop_after:
+            raise ValueError(
+                f"stop_after can never be reached by {self.evaluations} evaluations (fix: raise evaluations)"
+            )
+        if self.cache_target_states and self.on_policy_share > 0:
+            raise ValueError(
+                "the target's states of text that the draft will write cannot be kept (fix: remove "
+                "cache_target_states or on_policy_share)"
+            )
+        if self.cache_target_states and self.hidden_weight > 0:
+            raise ValueError(
+                "only final states are kept, not those of every layer (fix: remove cache_target_states or "
+                "hidden_weight)"
+            )
+        return self
+
+    def sentence(self) -> str:
+        """See `StepBase.sentence`."""
+        goal = {
+            "kl": "the target's distribution (KL)",
+            "reverse_kl": "the target's distribution (reverse KL)",
+            "total_variation": "the target's distribution (total variation)",
+            "cross_entropy": "the target's own tokens",
+        }[self.objective]
+        times = "once" if self.passes == 1 else f"{self.passes} times"
+        return f"distil towards {goal} on {self.data.tokens:,} tokens the target wrote, seen {times}"
+
+    def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
+        """See `StepBase.apply`."""
+        from draftrank.building.training.distillation import distill
+
+        draft.notes["distillation"] = distill(self, draft, context)

@@ -1,0 +1,83 @@
+"""Replace matrices by the product of two thin ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from draftrank.catalog.step import Phase, StepBase, Trait
+
+if TYPE_CHECKING:
+    from draftrank.building.working_draft import BuildContext, WorkingDraft
+
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class Factorize(StepBase):
+    """Linear layers of the decoder by truncated singular value decomposition."""
+
+    technique: ClassVar[str] = "low rank"
+    phase: ClassVar[Phase] = "factors"
+    paper: ClassVar[str] = "SVD-LLM (arXiv:2403.07378); plain: Eckart and Young (1936)"
+    cost: ClassVar[str] = "seconds to a minute; time and memory fall with the rank, agreement steeply"
+
+    kind: Literal["factorize"]
+    keep_parameters: Share
+    """Share of each matrix's parameters that its two factors hold; that gives the rank."""
+    activation_aware: bool = True
+    """Whether the outputs on the calibration text are approximated, or only the weights."""
+    matrices: Literal["all", "attention", "feed_forward"] = "all"
+    """Which matrices of each layer."""
+
+    @property
+    def trait(self) -> Trait | None:
+        """See `StepBase.trait`."""
+        return "factors"
+
+    def sentence(self) -> str:
+        """See `StepBase.sentence`."""
+        which = {"all": "all", "attention": "the attention's", "feed_forward": "the feed-forward"}[
+            self.matrices
+        ]
+        how = ", judged by their outputs" if self.activation_aware else ""
+        return f"factorize {which} matrices to {self.keep_parameters:.0%} of their parameters{how}"
+
+    def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
+        """See `StepBase.apply`."""
+        from draftrank.building.surgery.low_rank import factorize_layers
+        from draftrank.building.text.corpus import calibration_tokens
+
+        text = calibration_tokens(context) if self.activation_aware else None
+        factorize_layers(draft, self.keep_parameters, self.matrices, text, context.progress)
+
+
+class FactorizeHead(StepBase):
+    """The head by truncated singular value decomposition, weighted by what it is shown."""
+
+    technique: ClassVar[str] = "low-rank head"
+    phase: ClassVar[Phase] = "head"
+    paper: ClassVar[str] = "GroupReduce (arXiv:1806.06950); SVD-LLM (arXiv:2403.07378)"
+    cost: ClassVar[str] = "a minute; the head, most of a shallow draft's bytes, shrinks with the rank"
+
+    kind: Literal["factorize_head"]
+    rank: Annotated[int, Field(ge=1, le=100_000)]
+    """Width between the two factors."""
+    activation_aware: bool = True
+    """Whether the logits on the calibration text are approximated, or only the weights."""
+
+    @property
+    def trait(self) -> Trait | None:
+        """See `StepBase.trait`."""
+        return "factors"
+
+    def sentence(self) -> str:
+        """See `StepBase.sentence`."""
+        return f"factorize the head to rank {self.rank}"
+
+    def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
+        """See `StepBase.apply`."""
+        from draftrank.building.surgery.low_rank import factorize_head
+        from draftrank.building.text.corpus import calibration_tokens
+
+        factorize_head(draft, self.rank, calibration_tokens(context) if self.activation_aware else None)

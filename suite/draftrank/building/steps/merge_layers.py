@@ -1,0 +1,40 @@
+"""Make one layer of several consecutive ones, by adding their differences to the first (LaCo)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from draftrank.catalog.step import Phase, StepBase
+
+if TYPE_CHECKING:
+    from draftrank.building.working_draft import BuildContext, WorkingDraft
+
+
+class MergeLayers(StepBase):
+    """Shallower draft that keeps something of every layer; needs healing as dropping does."""
+
+    technique: ClassVar[str] = "layer merging"
+    phase: ClassVar[Phase] = "structure"
+    paper: ClassVar[str] = "LaCo (arXiv:2402.11187)"
+    cost: ClassVar[str] = "minutes; time and memory fall with depth, agreement nearly to nothing"
+    architectures: ClassVar[str] = "all; not GPT-2 models that scale attention by the layer's index"
+
+    kind: Literal["merge_layers"]
+    keep: Annotated[int, Field(ge=1, le=10_000)]
+    """How many layers are left."""
+    group: Annotated[int, Field(ge=2, le=64)] = 3
+    """How many become one in a round."""
+
+    def sentence(self) -> str:
+        """See `StepBase.sentence`."""
+        return f"merge layers, up to {self.group} into one, until {self.keep} are left"
+
+    def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
+        """See `StepBase.apply`."""
+        from draftrank.building.surgery.layer_merging import MERGING_SEQUENCES, merge_layers
+        from draftrank.building.text.corpus import calibration_tokens
+
+        tokens = calibration_tokens(context)[:MERGING_SEQUENCES]
+        draft.notes["merged_layers"] = merge_layers(draft, self.keep, self.group, tokens, context.progress)

@@ -1,0 +1,55 @@
+"""Let several layers use one layer's weights.
+
+A forward computes as much as before, but reads fewer different bytes: what is used again may still lie in
+the processor's cache. Weight sharing across layers is ALBERT's (Lan et al. 2019, arXiv:1909.11942); for
+small models, MobileLLM's block-wise form (Liu et al. 2024, arXiv:2402.14905).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from draftrank.catalog.step import Phase, StepBase, Trait
+
+if TYPE_CHECKING:
+    from draftrank.building.working_draft import BuildContext, WorkingDraft
+
+
+class TieLayers(StepBase):
+    """Fewer different bytes per forward at equal depth; needs healing."""
+
+    technique: ClassVar[str] = "layer tying"
+    phase: ClassVar[Phase] = "tying"
+    paper: ClassVar[str] = "ALBERT (arXiv:1909.11942), MobileLLM (arXiv:2402.14905)"
+    cost: ClassVar[str] = "seconds; fewer parameters at equal depth, agreement nearly to nothing"
+
+    kind: Literal["tie_layers"]
+    blocks: Annotated[int, Field(ge=1, le=10_000)]
+    """How many different layers are left: the model's layers are split into so many consecutive groups, and
+    all of a group use the weights of its first."""
+
+    @property
+    def trait(self) -> Trait | None:
+        """See `StepBase.trait`."""
+        return "shared layers"
+
+    def sentence(self) -> str:
+        """See `StepBase.sentence`."""
+        return f"share the weights of {self.blocks} layers among all"
+
+    def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
+        """See `StepBase.apply`."""
+        from draftrank.errors import BuildError
+        from draftrank.models.forms import TiedLayersForm
+
+        depth = len(draft.architecture.layers(draft.model))
+        if self.blocks > depth:
+            raise BuildError(f"the model has {depth} layers: write at most {depth} in blocks")
+        group = [place * self.blocks // depth for place in range(depth)]
+        sources = tuple(group.index(block) for block in group)
+        shape = draft.architecture
+        form = TiedLayersForm(layers=f"{shape.decoder}.{shape.layer_list}", sources=sources)
+        form.prepare(draft.model)
+        draft.forms.append(form)

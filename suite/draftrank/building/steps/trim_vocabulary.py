@@ -1,0 +1,55 @@
+"""Let the draft's head know the most useful tokens only.
+
+For a shallow draft of a small model the head over the whole vocabulary is most of a forward. Tokens that
+the head does not know get probability 0, so they are never proposed, and verification stays exact.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from draftrank.catalog.self_generated import SelfGenerated
+from draftrank.catalog.step import Phase, StepBase, Trait
+
+if TYPE_CHECKING:
+    from draftrank.building.working_draft import BuildContext, WorkingDraft
+
+
+class TrimVocabulary(StepBase):
+    """A smaller head: cheaper forwards, at the price of tokens it can never propose."""
+
+    technique: ClassVar[str] = "vocabulary trimming"
+    phase: ClassVar[Phase] = "head"
+    paper: ClassVar[str] = "FR-Spec (arXiv:2502.14856)"
+    cost: ClassVar[str] = "the corpus, if it is not there; the head shrinks to the share kept"
+    code_version: ClassVar[int] = 2
+
+    kind: Literal["trim_vocabulary"]
+    keep_tokens: Annotated[int, Field(ge=1, le=10_000_000)]
+    """How many tokens the head keeps: those that end an output or that the tokenizer or its chat template marks, and then
+    those that occur most often."""
+    data: SelfGenerated | None = None
+    """The text in which they are counted; absent: the recipe's calibration text."""
+
+    @property
+    def trait(self) -> Trait | None:
+        """See `StepBase.trait`."""
+        return "trimmed head"
+
+    def sentence(self) -> str:
+        """See `StepBase.sentence`."""
+        return f"let the head know the {self.keep_tokens:,} most used tokens only"
+
+    def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
+        """See `StepBase.apply`."""
+        from draftrank.building.surgery.vocabulary_trimming import trim_vocabulary
+        from draftrank.building.text.corpus import self_generated_corpus
+        from draftrank.models.stop_tokens import read_stop_tokens
+
+        tokens = self_generated_corpus(self.data or context.calibration, context).tokens
+        stop_tokens = read_stop_tokens(context.target_folder, draft.tokenizer)
+        draft.notes["kept_tokens_share_of_text"] = trim_vocabulary(
+            draft, tokens, self.keep_tokens, stop_tokens
+        )

@@ -1,0 +1,174 @@
+"""Narrower models: fewer feed-forward channels, fewer attention heads, a thinner residual stream."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from draftrank.building.surgery.importance import (
+    Importance,
+    feed_forward_scores,
+    head_scores,
+    head_size,
+    hidden_scores,
+)
+from draftrank.errors import BuildError
+from draftrank.models.resizing import Cut, matrix_cuts, resized
+
+if TYPE_CHECKING:
+    from draftrank.building.working_draft import WorkingDraft
+
+
+def prune_feed_forward(draft: WorkingDraft, keep: int, importance: Importance, tokens: Tensor | None) -> None:
+    """Keeps the `keep` most important channels of each layer's feed-forward network, in place.
+
+    Args:
+        draft: the model to cut.
+        keep: channels that stay in each layer.
+        importance: how they are judged.
+        tokens: calibration text, int [sequences, length]; None for `magnitude`.
+
+    Raises:
+        BuildError: there are fewer channels.
+    """
+    shape, block = draft.architecture, draft.architecture.block
+    scores = feed_forward_scores(draft, importance, tokens)
+    _require(keep, len(scores[0]), "feed-forward channels per layer", "keep_channels")
+    cuts: list[Cut] = []
+    for index, score in enumerate(scores):
+        kept = _best(score, keep, draft)
+        inside = f"{shape.layer_name(index)}.{block.feed_forward}"
+        for name in block.feed_forward_inputs:
+            cuts += matrix_cuts(draft.model, f"{inside}.{name}", "outputs", kept)
+        cuts += matrix_cuts(draft.model, f"{inside}.{block.feed_forward_output}", "inputs", kept)
+    draft.model = resized(draft.model, {block.feed_forward_size: keep}, cuts)
+
+
+def prune_heads(
+    draft: WorkingDraft,
+    keep_groups: int | None,
+    keep_heads_per_group: int | None,
+    importance: Importance,
+    tokens: Tensor | None,
+) -> None:
+    """Keeps the most important query groups of each layer, and of each the most important heads.
+
+    A group is one head of keys and values with all query heads that read it; its score is their sum.
+
+    Args:
+        draft: the model to cut.
+        keep_groups: groups that stay in each layer; None: all.
+        keep_heads_per_group: query heads that stay in each of them; None: all.
+        importance: how heads are judged.
+        tokens: calibration text, int [sequences, length]; None for `magnitude`.
+
+    Raises:
+        BuildError: there are fewer, or the architecture cannot say how many heads it has.
+    """
+    shape, block, config = draft.architecture, draft.architecture.block, draft.model.config
+    if block.fused:
+        raise BuildError(
+            f"{config.model_type} derives the size of a head from the number of heads, so it has no model "
+            "with fewer of them: use prune_ffn or drop_layers"
+        )
+    groups = int(config.num_key_value_heads)
+    per_group = int(config.num_attention_heads) // groups
+    stay, stay_each = keep_groups or groups, keep_heads_per_group or per_group
+    _require(stay, groups, "query groups per layer", "keep_groups")
+    _require(stay_each, per_group, "query heads per group", "keep_heads_per_group")
+    size = head_size(draft)
+    cuts: list[Cut] = []
+    for index, score in enumerate(head_scores(draft, importance, tokens)):
+        grouped = score.view(groups, per_group)
+        kept_groups = _best(grouped.sum(1), stay, draft)
+        heads = torch.cat(
+            [group * per_group + _best(grouped[group], stay_each, draft) for group in kept_groups]
+        )
+        query_channels, value_channels = _channels(heads, size), _channels(kept_groups, size)
+        inside = f"{shape.layer_name(index)}.{block.attention}"
+        cuts += matrix_cuts(draft.model, f"{inside}.{block.queries}", "outputs", query_channels)
+        for name in (block.keys, block.values):
+            cuts += matrix_cuts(draft.model, f"{inside}.{name}", "outputs", value_channels)
+        cuts += matrix_cuts(draft.model, f"{inside}.{block.attention_output}", "inputs", query_channels)
+    sizes = {"num_attention_heads": stay * stay_each, "num_key_value_heads": stay, "head_dim": size}
+    draft.model = resized(draft.model, sizes, cuts)
+
+
+def prune_hidden(draft: WorkingDraft, keep: int, importance: Importance, tokens: Tensor | None) -> None:
+    """Keeps the `keep` most important channels of the residual stream, the same in all layers, in place.
+
+    Norms divide by the mean square over all channels; with fewer of them the same stream would come out
+    smaller, so their weights are enlarged: where the dropped channels were zero, nothing changes.
+
+    Args:
+        draft: the model to cut.
+        keep: channels that stay.
+        importance: how they are judged.
+        tokens: calibration text, int [sequences, length]; None for `magnitude`.
+
+    Raises:
+        BuildError: there are fewer channels, or the architecture ties its width to something else.
+    """
+    shape, block, config = draft.architecture, draft.architecture.block, draft.model.config
+    if block.fused:
+        raise BuildError(
+            f"{config.model_type} derives the size of a head from the hidden size and centres its norms, so a "
+            "narrower one computes something else: use prune_ffn or drop_layers"
+        )
+    width = int(config.hidden_size)
+    _require(keep, width, "hidden channels", "keep_channels")
+    kept = _best(hidden_scores(draft, importance, tokens), keep, draft)
+    cuts = [Cut(f"{shape.decoder}.{shape.token_embedding}.weight", 1, kept)]
+    cuts += matrix_cuts(draft.model, shape.output_head, "inputs", kept)
+    cuts.append(Cut(f"{shape.decoder}.{shape.final_norm}.weight", 0, kept))
+    for index in range(len(shape.layers(draft.model))):
+        layer = shape.layer_name(index)
+        cuts += [Cut(f"{layer}.{name}.weight", 0, kept) for name in block.norms]
+        for name in (*block.attention_parts(), *block.feed_forward_parts()):
+            writes = name.endswith((block.attention_output, block.feed_forward_output))
+            cuts += matrix_cuts(draft.model, f"{layer}.{name}", "outputs" if writes else "inputs", kept)
+    draft.model = resized(draft.model, {"hidden_size": keep, "head_dim": head_size(draft)}, cuts)
+    _rescale(draft, math.sqrt(width / keep))
+
+
+@torch.no_grad()
+def _rescale(draft: WorkingDraft, factor: float) -> None:
+    """Makes up for a width that shrank by the square of `factor`."""
+    shape, block, model = draft.architecture, draft.architecture.block, draft.model
+    norms = [layer.get_submodule(name) for layer in shape.layers(model) for name in block.norms]
+    for norm in norms:
+        _scale_norm(norm, factor, shape.norm_offset)
+    final = shape.norm(model)
+    _scale_norm(final, factor, shape.norm_offset)
+    if shape.embedding_grows_with_width:
+        embedding = shape.embedding(model)
+        assert isinstance(embedding.weight, Tensor)
+        embedding.weight.mul_(factor)
+        if shape.head(model).weight is embedding.weight:  # the logits must not grow with it
+            _scale_norm(final, 1 / factor, shape.norm_offset)
+
+
+def _scale_norm(norm: nn.Module, factor: float, offset: float) -> None:
+    weight = norm.weight
+    assert isinstance(weight, Tensor)
+    weight.add_(offset).mul_(factor).sub_(offset)
+
+
+def _best(scores: Tensor, count: int, draft: WorkingDraft) -> Tensor:
+    """Indices of the largest scores, ascending; the earlier of equals."""
+    order = torch.sort(scores, descending=True, stable=True).indices
+    return order[:count].sort().values.to(draft.model.device)
+
+
+def _channels(heads: Tensor, size: int) -> Tensor:
+    return (heads[:, None] * size + torch.arange(size, device=heads.device)).flatten()
+
+
+def _require(wanted: int, there: int, what: str, field: str) -> None:
+    if wanted > there:
+        raise BuildError(
+            f"the model has {there} {what}, so {wanted} cannot be kept: write at most {there} in {field}"
+        )

@@ -1,0 +1,1 @@
+"""The text that drafts are calibrated and trained on."""

@@ -1,0 +1,1 @@
+"""Distillation: a draft trained towards its target."""

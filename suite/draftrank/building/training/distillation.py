@@ -1,0 +1,395 @@
+"""Trains a draft towards its target: word-level knowledge distillation (Hinton et al. 2015,
+arXiv:1503.02531; for drafts: DistillSpec, Zhou et al. 2023, arXiv:2310.08461).
+
+The work is a pure function of the declaration: the order of sequences comes from its seed, layers
+stay in evaluation mode (no dropout), and a checkpoint holds all the rest of the state. So a run that
+was interrupted ends bit for bit like one that was not, on the same machine with as many threads.
+
+Weights that a sparsifying step set to zero stay zero.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from draftrank.building.steps.distill import Distill
+from draftrank.building.text.conversation_row import ANSWER, TEMPLATE
+from draftrank.building.text.corpus import Corpus, corpus_key, self_generated_corpus
+from draftrank.building.training.head_pair import HeadPair
+from draftrank.building.training.hidden_matching import HiddenMatching
+from draftrank.building.training.objective import (
+    Closeness,
+    chunk_positions,
+    closeness_in_chunks,
+    loss_in_chunks,
+)
+from draftrank.building.training.on_policy import rewritten
+from draftrank.building.training.schedule import (
+    evaluation_points,
+    learning_rate_factor,
+    no_longer_better,
+    order,
+    seed_of,
+    split_sequences,
+)
+from draftrank.building.training.target_states import target_states
+from draftrank.building.training.trainable import decay_groups, unfreeze, zeros_of
+from draftrank.building.training.training_time_test import TrainingTimeTest
+from draftrank.errors import BuildError
+from draftrank.models.architecture import Architecture
+from draftrank.models.cache import publish_file
+from draftrank.models.forms import FEATURES, HiddenStatesForm
+from draftrank.models.loading import DTYPES, DtypeName, compute_dtype, load_model
+
+if TYPE_CHECKING:
+    from draftrank.building.working_draft import BuildContext, WorkingDraft
+
+CHECKPOINT_S = 30.0
+"""Seconds between checkpoints."""
+_FURTHER_WEIGHT = 0.8
+"""Weight of each token ahead, relative to the one before it."""
+_MEAN_SHARE = 0.05
+"""Share of the updates averaged for the first and the last loss of the notes."""
+
+
+@dataclass(slots=True)
+class _State:
+    """What a checkpoint holds beside tensors."""
+
+    updates_done: int = 0
+    tokens_seen: int = 0
+    seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    kl_before: float = 0.0
+    agreement_before: float = 0.0
+    evaluations: list[float] = field(default_factory=list)
+    """Agreement at each evaluation so far."""
+    ended_early: bool = False
+
+
+def distill(spec: Distill, draft: WorkingDraft, context: BuildContext) -> dict[str, Any]:
+    """Trains `draft.model` in place and returns what is worth noting: losses, the agreement of the
+    most likely tokens on held-out answers before and after, tokens seen, seconds.
+
+    Weights, gradients and losses are fp32; where `compute_dtype` is bf16, matrices are multiplied in
+    bf16 (autocast), and the target runs in bf16.
+
+    Raises:
+        BuildError: the corpus is too small to keep sequences aside, or the loss is no longer finite.
+    """
+    corpus = self_generated_corpus(spec.data, context)
+    training, held_out = split_sequences(len(corpus), spec.seed)
+    trainer = _Trainer(spec, draft, context, corpus)
+    passes = [order(training, spec.seed, number) for number in range(spec.passes)]
+    batches = [batch for sequences in passes for batch in torch.split(sequences, spec.batch_sequences)]
+    state = trainer.resume()
+    if state is None:
+        before = trainer.closeness(held_out)
+        state = _State(kl_before=before.mean_kl, agreement_before=before.agreement)
+    total = sum(len(batch) for batch in batches) * corpus.tokens.shape[1]
+    with context.progress.stage("distil", total) as stage:
+        stage.advance(state.tokens_seen)
+        for seen, note in trainer.train(batches, held_out, state):
+            stage.advance(seen, note)
+    if spec.round_weights:
+        trainer.round_weights()
+    after = trainer.closeness(held_out)
+    further = [trainer.closeness(held_out, step + 1).agreement for step in range(1, spec.ttt_steps)]
+    trainer.finish()
+    averaged = max(1, round(len(batches) * _MEAN_SHARE))
+    return {
+        "updates": state.updates_done,
+        "tokens_seen": state.tokens_seen,
+        "seconds": round(state.seconds, 3),
+        "tokens_per_s": round(state.tokens_seen / max(state.seconds, 1e-9), 1),
+        "first_loss": _mean(state.losses[:averaged]),
+        "last_loss": _mean(state.losses[-averaged:]),
+        "held_out_kl_before": state.kl_before,
+        "held_out_kl_after": after.mean_kl,
+        "held_out_agreement_before": state.agreement_before,
+        "held_out_agreement_after": after.agreement,
+        "held_out_sequences": len(held_out),
+        **({"held_out_agreement_ahead": further} if further else {}),
+        "compute_dtype": trainer.dtype,
+        **({"evaluations": state.evaluations} if spec.evaluations else {}),
+    }
+
+
+class _Trainer:
+    """The draft, its target, the optimizer and the text."""
+
+    def __init__(self, spec: Distill, draft: WorkingDraft, context: BuildContext, corpus: Corpus) -> None:
+        self.spec = spec
+        self.corpus = corpus
+        self.checkpoint: Path = context.scratch / "checkpoint.pt"
+        self.device = context.device
+        self.dtype: DtypeName = compute_dtype(context.device)
+        self.draft = draft.model.eval()
+        self.shape = draft.architecture
+        self.target = load_model(context.target_folder, self.dtype, context.device)
+        self.target_shape = Architecture.of(self.target)
+        self.trained = unfreeze(self.draft, self.shape, with_head=spec.train_head)
+        self.zeros = zeros_of(draft)
+        self.heads = HeadPair(
+            self.draft, self.target, frozen_in=None if spec.train_head else DTYPES[self.dtype]
+        )
+        self.fusion = getattr(self.draft, FEATURES) if _reads_features(draft) else None
+        self.read_layers: tuple[int, ...] = self.fusion.layers if self.fusion is not None else ()
+        self._check_features(draft)
+        self.chunk = chunk_positions(int(self.draft.config.vocab_size))
+        self.states: Tensor | None = None
+        if spec.cache_target_states:
+            key = corpus_key(spec.data, context)
+            self.states = target_states(self.target, corpus, key, context, self.read_layers)
+        self.matching: HiddenMatching | None = None
+        if spec.hidden_weight:
+            self.matching = HiddenMatching(draft, self.target, self.target_shape)
+        self.optimizer = torch.optim.AdamW(
+            decay_groups(self.trained.values(), spec.weight_decay), lr=spec.learning_rate, betas=(0.9, 0.95)
+        )
+
+    def train(self, batches: list[Tensor], held_out: Tensor, state: _State) -> Iterator[tuple[int, str]]:
+        """Goes on from `state` and yields the tokens of each update with a remark on the loss."""
+        saved = began = time.monotonic()
+        seconds_before = state.seconds
+        looks = evaluation_points(len(batches), self.spec.evaluations)
+        agreement = ""
+        for update in range(state.updates_done, len(batches)):
+            if state.ended_early:
+                break
+            loss = self._update(batches[update], update, len(batches))
+            seen = len(batches[update]) * self.corpus.tokens.shape[1]
+            state.losses.append(loss)
+            state.updates_done += 1
+            state.tokens_seen += seen
+            if state.updates_done in looks:
+                state.evaluations.append(self.closeness(held_out).agreement)
+                state.ended_early = no_longer_better(state.evaluations, self.spec.stop_after)
+                agreement = f", agreement {state.evaluations[-1]:.3f}"
+            now = time.monotonic()
+            state.seconds = seconds_before + now - began
+            if now - saved >= CHECKPOINT_S or state.ended_early or state.updates_done == len(batches):
+                self._save(state)
+                saved = time.monotonic()
+            left = state.seconds / state.updates_done * (len(batches) - state.updates_done)
+            rate = state.tokens_seen / max(state.seconds, 1e-9)
+            yield seen, f"loss {loss:.3f}{agreement}, {rate:,.0f} tokens/s, {left / 60:.0f} min left"
+
+    @torch.no_grad()
+    def closeness(self, indices: Tensor, ahead: int = 1) -> Closeness:
+        """Draft and target on the answers of some sequences; of a draft that reads features, on the so-manieth token
+        ahead of the target."""
+        total = Closeness()
+        for batch in torch.split(indices, self.spec.batch_sequences):
+            tokens, places = self._text(batch, answers_only=True)
+            with self._precision():
+                states = self._target_states(batch, tokens)
+                features = self._features(states)
+                final = self._final(states)
+                remembered = self._remembered(ahead)
+                for _ in range(ahead - 1):
+                    features = shifted(self._states(tokens, features, remembered))
+                ours = self._states(tokens, features, remembered).flatten(0, 1).index_select(0, places)
+                theirs = final.flatten(0, 1).index_select(0, places)
+                total += closeness_in_chunks(
+                    ours, self.heads.ours, theirs, self.heads.all_theirs, self.chunk, self.heads.kept
+                )
+        return total
+
+    def resume(self) -> _State | None:
+        """Takes up the checkpoint of an interrupted run, if there is one."""
+        if not self.checkpoint.is_file():
+            return None
+        found = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                parameter.copy_(found["parameters"][name])
+        self.optimizer.load_state_dict(found["optimizer"])
+        return _State(**found["state"])
+
+    @torch.no_grad()
+    def round_weights(self) -> None:
+        """Leaves in the trained weights what bf16 can express."""
+        for parameter in self.trained.values():
+            parameter.copy_(parameter.bfloat16())
+
+    def finish(self) -> None:
+        """Leaves the model as it came: nothing to train, no gradients."""
+        self.draft.requires_grad_(False)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _update(self, batch: Tensor, update: int, updates: int) -> float:
+        factor = learning_rate_factor(update, updates, self.spec.warmup_fraction)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.spec.learning_rate * factor
+        self.optimizer.zero_grad(set_to_none=True)
+        tokens, places = self._text(batch)
+        if self._writes_itself(update):
+            tokens = self._rewritten(batch, tokens, update)
+        places = self._sayable(tokens, places)
+        loss, rows = 0.0, tokens.shape[1]
+        size = self.spec.micro_batch_sequences or len(batch)
+        for first in range(0, len(batch), size):
+            part = (places >= first * rows) & (places < (first + size) * rows)
+            loss += self._add_gradients(
+                batch[first : first + size],
+                tokens[first : first + size],
+                places[part] - first * rows,
+                positions=len(places),
+                share=len(batch[first : first + size]) / len(batch),
+            )
+        if not math.isfinite(loss):
+            raise BuildError(
+                f"the loss is no longer finite after {update} updates: lower learning_rate or gradient_clip"
+            )
+        nn.utils.clip_grad_norm_(self.trained.values(), self.spec.gradient_clip)
+        self.optimizer.step()
+        with torch.no_grad():
+            for name, zero in self.zeros.items():
+                self.trained[name].masked_fill_(zero, 0.0)
+        return loss
+
+    def _add_gradients(
+        self, batch: Tensor, tokens: Tensor, places: Tensor, *, positions: int, share: float
+    ) -> float:
+        """One forward and backward for each token ahead; returns this part of the update's loss.
+
+        What the draft reads and remembers of itself further ahead is not differentiated through.
+        """
+        matching, total = self.matching, 0.0
+        weights = [_FURTHER_WEIGHT**step for step in range(self.spec.ttt_steps)]
+        features: Tensor | None = None
+        remembered = self._remembered(self.spec.ttt_steps)
+        for ahead, weight in enumerate(weights):
+            with self._precision(), matching or nullcontext():
+                if not ahead:
+                    states = self._target_states(batch, tokens)
+                    theirs = self._final(states).flatten(0, 1).index_select(0, places)
+                    features = self._features(states)
+                hidden = self._states(tokens, features, remembered)
+                ours = hidden.flatten(0, 1).index_select(0, places)
+                loss, gradient = loss_in_chunks(
+                    self.spec.objective,
+                    ours,
+                    self.heads.ours,
+                    theirs,
+                    self.heads.theirs,
+                    self._spoken(tokens.flatten()[places + 1]),
+                    self.chunk,
+                    positions,
+                )
+            share_of_loss = weight / sum(weights)
+            total += loss * share_of_loss
+            if matching is None:
+                ours.backward(gradient.mul_(share_of_loss))  # type: ignore[no-untyped-call]
+            else:
+                distance = matching.distance() * (self.spec.hidden_weight * share)
+                torch.autograd.backward([ours, distance], [gradient, None])
+                total += float(distance.detach())
+            features = shifted(hidden.detach()) if self.fusion is not None else None
+        return total
+
+    def _writes_itself(self, update: int) -> bool:
+        """Spreads the updates on the draft's own text evenly."""
+        share = self.spec.on_policy_share
+        return int((update + 1) * share) > int(update * share)
+
+    def _rewritten(self, batch: Tensor, tokens: Tensor, update: int) -> Tensor:
+        answers = (self.corpus.roles[batch] == ANSWER).to(self.device)
+        generator = torch.Generator(self.device).manual_seed(seed_of(self.spec.seed, f"own/{update}"))
+        with self._precision():
+            return rewritten(self.draft, tokens, answers, self.spec.data.answer_temperature, generator)
+
+    def _sayable(self, tokens: Tensor, places: Tensor) -> Tensor:
+        """The places whose next token the objective can use."""
+        if self.heads.kept is None or self.spec.objective != "cross_entropy":
+            return places
+        return places[torch.isin(tokens.flatten()[places + 1], self.heads.kept)]
+
+    def _spoken(self, tokens: Tensor) -> Tensor:
+        """Tokens as the head numbers them."""
+        if self.heads.kept is None or self.spec.objective != "cross_entropy":
+            return tokens
+        return torch.searchsorted(self.heads.kept, tokens)
+
+    def _text(self, batch: Tensor, *, answers_only: bool = False) -> tuple[Tensor, Tensor]:
+        """Token ids [sequences, length], and the flat places whose next token somebody wrote."""
+        tokens = self.corpus.tokens[batch].to(self.device, torch.int64)
+        roles = self.corpus.roles[batch].to(self.device)
+        counted = roles == ANSWER if answers_only else roles != TEMPLATE
+        counted[:, 0] = False  # nothing predicts the first token
+        return tokens, counted.flatten().nonzero().squeeze(1) - 1
+
+    def _states(
+        self, tokens: Tensor, features: Tensor | None, remembered: TrainingTimeTest | None = None
+    ) -> Tensor:
+        return self.shape.hidden_states(self.draft, tokens, features, remembered)
+
+    def _remembered(self, forwards: int) -> TrainingTimeTest | None:
+        """For so many forwards over the same text, each a token further ahead of the target."""
+        return TrainingTimeTest(self.draft.config.get_text_config()) if forwards > 1 else None
+
+    @torch.no_grad()
+    def _target_states(self, batch: Tensor, tokens: Tensor) -> Tensor:
+        if self.states is not None:
+            return self.states[batch].to(self.device)
+        return self.target_shape.states_of_layers(self.target, tokens, self.read_layers)
+
+    def _final(self, states: Tensor) -> Tensor:
+        """Of the target's states those after its final norm."""
+        return states[..., states.shape[-1] - int(self.target.config.hidden_size) :]
+
+    def _features(self, states: Tensor) -> Tensor | None:
+        """What the draft reads beside each token: the target's states before it, reduced to one."""
+        return None if self.fusion is None else shifted(self.fusion.reduce(states))
+
+    def _check_features(self, draft: WorkingDraft) -> None:
+        spec = self.spec
+        if self.fusion is None:
+            if spec.ttt_steps > 1:
+                raise BuildError(
+                    "ttt_steps is for drafts that read features: add read_hidden_states before distill"
+                )
+            return
+        if spec.on_policy_share or spec.hidden_weight:
+            raise BuildError(
+                "a draft that reads the target's features cannot write text alone, and its layers are not the target's: "
+                "remove on_policy_share and hidden_weight"
+            )
+        if draft.model.config.hidden_size != self.target.config.hidden_size:
+            raise BuildError("read_hidden_states needs the target's hidden size: leave prune_hidden out")
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self.dtype == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device, DTYPES[self.dtype])
+
+    def _save(self, state: _State) -> None:
+        content = {
+            "parameters": {name: parameter.detach() for name, parameter in self.trained.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "state": asdict(state),
+        }
+        publish_file(self.checkpoint, lambda staged: torch.save(content, staged))
+
+
+def _reads_features(draft: WorkingDraft) -> bool:
+    return any(isinstance(form, HiddenStatesForm) for form in draft.forms)
+
+
+def shifted(states: Tensor) -> Tensor:
+    """Each position's state moved to the next one; nothing stands before the first. [batch, length, hidden]"""
+    return torch.cat([torch.zeros_like(states[:, :1]), states[:, :-1]], 1)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,86 @@
+"""What steps work on: the draft in the making, and what surrounds its build."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from draftrank.catalog.self_generated import CALIBRATION, SelfGenerated
+from draftrank.catalog.sources.base import FetchContext
+from draftrank.catalog.target import Target
+from draftrank.models.forms import Form, TiedLayersForm
+from draftrank.models.gguf_format import GGUF_FILE
+from draftrank.models.quiet import quiet_transformers
+from draftrank.progress import Progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from draftrank.models.architecture import Architecture
+
+
+@dataclass(slots=True)
+class WorkingDraft:
+    """A draft model in memory (fp32, on the build's device), changed step by step."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    architecture: Architecture
+    forms: list[Form] = field(default_factory=list)
+    """What is done to the saved model when it is loaded, in order; empty for an ordinary folder."""
+    notes: dict[str, Any] = field(default_factory=dict)
+    """Facts worth keeping in `draftrank.json`, such as which layers were kept or the final loss."""
+    packed_parameters: int | None = None
+    """How many parameters it has, where a library has packed them so that the model cannot tell."""
+    gguf: Path | None = None
+    """The file that holds its weights in the end, where llama.cpp is to run it."""
+
+    def count_parameters(self) -> int:
+        """How many parameters it has; shared ones once."""
+        return self.packed_parameters or sum(parameter.numel() for parameter in self.model.parameters())
+
+    def save(self, folder: Path) -> None:
+        """Writes model and tokenizer; layers that share weights are written out, so that the folder opens
+        anywhere."""
+        if self.gguf is not None:
+            with quiet_transformers():
+                self.model.config.save_pretrained(folder)
+                self.tokenizer.save_pretrained(folder)
+            shutil.copyfile(self.gguf, folder / GGUF_FILE)
+            return
+        tied = tuple(form.layers for form in self.forms if isinstance(form, TiedLayersForm))
+        state = self.model.state_dict() if tied else None
+        if state is not None:
+            state = {name: value.clone() if name.startswith(tied) else value for name, value in state.items()}
+        with quiet_transformers():
+            self.model.save_pretrained(folder, state_dict=state)
+            self.tokenizer.save_pretrained(folder)
+
+
+@dataclass(frozen=True, slots=True)
+class BuildContext:
+    """What a step may use beside the draft itself."""
+
+    target_folder: Path
+    """The target as a Hugging Face folder."""
+    target_weights_sha256: str
+    """Identity of the target's weights, for the keys of cached corpora."""
+    prompt_format: Literal["chat", "completion"]
+    """How the target is prompted."""
+    cache: Path
+    """The workspace's cache: corpora are kept below it."""
+    scratch: Path
+    """A folder of this build alone that survives an interruption: checkpoints go here."""
+    device: str
+    """Where to compute: `cpu` or `cuda`."""
+    progress: Progress
+    fetch: FetchContext
+    """How sources are had."""
+    calibration: SelfGenerated = CALIBRATION
+    """What steps that look at activations are shown."""
+    target: Target | None = None
+    """The target's declaration, for what its folder does not tell; None: it is not known."""
+    corpora: set[str] = field(default_factory=set)
+    """Keys of the corpora that this build has read."""

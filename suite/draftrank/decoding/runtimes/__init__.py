@@ -1,1 +1,0 @@
-"""Where models run: one file per runtime behind `decoding.runtime.Runtime`."""

@@ -1,0 +1,1257 @@
+// The layers of a small decoder over a few tokens, in one call.
+//
+// A forward of a few tokens is bound by reading the weights, so they are read once for all tokens together, and packed
+// beforehand in the order in which they are read. Every sum is made in the same order however many tokens are fed: a
+// token's results do not depend on how many others came with it, to the last bit.
+//
+// Threads divide rows of matrices and queries of attention among themselves. Each has the residual stream of all
+// tokens for itself: adding to it and norming it twice costs less than waiting for each other.
+
+#include <omp.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <new>
+#include <utility>
+#include <vector>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+// Whether one instruction adds the products of two pairs of bf16 numbers, in each of sixteen lanes, to a sum in fp32.
+#if defined(__AVX512BF16__)
+#define DRAFTRANK_PAIRS
+#endif
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define DRAFTRANK_WIDE
+#endif
+
+// Sums stay in registers only where the loops over them are written out.
+#define DRAFTRANK_UNROLL _Pragma("GCC unroll 16")
+
+namespace {
+
+#if defined(DRAFTRANK_WIDE)
+constexpr int LANES = 16, REGISTERS = 32;
+#else
+constexpr int LANES = 8, REGISTERS = 16;
+#endif
+constexpr int BLOCK = 2 * LANES;
+constexpr int AHEAD = 8192;  // bytes
+constexpr std::align_val_t BOUNDARY{64};
+constexpr int MAX_SUMS = REGISTERS / 2 - 2;  // tokens or queries whose sums, two vectors each, stay in registers
+constexpr int MAX_HEAD_SIZE = 512;
+
+typedef float Lanes __attribute__((vector_size(4 * LANES)));
+typedef int32_t Whole __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
+
+inline Lanes load(const float* from) {
+    Lanes found;
+    std::memcpy(&found, from, sizeof found);
+    return found;
+}
+
+inline void store(float* to, Lanes values) { std::memcpy(to, &values, sizeof values); }
+
+// a · b + c, said and not left to the compiler: it decides for each loop anew whether the two are one rounding or two.
+inline Lanes fused(Lanes a, Lanes b, Lanes c) {
+#if defined(DRAFTRANK_WIDE)
+    return (Lanes)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__) && defined(__FMA__)
+    return (Lanes)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__FP_FAST_FMAF)
+    for (int lane = 0; lane < LANES; ++lane) c[lane] = std::fma(a[lane], b[lane], c[lane]);
+    return c;
+#else
+    return a * b + c;
+#endif
+}
+
+inline float fused(float a, float b, float c) {
+#if defined(__FP_FAST_FMAF)
+    return std::fma(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
+typedef std::make_integer_sequence<int, LANES> Numbered;
+
+template <int HALF, int... LANE>
+inline float folded(Lanes v, std::integer_sequence<int, LANE...> lanes) {
+    if constexpr (HALF == 1) return v[0] + v[1];
+    else return folded<HALF / 2>(v + __builtin_shufflevector(v, v, (LANE ^ HALF)...), lanes);
+}
+
+inline float total(Lanes v) { return folded<LANES / 2>(v, Numbered()); }
+
+// Of two vectors in turn, from this lane on.
+template <int FROM, int... LANE>
+inline Lanes interleaved(Lanes even, Lanes odd, std::integer_sequence<int, LANE...>) {
+    return __builtin_shufflevector(even, odd, (FROM + LANE / 2 + LANE % 2 * LANES)...);
+}
+
+inline Lanes exponential(Lanes x) {
+    // Cody and Waite's reduction to |r| <= ln 2 / 2, then the series; relative error below 2e-7. Below -87: 0.
+    const Lanes magic = Lanes{} + 12582912.f;
+    const Whole tiny = x < -87.f;
+    x = tiny ? Lanes{} - 87.f : x;
+    const Whole huge = x > 88.f;
+    x = huge ? Lanes{} + 88.f : x;
+    const Lanes n = (x * 1.44269504f + magic) - magic;
+    const Lanes r = fused(n, Lanes{} + 2.12194440e-4f, fused(n, Lanes{} - 0.693359375f, x));
+    Lanes p = Lanes{} + 1.f / 720;
+    for (const float next : {1.f / 120, 1.f / 24, 1.f / 6, 0.5f, 1.f, 1.f}) p = fused(p, r, Lanes{} + next);
+    const Whole power = (__builtin_convertvector(n, Whole) + 127) << 23;
+    Lanes scale;
+    std::memcpy(&scale, &power, sizeof scale);
+    return tiny ? Lanes{} : p * scale;
+}
+
+// How numbers are stored. `pair` reads BLOCK of them as two vectors; `place` says where a number must lie for that.
+
+struct Bf16 {
+    typedef uint16_t Stored;
+
+    static void pair(const Stored* from, Lanes& even, Lanes& odd) {
+        Bits raw;
+        std::memcpy(&raw, from, sizeof raw);
+        const Bits low = raw << 16, high = raw & 0xffff0000u;
+        std::memcpy(&even, &low, sizeof low);
+        std::memcpy(&odd, &high, sizeof high);
+    }
+
+    static float one(Stored value) {
+        const uint32_t raw = uint32_t(value) << 16;
+        float found;
+        std::memcpy(&found, &raw, sizeof found);
+        return found;
+    }
+
+    static Stored rounded(float value) {  // to nearest, ties to even
+        uint32_t raw;
+        std::memcpy(&raw, &value, sizeof raw);
+        return Stored((raw + 0x7fff + ((raw >> 16) & 1)) >> 16);
+    }
+
+    static int place(int number) { return number < LANES ? 2 * number : 2 * (number - LANES) + 1; }
+
+    static void in_order(Lanes even, Lanes odd, float* to) {
+        store(to, interleaved<0>(even, odd, Numbered()));
+        store(to + LANES, interleaved<LANES / 2>(even, odd, Numbered()));
+    }
+};
+
+struct Fp32 {
+    typedef float Stored;
+
+    static void pair(const Stored* from, Lanes& first, Lanes& second) {
+        first = load(from);
+        second = load(from + LANES);
+    }
+
+    static float one(Stored value) { return value; }
+    static Stored rounded(float value) { return value; }
+    static int place(int number) { return number; }
+
+    static void in_order(Lanes first, Lanes second, float* to) {
+        store(to, first);
+        store(to + LANES, second);
+    }
+};
+
+// Weights alone, each row with a scale of its own.
+struct Int8 {
+    typedef int8_t Stored;
+    typedef int8_t Bytes __attribute__((vector_size(LANES)));
+
+    static Lanes lanes(const Stored* from) {
+#if defined(DRAFTRANK_WIDE)
+        return (Lanes)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from)));
+#elif defined(__AVX2__)
+        return (Lanes)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from)));
+#else
+        Bytes raw;
+        std::memcpy(&raw, from, sizeof raw);
+        return __builtin_convertvector(__builtin_convertvector(raw, Whole), Lanes);
+#endif
+    }
+
+    static void pair(const Stored* from, Lanes& first, Lanes& second) {
+        first = lanes(from);
+        second = lanes(from + LANES);
+    }
+
+    static int place(int number) { return number; }
+};
+
+// ---------------------------------------------------------------------------------------------- products
+
+// Functions of 1, 2, … tokens (or queries), which are written out for each.
+template <template <int> class Function, int... BEFORE>
+constexpr auto by_count(std::integer_sequence<int, BEFORE...>) {
+    return std::array{&Function<BEFORE + 1>::run...};
+}
+
+// Calls the functions of few tokens until all are done, with as equal parts as there can be.
+template <int MOST, class Call>
+inline void in_passes(int tokens, Call call) {
+    const int passes = (tokens + MOST - 1) / MOST;
+    for (int pass = 0, done = 0; pass < passes; ++pass) {
+        const int now = (tokens - done + passes - pass - 1) / (passes - pass);
+        call(done, now);
+        done += now;
+    }
+}
+
+// Weights in panels of some rows: of each, first what all its rows multiply the first STEP inputs with, then the next.
+// Missing rows and inputs are zeros.
+
+// Multiplied in fp32. More blocks of rows, more sums at a time: those of one token alone wait for each other.
+template <class Kind, int BLOCKS = 1>
+struct Widened {
+    typedef typename Kind::Stored Stored;
+    typedef float Read;
+    static constexpr int ROWS = BLOCKS * BLOCK, STEP = 1, MAX_TOKENS = std::max(1, MAX_SUMS / BLOCKS);
+
+    static int place(int row, int) { return row / BLOCK * BLOCK + Kind::place(row % BLOCK); }
+    static void ready(const float* from, int64_t count, Read* to) { std::copy(from, from + count, to); }
+
+    // One panel times TOKENS vectors of `steps` inputs: to[token · stride + row].
+    template <int TOKENS>
+    struct Panel {
+        static void run(
+            const Stored* panel, const float* scales, int64_t steps, const Read* x, float* to, int64_t stride
+        ) {
+            Lanes sums[TOKENS][2 * BLOCKS] = {};
+            for (int64_t i = 0; i < steps; ++i, panel += ROWS) {
+                __builtin_prefetch(panel + AHEAD / sizeof(Stored));
+                Lanes weights[2 * BLOCKS];
+                DRAFTRANK_UNROLL for (int block = 0; block < BLOCKS; ++block)
+                    Kind::pair(panel + block * BLOCK, weights[2 * block], weights[2 * block + 1]);
+                DRAFTRANK_UNROLL for (int t = 0; t < TOKENS; ++t) {
+                    const Lanes input = Lanes{} + x[t * steps + i];
+                    DRAFTRANK_UNROLL for (int part = 0; part < 2 * BLOCKS; ++part)
+                        sums[t][part] = fused(weights[part], input, sums[t][part]);
+                }
+            }
+            DRAFTRANK_UNROLL for (int t = 0; t < TOKENS; ++t)
+                DRAFTRANK_UNROLL for (int part = 0; part < 2 * BLOCKS; ++part) {
+                    const Lanes sum = sums[t][part];
+                    store(to + t * stride + part * LANES, scales ? sum * load(scales + part * LANES) : sum);
+                }
+        }
+    };
+};
+typedef Widened<Int8, 64 / BLOCK> Int8Weights;
+
+#if defined(DRAFTRANK_PAIRS)
+// Bf16 weights times inputs that are rounded to bf16.
+struct Pairs {
+    typedef uint16_t Stored;
+    typedef uint16_t Read;
+    static constexpr int ROWS = 32, STEP = 2, MAX_TOKENS = MAX_SUMS;
+
+    static int place(int row, int input) { return row * STEP + input; }
+
+    static void ready(const float* from, int64_t count, Read* to) {
+        int64_t i = 0;
+        for (; i + 16 <= count; i += 16)
+            _mm256_storeu_si256((__m256i*)(to + i), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from + i)));
+        for (; i < count; ++i) to[i] = Bf16::rounded(from[i]);
+        if (count % STEP) to[count] = 0;
+    }
+
+    template <int TOKENS>
+    struct Panel {
+        static void run(
+            const Stored* panel, const float*, int64_t steps, const Read* x, float* to, int64_t stride
+        ) {
+            __m512 sums[TOKENS][2] = {};
+            for (int64_t i = 0; i < steps; ++i, panel += ROWS * STEP) {
+                if constexpr (TOKENS > 6) {  // with fewer the processor itself looks ahead far enough
+                    __builtin_prefetch(panel + AHEAD / sizeof(Stored), 0, 2);
+                    __builtin_prefetch(panel + AHEAD / sizeof(Stored) + ROWS, 0, 2);
+                }
+                const __m512bh first = (__m512bh)_mm512_loadu_si512(panel);
+                const __m512bh second = (__m512bh)_mm512_loadu_si512(panel + ROWS);
+                DRAFTRANK_UNROLL for (int t = 0; t < TOKENS; ++t) {
+                    int32_t both;
+                    std::memcpy(&both, x + (t * steps + i) * STEP, sizeof both);
+                    const __m512bh input = (__m512bh)_mm512_set1_epi32(both);
+                    sums[t][0] = _mm512_dpbf16_ps(sums[t][0], first, input);
+                    sums[t][1] = _mm512_dpbf16_ps(sums[t][1], second, input);
+                }
+            }
+            DRAFTRANK_UNROLL for (int t = 0; t < TOKENS; ++t)
+                for (int half = 0; half < 2; ++half) _mm512_storeu_ps(to + t * stride + half * 16, sums[t][half]);
+        }
+    };
+};
+typedef Pairs Bf16Weights;
+#else
+typedef Widened<Bf16> Bf16Weights;
+#endif
+
+constexpr int64_t parts(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+// Of a ready vector: the inputs in whole steps.
+template <class Weights>
+constexpr int64_t length_of(int64_t inputs) {
+    return parts(inputs, Weights::STEP) * Weights::STEP;
+}
+
+// Where of a packed matrix a number lies.
+template <class Weights>
+inline int64_t offset(int64_t row, int64_t input, int64_t inputs) {
+    constexpr int ROWS = Weights::ROWS, STEP = Weights::STEP;
+    return row / ROWS * ROWS * length_of<Weights>(inputs) + input / STEP * (ROWS * STEP) +
+           Weights::place(int(row % ROWS), int(input % STEP));
+}
+
+// A matrix in panels, and what each row is multiplied with, for whole panels; null: nothing.
+struct Matrix {
+    const void* stored;
+    const float* scales;
+};
+
+// Panels `from` to `end` of a matrix [outputs, inputs] times ready vectors: to[token · stride + row].
+template <class Weights>
+void multiply(
+    Matrix matrix, int64_t outputs, int64_t inputs, const typename Weights::Read* x, int tokens, int64_t from,
+    int64_t end, float* to, int64_t stride
+) {
+    constexpr int ROWS = Weights::ROWS, MOST = Weights::MAX_TOKENS;
+    static constexpr auto BY_TOKENS = by_count<Weights::template Panel>(std::make_integer_sequence<int, MOST>());
+    const int64_t steps = parts(inputs, Weights::STEP), length = length_of<Weights>(inputs);
+    float whole[MOST * ROWS];
+    for (int64_t panel = from; panel < end; ++panel) {
+        const int64_t row = panel * ROWS;
+        const auto* stored = static_cast<const typename Weights::Stored*>(matrix.stored) + row * length;
+        const float* scales = matrix.scales ? matrix.scales + row : nullptr;
+        in_passes<MOST>(tokens, [&](int done, int now) {
+            if (row + ROWS <= outputs) {
+                BY_TOKENS[now - 1](stored, scales, steps, x + done * length, to + done * stride + row, stride);
+                return;
+            }
+            BY_TOKENS[now - 1](stored, scales, steps, x + done * length, whole, ROWS);
+            for (int t = 0; t < now; ++t)
+                std::copy(whole + t * ROWS, whole + t * ROWS + outputs - row, to + (done + t) * stride + row);
+        });
+    }
+}
+
+template <class Weights>
+void packed(const void* matrix, int64_t outputs, int64_t inputs, void* to) {
+    const auto* from = static_cast<const typename Weights::Stored*>(matrix);
+    auto* into = static_cast<typename Weights::Stored*>(to);
+    std::fill(into, into + parts(outputs, Weights::ROWS) * Weights::ROWS * length_of<Weights>(inputs), 0);
+#pragma omp parallel for
+    for (int64_t row = 0; row < outputs; ++row)
+        for (int64_t i = 0; i < inputs; ++i) into[offset<Weights>(row, i, inputs)] = from[row * inputs + i];
+}
+
+// ---------------------------------------------------------------------------------------------- the rest of a layer
+
+float inverse_root_mean_square(const float* x, int count, float epsilon) {
+    Lanes squares = {};
+    int i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        const Lanes part = load(x + i);
+        squares = fused(part, part, squares);
+    }
+    float sum = total(squares);
+    for (; i < count; ++i) sum += x[i] * x[i];
+    return 1.f / std::sqrt(sum / count + epsilon);
+}
+
+void normed(const float* x, const float* weight, int count, float epsilon, float* to) {
+    const float factor = inverse_root_mean_square(x, count, epsilon);
+    int i = 0;
+    for (; i + LANES <= count; i += LANES) store(to + i, load(x + i) * factor * load(weight + i));
+    for (; i < count; ++i) to[i] = x[i] * factor * weight[i];
+}
+
+inline Lanes sigmoid(Lanes x) { return 1.f / (1.f + exponential(-x)); }
+
+inline Lanes activated(Lanes x, int gelu) {
+    if (!gelu) return x * sigmoid(x);  // SiLU
+    return x * sigmoid(1.595769122f * (x + 0.044715f * x * x * x));  // GELU by tanh
+}
+
+// One thread's part, from `from` to `to`, of `count` things.
+struct Share {
+    int64_t from, to;
+    Share(int64_t count, int thread, int threads) : from(count * thread / threads), to(count * (thread + 1) / threads) {}
+};
+
+}  // namespace
+
+extern "C" {
+
+// All matrices [outputs, inputs] in one type: 0 fp32, 1 bf16, 2 int8. Norms in fp32, with what they add
+// to their weight. Keys and values are held in bf16 beside weights in bf16, else in fp32; keys as weights are, since
+// queries multiply them.
+struct Shape {
+    int32_t hidden, query_heads, shared_heads, head_size, feed_forward, gelu, weights;
+    float epsilon, scale;
+};
+
+struct Layer {
+    const float* attention_norm;
+    Matrix queries, keys, values, attention_output;
+    const float *query_norm, *key_norm, *attention_output_norm;  // null: none
+    const float* feed_forward_norm;
+    Matrix gate, up, feed_forward_output;
+    const float* feed_forward_output_norm;  // null: none
+    void *held_keys, *held_values;          // [shared heads, capacity, head size], keys in panels, values in `Rows` of some kind
+    int64_t capacity, kind;                 // a capacity of whole panels
+    float* output;  // [tokens, hidden]: where the layer's output is wanted too; null: nowhere
+};
+
+// What layers of one kind of attention see and how they are rotated, of a forward's tokens.
+struct Kind {
+    const float *cosine, *sine;  // [tokens, head size]
+    const int64_t* position;     // for each token, how many stand before it
+    const int64_t* first;        // for each token, the first position that it sees
+    const uint64_t* kin;         // for each token, which of up to 64 positions from the root on it sees
+};
+
+// The same of all positions.
+struct Positions {
+    const float *cosine, *sine;  // [positions, head size]
+    int64_t window;              // how many last positions are seen; 0: all
+    int64_t count;               // of positions
+};
+
+struct Typed {
+    Matrix matrix;
+    int32_t weights;  // its type, as `Shape` numbers them
+    int64_t outputs;
+};
+
+// What stands around a decoder's layers.
+struct Ends {
+    const void* embedding;  // [rows, hidden], row after row
+    int64_t rows;           // token ids are smaller
+    int32_t bf16;           // whether that is in bf16, else in fp32
+    float scale;            // what embeddings are multiplied with, and then rounded to their type
+    int32_t fused;          // whether a state is read beside each token: `projection` multiplies the two, evened
+    Typed projection;       // to [hidden] from [2 · hidden]
+    const float* norm;
+    Typed head;
+    const int64_t* token_ids;  // of the head's outputs; null: their numbers
+};
+
+}  // extern "C"
+
+namespace {
+
+// Numbers on a boundary of cache lines: vectors that cross one are read at half the speed.
+template <class Number>
+struct Aligned {
+    typedef Number value_type;
+    Number* allocate(size_t count) { return static_cast<Number*>(::operator new(count * sizeof(Number), BOUNDARY)); }
+    void deallocate(Number* at, size_t) { ::operator delete(at, BOUNDARY); }
+    bool operator==(const Aligned&) const { return true; }
+    bool operator!=(const Aligned&) const { return false; }
+};
+
+template <class Number>
+using Numbers = std::vector<Number, Aligned<Number>>;
+typedef Numbers<float> Floats;
+
+struct Buffers {
+    Floats made, attended, gate, up, out;
+};
+
+template <class Inputs, class Queries>
+struct Own {
+    Floats hidden, normed, scores;
+    Numbers<Inputs> x;
+    Numbers<Queries> queries;
+};
+
+// A head's vector, normed if that is asked for, rotated, times `factor`.
+void rotated(
+    const float* x, const float* norm, const Shape& s, const float* cosine, const float* sine, float factor, float* to
+) {
+    const int size = s.head_size, half = size / 2;
+    float scaled[MAX_HEAD_SIZE];
+    if (norm) {
+        normed(x, norm, size, s.epsilon, scaled);
+        x = scaled;
+    }
+    for (int d = 0; d < half; ++d) to[d] = (x[d] * cosine[d] + x[d + half] * sine[d]) * factor;
+    for (int d = half; d < size; ++d) to[d] = (x[d] * cosine[d] + x[d - half] * sine[d]) * factor;
+}
+
+// Bytes of values that all queries read before the next ones: they stay in the nearest cache.
+constexpr int64_t NEAR = 16 << 10;
+
+// Held values and their weighted sums. `add` gives those of some queries, whose weights [queries, stride] are of the positions
+// from one on at which a panel begins: all tokens see `before` of them, and then each its kin in the tree; other weights are
+// zeros. `token` says whose a query is. `outs` get the sums times `factors`.
+template <class Number>
+struct Rows {
+    typedef typename Number::Stored Stored;
+
+    static int64_t offset(int64_t position, int d, int size) { return position * size + d; }
+    static Stored rounded(float value) { return Number::rounded(value); }
+
+    template <int QUERIES>
+    struct Sums {
+        static void run(
+            const Stored* values, int64_t count, int size, const float* weights, int64_t stride, const float* factors,
+            float* const* outs
+        ) {
+            Lanes kept[MAX_HEAD_SIZE / BLOCK][QUERIES][2];  // of all positions before `from`
+            const int blocks = size / BLOCK;
+            const int64_t few = NEAR / (size * sizeof(Stored));
+            for (int64_t from = 0; from < count; from += few) {
+                const int64_t end = std::min(count, from + few);
+                for (int block = 0; block < blocks; ++block) {
+                    Lanes sums[QUERIES][2];
+                    DRAFTRANK_UNROLL for (int q = 0; q < QUERIES; ++q)
+                        DRAFTRANK_UNROLL for (int part = 0; part < 2; ++part)
+                            sums[q][part] = from ? kept[block][q][part] : Lanes{};
+                    for (int64_t j = from; j < end; ++j) {
+                        Lanes a, b;
+                        Number::pair(values + j * size + block * BLOCK, a, b);
+                        DRAFTRANK_UNROLL for (int q = 0; q < QUERIES; ++q) {
+                            const Lanes weight = Lanes{} + weights[q * stride + j];
+                            sums[q][0] = fused(weight, a, sums[q][0]);
+                            sums[q][1] = fused(weight, b, sums[q][1]);
+                        }
+                    }
+                    DRAFTRANK_UNROLL for (int q = 0; q < QUERIES; ++q)
+                        DRAFTRANK_UNROLL for (int part = 0; part < 2; ++part) kept[block][q][part] = sums[q][part];
+                }
+            }
+            for (int block = 0; block < blocks; ++block)
+                for (int q = 0; q < QUERIES; ++q)
+                    Number::in_order(
+                        kept[block][q][0] * factors[q], kept[block][q][1] * factors[q], outs[q] + block * BLOCK
+                    );
+            for (int d = blocks * BLOCK; d < size; ++d)
+                for (int q = 0; q < QUERIES; ++q) {
+                    float sum = 0;
+                    for (int64_t j = 0; j < count; ++j)
+                        sum = fused(weights[q * stride + j], Number::one(values[j * size + d]), sum);
+                    outs[q][d] = sum * factors[q];
+                }
+        }
+    };
+
+    template <class Token>
+    static void add(
+        const Stored* values, int64_t, int64_t seen, int size, const Kind&, Token, int queries, const float* weights,
+        int64_t stride, const float* factors, float* const* outs
+    ) {
+        static constexpr auto BY_QUERIES = by_count<Sums>(std::make_integer_sequence<int, MAX_SUMS>());
+        in_passes<MAX_SUMS>(queries, [&](int done, int now) {
+            BY_QUERIES[now - 1](values, seen, size, weights + done * stride, stride, &factors[done], &outs[done]);
+        });
+    }
+};
+
+#if defined(DRAFTRANK_PAIRS)
+// Of two positions together, times weights that are rounded to bf16. Which two go together depends on their positions alone,
+// wherever in a tree they lie: where that is not in a row, what a token sees of the tree is copied together first.
+struct PairedRows {
+    typedef uint16_t Stored;
+
+    static int64_t offset(int64_t position, int d, int size) { return (position / 2 * size + d) * 2 + position % 2; }
+    static Stored rounded(float value) { return Bf16::rounded(value); }
+
+    template <int QUERIES>
+    struct Sums {
+        // Dimensions from `d` on, some at a time; gives the first one left.
+        template <int PARTS>
+        static int add(
+            const Stored* values, int64_t pairs, int size, const Stored* weights, int64_t stride, float* to, int d
+        ) {
+            for (; d + PARTS * 16 <= size; d += PARTS * 16) {
+                __m512 sums[QUERIES][PARTS];
+                DRAFTRANK_UNROLL for (int q = 0; q < QUERIES; ++q)
+                    DRAFTRANK_UNROLL for (int part = 0; part < PARTS; ++part)
+                        sums[q][part] = _mm512_loadu_ps(to + q * size + d + part * 16);
+                for (int64_t i = 0; i < pairs; ++i) {
+                    __m512bh rows[PARTS];
+                    DRAFTRANK_UNROLL for (int part = 0; part < PARTS; ++part)
+                        rows[part] = (__m512bh)_mm512_loadu_si512(values + (i * size + d + part * 16) * 2);
+                    DRAFTRANK_UNROLL for (int q = 0; q < QUERIES; ++q) {
+                        int32_t both;
+                        std::memcpy(&both, weights + q * stride + 2 * i, sizeof both);
+                        const __m512bh weight = (__m512bh)_mm512_set1_epi32(both);
+                        DRAFTRANK_UNROLL for (int part = 0; part < PARTS; ++part)
+                            sums[q][part] = _mm512_dpbf16_ps(sums[q][part], rows[part], weight);
+                    }
+                }
+                DRAFTRANK_UNROLL for (int q = 0; q < QUERIES; ++q)
+                    DRAFTRANK_UNROLL for (int part = 0; part < PARTS; ++part)
+                        _mm512_storeu_ps(to + q * size + d + part * 16, sums[q][part]);
+            }
+            return d;
+        }
+
+        static void run(const Stored* values, int64_t pairs, int size, const Stored* weights, int64_t stride, float* to) {
+            const int64_t few = NEAR / (2 * size * int64_t(sizeof(Stored)));
+            for (; pairs > 0; pairs -= few, values += few * 2 * size, weights += 2 * few) {
+                const int64_t now = std::min(pairs, few);
+                int d = 0;
+                if constexpr (QUERIES * 4 <= REGISTERS - 8) d = add<4>(values, now, size, weights, stride, to, d);
+                d = add<2>(values, now, size, weights, stride, to, d);
+                d = add<1>(values, now, size, weights, stride, to, d);
+                for (; d < size; ++d)
+                    for (int q = 0; q < QUERIES; ++q)
+                        for (int64_t j = 0; j < 2 * now; ++j)
+                            to[q * size + d] = fused(
+                                Bf16::one(weights[q * stride + j]), Bf16::one(values[offset(j, d, size)]), to[q * size + d]
+                            );
+            }
+        }
+    };
+
+    template <class Token>
+    static void add(
+        const Stored* values, int64_t before, int64_t seen, int size, const Kind& kind, Token token, int queries,
+        const float* weights, int64_t stride, const float* factors, float* const* outs
+    ) {
+        static thread_local Numbers<Stored> rounded, near;
+        static thread_local Floats sums;
+        rounded.resize(size_t(queries) * stride);
+        Pairs::ready(weights, queries * stride, rounded.data());
+        sums.assign(size_t(queries) * size, 0.f);
+        bool in_a_row = true;
+        for (int q = 0; q < queries; ++q) {
+            const uint64_t kin = kind.kin[token(q)];
+            in_a_row = in_a_row && !(kin & (kin + 1));
+        }
+        const int64_t pairs = in_a_row ? parts(seen, 2) : before / 2;
+        static constexpr auto BY_QUERIES = by_count<Sums>(std::make_integer_sequence<int, MAX_SUMS>());
+        in_passes<MAX_SUMS>(queries, [&](int done, int now) {
+            BY_QUERIES[now - 1](
+                values, pairs, size, rounded.data() + done * stride, stride, sums.data() + done * size
+            );
+        });
+        constexpr int MAX_NEAR = 66;  // one that lies before the tree, its 64 places, and nothing
+        near.resize(size_t(MAX_NEAR) * size);
+        for (int from = 0, end = 0; from < queries && !in_a_row; from = end) {
+            for (end = from; end < queries && token(end) == token(from); ++end) {}
+            const uint64_t kin = kind.kin[token(from)];
+            int64_t places[MAX_NEAR];
+            int count = 0;
+            // The first of its kin goes with the last one before the tree, or, where that lies outside the window, with the
+            // root, which then does too.
+            if ((kind.position[token(from)] + 1 - __builtin_popcountll(kin)) % 2) places[count++] = before - (kin & 1);
+            for (uint64_t left = kin; left; left &= left - 1) places[count++] = before + __builtin_ctzll(left);
+            const bool alone = count % 2;
+            if (alone) places[count++] = before;  // times nothing
+            for (int i = 0; i < count; i += 2)
+                for (int d = 0; d < size; ++d) {
+                    near[(i / 2 * size + d) * 2] = values[offset(places[i], d, size)];
+                    near[(i / 2 * size + d) * 2 + 1] = values[offset(places[i + 1], d, size)];
+                }
+            for (int q = from; q < end; ++q) {
+                Stored of_places[MAX_NEAR];
+                for (int i = 0; i < count; ++i) of_places[i] = rounded[q * stride + places[i]];
+                if (alone) of_places[count - 1] = 0;
+                Sums<1>::run(near.data(), count / 2, size, of_places, 0, sums.data() + q * size);
+            }
+        }
+        for (int q = 0; q < queries; ++q)
+            for (int d = 0; d < size; ++d) outs[q][d] = sums[q * size + d] * factors[q];
+    }
+};
+typedef PairedRows Bf16Rows;
+#else
+typedef Rows<Bf16> Bf16Rows;
+#endif
+
+template <class Keys, class Values, class Own>
+void attend(
+    const Shape& s, const Layer& layer, const Kind& kind, int tokens, int64_t root, int64_t end, Share share,
+    Buffers& all, Own& own
+) {
+    const int size = s.head_size, group = s.query_heads / s.shared_heads, per_head = group * tokens;
+    const int width = (s.query_heads + 2 * s.shared_heads) * size, count = int(share.to - share.from);
+    if (count <= 0) return;
+    own.queries.resize(size_t(count) * size);
+    int64_t base = root;
+    for (int t = 0; t < tokens; ++t) base = std::min(base, kind.first[t]);
+    base = base / Keys::ROWS * Keys::ROWS;  // whole panels, in which a position's lane is always the same
+    const int64_t seen = end - base, panels = parts(seen, Keys::ROWS), stride = panels * Keys::ROWS;
+    own.scores.resize(size_t(count) * stride);
+    std::vector<float> factors(count);
+    std::vector<float*> outs(count);
+    for (int64_t begin = share.from; begin < share.to;) {
+        const int64_t head = begin / per_head, stop = std::min(share.to, (head + 1) * per_head);
+        const int queries = int(stop - begin);
+        const int64_t held = (head * layer.capacity + base) * size;
+        const auto* keys = static_cast<const typename Keys::Stored*>(layer.held_keys) + held;
+        const auto* values = static_cast<const typename Values::Stored*>(layer.held_values) + held;
+        float* scores = own.scores.data();
+        for (int q = 0; q < queries; ++q) {
+            const int64_t place = begin + q - head * per_head;
+            const int t = int(place / group), number = int(head * group + place % group);
+            float one[MAX_HEAD_SIZE];
+            rotated(
+                all.made.data() + int64_t(t) * width + number * size, layer.query_norm, s, kind.cosine + t * size,
+                kind.sine + t * size, s.scale, one
+            );
+            Keys::ready(one, size, own.queries.data() + q * size);
+            outs[q] = all.attended.data() + (int64_t(t) * s.query_heads + number) * size;
+        }
+        multiply<Keys>({keys, nullptr}, stride, size, own.queries.data(), queries, 0, panels, scores, stride);
+        for (int q = 0; q < queries; ++q) {
+            const int t = int((begin + q - head * per_head) / group);
+            float* mine = scores + q * stride;
+            for (int64_t j = 0; j < kind.first[t] - base; ++j) mine[j] = -INFINITY;
+            for (int64_t j = root; j < end; ++j)
+                if (!(kind.kin[t] >> (j - root) & 1)) mine[j - base] = -INFINITY;
+            for (int64_t j = seen; j < stride; ++j) mine[j] = -INFINITY;
+            Lanes most = load(mine);
+            for (int64_t j = LANES; j < stride; j += LANES) {
+                const Lanes next = load(mine + j);
+                most = next > most ? next : most;
+            }
+            float highest = most[0];
+            for (int lane = 1; lane < LANES; ++lane) highest = std::max(highest, float(most[lane]));
+            // A weight's lane is that of its token's position, wherever in the tree the token lies: all that a token
+            // sees in the tree are the last ones before it.
+            float sums[LANES] = {};
+            Lanes before = {};
+            const int64_t whole = (root - base) / LANES * LANES;
+            for (int64_t j = 0; j < whole; j += LANES) {
+                const Lanes weights = exponential(load(mine + j) - highest);
+                store(mine + j, weights);
+                before += weights;
+            }
+            for (int64_t j = whole; j < stride; j += LANES) store(mine + j, exponential(load(mine + j) - highest));
+            store(sums, before);
+            for (int64_t j = whole; j < root - base; ++j) sums[j % LANES] += mine[j];
+            int64_t position = kind.position[t] + 1 - __builtin_popcountll(kind.kin[t]);
+            for (uint64_t left = kind.kin[t]; left; left &= left - 1)
+                sums[position++ % LANES] += mine[root - base + __builtin_ctzll(left)];
+            factors[q] = 1.f / total(load(sums));
+        }
+        const auto token = [&](int q) { return int((begin + q - head * per_head) / group); };
+        Values::add(
+            values, root - base, seen, size, kind, token, queries, scores, stride, factors.data(), outs.data()
+        );
+        begin = stop;
+    }
+}
+
+template <class Weights, class Keys, class Values>
+void forward(
+    const Shape& s, const Layer* layers, int depth, const Kind* kinds, const float* input, float* output, int tokens,
+    int64_t start, int64_t root, int threads
+) {
+    const int hidden = s.hidden, size = s.head_size, fed = s.feed_forward;
+    const int asked = s.query_heads * size, shared = s.shared_heads * size, width = asked + 2 * shared;
+    static thread_local Buffers kept;
+    Buffers& all = kept;
+    all.made.resize(size_t(tokens) * width);
+    all.attended.resize(size_t(tokens) * asked);
+    all.gate.resize(size_t(tokens) * fed);
+    all.up.resize(size_t(tokens) * fed);
+    all.out.resize(size_t(tokens) * hidden);
+#pragma omp parallel num_threads(threads)
+    {
+        const int thread = omp_get_thread_num(), count = omp_get_num_threads();
+        static thread_local Own<typename Weights::Read, typename Keys::Read> mine;
+        auto& own = mine;
+        own.hidden.assign(input, input + size_t(tokens) * hidden);
+        own.normed.resize(size_t(std::max(hidden, 1)));
+        own.x.resize(size_t(tokens) * length_of<Weights>(std::max({hidden, asked, fed})));
+        const auto read = [&](const float* from, int64_t count, int token) {
+            Weights::ready(from, count, own.x.data() + token * length_of<Weights>(count));
+        };
+        const auto read_normed = [&](const float* norm) {
+            for (int t = 0; t < tokens; ++t) {
+                normed(own.hidden.data() + int64_t(t) * hidden, norm, hidden, s.epsilon, own.normed.data());
+                read(own.normed.data(), hidden, t);
+            }
+        };
+        const auto product = [&](Matrix matrix, int64_t inputs, int64_t outputs, float* to, int64_t stride) {
+            const Share panels(parts(outputs, Weights::ROWS), thread, count);
+            multiply<Weights>(matrix, outputs, inputs, own.x.data(), tokens, panels.from, panels.to, to, stride);
+        };
+        const auto add = [&](const float* norm) {
+            for (int t = 0; t < tokens; ++t) {
+                const float* more = all.out.data() + int64_t(t) * hidden;
+                if (norm) {
+                    normed(more, norm, hidden, s.epsilon, own.normed.data());
+                    more = own.normed.data();
+                }
+                float* to = own.hidden.data() + int64_t(t) * hidden;
+                for (int d = 0; d < hidden; ++d) to[d] += more[d];
+            }
+        };
+        for (int number = 0; number < depth; ++number) {
+            const Layer& layer = layers[number];
+            const Kind& kind = kinds[layer.kind];
+            read_normed(layer.attention_norm);
+            product(layer.queries, hidden, asked, all.made.data(), width);
+            product(layer.keys, hidden, shared, all.made.data() + asked, width);
+            product(layer.values, hidden, shared, all.made.data() + asked + shared, width);
+#pragma omp barrier
+            const Share places(int64_t(s.shared_heads) * tokens, thread, count);
+            for (int64_t place = places.from; place < places.to; ++place) {
+                const int64_t head = place / tokens, t = place % tokens;
+                const int64_t held = head * layer.capacity * size;
+                auto* keys = static_cast<typename Keys::Stored*>(layer.held_keys) + held;
+                auto* values = static_cast<typename Values::Stored*>(layer.held_values) + held;
+                const float* key = all.made.data() + t * width + asked + head * size;
+                float turned[MAX_HEAD_SIZE];
+                rotated(key, layer.key_norm, s, kind.cosine + t * size, kind.sine + t * size, 1.f, turned);
+                for (int d = 0; d < size; ++d) {
+                    keys[offset<Keys>(start + t, d, size)] = Values::rounded(turned[d]);
+                    values[Values::offset(start + t, d, size)] = Values::rounded(key[shared + d]);
+                }
+            }
+#pragma omp barrier
+            const Share queries(int64_t(s.query_heads) * tokens, thread, count);
+            attend<Keys, Values>(s, layer, kind, tokens, root, start + tokens, queries, all, own);
+#pragma omp barrier
+            for (int t = 0; t < tokens; ++t) read(all.attended.data() + int64_t(t) * asked, asked, t);
+            product(layer.attention_output, asked, hidden, all.out.data(), hidden);
+#pragma omp barrier
+            add(layer.attention_output_norm);
+            read_normed(layer.feed_forward_norm);
+            product(layer.gate, hidden, fed, all.gate.data(), fed);
+            product(layer.up, hidden, fed, all.up.data(), fed);
+            const Share made(parts(fed, Weights::ROWS), thread, count);  // by this thread
+            const int64_t end = std::min<int64_t>(made.to * Weights::ROWS, fed);
+            for (int t = 0; t < tokens; ++t) {
+                float* gate = all.gate.data() + int64_t(t) * fed;
+                const float* up = all.up.data() + int64_t(t) * fed;
+                int64_t c = made.from * Weights::ROWS;
+                for (; c + LANES <= end; c += LANES)
+                    store(gate + c, activated(load(gate + c), s.gelu) * load(up + c));
+                for (; c < end; ++c) gate[c] = activated(Lanes{} + gate[c], s.gelu)[0] * up[c];
+            }
+#pragma omp barrier
+            for (int t = 0; t < tokens; ++t) read(all.gate.data() + int64_t(t) * fed, fed, t);
+            product(layer.feed_forward_output, fed, hidden, all.out.data(), hidden);
+#pragma omp barrier
+            add(layer.feed_forward_output_norm);
+            if (layer.output && thread == 0)
+                std::copy(own.hidden.begin(), own.hidden.begin() + int64_t(tokens) * hidden, layer.output);
+        }
+        if (thread == 0) std::copy(own.hidden.begin(), own.hidden.begin() + int64_t(tokens) * hidden, output);
+    }
+}
+
+template <class Keys, class Values>
+void keep(const Shape& s, const Layer* layers, int depth, int64_t start, const int64_t* places, int count) {
+    const int size = s.head_size;
+    for (int number = 0; number < depth; ++number)
+        for (int head = 0; head < s.shared_heads; ++head) {
+            const int64_t held = head * layers[number].capacity * size;
+            auto* keys = static_cast<typename Keys::Stored*>(layers[number].held_keys) + held;
+            auto* values = static_cast<typename Values::Stored*>(layers[number].held_values) + held;
+            for (int to = 0; to < count; ++to) {
+                if (places[to] == to) continue;
+                const int64_t from = start + places[to], into = start + to;
+                for (int d = 0; d < size; ++d) {
+                    keys[offset<Keys>(into, d, size)] = keys[offset<Keys>(from, d, size)];
+                    values[Values::offset(into, d, size)] = values[Values::offset(from, d, size)];
+                }
+            }
+        }
+}
+
+template <class Weights>
+void product(Matrix matrix, int64_t outputs, int64_t inputs, const float* x, int tokens, float* to, int threads) {
+    static thread_local Numbers<typename Weights::Read> kept;
+    Numbers<typename Weights::Read>& ready = kept;
+    const int64_t length = length_of<Weights>(inputs);
+    ready.resize(size_t(tokens) * length);
+    for (int t = 0; t < tokens; ++t) Weights::ready(x + t * inputs, inputs, ready.data() + t * length);
+    const typename Weights::Read* vectors = ready.data();
+#pragma omp parallel num_threads(threads)
+    {
+        const Share panels(parts(outputs, Weights::ROWS), omp_get_thread_num(), omp_get_num_threads());
+        multiply<Weights>(matrix, outputs, inputs, vectors, tokens, panels.from, panels.to, to, outputs);
+    }
+}
+
+void any_product(const Typed& of, int64_t inputs, const float* x, int tokens, float* to, int threads) {
+    static constexpr decltype(&product<Bf16Weights>) BY_WEIGHTS[] = {
+        product<Widened<Fp32>>, product<Bf16Weights>, product<Int8Weights>
+    };
+    BY_WEIGHTS[of.weights](of.matrix, of.outputs, inputs, x, tokens, to, threads);
+}
+
+void any_forward(
+    const Shape& s, const Layer* layers, int depth, const Kind* kinds, const float* input, float* output, int tokens,
+    int64_t start, int64_t root, int threads
+) {
+    typedef Widened<Fp32> Whole;
+    typedef Rows<Fp32> Plain;
+    static constexpr decltype(&forward<Whole, Whole, Plain>) BY_WEIGHTS[] = {
+        forward<Whole, Whole, Plain>, forward<Bf16Weights, Bf16Weights, Bf16Rows>, forward<Int8Weights, Whole, Plain>
+    };
+    BY_WEIGHTS[s.weights](s, layers, depth, kinds, input, output, tokens, start, root, threads);
+}
+
+constexpr float EVEN_EPSILON = 1e-6f;
+
+// Brings a vector to a root mean square of 1.
+void evened(const float* x, int size, float* to) {
+    const float factor = inverse_root_mean_square(x, size, EVEN_EPSILON);
+    for (int d = 0; d < size; ++d) to[d] = x[d] * factor;
+}
+
+template <class Stored>
+void embed(const Ends& ends, int64_t token, int hidden, float* to) {
+    const auto* from = static_cast<const typename Stored::Stored*>(ends.embedding) + token * hidden;
+    for (int d = 0; d < hidden; ++d) to[d] = Stored::one(Stored::rounded(ends.scale * Stored::one(from[d])));
+}
+
+// The `most` most likely of some logits, the first of equals first, and how likely each is.
+void likeliest(const float* logits, int64_t count, int most, int64_t* tokens, float* shares) {
+    int found = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        if (found == most && !(logits[i] > logits[tokens[most - 1]])) continue;
+        int place = found < most ? found++ : most - 1;
+        for (; place && logits[i] > logits[tokens[place - 1]]; --place) tokens[place] = tokens[place - 1];
+        tokens[place] = i;
+    }
+    const float highest = logits[tokens[0]];
+    Lanes sums = {};
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) sums += exponential(load(logits + i) - highest);
+    float sum = total(sums);
+    for (; i < count; ++i) sum += std::exp(logits[i] - highest);
+    for (int place = 0; place < most; ++place) shares[place] = std::exp(logits[tokens[place]] - highest) / sum;
+}
+
+// From token ids and, fused, the states [fed, hidden] beside them to the final states and to logits [wanted, outputs], both of
+// the last `wanted`: the first rows of `states` become theirs.
+void step(
+    const Shape& s, const Layer* layers, int depth, const Kind* kinds, const Ends& ends, const int64_t* tokens, int fed,
+    float* states, int64_t start, int64_t root, int wanted, float* logits, int threads
+) {
+    const int hidden = s.hidden;
+    static thread_local Floats read, both, out;
+    read.resize(size_t(fed) * hidden);
+    both.resize(size_t(fed) * 2 * hidden);
+    out.resize(size_t(fed) * hidden);
+    for (int t = 0; t < fed; ++t) {
+        float* embedded = read.data() + int64_t(t) * hidden;
+        (ends.bf16 ? embed<Bf16> : embed<Fp32>)(ends, tokens[t], hidden, embedded);
+        if (!ends.fused) continue;
+        evened(embedded, hidden, both.data() + int64_t(t) * 2 * hidden);
+        evened(states + int64_t(t) * hidden, hidden, both.data() + (int64_t(t) * 2 + 1) * hidden);
+    }
+    if (ends.fused) any_product(ends.projection, 2 * hidden, both.data(), fed, read.data(), threads);
+    any_forward(s, layers, depth, kinds, read.data(), out.data(), fed, start, root, threads);
+    for (int row = 0; row < wanted; ++row)
+        normed(
+            out.data() + int64_t(fed - wanted + row) * hidden, ends.norm, hidden, s.epsilon,
+            states + int64_t(row) * hidden
+        );
+    any_product(ends.head, hidden, states, wanted, logits, threads);
+}
+
+int64_t token_of(const Ends& ends, int64_t output) { return ends.token_ids ? ends.token_ids[output] : output; }
+
+// What the last tokens of a tree at `root` see, by the depths of its places and by which places each sees.
+struct Sight {
+    std::vector<int64_t> position, first;
+    std::vector<uint64_t> kin;
+    std::vector<float> cosine, sine;
+    std::vector<Kind> kinds;
+
+    Sight(
+        const Positions* tables, int count, int size, int64_t root, const std::vector<int>& depths,
+        const std::vector<uint64_t>& seen, int tokens
+    )
+        : position(tokens), first(size_t(count) * tokens), kin(size_t(count) * tokens),
+          cosine(size_t(count) * tokens * size), sine(cosine.size()) {
+        const size_t before = depths.size() - tokens;
+        for (int t = 0; t < tokens; ++t) position[t] = root + depths[before + t];
+        for (int number = 0; number < count; ++number) {
+            const Positions& of = tables[number];
+            const size_t mine = size_t(number) * tokens;
+            for (int t = 0; t < tokens; ++t) {
+                const int64_t farthest = of.window ? std::max<int64_t>(0, position[t] - of.window + 1) : 0;
+                first[mine + t] = farthest;
+                kin[mine + t] = seen[before + t];
+                for (size_t place = 0; place < depths.size(); ++place)
+                    if (root + depths[place] < farthest) kin[mine + t] &= ~(uint64_t(1) << place);
+                std::copy_n(of.cosine + position[t] * size, size, &cosine[(mine + t) * size]);
+                std::copy_n(of.sine + position[t] * size, size, &sine[(mine + t) * size]);
+            }
+            kinds.push_back({&cosine[mine * size], &sine[mine * size], position.data(), &first[mine], &kin[mine]});
+        }
+    }
+
+    // The same of a tree by the places of each one's parent, or, without, of a chain.
+    static Sight of(
+        const Positions* tables, int count, int size, int64_t root, const int64_t* parents, int places, int tokens
+    ) {
+        std::vector<int> depths(places);
+        std::vector<uint64_t> seen(places);
+        for (int place = 0; place < places; ++place) {
+            const int64_t parent = parents ? parents[place] : place - 1;
+            depths[place] = place ? depths[parent] + 1 : 0;
+            seen[place] = (place ? seen[parent] : 0) | uint64_t(1) << place;
+        }
+        return Sight(tables, count, size, root, depths, seen, tokens);
+    }
+};
+
+}  // namespace
+
+extern "C" {
+
+// A token that may be proposed.
+struct Candidate {
+    int64_t token, parent;  // of those told, the one before it; -1: the context's last token
+    double path;            // probability of it and of all before it
+    int64_t place;          // in the draft's tree, once it was fed; 0: it was not
+};
+
+}  // extern "C"
+
+namespace {
+
+constexpr int MAX_TREE_TOKENS = 64;
+
+// What is wrong with what a function was told; it has then touched nothing. `library.py` knows them by these numbers.
+constexpr int UNKNOWN_TOKEN = -1, NO_ROOM = -2, BAD_PLACES = -3;
+
+// Whether `fed` tokens may be read at the positions from `start` on, as the last of a tree of `places`, and as many again
+// as `more` behind them; 0: they may.
+int fault_of(
+    const Layer* layers, int depth, const Positions* tables, int kinds, int fed, int64_t start, const int64_t* parents,
+    int places, int more
+) {
+    if (fed < 1 || places < fed || places > MAX_TREE_TOKENS || start + fed < places) return BAD_PLACES;
+    for (int place = 1; parents && place < places; ++place)
+        if (parents[place] < 0 || parents[place] >= place) return BAD_PLACES;
+    const int64_t end = start + fed + more;
+    if (start < 0 || more < 0) return NO_ROOM;
+    for (int number = 0; number < depth; ++number)
+        if (end > layers[number].capacity) return NO_ROOM;
+    for (int number = 0; number < kinds; ++number)
+        if (end > tables[number].count) return NO_ROOM;
+    return 0;
+}
+
+int fault_of(const Ends& ends, const int64_t* tokens, int64_t count) {
+    const auto unknown = [&](int64_t token) { return token < 0 || token >= ends.rows; };
+    return std::any_of(tokens, tokens + count, unknown) ? UNKNOWN_TOKEN : 0;
+}
+
+}  // namespace
+
+extern "C" {
+
+// Reads `fed` vectors [fed, hidden] at the positions from `start` on, writes their keys and values there, and gives the
+// states after the last layer. They are a chain or, where `parents` tells of `places` which one each goes on from, earlier
+// ones, the last of that tree. Gives 0, or a fault.
+int draftrank_forward(
+    const Shape* shape, const Layer* layers, int depth, const Positions* tables, int kinds, const float* input, int fed,
+    int64_t start, const int64_t* parents, int places, float* output, int threads
+) {
+    if (const int fault = fault_of(layers, depth, tables, kinds, fed, start, parents, places, 0)) return fault;
+    const int64_t root = start + fed - places;
+    const Sight sight = Sight::of(tables, kinds, shape->head_size, root, parents, places, fed);
+    any_forward(*shape, layers, depth, sight.kinds.data(), input, output, fed, start, root, threads);
+    return 0;
+}
+
+// The same from token ids to the logits [wanted, outputs] of the last `wanted`; for `states` see `step`.
+int draftrank_read(
+    const Shape* shape, const Layer* layers, int depth, const Positions* tables, int kinds, const Ends* ends,
+    const int64_t* tokens, int fed, float* states, int64_t start, const int64_t* parents, int places, int wanted,
+    float* logits, int threads
+) {
+    if (const int fault = fault_of(layers, depth, tables, kinds, fed, start, parents, places, 0)) return fault;
+    if (const int fault = fault_of(*ends, tokens, fed)) return fault;
+    if (wanted < 0 || wanted > fed) return BAD_PLACES;
+    const int64_t root = start + fed - places;
+    const Sight sight = Sight::of(tables, kinds, shape->head_size, root, parents, places, fed);
+    step(*shape, layers, depth, sight.kinds.data(), *ends, tokens, fed, states, start, root, wanted, logits, threads);
+    return 0;
+}
+
+// Reads `fed` token ids behind `start` positions, at most 64, and then what it chooses itself: up to `count` tokens, each
+// the most likely one, the last where it is less likely than `stop_below`. Gives their number, or a fault.
+//
+// `states` are, fused, what is read beside the tokens, [tokens, hidden]; beside a choice it is the state that it was chosen
+// from. The last of these is left in the first row.
+int draftrank_chain(
+    const Shape* shape, const Layer* layers, int depth, const Positions* tables, int kinds, const Ends* ends,
+    const int64_t* tokens, int fed, float* states, int64_t start, int count, float stop_below, int64_t* chosen, int threads
+) {
+    if (const int fault = fault_of(layers, depth, tables, kinds, fed, start, nullptr, fed, count - 1)) return fault;
+    static thread_local Floats logits;
+    logits.resize(ends->head.outputs);
+    for (int made = 0;; start += fed, fed = 1) {
+        const int fault = draftrank_read(
+            shape, layers, depth, tables, kinds, ends, made ? chosen + made - 1 : tokens, fed, states, start, nullptr, fed,
+            1, logits.data(), threads
+        );
+        if (fault) return fault;
+        int64_t found = 0;
+        float share = 0;
+        likeliest(logits.data(), ends->head.outputs, 1, &found, &share);
+        chosen[made++] = token_of(*ends, found);
+        if (made == count || share < stop_below) return made;
+    }
+}
+
+// Reads `fed` token ids behind `start` positions, at most 64, and then a tree of its own choices, level by level, each of them
+// one forward: of all tokens looked at, `candidates` are the up to `count` most probable, the most probable first. `most` are
+// looked at behind a token; a level's first one, and others of a path from `branch_above` on; it goes on behind the first
+// `expanded` of a path from `stop_below` on (negative: behind the first one and all others). Gives the number of candidates, or a
+// fault, and, in `read`, those of forwards and of positions. For `states` see `step`.
+int draftrank_branch(
+    const Shape* shape, const Layer* layers, int depth, const Positions* tables, int kinds, const Ends* ends,
+    const int64_t* tokens, int fed, float* states, int64_t start, int count, double stop_below, double branch_above,
+    int most, int expanded, Candidate* candidates, int64_t* read, int threads
+) {
+    if (const int fault = fault_of(layers, depth, tables, kinds, fed, start, nullptr, fed, MAX_TREE_TOKENS - 1)) return fault;
+    if (const int fault = fault_of(*ends, tokens, fed)) return fault;
+    if (count < 1 || expanded < 1 || most < 1 || most > ends->head.outputs) return BAD_PLACES;
+    const int hidden = shape->hidden, size = shape->head_size;
+    std::vector<Candidate> all, level;  // parents by their numbers in `all`
+    std::vector<size_t> found, behind, now;
+    std::vector<int> depths{0};
+    std::vector<uint64_t> seen{1};
+    std::vector<float> of_places, beside;
+    std::vector<int64_t> likely(size_t(expanded) * most), next;
+    std::vector<float> shares(likely.size());
+    const int64_t root = start + fed - 1;
+    static thread_local Floats logits;
+    logits.resize(size_t(expanded) * ends->head.outputs);
+    draftrank_read(
+        shape, layers, depth, tables, kinds, ends, tokens, fed, states, start, nullptr, fed, 1, logits.data(), threads
+    );
+    of_places.assign(states, states + hidden);
+    int64_t forwards = 1;
+    for (size_t rows = 1;; ++forwards) {
+        level.clear();
+        for (size_t row = 0; row < rows; ++row) {
+            const int64_t parent = forwards == 1 ? -1 : int64_t(behind[row]);
+            likeliest(logits.data() + row * ends->head.outputs, ends->head.outputs, most, likely.data(), shares.data());
+            for (int place = 0; place < most; ++place)
+                level.push_back(
+                    {token_of(*ends, likely[place]), parent,
+                     double(shares[place]) * (parent < 0 ? 1.0 : all[parent].path), 0}
+                );
+        }
+        const auto more_probable = [](const Candidate& a, const Candidate& b) { return a.path > b.path; };
+        std::stable_sort(level.begin(), level.end(), more_probable);
+        now.clear();
+        for (size_t i = 0; i < level.size(); ++i) {
+            if (i && level[i].path < branch_above) continue;
+            now.push_back(all.size());
+            all.push_back(level[i]);
+        }
+        found.insert(found.end(), now.begin(), now.end());
+        std::stable_sort(found.begin(), found.end(), [&](size_t a, size_t b) { return all[a].path > all[b].path; });
+        if (found.size() > size_t(count)) found.resize(count);
+        behind.clear();
+        for (const size_t one : now) {
+            const bool on = stop_below < 0 ? one == now[0] || all[one].path >= branch_above : all[one].path >= stop_below;
+            if (on && behind.size() < size_t(expanded) && std::count(found.begin(), found.end(), one))
+                behind.push_back(one);
+        }
+        if (forwards == count || behind.empty() || depths.size() + behind.size() > MAX_TREE_TOKENS) break;
+        next.clear();
+        beside.clear();
+        const int64_t first = root + int64_t(depths.size());
+        for (const size_t one : behind) {
+            const int64_t parent = all[one].parent < 0 ? 0 : all[all[one].parent].place;
+            all[one].place = int64_t(depths.size());
+            depths.push_back(depths[parent] + 1);
+            seen.push_back(seen[parent] | uint64_t(1) << all[one].place);
+            next.push_back(all[one].token);
+            beside.insert(beside.end(), &of_places[parent * hidden], &of_places[parent * hidden] + hidden);
+        }
+        if (const int fault = fault_of(*ends, next.data(), int64_t(next.size()))) return fault;
+        rows = behind.size();
+        const Sight sight(tables, kinds, size, root, depths, seen, int(rows));
+        step(
+            *shape, layers, depth, sight.kinds.data(), *ends, next.data(), int(rows), beside.data(), first, root,
+            int(rows), logits.data(), threads
+        );
+        of_places.insert(of_places.end(), beside.begin(), beside.end());
+    }
+    std::copy_n(of_places.begin(), hidden, states);
+    for (size_t i = 0; i < found.size(); ++i) {
+        candidates[i] = all[found[i]];
+        const int64_t parent = candidates[i].parent;
+        if (parent >= 0) candidates[i].parent = std::find(found.begin(), found.end(), size_t(parent)) - found.begin();
+    }
+    read[0] = forwards;
+    read[1] = fed + int64_t(depths.size()) - 1;
+    return int(found.size());
+}
+
+// Vectors [count, size], normed.
+void draftrank_normed(const float* x, const float* weight, int64_t count, int size, float epsilon, float* to) {
+    for (int64_t t = 0; t < count; ++t) normed(x + t * size, weight, size, epsilon, to + t * size);
+}
+
+// Moves some of the positions behind `start`, ascending `places` counted from there, together: the first comes to
+// `start`. Gives 0, or a fault.
+int draftrank_keep(
+    const Shape* shape, const Layer* layers, int depth, int64_t start, const int64_t* places, int count
+) {
+    for (int to = 0; to < count; ++to)
+        if (places[to] < (to ? places[to - 1] + 1 : 0)) return BAD_PLACES;
+    for (int number = 0; number < depth && count > 0; ++number)
+        if (start < 0 || start + places[count - 1] >= layers[number].capacity) return NO_ROOM;
+    static constexpr decltype(&keep<Bf16Weights, Bf16Rows>) BY_WEIGHTS[] = {
+        keep<Widened<Fp32>, Rows<Fp32>>, keep<Bf16Weights, Bf16Rows>, keep<Widened<Fp32>, Rows<Fp32>>
+    };
+    BY_WEIGHTS[shape->weights](*shape, layers, depth, start, places, count);
+    return 0;
+}
+
+// Rows of a panel, and inputs that lie together in it.
+void draftrank_panel(int weights, int* rows, int* step) {
+    static constexpr int ROWS[] = {Widened<Fp32>::ROWS, Bf16Weights::ROWS, Int8Weights::ROWS};
+    static constexpr int STEP[] = {Widened<Fp32>::STEP, Bf16Weights::STEP, Int8Weights::STEP};
+    *rows = ROWS[weights];
+    *step = STEP[weights];
+}
+
+// Packs a matrix [outputs, inputs] that lies row after row, into whole panels.
+void draftrank_pack(int weights, const void* matrix, int64_t outputs, int64_t inputs, void* to) {
+    static constexpr decltype(&packed<Bf16Weights>) BY_WEIGHTS[] = {
+        packed<Widened<Fp32>>, packed<Bf16Weights>, packed<Int8Weights>
+    };
+    BY_WEIGHTS[weights](matrix, outputs, inputs, to);
+}
+
+// A packed matrix times vectors [tokens, inputs], of each of which `parts` equal parts are evened first (0: none), to
+// [tokens, outputs].
+void draftrank_product(const Typed* of, int64_t inputs, const float* x, int tokens, int parts, float* to, int threads) {
+    static thread_local Floats even;
+    if (parts) {
+        const int size = int(inputs / parts);
+        even.resize(size_t(tokens) * inputs);
+        for (int64_t part = 0; part < int64_t(tokens) * parts; ++part)
+            evened(x + part * size, size, even.data() + part * size);
+        x = even.data();
+    }
+    any_product(*of, inputs, x, tokens, to, threads);
+}
+
+}  // extern "C"

@@ -1,0 +1,462 @@
+"""The kernels of a decoder's forward in the order in which they run, over buffers that never move."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from draftrank.engine.backends.short_forward import (
+    MAX_TOKENS,
+    KnownDecoder,
+    has_plain_layers,
+    head_size,
+    is_gelu,
+    matrices_of,
+)
+from draftrank.models.architecture import Architecture
+from draftrank.models.attention_windows import attention_windows, layer_kinds
+from draftrank.models.forms import FEATURES, HiddenStateFusion, TrimmedHead
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from transformers import PreTrainedModel
+
+MAX_ROWS = MAX_TOKENS
+"""Most tokens of one forward: the bits of a number say which of them a token sees."""
+TILE = 16
+"""Tokens that one program multiplies."""
+SPARE = 2 * MAX_ROWS
+"""Slots behind the last one that a sequence may use, written by rows that do not count and by recordings."""
+_DTYPES = (torch.bfloat16, torch.float32)
+_HEAD_SIZES = (32, 64, 128, 256)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How one kernel's work is divided."""
+
+    columns: int
+    """Outputs of one program; of heads with norms of their own always all."""
+    block: int
+    """Inputs, or slots, looked at together."""
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """See `Split`; chosen on an H200 for matrices of 576 to 1,536 columns."""
+
+    heads: Split = Split(16, 64, 2, 5)
+    attention: Split = Split(0, 32, 2, 2)
+    attention_output: Split = Split(16, 64, 1, 8)
+    feed_forward_inputs: Split = Split(32, 64, 4, 6)
+    feed_forward_output: Split = Split(16, 256, 1, 4)
+    head: Split = Split(128, 64, 4, 4)
+    fusion: Split = Split(16, 128, 4, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    attention_norm: Tensor
+    """fp32, as all norms; what a norm adds to its weight is added."""
+    queries_keys_values: Tensor
+    head_norms: Tensor | None
+    """[2, size]: of queries and of keys."""
+    attention_output: Tensor
+    attention_output_norm: Tensor | None
+    feed_forward_norm: Tensor
+    feed_forward_inputs: Tensor
+    """[2 · channels, hidden]: gate, then up."""
+    feed_forward_output: Tensor
+    feed_forward_output_norm: Tensor | None
+    kind: str
+
+
+@dataclass(slots=True)
+class Held:
+    """A cache that several views of a model share."""
+
+    keys: Tensor
+    """[layers, heads, capacity + SPARE, size]"""
+    values: Tensor
+    capacity: int = 0
+    """Most tokens it can hold."""
+    length: int = 0
+    """Tokens held."""
+
+
+class CapturedDecoder(KnownDecoder):
+    """A Llama or Gemma 3 decoder of plain matrices in bf16 or fp32, from token ids to the tokens most likely to follow."""
+
+    def __init__(self, model: PreTrainedModel, splits: Splits | None = None) -> None:
+        """Joins the model's matrices in memory; `fits` says which models can be given."""
+        from draftrank.engine.backends.cuda_graphs import kernels
+
+        super().__init__(model)
+        self._kernels: Any = kernels
+        self._splits = splits or Splits()
+        config = model.config.get_text_config()
+        self.hidden_size = int(config.hidden_size)
+        self.vocabulary_size = int(config.vocab_size)
+        self._channels = int(config.intermediate_size)
+        self._gelu = is_gelu(model)
+        layers = self._shape.layers(model)
+        known: dict[tuple[int, ...], Tensor] = {}
+        self.layers = [
+            self._layer(layer, kind, known) for layer, kind in zip(layers, layer_kinds(config), strict=True)
+        ]
+        head = self._shape.head(model)
+        self.token_ids: Tensor | None = head.token_ids if isinstance(head, TrimmedHead) else None
+        self._head = _matrix(head.projection if isinstance(head, TrimmedHead) else head)
+        self._table = _matrix(self._shape.embedding(model))
+        self.device, self.dtype = self._table.device, self._table.dtype
+        grown = self.hidden_size**0.5 if self._shape.embedding_grows_with_width else 1.0
+        self._grown = float(torch.tensor(grown, dtype=self.dtype))
+        fusion = getattr(model, FEATURES, None)
+        self.fusion: HiddenStateFusion | None = fusion
+        self._pieces = -(-len(self._head) // self._splits.head.columns)
+        narrowest = min(
+            split.columns
+            for split in (
+                self._splits.attention_output,
+                self._splits.feed_forward_output,
+                self._splits.fusion,
+            )
+        )
+        self._parts = _power(-(-self.hidden_size // narrowest))
+        self._make_buffers()
+
+    @staticmethod
+    def fits(model: PreTrainedModel) -> bool:
+        """See `KnownDecoder.fits`."""
+        if not KnownDecoder.fits(model) or not has_plain_layers(model):
+            return False
+        shape, config = Architecture.of(model), model.config.get_text_config()
+        head, fusion = shape.head(model), getattr(model, FEATURES, None)
+        matrices = [matrix for layer in shape.layers(model) for matrix in matrices_of(shape, layer)]
+        matrices.append(head.projection if isinstance(head, TrimmedHead) else head)
+        if isinstance(fusion, HiddenStateFusion):
+            matrices += [part for part in (fusion.projection, fusion.reduction) if part is not None]
+        embedding = shape.embedding(model).weight
+        assert isinstance(embedding, Tensor)
+        return (
+            embedding.dtype in _DTYPES
+            and all(_is_plain(matrix, embedding.dtype) for matrix in matrices)
+            and head_size(config) in _HEAD_SIZES
+            and all(window is None or window >= MAX_ROWS for window in attention_windows(config).values())
+            and getattr(config, "final_logit_softcapping", None) is None
+        )
+
+    def first(self, count: int) -> CapturedDecoder:
+        """The first `count` layers alone, with buffers of their own; all weights are shared."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin.layers = self.layers[:count]
+        twin._make_buffers()
+        return twin
+
+    def new_cache(self) -> Held:
+        """An empty cache without room."""
+        empty = torch.zeros(
+            len(self.layers), self._shared, SPARE, self._size, dtype=self.dtype, device=self.device
+        )
+        return Held(empty, empty.clone())
+
+    def grow(self, cache: Held, capacity: int) -> None:
+        """Makes room for `capacity` tokens; what is held stays."""
+        for name in ("keys", "values"):
+            old = getattr(cache, name)
+            new = old.new_zeros(*old.shape[:2], capacity + SPARE, old.shape[-1])
+            new[:, :, : cache.length] = old[:, :, : cache.length]
+            setattr(cache, name, new)
+        cache.capacity = capacity
+
+    def forward(self, cache: Held, rows: int, kept: Mapping[int, int], states: Tensor) -> None:
+        """Starts all kernels of a forward over the first `rows` rows of `meta`.
+
+        Args:
+            cache: where keys and values are.
+            rows: how many rows count, at most `MAX_ROWS`.
+            kept: by the numbers of layers, at which part of `states` their outputs are kept.
+            states: [MAX_ROWS, parts, hidden]; the last part is that of the states after the final norm. No part: nothing
+                is kept.
+        """
+        launch, splits = self._kernels, self._splits
+        tiles = -(-rows // TILE)
+        width, group, half = self.hidden_size, self._queries // self._shared, self._size // 2
+        capacity = cache.keys.shape[2]
+        blocks = -(-capacity // splits.attention.block)
+        self._make_room_for(_power(blocks))
+        given = self._read_inputs(rows)
+        followers = [*(layer.attention_norm for layer in self.layers[1:]), self._norm]
+        for number, (layer, following) in enumerate(zip(self.layers, followers, strict=True)):
+            cosines, sines = self._turns(layer.kind, capacity)
+            window = self._windows[layer.kind]
+            split = splits.heads
+            columns = half if layer.head_norms is not None else min(split.columns, half)
+            launch.queries_keys_values[((self._queries + 2 * self._shared) * (half // columns), tiles)](
+                self.meta, self._scaled, self._squares, layer.queries_keys_values,
+                self._norm if layer.head_norms is None else layer.head_norms, cosines, sines,
+                self._asked, cache.keys[number], cache.values[number], capacity, self._eps,
+                WIDTH=width, QUERIES=self._queries, SHARED=self._shared, HALF=half, COLUMNS=columns,
+                BLOCK=split.block, HEAD_NORMS=layer.head_norms is not None, GIVEN=given, PARTS=self._parts,
+                ROWS=rows, TILE=TILE, num_warps=max(split.warps, columns // TILE), num_stages=split.stages,
+            )  # fmt: skip
+            split = splits.attention
+            launch.attend[(self._shared, -(-rows * group // TILE), blocks)](
+                self.meta, self._asked, cache.keys[number], cache.values[number], self._best_scores, self._totals,
+                self._sums, capacity, self._scale / math.log(2), window or 0,
+                QUERIES=self._queries, SHARED=self._shared, SIZE=self._size, ROWS=rows, BLOCK=split.block,
+                BLOCKS=_power(blocks), WINDOWED=window is not None, TILE=TILE, num_warps=split.warps,
+                num_stages=split.stages,
+            )  # fmt: skip
+            launch.merge[(rows * self._queries,)](
+                self.meta, self._best_scores, self._totals, self._sums, self._attended,
+                SIZE=self._size, BLOCK=split.block, BLOCKS=_power(blocks), num_warps=4,
+            )  # fmt: skip
+            given = self._add(
+                self._attended, layer.attention_output, layer.attention_output_norm, layer.feed_forward_norm,
+                splits.attention_output, rows,
+            )  # fmt: skip
+            split = splits.feed_forward_inputs
+            launch.feed_forward_inputs[(-(-self._channels // split.columns), tiles)](
+                self._scaled, self._squares, layer.feed_forward_inputs, self._between, self._eps,
+                WIDTH=width, CHANNELS=self._channels, COLUMNS=split.columns, BLOCK=split.block, GELU=self._gelu,
+                GIVEN=given, PARTS=self._parts, ROWS=rows, TILE=TILE,
+                num_warps=split.warps, num_stages=split.stages,
+            )  # fmt: skip
+            place = kept.get(number)
+            given = self._add(
+                self._between, layer.feed_forward_output, layer.feed_forward_output_norm, following,
+                splits.feed_forward_output, rows, None if place is None else states[:, place],
+            )  # fmt: skip
+        if states.shape[1]:
+            launch.tell[(rows,)](
+                self._hidden, self._squares, self._norm, states[:, -1], states.stride(0), self._eps,
+                WIDTH=width, GIVEN=given, PARTS=self._parts, ROWS=rows, BLOCK=_power(width), num_warps=4,
+            )  # fmt: skip
+        split = splits.head
+        launch.head[(self._pieces, tiles)](
+            self._scaled, self._squares, self._head, self.logits, self._best_values, self._best_places, self._eps,
+            WIDTH=width, VOCABULARY=len(self._head), COLUMNS=split.columns, BLOCK=split.block,
+            PIECES=self._pieces, GIVEN=given, PARTS=self._parts, ROWS=rows, TILE=TILE,
+            num_warps=split.warps, num_stages=split.stages,
+        )  # fmt: skip
+        trimmed = self.token_ids is not None
+        launch.choose[(rows,)](
+            self._best_values, self._best_places, self.token_ids if trimmed else self.choices, self.choices,
+            PIECES=self._pieces, BLOCK=_power(self._pieces), TRIMMED=trimmed, num_warps=4,
+        )  # fmt: skip
+
+    def go_on(self, states: Tensor) -> None:
+        """Starts the kernel that makes what was chosen last the next token, and notes it."""
+        features = self.fusion is not None
+        self._kernels.go_on[(1,)](
+            self.meta, self.choices, self.proposed, states[:, -1] if features else states,
+            states.stride(0), self.offered, WIDTH=self.hidden_size, BLOCK=_power(self.hidden_size),
+            FEATURES=features, num_warps=1,
+        )  # fmt: skip
+
+    def judge(self, draft: CapturedDecoder, count: int, report: Tensor) -> None:
+        """Starts the kernel that judges what was proposed, and tells this model and its draft where to go on.
+
+        Args:
+            draft: whose `meta` is told.
+            count: how many tokens may be proposed.
+            report: int64 [2 · count + 3], written: how many were accepted, how many there were, the choices, what was
+                proposed.
+        """
+        self._kernels.judge[(1,)](
+            self.meta,
+            self.choices,
+            draft.meta,
+            report,
+            COUNT=count,
+            BLOCK=_power(count + 1),
+            num_warps=1,
+        )
+
+    def deliver(self, draft: CapturedDecoder, count: int) -> None:
+        """Starts the kernel that lets this model read what a draft has proposed."""
+        self._kernels.deliver[(1,)](self.meta, draft.proposed, COUNT=count, BLOCK=_power(count), num_warps=1)
+
+    def note(self) -> None:
+        """Starts the kernel that notes what was chosen last."""
+        self._kernels.note[(1,)](self.meta, self.choices, self.proposed, num_warps=1)
+
+    def reduce(self, states: Tensor, rows: int, reduced: Tensor) -> None:
+        """Starts the kernel that makes one feature of a target's states.
+
+        Args:
+            states: [at least rows, parts · hidden] in the model's type, rows a multiple of `TILE`.
+            rows: how many.
+            reduced: [at least rows, hidden], written.
+        """
+        assert self.fusion is not None
+        assert self.fusion.reduction is not None
+        split = self._splits.fusion
+        self._kernels.reduce[(-(-self.hidden_size // split.columns), rows // TILE)](
+            states, self.fusion.reduction.weight, reduced, WIDTH=self.hidden_size,
+            PARTS=len(self.fusion.layers) + 1, COLUMNS=split.columns, BLOCK=split.block, TILE=TILE,
+            num_warps=split.warps, num_stages=split.stages,
+        )  # fmt: skip
+
+    def _read_inputs(self, rows: int) -> int:
+        """Starts what makes the first layer's input; returns in how many parts the sums of its squares are given."""
+        written = self._hidden, self._scaled, self._squares, self.layers[0].attention_norm
+        if self.fusion is None:
+            self._kernels.embed[(rows,)](
+                self.meta, self._table, *written, self._grown, WIDTH=self.hidden_size, PARTS=self._parts, ROWS=rows,
+                BLOCK=_power(self.hidden_size), num_warps=4,
+            )  # fmt: skip
+            return 1
+        split = self._splits.fusion
+        pieces = -(-self.hidden_size // split.columns)
+        self._kernels.fuse[(pieces, -(-rows // TILE))](
+            self.meta, self._table, self._grown, self.offered, self.fusion.projection.weight, *written,
+            WIDTH=self.hidden_size, COLUMNS=split.columns, BLOCK=split.block, PARTS=self._parts, ROWS=rows,
+            TILE=TILE, num_warps=split.warps, num_stages=split.stages,
+        )  # fmt: skip
+        return pieces
+
+    def _add(
+        self,
+        read: Tensor,
+        matrix: Tensor,
+        norm: Tensor | None,
+        following: Tensor,
+        split: Split,
+        rows: int,
+        copy: Tensor | None = None,
+    ) -> int:
+        """Starts what adds a product, normed first where the architecture does so; returns as `_read_inputs`.
+
+        Args:
+            read: what is multiplied, [MAX_ROWS, width].
+            matrix: [hidden, width].
+            norm: of the product; None: none.
+            following: the norm of whoever reads the sum.
+            split: how the product is divided.
+            rows: how many count.
+            copy: where the sum is kept as well.
+        """
+        width, pieces = self.hidden_size, -(-self.hidden_size // split.columns)
+        written = self._hidden, self._scaled, self._squares, following
+        kept = (self._hidden, 0) if copy is None else (copy, copy.stride(0))
+        self._kernels.project[(pieces, -(-rows // TILE))](
+            read, matrix, *written, self._fed, *kept, WIDTH=read.shape[-1], OUTPUTS=width, COLUMNS=split.columns,
+            BLOCK=split.block, ADDS=norm is None, COPIES=copy is not None, PARTS=self._parts, ROWS=rows, TILE=TILE,
+            num_warps=split.warps, num_stages=split.stages,
+        )  # fmt: skip
+        if norm is None:
+            return pieces
+        self._kernels.add_normed[(rows,)](
+            self._fed, norm, *written, *kept, self._eps, WIDTH=width, PARTS=self._parts, ROWS=rows,
+            BLOCK=_power(width), COPIES=copy is not None, num_warps=4,
+        )  # fmt: skip
+        return 1
+
+    def _turns(self, kind: str, slots: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of at least the first `slots` positions, fp32 [positions, size / 2]."""
+        held = self._half_turns.get(kind)
+        if held is None or len(held[0]) < slots:
+            half = self._size // 2
+            cosines, signed = self._rotation_tables(kind, slots)
+            held = cosines[:, 0, :half].contiguous(), signed[:, 0, half:].contiguous()
+            self._half_turns[kind] = held
+        return held
+
+    def _rotation_dtype(self, weight: Tensor) -> torch.dtype:
+        return torch.float32
+
+    def _make_buffers(self) -> None:
+        """Everything that is written, made once: a recording remembers where it lies."""
+        rows = MAX_ROWS
+        like: dict[str, Any] = {"device": self.device}
+        self.meta = torch.zeros(self._kernels.META, dtype=torch.int64, **like)
+        self.choices = torch.zeros(rows, dtype=torch.int64, **like)
+        self.proposed = torch.zeros(rows, dtype=torch.int64, **like)
+        self.offered = torch.zeros(rows, self.hidden_size, dtype=self.dtype, **like)
+        self.logits = torch.zeros(rows, len(self._head), **like)
+        self._hidden = torch.zeros(rows, self.hidden_size, **like)
+        self._scaled = torch.zeros(rows, self.hidden_size, dtype=self.dtype, **like)
+        self._squares = torch.zeros(rows, self._parts, **like)
+        self._fed = torch.zeros(rows, self.hidden_size, **like)
+        self._asked = torch.zeros(rows, self._queries * self._size, dtype=self.dtype, **like)
+        self._attended = torch.zeros_like(self._asked)
+        self._between = torch.zeros(rows, self._channels, dtype=self.dtype, **like)
+        self._make_room_for(0)
+        self._best_values = torch.zeros(rows, self._pieces, **like)
+        self._best_places = torch.zeros(rows, self._pieces, dtype=torch.int32, **like)
+        self._half_turns: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def _make_room_for(self, parts: int) -> None:
+        """For what queries find in so many blocks of slots."""
+        if parts and len(self._sums) >= MAX_ROWS * self._queries * parts:
+            return
+        found = MAX_ROWS * self._queries * parts
+        self._best_scores: Tensor = torch.zeros(found, device=self.device)
+        self._totals: Tensor = torch.zeros(found, device=self.device)
+        self._sums: Tensor = torch.zeros(found, self._size, device=self.device)
+
+    def _layer(self, layer: nn.Module, kind: str, known: dict[tuple[int, ...], Tensor]) -> _Layer:
+        names = self._shape.block
+        attention, network = getattr(layer, names.attention), getattr(layer, names.feed_forward)
+        norms = [self._weight(getattr(layer, name)) for name in names.norms]
+        gemma = len(norms) > 2  # its blocks are normed before and after
+        heads = None
+        if hasattr(attention, "q_norm"):
+            heads = torch.stack([self._weight(attention.q_norm), self._weight(attention.k_norm)])
+        return _Layer(
+            attention_norm=norms[0],
+            queries_keys_values=_joined(
+                [getattr(attention, name) for name in (names.queries, names.keys, names.values)], known
+            ),
+            head_norms=heads,
+            attention_output=_matrix(getattr(attention, names.attention_output)),
+            attention_output_norm=norms[1] if gemma else None,
+            feed_forward_norm=norms[2] if gemma else norms[1],
+            feed_forward_inputs=_joined(
+                [getattr(network, name) for name in names.feed_forward_inputs], known
+            ),
+            feed_forward_output=_matrix(getattr(network, names.feed_forward_output)),
+            feed_forward_output_norm=norms[3] if gemma else None,
+            kind=kind,
+        )
+
+
+def _joined(modules: Sequence[nn.Linear], known: dict[tuple[int, ...], Tensor]) -> Tensor:
+    """Several matrices of the same input as one; the modules are given their parts of it, so they lie in memory once."""
+    key = tuple(module.weight.data_ptr() for module in modules)  # layers may share their weights
+    if key not in known:
+        with torch.no_grad():
+            joined = torch.cat([module.weight for module in modules])
+        parts = torch.split(joined, [module.out_features for module in modules])
+        for module, part in zip(modules, parts, strict=True):
+            module.weight.data = part
+        known[key] = known[tuple(part.data_ptr() for part in parts)] = joined
+    return known[key]
+
+
+def _is_plain(module: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether this is a matrix of that type and nothing else."""
+    if type(module) is not nn.Linear or getattr(module, "bias", None) is not None:
+        return False
+    return module.weight.dtype == dtype
+
+
+def _matrix(module: nn.Module) -> Tensor:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach().contiguous()
+
+
+def _power(count: int) -> int:
+    """The next power of two."""
+    return 1 << (count - 1).bit_length()

@@ -1,0 +1,625 @@
+"""A decoder's forward over a few tokens in six Triton kernels a layer.
+
+What bounds a small model on a GPU is starting kernels and waiting for memory, not arithmetic: so whatever needs no other
+processor's result happens where its input was made. A norm's scale is one number per row and commutes with the matrix
+behind it: whoever makes a layer's input writes it times the norm's weight, and the sums of squares of its own columns
+beside it, and whoever reads it multiplies first and scales afterwards.
+
+All are started over tiles of 16 tokens, the fewest that the matrix units multiply; a row of a tile does not depend on the
+others, and keys are looked at in blocks of fixed places. So a chain of tokens gives the same bits however it is divided
+into forwards.
+
+The sequence's state lies in `meta`, int64 on the device, so that a captured graph serves every length (see `META`).
+Activations between layers are fp32; matrices, queries, keys and values have the model's type.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from draftrank.engine.backends.cuda_graphs.decoder import MAX_ROWS
+
+START, ROOT, END, ROW, STEP, OFFERED = 0, 1, 2, 3, 4, 5
+"""Places in `meta`: slot of the first token of this forward; slot and position of the root of its tree; first slot behind
+it; the row whose choice a chain goes on with; how many tokens the chain has; how many of the ids, behind the first, were
+proposed."""
+IDS = OFFERED + 1
+POSITIONS = IDS + MAX_ROWS
+KIN = POSITIONS + MAX_ROWS
+META = KIN + MAX_ROWS
+"""Size of `meta`; ids, positions and kin (see `TokenTree.kin`) of each row."""
+
+_START = tl.constexpr(START)
+_ROOT = tl.constexpr(ROOT)
+_END = tl.constexpr(END)
+_ROW = tl.constexpr(ROW)
+_STEP = tl.constexpr(STEP)
+_OFFERED = tl.constexpr(OFFERED)
+_IDS = tl.constexpr(IDS)
+_POSITIONS = tl.constexpr(POSITIONS)
+_KIN = tl.constexpr(KIN)
+_LAST_PLACE = tl.constexpr(MAX_ROWS - 1)
+_FAR = tl.constexpr(2**31 - 1)
+
+
+@triton.jit
+def _give(
+    hidden,
+    scaled,
+    squares,
+    norm,
+    made,
+    rows,
+    columns,
+    part,
+    PARTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """Writes some columns of what the next layer reads: as they are, times the norm's weight, and the sum of their squares."""
+    inside = (rows[:, None] < ROWS) & (columns[None] < WIDTH)
+    places = rows[:, None] * WIDTH + columns[None]
+    tl.store(hidden + places, made, mask=inside)
+    weight = tl.load(norm + columns, mask=columns < WIDTH, other=0.0)
+    tl.store(scaled + places, made * weight[None], mask=inside)
+    tl.store(squares + rows * PARTS + part, tl.sum(tl.where(inside, made * made, 0.0), 1), mask=rows < ROWS)
+
+
+@triton.jit
+def _scale(
+    squares, rows, eps, GIVEN: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr
+):
+    """One over the root of the mean square of each row, of which `GIVEN` parts were given; [rows, 1]."""
+    parts = tl.arange(0, PARTS)
+    inside = (rows[:, None] < ROWS) & (parts[None] < GIVEN)
+    found = tl.load(squares + rows[:, None] * PARTS + parts[None], mask=inside, other=0.0)
+    return tl.rsqrt(tl.sum(found, 1) / WIDTH + eps)[:, None]
+
+
+@triton.jit
+def _part(read, rows, columns, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Some columns of the rows that count."""
+    inside = (rows[:, None] < ROWS) & (columns[None] < WIDTH)
+    return tl.load(read + rows[:, None] * WIDTH + columns[None], mask=inside, other=0.0)
+
+
+@triton.jit
+def _times(part, matrix, outputs, columns, made, WIDTH: tl.constexpr, LAST: tl.constexpr):
+    """made += part · matrix[outputs, columns]ᵀ."""
+    inside = (columns[:, None] < WIDTH) & (outputs[None] < LAST)
+    weight = tl.load(matrix + outputs[None] * WIDTH + columns[:, None], mask=inside, other=0.0)
+    return tl.dot(part, weight, made, input_precision="ieee")
+
+
+@triton.jit
+def embed(
+    meta,
+    table,
+    hidden,
+    scaled,
+    squares,
+    norm,
+    grown,
+    WIDTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The embeddings of one token, times `grown` and rounded as the model rounds them."""
+    row = tl.program_id(0) + tl.arange(0, 1)
+    token = tl.load(meta + _IDS + tl.program_id(0))
+    columns = tl.arange(0, BLOCK)
+    read = tl.load(table + token * WIDTH + columns, mask=columns < WIDTH, other=0.0).to(tl.float32) * grown
+    read = read.to(table.dtype.element_ty).to(tl.float32)
+    _give(hidden, scaled, squares, norm, read[None], row, columns, 0, PARTS, ROWS, WIDTH)
+
+
+@triton.jit
+def queries_keys_values(
+    meta,
+    scaled,
+    squares,
+    matrix,
+    head_norms,
+    cosines,
+    sines,
+    queries,
+    keys,
+    values,
+    capacity,
+    eps,
+    WIDTH: tl.constexpr,
+    QUERIES: tl.constexpr,
+    SHARED: tl.constexpr,
+    HALF: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    HEAD_NORMS: tl.constexpr,
+    GIVEN: tl.constexpr,
+    PARTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Queries, keys or values of a tile of tokens, normed and rotated; keys and values go into the cache.
+
+    A program makes `COLUMNS` of the first half of one head and those of the second half that are rotated with them.
+    """
+    PIECES: tl.constexpr = HALF // COLUMNS
+    program = tl.program_id(0)
+    head = program // PIECES
+    rows = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    lower = program % PIECES * COLUMNS + tl.arange(0, COLUMNS)
+    outputs = head * 2 * HALF + lower
+    slots = tl.load(meta + _START) + rows
+    position = tl.load(meta + _POSITIONS + rows)
+    cosine = tl.load(cosines + position[:, None] * HALF + lower[None])
+    sine = tl.load(sines + position[:, None] * HALF + lower[None])
+    scale = _scale(squares, rows, eps, GIVEN, PARTS, ROWS, WIDTH)
+    low = tl.zeros((TILE, COLUMNS), tl.float32)
+    high = tl.zeros((TILE, COLUMNS), tl.float32)
+    for begin in range(0, WIDTH, BLOCK):
+        columns = begin + tl.arange(0, BLOCK)
+        part = _part(scaled, rows, columns, ROWS, WIDTH)
+        low = _times(part, matrix, outputs, columns, low, WIDTH, (QUERIES + 2 * SHARED) * 2 * HALF)
+        high = _times(part, matrix, outputs + HALF, columns, high, WIDTH, (QUERIES + 2 * SHARED) * 2 * HALF)
+    low *= scale
+    high *= scale
+    if head < QUERIES + SHARED:
+        if HEAD_NORMS:  # the head is whole
+            mean = (tl.sum(low * low, 1) + tl.sum(high * high, 1)) / (2 * HALF)
+            even = tl.rsqrt(mean + eps)[:, None]
+            weights = head_norms + tl.where(head < QUERIES, 0, 2 * HALF) + lower
+            low *= even * tl.load(weights)[None]
+            high *= even * tl.load(weights + HALF)[None]
+        turned = low * cosine - high * sine
+        high = high * cosine + low * sine
+        low = turned
+    if head < QUERIES:
+        asked = (rows * QUERIES + head)[:, None] * (2 * HALF) + lower[None]
+        tl.store(queries + asked, low)
+        tl.store(queries + asked + HALF, high)
+    elif head < QUERIES + SHARED:
+        places = ((head - QUERIES) * capacity + slots)[:, None] * (2 * HALF) + lower[None]
+        tl.store(keys + places, low)
+        tl.store(keys + places + HALF, high)
+    else:
+        places = ((head - QUERIES - SHARED) * capacity + slots)[:, None] * (2 * HALF) + lower[None]
+        tl.store(values + places, low)
+        tl.store(values + places + HALF, high)
+
+
+@triton.jit
+def attend(
+    meta,
+    queries,
+    keys,
+    values,
+    best_scores,
+    totals,
+    sums,
+    capacity,
+    scale,
+    window,
+    QUERIES: tl.constexpr,
+    SHARED: tl.constexpr,
+    SIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Attention of 16 queries that share keys and values to one block of slots, of which `merge` makes the whole
+    (Dao et al. 2023, *Flash-Decoding*).
+
+    `scale` counts in powers of two. A token sees what lies before its tree's root, within the window, and its kin.
+    """
+    GROUP: tl.constexpr = QUERIES // SHARED
+    shared = tl.program_id(0)
+    flat = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    block = tl.program_id(2)
+    end = tl.load(meta + _END)
+    if block * BLOCK < end:
+        rows = flat // GROUP
+        inside = rows < ROWS
+        asking = rows * QUERIES + shared * GROUP + flat % GROUP
+        columns = tl.arange(0, SIZE)
+        asked = tl.load(queries + asking[:, None] * SIZE + columns[None], mask=inside[:, None], other=0.0)
+        root = tl.load(meta + _ROOT)
+        kin = tl.load(meta + _KIN + rows, mask=inside, other=0)
+        position = tl.load(meta + _POSITIONS + rows, mask=inside, other=_FAR)
+        slots = block * BLOCK + tl.arange(0, BLOCK)
+        held = slots < end
+        lines = shared * capacity + slots
+        key = tl.load(keys + lines[None] * SIZE + columns[:, None], mask=held[None], other=0.0)
+        value = tl.load(values + lines[:, None] * SIZE + columns[None], mask=held[:, None], other=0.0)
+        scores = tl.dot(asked, key, input_precision="ieee") * scale
+        place = slots - root
+        bit = tl.minimum(tl.maximum(place, 0), _LAST_PLACE)
+        sees = (place[None] < 0) | (((kin[:, None] >> bit[None]) & 1) != 0)
+        sees = sees & held[None]
+        if WINDOWED:
+            sees = sees & (slots[None] > position[:, None] - window)
+        scores = tl.where(sees, scores, float("-inf"))
+        best = tl.max(scores, 1)
+        share = tl.exp2(scores - tl.where(best == float("-inf"), 0.0, best)[:, None])
+        found = tl.dot(share.to(value.dtype), value, input_precision="ieee")
+        tl.store(best_scores + asking * BLOCKS + block, best, mask=inside)
+        tl.store(totals + asking * BLOCKS + block, tl.sum(share, 1), mask=inside)
+        places = (asking * BLOCKS + block)[:, None] * SIZE + columns[None]
+        tl.store(sums + places, found, mask=inside[:, None])
+
+
+@triton.jit
+def merge(
+    meta, best_scores, totals, sums, attended, SIZE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr
+):
+    """What one query found in all blocks of slots, [size]."""
+    asking = tl.program_id(0)
+    blocks = tl.arange(0, BLOCKS)
+    columns = tl.arange(0, SIZE)
+    seen = blocks * BLOCK < tl.load(meta + _END)
+    best = tl.load(best_scores + asking * BLOCKS + blocks, mask=seen, other=float("-inf"))
+    total = tl.load(totals + asking * BLOCKS + blocks, mask=seen, other=0.0)
+    places = (asking * BLOCKS + blocks)[:, None] * SIZE + columns[None]
+    found = tl.load(sums + places, mask=seen[:, None], other=0.0)
+    share = tl.exp2(best - tl.max(best, 0))
+    found = tl.sum(found * share[:, None], 0) / tl.sum(total * share, 0)
+    tl.store(attended + asking * SIZE + columns, found)
+
+
+@triton.jit
+def project(
+    read,
+    matrix,
+    hidden,
+    scaled,
+    squares,
+    norm,
+    fed,
+    copy,
+    copy_stride,
+    WIDTH: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ADDS: tl.constexpr,
+    COPIES: tl.constexpr,
+    PARTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """With ADDS hidden += read · matrixᵀ, kept in `copy` as well with COPIES; otherwise the product alone is `fed`."""
+    rows = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    outputs = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    made = tl.zeros((TILE, COLUMNS), tl.float32)
+    if ADDS:
+        made = _part(hidden, rows, outputs, ROWS, OUTPUTS)
+    for begin in range(0, WIDTH, BLOCK):
+        columns = begin + tl.arange(0, BLOCK)
+        made = _times(_part(read, rows, columns, ROWS, WIDTH), matrix, outputs, columns, made, WIDTH, OUTPUTS)
+    inside = (rows[:, None] < ROWS) & (outputs[None] < OUTPUTS)
+    if ADDS:
+        _give(hidden, scaled, squares, norm, made, rows, outputs, tl.program_id(0), PARTS, ROWS, OUTPUTS)
+        if COPIES:
+            tl.store(copy + rows[:, None] * copy_stride + outputs[None], made, mask=inside)
+    else:
+        tl.store(fed + rows[:, None] * OUTPUTS + outputs[None], made, mask=inside)
+
+
+@triton.jit
+def add_normed(
+    fed,
+    fed_norm,
+    hidden,
+    scaled,
+    squares,
+    norm,
+    copy,
+    copy_stride,
+    eps,
+    WIDTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    COPIES: tl.constexpr,
+):
+    """hidden += norm(fed), of one token; kept in `copy` as well with COPIES."""
+    row = tl.program_id(0)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < WIDTH
+    read = tl.load(fed + row * WIDTH + columns, mask=inside, other=0.0)
+    read *= tl.rsqrt(tl.sum(read * read, 0) / WIDTH + eps)
+    read *= tl.load(fed_norm + columns, mask=inside, other=0.0)
+    made = tl.load(hidden + row * WIDTH + columns, mask=inside, other=0.0) + read
+    _give(hidden, scaled, squares, norm, made[None], row + tl.arange(0, 1), columns, 0, PARTS, ROWS, WIDTH)
+    if COPIES:
+        tl.store(copy + row * copy_stride + columns, made, mask=inside)
+
+
+@triton.jit
+def feed_forward_inputs(
+    scaled,
+    squares,
+    matrix,
+    channels,
+    eps,
+    WIDTH: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GELU: tl.constexpr,
+    GIVEN: tl.constexpr,
+    PARTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """channels = activation(gate · norm(hidden)) · (up · norm(hidden))."""
+    rows = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    outputs = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    scale = _scale(squares, rows, eps, GIVEN, PARTS, ROWS, WIDTH)
+    gate = tl.zeros((TILE, COLUMNS), tl.float32)
+    up = tl.zeros((TILE, COLUMNS), tl.float32)
+    for begin in range(0, WIDTH, BLOCK):
+        columns = begin + tl.arange(0, BLOCK)
+        part = _part(scaled, rows, columns, ROWS, WIDTH)
+        gate = _times(part, matrix, outputs, columns, gate, WIDTH, CHANNELS)
+        up = _times(part, matrix + CHANNELS * WIDTH, outputs, columns, up, WIDTH, CHANNELS)
+    gate *= scale
+    up *= scale
+    if GELU:  # tanh(y) = 2 · sigmoid(2y) - 1
+        gate *= tl.sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate))
+    else:
+        gate *= tl.sigmoid(gate)
+    inside = (rows[:, None] < ROWS) & (outputs[None] < CHANNELS)
+    tl.store(channels + rows[:, None] * CHANNELS + outputs[None], gate * up, mask=inside)
+
+
+@triton.jit
+def head(
+    scaled,
+    squares,
+    matrix,
+    logits,
+    best_values,
+    best_places,
+    eps,
+    WIDTH: tl.constexpr,
+    VOCABULARY: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PIECES: tl.constexpr,
+    GIVEN: tl.constexpr,
+    PARTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Logits of some of the vocabulary, and their best."""
+    rows = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    outputs = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    scale = _scale(squares, rows, eps, GIVEN, PARTS, ROWS, WIDTH)
+    made = tl.zeros((TILE, COLUMNS), tl.float32)
+    for begin in range(0, WIDTH, BLOCK):
+        columns = begin + tl.arange(0, BLOCK)
+        made = _times(
+            _part(scaled, rows, columns, ROWS, WIDTH), matrix, outputs, columns, made, WIDTH, VOCABULARY
+        )
+    made *= scale
+    inside = (rows[:, None] < ROWS) & (outputs[None] < VOCABULARY)
+    tl.store(logits + rows[:, None] * VOCABULARY + outputs[None], made, mask=inside)
+    made = tl.where(outputs[None] < VOCABULARY, made, float("-inf"))
+    best = tl.max(made, 1)
+    place = tl.min(tl.where(made == best[:, None], outputs[None], _FAR), 1)
+    tl.store(best_values + rows * PIECES + tl.program_id(0), best, mask=rows < ROWS)
+    tl.store(best_places + rows * PIECES + tl.program_id(0), place, mask=rows < ROWS)
+
+
+@triton.jit
+def tell(
+    hidden,
+    squares,
+    norm,
+    states,
+    stride,
+    eps,
+    WIDTH: tl.constexpr,
+    GIVEN: tl.constexpr,
+    PARTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """States of one token after the final norm."""
+    row = tl.program_id(0) + tl.arange(0, 1)
+    columns = tl.arange(0, BLOCK)
+    inside = columns[None] < WIDTH
+    read = tl.load(hidden + row[:, None] * WIDTH + columns[None], mask=inside, other=0.0)
+    read *= _scale(squares, row, eps, GIVEN, PARTS, ROWS, WIDTH)
+    read *= tl.load(norm + columns, mask=columns < WIDTH, other=0.0)[None]
+    tl.store(states + row[:, None] * stride + columns[None], read, mask=inside)
+
+
+@triton.jit
+def choose(
+    best_values,
+    best_places,
+    token_ids,
+    choices,
+    PIECES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TRIMMED: tl.constexpr,
+):
+    """The most likely token of each row; of equally likely ones the first."""
+    row = tl.program_id(0)
+    parts = tl.arange(0, BLOCK)
+    inside = parts < PIECES
+    values = tl.load(best_values + row * PIECES + parts, mask=inside, other=float("-inf"))
+    places = tl.load(best_places + row * PIECES + parts, mask=inside, other=_FAR)
+    best = tl.max(values, 0)
+    place = tl.min(tl.where(values == best, places, _FAR), 0)
+    if TRIMMED:
+        tl.store(choices + row, tl.load(token_ids + place))
+    else:
+        tl.store(choices + row, place.to(tl.int64))
+
+
+@triton.jit
+def go_on(
+    meta,
+    choices,
+    proposed,
+    states,
+    states_stride,
+    offered,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    FEATURES: tl.constexpr,
+):
+    """Puts what was chosen last in place of the next token, and its state in place of the feature read with it."""
+    row = tl.load(meta + _ROW)
+    token = tl.load(choices + row)
+    end = tl.load(meta + _END)
+    step = tl.load(meta + _STEP)
+    if FEATURES:
+        columns = tl.arange(0, BLOCK)
+        inside = columns < WIDTH
+        state = tl.load(states + row * states_stride + columns, mask=inside)
+        tl.store(offered + columns, state, mask=inside)
+    tl.store(proposed + step, token)
+    tl.store(meta + _START, end)
+    tl.store(meta + _ROOT, end)
+    tl.store(meta + _END, end + 1)
+    tl.store(meta + _ROW, end * 0)
+    tl.store(meta + _STEP, step + 1)
+    tl.store(meta + _IDS, token)
+    tl.store(meta + _POSITIONS, end)
+    tl.store(meta + _KIN, end * 0 + 1)
+
+
+@triton.jit
+def note(meta, choices, proposed):
+    """Notes what was chosen last, and goes on with nothing."""
+    tl.store(proposed + tl.load(meta + _STEP), tl.load(choices + tl.load(meta + _ROW)))
+
+
+@triton.jit
+def judge(meta, choices, draft_meta, report, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    """Accepts proposed tokens as long as each is the target's most likely one, and says where both models go on.
+
+    `meta` holds the context's last token and up to COUNT proposed ones, `choices` what the target would say after each.
+    Those that agree and the choice behind them are the next tokens. The draft shall read them next, behind the context that it
+    holds, and the target the last of them and what the draft will have proposed.
+
+    `report` receives how many were accepted, how many there were, the choices, and what was proposed.
+    """
+    places = tl.arange(0, BLOCK)
+    chosen = tl.load(choices + places, mask=places <= COUNT, other=0)
+    proposed = tl.load(meta + _IDS + 1 + places, mask=places < COUNT, other=-1)
+    start = tl.load(meta + _START)
+    offered = tl.load(meta + _OFFERED).to(tl.int32)
+    wrong = (chosen != proposed) & (places < offered)
+    accepted = tl.min(tl.where(wrong, places, offered), 0)
+    last = tl.sum(tl.where(places == accepted, chosen, 0), 0)
+    following = start + accepted + 1
+    tl.store(report, accepted.to(tl.int64))
+    tl.store(report + 1, offered.to(tl.int64))
+    tl.store(report + 2 + places, chosen, mask=places <= COUNT)
+    tl.store(report + 3 + COUNT + places, proposed, mask=places < COUNT)
+    tl.store(draft_meta + _START, start + 1)
+    tl.store(draft_meta + _ROOT, start + 1)
+    tl.store(draft_meta + _END, following + 1)
+    tl.store(draft_meta + _ROW, accepted.to(tl.int64))
+    tl.store(draft_meta + _STEP, start * 0)
+    tl.store(draft_meta + _IDS + places, chosen, mask=places <= COUNT)
+    tl.store(draft_meta + _POSITIONS + places, start + 1 + places, mask=places <= COUNT)
+    tl.store(meta + _START, following)
+    tl.store(meta + _ROOT, following)
+    tl.store(meta + _END, following + COUNT + 1)
+    tl.store(meta + _IDS, last)
+    tl.store(meta + _POSITIONS + places, following + places, mask=places <= COUNT)
+
+
+@triton.jit
+def deliver(meta, proposed, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    """What was proposed becomes what the target reads behind the context's last token."""
+    places = tl.arange(0, BLOCK)
+    inside = places < COUNT
+    tl.store(meta + _IDS + 1 + places, tl.load(proposed + places, mask=inside), mask=inside)
+    tl.store(meta + _OFFERED, COUNT)
+
+
+@triton.jit
+def fuse(
+    meta,
+    table,
+    grown,
+    offered,
+    matrix,
+    hidden,
+    scaled,
+    squares,
+    norm,
+    WIDTH: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PARTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """What the first layer of a draft reads that reads features: matrix · [rms(embedding), rms(feature)]."""
+    rows = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    outputs = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    tokens = tl.load(meta + _IDS + rows)
+    of_token = tl.zeros((TILE, COLUMNS), tl.float32)
+    of_feature = tl.zeros((TILE, COLUMNS), tl.float32)
+    token_squares = tl.zeros((TILE,), tl.float32)
+    feature_squares = tl.zeros((TILE,), tl.float32)
+    chosen = outputs < WIDTH
+    for begin in range(0, WIDTH, BLOCK):
+        columns = begin + tl.arange(0, BLOCK)
+        within = columns < WIDTH
+        part = tl.load(table + tokens[:, None] * WIDTH + columns[None], mask=within[None], other=0.0)
+        part = (part.to(tl.float32) * grown).to(table.dtype.element_ty)
+        token_squares += tl.sum(part.to(tl.float32) * part.to(tl.float32), 1)
+        inside = within[:, None] & chosen[None]
+        lines = matrix + outputs[None] * (2 * WIDTH) + columns[:, None]
+        of_token = tl.dot(part, tl.load(lines, mask=inside, other=0.0), of_token, input_precision="ieee")
+        part = tl.load(offered + rows[:, None] * WIDTH + columns[None], mask=within[None], other=0.0)
+        feature_squares += tl.sum(part.to(tl.float32) * part.to(tl.float32), 1)
+        weight = tl.load(lines + WIDTH, mask=inside, other=0.0)
+        of_feature = tl.dot(part, weight, of_feature, input_precision="ieee")
+    made = of_token * tl.rsqrt(token_squares / WIDTH + 1e-6)[:, None]
+    made += of_feature * tl.rsqrt(feature_squares / WIDTH + 1e-6)[:, None]
+    _give(hidden, scaled, squares, norm, made, rows, outputs, tl.program_id(0), PARTS, ROWS, WIDTH)
+
+
+@triton.jit
+def reduce(
+    states,
+    matrix,
+    reduced,
+    WIDTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """The target's states as one feature each: matrix · [rms(part) of each layer]."""
+    rows = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    outputs = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    chosen = outputs < WIDTH
+    made = tl.zeros((TILE, COLUMNS), tl.float32)
+    for part in range(PARTS):
+        squares = tl.zeros((TILE,), tl.float32)
+        of_part = tl.zeros((TILE, COLUMNS), tl.float32)
+        for begin in range(0, WIDTH, BLOCK):
+            columns = begin + tl.arange(0, BLOCK)
+            within = columns < WIDTH
+            places = rows[:, None] * (PARTS * WIDTH) + part * WIDTH + columns[None]
+            read = tl.load(states + places, mask=within[None], other=0.0)
+            squares += tl.sum(read.to(tl.float32) * read.to(tl.float32), 1)
+            lines = matrix + outputs[None] * (PARTS * WIDTH) + part * WIDTH + columns[:, None]
+            weight = tl.load(lines, mask=within[:, None] & chosen[None], other=0.0)
+            of_part = tl.dot(read, weight, of_part, input_precision="ieee")
+        made += of_part * tl.rsqrt(squares / WIDTH + 1e-6)[:, None]
+    tl.store(reduced + rows[:, None] * WIDTH + outputs[None], made, mask=chosen[None])

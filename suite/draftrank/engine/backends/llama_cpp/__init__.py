@@ -1,0 +1,1 @@
+"""Forwards by llama.cpp."""

@@ -1,0 +1,250 @@
+"""Compares a runtime with the forward of its model as transformers has it, before anything is measured with it.
+
+The runtime has a cache, attention and kernels of its own, and each of them can leave out what an architecture does:
+attention sinks, softcapping, sliding windows, biases. The reference is the model called on the whole text, with the
+attention that transformers chooses for it and without a cache.
+
+The check is as sharp as rounding lets it be. Torch's dynamic int8 rounds by the largest activation of a whole forward, which
+makes logits of one text depend on how it is divided; for such a model only failures, not-a-numbers and lost tokens of a
+trimmed head are found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol, cast
+from weakref import WeakSet
+
+import torch
+from torch.ao.nn.quantized.dynamic import Linear as DynamicInt8Linear
+
+from draftrank.engine.backends.transformers.attention import library_attention
+from draftrank.engine.token_tree import TokenTree
+from draftrank.errors import DraftrankError, UnsupportedModelError
+from draftrank.models.architecture import Architecture
+from draftrank.models.forms import FEATURES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+    from draftrank.engine.runtime import Runtime, TreeRuntime
+
+    class ModelRuntime(Runtime, TreeRuntime, Protocol):
+        """A runtime of a model that torch holds."""
+
+        model: PreTrainedModel
+
+
+MAX_DIFFERENCE = 1e-3
+"""Largest difference that is rounding in every dtype, as a share of the logits' standard deviation. In fp32 the engine
+differs from transformers by 1e-6 to 1e-5."""
+MAX_ROUNDING = 4.0
+"""Largest difference that is rounding, in multiples of how far the model's own logits move when its embeddings move by one
+step of their dtype. That replaces every later rounding by another one, as other kernels do, so the two are of one size:
+SmolLM2-135M differs 0.2 to 1.2 times as far in bf16 and fp16 on a CPU, Gemma 3 270M in bf16 less. Gemma 3 without its
+windows differs 14 times as far, and a random gpt_oss without its sinks 8 to 30 times."""
+MAX_PROMPT = {"cpu": 1280, "cuda": 10_240}
+"""Longest text that is read to see a sliding window slide, in tokens; a window that needs more is not checked."""
+_PROMPT = 80
+"""Tokens where no window asks for more: more than a short forward's."""
+_MORE = 16
+"""Tokens behind the prompt, at most."""
+_FIRST = 4
+"""Tokens that are read first."""
+_TREE = TokenTree.behind((-1, -1, 0, 1))
+"""Two branches of two tokens behind the root."""
+_READ_TREES: WeakSet[Runtime] = WeakSet()
+"""Runtimes that have passed `check_trees`."""
+
+
+def check_forward(runtime: Runtime) -> None:
+    """Reads a prompt in two pieces, one token, three tokens that are taken back, and five tokens; compares the logits.
+
+    What the runtime holds is dropped. One that holds less than 21 tokens is not checked, nor is one without a model of
+    torch: llama.cpp's models have no other forward.
+
+    Raises:
+        UnsupportedModelError: the logits differ by more than rounding, or the model cannot be run.
+    """
+
+    def read(checked: ModelRuntime, text: _Text) -> list[Tensor]:
+        prompt = text.length
+        # The first tokens have little to look at, so sinks and biases weigh most there.
+        first = text.feed(checked, range(_FIRST))
+        rows = [text.feed(checked, range(_FIRST, prompt), keep=1), text.feed(checked, [prompt])]
+        text.feed(checked, range(prompt + 6, prompt + 9))
+        checked.forget(3)
+        return [first, torch.cat([*rows, text.feed(checked, range(prompt + 1, prompt + 6))])]
+
+    def own(model: PreTrainedModel, text: _Text) -> list[Tensor]:
+        prompt = text.length
+        wanted = [*range(_FIRST), *range(prompt - 1, prompt + 6)]
+        logits = text.own_logits(model, [range(prompt + 6)], wanted)[0]
+        return [logits[:_FIRST], logits[_FIRST:]]
+
+    _compare(runtime, read, own, "")
+
+
+def check_trees(runtime: Runtime) -> None:
+    """The same of a tree behind a prompt, and of a token behind one of its branches; once for each runtime."""
+    if runtime in _READ_TREES:
+        return
+
+    def read(checked: ModelRuntime, text: _Text) -> list[Tensor]:
+        prompt = text.length
+        before = text.feed(checked, range(prompt), keep=1)
+        places = range(prompt, prompt + len(_TREE.parents))
+        text.offer(checked, places)
+        rows = checked.feed_tree(text.tokens_at(places), _TREE).float().clone()
+        checked.keep_path(prompt, (0, 2, 4))
+        return [torch.cat([before, rows, text.feed(checked, [places.stop])])]
+
+    def own(model: PreTrainedModel, text: _Text) -> list[Tensor]:
+        prompt = text.length
+        root, a, b, behind_a, behind_b, last = range(prompt, prompt + 6)
+        both = [[*range(prompt), root, a, behind_a, last], [*range(prompt), root, b, behind_b, last]]
+        one, other = text.own_logits(model, both, range(prompt - 1, prompt + 4))
+        return [torch.stack([one[0], one[1], one[2], other[2], one[3], other[3], other[4]])]
+
+    _compare(
+        runtime,
+        read,
+        own,
+        " when it reads a tree of tokens: leave branch_above_probability out of the recipe",
+    )
+    _READ_TREES.add(runtime)
+
+
+class _Text:
+    """Random tokens, and hidden states beside them for a model that reads these."""
+
+    def __init__(self, runtime: ModelRuntime) -> None:
+        config = runtime.model.config.get_text_config()
+        windows = [
+            getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size")
+        ]
+        device = next(iter(runtime.model.parameters())).device
+        # What lies before the window need not be much: trained models look at their first token above all.
+        wanted = [window + max(16, window // 16) for window in windows if isinstance(window, int)]
+        fitting = [length for length in wanted if length <= MAX_PROMPT[device.type]]
+        self.length = min(max([_PROMPT, *fitting]), runtime.context_window - _MORE)
+        """Of the prompt."""
+        chance = torch.Generator().manual_seed(0)
+        count = max(self.length, 0) + _MORE
+        self._tokens = torch.randint(runtime.vocabulary_size, (count,), generator=chance)
+        self._device = device
+        self._features: Tensor | None = None
+        if hasattr(runtime.model, FEATURES):
+            states = torch.randn(count, int(config.hidden_size), generator=chance)
+            self._features = states.to(device, runtime.model.dtype)
+
+    def tokens_at(self, places: Sequence[int]) -> list[int]:
+        found: list[int] = self._tokens[list(places)].tolist()
+        return found
+
+    def offer(self, runtime: Any, places: Sequence[int]) -> None:
+        if self._features is not None:
+            runtime.offer(self._features[list(places)])
+
+    def feed(self, runtime: ModelRuntime, places: Sequence[int], keep: int | None = None) -> Tensor:
+        """Logits of a feed, fp32 [keep, vocabulary]."""
+        self.offer(runtime, places)
+        return runtime.feed(self.tokens_at(places), keep).float().clone()
+
+    def own_logits(
+        self, model: PreTrainedModel, texts: Sequence[Sequence[int]], wanted: Sequence[int]
+    ) -> Tensor:
+        """Logits by the model's own forward, fp32 [texts, wanted, vocabulary], after some tokens of equally long texts, each
+        given by places."""
+        rows = torch.tensor(wanted, device=self._device)
+        places = torch.tensor([list(text) for text in texts])
+        ids = self._tokens[places].to(self._device)
+        with library_attention(model):
+            if self._features is None:
+                logits: Tensor = model(ids, use_cache=False, logits_to_keep=rows).logits
+            else:
+                shape = Architecture.of(model)
+                hidden = shape.hidden_states(model, ids, self._features[places.to(self._device)])
+                logits = shape.logits(model, hidden[:, rows])
+        return logits.float()
+
+
+@torch.inference_mode()
+def _compare(
+    unchecked: Runtime,
+    read: Callable[[ModelRuntime, _Text], list[Tensor]],
+    own: Callable[[PreTrainedModel, _Text], list[Tensor]],
+    where: str,
+) -> None:
+    if not hasattr(unchecked, "model"):
+        return
+    runtime = cast("ModelRuntime", unchecked)
+    text, model = _Text(runtime), runtime.model
+    if text.length <= _FIRST:
+        return
+    name = f"the model {model.name_or_path or 'without a name'} ({model.config.model_type})"
+    try:
+        runtime.reset()
+        found, expected = read(runtime, text), own(model, text)
+        runtime.reset()
+        differences = [_distance(*both) for both in zip(found, expected, strict=True)]
+        allowed = [MAX_DIFFERENCE] * len(found)
+        if not _within(differences, allowed):
+            with _embeddings_moved_by_a_step(model):
+                moved = own(model, text)
+            allowed = [
+                max(MAX_DIFFERENCE, MAX_ROUNDING * _distance(*both))
+                for both in zip(moved, expected, strict=True)
+            ]
+    except DraftrankError:
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{name} cannot be run by the engine{where}: {type(error).__name__}: {error}"
+        ) from error
+    if not _within(differences, allowed):
+        worst, most = max(zip(differences, allowed, strict=True), key=lambda one: one[0] / one[1])
+        raise UnsupportedModelError(
+            f"{name} is not computed by {runtime.name} as transformers computes it{where or ': use another model or backend'}"
+            f" (the logits differ by {worst:.2g} of their standard deviation, where rounding explains {most:.2g})"
+        )
+
+
+def _within(differences: Sequence[float], allowed: Sequence[float]) -> bool:
+    """Whether every difference is allowed; one that is not a number is not."""
+    return all(one <= most for one, most in zip(differences, allowed, strict=True))
+
+
+def _distance(found: Tensor, expected: Tensor) -> float:
+    """Root mean square of the differences of logits [rows, vocabulary], each in standard deviations of its row; tokens that
+    a trimmed head does not know must be the same."""
+    known = expected.isfinite()
+    found = found[:, : expected.shape[-1]]
+    if not torch.equal(found.isfinite(), known):
+        return float("inf")
+    expected = expected.masked_fill(~known, float("nan"))
+    spread = (expected - expected.nanmean(-1, keepdim=True)).square().nanmean(-1, keepdim=True)
+    return float(((found - expected).square() / spread).nanmean().sqrt())
+
+
+@contextmanager
+def _embeddings_moved_by_a_step(model: PreTrainedModel) -> Iterator[None]:
+    """Moves what the first layer reads by up to one rounding step, at random."""
+    # Products in int8 round activations to 127 steps, whatever dtype these have.
+    int8 = any(isinstance(module, DynamicInt8Linear) for module in model.modules())
+
+    def move(_module: nn.Module, _inputs: object, embedded: Tensor) -> Tensor:
+        step = 1 / 127 if int8 else torch.finfo(embedded.dtype).eps
+        chance = torch.Generator(embedded.device).manual_seed(0)
+        moves = torch.rand(embedded.shape, generator=chance, device=embedded.device) * 2 - 1
+        return (embedded * (1 + step * moves)).to(embedded.dtype)
+
+    hook = model.get_input_embeddings().register_forward_hook(move)
+    try:
+        yield
+    finally:
+        hook.remove()

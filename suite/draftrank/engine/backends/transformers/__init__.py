@@ -1,0 +1,1 @@
+"""Forwards by transformers, with a KV cache that rolls back."""

@@ -1,0 +1,142 @@
+"""Copy where there is something to copy, and ask a draft model where not.
+
+Copying costs nothing and is often right where the text repeats; a model is right more often elsewhere. Source: the
+vertical cascade of Cascade Speculative Drafting (Chen et al. 2023, arXiv:2312.11462), with n-grams of the context as
+the cheaper of two drafts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from draftrank.catalog.use import Use
+from draftrank.engine.proposer import Proposal, ProposerContext
+from draftrank.engine.proposers.draft_model import BuiltDraft, ModelProposer
+from draftrank.engine.proposers.eagle import EagleProposer
+from draftrank.engine.proposers.ngram import NgramDraft, NgramProposer, TokensPerMatch, trust_in_words
+from draftrank.engine.proposers.suffix import DEFAULT_TRUST, MinProbability, SuffixDraft, SuffixProposer
+
+if TYPE_CHECKING:
+    from draftrank.engine.backends.cuda_graphs.steps import DeviceSteps
+    from draftrank.engine.runtime import Runtime
+    from draftrank.engine.sampling import Sampler
+
+
+class CascadeDraft(BuiltDraft):
+    """N-grams of the context first, a model made by steps where none is found."""
+
+    technique: ClassVar[str] = "cascade"
+
+    kind: Literal["cascade"]
+    max_ngram: Annotated[int, Field(ge=1, le=16)] = 4
+    """Longest run of last tokens that is looked up."""
+    min_ngram: Annotated[int, Field(ge=1, le=16)] = 2
+    """Shortest run that is still looked up; shorter ones are left to the model."""
+    tokens_per_match: TokensPerMatch = None
+    """Most tokens copied for each token that matches, counted as far back as the two places agree; absent: as many
+    as asked for."""
+    min_probability: MinProbability | None = None
+    """Earlier places vote as in `suffix` drafts, and copying ends where fewer than this share agree; absent: the most
+    recent place is copied."""
+
+    max_model_tokens: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Most tokens that the model proposes in one step, where copying may propose more; absent: as many as asked for."""
+
+    @model_validator(mode="after")
+    def _runs_ordered(self) -> Self:
+        if self.min_ngram > self.max_ngram:
+            raise ValueError("min_ngram is larger than max_ngram (fix: swap them)")
+        return self
+
+    @property
+    def techniques(self) -> tuple[str, ...]:
+        """See `DraftBase.techniques`."""
+        return (*super().techniques, (NgramDraft if self.min_probability is None else SuffixDraft).technique)
+
+    def sentence(self) -> str:
+        """See `DraftBase.sentence`."""
+        followed = "followed" if self.min_probability is None else "most often followed"
+        agreeing = (
+            "" if self.min_probability is None else f", while {self.min_probability:.0%} of the places agree"
+        )
+        few = self.max_model_tokens
+        for_few = "" if few is None else f" for at most {few} token{'s' if few > 1 else ''}"
+        return (
+            f"copy what {followed} the last {self.max_ngram} to {self.min_ngram} tokens earlier in the context"
+            f"{trust_in_words(self.tokens_per_match)}{agreeing}; where nothing is found, ask a model"
+            f"{for_few}, made {super().sentence()}"
+        )
+
+    def uses(self, model: str, folder: str, k: int) -> tuple[Use, ...]:
+        """See `DraftBase.uses`."""
+        reason = "it takes n-grams or a draft model, not both; the model alone can be exported"
+        return tuple(
+            Use(program, "sh", None, reason) for program in ("transformers", "vLLM", "SGLang", "llama.cpp")
+        )
+
+    def open(self, context: ProposerContext) -> CascadeProposer:
+        """See `DraftBase.open`."""
+        return CascadeProposer(self._copying(), self.open_model(context), self.max_model_tokens)
+
+    def _copying(self) -> NgramProposer | SuffixProposer:
+        if self.min_probability is None:
+            return NgramProposer(self.min_ngram, self.max_ngram, self.tokens_per_match)
+        trust = DEFAULT_TRUST if self.tokens_per_match is None else self.tokens_per_match
+        return SuffixProposer(self.min_ngram, self.max_ngram, trust, self.min_probability)
+
+
+class CascadeProposer:
+    """Asks the first proposer, and the model where the first has nothing to say."""
+
+    def __init__(
+        self,
+        first: NgramProposer | SuffixProposer,
+        model: ModelProposer | EagleProposer,
+        max_model_tokens: int | None = None,
+    ) -> None:
+        """Puts the two together.
+
+        Args:
+            first: is asked first.
+            model: is asked where the first has nothing.
+            max_model_tokens: most tokens that the model is asked for; None: as many as the step may verify.
+        """
+        self._first = first
+        self._model = model
+        self._most = max_model_tokens
+        self._asked_model = False
+
+    def begin(self, prompt: Sequence[int], sampler: Sampler, reserve: int) -> None:
+        """See `Proposer.begin`."""
+        self._first.begin(prompt, sampler, reserve)
+        self._model.begin(prompt, sampler, reserve)
+
+    def propose(self, context: Sequence[int], count: int) -> Proposal:
+        """See `Proposer.propose`."""
+        copied = self._first.propose(context, count)
+        self._asked_model = not copied.tokens
+        if not self._asked_model:
+            return copied
+        return self._model.propose(context, count if self._most is None else min(count, self._most))
+
+    def settle(self, accepted: Sequence[int]) -> None:
+        """See `Proposer.settle`."""
+        if self._asked_model:
+            self._model.settle(accepted)
+        else:
+            self.watch(accepted)
+
+    def watch(self, accepted: Sequence[int]) -> None:
+        """See `Proposer.watch`."""
+        self._model.watch(accepted)
+
+    def device_steps(self, target: Runtime, sampler: Sampler, count: int) -> DeviceSteps | None:
+        """See `SteppingProposer.device_steps`; the model proposes while the host looks for something to copy."""
+        return self._model.device_steps(target, sampler, count, self._most, self._first.propose)
+
+    def runtime(self) -> Runtime:
+        """See `Proposer.runtime`."""
+        return self._model.runtime()

@@ -1,0 +1,97 @@
+"""A draft that reads the target's hidden states.
+
+Source: EAGLE (Li et al. 2024, arXiv:2401.15077), with a chain of tokens. A token is read with the target's state
+before it; for tokens that the target has not seen the draft's own state stands in, and what it remembers of them is
+replaced once the target has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from draftrank.engine.proposer import Proposal
+from draftrank.engine.proposers.drafting import PLAIN, Drafting, SteppingModel, draft_tokens
+from draftrank.errors import IncompatibleDraftError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from draftrank.engine.backends.opening import Features
+    from draftrank.engine.runtime import HiddenStateRuntime, Runtime
+    from draftrank.engine.sampling import Sampler
+
+
+class EagleProposer(SteppingModel):
+    """Decodes up to k tokens with the draft, one forward each."""
+
+    def __init__(self, target: HiddenStateRuntime, draft: Features, drafting: Drafting = PLAIN) -> None:
+        super().__init__(drafting)
+        target.keep_hidden_states(draft.layers)
+        self._target = target
+        self._draft = draft
+        self._sampler: Sampler | None = None
+        self._features: Tensor | None = None
+        self._known = 0
+        """How many tokens of the context have their features: all of them, whenever something is proposed."""
+
+    def begin(self, prompt: Sequence[int], sampler: Sampler, reserve: int) -> None:
+        """See `Proposer.begin`; the target has just read the prompt.
+
+        Raises:
+            IncompatibleDraftError: the target's states are of another width than the draft reads.
+        """
+        told = self._target.hidden_states(self._draft.layers).shape[-1]
+        wanted = (len(self._draft.layers) + 1) * int(self._draft.model.config.get_text_config().hidden_size)
+        if told != wanted:
+            raise IncompatibleDraftError(
+                f"the draft reads hidden states of {wanted} numbers, and the target's have {told}: use a draft that was "
+                "made for this target"
+            )
+        self._sampler, self._features = sampler, None
+        self._draft.reset()
+        if not self._readable(len(prompt) + 1, 1):
+            return
+        read = self._read(1)
+        self._features = read.new_zeros((reserve + 1, read.shape[-1]))
+        self._known = 1  # nothing stands before the first token
+        self._learn(len(prompt))
+        self._draft.reserve(min(reserve, self._draft.context_window))
+        self._draft.offer(self._features[: len(prompt)])
+        self._draft.feed(prompt, keep=1)
+
+    def propose(self, context: Sequence[int], count: int) -> Proposal:
+        """See `Proposer.propose`."""
+        assert self._sampler is not None
+        count = self._readable(len(context), count)
+        if not count:
+            self._features = None
+            return Proposal([])
+        assert self._features is not None
+        held = self._draft.length
+        self._draft.offer(self._features[held : len(context)])
+        proposal = draft_tokens(self._draft, self._sampler, context[held:], count, self._drafting)
+        self._draft.forget(self._draft.length - len(context))
+        return proposal
+
+    def settle(self, accepted: Sequence[int]) -> None:
+        """See `Proposer.settle`; the target has just verified."""
+        self._learn(len(accepted) + 1)
+
+    def watch(self, accepted: Sequence[int]) -> None:
+        """See `Proposer.watch`."""
+        self._learn(len(accepted) + 1)
+
+    def runtime(self) -> Runtime:
+        """See `Proposer.runtime`."""
+        return self._draft
+
+    def _learn(self, count: int) -> None:
+        if self._features is None:  # the text has outgrown the draft's window
+            return
+        self._features[self._known : self._known + count] = self._read(count)
+        self._known += count
+
+    def _read(self, count: int) -> Tensor:
+        """The target's states of the first tokens of its last feed as one each: [count, hidden]."""
+        return self._draft.reduced(self._target.hidden_states(self._draft.layers)[:count])

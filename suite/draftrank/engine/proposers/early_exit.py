@@ -1,0 +1,93 @@
+"""The target's own first layers and head as the draft.
+
+Source: draft and verify by skipping layers (Zhang et al. 2023, arXiv:2309.08168) and early exit
+(LayerSkip, Elhoushi et al. 2024, arXiv:2404.16710). No weights of its own and no second cache: the
+draft reads and writes the cache of the layers it shares, and takes its tokens back before the target
+verifies them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from draftrank.catalog.draft import DraftBase
+from draftrank.catalog.use import Use
+from draftrank.engine.proposer import Proposal, ProposerContext
+from draftrank.engine.proposers.drafting import PLAIN, Drafting, draft_tokens, drafting_of
+from draftrank.engine.runtime import LayeredRuntime
+from draftrank.errors import IncompatibleDraftError
+
+if TYPE_CHECKING:
+    from draftrank.engine.runtime import Runtime
+    from draftrank.engine.sampling import Sampler
+
+
+class EarlyExitDraft(DraftBase):
+    """Works well only for targets trained to be exited early; costs no memory."""
+
+    technique: ClassVar[str] = "early exit"
+    has_confidence: ClassVar[bool] = True
+    branches: ClassVar[bool] = True
+
+    kind: Literal["early_exit"]
+    layers: Annotated[int, Field(ge=1, le=10_000)]
+    """How many of the target's first layers propose."""
+
+    def sentence(self) -> str:
+        """See `DraftBase.sentence`."""
+        return f"the target's own first {self.layers} layers with its head"
+
+    def uses(self, model: str, folder: str, k: int) -> tuple[Use, ...]:
+        """See `DraftBase.uses`."""
+        generate = f"target.generate(**inputs, assistant_early_exit={self.layers})"
+        reason = "it has no way to let some of the target's layers propose for all of them"
+        others = (Use(program, "sh", None, reason) for program in ("vLLM", "SGLang", "llama.cpp"))
+        return (Use("transformers", "python", generate, None), *others)
+
+    def open(self, context: ProposerContext) -> EarlyExitProposer:
+        """See `DraftBase.open`."""
+        from draftrank.engine.backends.own_forward import check_forward, check_trees
+
+        if not isinstance(context.target, LayeredRuntime):
+            raise IncompatibleDraftError(
+                f"the runtime {context.target.name} cannot run a model's first layers alone"
+            )
+        view, drafting = context.target.first_layers(self.layers), drafting_of(context)
+        check_forward(view)
+        if drafting.branch_above is not None:
+            check_trees(view)
+        return EarlyExitProposer(view, drafting)
+
+
+class EarlyExitProposer:
+    """Proposes like a model whose cache always equals the target's."""
+
+    def __init__(self, view: Runtime, drafting: Drafting = PLAIN) -> None:
+        self._view = view
+        self._drafting = drafting
+        self._sampler: Sampler | None = None
+
+    def begin(self, prompt: Sequence[int], sampler: Sampler, reserve: int) -> None:
+        """See `Proposer.begin`; the target's prefill has filled the shared cache already."""
+        self._sampler = sampler
+
+    def propose(self, context: Sequence[int], count: int) -> Proposal:
+        """See `Proposer.propose`."""
+        assert self._sampler is not None
+        held = self._view.length
+        proposal = draft_tokens(self._view, self._sampler, context[held:], count, self._drafting)
+        self._view.forget(self._view.length - held)
+        return proposal
+
+    def settle(self, accepted: Sequence[int]) -> None:
+        """See `Proposer.settle`; everything was taken back when it was proposed."""
+
+    def watch(self, accepted: Sequence[int]) -> None:
+        """See `Proposer.watch`; the cache is the target's."""
+
+    def runtime(self) -> Runtime:
+        """See `Proposer.runtime`."""
+        return self._view

@@ -1,0 +1,175 @@
+"""Which proposed tokens stand, and which token follows them.
+
+Two rules are lossless: greedy verification emits exactly the target's own greedy tokens, and
+speculative sampling leaves the target's distribution unchanged (Leviathan et al. 2023,
+arXiv:2211.17192; Chen et al. 2023, arXiv:2302.01318). Typical acceptance (Cai et al. 2024,
+arXiv:2401.10774) is not: it trades the output's fidelity for longer accepted runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from draftrank.engine.proposer import Proposal
+from draftrank.engine.sampling import Sampler, most_likely, most_likely_after, pick
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from draftrank.catalog.recipe import TypicalAcceptance
+    from draftrank.engine.runtime import ChoosingRuntime
+
+_TINY = 1e-30
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The outcome of one verification."""
+
+    accepted: int
+    """How many proposed tokens stand, from the first on."""
+    next_token: int
+    """The token after them: the target's correction, or its bonus when all stand."""
+    path: tuple[int, ...] | None = None
+    """Their places in the proposal, where it was a tree; None: the first ones."""
+
+
+def verify(
+    logits: Tensor,
+    proposal: Proposal,
+    sampler: Sampler,
+    typical: TypicalAcceptance | None = None,
+    by: ChoosingRuntime | None = None,
+) -> Verdict:
+    """Judges one step by the lossless rule of the decoding mode, or by typical acceptance.
+
+    Raises:
+        ValueError: a tree was proposed where no rule for trees is known.
+
+    Args:
+        logits: the target's, [len(proposal.tokens) + 1, vocabulary]; row i follows i proposed tokens.
+        proposal: what was proposed.
+        sampler: the sequence's mode and random numbers.
+        typical: the lossy rule's knobs; None for the lossless rules.
+        by: the runtime that has just given the logits, if it has chosen already.
+    """
+    if proposal.parents is not None and (typical is not None or not sampler.mode.greedy):
+        raise ValueError("trees of tokens are judged in lossless greedy decoding only")
+    if typical is not None:
+        return verify_typical(logits, proposal, sampler, typical)
+    if not sampler.mode.greedy:
+        return verify_sampling(logits, proposal, sampler)
+    choices = most_likely_after(by, logits)
+    return verify_greedy(choices, proposal) if proposal.parents is None else verify_tree(choices, proposal)
+
+
+def verify_greedy(choices: Sequence[int], proposal: Proposal) -> Verdict:
+    """Accepts as long as the proposed token is the target's most likely one.
+
+    Args:
+        choices: the target's most likely tokens, the first after no proposed one, the next after each.
+        proposal: what was proposed, a chain.
+    """
+    accepted = 0
+    for token, choice in zip(proposal.tokens, choices, strict=False):
+        if token != choice:
+            break
+        accepted += 1
+    return Verdict(accepted, choices[accepted])
+
+
+def verify_tree(choices: Sequence[int], proposal: Proposal) -> Verdict:
+    """Walks from the context to the target's most likely token, as long as that was proposed there; arguments as above."""
+    path: list[int] = []
+    place = -1
+    while True:
+        choice = choices[place + 1]
+        found = [child for child in proposal.children(place) if proposal.tokens[child] == choice]
+        if not found:
+            return Verdict(len(path), choice, tuple(path))
+        place = found[0]
+        path.append(place)
+
+
+def verify_sampling(logits: Tensor, proposal: Proposal, sampler: Sampler) -> Verdict:
+    """Draws the target's own choices, coupled to what was proposed, and accepts as long as they agree."""
+    target = sampler.probabilities(logits)
+    drafted = None if proposal.probabilities is None else proposal.probabilities.to(target.device)
+    proposed = _on_device(proposal, target)
+    uniforms = sampler.uniforms(len(logits)).to(target.device)
+    return verify_greedy(coupled(target, drafted, proposed, uniforms).tolist(), proposal)
+
+
+def coupled(
+    target: Tensor, drafted: Tensor | None, proposed: Tensor, uniforms: Tensor, offered: Tensor | None = None
+) -> Tensor:
+    """The target's choices, each drawn from its own distribution so that it is the proposed token as often as can be.
+
+    Proposed token x is chosen with probability min(1, p(x)/q(x)); where it is not, the choice is drawn from max(p - q, 0),
+    and behind the last one from p. What is emitted, all choices up to the first that was not proposed, follows the target's
+    distribution whatever q was (Leviathan et al. 2023, appendix A.1). Waits for no device, so that a recorded graph may hold
+    it.
+
+    Args:
+        target: p, float32 [k + 1, vocabulary]; row i follows i proposed tokens.
+        drafted: q, float32 [k, vocabulary]; None: each was proposed with certainty.
+        proposed: int64 [k].
+        uniforms: float32 [k + 1], in [0, 1).
+        offered: int64, one number: how many were proposed, where it is not k.
+
+    Returns:
+        int64 [k + 1]: valid up to the first choice that is not what was proposed.
+    """
+    count = len(proposed)
+    if not count:
+        return pick(target, uniforms)
+    places = torch.arange(count + 1, device=target.device)
+    given, column = target[:-1], proposed[:, None]
+    if drafted is None:
+        left = given.scatter(-1, column, 0.0)
+        asked = uniforms[:-1].double()
+    else:
+        left = (given - drafted).clamp_(min=0.0)
+        asked = uniforms[:-1] * drafted.gather(-1, column)[:, 0].double()
+    likely, over = given.gather(-1, column)[:, 0], left.sum(-1)
+    # Where p equals q up to rounding nothing is left to draw from: x, drawn from q, is as good as drawn from p.
+    stands = (asked < likely) | ((over <= 0.0) & (likely > 0.0))
+    end = places[-1:] if offered is None else offered.view(1)
+    stands &= places[:-1] < end
+    accepted = stands.long().cumprod(0).sum(0, keepdim=True)
+    row = accepted.clamp(max=count - 1)
+    replaces = (accepted < end) & (over.index_select(0, row) > 0.0)
+    shares = torch.where(replaces[:, None], left.index_select(0, row), target.index_select(0, accepted))
+    last = pick(shares, uniforms[-1:])
+    return torch.where(places == accepted, last, torch.cat([proposed, proposed[-1:]]))
+
+
+def verify_typical(logits: Tensor, proposal: Proposal, sampler: Sampler, rule: TypicalAcceptance) -> Verdict:
+    """Accepts token x while p(x) ≥ min(threshold, alpha · exp(-H(p))); what follows is the target's own
+    choice, drawn from p or, in greedy modes, its most likely token.
+
+    p is the mode's distribution; greedy modes, which have none, are judged by the softmax of the logits.
+    The most likely token is always accepted (its probability is at least exp(-H), and alpha ≤ 1), so no
+    run is shorter than the greedy rule's.
+    """
+    greedy = sampler.mode.greedy
+    target = logits.float().softmax(dim=-1) if greedy else sampler.probabilities(logits)
+    entropies = -(target * target.clamp_min(_TINY).log()).sum(dim=-1)
+    bars = (rule.alpha * (-entropies).exp()).clamp_max(rule.threshold)
+    proposed = _on_device(proposal, target)
+    stands: list[bool] = (target[:-1].gather(-1, proposed[:, None])[:, 0] >= bars[:-1]).tolist()
+    accepted = stands.index(False) if False in stands else len(stands)
+    return Verdict(
+        accepted,
+        most_likely(logits[accepted : accepted + 1])[0] if greedy else sampler.draw(target[accepted]),
+    )
+
+
+def _on_device(proposal: Proposal, beside: Tensor) -> Tensor:
+    """What was proposed, int64 [k], where another tensor is."""
+    return torch.tensor(proposal.tokens, dtype=torch.int64, device=beside.device)

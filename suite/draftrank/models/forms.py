@@ -1,0 +1,351 @@
+"""What is done to a saved draft when it is loaded, where an ordinary model cannot express it.
+
+A form is one line of JSON in the draft's `draftrank.json`. Building applies it to the model in memory and
+notes it; loading applies it again to the ordinary model that the configuration describes, and then fills
+the new parts from the folder's safetensors. A draft without forms is an ordinary folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+from pydantic import Field, TypeAdapter
+from torch import Tensor, nn
+
+from draftrank.catalog.base import Declared
+from draftrank.errors import BuildError
+from draftrank.models.matrices import is_transposed, unfolded
+from draftrank.models.quiet import quiet_transformers
+from draftrank.models.resizing import replace_module
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+FEATURES = "feature_fusion"
+"""Name of the module, in the model, that joins embeddings and features."""
+
+
+class LowRankLinear(nn.Module):
+    """A linear layer as the product of two thin ones."""
+
+    def __init__(self, inputs: int, rank: int, outputs: int, *, bias: bool) -> None:
+        super().__init__()
+        self.first = nn.Linear(inputs, rank, bias=False)
+        self.second = nn.Linear(rank, outputs, bias=bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., inputs] to [..., outputs]."""
+        result: Tensor = self.second(self.first(hidden))
+        return result
+
+
+class TrimmedHead(nn.Module):
+    """A head over some tokens that answers for all: the others get minus infinity, probability 0.
+
+    So every rule of verification holds as it is, and token ids need no translation.
+    """
+
+    token_ids: Tensor
+    """int64 [kept tokens], ascending."""
+
+    def __init__(self, projection: nn.Module, kept: int, vocabulary: int) -> None:
+        """Wraps a head.
+
+        Args:
+            projection: [..., hidden] to [..., kept].
+            kept: how many tokens it answers for: the first ones, until `token_ids` says otherwise.
+            vocabulary: how many it is asked for.
+        """
+        super().__init__()
+        self.projection = projection
+        self.register_buffer("token_ids", torch.arange(kept))
+        self.vocabulary = vocabulary
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., hidden] to logits [..., vocabulary]."""
+        return self.spread(self.projection(hidden))
+
+    def spread(self, kept: Tensor) -> Tensor:
+        """[..., kept tokens] to logits [..., vocabulary]."""
+        full = kept.new_full((*kept.shape[:-1], self.vocabulary), float("-inf"))
+        return full.index_copy_(-1, self.token_ids, kept)
+
+
+class PaddedHead(TrimmedHead):
+    """A trimmed head over the first tokens."""
+
+    def spread(self, kept: Tensor) -> Tensor:
+        """See `TrimmedHead.spread`; of 151,936 tokens this takes a tenth of the time."""
+        missing = self.vocabulary - kept.shape[-1]
+        return nn.functional.pad(kept, (0, missing), value=float("-inf"))
+
+
+class HiddenStateFusion(nn.Module):
+    """What the first layer reads: a token's embedding and a hidden state of the target, as one vector.
+
+    Both are brought to the same size first, since the target's states are far larger than embeddings. States of several
+    layers are reduced to one before.
+    """
+
+    def __init__(self, width: int, layers: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.layers = tuple(layers)
+        """Layers of the target whose outputs are read beside its final state."""
+        self.projection = nn.Linear(2 * width, width, bias=False)
+        self.reduction = nn.Linear((len(layers) + 1) * width, width, bias=False) if layers else None
+        with torch.no_grad():  # the mean of the two, and the final state alone, until training knows better
+            self.projection.weight.copy_(0.5 * torch.eye(width).repeat(1, 2))
+            if self.reduction is not None:
+                self.reduction.weight.zero_()[:, -width:] = torch.eye(width)
+
+    def reduce(self, states: Tensor) -> Tensor:
+        """The target's states as one: [..., (layers + 1) · hidden] to [..., hidden]; of the final state alone, itself."""
+        if self.reduction is None:
+            return states
+        result: Tensor = self.reduction(self.evened(states))
+        return result
+
+    def evened(self, states: Tensor) -> Tensor:
+        """What the reduction reads: the states of each layer brought to the same size, shape as before."""
+        states = states.to(self.reduction_dtype)
+        parts = states.view(*states.shape[:-1], len(self.layers) + 1, -1)
+        return nn.functional.rms_norm(parts, parts.shape[-1:], eps=1e-6).flatten(-2)
+
+    @property
+    def reduction_dtype(self) -> torch.dtype:
+        """What the reduction computes in: its weight's, or fp32 where that is quantized."""
+        weight = getattr(self.reduction, "weight", None)
+        return weight.dtype if isinstance(weight, Tensor) else torch.float32
+
+    def forward(self, embedded: Tensor, features: Tensor) -> Tensor:
+        """Two of [..., hidden] to one."""
+        result: Tensor = self.projection(self.beside(embedded, features))
+        return result
+
+    @staticmethod
+    def beside(embedded: Tensor, features: Tensor) -> Tensor:
+        """What the projection reads: both brought to the same size, [..., 2 · hidden]."""
+        width = (embedded.shape[-1],)
+        both = [
+            nn.functional.rms_norm(one, width, eps=1e-6) for one in (embedded, features.to(embedded.dtype))
+        ]
+        return torch.cat(both, -1)
+
+
+class LowRankForm(Declared):
+    """A linear layer is two thin ones."""
+
+    form: Literal["low_rank"] = "low_rank"
+    module: str
+    """Name in the model."""
+    rank: int
+    """Width between the two."""
+
+    def prepare(self, model: PreTrainedModel) -> str:
+        """Puts an empty low-rank layer in place; returns its name."""
+        found = model.get_submodule(self.module)
+        outputs, inputs = _shape(found)
+        thin = LowRankLinear(inputs, self.rank, outputs, bias=found.bias is not None)
+        replace_module(model, self.module, _like(thin, found))
+        return self.module
+
+
+class TrimmedHeadForm(Declared):
+    """The head knows some tokens only."""
+
+    form: Literal["trimmed_head"] = "trimmed_head"
+    module: str
+    """The head's name in the model."""
+    kept: int
+    """How many tokens it knows."""
+    rank: int | None = None
+    """Width between the two layers it is made of, if it is factorized as well."""
+
+    def prepare(self, model: PreTrainedModel) -> str:
+        """Puts an empty trimmed head in place; returns its name."""
+        found = model.get_submodule(self.module)
+        vocabulary, inputs = _shape(found)
+        bias = found.bias is not None
+        projection: nn.Module = (
+            nn.Linear(inputs, self.kept, bias=bias)
+            if self.rank is None
+            else LowRankLinear(inputs, self.rank, self.kept, bias=bias)
+        )
+        trimmed = TrimmedHead(projection, self.kept, vocabulary)
+        replace_module(model, self.module, _like(trimmed, found))
+        return self.module
+
+
+class TiedLayersForm(Declared):
+    """Several layers use one layer's weights."""
+
+    form: Literal["tied_layers"] = "tied_layers"
+    layers: str
+    """Name of the list of layers in the model."""
+    sources: tuple[int, ...]
+    """For each layer, whose weights it uses."""
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Makes layers share their parameters."""
+        layers = model.get_submodule(self.layers)
+        assert isinstance(layers, nn.ModuleList)
+        for index, source in enumerate(self.sources):
+            if index != source:
+                share_parameters(layers[index], layers[source])
+
+
+class HiddenStatesForm(Declared):
+    """The model reads a hidden state of the target beside each token."""
+
+    form: Literal["hidden_states"] = "hidden_states"
+    layers: tuple[int, ...] = ()
+    """Layers of the target whose outputs are read beside its final state."""
+
+    def prepare(self, model: PreTrainedModel) -> str:
+        """Adds an untrained fusion; returns its name."""
+        embedding = model.get_input_embeddings()
+        weight = embedding.weight
+        assert isinstance(weight, Tensor)
+        model.add_module(FEATURES, _like(HiddenStateFusion(weight.shape[1], self.layers), embedding))
+        return FEATURES
+
+
+class DynamicInt8Form(Declared):
+    """Linear layers are torch's dynamic int8 ones, on CPU."""
+
+    form: Literal["dynamic_int8"] = "dynamic_int8"
+    keep_precise: tuple[str, ...] = ()
+    """Ends of the names of linear layers that stay as they are."""
+
+
+class SemiStructuredForm(Declared):
+    """Of every four weights of these layers two are zero: a GPU multiplies them by its sparse kernels in
+    half precision; elsewhere the model is an ordinary one."""
+
+    form: Literal["semi_structured"] = "semi_structured"
+    modules: tuple[str, ...]
+    """Names in the model."""
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Nothing: the weights are in the folder as they are."""
+
+
+class GgufForm(Declared):
+    """The draft is a GGUF file, and llama.cpp runs it; there is nothing for torch to load."""
+
+    form: Literal["gguf"] = "gguf"
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Nothing: see `loading.load_model`, which refuses such a draft."""
+
+
+Form = Annotated[
+    LowRankForm
+    | TrimmedHeadForm
+    | HiddenStatesForm
+    | TiedLayersForm
+    | DynamicInt8Form
+    | SemiStructuredForm
+    | GgufForm,
+    Field(discriminator="form"),
+]
+FORMS: TypeAdapter[list[Form]] = TypeAdapter(list[Form])
+
+_ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
+
+
+def share_parameters(layer: nn.Module, source: nn.Module) -> None:
+    """Makes every parameter of a layer the one of the same name in another."""
+    for name, parameter in list(source.named_parameters()):
+        parent, _, attribute = name.rpartition(".")
+        setattr(layer.get_submodule(parent), attribute, parameter)
+
+
+def fill(model: PreTrainedModel, names: Sequence[str], saved: Mapping[str, Tensor]) -> None:
+    """Gives replaced modules their weights.
+
+    Raises:
+        BuildError: a weight is absent, has another shape, or names tokens that are not there.
+    """
+    for name in names:
+        module = model.get_submodule(name)
+        prefix = f"{name}."
+        state = {key.removeprefix(prefix): value for key, value in saved.items() if key.startswith(prefix)}
+        try:
+            module.load_state_dict(state, strict=True)
+        except RuntimeError as error:
+            raise BuildError(f"{name} cannot be filled from the folder's weights: {error}") from error
+        if isinstance(module, TrimmedHead):
+            ids = module.token_ids.tolist()
+            if ids != sorted(set(ids)) or ids[0] < 0 or ids[-1] >= module.vocabulary:
+                raise BuildError(
+                    f"{name}.token_ids in the folder's weights are not ascending ids below {module.vocabulary}: build "
+                    "the draft again"
+                )
+
+
+def use_sparse_kernels(model: nn.Module, names: Sequence[str]) -> None:
+    """Gives 2:4 sparse linear layers on a GPU the form that its sparse tensor cores multiply, in place.
+
+    Layers that are not nn.Linear, or whose shape the kernels refuse, stay as they are.
+    """
+    from torch.sparse import to_sparse_semi_structured
+
+    for name in names:
+        module = model.get_submodule(name)
+        if isinstance(module, nn.Linear):
+            try:
+                sparse = to_sparse_semi_structured(module.weight.detach())
+            except (RuntimeError, ValueError):
+                continue
+            module.weight = nn.Parameter(sparse, requires_grad=False)
+
+
+def quantize_linear_layers(model: nn.Module, keep_precise: Sequence[str] = ()) -> None:
+    """Replaces linear layers by their dynamic int8 form, in place: int8 weights with one scale per
+    output channel, activations quantized per forward.
+
+    A head that shares the embedding's weight gets its own int8 copy; the embedding stays fp32.
+
+    Args:
+        model: an fp32 model.
+        keep_precise: ends of the names of layers that stay as they are.
+
+    Raises:
+        BuildError: torch has no quantized engine for this processor.
+    """
+    from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
+
+    supported = torch.backends.quantized.supported_engines
+    engine = next((name for name in _ENGINES if name in supported), None)
+    if engine is None:
+        raise BuildError("this build of torch has no int8 engine for this processor: leave quantize out")
+    if torch.backends.quantized.engine not in _ENGINES:
+        torch.backends.quantized.engine = engine
+    for name, module in list(model.named_modules()):
+        if is_transposed(module):
+            replace_module(model, name, unfolded(module))
+    chosen = {
+        name: per_channel_dynamic_qconfig
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not name.endswith(tuple(keep_precise))
+    }
+    with quiet_transformers():
+        quantize_dynamic(model, chosen, dtype=torch.qint8, inplace=True)  # type: ignore[no-untyped-call]
+
+
+def _shape(module: nn.Module) -> tuple[int, int]:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    outputs, inputs = reversed(weight.shape) if is_transposed(module) else weight.shape
+    return outputs, inputs
+
+
+def _like(module: nn.Module, original: nn.Module) -> nn.Module:
+    """In the original's dtype and on its device, for inference."""
+    weight = original.weight
+    assert isinstance(weight, Tensor)
+    return module.to(weight.device, weight.dtype).eval().requires_grad_(False)

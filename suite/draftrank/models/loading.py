@@ -1,0 +1,178 @@
+"""Opens model folders: targets as they are, drafts in the form their build asks for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+
+from draftrank.errors import IncompatibleDraftError, MissingDataError
+from draftrank.models.attention_windows import require_kv_cache
+from draftrank.models.cache import FACTS, weight_files
+from draftrank.models.forms import (
+    FORMS,
+    DynamicInt8Form,
+    Form,
+    GgufForm,
+    SemiStructuredForm,
+    fill,
+    quantize_linear_layers,
+    use_sparse_kernels,
+)
+from draftrank.models.packed_int8 import use_packed_kernel
+from draftrank.models.quiet import quiet_libraries, quiet_transformers
+from draftrank.models.vocabulary_rows import cut_rows, pad_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DtypeName = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[DtypeName, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+def load_model(
+    folder: Path, dtype: DtypeName, device: str, *, as_saved: bool = False, rows: int | None = None
+) -> PreTrainedModel:
+    """Loads a causal language model for inference: evaluation mode, no gradients.
+
+    Only safetensors are read and no code of the folder is run. A draft in dynamic int8 computes the rest
+    in fp32, one quantized by a library in bf16, whatever `dtype` says.
+
+    Args:
+        folder: a Hugging Face folder.
+        dtype: precision of the weights.
+        device: `cpu` or `cuda`.
+        as_saved: without the draft's forms: the ordinary model that its folder holds.
+        rows: how many rows the target's vocabulary has, for a draft beside it (`vocabulary_rows`); None: as saved.
+
+    Raises:
+        IncompatibleDraftError: a form of the draft does not run on this device, or has rows that cannot be cut off.
+        BuildError: this build of torch has no engine for it.
+        MissingDataError: the folder cannot be opened as a model.
+        UnsupportedModelError: its layers keep more than keys and values.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    forms = [] if as_saved else read_forms(folder)
+    int8 = next((form for form in forms if isinstance(form, DynamicInt8Form)), None)
+    if int8 and device != "cpu":
+        raise IncompatibleDraftError(
+            "a dynamic_int8 draft runs on CPU only: use --device cpu, or leave its quantize step out"
+        )
+    if any(isinstance(form, GgufForm) for form in forms):
+        raise IncompatibleDraftError(
+            "the draft is a GGUF file, which llama.cpp runs and transformers does not"
+        )
+    try:
+        with quiet_libraries() if is_quantized(folder) else quiet_transformers():
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=_weights_dtype(folder, dtype, int8 is not None),
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                **({"device_map": device} if is_quantized(folder) else {}),
+            )
+    except ImportError as error:
+        raise IncompatibleDraftError(
+            f"{folder.name} needs a library that is not installed: {error}"
+        ) from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise MissingDataError(f"{folder} cannot be opened as a model: {error}") from error
+    require_kv_cache(model)
+    model.eval()
+    model.requires_grad_(False)
+    replaced = [
+        name for form in forms if not isinstance(form, DynamicInt8Form) and (name := form.prepare(model))
+    ]
+    if replaced:
+        fill(model, replaced, {k: v for path in weight_files(folder) for k, v in load_file(path).items()})
+    if getattr(model, "hf_quantizer", None) is None:  # a library's own tensors stay as it made them
+        _own_memory(model)
+    elif device == "cpu":
+        use_packed_kernel(model)
+    if rows is not None:
+        cut_rows(model, rows)
+    if int8:
+        quantize_linear_layers(model, int8.keep_precise)
+    if getattr(model, "hf_quantizer", None) is None:
+        model.to(device)
+        if device == "cuda" and dtype != "fp32":
+            for form in forms:
+                if isinstance(form, SemiStructuredForm):
+                    use_sparse_kernels(model, form.modules)
+    if rows is not None:
+        pad_rows(model, rows)
+    return model
+
+
+def _own_memory(model: nn.Module) -> None:
+    """Moves the weights from the mapped file into memory of this process, aligned as torch likes it:
+    speed and memory then do not depend on the page cache. Tied weights stay tied."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The folder's tokenizer.
+
+    Raises:
+        MissingDataError: it has none that can be opened.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise MissingDataError(f"{folder} has no tokenizer that can be opened: {error}") from error
+
+
+def context_window(folder: Path) -> int:
+    """Tokens that a folder's model reads at most, by its configuration."""
+    from transformers import AutoConfig
+
+    with quiet_transformers():
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    return int(config.get_text_config().max_position_embeddings)
+
+
+def compute_dtype(device: str) -> DtypeName:
+    """The precision in which the target is run while drafts are built: bf16 where the processor or
+    the GPU multiplies bf16 natively, else fp32."""
+    if device == "cpu":
+        probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+        return "bf16" if probe is not None and probe() else "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+
+
+def _weights_dtype(folder: Path, dtype: DtypeName, int8: bool) -> torch.dtype:
+    if int8:
+        return torch.float32
+    return torch.bfloat16 if is_quantized(folder) else DTYPES[dtype]
+
+
+def is_quantized(folder: Path) -> bool:
+    """Whether the folder's weights are those of a quantization library."""
+    path = folder / "config.json"
+    return path.is_file() and "quantization_config" in json.loads(path.read_text("utf-8"))
+
+
+def read_forms(folder: Path) -> list[Form]:
+    """What is to be done to a folder's model when it is loaded."""
+    path = folder / FACTS
+    if not path.is_file():
+        return []
+    facts = json.loads(path.read_text("utf-8"))
+    if facts.get("load_form") == "dynamic_int8":  # as drafts were noted first
+        return [DynamicInt8Form()]
+    return FORMS.validate_python(facts.get("forms", []), strict=False)

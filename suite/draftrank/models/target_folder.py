@@ -1,0 +1,260 @@
+"""From a declared target to a Hugging Face folder on disk.
+
+A GGUF file is turned once into fp32 safetensors with its tokenizer, so that every later run opens an
+ordinary folder in a second instead of unpacking blocks for a minute. A folder is used where it lies.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from draftrank.catalog.base import sha256_of_json
+from draftrank.catalog.sources.base import FetchContext
+from draftrank.catalog.target import Target
+from draftrank.errors import InvalidInputError, MissingDataError
+from draftrank.models.attention_windows import require_kv_cache
+from draftrank.models.cache import (
+    FACTS,
+    only_process,
+    publish_file,
+    publish_folder,
+    weight_files,
+    weights_sha256,
+)
+from draftrank.models.loading import load_tokenizer
+from draftrank.models.quiet import quiet_gguf, quiet_transformers
+from draftrank.progress import Progress
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+_GGUF_MAGIC = b"GGUF"
+_CONVERSION = 2
+"""Raised when GGUF files come to be converted in another way, so that older conversions are not used again."""
+
+
+@dataclass(frozen=True, slots=True)
+class TargetFolder:
+    """A target that models and tokenizers can be loaded from."""
+
+    path: Path
+    """The Hugging Face folder."""
+    weights_sha256: str
+    """Hash over its weight files: see `cache.weights_sha256`. Where a GGUF file states what transformers' reader passes
+    over, such as RoPE scaling, over that too: drafts made of the model without it are of another model."""
+    parameters: int
+    """Parameters of the model; a head that shares the embedding counts once."""
+    bytes_on_disk: int
+    """Size of its weight files."""
+    model_type: str
+    """Architecture, as transformers calls it."""
+    context_window: int
+    """Tokens it may hold: as declared, else as configured."""
+
+
+def ensure_target(target: Target, context: FetchContext) -> TargetFolder:
+    """Fetches a target and makes it a folder that can be loaded, once per cache.
+
+    Raises:
+        MissingDataError: its source cannot be had now, or holds no safetensors.
+        InvalidInputError: its source is no model, or does not fit the declaration.
+        UnsupportedModelError: the engine cannot run its architecture.
+    """
+    folder = context.cache / "targets" / f"{target.id}-{target.content_sha256()[:16]}-v{_CONVERSION}"
+    facts = _read_facts(folder)
+    if facts is None:
+        with only_process(folder, context.progress, f"the target {target.id}"):
+            facts = _read_facts(folder)
+            if facts is None:
+                source = target.source.fetch(context)
+                if source.is_dir():
+                    folder, facts = source, _facts_of_foreign_folder(source, context)
+                else:
+                    _require_gguf(source)
+                    publish_folder(
+                        folder, lambda staging: _convert(source, staging, target, context.progress)
+                    )
+                    facts = _read_facts(folder)
+                    assert facts is not None
+    return _checked(target, folder, facts)
+
+
+def gguf_file(target: Target, context: FetchContext) -> Path:
+    """The GGUF file that a target comes as.
+
+    Raises:
+        MissingDataError: it cannot be had now.
+        InvalidInputError: the target comes in another form.
+    """
+    source = target.source.fetch(context)
+    if source.is_dir():
+        raise InvalidInputError.single(
+            f"the target {target.id!r} is no GGUF file, which llama.cpp needs",
+            file=f"drafts/{target.id}/target.yaml",
+            field="source",
+            fix="use --dtype bf16, or name a GGUF file as its source",
+        )
+    _require_gguf(source)
+    return source
+
+
+def _checked(target: Target, folder: Path, facts: dict[str, Any]) -> TargetFolder:
+    if target.prompt_format == "chat" and not load_tokenizer(folder).chat_template:
+        raise InvalidInputError.single(
+            f"the target {target.id!r} has no chat template",
+            file=f"drafts/{target.id}/target.yaml",
+            field="prompt_format",
+            fix="write `prompt_format: completion`",
+        )
+    window = target.context_window or facts["context_window"]
+    if window is None:
+        raise InvalidInputError.single(
+            f"the configuration of the target {target.id!r} says nothing of how many tokens it may hold",
+            file=f"drafts/{target.id}/target.yaml",
+            field="context_window",
+            fix="write how many tokens it was trained for, e.g. `context_window: 2048`",
+        )
+    if facts["context_window"] is not None and window > facts["context_window"]:
+        raise InvalidInputError.single(
+            f"the target {target.id!r} holds {facts['context_window']} tokens, not {window}",
+            file=f"drafts/{target.id}/target.yaml",
+            field="context_window",
+            fix=f"write at most {facts['context_window']}",
+        )
+    return TargetFolder(path=folder, **{**facts, "context_window": window})
+
+
+def _require_gguf(path: Path) -> None:
+    with path.open("rb") as stream:
+        magic = stream.read(len(_GGUF_MAGIC))
+    if magic != _GGUF_MAGIC:
+        raise InvalidInputError.single(
+            "is not a GGUF file", file=path.name, field="source", fix="name a GGUF file or a model folder"
+        )
+
+
+def _convert(source: Path, staging: Path, target: Target, progress: Progress) -> None:
+    """Reads a GGUF file into memory as fp32 and saves it the ordinary way."""
+    with progress.stage(f"convert {target.id}", 3) as stage:
+        stage.advance(0, "reading the weights")
+        model, tokenizer, restored = _read_gguf(source)
+        stage.advance(1, "saving")
+        with quiet_transformers():
+            model.save_pretrained(staging)
+            tokenizer.save_pretrained(staging)
+        stage.advance(1, "hashing")
+        facts = _facts(staging, model.config)
+        if restored:
+            facts["weights_sha256"] = sha256_of_json([facts["weights_sha256"], restored])
+        _write_json(staging / FACTS, facts)
+        stage.advance()
+
+
+def _read_gguf(source: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
+    """The model, the tokenizer, and what of the configuration transformers' reader had otherwise."""
+    import torch
+    from gguf import GGUFReader
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from draftrank.models.gguf_config import complete_config, require_all_weights
+
+    try:
+        with quiet_gguf():
+            packed, found = AutoModelForCausalLM.from_pretrained(
+                source.parent,
+                gguf_file=source.name,
+                dtype=torch.float32,
+                quantization_config=GgufConfig(dequantize=True),
+                output_loading_info=True,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    except (ValueError, KeyError, NotImplementedError, OSError, RuntimeError) as error:
+        raise InvalidInputError.single(
+            f"transformers cannot read it: {error}",
+            file=source.name,
+            field="source",
+            fix="use a GGUF file of an architecture that transformers reads, or a safetensors folder",
+        ) from error
+    packed.config.__dict__.pop("quantization_config", None)
+    reader = GGUFReader(source)
+    config = complete_config(packed.config, source, reader)
+    require_all_weights(packed, set(found["missing_keys"]), source, reader)
+    before = packed.config.to_dict()
+    restored = {key: value for key, value in config.to_dict().items() if before.get(key) != value}
+    return _without_quantizer(packed, config), tokenizer, restored
+
+
+def _without_quantizer(packed: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
+    """The same weights in a model that may be saved: one read from GGUF refuses to be."""
+    import torch
+
+    with torch.device("meta"):
+        model = type(packed)(config)
+    model.load_state_dict(packed.state_dict(), strict=True, assign=True)
+    model.tie_weights()
+    model.generation_config = packed.generation_config
+    return model
+
+
+def _facts(folder: Path, config: PretrainedConfig) -> dict[str, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    files = weight_files(folder)
+    with quiet_transformers(), torch.device("meta"):
+        outline = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    outline.tie_weights()
+    require_kv_cache(outline)
+    window = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return {
+        "weights_sha256": weights_sha256(files),
+        "parameters": sum(parameter.numel() for parameter in outline.parameters()),
+        "bytes_on_disk": sum(path.stat().st_size for path in files),
+        "model_type": str(config.model_type),
+        "context_window": None if window is None else int(window),
+    }
+
+
+def _facts_of_foreign_folder(folder: Path, context: FetchContext) -> dict[str, Any]:
+    """Facts of a folder that is not ours: hashed once, remembered in the cache for these very files."""
+    from transformers import AutoConfig
+
+    files = weight_files(folder)
+    decisive = [*files, *folder.glob("config.json")]
+    seen = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in decisive]
+    memory = context.cache / "targets" / "facts" / f"{sha256_of_json(seen)}.json"
+    if memory.is_file():
+        remembered: dict[str, Any] = json.loads(memory.read_text("utf-8"))
+        return remembered
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        with context.progress.stage(f"hash {folder.name}"):
+            facts = _facts(folder, config)
+    except (OSError, ValueError) as error:
+        raise InvalidInputError.single(
+            f"is no model that transformers can open: {error}",
+            file=str(folder),
+            field="source",
+            fix="name a folder with config.json, tokenizer files and *.safetensors",
+        ) from error
+    publish_file(memory, lambda path: _write_json(path, facts))
+    return facts
+
+
+def _read_facts(folder: Path) -> dict[str, Any] | None:
+    path = folder / FACTS
+    if not path.is_file():
+        return None
+    facts: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if size != facts["bytes_on_disk"]:
+        raise MissingDataError(f"{folder} was changed after it was made: remove it, it will be made again")
+    return facts
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")

@@ -1,0 +1,251 @@
+"""What a search may choose, and the recipe that a choice stands for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from draftrank.catalog.recipe import Recipe
+from draftrank.catalog.self_generated import SelfGenerated
+
+RUNGS = 3
+"""How often a model is trained on while others are still looked for."""
+FIRST_PASSES = 1
+"""Passes over the corpus on the first rung; each further rung adds as many as all before it."""
+LEARNING_RATE = 1e-3
+FEATURE_STEPS = 2
+"""Tokens ahead for which drafts that read features are trained."""
+MIN_NGRAM = 3
+"""Shortest run that a mixed draft copies; what agrees for less is more often right from a model."""
+MAX_NGRAM = 8
+TOKENS_PER_MATCH = 2.0
+MIN_PROBABILITY = 0.5
+"""Share of the earlier places that must agree where a mixed draft copies: a doubtful copy is worse than the model's
+guess."""
+MIN_COPIED_TOKENS, MAX_COPIED_TOKENS = 4, 10
+BRANCH_ABOVE = 0.1
+"""Probability from which on a runner-up is worth a place in the verification."""
+TREE_STOPS_BELOW = 0.25
+"""Probability of a whole path below which a tree does not go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What of a target bounds the choices."""
+
+    layers: int
+    ffn_channels: int
+    vocabulary: int
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One draft model, but for how long it is trained."""
+
+    layers: int
+    """How many of the target's it keeps."""
+    features: bool
+    """Whether it reads the target's hidden states."""
+    vocabulary: int | None
+    """Tokens its head knows; None: all."""
+    ffn_channels: int | None
+    """Feed-forward channels of each layer; None: all."""
+
+    @property
+    def id(self) -> str:
+        """A readable name, the same for the same choice."""
+        words = [f"layers{self.layers}"]
+        words += ["features"] if self.features else []
+        words += [f"vocab{self.vocabulary}"] if self.vocabulary else []
+        words += [f"ffn{self.ffn_channels}"] if self.ffn_channels else []
+        return "-".join(words)
+
+    def in_words(self) -> str:
+        """What it is, for a title."""
+        words = [f"{self.layers} {'layer' if self.layers == 1 else 'layers'}"]
+        words += ["reading the target's state"] if self.features else []
+        words += [f"a head over {self.vocabulary:,} tokens"] if self.vocabulary else []
+        words += [f"{self.ffn_channels} channels"] if self.ffn_channels else []
+        return ", ".join(words)
+
+    def steps(self, shape: Shape, data: SelfGenerated, rung: int) -> list[dict[str, Any]]:
+        """The steps that make it, trained as on a rung from 1.
+
+        Those of a rung begin with those of the rung below, so that a longer training goes on from a shorter one.
+        """
+        corpus = _declared(data)
+        # A single layer comes last in the target as well, where it is used to hidden states like those it will read.
+        keep = {"keep": [shape.layers - 1]} if self.layers == 1 else {"keep": self.layers, "select": "ends"}
+        steps: list[dict[str, Any]] = [{"kind": "drop_layers", **keep}]
+        if self.ffn_channels:
+            steps.append(
+                {"kind": "prune_ffn", "keep_channels": self.ffn_channels, "importance": "activation"}
+            )
+        if self.vocabulary:
+            steps.append({"kind": "trim_vocabulary", "keep_tokens": self.vocabulary, "data": corpus})
+        if self.features:
+            steps.append({"kind": "read_hidden_states", **_depths(shape.layers)})
+        for number in range(1, rung + 1):
+            healing = {
+                "kind": "distill",
+                "data": corpus,
+                "passes": self.passes_on(number),
+                "learning_rate": LEARNING_RATE,
+            }
+            if self.features:
+                healing["ttt_steps"] = FEATURE_STEPS
+            steps.append({**healing, "cache_target_states": True})
+        return steps
+
+    def passes_on(self, rung: int) -> int:
+        """Passes over the text that a rung adds."""
+        return _doubled(rung - 1)
+
+
+def _declared(data: SelfGenerated) -> dict[str, Any]:
+    declared: dict[str, Any] = data.model_dump(mode="json", exclude_none=True)
+    return declared
+
+
+def _depths(layers: int) -> dict[str, Any]:
+    """What is read beside the last state: outputs of an early, a middle and a late layer, where there are that many."""
+    return {"layers": [2, layers // 2 - 1, layers - 4]} if layers >= 10 else {}
+
+
+def _doubled(times: int) -> int:
+    return FIRST_PASSES << max(0, times - 1)
+
+
+def passes_of(choice: Choice | Begun, rung: int) -> int:
+    """Passes over the search's text on all rungs up to this one."""
+    return sum(choice.passes_on(number) for number in range(1, rung + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A draft model that a recipe has trained already, on the last of the `RUNGS`."""
+
+    recipe: str
+    """Id of the recipe."""
+    done: str
+    """Its steps up to the last training, as JSON."""
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Begun | None:
+        """None of a recipe that trains nothing."""
+        steps = list(recipe.draft.build_steps)
+        while steps and steps[-1].kind != "distill":
+            steps.pop()
+        done = [step.model_dump(mode="json", exclude_none=True) for step in steps]
+        return cls(recipe.id, json.dumps(done)) if done else None
+
+    @property
+    def id(self) -> str:
+        """As `Choice.id`."""
+        return f"{self.recipe}-longer"
+
+    def in_words(self) -> str:
+        """As `Choice.in_words`."""
+        return f"{self.recipe} trained longer"
+
+    def steps(self, shape: Shape, data: SelfGenerated, rung: int) -> list[dict[str, Any]]:
+        """As `Choice.steps`; training goes on as the recipe trains."""
+        steps: list[dict[str, Any]] = json.loads(self.done)
+        as_before = {name: value for name, value in steps[-1].items() if name != "evaluations"}
+        further = (self.passes_on(number) for number in range(RUNGS + 1, rung + 1))
+        return [*steps, *({**as_before, "data": _declared(data), "passes": passes} for passes in further)]
+
+    def passes_on(self, rung: int) -> int:
+        """As `Choice.passes_on`."""
+        return _doubled(rung - RUNGS) if rung > RUNGS else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """How a model is used when it is measured."""
+
+    k: int
+    """Most tokens of the model."""
+    copied: int = MAX_COPIED_TOKENS
+    """Most tokens that are copied, where copying goes first."""
+    mixed: bool = False
+    """Whether it does."""
+    int8: bool = False
+    """Whether its matrices are in int8."""
+    stop_below_confidence: float | None = None
+    """Of a chain; a tree stops by what is probable as a whole."""
+    tree: bool = False
+    """Whether it proposes runners-up too."""
+
+    def name_of(self, choice: Choice | Begun) -> str:
+        """Id of the recipe of a model that is used like this."""
+        words = ["suffix"] if self.mixed else []
+        words += [choice.id]
+        words += ["tree"] if self.tree else []
+        words += ["int8"] if self.int8 else []
+        return "-".join(words)
+
+
+def recipe_of(
+    target: str, name: str, title: str, steps: list[dict[str, Any]], use: Use, *, description: str = ""
+) -> Recipe:
+    """A recipe of these steps, as if it had been read from a file."""
+    if use.int8:
+        steps = [*steps, {"kind": "quantize", "scheme": "dynamic_int8"}]
+    draft: dict[str, Any] = {"kind": "model", "steps": steps}
+    if use.mixed:
+        draft |= {
+            "kind": "cascade",
+            "max_ngram": MAX_NGRAM,
+            "min_ngram": MIN_NGRAM,
+            "tokens_per_match": TOKENS_PER_MATCH,
+            "min_probability": MIN_PROBABILITY,
+        }
+    speculate: dict[str, Any] = {"num_speculative_tokens": max(use.k, use.copied) if use.mixed else use.k}
+    if use.tree:
+        speculate |= {"stop_below_confidence": TREE_STOPS_BELOW, "branch_above_probability": BRANCH_ABOVE}
+    elif use.stop_below_confidence is not None:
+        speculate["stop_below_confidence"] = use.stop_below_confidence
+    return _recipe(target, name, title, description or title, "hours", draft, speculate)
+
+
+def copying_recipes(target: str, copied: int = MAX_COPIED_TOKENS) -> tuple[Recipe, ...]:
+    """What costs nothing and every model must beat: copying up to so many tokens alone, from the most recent place and by
+    votes of all."""
+    why = "Needs no model; what a search finds is measured beside it."
+    speculate = {"num_speculative_tokens": copied}
+    trusted = {"tokens_per_match": TOKENS_PER_MATCH}
+    ngrams = {"kind": "ngram", "max_ngram": MIN_NGRAM + 1, "min_ngram": 1, **trusted}
+    votes = {"kind": "suffix", **trusted}
+    by_match = "N-grams, trusted by the length of the match"
+    return (
+        _recipe(target, "ngram-by-match", by_match, why, "minutes", ngrams, speculate),
+        _recipe(target, "suffix", "What most often followed, by suffix", why, "minutes", votes, speculate),
+    )
+
+
+def _recipe(
+    target: str,
+    name: str,
+    title: str,
+    description: str,
+    effort: str,
+    draft: dict[str, Any],
+    speculate: dict[str, Any],
+) -> Recipe:
+    return Recipe.model_validate_json(
+        json.dumps(
+            {
+                "schema_version": 1,
+                "id": name,
+                "target": target,
+                "title": title,
+                "description": description,
+                "authors": [{"name": "draftrank search"}],
+                "effort": effort,
+                "draft": draft,
+                "speculate": speculate,
+            }
+        )
+    )

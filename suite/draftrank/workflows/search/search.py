@@ -1,0 +1,271 @@
+"""Searches the best draft for a target within a time budget.
+
+An optimiser (TPE of Optuna) chooses models; each is trained in rungs, and what promises less than others on its
+rung is given up (successive halving, Jamieson and Talwalkar 2016, arXiv:1502.07943). The promise comes from agreement
+on text kept aside and from forward times, never from a task, so that nothing is fitted to the prompts that decide.
+Models that recipes of the workspace have trained already take part as they are. The model that promises most is then
+trained on, twice as long each time, for as long as that pays and fits; what time that leaves goes into further models.
+The most promising ones, alone, behind copying, as trees and in int8, are then measured side by side in one session.
+
+Every model is a recipe: what is trained lies in the cache, a longer training goes on from a shorter one, and a
+search that was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from draftrank.board.reproduce import SEARCH
+from draftrank.catalog.base import sha256_of_json
+from draftrank.catalog.recipe import Recipe
+from draftrank.catalog.workspace import Workspace
+from draftrank.errors import BuildError, InvalidInputError
+from draftrank.jobs.session import RunRequest, alone, plan_run
+from draftrank.measure.journal import Journal
+from draftrank.measure.records import SessionResult
+from draftrank.measure.sessions.session import run_session
+from draftrank.measure.summaries.summary import summarise
+from draftrank.progress import Progress, SilentProgress, Stage
+from draftrank.workflows.search.choice import RUNGS, Choice, Shape
+from draftrank.workflows.search.clock import Clock
+from draftrank.workflows.search.finalists import finalists
+from draftrank.workflows.search.request import SearchRequest
+from draftrank.workflows.search.training import Training
+from draftrank.workflows.search.tried import Tried, by_promise
+
+EXPLORING_SHARE = 0.4
+"""Share of the budget after which no further model is begun, unless training the best one on gains nothing more."""
+TRAINING_SHARE = 0.7
+"""Share of the budget after which no training is begun at all: the rest is for measuring."""
+PAYS = 1.005
+"""A longer training that promises less than this much more is the last."""
+_FIRST = (
+    {"layers": 1, "features": True, "vocabulary": 8_192, "ffn_channels": 0},
+    {"layers": 4, "features": False, "vocabulary": 8_192, "ffn_channels": 0},
+)
+"""What is tried first, as far as the target allows it: what was fastest for others."""
+_MAX_REPEATS = 100
+"""So often in a row the optimiser may choose what is known before the search ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search gave."""
+
+    tried: tuple[Tried, ...]
+    """In the order they were tried."""
+    session: SessionResult
+    """In which the finalists were measured."""
+    recipes: tuple[Recipe, ...]
+    """Of the finalists."""
+    best: Recipe | None
+    """The fastest as measured; None when none could be measured."""
+
+
+def search(
+    workspace: Workspace, request: SearchRequest, journal: Journal, progress: Progress | None = None
+) -> Found:
+    """Searches the best draft for a target.
+
+    Its session belongs to a suite of its own (`<suite>-search`), so it never lands on a named board.
+
+    Raises:
+        InvalidInputError: the request is wrong, no model could be built in time, or Optuna is not installed.
+        MissingDataError: the target, or the data of every task, cannot be had.
+    """
+    progress = progress or SilentProgress()
+    suite = workspace.suite(request.suite)
+    suite = suite.model_copy(update={"id": f"{suite.id}{SEARCH}"})
+    with alone(workspace, progress):
+        seeker = _Seeker(workspace, request, progress)
+        tried = seeker.try_models()
+        recipes = finalists(tried, request, seeker.training)
+        asked = RunRequest(
+            request.target,
+            suite=request.suite,
+            dtype=request.dtype,
+            device=request.device,
+            forward=request.forward,
+            seed=request.seed,
+        )
+        plan = plan_run(workspace, asked, progress, recipes=recipes, suite=suite)
+        result = run_session(plan, journal, progress=progress)
+    measured = {
+        arm.arm.id: arm.speedup.value
+        for arm in summarise(result).arms
+        if arm.arm.kind == "draft" and arm.speedup is not None
+    }
+    best = max(
+        (recipe for recipe in recipes if recipe.id in measured),
+        key=lambda recipe: measured[recipe.id],
+        default=None,
+    )
+    return Found(tuple(tried), result, recipes, best)
+
+
+class _Seeker:
+    """The optimiser, the clock, and what was tried."""
+
+    def __init__(self, workspace: Workspace, request: SearchRequest, progress: Progress) -> None:
+        self._request, self._progress = request, progress
+        self._optuna = _optuna()
+        self.training = Training(workspace, request, progress)
+        self._state = workspace.state / "searches" / sha256_of_json(asdict(request))[:12]
+        self._state.mkdir(parents=True, exist_ok=True)
+        self._clock = Clock(self._state / "spent_s")
+        self._deepened = self._state / "trained_on.json"
+        self._trained = self._state / "trained.json"
+
+    def try_models(self) -> list[Tried]:
+        """Trains one model after the other until the time for it is over, and the most promising one on.
+
+        Once over it stays so: what the budget leaves may not let the same search go on when it is asked for again.
+        """
+        if self._trained.is_file():
+            return [Tried.read(one) for one in json.loads(self._trained.read_text("utf-8"))]
+        until = self._request.budget_s * TRAINING_SHARE
+        with self._progress.stage("search", int(until)) as stage:
+            stage.advance(int(self._clock.spent_s))
+            tried = self._explore(self._known(), EXPLORING_SHARE, stage)
+            tried = self._train_on(tried, stage)
+            tried = self._explore(tried, TRAINING_SHARE, stage)
+        if by_promise(tried):
+            self._trained.write_text(json.dumps([asdict(one) for one in tried]), "utf-8")
+        return tried
+
+    def _known(self) -> list[Tried]:
+        """What an earlier run of this search has tried, and what recipes have trained."""
+        trials = self._study.trials
+        told = [trial.user_attrs["tried"] for trial in trials if "tried" in trial.user_attrs]
+        return [*(Tried.read(json.loads(text)) for text in told), *self.training.begun()]
+
+    def _explore(self, tried: list[Tried], share: float, stage: Stage) -> list[Tried]:
+        """The same and further models, begun until a share of the budget is spent."""
+        study, tried, repeated = self._study, list(tried), 0
+        until = self._request.budget_s * share
+        longest = max((one.seconds for one in tried), default=0.0)
+        known = {one.choice for one in tried}
+        while self._clock.spent_s + longest < until and repeated < _MAX_REPEATS:
+            trial = study.ask()
+            choice = suggest(trial, self.training.shape)
+            if choice in known:  # nothing is learnt twice
+                study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
+                repeated += 1
+                continue
+            repeated = 0
+            known.add(choice)
+            one = self._try(choice, trial)
+            tried.append(one)
+            trial.set_user_attr("tried", json.dumps(asdict(one)))
+            self._tell(study, trial, one)
+            longest = max(longest, one.seconds)
+            stage.advance(int(self._clock.note()), one.in_words())
+        return tried
+
+    def _train_on(self, tried: list[Tried], stage: Stage) -> list[Tried]:
+        """The same with the most promising model trained longer, for as long as that pays and fits."""
+        until = self._request.budget_s * TRAINING_SHARE
+        if self._deepened.is_file():
+            deepened = Tried.read(json.loads(self._deepened.read_text("utf-8")))
+            tried = [deepened if one.choice == deepened.choice else one for one in tried]
+        while able := by_promise(tried):
+            best = able[0]
+            now = best.choice.passes_on(best.rung)
+            longer_s = best.last_s * best.choice.passes_on(best.rung + 1) / now if now else 0.0
+            if best.note or self._clock.spent_s + longer_s > until:
+                break
+            try:
+                one = self.training.look(best.choice, best.rung + 1)
+            except BuildError as error:
+                one = replace(best, note=str(error))
+            else:
+                assert one.promise is not None
+                assert best.promise is not None
+                seconds = best.seconds + one.last_s
+                # A recipe's own training was judged on other text, so its first one here is judged by what was before it.
+                if not now and one.agreement is not None and one.agreement_before is not None:
+                    pays = one.agreement > one.agreement_before
+                else:
+                    pays = one.promise.speedup >= PAYS * best.promise.speedup
+                if not pays:
+                    better = one if one.promise.speedup > best.promise.speedup else best
+                    one = replace(better, note="trained until it gained nothing more")
+                one = replace(one, seconds=seconds)
+            tried = [one if each.choice == one.choice else each for each in tried]
+            self._deepened.write_text(json.dumps(asdict(one)), "utf-8")
+            stage.advance(int(self._clock.note()), one.in_words())
+        return tried
+
+    @cached_property
+    def _study(self) -> Any:
+        optuna = self._optuna
+        journal = optuna.storages.journal.JournalFileBackend(str(self._state / "study.log"))
+        study = optuna.create_study(
+            study_name="search",
+            direction="maximize",
+            sampler=optuna.samplers.TPESampler(
+                seed=self._request.seed, multivariate=True, n_startup_trials=6
+            ),
+            pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2),
+            storage=optuna.storages.JournalStorage(journal),
+            load_if_exists=True,
+        )
+        if not study.trials:
+            for first in _FIRST:
+                if (
+                    first["layers"] < self.training.shape.layers
+                    and first["vocabulary"] < self.training.shape.vocabulary
+                ):
+                    study.enqueue_trial(first)
+        return study
+
+    def _tell(self, study: Any, trial: Any, one: Tried) -> None:
+        if one.promise is None:
+            study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
+        elif one.rung < RUNGS:
+            study.tell(trial, state=self._optuna.trial.TrialState.PRUNED)
+        else:
+            study.tell(trial, one.promise.speedup)
+
+    def _try(self, choice: Choice, trial: Any) -> Tried:
+        began = time.monotonic()
+        one = Tried(choice, 0, None, None, None, 0.0)
+        for rung in range(1, RUNGS + 1):
+            try:
+                one = self.training.look(choice, rung)
+            except BuildError as error:
+                one = Tried(choice, 0, None, None, None, 0.0, note=str(error))
+                break
+            assert one.promise is not None
+            trial.report(one.promise.speedup, rung)
+            if rung < RUNGS and trial.should_prune():
+                one = replace(one, note="given up")
+                break
+        return replace(one, seconds=time.monotonic() - began)
+
+
+def suggest(trial: Any, shape: Shape) -> Choice:
+    """Asks the optimiser for a choice that the target allows."""
+    depths = [depth for depth in (1, 2, 3, 4, 6) if depth < shape.layers]
+    vocabularies = [size for size in (4_096, 8_192, 16_384, 32_768) if size < shape.vocabulary]
+    return Choice(
+        layers=trial.suggest_categorical("layers", depths),
+        features=trial.suggest_categorical("features", [True, False]),
+        vocabulary=trial.suggest_categorical("vocabulary", [*vocabularies, 0]) or None,
+        ffn_channels=trial.suggest_categorical("ffn_channels", [0, shape.ffn_channels // 2]) or None,
+    )
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise InvalidInputError.single(
+            "searching needs Optuna, which is not installed", fix="pip install 'draftrank[search]'"
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
