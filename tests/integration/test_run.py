@@ -12,7 +12,7 @@ from transformers.utils import chat_template_utils
 from conftest import write_tiny_workspace
 from draftrank import RunRequest, Store, Workspace, build_boards, run, summarise, verify
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.engine.backends import torch_eager
+from draftrank.engine.backends.transformers import runtime as torch_eager
 from draftrank.engine.backends.transformers.attention import NAME
 from draftrank.engine.loop import ContextOverflowError
 from draftrank.errors import InvalidInputError, UnsupportedModelError

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from draftrank.engine.backends import torch_eager
 from draftrank.engine.backends.opening import eagle_runtime_of, load_runtime, runtime_of_model
 from draftrank.engine.backends.own_forward import check_forward, check_trees
+from draftrank.engine.backends.transformers import runtime as torch_eager
 from draftrank.engine.backends.transformers.attention import NAME, grouped_attention
 from draftrank.engine.backends.transformers.runtime import TorchRuntime
 from draftrank.engine.token_tree import TokenTree
