@@ -37,7 +37,7 @@ bench: install
 	$(BIN)/python ci/bench_engine.py
 	$(BIN)/python ci/bench_forwards.py
 	$(BIN)/python ci/bench_distill.py
-	$(BIN)/python ci/bench_site.py
+	PYTHONPATH=tests $(BIN)/python ci/bench_site.py
 
 clean:
 	rm -rf .draftrank site

@@ -9,12 +9,12 @@ import sys
 import pytest
 
 from commands import HEAVY, draftrank, several
-from conftest import write_tiny_workspace
 from draftrank.catalog.formatting import format_file
 from draftrank.catalog.schemas import FOLDER
 from draftrank.catalog.workspace import Workspace
 from draftrank.cli.main import COMMANDS
 from draftrank.version import __version__
+from tiny_workspace import write_tiny_workspace
 from workspaces import RECIPE, TARGET, TASK, write_prompts, write_workspace
 
 

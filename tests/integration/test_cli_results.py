@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from builders import draft_first, result
 from commands import MAX_S, draftrank, several, start
 from draftrank.catalog.workspace import Workspace
 from draftrank.measure.statistics.stopping import spent_s
 from draftrank.store.bundle import publish, read_bundle
 from draftrank.store.store import Store
 from forging import forge
-from unit.board.builders import draft_first, result
 from workspaces import RECIPE
 
 ARMS = ["early-exit", "int8", "ngram", "shallow"]
