@@ -55,6 +55,7 @@ def test_light_commands_never_load_a_tensor_library(measured_root):
         ["new", "draft", "mine"],
         ["new", "task", "ours"],
         ["board"],
+        ["compare", "ngram", "shallow"],
         ["show"],
         ["show", "ngram"],
         ["show", session],
@@ -62,7 +63,7 @@ def test_light_commands_never_load_a_tensor_library(measured_root):
         ["publish"],
         ["import", "leaderboard/results"],
     ]
-    *light, heavy = several(measured_root, *commands, ["doctor"])
+    *light, heavy = several(measured_root, *commands, ["doctor"], fresh=True)
     for command, outcome in zip(commands, light, strict=True):
         assert outcome.code == 0, (command, outcome.err)
         assert outcome.heavy == (), command

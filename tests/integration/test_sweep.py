@@ -13,7 +13,7 @@ import time
 import psutil
 import pytest
 
-from commands import draftrank, finish, start
+from commands import draftrank, start
 from draftrank.catalog.workspace import Workspace
 from draftrank.jobs.execute import execute
 from draftrank.jobs.executors.isolated import WORKER, IsolatedExecutor, Limits, without_network
@@ -124,7 +124,7 @@ def test_a_killed_job_is_tried_again_and_loses_nothing(workspace_root):
             for worker in workers(process.pid):
                 os.kill(worker, signal.SIGKILL)
                 killed = True
-    outcome = finish(process)
+    outcome = process.finish()
     assert killed
     assert outcome.code == 0, outcome.err
     (session,) = [job for job in outcome.json["jobs"] if job["kind"] == "session"]
@@ -147,7 +147,7 @@ def test_stopping_keeps_what_was_measured_and_the_command_goes_on(workspace_root
     while process.poll() is None and not workers(process.pid):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    stopped = finish(process)
+    stopped = process.finish()
     assert stopped.code == 130
     (folder,) = sweeps(workspace_root / ".draftrank")
     assert set(Ledger.read(folder).counts) <= {"done", "cancelled"}
