@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 # Every allocation of 64 kB or more is its own mapping and goes back to the system when it is freed, so that
 # the process's resident memory is what is held.
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
@@ -65,26 +67,32 @@ for line in sys.stdin:
         gc.collect()
     print(json.dumps({"target": size, "grown": peak[0] - before}))
 """
-STEPS = [
+QUICK = [
+    {"kind": "drop_layers", "keep": 5, "select": "loss"},
+    {"kind": "prune_ffn", "keep_channels": 768, "importance": "taylor"},
+    {"kind": "sparsify", "method": "sparsegpt", "sparsity": 0.5},
+]
+"""A forward, gradients, and second moments."""
+SLOW = [
     {"kind": "random", "seed": 1},
     {"kind": "drop_layers", "keep": 4, "select": "block_influence"},
-    {"kind": "drop_layers", "keep": 5, "select": "loss"},
     {"kind": "merge_layers", "keep": 5},
-    {"kind": "prune_ffn", "keep_channels": 768, "importance": "taylor"},
     {"kind": "prune_heads", "keep_groups": 2},
     {"kind": "prune_hidden", "keep_channels": 256},
     {"kind": "factorize", "keep_parameters": 0.5},
     {"kind": "tie_layers", "blocks": 4},
     {"kind": "trim_vocabulary", "keep_tokens": 100},
     {"kind": "factorize_head", "rank": 16},
-    {"kind": "sparsify", "method": "sparsegpt", "sparsity": 0.5},
 ]
 
 
-def test_steps_hold_the_target_the_draft_and_one_layers_needs(tmp_path):
+@pytest.mark.parametrize(
+    "steps", [QUICK, pytest.param(SLOW, marks=pytest.mark.nightly)], ids=["quick", "slow"]
+)
+def test_steps_hold_the_target_the_draft_and_one_layers_needs(tmp_path, steps):
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(tmp_path)],
-        input="".join(json.dumps(step) + "\n" for step in STEPS),
+        input="".join(json.dumps(step) + "\n" for step in steps),
         env={
             **os.environ,
             **ENVIRONMENT,
@@ -96,11 +104,11 @@ def test_steps_hold_the_target_the_draft_and_one_layers_needs(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(found) == len(STEPS)
+    assert len(found) == len(steps)
     # The draft is there already when a step begins; beside it the target, or a second draft, may come.
     over = {
         json.dumps(step): facts
-        for step, facts in zip(STEPS, found, strict=True)
+        for step, facts in zip(steps, found, strict=True)
         if facts["grown"] > facts["target"] + SLACK_BYTES
     }
     assert not over

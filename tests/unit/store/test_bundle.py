@@ -332,7 +332,7 @@ def test_a_file_beyond_the_limit_is_refused_and_not_written(published, tmp_path,
 # -- stores and folders --------------------------------------------------------------------------
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(session_results())
 def test_publishing_and_importing_loses_nothing(tmp_path_factory, result):
     folder = tmp_path_factory.mktemp("round-trip")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shutil
 
 import pytest
 
@@ -292,10 +293,16 @@ def test_what_is_wrong_with_the_baseline_counts_against_every_draft():
     assert "implausible-clock" in {finding.gate for finding in judged.findings}
 
 
-def test_the_published_results_pass_every_gate_but_those_of_noise():
+@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.nightly)])
+def test_the_published_results_pass_every_gate_but_those_of_noise(tmp_path, every):
     """Their rows were ranked when they were measured: a stricter rule must not refuse honest sessions. Layers cut out and
     not healed may accept nothing at all: that is shown, and not ranked."""
-    published = load_results(None, REPOSITORY / "leaderboard" / "results")
+    results = REPOSITORY / "leaderboard" / "results"
+    for path in sorted(results.rglob("*.json"))[::every]:
+        chosen = tmp_path / path.relative_to(results)
+        chosen.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, chosen)
+    published = load_results(None, tmp_path)
     assert published
     for found in published:
         summary = summarise(found)

@@ -14,8 +14,22 @@ from draftrank.engine.backends.short_forward import MAX_TOKENS
 from draftrank.errors import InvalidInputError
 
 
+def write_compiler(folder, script):
+    """One that tells its version, and does as it is told."""
+    folder.mkdir()
+    file = folder / "g++"
+    file.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exit 0\n{script}\n')
+    file.chmod(file.stat().st_mode | stat.S_IXUSR)
+
+
 @pytest.fixture
-def uncompiled(monkeypatch, tmp_path):
+def compiled():
+    """The kernels as the other tests have them."""
+    return library.library()._name
+
+
+@pytest.fixture
+def uncompiled(monkeypatch, tmp_path, compiled):  # noqa: ARG001
     """An empty cache, and nothing loaded."""
     monkeypatch.setenv("DRAFTRANK_KERNELS", str(tmp_path / "kernels"))
     library.library.cache_clear()
@@ -23,7 +37,10 @@ def uncompiled(monkeypatch, tmp_path):
     library.library.cache_clear()
 
 
-def test_it_is_compiled_once(uncompiled, monkeypatch):
+def test_it_is_compiled_once(uncompiled, monkeypatch, compiled):
+    """By a compiler that copies what the real one has made, and is as fast as that."""
+    write_compiler(uncompiled.parent / "bin", f'while [ "$1" != -o ]; do shift; done; cp {compiled} "$2"')
+    monkeypatch.setenv("PATH", f"{uncompiled.parent}/bin:/usr/bin:/bin")
     library.library()
     (made,) = uncompiled.iterdir()
     before = made.stat().st_mtime_ns
@@ -43,11 +60,8 @@ def test_without_a_compiler_the_way_out_is_told(uncompiled, monkeypatch):
 
 
 def test_what_the_compiler_says_is_told(uncompiled, monkeypatch, tmp_path):
-    broken = tmp_path / "bin" / "g++"
-    broken.parent.mkdir()
-    broken.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "no room left" >&2\nexit 1\n')
-    broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", str(broken.parent))
+    write_compiler(tmp_path / "bin", 'echo "no room left" >&2; exit 1')
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     with pytest.raises(InvalidInputError, match="no room left"):
         library.library()
     assert list(uncompiled.iterdir()) == []

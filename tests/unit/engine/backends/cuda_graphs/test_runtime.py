@@ -54,6 +54,8 @@ pytestmark = pytest.mark.skipif(
 NAMES = ("llama", "gemma3")
 DEVICE = "cuda" if CUDA else "cpu"
 DTYPES = (torch.float32, torch.bfloat16) if CUDA else (torch.float32,)
+at_night = pytest.mark.nightly if not CUDA else pytest.mark.gpu
+"""What takes the interpreter long, and shares its laws with a case that does not."""
 GREEDY = Sampler(DecodingMode())
 TEXT = [7, 41, 13, 7, 41, 5, 22, 60, 3, 7, 41, 13, 18, 9, 33, 21, 7, 41, 13, 7, 50]
 
@@ -236,7 +238,13 @@ def test_a_trimmed_head_answers_for_all_tokens():
     assert runtime.choices(4) == wanted.argmax(-1).tolist()
 
 
-@pytest.mark.parametrize("rows", [(61, 64), (64, 61)], ids=["draft has more", "draft has fewer"])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pytest.param((61, 64), id="draft has more"),
+        pytest.param((64, 61), id="draft has fewer", marks=at_night),
+    ],
+)
 def test_padded_vocabularies_change_neither_output_nor_law(rows):
     """Also where steps need no host: these feed the target's own choices to the draft."""
     ours, theirs = rows
@@ -288,22 +296,22 @@ def proposers(target: CapturedRuntime, name: str):
     }
 
 
-ON_LLAMA = ("chain", "stops", "exit", "features tree", "cascade")
-ON_A_GPU = ("ngram", "tree", "itself", "features", "states")
-"""What takes the interpreter minutes and differs from the others in its proposals alone."""
+SOON = ("chain", "exit", "features tree")
+AT_NIGHT = ("stops", "cascade", "ngram", "tree", "itself", "features", "states")
 
 
 @pytest.mark.parametrize(
     ("name", "proposer"),
     [
-        *(("llama", one) for one in (ON_LLAMA + ON_A_GPU if CUDA else ON_LLAMA)),
-        ("gemma3", "cascade"),
+        *(("llama", one) for one in SOON),
+        *(pytest.param("llama", one, marks=at_night) for one in AT_NIGHT),
+        pytest.param("gemma3", "cascade", marks=at_night),
     ],
 )
 def test_greedy_speculation_equals_greedy_decoding(targets, name, proposer):
     target = targets[name]
     found = proposers(target, name)[proposer]
-    request = Request(tuple(TEXT[:14]), 32 if CUDA else 8)
+    request = Request(tuple(TEXT[:14]), 32 if CUDA else 6)
     plain = autoregressive(target, request)
     for _ in range(2 if CUDA else 1):
         drafted: Decoding = speculative(target, found, request, 4)
@@ -318,7 +326,14 @@ def test_greedy_speculation_equals_greedy_decoding(targets, name, proposer):
 
 
 @pytest.mark.parametrize(
-    "proposer", ["tree", *(["chain", "stops", "exit", "features tree", "cascade"] if CUDA else [])]
+    "proposer",
+    [
+        "tree",
+        *(
+            pytest.param(one, marks=at_night)
+            for one in ("chain", "stops", "exit", "features tree", "cascade")
+        ),
+    ],
 )
 def test_each_proposal_is_that_of_a_fresh_cache(targets, proposer):
     target = targets["llama"]
@@ -327,7 +342,10 @@ def test_each_proposal_is_that_of_a_fresh_cache(targets, proposer):
     check_fresh(lambda: (target, proposers(target, "llama")[proposer]), found, GREEDY, (0.3, 0.05))
 
 
-@pytest.mark.parametrize("proposer", ["mixed model", *(["chain", "features", "cascade"] if CUDA else [])])
+@pytest.mark.parametrize(
+    "proposer",
+    ["mixed model", *(pytest.param(one, marks=at_night) for one in ("chain", "features", "cascade"))],
+)
 def test_each_proposal_of_the_device_is_that_of_a_fresh_cache(monkeypatch, targets, proposer):
     """Also the first, and behind what was copied."""
     found = []
@@ -348,6 +366,7 @@ def test_each_proposal_of_the_device_is_that_of_a_fresh_cache(monkeypatch, targe
     check_fresh(lambda: (target, proposers(target, "llama")[proposer]), found, GREEDY)
 
 
+@at_night
 def test_a_reader_proposes_what_it_proposes_in_the_slower_runtime(monkeypatch):
     """Its tokens are read with its own states, those that the target has verified with the target's."""
     made, text = model("llama"), tuple(TEXT[:15])
@@ -386,8 +405,15 @@ SAMPLING = DecodingMode(temperature=1.0, top_k=30, top_p=0.95)
     ("name", "proposer", "number"),
     [
         ("llama", "chain", 0.7),
-        ("llama", "cascade", 0.4),
-        *([("llama", "chain", 0.15), ("llama", "features", 0.6), ("gemma3", "cascade", 0.2)] if CUDA else []),
+        *(
+            pytest.param(*one, marks=at_night)
+            for one in (
+                ("llama", "cascade", 0.4),
+                ("llama", "chain", 0.15),
+                ("llama", "features", 0.6),
+                ("gemma3", "cascade", 0.2),
+            )
+        ),
     ],
 )
 def test_steps_on_the_device_draw_what_the_host_would(monkeypatch, targets, name, proposer, number):
@@ -395,7 +421,7 @@ def test_steps_on_the_device_draw_what_the_host_would(monkeypatch, targets, name
     monkeypatch.setattr(Constant, "number", number)
     monkeypatch.setattr(loop, "Sampler", Constant)
     target = targets[name]
-    k, request = 2, Request(tuple(TEXT[:14]), 32 if CUDA else 9, mode=SAMPLING)
+    k, request = 2, Request(tuple(TEXT[:14]), 32 if CUDA else 6, mode=SAMPLING)
     on_device = speculative(target, proposers(target, name)[proposer], request, k)
     assert on_device.draft_forwards > 0
     monkeypatch.setattr(SteppingModel, "device_steps", lambda *_: None)
@@ -442,6 +468,7 @@ def test_random_numbers_are_used_once_and_in_their_places(monkeypatch, targets):
         of_draft = numbers[3:]
 
 
+@at_night
 def test_a_trimmed_draft_draws_from_the_whole_vocabulary(targets):
     target, draft = targets["llama"], captured(trimmed(model("llama")))
     request = Request(tuple(TEXT[:15]), 5, mode=SAMPLING)
@@ -463,6 +490,7 @@ def test_graphs_draw_from_vocabularies_of_real_models(monkeypatch, vocabulary):
     assert on_device.token_ids[:-4] == by_host.token_ids[:-4]
 
 
+@at_night
 def test_sampling_follows_the_seed(targets):
     target = targets["llama"]
     draft = ModelProposer(captured(model("llama", layers=1)))
