@@ -70,9 +70,8 @@ for line in sys.stdin:
 QUICK = [
     {"kind": "drop_layers", "keep": 5, "select": "loss"},
     {"kind": "prune_ffn", "keep_channels": 768, "importance": "taylor"},
-    {"kind": "sparsify", "method": "sparsegpt", "sparsity": 0.5},
 ]
-"""A forward, gradients, and second moments."""
+"""Forwards, and gradients."""
 SLOW = [
     {"kind": "random", "seed": 1},
     {"kind": "drop_layers", "keep": 4, "select": "block_influence"},
@@ -83,6 +82,7 @@ SLOW = [
     {"kind": "tie_layers", "blocks": 4},
     {"kind": "trim_vocabulary", "keep_tokens": 100},
     {"kind": "factorize_head", "rank": 16},
+    {"kind": "sparsify", "method": "sparsegpt", "sparsity": 0.5},
 ]
 
 
