@@ -1,31 +1,44 @@
-# make run: set up and rank the quick drafts. make test: set up and run every test.
+# make run: set up and rank the quick drafts. make test: set up and run the tests.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+# What running needs is installed first, and alone by `make run`; tests and lint add the group `dev`.
+RUNNING := $(VENV)/.running
+INSTALLED := $(VENV)/.installed
+INSTALL := $(BIN)/python -m pip install --constraint ci/constraints.txt --editable
 FIRST_LOOK := ngram int8-dynamic depth2-distilled-quick depth6-unhealed early-exit-10
 
-.PHONY: install llama-cpp run test lint bench clean
+.PHONY: install llama-cpp run test test-nightly lint bench clean
 
-install: $(STAMP)
+install: $(INSTALLED)
 
-$(STAMP): pyproject.toml ci/constraints.txt
+$(RUNNING): pyproject.toml ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --constraint ci/constraints.txt --editable . --group dev
-	touch $(STAMP)
+	$(INSTALL) .
+	touch $@
+
+$(INSTALLED): $(RUNNING)
+	$(INSTALL) . --group dev
+	touch $@
 
 # llama.cpp is compiled for this machine, in some minutes: only sessions of GGUF models need it.
 llama-cpp: install
-	$(BIN)/python -m pip install --constraint ci/constraints.txt --editable '.[llama-cpp]'
+	$(INSTALL) '.[llama-cpp]'
 
-run: install
+run: $(RUNNING)
 	@status=0; $(BIN)/draftrank run smollm2-135m-instruct --suite quick $(addprefix --draft ,$(FIRST_LOOK)) || status=$$?; \
 	$(BIN)/draftrank site --out site; exit $$status
 
-# As many tests at a time as there are processors, up to four; those of one file share what they set up.
+# As many tests at a time as there are processors, up to four. Those of one file share what they set up.
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 test: install
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
+
+# What takes minutes: every night, and before a change to what it tests.
+test-nightly: install
+	$(PYTEST) -m nightly
 
 lint: install
 	$(BIN)/ruff check .
@@ -37,7 +50,7 @@ bench: install
 	$(BIN)/python ci/bench_engine.py
 	$(BIN)/python ci/bench_forwards.py
 	$(BIN)/python ci/bench_distill.py
-	$(BIN)/python ci/bench_site.py
+	PYTHONPATH=tests $(BIN)/python ci/bench_site.py
 
 clean:
 	rm -rf .draftrank site

@@ -1,6 +1,6 @@
 """Times the site: how long 1,000 drafts take to render, what a board of 200 weighs, how fast its table answers.
 
-`python ci/bench_site.py`; the last part needs Chromium and playwright, and is left out where they are missing.
+`PYTHONPATH=tests python ci/bench_site.py` (`make bench`); the last part needs Chromium and playwright, and is left out where they are missing.
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-
+from builders import MACHINE, arm_of, build, result
 from draftrank.board.ranking import build_boards
 from draftrank.board.rows import Board
 from draftrank.board.site import render_site
 from draftrank.board.site.addresses import board_page
 from draftrank.board.site.drawing import VEGA
 from draftrank.measure.records import SessionResult
-from unit.board.builders import MACHINE, arm_of, build, result
 
 TASKS = {f"task-{number}": 8 for number in range(10)}
 CLICKS = 15

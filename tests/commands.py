@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing.context import ForkServerContext
@@ -26,23 +29,6 @@ PRELOADED = (
     "draftrank.building.pipeline",
     "draftrank.jobs.session",
 )
-
-# Runs several commands one after the other in one interpreter, which starts only once.
-_SEVERAL = """
-import contextlib, io, json, sys
-from draftrank.cli.main import main
-for line in sys.stdin:
-    out, err = io.StringIO(), io.StringIO()
-    sys.argv = ["draftrank", *json.loads(line)]
-    code = 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-    heavy = [name for name in HEAVY if name in sys.modules]
-    print(json.dumps([code, out.getvalue(), err.getvalue(), heavy]), flush=True)
-""".replace("HEAVY", repr(HEAVY))
 
 
 @dataclass(frozen=True)
@@ -66,55 +52,127 @@ class Outcome:
         return value
 
 
-def start(root: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+class Running:
+    """A started command, in a process forked from one that has imported what takes long to import."""
+
+    def __init__(self, run: Callable[..., None], root: Path, arguments: object, environment: dict[str, str]):
+        self._folder = TemporaryDirectory()
+        self._out, self._err = Path(self._folder.name, "out"), Path(self._folder.name, "err")
+        streams = (self._out, self._err)
+        self._process = _forks().Process(target=_run, args=(run, root, arguments, environment, streams))
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        """Its exit code, negative after a signal; None while it runs."""
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    @property
+    def out(self) -> str:
+        """What it has printed by now."""
+        return self._out.read_text("utf-8") if self._out.exists() else ""
+
+    def finish(self) -> Outcome:
+        """Waits for its end."""
+        self._process.join(MAX_S)
+        code = self._process.exitcode
+        if code is None:
+            self._process.kill()
+            raise TimeoutError(self._err.read_text("utf-8"))
+        outcome = Outcome(code, self.out, self._err.read_text("utf-8"))
+        self._folder.cleanup()
+        assert "Traceback" not in outcome.err, outcome.err
+        return outcome
+
+
+def start(root: Path, *arguments: str, **environment: str) -> Running:
     """Starts `draftrank` in a folder; variables of the outer world that steer it are left out."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "draftrank", *arguments],
-        cwd=root,
-        env=_environment(environment),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-        preexec_fn=_listen_to_ctrl_c,
-    )
-
-
-def _listen_to_ctrl_c() -> None:
-    """A test run in the background inherits an ignored SIGINT, and would hand it on."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def finish(process: subprocess.Popen[str]) -> Outcome:
-    """Waits for a started command."""
-    out, err = process.communicate(timeout=MAX_S)
-    return _ended(process.returncode, out, err)
+    return Running(_one, root, arguments, _environment(environment))
 
 
 def draftrank(root: Path, *arguments: str, **environment: str) -> Outcome:
-    """Runs one command to its end, in a process forked from one that has imported what takes long to import."""
-    with TemporaryDirectory() as folder:
-        out, err = Path(folder, "out"), Path(folder, "err")
-        process = _forks().Process(target=_run, args=(root, arguments, _environment(environment), out, err))
-        process.start()
-        process.join(MAX_S)
-        if process.exitcode is None:
-            process.kill()
-            raise TimeoutError(f"draftrank {' '.join(arguments)}: {err.read_text('utf-8')}")
-        return _ended(process.exitcode, out.read_text("utf-8"), err.read_text("utf-8"))
+    """Runs one command to its end."""
+    return start(root, *arguments, **environment).finish()
 
 
-def _run(root: Path, arguments: tuple[str, ...], environment: dict[str, str], out: Path, err: Path) -> None:
-    for number, path in ((1, out), (2, err)):
+def several(root: Path, *commands: list[str], fresh: bool = False, **environment: str) -> list[Outcome]:
+    """Runs several commands one after the other in one process; a traceback of any of them fails the caller.
+
+    Args:
+        root: the folder.
+        commands: their arguments.
+        fresh: in an interpreter of its own, that has imported nothing yet and heeds PYTHONHASHSEED.
+        environment: variables.
+    """
+    if fresh:
+        done = subprocess.run(
+            [sys.executable, "-P", __file__, json.dumps(commands)],
+            cwd=root,
+            env=_environment(environment),
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=MAX_S,
+            check=False,
+        )
+        code, out, err = done.returncode, done.stdout, done.stderr
+    else:
+        all_of_them = Running(_one_by_one, root, commands, _environment(environment)).finish()
+        code, out, err = all_of_them.code, all_of_them.out, all_of_them.err
+    assert code == 0, err
+    outcomes = [json.loads(line) for line in out.splitlines()]
+    assert len(outcomes) == len(commands)
+    for _, _, err, _ in outcomes:
+        assert "Traceback" not in err, err
+    return [Outcome(code, out, err, tuple(heavy)) for code, out, err, heavy in outcomes]
+
+
+def _run(
+    run: Callable[..., None],
+    root: Path,
+    arguments: object,
+    environment: dict[str, str],
+    streams: tuple[Path, Path],
+) -> None:
+    """In the forked process."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background inherit an ignored one
+    for number, path in enumerate(streams, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
-    sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))  # noqa: SIM115
+    sys.stdout, sys.stderr = (
+        open(number, "w", buffering=1, encoding="utf-8", closefd=False)  # noqa: SIM115
+        for number in (1, 2)
+    )
     os.chdir(root)
     os.environ.clear()
     os.environ.update(environment)
+    run(arguments)
+
+
+def _one(arguments: tuple[str, ...]) -> None:
     sys.argv = ["draftrank", *arguments]
     from draftrank.cli.main import main
 
     main()
+
+
+def _one_by_one(commands: list[list[str]]) -> None:
+    """Prints a line of JSON for each: its exit code, both streams, and which heavy packages are loaded by then."""
+    for command in commands:
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                _one(command)
+            except SystemExit as stop:
+                code = stop.code or 0
+        heavy = [name for name in HEAVY if name in sys.modules]
+        print(json.dumps([code, out.getvalue(), err.getvalue(), heavy]), flush=True)
 
 
 @cache
@@ -122,32 +180,6 @@ def _forks() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
     return context
-
-
-def _ended(code: int, out: str, err: str) -> Outcome:
-    assert "Traceback" not in err, err
-    return Outcome(code, out, err)
-
-
-def several(root: Path, *commands: list[str], **environment: str) -> list[Outcome]:
-    """Runs several commands in one interpreter; a traceback of any of them fails the caller."""
-    done = subprocess.run(
-        [sys.executable, "-c", _SEVERAL],
-        cwd=root,
-        env=_environment(environment),
-        input="".join(json.dumps(command) + "\n" for command in commands),
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=MAX_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    outcomes = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(outcomes) == len(commands)
-    for _, _, err, _ in outcomes:
-        assert "Traceback" not in err, err
-    return [Outcome(code, out, err, tuple(heavy)) for code, out, err, heavy in outcomes]
 
 
 def _environment(changes: dict[str, str]) -> dict[str, str]:
@@ -158,3 +190,7 @@ def _environment(changes: dict[str, str]) -> dict[str, str]:
         "PYTHONUTF8": "1",
     }
     return {**os.environ, **steered, **changes}
+
+
+if __name__ == "__main__":
+    _one_by_one(json.loads(sys.argv[1]))

@@ -1,9 +1,8 @@
-"""Shared set-up: few threads for the small models, nothing that depends on the machine, helpers on the path."""
+"""Shared set-up: few threads for the small models, nothing that depends on the machine."""
 
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 from hypothesis import HealthCheck, settings
@@ -39,4 +38,3 @@ if not any(Path("/dev").glob("nvidia[0-9]*")):
     os.environ["TRITON_INTERPRET"] = (
         "1"  # kernels for a GPU run in Triton's interpreter; read when it is imported
     )
-sys.path.insert(0, str(Path(__file__).parent))

@@ -6,6 +6,8 @@ import hashlib
 import json
 from pathlib import Path
 
+REPOSITORY = Path(__file__).parents[1]
+
 RECIPE = """\
 # yaml-language-server: $schema=schemas/recipe.json
 schema_version: 1

@@ -9,12 +9,12 @@ import sys
 import pytest
 
 from commands import HEAVY, draftrank, several
-from conftest import write_tiny_workspace
 from draftrank.catalog.formatting import format_file
 from draftrank.catalog.schemas import FOLDER
 from draftrank.catalog.workspace import Workspace
 from draftrank.cli.main import COMMANDS
 from draftrank.version import __version__
+from tiny_workspace import write_tiny_workspace
 from workspaces import RECIPE, TARGET, TASK, write_prompts, write_workspace
 
 
@@ -55,6 +55,7 @@ def test_light_commands_never_load_a_tensor_library(measured_root):
         ["new", "draft", "mine"],
         ["new", "task", "ours"],
         ["board"],
+        ["compare", "ngram", "shallow"],
         ["show"],
         ["show", "ngram"],
         ["show", session],
@@ -62,7 +63,7 @@ def test_light_commands_never_load_a_tensor_library(measured_root):
         ["publish"],
         ["import", "leaderboard/results"],
     ]
-    *light, heavy = several(measured_root, *commands, ["doctor"])
+    *light, heavy = several(measured_root, *commands, ["doctor"], fresh=True)
     for command, outcome in zip(commands, light, strict=True):
         assert outcome.code == 0, (command, outcome.err)
         assert outcome.heavy == (), command

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import signal
 import sqlite3
-import subprocess
 import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from commands import draftrank, finish, several, start
+from commands import Running, draftrank, several, start
 
 REPEATS = 6  # so that a run is seen and stopped in its midst, also where this process must wait
 # Four prompt turns; the baseline, its control and one draft.
@@ -42,10 +41,10 @@ def assert_sound(root: Path) -> None:
     assert select(root, f"SELECT {CELL} FROM trials GROUP BY {CELL} HAVING count(*) > 1") == []
 
 
-def wait_for(root: Path, count: int, process: subprocess.Popen[str]) -> None:
+def wait_for(root: Path, count: int, process: Running) -> None:
     """Until the store holds at least `count` trials, while the run goes on."""
     while len(trials(root)) < count:
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.finish()
         time.sleep(0.005)
 
 
@@ -63,8 +62,7 @@ def test_a_killed_run_goes_on_where_it_stopped(root):
         process = start(root, *RUN)
         wait_for(root, moment, process)
         process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        assert process.finish().code == -signal.SIGKILL
         assert_sound(root)
         assert kept < trials(root), "what was measured before stays"
         kept = trials(root)
@@ -83,7 +81,7 @@ def test_a_stopped_run_says_so_and_leaves_a_whole_store(root):
     process = start(root, *RUN)
     wait_for(root, 2, process)
     process.send_signal(signal.SIGINT)
-    stopped = finish(process)
+    stopped = process.finish()
     assert stopped.code == 130
     assert "the same command goes on from here" in stopped.err
     assert stopped.out == ""
@@ -98,7 +96,7 @@ def test_a_stopped_run_says_so_and_leaves_a_whole_store(root):
 
 def test_two_runs_at_once_take_turns_and_both_finish(root):
     processes = [start(root, *RUN) for _ in range(2)]
-    first, second = (finish(process) for process in processes)
+    first, second = (process.finish() for process in processes)
     assert (first.code, second.code) == (0, 0), (first.err, second.err)
     assert first.json == second.json
     told = [outcome.err for outcome in (first, second)]

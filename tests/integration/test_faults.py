@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from conftest import write_tiny_workspace
 from draftrank import RunRequest, Store, Workspace, run, summarise, verify
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.engine import loop, stamps
@@ -34,6 +34,7 @@ from draftrank.measure.machine.conditions import Watch
 from draftrank.measure.sessions import bench, plan, session
 from draftrank.store.bundle import publish
 from forging import forge
+from tiny_workspace import write_tiny_workspace
 from workspaces import write_prompts
 
 LAYER_S = 0.01
@@ -382,7 +383,7 @@ def test_a_stopwatch_that_loses_time_between_its_readings(root, tmp_path, clock,
 
 @pytest.mark.parametrize("rate", [0.05, 0.6, 0.85])
 def test_a_stopwatch_that_runs_slow_for_one_arm(root, tmp_path, clock, monkeypatch, rate):
-    monkeypatch.setattr("test_faults.LAYER_S", 0.05)  # trials of seconds, as real ones
+    monkeypatch.setattr(sys.modules[__name__], "LAYER_S", 0.05)  # trials of seconds, as real ones
     speculative = bench.speculative
 
     def slow(*given):

@@ -7,9 +7,9 @@ import json
 import pytest
 
 from commands import several
-from conftest import write_tiny_workspace
 from draftrank import RunRequest, Store, Workspace, build_boards, run, summarise
 from draftrank.board.reproduce import reproduce_command
+from tiny_workspace import write_tiny_workspace
 from workspaces import RECIPE
 
 

@@ -21,8 +21,8 @@ ray = pytest.importorskip("ray", reason="needs Ray")
 
 
 @pytest.fixture
-def cluster(workspace_root, tmp_path):
-    """A head and two more nodes, each with its own folder, as if it were another machine."""
+def cluster(request, workspace_root, tmp_path):
+    """A head and as many more nodes as asked for, each with its own folder, as if it were another machine."""
     from ray.cluster_utils import Cluster
 
     def machine(number: int) -> dict[str, str]:
@@ -35,7 +35,7 @@ def cluster(workspace_root, tmp_path):
 
     head = {"num_cpus": 1, "include_dashboard": False, "env_vars": machine(0)}
     made = Cluster(initialize_head=True, head_node_args=head)
-    for number in (1, 2):
+    for number in range(1, request.param + 1):
         made.add_node(num_cpus=1, env_vars=machine(number))
     made.wait_for_nodes()
     yield made
@@ -43,28 +43,29 @@ def cluster(workspace_root, tmp_path):
     made.shutdown()
 
 
-def requests():
-    """Ten sessions, which with their fetch and build make twelve jobs."""
+def requests(seeds):
+    """Sessions that share one fetch and one build."""
     return [
         RunRequest("tiny", ("ngram", "shallow"), "quick", dtype=dtype, seed=seed)
         for dtype in ("fp32", "bf16")
-        for seed in range(5)
+        for seed in seeds
     ]
 
 
 class Killer(threading.Thread):
-    """Kills a worker in the midst of a session, then a node in the midst of another."""
+    """Kills a worker in the midst of a session, then, if asked to, a node in the midst of another."""
 
-    def __init__(self, cluster, executor) -> None:
+    def __init__(self, cluster, executor, node_too: bool) -> None:
         super().__init__(daemon=True)
-        self.cluster, self.executor = cluster, executor
+        self.cluster, self.executor, self.node_too = cluster, executor, node_too
         self.lost: list[str] = []
 
     def run(self):
         _, process = self._fresh_job()
         process.kill()
-        node, _ = self._fresh_job()
-        self.cluster.remove_node(node, allow_graceful=False)
+        if self.node_too:
+            node, _ = self._fresh_job()
+            self.cluster.remove_node(node, allow_graceful=False)
 
     def _fresh_job(self):
         """A session that has just begun on a node that is not the head, and the process it runs in."""
@@ -93,27 +94,35 @@ def worker_of(node):
     return None
 
 
-def test_killing_a_worker_and_a_node_loses_nothing_and_doubles_nothing(workspace_root, cluster, tmp_path):
+@pytest.mark.parametrize(
+    ("cluster", "seeds", "node_too"),
+    [(1, [0], False), pytest.param(2, range(5), True, marks=pytest.mark.nightly)],
+    indirect=["cluster"],
+    ids=["worker", "worker and node"],
+)
+def test_killing_a_worker_and_a_node_loses_nothing_and_doubles_nothing(
+    workspace_root, cluster, seeds, node_too, tmp_path
+):
     from draftrank.jobs.executors.ray_cluster import RayExecutor
 
     workspace = Workspace.open(workspace_root)
     shared = {"DRAFTRANK_SHARED": f"file://{tmp_path}/shared"}
     executor = RayExecutor(workspace, cluster.address, shared)
-    plan = plan_jobs(workspace, requests())
-    assert len(plan.jobs) >= 12
+    plan = plan_jobs(workspace, requests(seeds))
+    assert len(plan.jobs) == 2 + 2 * len(seeds)
     ledger = Ledger.begin(tmp_path / "sweep", plan)
-    killer = Killer(cluster, executor)
+    killer = Killer(cluster, executor, node_too)
     killer.start()
     with Store.open(tmp_path / "store.sqlite") as store:
         execute(ledger, executor, store, SilentProgress())
         executor.close()
         results = store.results()
     assert [(job, facts.reason) for job, facts in ledger.facts.items() if facts.state != "done"] == []
-    assert len(killer.lost) == 2
+    assert len(killer.lost) == 1 + node_too
     assert all(ledger.facts[job].attempts > 1 for job in killer.lost)
     assert len(list((tmp_path / "shared").iterdir())) == 1  # built once, and copied by the other machines
     sessions = [facts.session for facts in ledger.facts.values() if facts.session]
-    assert len(sessions) == len(set(sessions)) == 10
+    assert len(sessions) == len(set(sessions)) == 2 * len(seeds)
     assert {result.session.id for result in results} == set(sessions)
     for result in results:
         assert result.session.finished_at is not None

@@ -9,10 +9,9 @@ import pytest
 from safetensors.torch import load_file
 from transformers.utils import chat_template_utils
 
-from conftest import write_tiny_workspace
 from draftrank import RunRequest, Store, Workspace, build_boards, run, summarise, verify
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.engine.backends.transformers import runtime as torch_eager
+from draftrank.engine.backends.transformers import runtime as torch_runtime
 from draftrank.engine.backends.transformers.attention import NAME
 from draftrank.engine.loop import ContextOverflowError
 from draftrank.errors import InvalidInputError, UnsupportedModelError
@@ -22,6 +21,7 @@ from draftrank.models.loading import load_tokenizer
 from draftrank.progress import SilentProgress
 from draftrank.store.bundle import publish
 from models import ARCHITECTURES, save_small_target, small_tokenizer
+from tiny_workspace import write_tiny_workspace
 from workspaces import PROMPTS, RECIPE, write_prompts
 
 DRAFTS = ["early-exit", "int8", "ngram", "shallow"]
@@ -571,7 +571,7 @@ def test_other_architectures_are_measured_with_text_matching_drafts(tmp_path, ar
 def test_a_session_whose_target_is_not_computed_as_transformers_does_does_not_start(tmp_path, monkeypatch):
     workspace = Workspace.open(write_tiny_workspace(tmp_path, "gpt_oss"))
     monkeypatch.setattr(
-        torch_eager, "use_grouped_attention", lambda model: model.set_attn_implementation(NAME)
+        torch_runtime, "use_grouped_attention", lambda model: model.set_attn_implementation(NAME)
     )
     with Store.open(workspace.store_url) as store:
         with pytest.raises(
@@ -584,12 +584,12 @@ def test_a_session_whose_target_is_not_computed_as_transformers_does_does_not_st
 def test_a_draft_that_is_not_computed_as_transformers_does_is_a_failed_arm(workspace_root, monkeypatch):
     """Its cache loses a token too few, which no output of the session would show."""
     workspace = Workspace.open(workspace_root)
-    forget = torch_eager.TorchRuntime.forget
+    forget = torch_runtime.TorchRuntime.forget
 
     def forget_less(self, count):
         forget(self, count - (self.model.config.num_hidden_layers == 2 and count > 1))
 
-    monkeypatch.setattr(torch_eager.TorchRuntime, "forget", forget_less)
+    monkeypatch.setattr(torch_runtime.TorchRuntime, "forget", forget_less)
     with Store.open(workspace.store_url) as store:
         result = run(workspace, RunRequest("tiny"), store)
     failures = {arm.id: arm.failure for arm in result.session.arms if arm.kind == "draft"}

@@ -115,6 +115,7 @@ def test_it_goes_on_from_what_recipes_have_trained_and_trains_no_recipe(workspac
     assert before < {path.name for path in (workspace.cache / "drafts").iterdir()}
 
 
+@pytest.mark.nightly
 def test_the_command_leaves_a_recipe_that_runs_and_a_page(workspace_root, tmp_path):
     out = tmp_path / "found"
     command = ["search", "--target", "tiny", "--budget", "10s", "--dtype", "fp32", "--out", str(out)]

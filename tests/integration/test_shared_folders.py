@@ -10,8 +10,13 @@ from sqlalchemy import create_engine, text
 from commands import draftrank
 from draftrank.building.shared_drafts import LIST
 from draftrank.catalog.workspace import Workspace
-from draftrank.jobs.session import build
+from draftrank.jobs.execute import execute
+from draftrank.jobs.executors.isolated import IsolatedExecutor
+from draftrank.jobs.ledger import Ledger
+from draftrank.jobs.planning import Plan, plan_jobs
+from draftrank.jobs.session import RunRequest, build
 from draftrank.progress import SilentProgress
+from draftrank.store.store import Store
 from postgresql import running_server
 
 
@@ -80,16 +85,20 @@ def test_where_nothing_can_be_shared_the_draft_is_built_all_the_same(workspace_r
         assert any("is not shared" in message for message in heard.messages)
 
 
-def test_a_sweep_shares_what_its_isolated_jobs_build(workspace_root, tmp_path):
-    shared = {"DRAFTRANK_SHARED": f"file://{tmp_path}/shared", "DRAFTRANK_OFFLINE": "0"}
-    first = draftrank(workspace_root, "sweep", "-d", "shallow", **shared)
-    assert first.code == 0, first.err
-    assert (tmp_path / "shared").is_dir(), first.err
-    fresh = {**shared, "DRAFTRANK_STATE": str(tmp_path / "two")}
-    done = draftrank(workspace_root, "sweep", "-d", "shallow", "--json", **fresh)
-    assert done.code == 0
-    log = next((tmp_path / "two" / "sweeps").glob("*/fetch*.log")).read_text()
-    assert "copy the shared draft" in log
+def test_a_sweep_shares_what_its_isolated_jobs_build(workspace_root, tmp_path, shared):
+    for name in ("one", "two"):
+        workspace = machine(workspace_root, tmp_path, name)
+        plan = plan_jobs(workspace, [RunRequest("tiny", ("shallow",), "quick")])
+        plan = Plan(tuple(job for job in plan.jobs if job.kind != "session"))
+        folder = workspace.state / "sweeps" / "one"
+        ledger = Ledger.begin(folder, plan)
+        executor = IsolatedExecutor(workspace, folder)
+        with Store.open(workspace.store_url) as store:
+            execute(ledger, executor, store, SilentProgress())
+        executor.close()
+        assert {facts.state for facts in ledger.facts.values()} == {"done"}
+        assert shared.is_dir()
+    assert "copy the shared draft" in next(folder.glob("fetch*.log")).read_text()
 
 
 def test_bundles_are_published_to_an_address_and_imported_from_there(measured_root, tmp_path):
@@ -115,17 +124,17 @@ def test_a_sweep_writes_to_a_server_and_shows_what_it_holds(workspace_root):
     with running_server() as address:
         url = address.format(database="postgres")
         store = {"DRAFTRANK_STORE": url}
-        swept = draftrank(workspace_root, "sweep", "-d", "ngram", "-d", "shallow", "--json", **store)
+        swept = draftrank(workspace_root, "sweep", "-d", "ngram", "--json", **store)
         assert swept.code == 0, swept.err
         assert "secret" not in swept.out + swept.err
         board = draftrank(workspace_root, "board", "--json", **store).json
-        assert {row["draft"] for row in board["rows"]} == {"ngram", "shallow"}
+        assert {row["draft"] for row in board["rows"]} == {"ngram"}
         engine = create_engine(url)
         with engine.connect() as connection:
             assert connection.execute(text("SELECT count(*) FROM sessions")).scalar() == 1
         engine.dispose()
         # The same command finds it measured, and `run` goes to the server as well.
-        again = draftrank(workspace_root, "sweep", "-d", "ngram", "-d", "shallow", "--json", **store)
+        again = draftrank(workspace_root, "sweep", "-d", "ngram", "--json", **store)
         assert again.json["jobs"] == []
         assert draftrank(workspace_root, "run", "-d", "ngram", "--json", **store).code == 0
-        assert len(draftrank(workspace_root, "board", "--json", **store).json["rows"]) == 2
+        assert len(draftrank(workspace_root, "board", "--json", **store).json["rows"]) == 1

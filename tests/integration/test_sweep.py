@@ -13,7 +13,7 @@ import time
 import psutil
 import pytest
 
-from commands import draftrank, finish, start
+from commands import draftrank, start
 from draftrank.catalog.workspace import Workspace
 from draftrank.jobs.execute import execute
 from draftrank.jobs.executors.isolated import WORKER, IsolatedExecutor, Limits, without_network
@@ -95,13 +95,13 @@ def test_a_sweep_ends_with_a_board_and_its_record(workspace_root):
         "kind: model\n  steps:\n    - {kind: drop_layers, keep: 99, select: ends}",
     )
     (workspace_root / "drafts" / "tiny" / "broken.yaml").write_text(broken)
-    done = draftrank(workspace_root, "sweep", "-d", "ngram", "-d", "shallow", "-d", "broken", "--json")
+    done = draftrank(workspace_root, "sweep", "-d", "ngram", "-d", "broken", "--json")
     assert done.code == 1  # one draft could not be built
     states = {job["id"]: job["state"] for job in done.json["jobs"]}
     assert states.pop("build tiny/broken") == "failed"
     assert set(states.values()) == {"done"}
     board = draftrank(workspace_root, "board", "--json").json
-    assert {row["draft"] for row in board["rows"]} == {"ngram", "shallow", "broken"}
+    assert {row["draft"] for row in board["rows"]} == {"ngram", "broken"}
     status = draftrank(workspace_root, "status", "--json")
     assert status.code == 0
     assert status.json["running"] is False
@@ -124,7 +124,7 @@ def test_a_killed_job_is_tried_again_and_loses_nothing(workspace_root):
             for worker in workers(process.pid):
                 os.kill(worker, signal.SIGKILL)
                 killed = True
-    outcome = finish(process)
+    outcome = process.finish()
     assert killed
     assert outcome.code == 0, outcome.err
     (session,) = [job for job in outcome.json["jobs"] if job["kind"] == "session"]
@@ -142,12 +142,12 @@ def workers(pid):
 
 
 def test_stopping_keeps_what_was_measured_and_the_command_goes_on(workspace_root):
-    arguments = ("sweep", "-d", "ngram", "-d", "shallow", "--json")
+    arguments = ("sweep", "-d", "ngram", "--json")
     process = start(workspace_root, *arguments)
     while process.poll() is None and not workers(process.pid):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    stopped = finish(process)
+    stopped = process.finish()
     assert stopped.code == 130
     (folder,) = sweeps(workspace_root / ".draftrank")
     assert set(Ledger.read(folder).counts) <= {"done", "cancelled"}

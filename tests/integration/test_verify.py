@@ -9,10 +9,10 @@ from datetime import datetime, timedelta
 import pytest
 
 from commands import several
-from conftest import write_tiny_workspace
 from draftrank import RunRequest, Store, Workspace, run, verify
 from draftrank.errors import InvalidInputError
 from draftrank.store.bundle import publish
+from tiny_workspace import write_tiny_workspace
 from workspaces import PROMPTS, RECIPE, write_prompts
 
 EVERYTHING = {"prompts": len(PROMPTS), "seed": 1}

@@ -9,6 +9,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from builders import MACHINE, arm_of, build, result
 from draftrank.board.formats import rank
 from draftrank.board.ranking import build_boards, contender_of
 from draftrank.board.site import render_site
@@ -16,7 +17,6 @@ from draftrank.board.site.addresses import board_page, draft_page, machine_page,
 from draftrank.board.site.files import write_site
 from draftrank.board.site.render import render_pages
 from draftrank.measure.statistics.ranking_evidence import ratio_of
-from unit.board.builders import MACHINE, arm_of, build, result
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
+from builders import arm_of, result
 from draftrank.board.as_json import board_document
 from draftrank.board.ranking import build_boards
-from unit.board.builders import arm_of, result
 
 ROW_FIELDS = {
     "board", "draft", "title", "rank", "ranked", "reason", "gates", "speedup", "ci", "acceptance_length",

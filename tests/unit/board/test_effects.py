@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from builders import arm_of, build, result
 from draftrank.board.effects import FIRST_COPY, MODEL_BEHIND, TREE, changes_among, effects_of
 from draftrank.board.ranking import build_boards
 from draftrank.board.site import render_site
 from draftrank.measure.statistics.comparing import compare
-from unit.board.builders import arm_of, build, result
 
 STEPS = [
     {"kind": "drop_layers", "keep": 4, "select": "ends"},

@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from builders import arm_of, result
 from draftrank.board.frontier import frontier
 from draftrank.board.history import speed_records
 from draftrank.board.ranking import build_boards
-from unit.board.builders import arm_of, result
 
 
 def on_day(day, speedups, **changes):

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from builders import MACHINE, arm_of, build, result, sha
 from draftrank.board.ranking import build_boards
 from draftrank.catalog.decoding_mode import DecodingMode
-from unit.board.builders import MACHINE, arm_of, build, result, sha
 
 
 def test_rows_are_sorted_by_speedup_and_unranked_ones_come_last():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from builders import arm_of, build, result
 from draftrank.board.ranking import build_boards
 from draftrank.board.remarks import remarks_on
 from draftrank.measure.summaries.summary import summarise
-from unit.board.builders import arm_of, build, result
 
 
 def remarks(found):

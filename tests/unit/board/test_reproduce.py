@@ -7,10 +7,10 @@ import shlex
 import pytest
 import typer
 
+from builders import result
 from draftrank.board.reproduce import reproduce_command
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.cli.main import app
-from unit.board.builders import result
 
 
 @pytest.mark.parametrize(

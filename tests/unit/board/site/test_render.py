@@ -1,0 +1,581 @@
+"""The static site: complete, safe with hostile records, the same bytes every time."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from urllib.parse import unquote, urlsplit
+
+import jsonschema
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from builders import MACHINE, arm_of, build, result, sha
+from draftrank.board.ranking import build_boards
+from draftrank.board.site import Declarations, render_site
+from draftrank.board.site.addresses import (
+    badge,
+    board_page,
+    draft_page,
+    machine_page,
+    safe_name,
+    target_page,
+    task_page,
+)
+from draftrank.board.site.files import LISTING, site_source, write_site
+from draftrank.board.site.render import render_pages
+from draftrank.board.words import WORDS
+from draftrank.catalog.target import Target
+from draftrank.catalog.task import Task
+from draftrank.errors import InvalidInputError
+from draftrank.measure.evidence import Divergence, Judgement, Numerics, Quality
+from draftrank.measure.gates.verdict import GATES
+from strategies import session_results
+
+EVIL = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "'; alert(1); '",
+    "{{7331*7331}}{% raise %}",
+    "javascript:alert(1)",
+    "../../../etc/passwd",
+    "x" * 5_000,
+]
+VOID = {"meta", "link", "br", "img", "hr", "input", "line", "rect", "circle"}
+OWN_SCRIPTS = {"theme.js", "site.js", "evidence.js", "board.js", "compare.js", "plots.js"}
+
+
+class Page(HTMLParser):
+    """Collects links, ids, tags and text, and checks that tags nest."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.ids, self.tags, self.attributes, self.text = [], [], [], [], ""
+        self.scripts, self.data = [], []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag == "script":
+            self.scripts.append(dict(attrs))
+        for name, value in attrs:
+            if name in ("href", "src"):
+                self.links.append(value)
+            if name == "id":
+                self.ids.append(value)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "script":
+            self.data.append(data)
+        else:
+            self.text += data
+
+    def check_scripts(self):
+        """Only files of the site and blocks of data, which nothing executes."""
+        for script in self.scripts:
+            if "src" in script:
+                assert script["src"].rpartition("/")[2] in OWN_SCRIPTS
+            else:
+                assert script["type"] == "application/json"
+        for text in self.data:
+            if text.strip():
+                json.loads(text)
+
+
+def pages_of(folder):
+    return {path: Page(path.read_text(encoding="utf-8")) for path in folder.rglob("*.html")}
+
+
+def check_links(folder):
+    pages = pages_of(folder)
+    assert pages
+    for path, page in pages.items():
+        assert len(set(page.ids)) == len(page.ids)
+        for link in page.links:
+            parts = urlsplit(link)
+            if link == "data:,":
+                continue
+            assert (parts.scheme, parts.netloc) == ("", ""), link
+            aim = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            assert aim.is_relative_to(folder.resolve())
+            assert aim.is_file(), link
+            if parts.fragment:
+                assert parts.fragment in pages[aim.resolve()].ids
+    return pages
+
+
+def boards():
+    model = build(
+        "cut",
+        recipe=build("cut").recipe
+        | {"draft": {"kind": "model", "steps": [{"kind": "drop_layers", "keep": 6, "select": "even"}]}},
+        techniques=("layer dropping",),
+        trained=True,
+        parameters=41_300_000,
+        bytes_on_disk=165_000_000,
+        build_s=1520.0,
+        weights_sha256=sha("cut weights"),
+    )
+    arms = [
+        arm_of("cut", draft=model),
+        arm_of("ngram-3"),
+        arm_of("dead", draft=None, failure="out of memory"),
+    ]
+    first = result({"cut": 1.8, "ngram-3": 1.4}, arms=arms, histogram=(1, 0, 1, 1))
+    other = result({"ngram-3": 1.2}, id="20261102-b", dtype="bf16", tasks={"chat": 2, "math": 2})
+    return build_boards([first, other])
+
+
+@pytest.fixture
+def out(tmp_path):
+    return (tmp_path / "site").resolve()
+
+
+def test_all_links_resolve_and_nothing_is_loaded_from_elsewhere(out):
+    render_site(boards(), out)
+    pages = check_links(out)
+    fixed = {"index.html", "study.html", "methodology.html", "submit.html", "data.html"}
+    assert fixed <= {str(path.relative_to(out)) for path in pages}
+    # two boards, three drafts, one target, two tasks, one machine class
+    assert len(pages) == len(fixed) + 2 + 3 + 1 + 2 + 1
+    for page in pages.values():
+        assert "iframe" not in page.tags
+        page.check_scripts()
+
+
+def text_of(folder, address):
+    return " ".join(Page((folder / address).read_text(encoding="utf-8")).text.split())
+
+
+def test_every_board_has_a_page_with_all_its_figures(out):
+    found = boards()
+    write_site(render_pages(found, plots=False), out)
+    for board in found:
+        text = text_of(out, board_page(board.key))
+        for row in board.rows:
+            assert row.title in text
+            if row.speedup:
+                assert f"{row.speedup:.2f}×" in text
+                assert f"{row.ci[0]:.2f}–{row.ci[1]:.2f}" in text
+        assert "A/A" in text
+    text = text_of(out, board_page(found[1].key))
+    assert "failed: out of memory" in text
+    assert text.count("Not ranked") == 1
+    assert text.index("The draft cut") < text.index("dead")
+
+
+def test_the_first_page_shows_the_fullest_board_and_leads_to_all(out):
+    found = boards()
+    write_site(render_pages(found, plots=False), out)
+    page = Page((out / "index.html").read_text(encoding="utf-8"))
+    assert "The draft cut" in page.text  # (fp32: eight prompts; bf16: four)
+    assert {board_page(board.key) for board in found} <= set(page.links)
+
+
+def test_switches_lead_to_the_nearest_board_that_differs(out):
+    found = boards()
+    write_site(render_pages(found, plots=False), out)
+    for own, other in (found, found[::-1]):
+        page = Page((out / board_page(own.key)).read_text(encoding="utf-8"))
+        assert f"../../../../{board_page(other.key)}" in page.links
+        assert own.key.dtype in page.text
+
+
+def test_targets_tasks_and_machines_have_pages(out):
+    target = Target.model_validate_json(
+        json.dumps(
+            {
+                "schema_version": 1,
+                "id": "tiny-target",
+                "title": "A tiny target",
+                "licence": "MIT",
+                "source": {"kind": "local", "path": "weights"},
+            }
+        )
+    )
+    task = Task.model_validate_json(
+        json.dumps(
+            {
+                "schema_version": 1,
+                "id": "math",
+                "title": "Sums",
+                "licence": "CC0-1.0",
+                "source": {"kind": "inline", "prompts": [{"turns": ["1+1"]}]},
+            }
+        )
+    )
+    render_site(boards(), out, declared=Declarations.of([target], [task]))
+    assert "A tiny target" in text_of(out, target_page("tiny-target"))
+    assert "Fastest lossless draft" in text_of(out, target_page("tiny-target"))
+    assert "Sums" in text_of(out, task_page("math"))
+    assert "The draft cut" in text_of(out, task_page("math"))
+    assert "The draft cut" in text_of(out, task_page("chat"))  # (not declared here)
+    machine = text_of(out, machine_page("cpu-2core"))
+    assert "Example CPU" in machine
+    assert "20261102-b" in machine
+
+
+def test_a_draft_page_sets_it_against_its_neighbours(out):
+    found = boards()
+    write_site(render_pages(found, plots=False), out)
+    text = text_of(out, draft_page("tiny-target", "cut"))
+    ratio = found[1].rows[0].speedup / found[1].rows[1].speedup
+    assert "Against its neighbours" in text
+    assert f"{ratio:.2f}×" in text
+    assert "> 99.9 %" in text.replace("\u00a0", " ")
+
+
+def test_a_draft_page_says_how_other_programs_use_it(out):
+    write_site(render_pages(boards(), plots=False), out)
+    text = text_of(out, draft_page("tiny-target", "ngram-3"))
+    assert "prompt_lookup_num_tokens=3" in text
+    assert "vllm serve" in text
+    assert "assistant_model=draft" in text_of(out, draft_page("tiny-target", "cut"))
+
+
+def test_a_draft_page_tells_how_much_of_each_task_its_head_knows(out):
+    """Baselines write nine tokens, 100 to 108, but in math a tenth, 7: of nine or ten, eight are known."""
+
+    def changed(one):
+        return one.model_copy(update={"token_ids": (7, *one.token_ids)}) if one.task == "math" else one
+
+    def shown(unknown):
+        arms = [arm_of("small", draft=build("small", unknown_tokens=unknown)), arm_of("whole")]
+        found = result({"small": 1.5, "whole": 1.4}, arms=arms)
+        trials = tuple(map(changed, found.trials))
+        board = build_boards([found.model_copy(update={"trials": trials})])[0]
+        rows = {row.draft: row for row in board.rows}
+        write_site(render_pages([board], plots=False), out)
+        pages = [text_of(out, draft_page("tiny-target", name)) for name in rows]
+        return rows["small"], dict(zip(rows, pages, strict=True))
+
+    row, pages = shown((7, 103))
+    assert {task.task: task.known_share for task in row.summary.tasks} == {"chat": 8 / 9, "math": 8 / 10}
+    (remark,) = row.remarks
+    assert "knows only 88.9 % in chat, 80.0 % in math of the tokens that the target writes" in remark
+    assert remark in pages["small"]
+    assert "Tokens its head knows" in pages["small"]
+    assert "Tokens its head knows" not in pages["whole"]
+    row, pages = shown(())
+    assert [task.known_share for task in row.summary.tasks] == [1, 1]
+    assert row.remarks == ()
+    assert "Tokens its head knows" in pages["small"]
+
+
+def test_badges_are_drawings_of_rank_and_speedup(out):
+    found = boards()
+    write_site(render_pages(found, plots=False), out)
+    drawing = ElementTree.fromstring((out / badge("tiny-target", "cut")).read_text(encoding="utf-8"))
+    assert (
+        drawing.find("{http://www.w3.org/2000/svg}title").text
+        == f"draftrank: {found[1].rows[0].speedup:.2f}× · rank 1"
+    )
+    dead = (out / badge("tiny-target", "dead")).read_text(encoding="utf-8")
+    assert "not ranked" in dead
+
+
+def test_a_draft_page_tells_how_it_was_made_and_how_to_repeat_it(out):
+    render_site(boards(), out)
+    text = " ".join(pages_of(out)[out / draft_page("tiny-target", "cut")].text.split())
+    assert "keep 6 layers, evenly spread." in text
+    assert "draftrank run tiny-target --draft cut --suite quick" in text
+    assert sha("cut weights") in text
+    assert sha("recipe cut") in text
+    assert "kind: drop_layers" in text
+    assert "20261101-a" in text
+    assert "All 16 outputs are the target's own" in text
+    assert "target forward" in text  # (where a step's time goes)
+    assert "was to be expected" in text
+
+
+def test_ties_breaks_and_lossy_outputs_are_told_apart(out):
+    def changed(one):
+        if one.prompt != "p1" or one.arm not in ("tied", "broken", "loose") or one.repeat:
+            return one
+        gap = {"tied": 0.01, "broken": 3.0, "loose": 3.0}[one.arm]
+        judgement = Judgement(
+            divergence=Divergence(
+                index=4,
+                gap=gap,
+                baseline_gap=0.0,
+                **(
+                    {"before": "Hello <b>", "text": "there", "baseline_text": ""} if one.arm == "tied" else {}
+                ),
+            ),
+            quality=Quality(log_likelihood=-1.5, rouge_l=0.75) if one.arm == "loose" else None,
+        )
+        tokens = (*one.token_ids[:4], 7, *one.token_ids[5:])
+        return one.model_copy(update={"token_ids": tokens, "judgement": judgement})
+
+    rounding = Numerics(positions=100, forward_tokens=(4,), quantiles=(0.0,) * 100 + (0.1,))
+    arms = [arm_of("tied"), arm_of("broken"), arm_of("loose", lossy=True)]
+    speeds = {"tied": 1.5, "broken": 2.0, "loose": 2.5}
+    write_site(
+        render_pages(
+            build_boards([result(speeds, arms=arms, change=changed, dtype="bf16", numerics=rounding)])
+        ),
+        out,
+    )
+    index = text_of(out, "index.html")
+    assert "identical up to 2 ties" in index
+    assert "Lossy: the output need not be the target's own" in index
+    pages = {name: (out / draft_page("tiny-target", name)).read_text() for name in speeds}
+    assert "token 4 of math/p1: tie, 0.010 below the target's best logit" in Page(pages["tied"]).text
+    told = Page(pages["tied"]).text
+    assert "… Hello <b>" in told
+    assert "(ends)" in told
+    assert "there …" in told
+    assert "token 4 of math/p1: break, 3.000 below" in Page(pages["broken"]).text
+    assert "-1.500 mean log-likelihood per token" in Page(pages["loose"]).text.replace("−", "-")
+
+
+def test_a_draft_on_two_boards_has_one_page_with_both(out):
+    render_site(boards(), out)
+    text = " ".join(pages_of(out)[out / draft_page("tiny-target", "ngram-3")].text.split())
+    assert "Results: quick, bf16" in text
+    assert "Results: quick, fp32" in text
+
+
+def test_the_methodology_lists_every_word_and_gate(out):
+    render_site([], out)
+    text = " ".join(pages_of(out)[out / "methodology.html"].text.split())
+    for word in WORDS:
+        assert word.meaning in text
+    for gate in GATES:
+        assert gate.id in text
+        assert gate.meaning in text
+
+
+def test_no_results_yet_is_a_page_with_the_next_command(out):
+    render_site([], out)
+    pages = check_links(out)
+    assert "No results yet" in pages[out / "index.html"].text
+    assert "draftrank run" in pages[out / "index.html"].text
+
+
+def test_a_board_of_the_baseline_alone_renders(out):
+    render_site(build_boards([result({})]), out)
+    check_links(out)
+
+
+def test_rows_of_several_sessions_are_pointed_out(out):
+    render_site(build_boards([result({"a": 2.0}), result({"b": 1.5}, id="20261102-b")]), out)
+    assert "Rows come from 2 sessions" in text_of(out, "index.html")
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_hostile_records_are_only_text(evil, out):
+    recipe = build("a").recipe | {
+        "title": evil,
+        "description": evil,
+        "authors": [{"name": evil, evil: evil}],
+        "draft": {"kind": evil},
+    }
+    arms = [
+        arm_of(evil, draft=build("a", recipe=recipe, techniques=(evil, "n-gram"))),
+        arm_of("dead", draft=None, failure=evil),
+    ]
+    machine = MACHINE.model_copy(
+        update={"cpu": evil, "machine_class": evil, "packages": {evil: evil}, "platform": evil, "gpu": evil}
+    )
+    hostile = result(
+        {evil: 1.5},
+        arms=arms,
+        tasks={evil: 3, "math": 3},
+        id=evil,
+        created_at=evil,
+        finished_at=evil,
+        target=evil,
+        suite=evil,
+        runtime=evil,
+        warnings=(evil,),
+        draftrank_version=evil,
+        machine=machine,
+    )
+    render_site(build_boards([hostile]), out)
+    assert {path.parent for path in out.parent.iterdir()} == {out.parent}
+    pages = check_links(out)  # only relative links to files of the site, so none of them is hostile
+    forbidden = {"iframe", "object", "embed", "base", "style"}
+    for page in pages.values():
+        page.check_scripts()
+        assert not forbidden & set(page.tags)
+        assert not [name for name, _ in page.attributes if name.startswith("on") or name == "style"]
+    for name in ("feed.xml", *(str(path.relative_to(out)) for path in out.rglob("*.svg"))):
+        drawing = ElementTree.fromstring((out / name).read_text(encoding="utf-8"))
+        assert not [part for part in drawing.iter() if part.tag.endswith("script")]
+        attributes = [attribute for part in drawing.iter() for attribute in part.attrib.items()]
+        assert not [name for name, _ in attributes if name.startswith("on")]
+        assert not [value for _, value in attributes if value.strip().lower().startswith("javascript:")]
+    assert evil in pages[out / "index.html"].text
+    assert not any(str(7331 * 7331) in page.text for page in pages.values())
+    longest = max(len(part) for path in pages for part in path.relative_to(out).parts)
+    assert longest < 80
+
+
+def test_half_a_surrogate_pair_does_not_stop_the_site():
+    broken = build("a", recipe=build("a").recipe | {"title": "bad \ud800 title"})
+    assert "bad ? title" in render_pages(
+        build_boards([result({"a": 1.5}, arms=[arm_of("a", draft=broken)])])
+    )["index.html"].decode("utf-8")
+
+
+def test_equal_results_give_equal_bytes_in_any_order():
+    one, other = result({"a": 2.0}), result({"b": 1.5}, id="20261102-b")
+    assert render_pages(build_boards([one, other])) == render_pages(build_boards([other, one]))
+
+
+def test_a_history_shows_earlier_results_and_records(out):
+    slow = result({"a": 1.2}, id="20261101-a")
+    fast = result(
+        {"b": 2.0}, id="20261105-b", created_at="2026-11-05T10:00:00Z", finished_at="2026-11-05T11:00:00Z"
+    )
+    again = result(
+        {"a": 1.3}, id="20261107-c", created_at="2026-11-07T10:00:00Z", finished_at="2026-11-07T11:00:00Z"
+    )
+    write_site(render_pages(build_boards([slow, fast, again]), plots=False), out)
+    assert "The draft b 1.99×" in text_of(out, "index.html").split("Records")[1]
+    assert "over The draft a with 1.19×" in text_of(out, "index.html")
+    history = text_of(out, draft_page("tiny-target", "a")).split("History")[1]
+    assert "2026-11-01" in history
+    assert "2026-11-07" in history
+
+
+@given(st.lists(session_results(), max_size=3))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+def test_any_valid_results_can_be_shown(results):
+    found = build_boards(results)
+    pages = render_pages(found, plots=False)
+    assert pages == render_pages(build_boards(results[::-1]), plots=False)
+    for name, content in pages.items():
+        if name.endswith(".html"):
+            page = Page(content.decode())
+            numbers = [
+                v for name, v in page.attributes if name in ("x", "y", "x1", "x2", "cx", "width", "height")
+            ]
+            assert not {"nan", "inf"} & set(numbers)
+
+
+def test_the_json_document_is_part_of_the_site_and_follows_its_schema(out):
+    render_site(boards(), out)
+    document = json.loads((out / "index.json").read_text(encoding="utf-8"))
+    schema = json.loads((out / "index.schema.json").read_text(encoding="utf-8"))
+    assert len(document["rows"]) == 4
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(document, schema)
+    described = schema["$defs"]["Row"]["properties"]
+    assert described["speedup"]["description"] == "Overall, over the baseline of the same session."
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(document | {"rows": [{"draft": "cut"}]}, schema)
+
+
+def test_the_table_of_all_rows_opens_in_a_spreadsheet(out):
+    hostile = build("=1+1", recipe=build("=1+1").recipe | {"title": "=cmd()"})
+    found = build_boards([result({"=1+1": 1.5, "b": 2.0}, arms=[arm_of("=1+1", draft=hostile), arm_of("b")])])
+    write_site(render_pages(found, plots=False), out)
+    rows = list(csv.DictReader((out / "results.csv").read_text(encoding="utf-8").splitlines()))
+    assert [row["draft"] for row in rows] == ["b", "'=1+1"]
+    assert rows[1]["title"] == "'=cmd()"
+    assert float(rows[0]["speedup"]) == pytest.approx(found[0].rows[0].speedup)
+    assert float(rows[0]["speedup_math"]) == pytest.approx(found[0].rows[0].per_task["math"].speedup)
+
+
+def test_the_feed_tells_of_results_and_records(out):
+    slow = result({"a": 1.2}, id="20261101-a")
+    fast = result(
+        {"b": 2.0}, id="20261105-b", created_at="2026-11-05T10:00:00Z", finished_at="2026-11-05T11:00:00Z"
+    )
+    write_site(render_pages(build_boards([slow, fast]), url="https://example.org/board/", plots=False), out)
+    atom = "{http://www.w3.org/2005/Atom}"
+    feed = ElementTree.parse(out / "feed.xml").getroot()
+    assert feed.get("{http://www.w3.org/XML/1998/namespace}base") == "https://example.org/board/"
+    titles = [entry.find(f"{atom}title").text for entry in feed.iter(f"{atom}entry")]
+    assert "New record: The draft b with 1.99×" in titles
+    assert "The draft a: 1.19×" in titles
+    links = [entry.find(f"{atom}link").get("href") for entry in feed.iter(f"{atom}entry")]
+    assert all((out / link).is_file() for link in links)
+    ids = [entry.find(f"{atom}id").text for entry in feed.iter(f"{atom}entry")]
+    assert len(set(ids)) == len(ids)
+
+
+def test_pages_that_are_gone_are_removed_and_other_files_stay(out):
+    render_site(boards(), out)
+    (out / "CNAME").write_text("example.org", encoding="utf-8")
+    (out / "drafts" / "notes.txt").write_text("mine", encoding="utf-8")
+    render_site(build_boards([result({"a": 2.0})]), out)
+    assert sorted(path.name for path in (out / "drafts" / "tiny-target").iterdir()) == ["a"]
+    assert (out / "CNAME").exists()
+    assert (out / "drafts" / "notes.txt").exists()
+    assert not [path for path in out.iterdir() if path.name.startswith(".draftrank-new")]
+    check_links(out)
+
+
+def test_a_listing_that_leads_out_of_the_folder_removes_nothing(out, tmp_path):
+    precious = tmp_path / "precious.txt"
+    precious.write_text("keep", encoding="utf-8")
+    render_site([], out)
+    os.symlink(tmp_path, out / "link")
+    with (out / LISTING).open("a", encoding="utf-8") as listing:
+        listing.write(f"../precious.txt\n{precious}\nlink/precious.txt\n")
+    render_site([], out)
+    assert precious.exists()
+
+
+def test_a_foreign_site_is_not_overwritten(out):
+    out.mkdir()
+    (out / "index.html").write_text("mine", encoding="utf-8")
+    with pytest.raises(InvalidInputError, match="another folder"):
+        render_site([], out)
+    assert (out / "index.html").read_text(encoding="utf-8") == "mine"
+    with pytest.raises(InvalidInputError, match="not a folder"):
+        render_site([], out / "index.html")
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_site_whole(out):
+    render_site([], out)
+    before = (out / "index.html").read_bytes()
+    with pytest.raises(OSError, match="name too long"):
+        write_site({"index.html": b"new", "x" * 400: b"too long"}, out)
+    assert (out / "index.html").read_bytes() == before
+    assert not [path for path in out.iterdir() if path.name.startswith(".draftrank-new")]
+
+
+@given(st.text(max_size=80))
+def test_file_names_are_always_safe(text):
+    name = safe_name(text)
+    assert 0 < len(name) <= 64
+    assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789.-")
+    assert not name.startswith((".", "-"))
+
+
+@given(st.text(max_size=8), st.text(max_size=8))
+def test_different_texts_have_different_file_names(one, other):
+    assert (safe_name(one) == safe_name(other)) == (one == other)
+
+
+def test_identifiers_stay_as_they_are():
+    assert safe_name("depth6-distilled.v2") == "depth6-distilled.v2"
+
+
+def test_the_source_of_the_site_is_found():
+    assert (site_source() / "templates" / "base.html.j2").is_file()
+    assert (site_source() / "static" / "site.css").is_file()
+
+
+def test_the_style_loads_nothing_from_other_hosts():
+    css = (site_source() / "static" / "site.css").read_text(encoding="utf-8")
+    assert "url(" not in css
+    assert "@import" not in css

@@ -1,0 +1,425 @@
+"""Distillation: the objective is what it says, it helps, and interruptions leave no trace."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from draftrank.building.steps.distill import Distill, SelfGenerated
+from draftrank.building.surgery.sparsity import sparsify
+from draftrank.building.surgery.vocabulary_trimming import trim_vocabulary
+from draftrank.building.text.conversation_row import ANSWER, TEMPLATE
+from draftrank.building.text.corpus import self_generated_corpus
+from draftrank.building.training import distillation
+from draftrank.building.training.distillation import distill
+from draftrank.building.training.objective import closeness_in_chunks, loss_in_chunks
+from draftrank.building.training.on_policy import rewritten
+from draftrank.building.training.schedule import learning_rate_factor, no_longer_better, split_sequences
+from draftrank.errors import BuildError
+from draftrank.models.forms import HiddenStatesForm
+from draftrank.models.loading import load_model
+from draftrank.progress import SilentProgress
+from models import small_model
+
+pytestmark = pytest.mark.usefixtures("in_fp32")
+
+
+def spec(**changes):
+    data = SelfGenerated(
+        kind="self_generated", tokens=2_000, sequence_tokens=64, batch_sequences=16, answer_temperature=1.0
+    )
+    fields = {"data": data, "learning_rate": 3e-3, "batch_sequences": 4, "passes": 2, **changes}
+    return Distill(kind="distill", **fields)
+
+
+def shallow(make_draft, context, kept=(0, 3)):
+    draft = make_draft(context)
+    draft.architecture.keep_layers(draft.model, kept)
+    return draft
+
+
+def weights(draft):
+    return {name: value.clone() for name, value in draft.model.state_dict().items()}
+
+
+def same(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first.keys() | second.keys())
+
+
+def held_out_kl(draft, context, plan):
+    """KL(target || draft) on the held-out answers, computed the plain way."""
+    corpus = self_generated_corpus(plan.data, context)
+    _, aside = split_sequences(len(corpus), plan.seed)
+    tokens, roles = corpus.tokens[aside].long(), corpus.roles[aside]
+    target = load_model(context.target_folder, "fp32", "cpu")
+    with torch.inference_mode():
+        ours, theirs = (model(tokens).logits[:, :-1].log_softmax(-1) for model in (draft.model, target))
+    places = roles[:, 1:] == ANSWER
+    agreement = (ours.argmax(-1) == theirs.argmax(-1))[places].double().mean()
+    return float((theirs.exp() * (theirs - ours)).sum(-1)[places].mean()), float(agreement)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
+def test_distilling_brings_the_draft_closer_to_its_target(make_context, make_draft, architecture):
+    context = make_context(architecture)
+    draft, plan = shallow(make_draft, context), spec()
+    kl_before, agreement_before = held_out_kl(draft, context, plan)
+    notes = distill(plan, draft, context)
+    kl_after, agreement_after = held_out_kl(draft, context, plan)
+    assert kl_after < 0.9 * kl_before
+    assert notes["held_out_kl_before"] == pytest.approx(kl_before, rel=1e-4)
+    assert notes["held_out_kl_after"] == pytest.approx(kl_after, rel=1e-4)
+    assert notes["held_out_agreement_before"] == pytest.approx(agreement_before)
+    assert notes["held_out_agreement_after"] == pytest.approx(agreement_after)
+    assert notes["last_loss"] < notes["first_loss"]
+    assert notes["updates"] == 2 * 8
+    assert notes["tokens_seen"] == 2 * (32 - 2) * 64
+    assert not any(
+        parameter.requires_grad or parameter.grad is not None for parameter in draft.model.parameters()
+    )
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
+def test_it_works_in_bf16_too(make_context, make_draft, monkeypatch, architecture):
+    for module in ("text.corpus", "training.distillation"):
+        monkeypatch.setattr(f"draftrank.building.{module}.compute_dtype", lambda _: "bf16")
+    context = make_context(architecture)
+    draft = shallow(make_draft, context)
+    notes = distill(spec(), draft, context)
+    assert notes["compute_dtype"] == "bf16"
+    assert notes["held_out_kl_after"] < 0.9 * notes["held_out_kl_before"]
+    assert {parameter.dtype for parameter in draft.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("train_head", [False, True])
+def test_the_head_is_trained_only_if_asked(make_context, make_draft, train_head):
+    context = make_context()
+    draft = shallow(make_draft, context)
+    before = weights(draft)
+    distill(spec(train_head=train_head, passes=1), draft, context)
+    after = weights(draft)
+    for part in ("lm_head.weight", "model.embed_tokens.weight"):
+        assert torch.equal(before[part], after[part]) is not train_head
+    assert not torch.equal(
+        before["model.layers.1.mlp.down_proj.weight"], after["model.layers.1.mlp.down_proj.weight"]
+    )
+
+
+@pytest.mark.parametrize("objective", ["kl", "cross_entropy"])
+def test_an_interrupted_run_ends_bit_for_bit_like_another(
+    make_context, make_draft, interrupt_after, monkeypatch, objective
+):
+    plan = spec(objective=objective)
+    whole = shallow(make_draft, make_context())
+    notes = distill(plan, whole, make_context(scratch="whole"))
+    monkeypatch.setattr(distillation, "CHECKPOINT_S", 0.0)
+    for reports in (4, 6):  # interrupted twice, each time a few updates further
+        context = replace(make_context(scratch="cut"), progress=interrupt_after("distil", reports))
+        with pytest.raises(KeyboardInterrupt):
+            distill(plan, shallow(make_draft, context), context)
+    state = torch.load(make_context(scratch="cut").scratch / "checkpoint.pt", weights_only=True)["state"]
+    assert 4 <= state["updates_done"] < 16
+    resumed = shallow(make_draft, make_context())
+    again = distill(plan, resumed, make_context(scratch="cut"))
+    assert same(weights(whole), weights(resumed))
+    timed = {"seconds", "tokens_per_s"}
+    assert {key: again[key] for key in again.keys() - timed} == {
+        key: notes[key] for key in notes.keys() - timed
+    }
+
+
+def test_the_seed_decides_the_order(make_context, make_draft):
+    results = []
+    for number, seed in enumerate((0, 0, 1)):
+        context = make_context(scratch=f"run{number}")
+        draft = shallow(make_draft, context)
+        distill(spec(seed=seed, passes=1), draft, context)
+        results.append(weights(draft))
+    assert same(results[0], results[1])
+    assert not same(results[0], results[2])
+
+
+def test_a_loss_that_explodes_is_named(make_context, make_draft):
+    context = make_context()
+    draft = shallow(make_draft, context)
+    with torch.no_grad():
+        draft.model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(BuildError, match=r"no longer finite.*lower learning_rate"):
+        distill(spec(), draft, context)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_corpus_too_small_to_test_on_is_refused(count):
+    with pytest.raises(BuildError, match=r"too small.*data\.tokens"):
+        split_sequences(count, 0)
+
+
+@pytest.mark.parametrize(("count", "aside"), [(3, 2), (60, 3), (100_000, 64)])
+def test_training_and_held_out_sequences_share_nothing(count, aside):
+    training, held_out = split_sequences(count, 7)
+    assert len(held_out) == aside
+    assert sorted(torch.cat([training, held_out]).tolist()) == list(range(count))
+
+
+def test_the_learning_rate_warms_up_and_falls_to_a_tenth():
+    factors = [learning_rate_factor(update, 100, 0.1) for update in range(100)]
+    assert factors[:10] == pytest.approx([0.1 * step for step in range(1, 11)])
+    assert factors[10] == 1.0
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[-1] == pytest.approx(0.1)
+    assert factors[54] == pytest.approx(0.55, abs=0.02)
+    assert learning_rate_factor(0, 1, 0.0) == 1.0
+
+
+def whole_loss(objective, draft, target, tokens):
+    """The objectives as autograd has them."""
+    log_q, log_p = draft.log_softmax(-1), target.log_softmax(-1)
+    if objective == "kl":
+        return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+    if objective == "reverse_kl":
+        return (log_q.exp() * (log_q - log_p)).sum(-1).mean()
+    if objective == "total_variation":
+        return 0.5 * (log_q.exp() - log_p.exp()).abs().sum(-1).mean()
+    return -log_q[torch.arange(len(tokens)), tokens].mean()
+
+
+@pytest.mark.parametrize("objective", ["kl", "reverse_kl", "total_variation", "cross_entropy"])
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_chunks_give_the_gradient_of_the_whole(objective, chunk):
+    torch.manual_seed(0)
+    source = torch.randn(10, 6, requires_grad=True)
+    head, target_head = torch.randn(11, 6, requires_grad=True), torch.randn(11, 6)
+    theirs, tokens = torch.randn(10, 6), torch.randint(11, (10,))
+    hidden = source.tanh()
+    expected = whole_loss(objective, hidden @ head.T, theirs @ target_head.T, tokens)
+    wanted = torch.autograd.grad(expected, [source, head])
+    hidden = source.tanh()
+    value, gradient = loss_in_chunks(
+        objective, hidden, lambda h: h @ head.T, theirs, lambda h: h @ target_head.T, tokens, chunk, 10
+    )
+    hidden.backward(gradient)
+    assert value == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(source.grad, wanted[0])
+    torch.testing.assert_close(head.grad, wanted[1])
+
+
+def test_closeness_of_a_model_with_itself_and_with_another():
+    torch.manual_seed(0)
+    first, second = torch.randn(50, 7), torch.randn(50, 7)
+    same_ = closeness_in_chunks(first, lambda h: h, first, lambda h: h, 8)
+    assert (same_.mean_kl, same_.agreement, same_.positions) == (pytest.approx(0, abs=1e-6), 1.0, 50)
+    other = closeness_in_chunks(first, lambda h: h, second, lambda h: h, 8)
+    assert other.agreeing == (first.argmax(-1) == second.argmax(-1)).sum()
+    assert other.mean_kl == pytest.approx(
+        float(F.kl_div(first.log_softmax(-1), second.softmax(-1), reduction="batchmean")), rel=1e-5
+    )
+
+
+def test_the_templates_tokens_are_not_trained_on(make_context, make_draft, monkeypatch):
+    """Another draft comes out when the template's positions are said to be written by someone."""
+    plan, drafts = spec(passes=1), []
+    for number, relabel in enumerate((False, True)):
+        context = make_context(scratch=f"run{number}")
+        corpus = self_generated_corpus(plan.data, context)
+        places = corpus.roles == TEMPLATE
+        assert places.any()
+        if relabel:
+            corpus.roles[places] = ANSWER
+        monkeypatch.setattr(distillation, "self_generated_corpus", lambda *_, found=corpus: found)
+        draft = shallow(make_draft, context)
+        distill(plan, draft, context)
+        drafts.append(weights(draft))
+    assert not same(*drafts)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective": "reverse_kl"},
+        {"objective": "total_variation"},
+        {"micro_batch_sequences": 1},
+        {"on_policy_share": 0.5},
+        {"hidden_weight": 0.1},
+        {"cache_target_states": True},
+    ],
+    ids=str,
+)
+def test_every_way_brings_the_draft_closer(make_context, make_draft, changes):
+    context = make_context()
+    draft = shallow(make_draft, context)
+    draft.notes["kept_layers"] = [0, 3]
+    notes = distill(spec(**changes), draft, context)
+    assert notes["held_out_kl_after"] < 0.9 * notes["held_out_kl_before"]
+
+
+def test_small_batches_add_up_to_the_large_one(make_context, make_draft):
+    found = []
+    for number, size in enumerate((None, 1, 3)):
+        context = make_context(scratch=f"run{number}")
+        draft = shallow(make_draft, context)
+        draft.notes["kept_layers"] = [0, 3]
+        notes = distill(spec(micro_batch_sequences=size, passes=1), draft, context)
+        found.append((notes["first_loss"], notes["held_out_kl_after"]))
+    for first, after in found[1:]:
+        assert first == pytest.approx(found[0][0], rel=1e-5)
+        assert after == pytest.approx(found[0][1], rel=1e-2)
+
+
+def test_kept_states_train_the_same_draft(make_context, make_draft):
+    drafts = []
+    for number, kept in enumerate((False, True)):
+        context = make_context(scratch=f"run{number}")
+        draft = shallow(make_draft, context)
+        distill(spec(cache_target_states=kept), draft, context)
+        drafts.append(weights(draft))
+    for name, value in drafts[0].items():
+        torch.testing.assert_close(drafts[1][name], value, rtol=1e-3, atol=1e-4)
+    assert len(list((context.cache / "target-states").glob("*.safetensors"))) == 1
+
+
+def test_a_trimmed_head_is_trained_on_what_it_can_say(make_context, make_draft):
+    for objective in ("kl", "cross_entropy"):
+        context = make_context(scratch=objective)
+        draft = shallow(make_draft, context)
+        trim_vocabulary(draft, self_generated_corpus(spec().data, context).tokens, 40, frozenset())
+        head = draft.model.lm_head.projection.weight.clone()
+        notes = distill(spec(objective=objective), draft, context)
+        assert notes["held_out_kl_after"] < 0.9 * notes["held_out_kl_before"]
+        assert 0 < notes["held_out_agreement_after"] <= 1
+        assert torch.equal(draft.model.lm_head.projection.weight, head)
+
+
+def test_zeros_of_a_sparse_draft_stay(make_context, make_draft):
+    context = make_context()
+    draft = make_draft(context)
+    draft.notes["zeros"] = sparsify(draft, "magnitude", 0.5, None, None, SilentProgress())
+    module = draft.model.model.layers[1].mlp.up_proj
+    zero, before = module.weight == 0, module.weight.clone()
+    notes = distill(spec(), draft, context)
+    assert torch.equal(module.weight == 0, zero)
+    assert not torch.equal(module.weight, before)
+    assert notes["held_out_kl_after"] < notes["held_out_kl_before"]
+
+
+def test_it_ends_when_nothing_gets_better(make_context, make_draft):
+    context = make_context()
+    draft = shallow(make_draft, context)
+    notes = distill(spec(evaluations=6, stop_after=1, learning_rate=1e-12, passes=4), draft, context)
+    assert len(notes["evaluations"]) == 2
+    assert notes["updates"] < 4 * (2_000 // 64 - 2) // 4
+    assert no_longer_better([0.5, 0.6, 0.6], 1)
+    assert not no_longer_better([0.5, 0.6, 0.61], 1)
+    assert not no_longer_better([0.5], 1)
+    assert not no_longer_better([0.5, 0.4, 0.4], None)
+
+
+def test_hidden_states_can_only_be_matched_where_they_came_from(make_context, make_draft):
+    context = make_context()
+    draft = make_draft(context)
+    draft.architecture.keep_layers(draft.model, (0, 3))
+    with pytest.raises(BuildError, match="put drop_layers before distill"):
+        distill(spec(hidden_weight=1.0), draft, context)
+
+
+def test_the_draft_writes_only_its_own_places():
+    model = small_model("llama")
+    tokens = torch.randint(3, 60, (3, 20), generator=torch.Generator().manual_seed(0))
+    own = torch.zeros(3, 20, dtype=torch.bool)
+    own[0, 5:12], own[2, 10:] = True, True
+    written = rewritten(model, tokens, own, 0.0, torch.Generator())
+    assert torch.equal(written[~own], tokens[~own])
+    with torch.inference_mode():
+        said = model(written).logits.argmax(-1)
+    assert torch.equal(written[:, 1:][own[:, 1:]], said[:, :-1][own[:, 1:]])
+    drawn = [rewritten(model, tokens, own, 1.0, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def reading(make_draft, context, kept=(3,), layers=()):
+    draft, form = shallow(make_draft, context, kept), HiddenStatesForm(layers=layers)
+    form.prepare(draft.model)
+    draft.forms.append(form)
+    return draft
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
+@pytest.mark.parametrize("cached", [False, True], ids=["computed", "kept"])
+def test_a_draft_that_reads_features_learns_and_agrees_more_than_one_that_does_not(
+    make_context, make_draft, architecture, cached
+):
+    context = make_context(architecture)
+    plan = spec(passes=4, cache_target_states=cached)
+    blind = distill(plan, shallow(make_draft, context, (3,)), context)
+    facts = distill(plan, reading(make_draft, context), replace(context, scratch=context.scratch / "reading"))
+    assert facts["held_out_kl_after"] < facts["held_out_kl_before"]
+    assert facts["held_out_kl_after"] < blind["held_out_kl_after"]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
+@pytest.mark.parametrize("cached", [False, True], ids=["computed", "kept"])
+def test_states_of_several_layers_are_read_and_reduced(make_context, make_draft, architecture, cached):
+    """Untrained it reads the final state alone; trained, the others have a part in it."""
+    context = make_context(architecture)
+    plan = spec(passes=4, cache_target_states=cached)
+    draft = reading(make_draft, context, layers=(0, 2))
+    reduction = draft.model.feature_fusion.reduction.weight
+    width = reduction.shape[0]
+    assert reduction.shape == (width, 3 * width)
+    states = torch.randn(5, 3 * width)
+    final = states[:, -width:]
+    torch.testing.assert_close(
+        draft.model.feature_fusion.reduce(states),
+        final * final.square().mean(-1, keepdim=True).add(1e-6).rsqrt(),
+        atol=1e-5,
+        rtol=1e-4,
+    )
+    facts = distill(plan, draft, context)
+    assert facts["held_out_kl_after"] < facts["held_out_kl_before"]
+    assert float(reduction[:, : 2 * width].abs().max()) > 0
+
+
+def test_training_for_several_tokens_ahead_helps_where_the_draft_reads_itself(make_context, make_draft):
+    context = make_context()
+
+    def own_loss(steps):
+        """KL where every token is read with the draft's own state before it."""
+        place = context.scratch / f"steps-{steps}"
+        place.mkdir()
+        draft = reading(make_draft, context)
+        plan = spec(passes=6, ttt_steps=steps)
+        distill(plan, draft, replace(context, scratch=place))
+        corpus = self_generated_corpus(plan.data, context)
+        _, aside = split_sequences(len(corpus), plan.seed)
+        tokens = corpus.tokens[aside].long()
+        target = load_model(context.target_folder, "fp32", "cpu")
+        shape = draft.architecture
+        with torch.inference_mode():
+            theirs = shape.hidden_states(target, tokens)
+            first = shape.hidden_states(draft.model, tokens, distillation.shifted(theirs))
+            second = shape.hidden_states(draft.model, tokens, distillation.shifted(first))
+            ours, wanted = (
+                shape.logits(model, states).log_softmax(-1)
+                for model, states in ((draft.model, second), (target, theirs))
+            )
+        return float((wanted.exp() * (wanted - ours)).sum(-1).mean())
+
+    assert own_loss(2) < own_loss(1)
+
+
+@pytest.mark.parametrize(
+    ("reads", "changes", "words"),
+    [
+        (False, {"ttt_steps": 2}, "add read_hidden_states"),
+        (True, {"on_policy_share": 0.5}, "remove on_policy_share"),
+        (True, {"hidden_weight": 1.0}, "remove on_policy_share"),
+    ],
+)
+def test_what_does_not_go_with_features_is_refused(make_context, make_draft, reads, changes, words):
+    context = make_context()
+    draft = reading(make_draft, context) if reads else shallow(make_draft, context)
+    with pytest.raises(BuildError, match=words):
+        distill(spec(**changes), draft, context)

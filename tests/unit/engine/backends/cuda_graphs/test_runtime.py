@@ -1,0 +1,553 @@
+"""Captured forwards: what the kernels compute equals transformers' own forward, and the engine's laws hold on them.
+
+On a machine with a GPU the graphs themselves run, elsewhere the same kernels in Triton's interpreter, which knows no bf16.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+
+import pytest
+import torch
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
+
+from draftrank.catalog.decoding_mode import DecodingMode
+from draftrank.engine import loop
+from draftrank.engine.backends.cuda_graphs import runtime as captured_runtime
+from draftrank.engine.backends.cuda_graphs.eagle import CapturedEagleRuntime
+from draftrank.engine.backends.cuda_graphs.runtime import CapturedRuntime
+from draftrank.engine.backends.cuda_graphs.steps import DeviceSteps
+from draftrank.engine.backends.opening import eagle_runtime_of, runtime_of_model
+from draftrank.engine.backends.own_forward import check_forward, check_trees
+from draftrank.engine.backends.transformers.generate import GenerateDecoder
+from draftrank.engine.loop import Decoding, Request, autoregressive, speculative
+from draftrank.engine.proposer import Proposal
+from draftrank.engine.proposers.cascade import CascadeProposer
+from draftrank.engine.proposers.draft_model import ModelProposer
+from draftrank.engine.proposers.drafting import Drafting, SteppingModel
+from draftrank.engine.proposers.eagle import EagleProposer
+from draftrank.engine.proposers.early_exit import EarlyExitProposer
+from draftrank.engine.proposers.ngram import NgramProposer
+from draftrank.engine.sampling import Sampler, distribution, pick
+from draftrank.engine.token_tree import TokenTree
+from draftrank.engine.verification import coupled
+from draftrank.errors import InvalidInputError, UnsupportedModelError
+from draftrank.models.architecture import Architecture
+from draftrank.models.forms import HiddenStatesForm, TrimmedHeadForm
+from draftrank.models.vocabulary_rows import cut_rows, pad_rows
+from models import small_model
+from proposers import Constant, Steps, check_fresh
+
+CUDA = torch.cuda.is_available()
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None,
+    reason="Triton is not installed (it comes with torch for CUDA)",
+)
+
+NAMES = ("llama", "gemma3")
+DEVICE = "cuda" if CUDA else "cpu"
+DTYPES = (torch.float32, torch.bfloat16) if CUDA else (torch.float32,)
+at_night = pytest.mark.nightly if not CUDA else pytest.mark.gpu
+"""What takes the interpreter long, and shares its laws with a case that does not."""
+GREEDY = Sampler(DecodingMode())
+TEXT = [7, 41, 13, 7, 41, 5, 22, 60, 3, 7, 41, 13, 18, 9, 33, 21, 7, 41, 13, 7, 50]
+
+
+def model(
+    name: str,
+    *,
+    seed: int = 0,
+    layers: int = 2,
+    dtype: torch.dtype = torch.float32,
+    vocabulary: int = 61,
+) -> PreTrainedModel:
+    """A random model of a size that the kernels multiply, its windows shorter than some of the texts."""
+    torch.manual_seed(seed)
+    common = {
+        "vocab_size": vocabulary,
+        "hidden_size": 48,
+        "intermediate_size": 40,
+        "num_hidden_layers": layers,
+        "head_dim": 32,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.2,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    if name == "llama":
+        made: PreTrainedModel = LlamaForCausalLM(
+            LlamaConfig(num_attention_heads=3, num_key_value_heads=1, **common)
+        )
+    else:
+        kinds = ["sliding_attention", "full_attention"] * layers
+        made = Gemma3ForCausalLM(
+            Gemma3TextConfig(
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                sliding_window=64,
+                layer_types=kinds[:layers],
+                query_pre_attn_scalar=20,
+                **common,
+            )
+        )
+        for module in made.modules():  # weights that a fresh model has at zero
+            if type(module).__name__.endswith("RMSNorm"):
+                torch.nn.init.normal_(module.weight, std=0.2)
+    return made.eval().requires_grad_(False).to(DEVICE, dtype)
+
+
+def captured(made: PreTrainedModel) -> CapturedRuntime:
+    assert CapturedRuntime.fits(made)
+    return CapturedRuntime(made)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_chains_and_trees_are_those_of_the_models_own_forward(dtype):
+    """The kernels' windows are those that the configuration tells, or the difference is seen."""
+    runtime = captured(model("gemma3", dtype=dtype))
+    check_forward(runtime)
+    check_trees(runtime)
+    runtime.decoder._windows = dict.fromkeys(runtime.decoder._windows)
+    runtime._forget_recordings()
+    with pytest.raises(UnsupportedModelError, match="torch-captured"):
+        check_forward(runtime)
+
+
+@pytest.fixture(scope="module")
+def targets() -> dict[str, CapturedRuntime]:
+    return {name: captured(model(name)) for name in NAMES}
+
+
+def expected(made: PreTrainedModel, text: list[int]) -> torch.Tensor:
+    with torch.inference_mode():
+        return made(torch.tensor([text], device=DEVICE), use_cache=False).logits[0].float()
+
+
+def close(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype = torch.float32) -> None:
+    distance = (found.float() - wanted).norm() / wanted.norm()
+    assert distance < (2e-5 if dtype == torch.float32 else 3e-2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_forwards_equal_those_of_transformers(name, dtype):
+    """A prompt longer than one forward and than the window, short runs, single tokens, and what was taken back."""
+    made = model(name, dtype=dtype)
+    runtime = captured(copy.deepcopy(made))
+    text = [(number * 29 + number // 7) % 58 + 3 for number in range(84)]
+    wanted = expected(made, text)
+    close(runtime.feed(text[:66], keep=3), wanted[63:66], dtype)
+    runtime.feed([9, 9, 9])
+    runtime.forget(4)
+    close(runtime.feed(text[65:80]), wanted[65:80], dtype)
+    for place in range(80, 84):
+        logits = runtime.feed([text[place]])
+        close(logits, wanted[place : place + 1], dtype)
+        assert runtime.choices(1) == logits.argmax(-1).tolist()
+    assert runtime.length == 84
+    runtime.reset()
+    close(runtime.feed(text[:5]), wanted[:5], dtype)
+
+
+@pytest.mark.skipif(not CUDA, reason="numpy's products, by which Triton interprets, depend on a row's place")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_bits_however_a_chain_is_divided(name, dtype):
+    runtime = captured(model(name, dtype=dtype))
+    whole = runtime.feed(TEXT).clone()
+    runtime.reset()
+    for begin, end in [(0, 1), (1, 2), (2, 7), (7, 18), (18, 19), (19, 21)]:
+        assert torch.equal(runtime.feed(TEXT[begin:end]), whole[begin:end])
+    runtime.forget(11)
+    assert torch.equal(runtime.feed(TEXT[10:15]), whole[10:15])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tree_equals_its_paths(targets, name):
+    made, runtime = targets[name].model, targets[name]
+    prompt, tree = TEXT[:6], TokenTree((-1, 0, 0, 1, 2, 2))
+    tokens = [11, 12, 13, 14, 15, 16]
+    runtime.reset()
+    runtime.feed(prompt)
+    found = runtime.feed_tree(tokens[:3], TokenTree(tree.parents[:3])).clone()
+    found = torch.cat([found, runtime.feed_tree(tokens[3:], tree)])
+    for path in ([0, 1, 3], [0, 2, 4], [0, 2, 5]):
+        wanted = expected(made, prompt + [tokens[place] for place in path])[-3:]
+        close(found[path], wanted)
+    runtime.keep_path(len(prompt), [0, 2, 5])
+    assert runtime.length == len(prompt) + 3
+    text = [*prompt, 11, 13, 16, 20]
+    close(runtime.feed([20]), expected(made, text)[-1:])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_states_are_told_as_the_model_has_them(name):
+    made = model(name)
+    runtime = captured(copy.deepcopy(made))
+    runtime.keep_hidden_states([0, 1])
+    shape = Architecture.of(made)
+
+    def wanted(text):
+        with torch.inference_mode():
+            return shape.states_of_layers(made, torch.tensor([text], device=DEVICE), [0, 1])[0]
+
+    long = (TEXT * 4)[:70]
+    runtime.feed(long, keep=1)
+    close(runtime.hidden_states([0, 1]), wanted(long))
+    runtime.feed([5, 6])
+    close(runtime.hidden_states([0, 1]), wanted([*long, 5, 6])[-2:])
+    close(runtime.hidden_states([1]), wanted([*long, 5, 6])[-2:, 48:])
+    close(runtime.hidden_states(), wanted([*long, 5, 6])[-2:, 96:])
+
+
+def trimmed(made: PreTrainedModel) -> PreTrainedModel:
+    head = made.lm_head.weight.clone()
+    form = TrimmedHeadForm(module="lm_head", kept=40)
+    form.prepare(made)
+    made.lm_head.token_ids.copy_(torch.arange(3, 43))
+    made.lm_head.projection.weight.data = head[3:43].clone()
+    return made.to(DEVICE)
+
+
+def reader(seed: int = 4, layers: tuple[int, ...] = (0,)) -> PreTrainedModel:
+    """A draft that reads the target's states, with a trimmed head."""
+    made = model("llama", seed=seed, layers=1)
+    HiddenStatesForm(layers=layers).prepare(made)
+    fusion = made.feature_fusion
+    torch.manual_seed(seed)
+    for part in (fusion.projection, fusion.reduction):
+        if part is not None:
+            torch.nn.init.normal_(part.weight, std=0.2)
+    return trimmed(made)
+
+
+def test_a_trimmed_head_answers_for_all_tokens():
+    made = trimmed(model("llama"))
+    runtime = captured(copy.deepcopy(made))
+    found, wanted = runtime.feed(TEXT[:4]), expected(made, TEXT[:4])
+    assert torch.equal(found.isinf(), wanted.isinf())
+    close(found[:, 3:43], wanted[:, 3:43])
+    assert runtime.choices(4) == wanted.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pytest.param((61, 64), id="draft has more"),
+        pytest.param((64, 61), id="draft has fewer", marks=at_night),
+    ],
+)
+def test_padded_vocabularies_change_neither_output_nor_law(rows):
+    """Also where steps need no host: these feed the target's own choices to the draft."""
+    ours, theirs = rows
+    target, draft = captured(model("llama", vocabulary=ours)), model("llama", layers=1, vocabulary=theirs)
+    cut_rows(draft, ours)
+    pad_rows(draft, ours)
+    proposer = ModelProposer(captured(draft))
+    request = Request((*TEXT[:3], ours - 1), 4)
+    expected = autoregressive(target, request).token_ids
+    assert speculative(target, proposer, request, 2).token_ids == expected
+    logits = proposer.runtime().feed([5, ours - 1])
+    assert logits.shape == (2, ours)
+    assert logits[:, min(rows) :].eq(-torch.inf).all()
+    likely = distribution(logits, DecodingMode(temperature=1.0))
+    assert likely[:, min(rows) :].eq(0).all()
+    sampled = Request(request.prompt, 3, mode=DecodingMode(temperature=1.0), seed=3)
+    assert len(speculative(target, proposer, sampled, 2).token_ids) == 3
+
+
+@pytest.mark.parametrize("token", [-1, 61, 10_000_000])
+def test_ids_outside_the_embedding_never_reach_the_device(targets, token):
+    runtime = targets["llama"]
+    runtime.reset()
+    for move in (
+        lambda: runtime.feed([9, token]),
+        lambda: runtime.feed_tree([9, token], TokenTree((-1, 0))),
+        lambda: runtime.offer_instead(9, [token]),
+    ):
+        with pytest.raises(IndexError, match=f"token id {token} is outside the embedding's 61 rows"):
+            move()
+
+
+def proposers(target: CapturedRuntime, name: str):
+    near = model(name, layers=1)
+    return {
+        "ngram": NgramProposer(1, 3),
+        "chain": ModelProposer(captured(near)),
+        "stops": ModelProposer(captured(near), Drafting(stop_below=0.3)),
+        "tree": ModelProposer(captured(near), Drafting(branch_above=0.05)),
+        "itself": ModelProposer(captured(model(name))),
+        "exit": EarlyExitProposer(target.first_layers(1)),
+        "features": EagleProposer(target, CapturedEagleRuntime(reader())),
+        "states": EagleProposer(target, CapturedEagleRuntime(reader(layers=()))),
+        "features tree": EagleProposer(target, CapturedEagleRuntime(reader()), Drafting(branch_above=0.05)),
+        "mixed model": CascadeProposer(NgramProposer(1, 3), ModelProposer(captured(near)), 2),
+        "cascade": CascadeProposer(
+            NgramProposer(1, 3), EagleProposer(target, CapturedEagleRuntime(reader())), 2
+        ),
+    }
+
+
+SOON = ("chain", "exit", "features tree")
+AT_NIGHT = ("stops", "cascade", "ngram", "tree", "itself", "features", "states")
+
+
+@pytest.mark.parametrize(
+    ("name", "proposer"),
+    [
+        *(("llama", one) for one in SOON),
+        *(pytest.param("llama", one, marks=at_night) for one in AT_NIGHT),
+        pytest.param("gemma3", "cascade", marks=at_night),
+    ],
+)
+def test_greedy_speculation_equals_greedy_decoding(targets, name, proposer):
+    target = targets[name]
+    found = proposers(target, name)[proposer]
+    request = Request(tuple(TEXT[:14]), 32 if CUDA else 6)
+    plain = autoregressive(target, request)
+    for _ in range(2 if CUDA else 1):
+        drafted: Decoding = speculative(target, found, request, 4)
+        assert drafted.token_ids == plain.token_ids
+        assert len(drafted.token_ids) == 1 + drafted.steps + sum(
+            count * accepted for accepted, count in enumerate(drafted.accept_histogram)
+        )
+        if proposer == "itself":
+            assert drafted.acceptance_length > 3
+        assert drafted.propose_s >= 0
+        assert 0 < drafted.verify_s <= drafted.decode_s * 1.01
+
+
+@pytest.mark.parametrize(
+    "proposer",
+    [
+        "tree",
+        *(
+            pytest.param(one, marks=at_night)
+            for one in ("chain", "stops", "exit", "features tree", "cascade")
+        ),
+    ],
+)
+def test_each_proposal_is_that_of_a_fresh_cache(targets, proposer):
+    target = targets["llama"]
+    steps = 20 if CUDA else 2
+    found = Steps(5).run(target, proposers(target, "llama")[proposer], TEXT[:14], GREEDY, 4, steps)
+    check_fresh(lambda: (target, proposers(target, "llama")[proposer]), found, GREEDY, (0.3, 0.05))
+
+
+@pytest.mark.parametrize(
+    "proposer",
+    ["mixed model", *(pytest.param(one, marks=at_night) for one in ("chain", "features", "cascade"))],
+)
+def test_each_proposal_of_the_device_is_that_of_a_fresh_cache(monkeypatch, targets, proposer):
+    """Also the first, and behind what was copied."""
+    found = []
+    run = DeviceSteps.run
+
+    def watched(self, context, sampler):
+        for outcome in run(self, context, sampler):
+            found.append((tuple(context), 3, Proposal(outcome.proposed, forwards=self.chain)))
+            yield outcome
+
+    monkeypatch.setattr(DeviceSteps, "run", watched)
+    target = targets["llama"]
+    # what comes first has stood before, so that there is something to copy
+    request = Request(tuple(TEXT[3:12]), 40 if CUDA else 8)
+    speculative(target, proposers(target, "llama")[proposer], request, 3)
+    found = [one for one in found if len(one[0]) + 3 < 9 + request.max_new_tokens]
+    assert len(found) > 1
+    check_fresh(lambda: (target, proposers(target, "llama")[proposer]), found, GREEDY)
+
+
+@at_night
+def test_a_reader_proposes_what_it_proposes_in_the_slower_runtime(monkeypatch):
+    """Its tokens are read with its own states, those that the target has verified with the target's."""
+    made, text = model("llama"), tuple(TEXT[:15])
+    proposed: dict[str, list[list[int]]] = {"captured": [], "eager": []}
+    step, propose = DeviceSteps.run, EagleProposer.propose
+
+    def watched_step(self, context, sampler):
+        for outcome in step(self, context, sampler):
+            proposed["captured"].append(outcome.proposed)
+            yield outcome
+
+    def watched_propose(self, context, count):
+        found = propose(self, context, count)
+        proposed["eager"].append(list(found.tokens))
+        return found
+
+    monkeypatch.setattr(DeviceSteps, "run", watched_step)
+    drafted = {}
+    for forward in ("captured", "eager"):
+        target = runtime_of_model(copy.deepcopy(made), forward)
+        proposer = EagleProposer(target, eagle_runtime_of(reader(), forward))
+        if forward == "eager":
+            monkeypatch.setattr(EagleProposer, "propose", watched_propose)
+        drafted[forward] = speculative(target, proposer, Request(text, 8), 3)
+    assert drafted["captured"].token_ids == drafted["eager"].token_ids
+    assert drafted["captured"].accept_histogram == drafted["eager"].accept_histogram
+    assert len(proposed["eager"]) > 2
+    for fast, slow in zip(proposed["captured"], proposed["eager"], strict=False):
+        assert fast[: len(slow)] == slow
+
+
+SAMPLING = DecodingMode(temperature=1.0, top_k=30, top_p=0.95)
+
+
+@pytest.mark.parametrize(
+    ("name", "proposer", "number"),
+    [
+        ("llama", "chain", 0.7),
+        *(
+            pytest.param(*one, marks=at_night)
+            for one in (
+                ("llama", "cascade", 0.4),
+                ("llama", "chain", 0.15),
+                ("llama", "features", 0.6),
+                ("gemma3", "cascade", 0.2),
+            )
+        ),
+    ],
+)
+def test_steps_on_the_device_draw_what_the_host_would(monkeypatch, targets, name, proposer, number):
+    """The same random numbers give the same tokens, up to the last step: the host proposes no more than can stand there."""
+    monkeypatch.setattr(Constant, "number", number)
+    monkeypatch.setattr(loop, "Sampler", Constant)
+    target = targets[name]
+    k, request = 2, Request(tuple(TEXT[:14]), 32 if CUDA else 6, mode=SAMPLING)
+    on_device = speculative(target, proposers(target, name)[proposer], request, k)
+    assert on_device.draft_forwards > 0
+    monkeypatch.setattr(SteppingModel, "device_steps", lambda *_: None)
+    by_host = speculative(target, proposers(target, name)[proposer], request, k)
+    assert on_device.token_ids[:-k] == by_host.token_ids[:-k]
+    alone = autoregressive(target, request)
+    monkeypatch.setattr(loop, "SelfDecodingRuntime", type(None))  # which no target is
+    assert autoregressive(target, request).token_ids == alone.token_ids
+
+
+def test_random_numbers_are_used_once_and_in_their_places(monkeypatch, targets):
+    """Each step again by hand: what the draft drew, and what the target chose instead."""
+    drawn, steps = [], []
+    uniforms, run = Sampler.uniforms, DeviceSteps.run
+
+    def watched(self, count):
+        drawn.append(uniforms(self, count).clone())
+        return drawn[-1]
+
+    def watched_run(self, context, sampler):
+        for outcome in run(self, context, sampler):
+            steps.append((list(context), outcome))
+            yield outcome
+
+    monkeypatch.setattr(Sampler, "uniforms", watched)
+    monkeypatch.setattr(DeviceSteps, "run", watched_run)
+    target, near = targets["llama"], model("llama", layers=1)
+    request = Request(tuple(TEXT[:14]), 8, mode=SAMPLING, seed=3)
+    found = speculative(target, ModelProposer(captured(near)), request, 2)
+    monkeypatch.undo()
+    assert found.steps == len(steps) > 2
+    by_step = [one for one in drawn if len(one) == 2 + 1 + 2]
+    firsts = torch.cat([one for one in drawn if len(one) == 1])
+    assert len(firsts) == 1 + 2  # the first token, and what was proposed behind it
+    of_draft = firsts[1:]
+    for (context, outcome), numbers in zip(steps, by_step, strict=False):
+        text = [*context, *outcome.proposed]
+        q = distribution(expected(near, text)[len(context) - 1 : -1], SAMPLING)
+        p = distribution(expected(target.model, text)[len(context) - 1 :], SAMPLING)
+        proposed = torch.tensor(outcome.proposed, device=DEVICE)
+        assert outcome.proposed == pick(q, of_draft.to(DEVICE)).tolist()
+        wanted = coupled(p, q, proposed, numbers[:3].to(DEVICE)).tolist()
+        assert outcome.choices == wanted
+        of_draft = numbers[3:]
+
+
+@at_night
+def test_a_trimmed_draft_draws_from_the_whole_vocabulary(targets):
+    target, draft = targets["llama"], captured(trimmed(model("llama")))
+    request = Request(tuple(TEXT[:15]), 5, mode=SAMPLING)
+    found = speculative(target, ModelProposer(draft), request, 3)
+    assert sum(found.accept_histogram[1:]) > 0
+
+
+@pytest.mark.skipif(not CUDA, reason="what a graph may hold depends on the vocabulary's size")
+@pytest.mark.parametrize("vocabulary", [49_152, 262_144])
+def test_graphs_draw_from_vocabularies_of_real_models(monkeypatch, vocabulary):
+    monkeypatch.setattr(Constant, "number", 0.3)
+    monkeypatch.setattr(loop, "Sampler", Constant)
+    target = captured(model("llama", vocabulary=vocabulary))
+    draft = ModelProposer(captured(model("llama", vocabulary=vocabulary, layers=1)))
+    request = Request(tuple(TEXT[:14]), 20, mode=SAMPLING)
+    on_device = speculative(target, draft, request, 4)
+    monkeypatch.setattr(SteppingModel, "device_steps", lambda *_: None)
+    by_host = speculative(target, draft, request, 4)
+    assert on_device.token_ids[:-4] == by_host.token_ids[:-4]
+
+
+@at_night
+def test_sampling_follows_the_seed(targets):
+    target = targets["llama"]
+    draft = ModelProposer(captured(model("llama", layers=1)))
+    outputs = []
+    for seed in (5, 5, 6):
+        request = Request(tuple(TEXT[:15]), 4, mode=DecodingMode(temperature=2.0), seed=seed)
+        outputs.append(
+            (speculative(target, draft, request, 2).token_ids, autoregressive(target, request).token_ids)
+        )
+    assert outputs[0] == outputs[1]
+    assert outputs[0][0] != outputs[2][0]
+    assert outputs[0][1] != outputs[2][1]
+
+
+def test_a_forward_is_timed_without_being_appended(targets):
+    target = targets["llama"]
+    target.reset()
+    target.feed(TEXT[:5])
+    assert target.forward_s([7, 8]) > 0
+    assert target.length == 5
+
+
+def test_room_grows_and_what_is_held_stays(monkeypatch):
+    monkeypatch.setattr(captured_runtime, "_MIN_CAPACITY", 32)
+    made = model("llama")
+    runtime = captured(copy.deepcopy(made))
+    text = (TEXT * 3)[:50]
+    runtime.feed(text[:20])
+    close(runtime.feed(text[20:]), expected(made, text)[20:])
+
+
+def test_a_tree_beyond_one_forward_is_refused(targets):
+    runtime = targets["llama"]
+    runtime.reset()
+    with pytest.raises(InvalidInputError, match="use at most 63"):
+        runtime.feed_tree([5] * 65, TokenTree((-1, *[0] * 64)))
+
+
+def test_generate_runs_on_the_same_model(targets):
+    target = targets["llama"]
+    request = Request(tuple(TEXT[:15]), 6)
+    assert GenerateDecoder(target).decode(request).token_ids == autoregressive(target, request).token_ids
+
+
+def test_an_exit_after_all_layers_is_refused(targets):
+    with pytest.raises(InvalidInputError, match="use at most 1"):
+        targets["llama"].first_layers(2)
+
+
+def test_what_the_kernels_do_not_multiply_runs_as_transformers_runs_it():
+    """Heads that are too small, windows shorter than a forward, other architectures."""
+    for name in ("llama", "gemma3", "gpt2"):
+        assert runtime_of_model(small_model(name), "captured").name == "torch-eager"
+    assert not isinstance(eagle_runtime_of(_small_reader(), "captured"), CapturedEagleRuntime)
+
+
+def _small_reader() -> PreTrainedModel:
+    made = small_model("llama")
+    HiddenStatesForm(layers=()).prepare(made)
+    return made

@@ -1,0 +1,208 @@
+"""Models of many architectures are computed as transformers computes them, or refused with one sentence."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from draftrank.engine.backends.opening import eagle_runtime_of, load_runtime, runtime_of_model
+from draftrank.engine.backends.own_forward import check_forward, check_trees
+from draftrank.engine.backends.transformers import runtime as torch_runtime
+from draftrank.engine.backends.transformers.attention import NAME, grouped_attention
+from draftrank.engine.backends.transformers.runtime import TorchRuntime
+from draftrank.engine.token_tree import TokenTree
+from draftrank.errors import UnsupportedModelError
+from draftrank.models.attention_windows import FULL, SLIDING, layer_kinds
+from draftrank.models.forms import HiddenStatesForm, TrimmedHead
+from draftrank.models.loading import quantize_linear_layers
+from models import ARCHITECTURES, FAMILIES, READS_NO_TREES, WITHOUT_KV_CACHE, save_small_target, small_model
+
+EVERY = (*ARCHITECTURES, *FAMILIES)
+TEXT = torch.randint(3, 61, (40,), generator=torch.Generator().manual_seed(1)).tolist()
+"""Longer than every window and chunk."""
+
+
+def own_logits(model, text):
+    with torch.inference_mode():
+        return model(torch.tensor([text]), use_cache=False).logits[0]
+
+
+def assert_close(found, expected):
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", [*EVERY, *READS_NO_TREES])
+def test_every_family_is_read_in_pieces_and_after_a_rollback_as_by_its_own_forward(name):
+    own = small_model(name)
+    runtime = TorchRuntime(copy.deepcopy(own))
+    rows = [runtime.feed(TEXT[:30], keep=1), runtime.feed(TEXT[30:31]).clone()]
+    runtime.feed([5, 6, 7])
+    runtime.forget(3)
+    rows.append(runtime.feed(TEXT[31:]))
+    assert_close(torch.cat(rows), own_logits(own, TEXT)[29:])
+    check_forward(runtime)
+    assert runtime.length == 0
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("held", [2, 40])
+def test_every_branch_of_a_tree_is_read_as_a_chain_by_the_models_own_forward(name, held):
+    """Before and behind the point where windows begin to slide, and as long as a window itself."""
+    own = small_model(name)
+    runtime = TorchRuntime(copy.deepcopy(own))
+    runtime.feed(TEXT[:held])
+    tokens, parents = (5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25), (-1, -1, 0, 1, 3, 4, 5, 6, 7, 8)
+    logits = runtime.feed_tree(tokens, TokenTree.behind(parents))
+    for place in range(len(tokens)):
+        path, one = [], place
+        while one:
+            path.insert(0, tokens[one])
+            one = parents[one - 1] + 1
+        assert_close(logits[place], own_logits(own, [*TEXT[:held], tokens[0], *path])[-1])
+    runtime.keep_path(held, (0, 2, 4, 5))
+    kept = [*TEXT[:held], 5, 9, 13, 15]
+    assert_close(runtime.feed([30, 31]), own_logits(own, [*kept, 30, 31])[-2:])
+    check_trees(runtime)
+
+
+@pytest.mark.parametrize("name", READS_NO_TREES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_trees_are_refused_where_layers_cannot_be_told_of_them(name, dtype):
+    """In bf16 too, where what the biases of some tokens are wrong by is less than rounding."""
+    runtime = TorchRuntime(small_model(name).to(dtype))
+    with pytest.raises(
+        UnsupportedModelError, match=r"trees of tokens cannot be read.*branch_above_probability"
+    ):
+        check_trees(runtime)
+
+
+@pytest.mark.parametrize("name", WITHOUT_KV_CACHE)
+def test_models_that_keep_a_state_are_refused_when_they_are_opened(tmp_path, name):
+    with pytest.raises(UnsupportedModelError, match=rf"'{name}' is not supported: .* cannot be taken back"):
+        load_runtime(save_small_target(tmp_path, name), "fp32", "cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["gpt_oss", "gemma2"])
+def test_sinks_and_softcapping_left_out_are_noticed(name, dtype):
+    runtime = TorchRuntime(small_model(name).to(dtype))
+    check_forward(runtime)
+    runtime.model.set_attn_implementation(NAME)
+    with pytest.raises(UnsupportedModelError, match=rf"{name}.*(logits differ by|softcap)"):
+        check_forward(runtime)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_windows_left_out_are_noticed(dtype, monkeypatch):
+    native = TorchRuntime.of(small_model("gemma3").to(dtype), "native")
+    assert native.name == "torch-native"
+    check_forward(native)
+    native._short._windows = dict.fromkeys(native._short._windows)
+    with pytest.raises(UnsupportedModelError, match="torch-native"):
+        check_forward(native)
+    monkeypatch.setattr(torch_runtime, "attention_windows", lambda _: {FULL: None})
+    mistral = TorchRuntime(small_model("mistral").to(dtype))
+    check_forward(mistral)
+    with pytest.raises(UnsupportedModelError, match="leave branch_above_probability out"):
+        check_trees(mistral)
+
+
+def test_a_rollback_that_leaves_a_token_is_noticed():
+    runtime = TorchRuntime(small_model("llama").to(torch.bfloat16))
+    forget = runtime.forget
+    runtime.forget = lambda count: forget(count - 1)
+    with pytest.raises(UnsupportedModelError, match="as transformers computes it"):
+        check_forward(runtime)
+
+
+def test_logits_that_are_no_numbers_are_noticed():
+    model = small_model("llama")
+    runtime = TorchRuntime(model)
+    feed = runtime.feed
+    runtime.feed = lambda tokens, keep=None: feed(tokens, keep) * float("nan")
+    with pytest.raises(UnsupportedModelError, match="differ by"):
+        check_forward(runtime)
+
+
+def test_a_model_that_fails_is_refused_with_the_reason():
+    model = small_model("llama")
+    model.model.layers[1].mlp.up_proj = torch.nn.Linear(7, 48)
+    with pytest.raises(UnsupportedModelError, match="cannot be run by the engine: RuntimeError"):
+        runtime_of_model(model, "eager")
+
+
+def changed(name, change):
+    model = small_model(name)
+    if change == "int8":
+        quantize_linear_layers(model, ())
+    elif change == "trimmed":
+        head = TrimmedHead(torch.nn.Linear(32, 20, bias=False), 20, 61)
+        head.projection.weight.data.copy_(model.lm_head.weight[:20])
+        model.lm_head = head.requires_grad_(False)
+    elif change != "float32":
+        model = model.to(getattr(torch, change))
+    return model
+
+
+@pytest.mark.parametrize("change", ["float32", "bfloat16", "float16", "int8", "trimmed"])
+@pytest.mark.parametrize("forward", ["eager", "fused", "native"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_backend_and_form_passes(name, forward, change):
+    runtime = runtime_of_model(changed(name, change), forward)
+    check_trees(runtime)
+    view = TorchRuntime.of(changed(name, change), forward).first_layers(2)
+    check_forward(view)
+    check_trees(view)
+
+
+@pytest.mark.parametrize("forward", ["eager", "fused", "native"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_models_that_read_hidden_states_pass(forward, dtype):
+    model = small_model("llama", layers=1)
+    HiddenStatesForm().prepare(model)
+    runtime = eagle_runtime_of(model.to(dtype).requires_grad_(False), forward)
+    check_trees(runtime)
+    fusion = runtime._fusion.projection.weight
+    fusion[:] = fusion.roll(1, 1)  # what the runtime has packed, if anything, is of before
+    if runtime.name == "torch-native":
+        with pytest.raises(UnsupportedModelError):
+            check_forward(runtime)
+
+
+def test_short_contexts_shorten_the_text_and_the_shortest_are_not_compared():
+    for window in (8, 16, 17, 24, 60):
+        runtime = runtime_of_model(small_model("gpt2", window=window), "eager")
+        check_trees(runtime)
+        assert runtime.length == 0
+
+
+@pytest.mark.parametrize("forward", ["eager", "fused", "native"])
+def test_a_window_that_the_architecture_does_not_have_is_ignored(forward):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=256, initializer_range=0.3, sliding_window=8,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    assert layer_kinds(config) == [FULL, FULL]
+    assert layer_kinds(small_model("mistral").config) == [SLIDING] * 3
+    own, runtime = copy.deepcopy(model), runtime_of_model(model, forward)
+    runtime.feed(TEXT)
+    assert_close(runtime.feed_tree((5, 6), TokenTree.behind((-1,))), own_logits(own, [*TEXT, 5, 6])[-2:])
+
+
+def test_arguments_that_grouped_attention_does_not_know_go_to_the_library():
+    """Which adds this bias to the scores; as if it were not there, the answers would be other ones."""
+    module = torch.nn.Module()
+    module.num_key_value_groups = 2
+    query, (key, value) = torch.randn(1, 4, 3, 8), torch.randn(2, 1, 2, 5, 8)
+    mask, bias = torch.ones(1, 1, 3, 5, dtype=torch.bool), torch.randn(1, 4, 3, 5)
+    found, _ = grouped_attention(module, query, key, value, mask, position_bias=bias)
+    scores = query @ key.repeat_interleave(2, 1).mT / 8**0.5 + bias
+    expected = (scores.softmax(-1) @ value.repeat_interleave(2, 1)).transpose(1, 2)
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(ValueError, match="softcap"):
+        grouped_attention(module, query, key, value, mask, softcap=2.0)

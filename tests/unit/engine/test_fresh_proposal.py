@@ -1,0 +1,180 @@
+"""Each proposal equals that of a fresh cache: whatever stood before, a draft's state is what its context says.
+
+Acceptance falls when it is not, while the output stays right, so no other law notices.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from draftrank.catalog.decoding_mode import DecodingMode
+from draftrank.engine.backends.opening import eagle_runtime_of, runtime_of_model
+from draftrank.engine.proposers.cascade import CascadeProposer
+from draftrank.engine.proposers.draft_model import ModelProposer
+from draftrank.engine.proposers.drafting import Drafting
+from draftrank.engine.proposers.eagle import EagleProposer
+from draftrank.engine.proposers.early_exit import EarlyExitProposer
+from draftrank.engine.proposers.ngram import NgramProposer
+from draftrank.engine.proposers.suffix import SuffixProposer
+from draftrank.engine.sampling import Sampler
+from draftrank.models.forms import HiddenStatesForm, quantize_linear_layers
+from models import ARCHITECTURES, small_model
+from proposers import Constant, StaleProposer, Steps, check_fresh
+
+GREEDY = Sampler(DecodingMode())
+STOP, BRANCH = 0.4, 0.03
+CHAIN, HESITANT = Drafting(), Drafting(STOP)
+TREE, HESITANT_TREE = Drafting(None, BRANCH), Drafting(STOP, BRANCH)
+FORWARDS = ("eager", "native")
+
+
+def near(name):
+    """A draft that is sometimes sure."""
+    model = small_model(name)
+    head = model.get_output_embeddings().weight
+    head.data = head.data + 0.15 * head.data.flip(0)
+    return model
+
+
+def reader(name, layers):
+    model = small_model(name, seed=9, layers=1)
+    HiddenStatesForm(layers=layers).prepare(model)
+    return model
+
+
+def quantized(model):
+    quantize_linear_layers(model)
+    return model
+
+
+TARGETS = {name: small_model(name) for name in ARCHITECTURES}
+DRAFTS = {name: near(name) for name in ARCHITECTURES}
+READERS = {(name, layers): reader(name, layers) for name in ARCHITECTURES for layers in ((), (0, 1))}
+
+
+class Made:
+    """A target and what proposes on it, in one backend; models are its own."""
+
+    def __init__(self, name, forward, kind, form=None):
+        self.name, self.forward, self.form = name, forward, form or (lambda model: model)
+        self.target = runtime_of_model(copy.deepcopy(TARGETS[name]), forward)
+        assert self.target.name == f"torch-{forward}"
+        self.proposer = KINDS[kind](self)
+
+    def model(self, how=CHAIN):
+        return ModelProposer(runtime_of_model(self.form(copy.deepcopy(DRAFTS[self.name])), self.forward), how)
+
+    def reader(self, how=CHAIN, layers=()):
+        draft = eagle_runtime_of(self.form(copy.deepcopy(READERS[self.name, layers])), self.forward)
+        return EagleProposer(self.target, draft, how)
+
+    def exit(self, how=CHAIN):
+        return EarlyExitProposer(self.target.first_layers(2), how)
+
+
+KINDS = {
+    "ngram": lambda _: NgramProposer(1, 3),
+    "trusting ngram": lambda _: NgramProposer(1, 3, 1.5),
+    "suffix": lambda _: SuffixProposer(1, 8, 2.0, 0.05),
+    "suffix tree": lambda _: SuffixProposer(1, 8, 64.0, branch_above=0.05),
+    "model": lambda made: made.model(),
+    "hesitant model": lambda made: made.model(HESITANT),
+    "model tree": lambda made: made.model(TREE),
+    "hesitant model tree": lambda made: made.model(HESITANT_TREE),
+    "exit": lambda made: made.exit(),
+    "hesitant exit": lambda made: made.exit(HESITANT),
+    "exit tree": lambda made: made.exit(TREE),
+    "features": lambda made: made.reader(),
+    "hesitant features": lambda made: made.reader(HESITANT, (0, 1)),
+    "features tree": lambda made: made.reader(TREE),
+    "hesitant features tree": lambda made: made.reader(HESITANT_TREE, (0, 1)),
+    "mixed model": lambda made: CascadeProposer(NgramProposer(1, 2), made.model(), 2),
+    "mixed model tree": lambda made: CascadeProposer(SuffixProposer(2, 8, 2.0, 0.4), made.model(TREE)),
+    "mixed hesitant model tree": lambda made: CascadeProposer(
+        NgramProposer(1, 2), made.model(HESITANT_TREE), 5
+    ),
+    "mixed features": lambda made: CascadeProposer(NgramProposer(1, 2), made.reader(), 2),
+    "mixed features tree": lambda made: CascadeProposer(SuffixProposer(2, 8, 2.0, 0.4), made.reader(TREE)),
+}
+DRAWING = (
+    "model",
+    "hesitant model",
+    "exit",
+    "features",
+    "hesitant features",
+    "mixed model",
+    "mixed features",
+)
+COPIES = ("ngram", "trusting ngram", "suffix", "suffix tree")
+"""Those that know the text alone, and no model."""
+PLACES = {
+    ("eager", "llama"): (*KINDS,),
+    ("native", "llama"): tuple(kind for kind in KINDS if kind not in COPIES),
+    ("eager", "gemma3"): ("model tree", "hesitant exit", "hesitant features tree", "mixed model"),
+    ("eager", "gpt2"): ("hesitant model", "exit tree", "features", "mixed features tree"),
+    ("native", "gemma3"): ("hesitant model tree", "exit", "features tree", "mixed features"),
+}
+"""Every kind on one architecture in each backend; on the others each proposer, chain and tree, sure and hesitant."""
+CASES = [(*place, kind) for place, kinds in PLACES.items() for kind in kinds]
+OPENED: dict[tuple[object, ...], Made] = {}
+prompts = st.lists(st.integers(3, 60), min_size=1, max_size=20).map(tuple)
+chances = st.integers(0, 10_000)
+
+
+def opened(name, forward, kind, use="fresh", form=None):
+    """Opened once: each begins anew with each prompt."""
+    key = name, forward, kind, use, form
+    if key not in OPENED:
+        OPENED[key] = Made(name, forward, kind, form)
+    return OPENED[key].target, OPENED[key].proposer
+
+
+@pytest.mark.parametrize(("forward", "name", "kind"), CASES)
+@settings(max_examples=6, deadline=None)
+@given(prompt=prompts, k=st.integers(1, 9), seed=chances)
+def test_each_proposal_is_that_of_a_fresh_cache(forward, name, kind, prompt, k, seed):
+    target, proposer = opened(name, forward, kind, "used")
+    found = Steps(seed).run(target, proposer, prompt, GREEDY, k, 6)
+    # Forwards of our own give the same bits in any shape.
+    tolerance = 0.0 if forward == "native" else 1e-3
+    check_fresh(lambda: opened(name, forward, kind), found, GREEDY, (STOP, BRANCH), tolerance)
+
+
+@pytest.mark.parametrize(("forward", "name", "kind"), [one for one in CASES if one[2] in DRAWING])
+@settings(max_examples=4, deadline=None)
+@given(prompt=prompts, k=st.integers(1, 6), seed=chances)
+def test_each_drawn_proposal_is_that_of_a_fresh_cache(forward, name, kind, prompt, k, seed):
+    sampler = Constant(DecodingMode(temperature=0.9, top_p=0.9))
+    target, proposer = opened(name, forward, kind, "used")
+    found = Steps(seed).run(target, proposer, prompt, sampler, k, 5)
+    check_fresh(lambda: opened(name, forward, kind), found, sampler)
+
+
+# Behind a prompt, a draft in bf16 that reads features rounds what its first layer reads; in short forwards it does not.
+@pytest.mark.parametrize("form", [nn.Module.bfloat16, quantized], ids=["bf16", "int8"])
+@pytest.mark.parametrize(
+    ("kind", "tolerance"), [("hesitant model", 0.0), ("mixed model tree", 0.0), ("features tree", 0.1)]
+)
+@settings(max_examples=6, deadline=None)
+@given(prompt=prompts, k=st.integers(1, 9), seed=chances)
+def test_kernels_of_our_own_give_the_same_bits_in_every_type(form, kind, tolerance, prompt, k, seed):
+    target, proposer = opened("llama", "native", kind, "used", form)
+    found = Steps(seed).run(target, proposer, prompt, GREEDY, k, 5)
+    check_fresh(lambda: opened("llama", "native", kind, form=form), found, GREEDY, (STOP, BRANCH), tolerance)
+
+
+@pytest.mark.parametrize("how", [CHAIN, TREE], ids=["chain", "tree"])
+@pytest.mark.parametrize("forward", FORWARDS)
+def test_the_law_speaks_of_one_stale_token(forward, how):
+    """In a cache whose length is right."""
+    made, fresh = Made("llama", forward, "model"), Made("llama", forward, "model")
+    stale = StaleProposer(made.model().runtime(), how)
+    found = Steps(3).run(made.target, stale, (5, 9, 11, 4), GREEDY, 6, 10)
+    draft = fresh.model(how)
+    with pytest.raises(AssertionError, match="instead of"):
+        check_fresh(lambda: (fresh.target, draft), found, GREEDY, (BRANCH,))
