@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from draftrank import Workspace
 from draftrank.catalog.precision import Forward
-from draftrank.engine.backends.transformers.runtime import TorchRuntime
+from draftrank.engine.backends.transformers.runtime import TransformersRuntime
 from draftrank.engine.loop import Request, autoregressive
 from draftrank.measure.machine.fingerprint import read_machine
 from draftrank.models.loading import load_tokenizer
@@ -47,7 +47,7 @@ def main() -> int:
     ways: list[Forward] = []
     runtimes = {}
     for way in get_args(Forward):
-        runtime = TorchRuntime.load(folder.path, options.dtype, "cpu", forward=way)
+        runtime = TransformersRuntime.load(folder.path, options.dtype, "cpu", forward=way)
         if runtime.name == f"torch-{way}":
             ways.append(way)
             runtimes[way] = runtime
@@ -67,9 +67,9 @@ def main() -> int:
             spent = 0.0
             for _ in range(VERIFICATIONS):
                 started = perf_counter()
-                runtime.feed(prompt[: options.k + 1])
+                runtime.forward(prompt[: options.k + 1])
                 spent += perf_counter() - started
-                runtime.forget(min(options.k + 1, len(prompt)))
+                runtime.rollback(min(options.k + 1, len(prompt)))
             found["verification"][way].append((VERIFICATIONS, spent))
     first = ways[0]
     result = {

@@ -10,6 +10,7 @@ import torch
 
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.engine import loop, verification
+from draftrank.engine.backends.base import Capabilities, Runtime
 from draftrank.engine.sampling import Sampler
 
 VOCABULARY = 3
@@ -17,11 +18,12 @@ LENGTH = 3
 MODE = DecodingMode(temperature=1.0)
 
 
-class TableRuntime:
+class TableRuntime(Runtime):
     """A model whose logits depend on the last two tokens only."""
 
     name = "table"
     context_window = 64
+    capabilities = Capabilities()
 
     def __init__(self, seed: int, vocabulary: int = VOCABULARY) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -33,7 +35,7 @@ class TableRuntime:
     def length(self):
         return len(self.tokens)
 
-    def feed(self, tokens, keep=None):
+    def forward(self, tokens, keep=None, tree=None):
         rows = []
         for token in tokens:
             self.tokens.append(token)
@@ -41,7 +43,7 @@ class TableRuntime:
             rows.append(self.table[before, token])
         return torch.stack(rows)[-(keep or len(tokens)) :]
 
-    def forget(self, count):
+    def rollback(self, count):
         del self.tokens[len(self.tokens) - count :]
 
     def reset(self):
@@ -123,7 +125,7 @@ def own_law(target):
     found = {}
     for output in product(range(target.vocabulary_size), repeat=LENGTH):
         target.reset()
-        logits = target.feed((1, 2, *output[:-1]), keep=LENGTH)
+        logits = target.forward((1, 2, *output[:-1]), keep=LENGTH)
         shares = torch.softmax(logits.double(), dim=-1)
         found[output] = float(torch.prod(shares[range(LENGTH), list(output)]))
     return found

@@ -13,7 +13,6 @@ from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.engine import loop
 from draftrank.engine.proposer import Proposal
 from draftrank.engine.proposers.draft_model import ModelProposer
-from draftrank.engine.runtime import TreeRuntime
 from draftrank.engine.sampling import Sampler
 from draftrank.engine.verification import Verdict
 
@@ -38,7 +37,7 @@ class ScriptedProposer:
         lies = [3 + self.random.randrange(50) if self.random.random() < self.error_rate else t for t in true]
         return Proposal(lies, forwards=len(lies))
 
-    def settle(self, accepted):
+    def accept(self, accepted):
         self.settled.append(accepted)
 
     def runtime(self):
@@ -50,8 +49,8 @@ class StaleProposer(ModelProposer):
 
     def propose(self, context, count):
         held = self._draft.length
-        self._draft.forget(1)
-        self._draft.feed([3 + (context[held - 1] + 17) % 58])
+        self._draft.rollback(1)
+        self._draft.forward([3 + (context[held - 1] + 17) % 58])
         return super().propose(context, count)
 
 
@@ -75,7 +74,7 @@ class Steps:
         """Contexts, how many tokens were asked for behind each, and what was proposed."""
         target.reset()
         target.reserve(RESERVE)
-        target.feed(prompt, keep=1)
+        target.forward(prompt, keep=1)
         proposer.begin(prompt, sampler, RESERVE)
         context = [*prompt, self.random.randrange(3, self.vocabulary)]
         found = []
@@ -87,11 +86,10 @@ class Steps:
             following = {proposal.tokens[child] for child in proposal.children(path[-1] if path else -1)}
             last = self.random.choice([one for one in range(3, self.vocabulary) if one not in following])
             verdict = Verdict(len(path), last, None if proposal.parents is None else tuple(path))
-            trees = target if isinstance(target, TreeRuntime) else None
-            loop._read(target, trees, context[-1], proposal)
-            loop._keep(target, trees, len(context) - 1, proposal, verdict)
+            loop._verification(target, context[-1], proposal)
+            target.commit(len(context) - 1, (0, *(place + 1 for place in loop._path(verdict))))
             accepted = [proposal.tokens[place] for place in path]
-            proposer.settle(accepted)
+            proposer.accept(accepted)
             context += [*accepted, last]
         return found
 
@@ -110,7 +108,7 @@ def fresh_proposal(target, proposer, context: Sequence[int], sampler, count: int
     """What is proposed where nothing but this context was ever read; `target` and `proposer` are used for this alone."""
     target.reset()
     target.reserve(RESERVE)
-    target.feed(context[:-1], keep=1)
+    target.forward(context[:-1], keep=1)
     proposer.begin(context[:-1], sampler, RESERVE)
     return proposer.propose(list(context), count)
 

@@ -19,7 +19,7 @@ from draftrank import RunRequest, Store, Workspace, run, summarise, verify
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.engine import loop, stamps
 from draftrank.engine.backends import opening
-from draftrank.engine.backends.transformers.runtime import TorchRuntime
+from draftrank.engine.backends.transformers.runtime import TransformersRuntime
 from draftrank.engine.loop import Decoding
 from draftrank.engine.proposers.draft_model import ModelDraft, ModelProposer
 from draftrank.engine.proposers.ngram import NgramProposer
@@ -67,13 +67,13 @@ class Clock:
 def clock(monkeypatch) -> Clock:
     """The clock of everything in this module: a forward costs its layers, and a little per token."""
     clock = Clock()
-    feed = TorchRuntime.feed
+    forward = TransformersRuntime.forward
 
-    def timed(self, tokens, keep=None):
+    def timed(self, tokens, keep=None, tree=None):
         clock.pass_by(LAYER_S * len(self._cache.layers) * (1 + 0.02 * (len(tokens) - 1)))
-        return feed(self, tokens, keep)
+        return forward(self, tokens, keep, tree)
 
-    monkeypatch.setattr(TorchRuntime, "feed", timed)
+    monkeypatch.setattr(TransformersRuntime, "forward", timed)
     monkeypatch.setattr(loop, "perf_counter", clock.perf_counter)
     monkeypatch.setattr(stamps, "perf_counter", clock.perf_counter)
     monkeypatch.setattr(latency, "perf_counter", clock.perf_counter)
@@ -161,15 +161,15 @@ def test_a_verifier_that_accepts_one_wrong_token_in_200(root, tmp_path, monkeypa
 
 
 def roll_back_one_short(monkeypatch):
-    forget = TorchRuntime.forget
-    monkeypatch.setattr(TorchRuntime, "forget", lambda self, count: forget(self, max(0, count - 1)))
+    forget = TransformersRuntime.rollback
+    monkeypatch.setattr(TransformersRuntime, "rollback", lambda self, count: forget(self, max(0, count - 1)))
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_a_cache_rolled_back_one_position_short_starts_no_session(root, tmp_path, monkeypatch, dtype):
     roll_back_one_short(monkeypatch)
     with pytest.raises(
-        UnsupportedModelError, match="not computed by torch-eager as transformers computes it"
+        UnsupportedModelError, match="not computed by the backend transformers as transformers computes it"
     ):
         measure(root, tmp_path, dtype=dtype)
 
@@ -219,17 +219,17 @@ def test_honest_drafts_propose_what_a_fresh_cache_would(long_root, tmp_path, dty
 @pytest.mark.parametrize("draft", ["shallow", "int8"])
 def test_a_draft_that_keeps_one_stale_token(long_root, tmp_path, monkeypatch, draft, request_):
     """Its cache's newest token is another one than what stands, its length is right; it begins anew with each prompt."""
-    propose, settle, stale = ModelProposer.propose, ModelProposer.settle, set()
+    propose, accept, stale = ModelProposer.propose, ModelProposer.accept, set()
 
-    def settled(self, accepted):
-        settle(self, accepted)
+    def accepting(self, accepted):
+        accept(self, accepted)
         stale.add(id(self))
 
     def proposed(self, context, count):
         if id(self) in stale:
             held = self._draft.length
-            self._draft.forget(1)
-            self._draft.feed([3 + (context[held - 1] + 17) % 200])
+            self._draft.rollback(1)
+            self._draft.forward([3 + (context[held - 1] + 17) % 200])
         return propose(self, context, count)
 
     begin = ModelProposer.begin
@@ -238,7 +238,7 @@ def test_a_draft_that_keeps_one_stale_token(long_root, tmp_path, monkeypatch, dr
         stale.discard(id(self))
         begin(self, *given)
 
-    for name, faulty in {"settle": settled, "propose": proposed, "begin": begun}.items():
+    for name, faulty in {"accept": accepting, "propose": proposed, "begin": begun}.items():
         monkeypatch.setattr(ModelProposer, name, faulty)
     arm, verdict, gates = measure(long_root, tmp_path, draft, **request_)
     assert arm.fidelity.status in ("identical", "ties")
@@ -448,7 +448,7 @@ def replay(known, clock):
         tokens = found.token_ids
         target.reset()
         started = clock.perf_counter()
-        target.feed((*request.prompt, *tokens[:-1]), keep=1)
+        target.forward((*request.prompt, *tokens[:-1]), keep=1)
         taken = clock.perf_counter() - started
         histogram = best_histogram(tokens, k)
         offered = tuple(sum(histogram[position + 1 :]) for position in range(k))

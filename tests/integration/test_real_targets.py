@@ -11,13 +11,13 @@ import torch
 from draftrank.building.pipeline import build_draft
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.workspace import Workspace
-from draftrank.engine.backends.transformers.runtime import TorchRuntime
+from draftrank.engine.backends.transformers.runtime import TransformersRuntime
 from draftrank.engine.loop import Request, autoregressive, speculative
 from draftrank.engine.proposers.draft_model import ModelProposer
 from draftrank.engine.proposers.early_exit import EarlyExitProposer
 from draftrank.engine.proposers.ngram import NgramProposer
 from draftrank.errors import MissingDataError
-from draftrank.models.loading import load_tokenizer
+from draftrank.models.loading import load_model, load_tokenizer
 from draftrank.models.prompting import render_turns
 from draftrank.models.stop_tokens import read_stop_tokens, stop_token_warnings
 from draftrank.models.target_folder import ensure_target
@@ -43,7 +43,7 @@ def prepared(target_id):
 def test_a_wheel_target_decodes_as_transformers_does_and_speculation_changes_nothing(target_id):
     target, folder = prepared(target_id)
     assert folder.parameters == PARAMETERS[target_id]
-    runtime = TorchRuntime.load(folder.path, "fp32", "cpu")
+    runtime = TransformersRuntime(load_model(folder.path, "fp32", "cpu"))
     tokenizer = load_tokenizer(folder.path)
     turns = ["List the numbers from one to twelve in words, then list them again in the same order."]
     prompt = tuple(render_turns(tokenizer, target.prompt_format, turns, [], None))
@@ -108,8 +108,8 @@ def test_every_family_of_steps_makes_a_draft_of_a_real_target(target_id, hybrid,
     recipe = Recipe.model_validate_json(json.dumps(fields))
     built = build_draft(recipe, target, folder, cache=cache)
     assert 0 < built.parameters < folder.parameters
-    runtime = TorchRuntime.load(folder.path, "fp32", "cpu")
-    draft = TorchRuntime.load(built.folder, "fp32", "cpu")
+    runtime = TransformersRuntime(load_model(folder.path, "fp32", "cpu"))
+    draft = TransformersRuntime(load_model(built.folder, "fp32", "cpu"))
     tokenizer = load_tokenizer(folder.path)
     prompt = tuple(render_turns(tokenizer, target.prompt_format, ["Name three rivers."], [], None))
     request = Request(prompt, 24, read_stop_tokens(folder.path, load_tokenizer(folder.path)))

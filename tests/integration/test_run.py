@@ -335,7 +335,9 @@ def test_a_template_with_the_date_gives_one_plan_on_every_day(workspace_root, mo
         checks = {
             one.name: one for one in verify(workspace, workspace_root / "bundles" / path, prompts=1).checks
         }
-        assert {one.status for name, one in checks.items() if name not in ("speedup", "step cost")} == {"holds"}
+        assert {one.status for name, one in checks.items() if name not in ("speedup", "step cost")} == {
+            "holds"
+        }
         # What renders to other tokens is another plan, though no declaration says so.
         monkeypatch.setattr(prompting, "TEMPLATE_DATE", datetime(2027, 2, 2))
         again = run(workspace, request, store)
@@ -575,7 +577,8 @@ def test_a_session_whose_target_is_not_computed_as_transformers_does_does_not_st
     )
     with Store.open(workspace.store_url) as store:
         with pytest.raises(
-            UnsupportedModelError, match=r"models/tiny \(gpt_oss\) is not computed by torch-eager as"
+            UnsupportedModelError,
+            match=r"models/tiny \(gpt_oss\) is not computed by the backend transformers as",
         ):
             run(workspace, RunRequest("tiny", drafts=("ngram",)), store)
         assert not store.sessions()
@@ -584,15 +587,15 @@ def test_a_session_whose_target_is_not_computed_as_transformers_does_does_not_st
 def test_a_draft_that_is_not_computed_as_transformers_does_is_a_failed_arm(workspace_root, monkeypatch):
     """Its cache loses a token too few, which no output of the session would show."""
     workspace = Workspace.open(workspace_root)
-    forget = torch_runtime.TorchRuntime.forget
+    forget = torch_runtime.TransformersRuntime.rollback
 
     def forget_less(self, count):
         forget(self, count - (self.model.config.num_hidden_layers == 2 and count > 1))
 
-    monkeypatch.setattr(torch_runtime.TorchRuntime, "forget", forget_less)
+    monkeypatch.setattr(torch_runtime.TransformersRuntime, "rollback", forget_less)
     with Store.open(workspace.store_url) as store:
         result = run(workspace, RunRequest("tiny"), store)
     failures = {arm.id: arm.failure for arm in result.session.arms if arm.kind == "draft"}
     assert failures["ngram"] is failures["int8"] is None
     for wrong in ("shallow", "early-exit"):
-        assert "is not computed by torch-eager as transformers computes it" in failures[wrong]
+        assert "is not computed by the backend transformers as transformers computes it" in failures[wrong]

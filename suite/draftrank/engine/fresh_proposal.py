@@ -16,8 +16,8 @@ from draftrank.engine.sampling import Sampler
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from draftrank.engine.backends.base import Runtime
     from draftrank.engine.proposer import Proposal, Proposer
-    from draftrank.engine.runtime import Runtime
 
 
 class _Asked(Sampler):
@@ -102,11 +102,11 @@ def _gaps(
     else:
         target.reset()
         target.reserve(reserve)
-        target.feed(prompt, keep=1)
+        target.forward(prompt, keep=1)
         proposer.begin(prompt, asked, reserve)
         if len(output) > 1:
-            target.feed(output[:-1], keep=1)
-            proposer.watch(output[1:-1])
+            target.forward(output[:-1], keep=1)
+            proposer.observe(output[1:-1])
         for end in range(len(prompt) + 1, len(text) if singly else 0):
             if draft.length < end:
                 proposer.propose(text[:end], 1)

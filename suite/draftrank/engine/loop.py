@@ -14,14 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.engine.device_tokens import DeviceTokens
-from draftrank.engine.proposer import Proposal, Proposer, SteppingProposer
-from draftrank.engine.runtime import (
-    ClockedRuntime,
-    DeviceTokenRuntime,
-    SelfDecodingRuntime,
-    TreeRuntime,
-    chooser,
-)
+from draftrank.engine.proposer import Proposal, Proposer
 from draftrank.engine.sampling import Sampler
 from draftrank.engine.stamps import HostStamp
 from draftrank.engine.token_tree import TokenTree
@@ -32,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from draftrank.catalog.recipe import TypicalAcceptance
-    from draftrank.engine.runtime import Runtime
+    from draftrank.engine.backends.base import Runtime
     from draftrank.engine.stamps import DeviceStamp
 
 
@@ -111,19 +104,18 @@ def autoregressive(target: Runtime, request: Request) -> Decoding:
     """
     _check_room(target, request)
     sampler = Sampler(request.mode, request.seed)
-    by = chooser(target)
     target.reset()
     target.reserve(len(request.prompt) + request.max_new_tokens)
     target.synchronize()
     started = perf_counter()
-    token = sampler.choose(target.feed(request.prompt, keep=1), by)
+    token = sampler.choose(target.forward(request.prompt, keep=1), target)
     arrived = perf_counter()
     tokens = [token]
     clock = _Clock(target)
     clock.begin()
-    if isinstance(target, SelfDecodingRuntime):
+    if target.capabilities.device:
         if token not in request.stop_tokens:
-            decoded = target.decode_on(token, request.max_new_tokens - 1, sampler)
+            decoded = target.decode_alone(token, request.max_new_tokens - 1, sampler)
             for token, stamp in decoded:
                 clock.verified(stamp)
                 tokens.append(token)
@@ -132,9 +124,9 @@ def autoregressive(target: Runtime, request: Request) -> Decoding:
                     break
     else:
         while token not in request.stop_tokens and len(tokens) < request.max_new_tokens:
-            logits = target.feed((token,))
+            logits = target.forward((token,))
             clock.verified()
-            token = sampler.choose(logits, by)
+            token = sampler.choose(logits, target)
             tokens.append(token)
             clock.begin()
     ended = perf_counter()
@@ -186,14 +178,13 @@ def speculative(
             "draft with the target's number of rows"
         )
     sampler = Sampler(request.mode, request.seed)
-    by, trees = chooser(target), target if isinstance(target, TreeRuntime) else None
     target.reset()
     reserve = len(request.prompt) + request.max_new_tokens
     target.reserve(reserve)
     target.synchronize()
 
     started = perf_counter()
-    token = sampler.choose(target.feed(request.prompt, keep=1), by)
+    token = sampler.choose(target.forward(request.prompt, keep=1), target)
     proposer.begin(request.prompt, sampler, reserve)
     target.synchronize()
     arrived = perf_counter()
@@ -204,11 +195,7 @@ def speculative(
     clock = _Clock(target)
     clock.begin()
     within = draft is None or limit <= draft.context_window
-    on_device = (
-        proposer.device_steps(target, sampler, k)
-        if within and isinstance(proposer, SteppingProposer)
-        else None
-    )
+    on_device = proposer.device_steps(target, sampler, k) if within else None
     if typical is None and on_device is not None and not tally.stopped and len(context) < limit:
         for outcome in on_device.run(context, sampler):
             clock.proposed(outcome.began)
@@ -220,7 +207,7 @@ def speculative(
             clock.begin(outcome.verified)
             if tally.stopped or len(context) >= limit:
                 break
-        target.forget(target.length - len(context) + 1)
+        target.rollback(target.length - len(context) + 1)
     while not tally.stopped and len(context) < limit:
         # The step emits one token more than it accepts, so the last one needs no proposal.
         room = min(k, limit - len(context) - 1)
@@ -228,12 +215,13 @@ def speculative(
         if len(proposal.tokens) > room:
             raise ProposerError(f"it proposed {len(proposal.tokens)} tokens where at most {room} can stand")
         clock.proposed()
-        logits = _read(target, trees, context[-1], proposal)
+        logits = _verification(target, context[-1], proposal)
         clock.verified()
-        verdict = verify(logits, proposal, sampler, typical, by)
-        path = _keep(target, trees, len(context) - 1, proposal, verdict)
+        verdict = verify(logits, proposal, sampler, typical, target)
+        path = _path(verdict)
+        target.commit(len(context) - 1, (0, *(index + 1 for index in path)))
         if room:
-            proposer.settle([proposal.tokens[place] for place in path])
+            proposer.accept([proposal.tokens[index] for index in path])
         tally.add(proposal, verdict)
         clock.begin()
     now = perf_counter()
@@ -299,33 +287,20 @@ class _Tally:
 
 
 def _path(verdict: Verdict) -> Sequence[int]:
-    """The places in the proposal of what stands."""
+    """Indices in the proposal of what was accepted."""
     return range(verdict.accepted) if verdict.path is None else verdict.path
 
 
-def _read(target: Runtime, trees: TreeRuntime | None, last: int, proposal: Proposal) -> Tensor:
-    """Logits after the context's last token and after each proposed one; `trees` is the target if it reads them."""
-    if isinstance(proposal.tokens, DeviceTokens) and isinstance(target, DeviceTokenRuntime):
-        return target.feed_after(last, proposal.tokens)
+def _verification(target: Runtime, last: int, proposal: Proposal) -> Tensor:
+    """Logits after the context's last token and after each proposed one."""
+    if isinstance(proposal.tokens, DeviceTokens) and target.capabilities.device:
+        return target.forward_after(last, proposal.tokens)
     tokens = (last, *proposal.tokens)
     if proposal.parents is None:
-        return target.feed(tokens)
-    if trees is None:
-        raise ProposerError(f"it proposed a tree, which the runtime {target.name} cannot verify")
-    return trees.feed_tree(tokens, TokenTree.behind(proposal.parents))
-
-
-def _keep(
-    target: Runtime, trees: TreeRuntime | None, root: int, proposal: Proposal, verdict: Verdict
-) -> Sequence[int]:
-    """Leaves what stands in the target's cache, where the context's last token has the position `root`; returns the
-    places in the proposal of what stands."""
-    if verdict.path is not None:
-        assert trees is not None
-        trees.keep_path(root, (0, *(place + 1 for place in verdict.path)))
-    elif len(proposal.tokens) > verdict.accepted:
-        target.forget(len(proposal.tokens) - verdict.accepted)
-    return _path(verdict)
+        return target.forward(tokens)
+    if not target.capabilities.trees:
+        raise ProposerError(f"it proposed a tree, which the backend {target.name} cannot verify")
+    return target.forward(tokens, tree=TokenTree.behind(proposal.parents))
 
 
 def _until(proposal: Proposal, depth: int) -> int:
@@ -341,7 +316,7 @@ class _Clock:
 
     def __init__(self, target: Runtime) -> None:
         self._target = target
-        self._clocked = target if isinstance(target, ClockedRuntime) else None
+        self._clocked = target if target.capabilities.device else None
         self._steps: list[tuple[Any, Any, Any]] = []
         self._began: Any = None
         self._proposed: Any = None

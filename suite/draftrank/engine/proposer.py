@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from draftrank.catalog.precision import Forward, Precision
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from draftrank.engine.backends.cuda_graphs.steps import DeviceSteps
-    from draftrank.engine.runtime import Runtime
+    from draftrank.engine.backends.base import Runtime
     from draftrank.engine.sampling import Sampler
+    from draftrank.engine.stamps import DeviceStamp, HostStamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,38 +54,67 @@ class Proposal:
         return found
 
 
-class Proposer(Protocol):
+class Proposer(ABC):
     """Proposes continuations of one sequence at a time."""
 
+    @abstractmethod
     def begin(self, prompt: Sequence[int], sampler: Sampler, reserve: int) -> None:
-        """Starts a sequence: the target holds `prompt`; at most `reserve` tokens will ever stand."""
+        """Starts a sequence: the target has read `prompt`; the sequence will have at most `reserve` tokens."""
 
+    @abstractmethod
     def propose(self, context: Sequence[int], count: int) -> Proposal:
-        """At most `count` (at least 1) tokens to follow `context`, whose last token the target has
-        not been fed yet."""
+        """At most `count` (at least 1) tokens to follow `context`, whose last token the target has not read yet."""
 
-    def settle(self, accepted: Sequence[int]) -> None:
-        """Tells which tokens of the last proposal stand, in the order of the text; the others never happened."""
+    def accept(self, tokens: Sequence[int]) -> None:
+        """Tells which tokens of the last proposal were accepted, in the order of the text; the others never happened."""
 
-    def watch(self, accepted: Sequence[int]) -> None:
-        """Tells which tokens of another's proposal stand, that the target has just read behind the context's last one; in
-        place of `propose` and `settle`."""
+    def observe(self, tokens: Sequence[int]) -> None:
+        """Tells which tokens of another's proposal were accepted, in place of `propose` and `accept`. The target has just
+        read them behind the context's last token."""
 
     def runtime(self) -> Runtime | None:
         """The model that proposes, for measuring its forwards; None without one."""
-
-
-@runtime_checkable
-class SteppingProposer(Protocol):
-    """A proposer whose steps may need no host."""
+        return None
 
     def device_steps(self, target: Runtime, sampler: Sampler, count: int) -> DeviceSteps | None:
-        """Steps of at most `count` proposed tokens each; None where the host is needed in each.
+        """Steps of at most `count` proposed tokens each that need no host; None where the host is needed in each.
 
         Args:
             target: what verifies.
             sampler: the sequence's mode.
             count: k.
+        """
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStep:
+    """One step that a device has done by itself."""
+
+    proposed: list[int]
+    """At most k token ids."""
+    choices: list[int]
+    """The target's k + 1 choices, the first behind none of these, the next behind each; when sampling, valid up to the
+    first that was not proposed (see `verification.coupled`)."""
+    began: DeviceStamp | HostStamp
+    """When verification began."""
+    verified: DeviceStamp | HostStamp
+    """When the choices were known."""
+
+
+class DeviceSteps(Protocol):
+    """Steps of a target and its draft on one device."""
+
+    chain: int
+    """Tokens that the draft proposes in each step, one forward each."""
+
+    def run(self, context: Sequence[int], sampler: Sampler) -> Iterator[DeviceStep]:
+        """Goes on without end.
+
+        Args:
+            context: the sequence so far, of which the target has read all but the last token; it has grown by what was
+                accepted whenever the next step is asked for.
+            sampler: the sequence's random numbers.
         """
 
 

@@ -11,7 +11,7 @@ from draftrank.catalog.decoding_mode import DecodingMode
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from draftrank.engine.runtime import ChoosingRuntime
+    from draftrank.engine.backends.base import Runtime
 
 
 _MAX_LOOKED_AT = 1024
@@ -32,9 +32,11 @@ def most_likely(logits: Tensor) -> list[int]:
     return found
 
 
-def most_likely_after(by: ChoosingRuntime | None, logits: Tensor) -> list[int]:
+def most_likely_after(by: Runtime | None, logits: Tensor) -> list[int]:
     """The same of logits that a runtime has just given, which may have chosen already."""
-    return most_likely(logits) if by is None else by.choices(len(logits))
+    if by is None or not by.capabilities.choices:
+        return most_likely(logits)
+    return by.choices(len(logits))
 
 
 def distribution(logits: Tensor, mode: DecodingMode) -> Tensor:
@@ -126,12 +128,12 @@ class Sampler:
         """So many random numbers in [0, 1), float32 on the CPU."""
         return torch.rand(count, generator=self._generator)
 
-    def choose(self, logits: Tensor, by: ChoosingRuntime | None = None) -> int:
+    def choose(self, logits: Tensor, by: Runtime | None = None) -> int:
         """One token id from one row of logits, [1, vocabulary].
 
         Args:
             logits: the row.
-            by: the runtime that has just given it, if it has chosen already.
+            by: the runtime that has just given it.
         """
         if self.mode.greedy:
             return most_likely_after(by, logits[-1:])[0]

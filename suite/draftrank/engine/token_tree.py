@@ -72,8 +72,8 @@ class TokenTree:
         return tuple(found)
 
     @cached_property
-    def kin(self) -> tuple[int, ...]:
-        """For each token, the places of its ancestors and its own as the bits of a number."""
+    def ancestors(self) -> tuple[int, ...]:
+        """The tree attention mask: for each token, the indices of its ancestors and its own as the bits of a number."""
         found: list[int] = []
         for place, parent in enumerate(self.parents):
             found.append(1 << place | (found[parent] if found else 0))
@@ -93,11 +93,11 @@ class TokenTree:
         import torch
 
         tokens = len(self.parents)
-        kin = torch.eye(tokens, dtype=torch.bool, device=on)
+        mask = torch.eye(tokens, dtype=torch.bool, device=on)
         for place, parent in enumerate(self.parents):
             if parent >= 0:
-                kin[place] |= kin[parent]
-        seen = torch.cat([torch.ones(tokens, held, dtype=torch.bool, device=on), kin], -1)
+                mask[place] |= mask[parent]
+        seen = torch.cat([torch.ones(tokens, held, dtype=torch.bool, device=on), mask], -1)
         if window is not None:
             depths = torch.tensor(self.depths, device=on)
             keys = torch.cat([torch.arange(held, device=on), held + depths])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from draftrank.catalog.recipe import TypicalAcceptance
-    from draftrank.engine.runtime import ChoosingRuntime
+    from draftrank.engine.backends.base import Runtime
 
 _TINY = 1e-30
 
@@ -44,7 +44,7 @@ def verify(
     proposal: Proposal,
     sampler: Sampler,
     typical: TypicalAcceptance | None = None,
-    by: ChoosingRuntime | None = None,
+    by: Runtime | None = None,
 ) -> Verdict:
     """Judges one step by the lossless rule of the decoding mode, or by typical acceptance.
 
@@ -56,7 +56,7 @@ def verify(
         proposal: what was proposed.
         sampler: the sequence's mode and random numbers.
         typical: the lossy rule's knobs; None for the lossless rules.
-        by: the runtime that has just given the logits, if it has chosen already.
+        by: the runtime that has just given the logits.
     """
     if proposal.parents is not None and (typical is not None or not sampler.mode.greedy):
         raise ValueError("trees of tokens are judged in lossless greedy decoding only")

@@ -105,11 +105,11 @@ class HiddenStateFusion(nn.Module):
         """The target's states as one: [..., (layers + 1) · hidden] to [..., hidden]; of the final state alone, itself."""
         if self.reduction is None:
             return states
-        result: Tensor = self.reduction(self.evened(states))
+        result: Tensor = self.reduction(self.normed(states))
         return result
 
-    def evened(self, states: Tensor) -> Tensor:
-        """What the reduction reads: the states of each layer brought to the same size, shape as before."""
+    def normed(self, states: Tensor) -> Tensor:
+        """What the reduction reads: the states of each layer divided by their root mean square, shape as before."""
         states = states.to(self.reduction_dtype)
         parts = states.view(*states.shape[:-1], len(self.layers) + 1, -1)
         return nn.functional.rms_norm(parts, parts.shape[-1:], eps=1e-6).flatten(-2)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.engine.backends.transformers.runtime import TorchRuntime
+from draftrank.engine.backends.transformers.runtime import TransformersRuntime
 from draftrank.engine.environment import memory_bytes, reset_peak_memory
 from draftrank.engine.loop import Request, autoregressive, speculative
 from draftrank.engine.proposers.draft_model import ModelProposer
@@ -27,10 +27,10 @@ PROMPT = (5, 9, 11, 5, 9)
 @pytest.mark.parametrize("k", [1, 4])
 def test_greedy_output_equals_the_cpus(name, k):
     request = Request(PROMPT, 40)
-    expected = autoregressive(TorchRuntime(small_model(name)), request).token_ids
-    target = TorchRuntime(small_model(name).to("cuda"))
+    expected = autoregressive(TransformersRuntime(small_model(name)), request).token_ids
+    target = TransformersRuntime(small_model(name).to("cuda"))
     assert autoregressive(target, request).token_ids == expected
-    stranger = TorchRuntime(small_model(name, seed=9, layers=1).to("cuda"))
+    stranger = TransformersRuntime(small_model(name, seed=9, layers=1).to("cuda"))
     for proposer in (
         ModelProposer(stranger),
         NgramProposer(1, 3),
@@ -41,21 +41,21 @@ def test_greedy_output_equals_the_cpus(name, k):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_runs_and_an_equal_draft_is_mostly_accepted(dtype):
-    target = TorchRuntime(small_model("llama").to("cuda", dtype))
-    draft = ModelProposer(TorchRuntime(small_model("llama").to("cuda", dtype)))
+    target = TransformersRuntime(small_model("llama").to("cuda", dtype))
+    draft = ModelProposer(TransformersRuntime(small_model("llama").to("cuda", dtype)))
     found = speculative(target, draft, Request(PROMPT, 41), 4)
     assert found.acceptance_length > 3
 
 
 def test_sampling_is_reproducible():
-    target = TorchRuntime(small_model("llama").to("cuda"))
+    target = TransformersRuntime(small_model("llama").to("cuda"))
     request = Request(PROMPT, 30, mode=DecodingMode(temperature=0.9, top_p=0.9), seed=4)
     outputs = {speculative(target, NgramProposer(1, 3), request, 3).token_ids for _ in range(2)}
     assert len(outputs) == 1
 
 
 def test_forward_times_memory_and_machine_are_the_gpus():
-    target = TorchRuntime(small_model("llama").to("cuda"))
+    target = TransformersRuntime(small_model("llama").to("cuda"))
     reset_peak_memory("cuda")
     latencies = measure_latencies(target, None, 3, [PROMPT])
     assert {(one.part, one.tokens) for one in latencies} >= {("target", 1), ("target", 4)}

@@ -30,7 +30,7 @@ GREEDY = Sampler(DecodingMode())
 STOP, BRANCH = 0.4, 0.03
 CHAIN, HESITANT = Drafting(), Drafting(STOP)
 TREE, HESITANT_TREE = Drafting(None, BRANCH), Drafting(STOP, BRANCH)
-FORWARDS = ("eager", "native")
+FORWARDS = ("transformers", "cpp")
 
 
 def near(name):
@@ -63,7 +63,7 @@ class Made:
     def __init__(self, name, forward, kind, form=None):
         self.name, self.forward, self.form = name, forward, form or (lambda model: model)
         self.target = runtime_of_model(copy.deepcopy(TARGETS[name]), forward)
-        assert self.target.name == f"torch-{forward}"
+        assert self.target.name == forward
         self.proposer = KINDS[kind](self)
 
     def model(self, how=CHAIN):
@@ -113,11 +113,11 @@ DRAWING = (
 COPIES = ("ngram", "trusting ngram", "suffix", "suffix tree")
 """Those that know the text alone, and no model."""
 PLACES = {
-    ("eager", "llama"): (*KINDS,),
-    ("native", "llama"): tuple(kind for kind in KINDS if kind not in COPIES),
-    ("eager", "gemma3"): ("model tree", "hesitant exit", "hesitant features tree", "mixed model"),
-    ("eager", "gpt2"): ("hesitant model", "exit tree", "features", "mixed features tree"),
-    ("native", "gemma3"): ("hesitant model tree", "exit", "features tree", "mixed features"),
+    ("transformers", "llama"): (*KINDS,),
+    ("cpp", "llama"): tuple(kind for kind in KINDS if kind not in COPIES),
+    ("transformers", "gemma3"): ("model tree", "hesitant exit", "hesitant features tree", "mixed model"),
+    ("transformers", "gpt2"): ("hesitant model", "exit tree", "features", "mixed features tree"),
+    ("cpp", "gemma3"): ("hesitant model tree", "exit", "features tree", "mixed features"),
 }
 """Every kind on one architecture in each backend; on the others each proposer, chain and tree, sure and hesitant."""
 CASES = [(*place, kind) for place, kinds in PLACES.items() for kind in kinds]
@@ -141,7 +141,7 @@ def test_each_proposal_is_that_of_a_fresh_cache(forward, name, kind, prompt, k, 
     target, proposer = opened(name, forward, kind, "used")
     found = Steps(seed).run(target, proposer, prompt, GREEDY, k, 6)
     # Forwards of our own give the same bits in any shape.
-    tolerance = 0.0 if forward == "native" else 1e-3
+    tolerance = 0.0 if forward == "cpp" else 1e-3
     check_fresh(lambda: opened(name, forward, kind), found, GREEDY, (STOP, BRANCH), tolerance)
 
 
@@ -163,9 +163,9 @@ def test_each_drawn_proposal_is_that_of_a_fresh_cache(forward, name, kind, promp
 @settings(max_examples=6, deadline=None)
 @given(prompt=prompts, k=st.integers(1, 9), seed=chances)
 def test_kernels_of_our_own_give_the_same_bits_in_every_type(form, kind, tolerance, prompt, k, seed):
-    target, proposer = opened("llama", "native", kind, "used", form)
+    target, proposer = opened("llama", "cpp", kind, "used", form)
     found = Steps(seed).run(target, proposer, prompt, GREEDY, k, 5)
-    check_fresh(lambda: opened("llama", "native", kind, form=form), found, GREEDY, (STOP, BRANCH), tolerance)
+    check_fresh(lambda: opened("llama", "cpp", kind, form=form), found, GREEDY, (STOP, BRANCH), tolerance)
 
 
 @pytest.mark.parametrize("how", [CHAIN, TREE], ids=["chain", "tree"])

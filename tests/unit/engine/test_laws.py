@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.engine.backends.transformers.eagle import EagleRuntime
-from draftrank.engine.backends.transformers.runtime import TorchRuntime
+from draftrank.engine.backends.transformers.eagle import TransformersEagleRuntime
+from draftrank.engine.backends.transformers.runtime import TransformersRuntime
 from draftrank.engine.loop import ContextOverflowError, Request, autoregressive, speculative
 from draftrank.engine.proposers.cascade import CascadeProposer
 from draftrank.engine.proposers.draft_model import ModelProposer
@@ -26,6 +26,7 @@ from draftrank.models.architecture import Architecture
 from draftrank.models.forms import HiddenStatesForm
 from models import ARCHITECTURES, small_model
 from proposers import ScriptedProposer
+from runtimes import runtime_by
 
 TARGETS = {name: small_model(name) for name in ARCHITECTURES}
 # A draft that agrees sometimes: the target with a few weights moved.
@@ -47,33 +48,37 @@ for _model in LAYERED.values():
 
 
 def reader(name, target):
-    return EagleProposer(target, EagleRuntime(READERS[name]))
+    return EagleProposer(target, TransformersEagleRuntime(READERS[name]))
 
 
 TREE = Drafting(None, 0.02)
 PROPOSERS = {
-    "equal": lambda name, _: ModelProposer(TorchRuntime(TARGETS[name])),
-    "near": lambda name, _: ModelProposer(TorchRuntime(NEAR[name])),
-    "stranger": lambda name, _: ModelProposer(TorchRuntime(STRANGERS[name])),
+    "equal": lambda name, _: ModelProposer(TransformersRuntime(TARGETS[name])),
+    "near": lambda name, _: ModelProposer(TransformersRuntime(NEAR[name])),
+    "stranger": lambda name, _: ModelProposer(TransformersRuntime(STRANGERS[name])),
     "ngram": lambda _, __: NgramProposer(1, 3),
     "trusting": lambda _, __: NgramProposer(1, 3, 1.5),
     "suffix": lambda _, __: SuffixProposer(1, 8, 2.0, 0.05),
     "suffix tree": lambda _, __: SuffixProposer(1, 8, 64.0, branch_above=0.05),
     "early_exit": lambda _, target: EarlyExitProposer(target.first_layers(2)),
-    "cascade": lambda name, _: CascadeProposer(NgramProposer(2, 3), ModelProposer(TorchRuntime(NEAR[name]))),
+    "cascade": lambda name, _: CascadeProposer(
+        NgramProposer(2, 3), ModelProposer(TransformersRuntime(NEAR[name]))
+    ),
     "mixed_suffix": lambda name, _: CascadeProposer(
-        SuffixProposer(2, 8, 2.0, 0.4), ModelProposer(TorchRuntime(NEAR[name]))
+        SuffixProposer(2, 8, 2.0, 0.4), ModelProposer(TransformersRuntime(NEAR[name]))
     ),
     "features": reader,
-    "layered_features": lambda name, target: EagleProposer(target, EagleRuntime(LAYERED[name])),
-    "tree": lambda name, _: ModelProposer(TorchRuntime(NEAR[name]), TREE),
+    "layered_features": lambda name, target: EagleProposer(target, TransformersEagleRuntime(LAYERED[name])),
+    "tree": lambda name, _: ModelProposer(TransformersRuntime(NEAR[name]), TREE),
     "tree_exit": lambda _, target: EarlyExitProposer(target.first_layers(2), TREE),
-    "tree_features": lambda name, target: EagleProposer(target, EagleRuntime(READERS[name]), TREE),
+    "tree_features": lambda name, target: EagleProposer(
+        target, TransformersEagleRuntime(READERS[name]), TREE
+    ),
     "tree_mixed": lambda name, _: CascadeProposer(
-        NgramProposer(2, 3), ModelProposer(TorchRuntime(NEAR[name]), Drafting(0.5, 0.02))
+        NgramProposer(2, 3), ModelProposer(TransformersRuntime(NEAR[name]), Drafting(0.5, 0.02))
     ),
     "mixed_features": lambda name, target: CascadeProposer(NgramProposer(2, 3), reader(name, target)),
-    "hesitant": lambda name, _: ModelProposer(TorchRuntime(NEAR[name]), Drafting(0.6)),
+    "hesitant": lambda name, _: ModelProposer(TransformersRuntime(NEAR[name]), Drafting(0.6)),
     "hesitant_exit": lambda _, target: EarlyExitProposer(target.first_layers(2), Drafting(0.6)),
 }
 
@@ -109,7 +114,7 @@ def check_sums(decoding, k, limit, *, copies=False):
 @settings(max_examples=12, deadline=None)
 @given(prompt=prompts, k=st.integers(1, 8), limit=st.integers(1, 40), stop=stops)
 def test_greedy_speculation_equals_greedy_decoding(name, proposer, prompt, k, limit, stop):
-    target = TorchRuntime(TARGETS[name])
+    target = TransformersRuntime(TARGETS[name])
     request = Request(prompt, limit, stop)
     expected = autoregressive(target, request)
     found = speculative(target, PROPOSERS[proposer](name, target), request, k)
@@ -130,7 +135,7 @@ def test_greedy_speculation_equals_greedy_decoding(name, proposer, prompt, k, li
     seed=st.integers(0, 1000),
 )
 def test_any_adversarial_draft_leaves_the_output_alone(prompt, k, limit, stop, error_rate, seed):
-    target = TorchRuntime(TARGETS["llama"])
+    target = TransformersRuntime(TARGETS["llama"])
     request = Request(prompt, limit, stop)
     expected = autoregressive(target, request)
     proposer = ScriptedProposer(expected.token_ids, len(prompt), error_rate, seed)
@@ -144,9 +149,11 @@ def test_any_adversarial_draft_leaves_the_output_alone(prompt, k, limit, stop, e
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("k", [1, 3, 5])
 def test_a_draft_equal_to_its_target_accepts_everything(name, k):
-    target = TorchRuntime(TARGETS[name])
+    target = TransformersRuntime(TARGETS[name])
     limit = 1 + 4 * (k + 1)
-    found = speculative(target, ModelProposer(TorchRuntime(TARGETS[name])), Request((5, 9, 11), limit), k)
+    found = speculative(
+        target, ModelProposer(TransformersRuntime(TARGETS[name])), Request((5, 9, 11), limit), k
+    )
     assert found.accept_histogram == (0,) * k + (4,)
     assert found.acceptance_length == k + 1
     assert found.draft_forwards == 4 * k
@@ -156,9 +163,9 @@ def test_a_draft_equal_to_its_target_accepts_everything(name, k):
 @given(prompt=prompts, k=st.integers(1, 8), limit=st.integers(1, 40), stop=stops)
 def test_an_equal_drafts_every_judged_token_is_accepted(prompt, k, limit, stop):
     """Also where an accepted stop token ends the output in the middle of a proposal."""
-    target = TorchRuntime(TARGETS["llama"])
+    target = TransformersRuntime(TARGETS["llama"])
     found = speculative(
-        target, ModelProposer(TorchRuntime(TARGETS["llama"])), Request(prompt, limit, stop), k
+        target, ModelProposer(TransformersRuntime(TARGETS["llama"])), Request(prompt, limit, stop), k
     )
     reached = [sum(found.accept_histogram[i + 1 :]) for i in range(k)]
     assert list(found.offered) == reached
@@ -168,20 +175,20 @@ def test_an_equal_drafts_every_judged_token_is_accepted(prompt, k, limit, stop):
 def test_a_mixed_draft_copies_where_it_can_and_asks_its_model_where_not():
     """The model catches up on copied tokens: it proposes what it would after being fed everything."""
     prompt = (5, 9, 11, 4, 7, 5, 9, 11)
-    model = ModelProposer(TorchRuntime(NEAR["llama"]))
+    model = ModelProposer(TransformersRuntime(NEAR["llama"]))
     mixed = CascadeProposer(NgramProposer(2, 3), model)
     sampler = Sampler(DecodingMode())
     mixed.begin(prompt, sampler, 64)
     copied = mixed.propose([*prompt, 4], 3)
     assert (copied.tokens, copied.forwards) == ([7, 5, 9], 0)
-    mixed.settle(copied.tokens[:2])
+    mixed.accept(copied.tokens[:2])
     context = [*prompt, 4, 7, 5, 30]
     asked = mixed.propose(context, 3)
     assert asked.forwards == 3
-    alone = ModelProposer(TorchRuntime(NEAR["llama"]))
+    alone = ModelProposer(TransformersRuntime(NEAR["llama"]))
     alone.begin(context[:-1], sampler, 64)
     assert asked.tokens == alone.propose(context, 3).tokens
-    mixed.settle(asked.tokens[:1])
+    mixed.accept(asked.tokens[:1])
     context += [asked.tokens[0], 31]
     alone.begin(context[:-1], sampler, 64)
     assert mixed.propose(context, 2).tokens == alone.propose(context, 2).tokens
@@ -189,13 +196,13 @@ def test_a_mixed_draft_copies_where_it_can_and_asks_its_model_where_not():
 
 def test_the_model_of_a_mixed_draft_may_propose_fewer_tokens():
     sampler = Sampler(DecodingMode())
-    mixed = CascadeProposer(NgramProposer(2, 3), ModelProposer(TorchRuntime(NEAR["llama"])), 2)
+    mixed = CascadeProposer(NgramProposer(2, 3), ModelProposer(TransformersRuntime(NEAR["llama"])), 2)
     prompt = (5, 9, 11, 4, 7, 5, 9, 11)
     mixed.begin(prompt, sampler, 64)
     assert len(mixed.propose([*prompt, 4], 3).tokens) == 3
-    mixed.settle([])
+    mixed.accept([])
     assert len(mixed.propose([*prompt, 30], 3).tokens) == 2
-    mixed.settle([])
+    mixed.accept([])
     assert len(mixed.propose([*prompt, 30, 31], 1).tokens) == 1
 
 
@@ -204,8 +211,8 @@ def test_the_model_of_a_mixed_draft_may_propose_fewer_tokens():
 @settings(max_examples=8, deadline=None)
 @given(prompt=prompts, k=st.integers(1, 6), limit=st.integers(2, 30))
 def test_every_token_is_read_with_the_targets_state_before_it(name, copies, prompt, k, limit):
-    target = TorchRuntime(TARGETS[name])
-    draft = EagleRuntime(READERS[name])
+    target = TransformersRuntime(TARGETS[name])
+    draft = TransformersEagleRuntime(READERS[name])
     proposer = EagleProposer(target, draft)
     offered = {}
     offer = draft.offer
@@ -230,10 +237,10 @@ def test_every_token_is_read_with_the_targets_state_before_it(name, copies, prom
 
 def test_a_hesitant_draft_stops_after_the_token_it_doubts():
     """Every proposed token but the last of a step has at least the asked probability."""
-    target = TorchRuntime(TARGETS["llama"])
+    target = TransformersRuntime(TARGETS["llama"])
     prompt, k, threshold = (5, 9, 11, 4), 6, 0.2
-    free = ModelProposer(TorchRuntime(NEAR["llama"]))
-    wary = ModelProposer(TorchRuntime(NEAR["llama"]), Drafting(threshold))
+    free = ModelProposer(TransformersRuntime(NEAR["llama"]))
+    wary = ModelProposer(TransformersRuntime(NEAR["llama"]), Drafting(threshold))
     sampler = Sampler(DecodingMode())
     lengths = set()
     for start in range(3, 50):
@@ -250,15 +257,15 @@ def test_a_hesitant_draft_stops_after_the_token_it_doubts():
         lengths.add(len(some.tokens))
     assert len(lengths) > 1
     request = Request(prompt, 40)
-    few = speculative(target, ModelProposer(TorchRuntime(NEAR["llama"]), Drafting(0.999)), request, k)
-    all_ = speculative(target, ModelProposer(TorchRuntime(NEAR["llama"]), Drafting(0.001)), request, k)
+    few = speculative(target, ModelProposer(TransformersRuntime(NEAR["llama"]), Drafting(0.999)), request, k)
+    all_ = speculative(target, ModelProposer(TransformersRuntime(NEAR["llama"]), Drafting(0.001)), request, k)
     assert few.token_ids == all_.token_ids
     assert few.proposed < all_.proposed
     assert all_.proposal_sizes[k] > 0
 
 
 def test_the_last_step_asks_for_no_more_than_the_limit_holds():
-    target = TorchRuntime(TARGETS["llama"])
+    target = TransformersRuntime(TARGETS["llama"])
     request = Request((5, 9, 11), 1 + 4 + 2)
     expected = autoregressive(target, request)
     proposer = ScriptedProposer(expected.token_ids, 3, 0.0)
@@ -269,7 +276,7 @@ def test_the_last_step_asks_for_no_more_than_the_limit_holds():
 
 
 def test_a_stop_token_inside_the_accepted_run_ends_the_output_there():
-    target = TorchRuntime(TARGETS["llama"])
+    target = TransformersRuntime(TARGETS["llama"])
     free = autoregressive(target, Request((5, 9, 11), 30)).token_ids
     index = next(i for i in range(3, 30) if free[i] not in free[:i])
     request = Request((5, 9, 11), 30, frozenset({free[index], 2}))
@@ -283,14 +290,14 @@ def test_a_stop_token_inside_the_accepted_run_ends_the_output_there():
 
 
 def test_a_stop_token_at_once_takes_no_step():
-    target = TorchRuntime(TARGETS["llama"])
+    target = TransformersRuntime(TARGETS["llama"])
     first = autoregressive(target, Request((5,), 2)).token_ids[0]
     found = speculative(target, NgramProposer(1, 2), Request((5,), 9, frozenset({first})), 3)
     assert (found.token_ids, found.steps, found.acceptance_length) == ((first,), 0, 1.0)
 
 
 def test_overflow_is_refused_before_anything_is_decoded():
-    target = TorchRuntime(small_model("llama", window=32))
+    target = TransformersRuntime(small_model("llama", window=32))
     with pytest.raises(ContextOverflowError, match="30 prompt tokens and 8 new ones"):
         autoregressive(target, Request(tuple(range(3, 33)), 8))
     with pytest.raises(ContextOverflowError, match="target's context window of 32"):
@@ -310,9 +317,9 @@ def short_sighted(window, features=False):
 @pytest.mark.parametrize("window", [1, 9, 10, 11, 12, 20, 256])
 @pytest.mark.parametrize("k", [1, 4])
 def test_a_draft_proposes_as_far_as_its_window_reaches_and_then_nothing(window, k):
-    target, request = TorchRuntime(TARGETS["gpt2"]), Request(tuple(range(3, 13)), 20)
+    target, request = TransformersRuntime(TARGETS["gpt2"]), Request(tuple(range(3, 13)), 20)
     expected = autoregressive(target, request)
-    found = speculative(target, ModelProposer(TorchRuntime(short_sighted(window))), request, k)
+    found = speculative(target, ModelProposer(TransformersRuntime(short_sighted(window))), request, k)
     assert found.token_ids == expected.token_ids
     sizes, held = [0] * (k + 1), 11  # every proposal is the target's own token, so each step takes it whole
     while held < 30:
@@ -333,14 +340,14 @@ def test_a_draft_proposes_as_far_as_its_window_reaches_and_then_nothing(window, 
     mode=st.sampled_from([DecodingMode(), DecodingMode(temperature=0.8, seed=3)]),
 )
 def test_no_draft_is_led_behind_its_window_and_its_next_text_is_read_as_ever(prompt, kind, window, k, mode):
-    target = TorchRuntime(TARGETS["gpt2"])
+    target = TransformersRuntime(TARGETS["gpt2"])
 
     def proposer(model):
         drafting = TREE if "tree" in kind else Drafting()
         own = (
-            EagleProposer(target, EagleRuntime(model), drafting)
+            EagleProposer(target, TransformersEagleRuntime(model), drafting)
             if "features" in kind
-            else ModelProposer(TorchRuntime(model), drafting)
+            else ModelProposer(TransformersRuntime(model), drafting)
         )
         return CascadeProposer(NgramProposer(2, 3), own) if "cascade" in kind else own
 
@@ -356,12 +363,12 @@ def test_no_draft_is_led_behind_its_window_and_its_next_text_is_read_as_ever(pro
         assert speculative(target, short, after, k).proposal_sizes == again.proposal_sizes
 
 
-@pytest.mark.parametrize("forward", ["fused", "native"])
+@pytest.mark.parametrize("forward", ["cpp"])
 def test_other_backends_keep_to_the_window_too(forward):
-    target, request = TorchRuntime(TARGETS["llama"]), Request(tuple(range(3, 13)), 20)
+    target, request = TransformersRuntime(TARGETS["llama"]), Request(tuple(range(3, 13)), 20)
     sizes = []
-    for made in ("eager", forward):
-        draft = ModelProposer(TorchRuntime.of(small_model("llama", window=16), made))
+    for made in ("transformers", forward):
+        draft = ModelProposer(runtime_by(small_model("llama", window=16), made))
         found = speculative(target, draft, request, 3)
         assert found.token_ids == autoregressive(target, request).token_ids
         sizes.append(found.proposal_sizes)
@@ -369,16 +376,16 @@ def test_other_backends_keep_to_the_window_too(forward):
 
 
 def test_the_whole_window_can_be_used():
-    target = TorchRuntime(small_model("llama", window=32))
+    target = TransformersRuntime(small_model("llama", window=32))
     request = Request((5,) * 20, 12)
     expected = autoregressive(target, request)
-    draft = ModelProposer(TorchRuntime(small_model("llama", window=32, seed=3)))
+    draft = ModelProposer(TransformersRuntime(small_model("llama", window=32, seed=3)))
     assert speculative(target, draft, request, 6).token_ids == expected.token_ids
 
 
 def test_an_empty_prompt_is_refused():
     with pytest.raises(ContextOverflowError, match="empty"):
-        autoregressive(TorchRuntime(TARGETS["llama"]), Request((), 8))
+        autoregressive(TransformersRuntime(TARGETS["llama"]), Request((), 8))
 
 
 @settings(max_examples=60, deadline=None)

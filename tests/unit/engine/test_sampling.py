@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.engine.backends.transformers.runtime import TorchRuntime
+from draftrank.engine.backends.transformers.runtime import TransformersRuntime
 from draftrank.engine.loop import Request, autoregressive, speculative
 from draftrank.engine.proposer import Proposal
 from draftrank.engine.proposers.cascade import CascadeProposer
@@ -166,13 +166,13 @@ def test_a_nucleus_is_the_smallest_set_that_holds_its_share(seed, scales, mode):
 MODEL = small_model("llama", vocabulary=7)
 DRAFT = small_model("llama", vocabulary=7, seed=5, layers=1)
 OPENERS = {
-    "model": lambda _: ModelProposer(TorchRuntime(DRAFT)),
+    "model": lambda _: ModelProposer(TransformersRuntime(DRAFT)),
     "ngram": lambda _: NgramProposer(1, 2),
     "early_exit": lambda target: EarlyExitProposer(target.first_layers(2)),
-    "cascade": lambda _: CascadeProposer(NgramProposer(2, 2), ModelProposer(TorchRuntime(DRAFT))),
-    "hesitant_model": lambda _: ModelProposer(TorchRuntime(DRAFT), Drafting(0.4)),
+    "cascade": lambda _: CascadeProposer(NgramProposer(2, 2), ModelProposer(TransformersRuntime(DRAFT))),
+    "hesitant_model": lambda _: ModelProposer(TransformersRuntime(DRAFT), Drafting(0.4)),
     # when sampling, what could branch proposes chains
-    "branching": lambda _: ModelProposer(TorchRuntime(DRAFT), Drafting(None, 0.05)),
+    "branching": lambda _: ModelProposer(TransformersRuntime(DRAFT), Drafting(None, 0.05)),
     "hesitant_exit": lambda target: EarlyExitProposer(target.first_layers(2), Drafting(0.4)),
 }
 
@@ -202,7 +202,7 @@ def exact_distribution(
 def test_outputs_are_distributed_as_the_targets_own(opener, mode):
     prompt, length, draws = (3, 5, 3, 5, 3), 3, 500
     exact = exact_distribution(mode, prompt, length)
-    target = TorchRuntime(MODEL)
+    target = TransformersRuntime(MODEL)
     proposer = OPENERS[opener](target)
     counts = Counter(
         speculative(target, proposer, Request(prompt, length, mode=mode, seed=seed), 2).token_ids
@@ -235,7 +235,7 @@ def test_of_equally_likely_tokens_the_first_is_chosen(rows, seed, dtype):
 
 def test_the_same_seed_gives_the_same_output():
     mode = DecodingMode(temperature=1.0)
-    target = TorchRuntime(MODEL)
+    target = TransformersRuntime(MODEL)
     first, again, other = (
         autoregressive(target, Request((3, 4), 40, mode=mode, seed=seed)).token_ids for seed in (1, 1, 2)
     )

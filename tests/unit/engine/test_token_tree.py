@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.catalog.precision import forward_of
 from draftrank.catalog.recipe import Recipe, TypicalAcceptance
-from draftrank.engine.backends.transformers.eagle import EagleRuntime
-from draftrank.engine.backends.transformers.runtime import TorchRuntime
+from draftrank.engine.backends.cpp.decoder import CppDecoder
+from draftrank.engine.backends.cpp.runtime import CppRuntime
+from draftrank.engine.backends.transformers.eagle import TransformersEagleRuntime
+from draftrank.engine.backends.transformers.runtime import TransformersRuntime
 from draftrank.engine.loop import Request, autoregressive, speculative
 from draftrank.engine.proposer import Proposal
 from draftrank.engine.proposers import drafting
@@ -26,17 +27,16 @@ from draftrank.engine.verification import verify
 from draftrank.models.architecture import Architecture
 from draftrank.models.forms import HiddenStatesForm
 from models import ARCHITECTURES, small_model
+from runtimes import runtime_by
 
 MODELS = {name: small_model(name) for name in ARCHITECTURES}
 GREEDY = Sampler(DecodingMode())
 
 
 def runtimes(name):
-    yield TorchRuntime(MODELS[name])
-    for forward in ("fused", "native"):
-        found = TorchRuntime.of(copy.deepcopy(MODELS[name]), forward)
-        if found.name == f"torch-{forward}":
-            yield found
+    yield TransformersRuntime(MODELS[name])
+    if CppDecoder.fits(MODELS[name]):
+        yield CppRuntime(copy.deepcopy(MODELS[name]))
 
 
 RUNTIMES = [(name, runtime) for name in ARCHITECTURES for runtime in runtimes(name)]
@@ -83,9 +83,9 @@ def test_every_token_is_read_behind_its_own_ancestors(name, runtime, prompt, tre
     tokens, parents = tree
     runtime.reset()
     if prompt:
-        runtime.feed(prompt)
+        runtime.forward(prompt)
     root = 7
-    logits = runtime.feed_tree((root, *tokens), TokenTree.behind(parents))
+    logits = runtime.forward((root, *tokens), tree=TokenTree.behind(parents))
     assert logits.shape == (1 + len(tokens), 61)
     for place in range(-1, len(tokens)):
         text = [*prompt, root, *branch(tokens, parents, place)]
@@ -95,20 +95,20 @@ def test_every_token_is_read_behind_its_own_ancestors(name, runtime, prompt, tre
     while last >= 0:
         path.insert(0, last)
         last = parents[last]
-    runtime.keep_path(len(prompt), (0, *(place + 1 for place in path)))
+    runtime.commit(len(prompt), (0, *(place + 1 for place in path)))
     held = [*prompt, root, *(tokens[place] for place in path)]
     assert runtime.length == len(held)
-    found = runtime.feed(more)
+    found = runtime.forward(more)
     torch.testing.assert_close(found, fresh(name, [*held, *more])[-len(more) :], atol=3e-4, rtol=1e-3)
 
 
 @named
 def test_features_are_those_of_the_path(name, runtime):
-    runtime = TorchRuntime.of(small_model(name), forward_of(runtime.name))
+    runtime = runtime_by(small_model(name), runtime.name)
     runtime.keep_hidden_states()
-    runtime.feed([5, 6])
-    runtime.feed_tree((7, 8, 9, 10, 11), TokenTree.behind((-1, -1, 0, 1)))
-    runtime.keep_path(2, (0, 2, 4))
+    runtime.forward([5, 6])
+    runtime.forward((7, 8, 9, 10, 11), tree=TokenTree.behind((-1, -1, 0, 1)))
+    runtime.commit(2, (0, 2, 4))
     with torch.inference_mode():
         states = Architecture.of(MODELS[name]).hidden_states(MODELS[name], torch.tensor([[5, 6, 7, 9, 11]]))
     torch.testing.assert_close(runtime.hidden_states(), states[0, 2:], atol=3e-4, rtol=1e-3)
@@ -161,7 +161,7 @@ def test_the_most_probable_tokens_are_proposed(count, branch_above, stop_below, 
     monkeypatch.setattr(drafting, "MAX_EXPANDED", 1000)
     model, prompt = MODELS["llama"], [5, 9, 11, 4]
     how = Drafting(stop_below, branch_above)
-    proposal = draft_tokens(TorchRuntime(model), GREEDY, prompt, count, how)
+    proposal = draft_tokens(TransformersRuntime(model), GREEDY, prompt, count, how)
     found, level = {}, {(): 1.0}
     for _ in range(count):
         behind = {}
@@ -208,13 +208,13 @@ def test_a_tree_that_is_fed_in_parts_is_read_as_if_fed_at_once(name, runtime, pr
     rows = []
     runtime.reset()
     if prompt:
-        runtime.feed(prompt)
+        runtime.forward(prompt)
     ends = sorted({cut for cut in cuts if cut < len(fed)} | {len(fed)})
     for start, end in zip([0, *ends], ends, strict=False):
         if start == 0 and end == 1:
-            rows.append(runtime.feed(fed[:1]).clone())  # a root alone is the end of a chain
+            rows.append(runtime.forward(fed[:1]).clone())  # a root alone is the end of a chain
         else:
-            rows.append(runtime.feed_tree(fed[start:end], TokenTree(shape.parents[:end])).clone())
+            rows.append(runtime.forward(fed[start:end], tree=TokenTree(shape.parents[:end])).clone())
     for place in range(-1, len(tokens)):
         text = [*prompt, 7, *branch(tokens, parents, place)]
         torch.testing.assert_close(torch.cat(rows)[place + 1], fresh(name, text)[-1], atol=3e-4, rtol=1e-3)
@@ -223,10 +223,10 @@ def test_a_tree_that_is_fed_in_parts_is_read_as_if_fed_at_once(name, runtime, pr
         while place >= 0:
             path.insert(0, place)
             place = parents[place]
-        runtime.keep_path(len(prompt), (0, *(one + 1 for one in path)))
+        runtime.commit(len(prompt), (0, *(one + 1 for one in path)))
         held = [*prompt, 7, *(tokens[one] for one in path)]
         torch.testing.assert_close(
-            runtime.feed([5, 6]), fresh(name, [*held, 5, 6])[-2:], atol=3e-4, rtol=1e-3
+            runtime.forward([5, 6]), fresh(name, [*held, 5, 6])[-2:], atol=3e-4, rtol=1e-3
         )
 
 
@@ -238,12 +238,12 @@ def test_what_reads_features_reads_that_of_its_parent(name):
     torch.manual_seed(1)
     features = torch.randn(4, 32)
     tokens, parents = (7, 8, 9, 10, 11, 12), (-1, 0, 0, 1, 2, 2)
-    tree, chain = EagleRuntime(reader), EagleRuntime(reader)
+    tree, chain = TransformersEagleRuntime(reader), TransformersEagleRuntime(reader)
     tree.offer(features)
-    tree.feed((3, 4, 5, tokens[0]), keep=1)
+    tree.forward((3, 4, 5, tokens[0]), keep=1)
     rows = [
-        *tree.feed_tree(tokens[1:3], TokenTree(parents[:3])).clone(),
-        *tree.feed_tree(tokens[3:], TokenTree(parents)).clone(),
+        *tree.forward(tokens[1:3], tree=TokenTree(parents[:3])).clone(),
+        *tree.forward(tokens[3:], tree=TokenTree(parents)).clone(),
     ]
     for place in range(1, len(tokens)):
         path, one = [], place
@@ -252,9 +252,9 @@ def test_what_reads_features_reads_that_of_its_parent(name):
             one = parents[one]
         chain.reset()
         chain.offer(features)
-        chain.feed((3, 4, 5, tokens[0]), keep=1)
+        chain.forward((3, 4, 5, tokens[0]), keep=1)
         for token in path:
-            last = chain.feed((token,))
+            last = chain.forward((token,))
         torch.testing.assert_close(rows[place - 1], last[0], atol=3e-4, rtol=1e-3)
 
 
@@ -266,26 +266,26 @@ def test_a_draft_keeps_what_it_read_of_what_stands(name, prompt, count):
     model = small_model(name)
     head = model.get_output_embeddings().weight
     head.data = head.data + 0.15 * head.data.flip(0)
-    draft = TorchRuntime(model)
+    draft = TransformersRuntime(model)
     proposer = ModelProposer(draft, Drafting(None, 0.02))
-    settle, kept = proposer.settle, []
+    accept, kept = proposer.accept, []
 
     def listen(accepted):
-        settle(accepted)
+        accept(accepted)
         kept.append(draft.length)
 
-    proposer.settle = listen
-    found = speculative(TorchRuntime(MODELS[name]), proposer, Request(tuple(prompt), 24), count)
+    proposer.accept = listen
+    found = speculative(TransformersRuntime(MODELS[name]), proposer, Request(tuple(prompt), 24), count)
     text = [*prompt, *found.token_ids]
     assert all(len(prompt) <= length <= len(text) for length in kept)
-    draft.forget(draft.length - kept[-1])
+    draft.rollback(draft.length - kept[-1])
     with torch.inference_mode():
         expected = model(torch.tensor([[*text[: kept[-1]], 5]]), use_cache=False).logits[0, -1]
-    torch.testing.assert_close(draft.feed((5,))[0], expected, atol=3e-4, rtol=1e-3)
+    torch.testing.assert_close(draft.forward((5,))[0], expected, atol=3e-4, rtol=1e-3)
 
 
 def test_a_tree_accepts_at_least_what_its_chain_does_and_more_where_runners_up_are_right():
-    target = TorchRuntime(MODELS["llama"])
+    target = TransformersRuntime(MODELS["llama"])
     near = small_model("llama")
     head = near.get_output_embeddings().weight
     head.data = head.data + 0.3 * head.data.flip(0)
@@ -296,7 +296,7 @@ def test_a_tree_accepts_at_least_what_its_chain_does_and_more_where_runners_up_a
         for kind, how in (("chain", Drafting()), ("tree", Drafting(None, 0.01))):
             # as many tokens deep, and room for runners-up
             k = 3 if kind == "chain" else 12
-            proposer = ModelProposer(TorchRuntime(near), how)
+            proposer = ModelProposer(TransformersRuntime(near), how)
             found = speculative(target, proposer, request, k)
             assert found.token_ids == expected.token_ids
             steps[kind] += found.steps

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.catalog.recipe import TypicalAcceptance
-from draftrank.engine.backends.transformers.runtime import TorchRuntime
+from draftrank.engine.backends.transformers.runtime import TransformersRuntime
 from draftrank.engine.loop import Request, autoregressive, speculative
 from draftrank.engine.proposer import Proposal
 from draftrank.engine.proposers.draft_model import ModelProposer
@@ -57,8 +57,8 @@ def test_sampling_modes_judge_by_their_own_distribution():
 @settings(max_examples=15, deadline=None)
 @given(k=st.integers(1, 5), limit=st.integers(1, 24), seed=st.integers(0, 3), rule=rules)
 def test_the_loops_sums_hold_and_tighter_rules_come_closer_to_greedy(k, limit, seed, rule):
-    target = TorchRuntime(small_model("llama", seed=seed))
-    draft = ModelProposer(TorchRuntime(small_model("llama", seed=seed + 9, layers=1)))
+    target = TransformersRuntime(small_model("llama", seed=seed))
+    draft = ModelProposer(TransformersRuntime(small_model("llama", seed=seed + 9, layers=1)))
     request = Request((1, 5, 9, 11), limit, stop_tokens=frozenset({2}))
     found = speculative(target, draft, request, k, rule)
     assert len(found.token_ids) == 1 + found.steps + sum(i * n for i, n in enumerate(found.accept_histogram))
@@ -69,8 +69,8 @@ def test_the_loops_sums_hold_and_tighter_rules_come_closer_to_greedy(k, limit, s
 
 
 def test_a_loose_rule_accepts_more_of_a_poor_draft():
-    target = TorchRuntime(small_model("llama"))
-    draft = ModelProposer(TorchRuntime(small_model("llama", seed=5, layers=1)))
+    target = TransformersRuntime(small_model("llama"))
+    draft = ModelProposer(TransformersRuntime(small_model("llama", seed=5, layers=1)))
     request = Request((1, 5, 9, 11), 60)
     loose = TypicalAcceptance(threshold=0.001, alpha=0.001)
     assert speculative(target, draft, request, 3, loose).steps < speculative(target, draft, request, 3).steps

@@ -12,7 +12,7 @@ import torch
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.catalog.recipe import TypicalAcceptance
 from draftrank.engine.backends.transformers.generate import GenerateDecoder
-from draftrank.engine.backends.transformers.runtime import TorchRuntime
+from draftrank.engine.backends.transformers.runtime import TransformersRuntime
 from draftrank.engine.loop import ProposerError, Request, autoregressive, speculative
 from draftrank.engine.proposer import ProposerContext
 from draftrank.engine.proposers.cascade import CascadeDraft
@@ -32,10 +32,11 @@ from draftrank.models.vocabulary import check_vocabularies
 from exact_law import TableRuntime, law, own_law
 from gguf_files import small_gguf_model
 from models import small_model, small_tokenizer
+from runtimes import runtime_by
 
 FEW, MANY = 61, 64
 STEPS = ({"kind": "random", "seed": 0},)
-FORWARDS = ("eager", "fused", "native")
+FORWARDS = ("transformers", "cpp")
 PROMPTS = [(5, 9, 11, 5, 9), (7, 20, 33, 7, 20, 33, 7), (12,), (40, 41, 42, 40, 41)]
 
 
@@ -76,7 +77,7 @@ def folder(tmp_path_factory):
     return save
 
 
-def opened(target, path, forward="eager", kind="model", **how):
+def opened(target, path, forward="transformers", kind="model", **how):
     """A draft as a session opens it."""
     context = ProposerContext(target, path, path, "fp32", "cpu", forward, **how)
     draft = (ModelDraft if kind == "model" else CascadeDraft).model_validate({"kind": kind, "steps": STEPS})
@@ -96,7 +97,7 @@ HOW = {
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
 def test_a_draft_with_other_rows_does_as_its_twin_with_the_targets(folder, architecture, forward, how):
     """Where no padded row of the target wins, padding on either side changes neither output nor acceptance."""
-    if architecture == "gpt2" and forward != "eager":
+    if architecture == "gpt2" and forward != "transformers":
         pytest.skip("its forward is the library's")
     model = model_of(architecture, MANY, seed=3, padding=0.0)
     near = model_of(architecture, MANY, seed=3, padding=0.0)
@@ -111,10 +112,10 @@ def test_a_draft_with_other_rows_does_as_its_twin_with_the_targets(folder, archi
         if rows == MANY and architecture == "llama":
             draft.get_output_embeddings().weight.data[FEW] = 3 * draft.get_output_embeddings().weight[7]
         drafts[rows] = folder(draft)
-    targets = {MANY: TorchRuntime.of(copy.deepcopy(model), forward)}
+    targets = {MANY: runtime_by(copy.deepcopy(model), forward)}
     cut = small_model(architecture, vocabulary=FEW)
     cut.load_state_dict({k: v[:FEW] if len(v) == MANY else v for k, v in model.state_dict().items()})
-    targets[FEW] = TorchRuntime.of(cut, forward)
+    targets[FEW] = runtime_by(cut, forward)
     pairs = {
         name: (targets[ours], opened(targets[ours], drafts[theirs], forward, **HOW[how]))
         for name, ours, theirs in (("twin", FEW, FEW), ("more", FEW, MANY), ("fewer", MANY, FEW))
@@ -137,7 +138,7 @@ def test_a_draft_with_other_rows_does_as_its_twin_with_the_targets(folder, archi
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
 def test_a_target_that_says_padded_tokens_is_never_changed(folder, architecture, forward, how, monkeypatch):
     """And of its padded tokens the draft proposes none."""
-    target = TorchRuntime.of(model_of(architecture, MANY, seed=5, padding=2.0), forward)
+    target = runtime_by(model_of(architecture, MANY, seed=5, padding=2.0), forward)
     draft = opened(target, folder(model_of(architecture, FEW, seed=5, padding=2.0)), forward, **HOW[how])
     drafted, said = set(), set()
     asked = ModelProposer.propose
@@ -160,10 +161,10 @@ def test_a_target_that_says_padded_tokens_is_never_changed(folder, architecture,
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
 def test_what_the_draft_cannot_read_it_reads_as_token_0(folder, architecture):
     model = model_of(architecture, FEW)
-    runtime = opened(TorchRuntime(model_of(architecture, MANY)), folder(model)).runtime()
+    runtime = opened(TransformersRuntime(model_of(architecture, MANY)), folder(model)).runtime()
     with torch.inference_mode():
         expected = model(torch.tensor([[5, 0, 7, 0]])).logits[0]
-    found = runtime.feed([5, FEW, 7, MANY - 1])
+    found = runtime.forward([5, FEW, 7, MANY - 1])
     assert found.shape == (4, MANY)
     assert found[:, FEW:].eq(-torch.inf).all()
     torch.testing.assert_close(found[:, :FEW], expected, atol=2e-5, rtol=1e-4)
@@ -192,7 +193,7 @@ def test_the_outputs_law_is_exactly_the_targets(folder, rows, threshold):
 def test_sampling_runs_in_every_forward(folder, rows, forward):
     """Equal models accept nearly everything, whichever of them is padded; typical acceptance all of it."""
     ours, theirs = rows
-    target = TorchRuntime.of(model_of("llama", ours, padding=0.0), forward)
+    target = runtime_by(model_of("llama", ours, padding=0.0), forward)
     draft = opened(target, folder(model_of("llama", theirs, padding=0.0)), forward)
     lengths = []
     for seed, prompt in enumerate(PROMPTS):
@@ -206,7 +207,7 @@ def test_sampling_runs_in_every_forward(folder, rows, forward):
 @pytest.mark.parametrize("rows", [(FEW, MANY), (MANY, FEW)], ids=["draft has more", "draft has fewer"])
 def test_transformers_generate_takes_the_same_draft(folder, rows):
     ours, theirs = rows
-    target = TorchRuntime(model_of("llama", ours, padding=2.0))
+    target = TransformersRuntime(model_of("llama", ours, padding=2.0))
     draft = opened(target, folder(model_of("llama", theirs, padding=2.0))).runtime()
     decoder = GenerateDecoder(target, draft=draft, num_speculative_tokens=3)
     for prompt in PROMPTS:
@@ -218,7 +219,7 @@ def test_transformers_generate_takes_the_same_draft(folder, rows):
 @pytest.mark.parametrize("rows", [(FEW, MANY), (MANY, FEW)], ids=["draft has more", "draft has fewer"])
 def test_a_draft_that_reads_states_has_the_targets_rows_too(folder, rows, forward):
     ours, theirs = rows
-    target = TorchRuntime.of(model_of("llama", ours, padding=2.0), forward)
+    target = runtime_by(model_of("llama", ours, padding=2.0), forward)
     reader = model_of("llama", theirs, seed=9, layers=1)
     form = HiddenStatesForm(layers=(0,))
     form.prepare(reader)
@@ -279,7 +280,7 @@ def test_trimmed_heads_say_no_token_that_is_not_there(folder):
 
 
 def test_a_draft_that_was_opened_otherwise_is_refused():
-    target, draft = (TorchRuntime(model_of("llama", rows)) for rows in (FEW, MANY))
+    target, draft = (TransformersRuntime(model_of("llama", rows)) for rows in (FEW, MANY))
     with pytest.raises(ProposerError, match="64 entries and the target's 61"):
         speculative(target, ModelProposer(draft), Request((5, 9), 4), 2)
 
@@ -300,44 +301,44 @@ UNKNOWN = [-1, FEW, 63, 5_000, 10_000_000, 2**40]
 @pytest.mark.parametrize("forward", FORWARDS)
 @pytest.mark.parametrize("token", UNKNOWN)
 def test_ids_outside_the_embedding_are_refused_and_nothing_is_read(forward, token):
-    runtime = TorchRuntime.of(small_model("llama"), forward)
-    runtime.feed([5])
-    expected = runtime.feed([9])[-1].clone()
+    runtime = runtime_by(small_model("llama"), forward)
+    runtime.forward([5])
+    expected = runtime.forward([9])[-1].clone()
     refused = pytest.raises(IndexError, match=f"token id {token} is outside the embedding's 61 rows")
-    runtime.forget(1)
+    runtime.rollback(1)
     width = TreeWidth(4, 4, 0.01, None)
     for move in (
-        lambda: runtime.feed([9, token]),
-        lambda: runtime.feed_tree([9, token], TokenTree((-1, 0))),
-        lambda: runtime.feed([9] * 70 + [token]),
-        *([lambda: runtime.chain([9, token], 3)] if forward == "native" else []),
-        *([lambda: runtime.branch([9, token], 3, width)] if forward == "native" else []),
+        lambda: runtime.forward([9, token]),
+        lambda: runtime.forward([9, token], tree=TokenTree((-1, 0))),
+        lambda: runtime.forward([9] * 70 + [token]),
+        *([lambda: runtime.chain([9, token], 3)] if forward == "cpp" else []),
+        *([lambda: runtime.grow_tree([9, token], 3, width)] if forward == "cpp" else []),
     ):
         with refused:
             move()
         assert runtime.length == 1
-    assert torch.equal(runtime.feed([9])[-1], expected)
+    assert torch.equal(runtime.forward([9])[-1], expected)
 
 
 def test_places_outside_the_cache_are_refused():
-    runtime = TorchRuntime.of(small_model("llama"), "native")
-    runtime.feed([5, 9, 11])
-    short, cache = runtime._short, runtime._cache
+    runtime = runtime_by(small_model("llama"), "cpp")
+    runtime.forward([5, 9, 11])
+    decoder, cache = runtime._decoder, runtime._cache
     for parents in ((-1, 1), (-1, -1), (-1, 5)):
         with pytest.raises(IndexError, match="places are out of order"):
-            runtime.feed_tree([7, 8], TokenTree(parents))
+            runtime.forward([7, 8], tree=TokenTree(parents))
     for places in ((1, 0), (-1, 2), (0, 0)):
         with pytest.raises(IndexError, match="places are out of order"):
-            short.keep(cache, 1, places)
+            decoder.keep(cache, 1, places)
     with pytest.raises(IndexError, match="outside the cache"):
-        short.keep(cache, 1, (0, 5_000))
+        decoder.keep(cache, 1, (0, 5_000))
     with pytest.raises(IndexError, match="outside the cache"):
-        short.keep(cache, -3, (0, 2))
+        decoder.keep(cache, -3, (0, 2))
     assert runtime.length == 3
 
 
 def test_states_of_another_target_are_refused(folder):
-    target = TorchRuntime(small_model("llama"))
+    target = TransformersRuntime(small_model("llama"))
     reader = small_model("llama", layers=1)
     for layers, cause in (((7,), "layer 7 of a target that has layers 0 to 2"), ((-1,), "layer -1")):
         form, model = HiddenStatesForm(layers=layers), copy.deepcopy(reader)
@@ -348,7 +349,7 @@ def test_states_of_another_target_are_refused(folder):
 
 @pytest.mark.parametrize("forward", FORWARDS)
 def test_states_of_another_width_are_refused(folder, forward):
-    wide = TorchRuntime.of(small_gguf_model("llama", 2, vocab_size=FEW), forward)
+    wide = runtime_by(small_gguf_model("llama", 2, vocab_size=FEW), forward)
     reader, form = small_model("llama", layers=1), HiddenStatesForm()
     form.prepare(reader)
     draft = opened(wide, folder(reader, form), forward)

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import torch
 from torch.ao.nn.quantized.dynamic import Linear as DynamicInt8Linear
 
+from draftrank.engine.backends.base import Runtime
 from draftrank.engine.backends.transformers.attention import library_attention
 from draftrank.engine.token_tree import TokenTree
 from draftrank.errors import DraftrankError, UnsupportedModelError
@@ -30,13 +31,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
     from transformers import PreTrainedModel
-
-    from draftrank.engine.runtime import Runtime, TreeRuntime
-
-    class ModelRuntime(Runtime, TreeRuntime, Protocol):
-        """A runtime of a model that torch holds."""
-
-        model: PreTrainedModel
 
 
 MAX_DIFFERENCE = 1e-3
@@ -71,14 +65,14 @@ def check_forward(runtime: Runtime) -> None:
         UnsupportedModelError: the logits differ by more than rounding, or the model cannot be run.
     """
 
-    def read(checked: ModelRuntime, text: _Text) -> list[Tensor]:
+    def read(checked: Any, text: _Text) -> list[Tensor]:
         prompt = text.length
         # The first tokens have little to look at, so sinks and biases weigh most there.
-        first = text.feed(checked, range(_FIRST))
-        rows = [text.feed(checked, range(_FIRST, prompt), keep=1), text.feed(checked, [prompt])]
-        text.feed(checked, range(prompt + 6, prompt + 9))
-        checked.forget(3)
-        return [first, torch.cat([*rows, text.feed(checked, range(prompt + 1, prompt + 6))])]
+        first = text.read(checked, range(_FIRST))
+        rows = [text.read(checked, range(_FIRST, prompt), keep=1), text.read(checked, [prompt])]
+        text.read(checked, range(prompt + 6, prompt + 9))
+        checked.rollback(3)
+        return [first, torch.cat([*rows, text.read(checked, range(prompt + 1, prompt + 6))])]
 
     def own(model: PreTrainedModel, text: _Text) -> list[Tensor]:
         prompt = text.length
@@ -94,14 +88,14 @@ def check_trees(runtime: Runtime) -> None:
     if runtime in _READ_TREES:
         return
 
-    def read(checked: ModelRuntime, text: _Text) -> list[Tensor]:
+    def read(checked: Any, text: _Text) -> list[Tensor]:
         prompt = text.length
-        before = text.feed(checked, range(prompt), keep=1)
+        before = text.read(checked, range(prompt), keep=1)
         places = range(prompt, prompt + len(_TREE.parents))
         text.offer(checked, places)
-        rows = checked.feed_tree(text.tokens_at(places), _TREE).float().clone()
-        checked.keep_path(prompt, (0, 2, 4))
-        return [torch.cat([before, rows, text.feed(checked, [places.stop])])]
+        rows = checked.forward(text.tokens_at(places), tree=_TREE).float().clone()
+        checked.commit(prompt, (0, 2, 4))
+        return [torch.cat([before, rows, text.read(checked, [places.stop])])]
 
     def own(model: PreTrainedModel, text: _Text) -> list[Tensor]:
         prompt = text.length
@@ -122,7 +116,7 @@ def check_trees(runtime: Runtime) -> None:
 class _Text:
     """Random tokens, and hidden states beside them for a model that reads these."""
 
-    def __init__(self, runtime: ModelRuntime) -> None:
+    def __init__(self, runtime: Any) -> None:
         config = runtime.model.config.get_text_config()
         windows = [
             getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size")
@@ -150,10 +144,10 @@ class _Text:
         if self._features is not None:
             runtime.offer(self._features[list(places)])
 
-    def feed(self, runtime: ModelRuntime, places: Sequence[int], keep: int | None = None) -> Tensor:
-        """Logits of a feed, fp32 [keep, vocabulary]."""
+    def read(self, runtime: Any, places: Sequence[int], keep: int | None = None) -> Tensor:
+        """Logits of a forward, fp32 [keep, vocabulary]."""
         self.offer(runtime, places)
-        return runtime.feed(self.tokens_at(places), keep).float().clone()
+        return runtime.forward(self.tokens_at(places), keep).float().clone()
 
     def own_logits(
         self, model: PreTrainedModel, texts: Sequence[Sequence[int]], wanted: Sequence[int]
@@ -176,13 +170,13 @@ class _Text:
 @torch.inference_mode()
 def _compare(
     unchecked: Runtime,
-    read: Callable[[ModelRuntime, _Text], list[Tensor]],
+    read: Callable[[Any, _Text], list[Tensor]],
     own: Callable[[PreTrainedModel, _Text], list[Tensor]],
     where: str,
 ) -> None:
     if not hasattr(unchecked, "model"):
         return
-    runtime = cast("ModelRuntime", unchecked)
+    runtime: Any = unchecked
     text, model = _Text(runtime), runtime.model
     if text.length <= _FIRST:
         return
@@ -209,7 +203,7 @@ def _compare(
     if not _within(differences, allowed):
         worst, most = max(zip(differences, allowed, strict=True), key=lambda one: one[0] / one[1])
         raise UnsupportedModelError(
-            f"{name} is not computed by {runtime.name} as transformers computes it{where or ': use another model or backend'}"
+            f"{name} is not computed by the backend {runtime.name} as transformers computes it{where or ': use another model or backend'}"
             f" (the logits differ by {worst:.2g} of their standard deviation, where rounding explains {most:.2g})"
         )
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from draftrank.engine.proposer import Proposal, ProposerContext
-from draftrank.engine.runtime import TreeRuntime
 from draftrank.errors import IncompatibleDraftError
 
 
@@ -20,7 +19,7 @@ class Candidate:
     path: float
     """Probability of it and all before it."""
     place: int = 0
-    """In the draft's tree, once it was fed; the context's last token has 0."""
+    """In the draft's tree, once it was read; the context's last token has 0."""
 
 
 def branching_of(context: ProposerContext) -> float | None:
@@ -33,9 +32,9 @@ def branching_of(context: ProposerContext) -> float | None:
     branch_above = context.branch_above_probability
     if branch_above is None:
         return None
-    if not isinstance(context.target, TreeRuntime):
+    if not context.target.capabilities.trees:
         raise IncompatibleDraftError(
-            f"the runtime {context.target.name} verifies chains of tokens only: leave branch_above_probability out"
+            f"the backend {context.target.name} verifies chains of tokens only: leave branch_above_probability out"
         )
     from draftrank.engine.backends.own_forward import check_trees
 

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from draftrank.catalog.use import Use
-from draftrank.engine.proposer import Proposal, ProposerContext
+from draftrank.engine.proposer import Proposal, Proposer, ProposerContext
 from draftrank.engine.proposers.draft_model import BuiltDraft, ModelProposer
 from draftrank.engine.proposers.eagle import EagleProposer
 from draftrank.engine.proposers.ngram import NgramDraft, NgramProposer, TokensPerMatch, trust_in_words
 from draftrank.engine.proposers.suffix import DEFAULT_TRUST, MinProbability, SuffixDraft, SuffixProposer
 
 if TYPE_CHECKING:
-    from draftrank.engine.backends.cuda_graphs.steps import DeviceSteps
-    from draftrank.engine.runtime import Runtime
+    from draftrank.engine.backends.base import Runtime
+    from draftrank.engine.proposer import DeviceSteps
     from draftrank.engine.sampling import Sampler
 
 
@@ -88,7 +88,7 @@ class CascadeDraft(BuiltDraft):
         return SuffixProposer(self.min_ngram, self.max_ngram, trust, self.min_probability)
 
 
-class CascadeProposer:
+class CascadeProposer(Proposer):
     """Asks the first proposer, and the model where the first has nothing to say."""
 
     def __init__(
@@ -122,19 +122,19 @@ class CascadeProposer:
             return copied
         return self._model.propose(context, count if self._most is None else min(count, self._most))
 
-    def settle(self, accepted: Sequence[int]) -> None:
-        """See `Proposer.settle`."""
+    def accept(self, tokens: Sequence[int]) -> None:
+        """See `Proposer.accept`."""
         if self._asked_model:
-            self._model.settle(accepted)
+            self._model.accept(tokens)
         else:
-            self.watch(accepted)
+            self.observe(tokens)
 
-    def watch(self, accepted: Sequence[int]) -> None:
-        """See `Proposer.watch`."""
-        self._model.watch(accepted)
+    def observe(self, tokens: Sequence[int]) -> None:
+        """See `Proposer.observe`."""
+        self._model.observe(tokens)
 
     def device_steps(self, target: Runtime, sampler: Sampler, count: int) -> DeviceSteps | None:
-        """See `SteppingProposer.device_steps`; the model proposes while the host looks for something to copy."""
+        """See `Proposer.device_steps`; the model proposes while the host looks for something to copy."""
         return self._model.device_steps(target, sampler, count, self._most, self._first.propose)
 
     def runtime(self) -> Runtime:

@@ -18,11 +18,10 @@ from draftrank.catalog.use import Use
 from draftrank.engine.proposer import Proposal, ProposerContext
 from draftrank.engine.proposers.drafting import PLAIN, Drafting, SteppingModel, draft_tokens, drafting_of
 from draftrank.engine.proposers.eagle import EagleProposer
-from draftrank.engine.runtime import HiddenStateRuntime, TreeRuntime
 from draftrank.errors import IncompatibleDraftError
 
 if TYPE_CHECKING:
-    from draftrank.engine.runtime import Runtime
+    from draftrank.engine.backends.base import Runtime
     from draftrank.engine.sampling import Sampler
 
 
@@ -84,14 +83,14 @@ class BuiltDraft(DraftBase):
             return ModelProposer(file, drafting)
         # Beside a target in llama.cpp, a draft in torch computes as fast as it can.
         dtype = compute_dtype(context.device) if context.dtype == "gguf" else context.dtype
-        forward: Forward = "fused" if context.dtype == "gguf" else context.forward
+        forward: Forward = "eager" if context.dtype == "gguf" else context.forward
         model = load_model(context.draft_folder, dtype, context.device, rows=rows)
         if not any(isinstance(form, HiddenStatesForm) for form in forms):
             draft = runtime_of_model(model, forward)
             if drafting.branch_above is not None:
                 check_trees(draft)
             return ModelProposer(draft, drafting)
-        if not isinstance(context.target, HiddenStateRuntime):
+        if not context.target.capabilities.hidden_states:
             raise IncompatibleDraftError(
                 f"the runtime {context.target.name} does not tell a model's hidden states"
             )
@@ -120,14 +119,14 @@ class ModelProposer(SteppingModel):
     """Decodes up to k tokens with the draft, one forward each.
 
     Its cache lags behind the context by the tokens it has not seen: one after a rejection, two when
-    everything was accepted, because its own last proposal was never fed; more where others proposed since.
+    everything was accepted, because it never read its own last proposal; more where others proposed since.
     """
 
     def __init__(self, draft: Runtime, drafting: Drafting = PLAIN) -> None:
         super().__init__(drafting)
         self._draft = draft
         self._sampler: Sampler | None = None
-        self._settled = 0
+        self._asked_at = 0
         self._proposal = Proposal([])
 
     def begin(self, prompt: Sequence[int], sampler: Sampler, reserve: int) -> None:
@@ -136,7 +135,7 @@ class ModelProposer(SteppingModel):
         self._draft.reset()
         if self._readable(len(prompt) + 1, 1):
             self._draft.reserve(min(reserve, self._draft.context_window))
-            self._draft.feed(prompt, keep=1)
+            self._draft.forward(prompt, keep=1)
 
     def propose(self, context: Sequence[int], count: int) -> Proposal:
         """See `Proposer.propose`."""
@@ -147,26 +146,19 @@ class ModelProposer(SteppingModel):
             return self._proposal
         unseen = context[self._draft.length :]
         self._proposal = draft_tokens(self._draft, self._sampler, unseen, count, self._drafting)
-        self._settled = len(context)
+        self._asked_at = len(context)
         return self._proposal
 
-    def settle(self, accepted: Sequence[int]) -> None:
-        """See `Proposer.settle`; what the draft has read of what stands stays."""
+    def accept(self, tokens: Sequence[int]) -> None:
+        """See `Proposer.accept`; of the accepted tokens the draft keeps those that it has read."""
         if not self._proposal.forwards:
             return
-        path, drafted = self._proposal.path(accepted), self._proposal.drafted
+        path, drafted = self._proposal.path(tokens), self._proposal.drafted
         if drafted is None:
-            standing: Sequence[int] = range(min(len(path), self._proposal.forwards - 1) + 1)
+            read: Sequence[int] = range(min(len(path), self._proposal.forwards - 1) + 1)
         else:
-            standing = (0, *(drafted[place] for place in path if drafted[place]))
-        if list(standing) == list(range(len(standing))):
-            self._draft.forget(self._draft.length - self._settled + 1 - len(standing))
-        else:
-            assert isinstance(self._draft, TreeRuntime)
-            self._draft.keep_path(self._settled - 1, standing)
-
-    def watch(self, accepted: Sequence[int]) -> None:
-        """See `Proposer.watch`; it catches up when it is asked."""
+            read = (0, *(drafted[index] for index in path if drafted[index]))
+        self._draft.commit(self._asked_at - 1, read)
 
     def runtime(self) -> Runtime:
         """See `Proposer.runtime`."""

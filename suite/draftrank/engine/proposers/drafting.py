@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from draftrank.engine.proposer import Proposal, ProposerContext
+from draftrank.engine.proposer import Proposal, Proposer, ProposerContext
 from draftrank.engine.proposers.candidates import Candidate, branching_of, proposal_of
-from draftrank.engine.runtime import BranchingRuntime, ChainRuntime, TreeRuntime, chooser
 from draftrank.engine.token_tree import MAX_TREE_TOKENS, TokenTree, TreeWidth
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from draftrank.catalog.decoding_mode import DecodingMode
-    from draftrank.engine.backends.cuda_graphs.steps import DeviceSteps
-    from draftrank.engine.runtime import Runtime
+    from draftrank.engine.backends.base import Runtime
+    from draftrank.engine.proposer import DeviceSteps
     from draftrank.engine.sampling import Sampler
     from draftrank.engine.token_tree import Branch
 
@@ -78,16 +77,16 @@ def draft_tokens(
         )
         return _branching(draft, unseen, min(count, MAX_TREE_TOKENS - 1), width)
     stop_below = drafting.stop_below
-    if sampler.mode.greedy and isinstance(draft, ChainRuntime):
+    able = draft.capabilities
+    if sampler.mode.greedy and (able.chain if stop_below is None else able.chain_stops):
         chain = draft.chain(unseen, count, stop_below)
-        if chain is not None:
-            return Proposal(chain, forwards=len(chain))
-    logits, by = draft.feed(unseen, keep=1), chooser(draft)
+        return Proposal(chain, forwards=len(chain))
+    logits = draft.forward(unseen, keep=1)
     tokens: list[int] = []
     rows: list[Tensor] = []
     while True:
         if sampler.mode.greedy:
-            tokens.append(sampler.choose(logits, by))
+            tokens.append(sampler.choose(logits, draft))
             confident = stop_below is None or sampler.confidence(logits) >= stop_below
         else:
             row = sampler.probabilities(logits)
@@ -96,15 +95,15 @@ def draft_tokens(
             confident = stop_below is None or float(row[0, tokens[-1]]) >= stop_below
         if len(tokens) == count or not confident:
             return Proposal(tokens, _joined(rows), forwards=len(tokens))
-        logits = draft.feed((tokens[-1],))
+        logits = draft.forward((tokens[-1],))
 
 
-class SteppingModel(ABC):
-    """What proposers with a model share: steps that need no host; see `SteppingProposer`."""
+class SteppingModel(Proposer):
+    """What proposers with a model share."""
 
     def __init__(self, drafting: Drafting) -> None:
         self._drafting = drafting
-        self._steps: dict[tuple[int, int, DecodingMode], DeviceSteps] = {}
+        self._steps: dict[tuple[int, int, DecodingMode], DeviceSteps | None] = {}
 
     @abstractmethod
     def propose(self, context: Sequence[int], count: int) -> Proposal:
@@ -126,20 +125,13 @@ class SteppingModel(ABC):
         chain: int | None = None,
         copying: Callable[[Sequence[int], int], Proposal] | None = None,
     ) -> DeviceSteps | None:
-        """See `SteppingProposer.device_steps`; of the last two, `DeviceSteps`. Chains of fixed length, where both runtimes are
-        captured."""
-        from draftrank.engine.backends.cuda_graphs.runtime import CapturedRuntime
-        from draftrank.engine.backends.cuda_graphs.steps import DeviceSteps
-        from draftrank.engine.backends.short_forward import MAX_TOKENS
-
-        draft = self.runtime()
-        if not isinstance(target, CapturedRuntime) or not isinstance(draft, CapturedRuntime):
-            return None
-        if self._drafting != PLAIN or count >= MAX_TOKENS:
+        """See `Proposer.device_steps`, and for the last two `Runtime.device_steps`. Chains of fixed length only."""
+        if self._drafting != PLAIN or not target.capabilities.device:
             return None
         key = id(target), count, sampler.mode
         if key not in self._steps:
-            self._steps[key] = DeviceSteps(target, draft, count, sampler.mode, self.propose, chain, copying)
+            draft, mode = self.runtime(), sampler.mode
+            self._steps[key] = target.device_steps(draft, count, mode, self.propose, chain, copying)
         return self._steps[key]
 
 
@@ -150,13 +142,13 @@ def _branching(draft: Runtime, unseen: Sequence[int], count: int, width: TreeWid
     (as in EAGLE-2, Li et al. 2024, arXiv:2406.16858). A draft whose runtime reads chains only goes on behind the most
     probable token of each level alone.
     """
-    grown = draft.branch(unseen, count, width) if isinstance(draft, BranchingRuntime) else None
-    if grown is not None:
-        return proposal_of(_candidates(grown[0]), grown[1])
-    tree = draft if isinstance(draft, TreeRuntime) else None
+    if draft.capabilities.tree_growth:
+        grown, forwards = draft.grow_tree(unseen, count, width)
+        return proposal_of(_candidates(grown), forwards)
+    trees = draft.capabilities.trees
     parents = [-1]
     found: list[Candidate] = []
-    forwards, rows = 1, draft.feed(unseen, keep=1)
+    forwards, rows = 1, draft.forward(unseen, keep=1)
     behind: list[Candidate | None] = [None]
     while True:
         level = _level(rows, behind, width)
@@ -164,14 +156,13 @@ def _branching(draft: Runtime, unseen: Sequence[int], count: int, width: TreeWid
         found.sort(key=lambda one: -one.path)  # stable: of equals the earlier one stays
         del found[count:]
         on = [one for one in level if one in found and width.goes_on(one.path, first=one is level[0])]
-        on = on[: width.expanded if tree else 1]
+        on = on[: width.expanded if trees else 1]
         if forwards == count or not on or len(parents) + len(on) > MAX_TREE_TOKENS:
             break
         for one in on:
             parents.append(one.parent.place if one.parent else 0)
             one.place = len(parents) - 1
-        fed = [one.token for one in on]
-        rows = tree.feed_tree(fed, TokenTree(tuple(parents))) if tree else draft.feed(fed)
+        rows = draft.forward([one.token for one in on], tree=TokenTree(tuple(parents)) if trees else None)
         behind = list(on)
         forwards += 1
     return proposal_of(found, forwards)

@@ -17,21 +17,21 @@ from draftrank.errors import IncompatibleDraftError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from draftrank.engine.backends.opening import Features
-    from draftrank.engine.runtime import HiddenStateRuntime, Runtime
+    from draftrank.engine.backends.base import Runtime
+    from draftrank.engine.backends.eagle import EagleHead
     from draftrank.engine.sampling import Sampler
 
 
 class EagleProposer(SteppingModel):
     """Decodes up to k tokens with the draft, one forward each."""
 
-    def __init__(self, target: HiddenStateRuntime, draft: Features, drafting: Drafting = PLAIN) -> None:
+    def __init__(self, target: Runtime, draft: EagleHead, drafting: Drafting = PLAIN) -> None:
         super().__init__(drafting)
         target.keep_hidden_states(draft.layers)
         self._target = target
         self._draft = draft
         self._sampler: Sampler | None = None
-        self._features: Tensor | None = None
+        self._states: Tensor | None = None
         self._known = 0
         """How many tokens of the context have their features: all of them, whenever something is proposed."""
 
@@ -48,50 +48,50 @@ class EagleProposer(SteppingModel):
                 f"the draft reads hidden states of {wanted} numbers, and the target's have {told}: use a draft that was "
                 "made for this target"
             )
-        self._sampler, self._features = sampler, None
+        self._sampler, self._states = sampler, None
         self._draft.reset()
         if not self._readable(len(prompt) + 1, 1):
             return
         read = self._read(1)
-        self._features = read.new_zeros((reserve + 1, read.shape[-1]))
+        self._states = read.new_zeros((reserve + 1, read.shape[-1]))
         self._known = 1  # nothing stands before the first token
         self._learn(len(prompt))
         self._draft.reserve(min(reserve, self._draft.context_window))
-        self._draft.offer(self._features[: len(prompt)])
-        self._draft.feed(prompt, keep=1)
+        self._draft.offer(self._states[: len(prompt)])
+        self._draft.forward(prompt, keep=1)
 
     def propose(self, context: Sequence[int], count: int) -> Proposal:
         """See `Proposer.propose`."""
         assert self._sampler is not None
         count = self._readable(len(context), count)
         if not count:
-            self._features = None
+            self._states = None
             return Proposal([])
-        assert self._features is not None
+        assert self._states is not None
         held = self._draft.length
-        self._draft.offer(self._features[held : len(context)])
+        self._draft.offer(self._states[held : len(context)])
         proposal = draft_tokens(self._draft, self._sampler, context[held:], count, self._drafting)
-        self._draft.forget(self._draft.length - len(context))
+        self._draft.rollback(self._draft.length - len(context))
         return proposal
 
-    def settle(self, accepted: Sequence[int]) -> None:
-        """See `Proposer.settle`; the target has just verified."""
-        self._learn(len(accepted) + 1)
+    def accept(self, tokens: Sequence[int]) -> None:
+        """See `Proposer.accept`; the target has just verified."""
+        self._learn(len(tokens) + 1)
 
-    def watch(self, accepted: Sequence[int]) -> None:
-        """See `Proposer.watch`."""
-        self._learn(len(accepted) + 1)
+    def observe(self, tokens: Sequence[int]) -> None:
+        """See `Proposer.observe`."""
+        self._learn(len(tokens) + 1)
 
     def runtime(self) -> Runtime:
         """See `Proposer.runtime`."""
         return self._draft
 
     def _learn(self, count: int) -> None:
-        if self._features is None:  # the text has outgrown the draft's window
+        if self._states is None:  # the text has outgrown the draft's window
             return
-        self._features[self._known : self._known + count] = self._read(count)
+        self._states[self._known : self._known + count] = self._read(count)
         self._known += count
 
     def _read(self, count: int) -> Tensor:
-        """The target's states of the first tokens of its last feed as one each: [count, hidden]."""
+        """The target's states of the first tokens of its last forward as one each: [count, hidden]."""
         return self._draft.reduced(self._target.hidden_states(self._draft.layers)[:count])

@@ -15,13 +15,12 @@ from pydantic import Field
 
 from draftrank.catalog.draft import DraftBase
 from draftrank.catalog.use import Use
-from draftrank.engine.proposer import Proposal, ProposerContext
+from draftrank.engine.proposer import Proposal, Proposer, ProposerContext
 from draftrank.engine.proposers.drafting import PLAIN, Drafting, draft_tokens, drafting_of
-from draftrank.engine.runtime import LayeredRuntime
 from draftrank.errors import IncompatibleDraftError
 
 if TYPE_CHECKING:
-    from draftrank.engine.runtime import Runtime
+    from draftrank.engine.backends.base import Runtime
     from draftrank.engine.sampling import Sampler
 
 
@@ -51,9 +50,9 @@ class EarlyExitDraft(DraftBase):
         """See `DraftBase.open`."""
         from draftrank.engine.backends.own_forward import check_forward, check_trees
 
-        if not isinstance(context.target, LayeredRuntime):
+        if not context.target.capabilities.first_layers:
             raise IncompatibleDraftError(
-                f"the runtime {context.target.name} cannot run a model's first layers alone"
+                f"the backend {context.target.name} cannot run a model's first layers alone"
             )
         view, drafting = context.target.first_layers(self.layers), drafting_of(context)
         check_forward(view)
@@ -62,8 +61,8 @@ class EarlyExitDraft(DraftBase):
         return EarlyExitProposer(view, drafting)
 
 
-class EarlyExitProposer:
-    """Proposes like a model whose cache always equals the target's."""
+class EarlyExitProposer(Proposer):
+    """Proposes like a model whose KV cache always equals the target's: all it reads is rolled back when it has proposed."""
 
     def __init__(self, view: Runtime, drafting: Drafting = PLAIN) -> None:
         self._view = view
@@ -79,14 +78,8 @@ class EarlyExitProposer:
         assert self._sampler is not None
         held = self._view.length
         proposal = draft_tokens(self._view, self._sampler, context[held:], count, self._drafting)
-        self._view.forget(self._view.length - held)
+        self._view.rollback(self._view.length - held)
         return proposal
-
-    def settle(self, accepted: Sequence[int]) -> None:
-        """See `Proposer.settle`; everything was taken back when it was proposed."""
-
-    def watch(self, accepted: Sequence[int]) -> None:
-        """See `Proposer.watch`; the cache is the target's."""
 
     def runtime(self) -> Runtime:
         """See `Proposer.runtime`."""

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from draftrank.catalog.draft import DraftBase
 from draftrank.catalog.use import Use
-from draftrank.engine.proposer import Proposal, ProposerContext
+from draftrank.engine.proposer import Proposal, Proposer, ProposerContext
 
 TokensPerMatch = Annotated[float, Field(gt=0.0, le=64.0)] | None
 
@@ -84,7 +84,7 @@ class NgramDraft(DraftBase):
         return NgramProposer(self.min_ngram, self.max_ngram, self.tokens_per_match)
 
 
-class NgramProposer:
+class NgramProposer(Proposer):
     """Finds the most recent earlier occurrence of the context's last tokens and copies onward.
 
     An index from every run of n tokens to where it last ended keeps a look-up independent of the
@@ -114,16 +114,6 @@ class NgramProposer:
             if end is not None:
                 return Proposal(list(context[end : end + self._trusted(context, end, size, count)]))
         return Proposal([])
-
-    def settle(self, accepted: Sequence[int]) -> None:
-        """See `Proposer.settle`; nothing proposed is remembered."""
-
-    def watch(self, accepted: Sequence[int]) -> None:
-        """See `Proposer.watch`; the context tells all."""
-
-    def runtime(self) -> None:
-        """See `Proposer.runtime`."""
-        return
 
     def _trusted(self, context: Sequence[int], end: int, matched: int, count: int) -> int:
         """How many of `count` tokens to propose after an earlier place, of which `matched` tokens are known to agree."""

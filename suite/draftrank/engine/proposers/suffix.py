@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from draftrank.catalog.draft import DraftBase
 from draftrank.catalog.use import Use
-from draftrank.engine.proposer import Proposal, ProposerContext
+from draftrank.engine.proposer import Proposal, Proposer, ProposerContext
 from draftrank.engine.proposers.candidates import Candidate, branching_of, proposal_of
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class _Vote(NamedTuple):
     """For how many more tokens it is trusted."""
 
 
-class SuffixProposer:
+class SuffixProposer(Proposer):
     """Finds every earlier place that ends like the context, and follows the majority.
 
     An index from the shortest run to where it has ended keeps a look-up independent of the context's length; no
@@ -150,16 +150,6 @@ class SuffixProposer:
             if score > expected:
                 best, expected = path, score
         return Proposal(best)
-
-    def settle(self, accepted: Sequence[int]) -> None:
-        """See `Proposer.settle`; nothing proposed is remembered."""
-
-    def watch(self, accepted: Sequence[int]) -> None:
-        """See `Proposer.watch`; the context tells all."""
-
-    def runtime(self) -> None:
-        """See `Proposer.runtime`."""
-        return
 
     def _matched(self, context: Sequence[int], end: int) -> int:
         """How many tokens before an earlier place agree with the context's last ones."""

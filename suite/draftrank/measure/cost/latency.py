@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from draftrank.measure.records import ForwardLatency
 
 if TYPE_CHECKING:
-    from draftrank.engine.runtime import Runtime
+    from draftrank.engine.backends.base import Runtime
 
 MIN_ROUNDS = 12
 """Medians of 4 samples scattered by 3 to 5 % between arms that timed the same forward of the same target."""
@@ -110,7 +110,7 @@ def _prepare(
     target.reset()
     if draft is not None:
         draft.reset()
-    target.feed(prompt, keep=1)
+    target.forward(prompt, keep=1)
     sizes = verification_sizes(num_speculative_tokens)
     room = target.context_window - len(prompt)
     steady = {1, num_speculative_tokens + 1} if draft is not None else set(range(num_speculative_tokens + 2))
@@ -119,7 +119,7 @@ def _prepare(
         return kinds
     if draft.length:  # an early exit shares the target's cache, and both are always at the same token
         return [_Kind("draft", draft, 1, often=True), *kinds]
-    draft.feed(prompt, keep=1)
+    draft.forward(prompt, keep=1)
     return [_Kind("draft", draft, 2, often=False), _Kind("draft", draft, 1, often=True), *kinds]
 
 
@@ -143,21 +143,19 @@ def _time_in_turn(kinds: Sequence[_Kind], token: int, *, warm_up: bool) -> list[
 
 
 def _time_one(kind: _Kind, token: int) -> float:
-    from draftrank.engine.runtime import ChainRuntime, ClockedRuntime, chooser
     from draftrank.engine.sampling import most_likely_after
 
-    fed = [token] * kind.tokens
-    if isinstance(kind.runtime, ClockedRuntime):
-        return kind.runtime.forward_s(fed)
-    runtime = kind.runtime
-    chains = runtime if kind.part == "draft" and isinstance(runtime, ChainRuntime) else None
-    by = chooser(runtime)
+    tokens, runtime = [token] * kind.tokens, kind.runtime
+    if runtime.capabilities.device:
+        return runtime.forward_s(tokens)
     runtime.synchronize()
     started = perf_counter()
     # The token must be chosen before the next forward can start, so that is part of it; a draft that chooses by itself
     # does so here as well.
-    if chains is None or not chains.chain(fed, 1, 0.0):
-        most_likely_after(by, runtime.feed(fed))
+    if kind.part == "draft" and runtime.capabilities.chain:
+        runtime.chain(tokens, 1, 0.0)
+    else:
+        most_likely_after(runtime, runtime.forward(tokens))
     elapsed = perf_counter() - started
-    kind.runtime.forget(kind.tokens)
+    runtime.rollback(kind.tokens)
     return elapsed

@@ -19,7 +19,7 @@ from draftrank.measure.records import Session
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from draftrank.engine.runtime import Runtime
+    from draftrank.engine.backends.base import Runtime
     from draftrank.progress import Stage
 
 MIN_TOKENS = 500
@@ -86,12 +86,12 @@ def _gaps(
     """
     target.reset()
     target.reserve(len(prompt) + len(tokens) + size)
-    target.feed(prompt, keep=1)
+    target.forward(prompt, keep=1)
     rows: list[tuple[int, int]] = []
     gaps: list[float] = []
     for start in range(0, len(tokens), size):
         chunk = tokens[start : start + size]
-        logits: Tensor = target.feed(chunk).float()
+        logits: Tensor = target.forward(chunk).float()
         for offset in range(len(chunk)):
             row = logits[offset]
             if pairs is None:

@@ -14,7 +14,7 @@ from rapidfuzz.distance import Indel
 from draftrank.measure.records import Trial
 
 if TYPE_CHECKING:
-    from draftrank.engine.runtime import Runtime
+    from draftrank.engine.backends.base import Runtime
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
@@ -58,9 +58,9 @@ def mean_log_likelihood(target: Runtime, prompt: Sequence[int], output: Sequence
     """
     target.reset()
     target.reserve(len(prompt) + len(output))
-    rows = [target.feed(prompt, keep=1).float().log_softmax(dim=-1)[0, output[0]].item()]
+    rows = [target.forward(prompt, keep=1).float().log_softmax(dim=-1)[0, output[0]].item()]
     if len(output) > 1:
-        logits = target.feed(output[:-1]).float().log_softmax(dim=-1)
+        logits = target.forward(output[:-1]).float().log_softmax(dim=-1)
         rows += [logits[index, token].item() for index, token in enumerate(output[1:])]
     return fmean(rows)
 

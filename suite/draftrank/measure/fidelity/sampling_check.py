@@ -22,7 +22,7 @@ from draftrank.engine.sampling import Sampler
 from draftrank.measure.evidence import SamplingCheck
 
 if TYPE_CHECKING:
-    from draftrank.engine.runtime import Runtime
+    from draftrank.engine.backends.base import Runtime
 
 DRAWS = 100
 """Outputs drawn for the test, each with a seed of its own."""
@@ -81,11 +81,11 @@ def _distribution(
     sampler = Sampler(mode)
     target.reset()
     target.reserve(len(prompt) + 1)
-    first = sampler.probabilities(target.feed(prompt, keep=1))[0]
+    first = sampler.probabilities(target.forward(prompt, keep=1))[0]
     found = {}
     for token in (first >= MIN_LIKELY).nonzero().flatten().tolist():
-        second = sampler.probabilities(target.feed((token,)))[0]
-        target.forget(1)
+        second = sampler.probabilities(target.forward((token,)))[0]
+        target.rollback(1)
         likely = (second >= MIN_LIKELY).nonzero().flatten().tolist()
         found[token] = (float(first[token]), dict(zip(likely, second[likely].tolist(), strict=True)))
     return found

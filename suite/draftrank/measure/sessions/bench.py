@@ -40,7 +40,7 @@ from draftrank.progress import Progress
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from draftrank.engine.runtime import Runtime
+    from draftrank.engine.backends.base import Runtime
     from draftrank.measure.journal import Journal
 
 _log = logging.getLogger(__name__)
@@ -379,8 +379,8 @@ class Bench:
         self._decode(opened, request)
         if opened.proposer is not None:
             for tokens in range(1, opened.arm.num_speculative_tokens + 2):
-                self._target.feed([request.prompt[-1]] * tokens)
-                self._target.forget(tokens)
+                self._target.forward([request.prompt[-1]] * tokens)
+                self._target.rollback(tokens)
 
     def _fail(self, arm: Arm, reason: str) -> None:
         opened = self._arms.pop(arm.id, None)

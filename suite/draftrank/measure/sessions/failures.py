@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from draftrank.errors import DraftrankError
 
 if TYPE_CHECKING:
+    from draftrank.engine.backends.base import Runtime
     from draftrank.engine.loop import Decoding, Request
-    from draftrank.engine.runtime import Runtime
 
 
 class CacheError(DraftrankError):

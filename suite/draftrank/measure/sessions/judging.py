@@ -13,7 +13,7 @@ from draftrank.measure.records import BASELINE, Trial
 from draftrank.measure.sessions.schedule import Block
 
 if TYPE_CHECKING:
-    from draftrank.engine.runtime import Runtime
+    from draftrank.engine.backends.base import Runtime
     from draftrank.measure.sessions.bench import Bench
 
 _TOKENS_BEFORE = 24
@@ -78,9 +78,9 @@ def find_divergence(
     """
     target.reset()
     target.reserve(len(prompt) + index + 1)
-    logits = target.feed(prompt, keep=1)
+    logits = target.forward(prompt, keep=1)
     for token in baseline[:index]:
-        logits = target.feed((token,))
+        logits = target.forward((token,))
     row = logits[-1].float()
     best = float(row.max())
     gaps = [best - float(row[output[index]]) if index < len(output) else None for output in (other, baseline)]

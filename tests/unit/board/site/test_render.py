@@ -57,7 +57,7 @@ class Page(HTMLParser):
         self.links, self.ids, self.tags, self.attributes, self.text = [], [], [], [], ""
         self.scripts, self.data = [], []
         self.open: list[str] = []
-        self.feed(text)
+        self.forward(text)
         self.close()
         assert self.open == []
 

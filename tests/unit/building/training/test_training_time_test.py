@@ -7,7 +7,7 @@ import torch
 
 from draftrank.building.training.distillation import shifted
 from draftrank.building.training.training_time_test import TrainingTimeTest, visible
-from draftrank.engine.backends.transformers.eagle import EagleRuntime
+from draftrank.engine.backends.transformers.eagle import TransformersEagleRuntime
 from draftrank.models.architecture import Architecture
 from draftrank.models.forms import HiddenStatesForm
 from models import ARCHITECTURES, small_model
@@ -34,17 +34,17 @@ def test_each_forward_of_training_is_a_step_of_decoding(reader):
             trained.append(shape.hidden_states(reader, tokens, read, remembered))
             read = shifted(trained[-1])
         torch.testing.assert_close(trained[0], shape.hidden_states(reader, tokens, features))
-    runtime = EagleRuntime(reader)
+    runtime = TransformersEagleRuntime(reader)
     for row in range(len(tokens)):
         for held in range(1, LENGTH - 3):
             runtime.reset()
             runtime.offer(features[row, :held])
-            runtime.feed(tokens[row, :held].tolist(), keep=1)
+            runtime.forward(tokens[row, :held].tolist(), keep=1)
             for ahead, states in enumerate(trained):
                 torch.testing.assert_close(
                     runtime.hidden_states()[-1], states[row, held - 1 + ahead], atol=1e-4, rtol=1e-4
                 )
-                runtime.feed(tokens[row, held + ahead : held + ahead + 1].tolist())
+                runtime.forward(tokens[row, held + ahead : held + ahead + 1].tolist())
 
 
 def test_gradients_reach_the_newest_forward_alone(reader):

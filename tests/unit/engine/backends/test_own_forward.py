@@ -12,13 +12,14 @@ from draftrank.engine.backends.opening import eagle_runtime_of, load_runtime, ru
 from draftrank.engine.backends.own_forward import check_forward, check_trees
 from draftrank.engine.backends.transformers import runtime as torch_runtime
 from draftrank.engine.backends.transformers.attention import NAME, grouped_attention
-from draftrank.engine.backends.transformers.runtime import TorchRuntime
+from draftrank.engine.backends.transformers.runtime import TransformersRuntime
 from draftrank.engine.token_tree import TokenTree
 from draftrank.errors import UnsupportedModelError
 from draftrank.models.attention_windows import FULL, SLIDING, layer_kinds
 from draftrank.models.forms import HiddenStatesForm, TrimmedHead
 from draftrank.models.loading import quantize_linear_layers
 from models import ARCHITECTURES, FAMILIES, READS_NO_TREES, WITHOUT_KV_CACHE, save_small_target, small_model
+from runtimes import runtime_by
 
 EVERY = (*ARCHITECTURES, *FAMILIES)
 TEXT = torch.randint(3, 61, (40,), generator=torch.Generator().manual_seed(1)).tolist()
@@ -37,11 +38,11 @@ def assert_close(found, expected):
 @pytest.mark.parametrize("name", [*EVERY, *READS_NO_TREES])
 def test_every_family_is_read_in_pieces_and_after_a_rollback_as_by_its_own_forward(name):
     own = small_model(name)
-    runtime = TorchRuntime(copy.deepcopy(own))
-    rows = [runtime.feed(TEXT[:30], keep=1), runtime.feed(TEXT[30:31]).clone()]
-    runtime.feed([5, 6, 7])
-    runtime.forget(3)
-    rows.append(runtime.feed(TEXT[31:]))
+    runtime = TransformersRuntime(copy.deepcopy(own))
+    rows = [runtime.forward(TEXT[:30], keep=1), runtime.forward(TEXT[30:31]).clone()]
+    runtime.forward([5, 6, 7])
+    runtime.rollback(3)
+    rows.append(runtime.forward(TEXT[31:]))
     assert_close(torch.cat(rows), own_logits(own, TEXT)[29:])
     check_forward(runtime)
     assert runtime.length == 0
@@ -52,19 +53,19 @@ def test_every_family_is_read_in_pieces_and_after_a_rollback_as_by_its_own_forwa
 def test_every_branch_of_a_tree_is_read_as_a_chain_by_the_models_own_forward(name, held):
     """Before and behind the point where windows begin to slide, and as long as a window itself."""
     own = small_model(name)
-    runtime = TorchRuntime(copy.deepcopy(own))
-    runtime.feed(TEXT[:held])
+    runtime = TransformersRuntime(copy.deepcopy(own))
+    runtime.forward(TEXT[:held])
     tokens, parents = (5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25), (-1, -1, 0, 1, 3, 4, 5, 6, 7, 8)
-    logits = runtime.feed_tree(tokens, TokenTree.behind(parents))
+    logits = runtime.forward(tokens, tree=TokenTree.behind(parents))
     for place in range(len(tokens)):
         path, one = [], place
         while one:
             path.insert(0, tokens[one])
             one = parents[one - 1] + 1
         assert_close(logits[place], own_logits(own, [*TEXT[:held], tokens[0], *path])[-1])
-    runtime.keep_path(held, (0, 2, 4, 5))
+    runtime.commit(held, (0, 2, 4, 5))
     kept = [*TEXT[:held], 5, 9, 13, 15]
-    assert_close(runtime.feed([30, 31]), own_logits(own, [*kept, 30, 31])[-2:])
+    assert_close(runtime.forward([30, 31]), own_logits(own, [*kept, 30, 31])[-2:])
     check_trees(runtime)
 
 
@@ -72,7 +73,7 @@ def test_every_branch_of_a_tree_is_read_as_a_chain_by_the_models_own_forward(nam
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_trees_are_refused_where_layers_cannot_be_told_of_them(name, dtype):
     """In bf16 too, where what the biases of some tokens are wrong by is less than rounding."""
-    runtime = TorchRuntime(small_model(name).to(dtype))
+    runtime = TransformersRuntime(small_model(name).to(dtype))
     with pytest.raises(
         UnsupportedModelError, match=r"trees of tokens cannot be read.*branch_above_probability"
     ):
@@ -88,7 +89,7 @@ def test_models_that_keep_a_state_are_refused_when_they_are_opened(tmp_path, nam
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["gpt_oss", "gemma2"])
 def test_sinks_and_softcapping_left_out_are_noticed(name, dtype):
-    runtime = TorchRuntime(small_model(name).to(dtype))
+    runtime = TransformersRuntime(small_model(name).to(dtype))
     check_forward(runtime)
     runtime.model.set_attn_implementation(NAME)
     with pytest.raises(UnsupportedModelError, match=rf"{name}.*(logits differ by|softcap)"):
@@ -97,32 +98,32 @@ def test_sinks_and_softcapping_left_out_are_noticed(name, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_windows_left_out_are_noticed(dtype, monkeypatch):
-    native = TorchRuntime.of(small_model("gemma3").to(dtype), "native")
-    assert native.name == "torch-native"
+    native = runtime_by(small_model("gemma3").to(dtype), "cpp")
+    assert native.name == "cpp"
     check_forward(native)
-    native._short._windows = dict.fromkeys(native._short._windows)
-    with pytest.raises(UnsupportedModelError, match="torch-native"):
+    native._decoder._windows = dict.fromkeys(native._decoder._windows)
+    with pytest.raises(UnsupportedModelError, match="cpp"):
         check_forward(native)
     monkeypatch.setattr(torch_runtime, "attention_windows", lambda _: {FULL: None})
-    mistral = TorchRuntime(small_model("mistral").to(dtype))
+    mistral = TransformersRuntime(small_model("mistral").to(dtype))
     check_forward(mistral)
     with pytest.raises(UnsupportedModelError, match="leave branch_above_probability out"):
         check_trees(mistral)
 
 
 def test_a_rollback_that_leaves_a_token_is_noticed():
-    runtime = TorchRuntime(small_model("llama").to(torch.bfloat16))
-    forget = runtime.forget
-    runtime.forget = lambda count: forget(count - 1)
+    runtime = TransformersRuntime(small_model("llama").to(torch.bfloat16))
+    rollback = runtime.rollback
+    runtime.rollback = lambda count: rollback(count - 1)
     with pytest.raises(UnsupportedModelError, match="as transformers computes it"):
         check_forward(runtime)
 
 
 def test_logits_that_are_no_numbers_are_noticed():
     model = small_model("llama")
-    runtime = TorchRuntime(model)
-    feed = runtime.feed
-    runtime.feed = lambda tokens, keep=None: feed(tokens, keep) * float("nan")
+    runtime = TransformersRuntime(model)
+    forward = runtime.forward
+    runtime.forward = lambda *read: forward(*read) * float("nan")
     with pytest.raises(UnsupportedModelError, match="differ by"):
         check_forward(runtime)
 
@@ -131,7 +132,7 @@ def test_a_model_that_fails_is_refused_with_the_reason():
     model = small_model("llama")
     model.model.layers[1].mlp.up_proj = torch.nn.Linear(7, 48)
     with pytest.raises(UnsupportedModelError, match="cannot be run by the engine: RuntimeError"):
-        runtime_of_model(model, "eager")
+        runtime_of_model(model, "transformers")
 
 
 def changed(name, change):
@@ -148,17 +149,17 @@ def changed(name, change):
 
 
 @pytest.mark.parametrize("change", ["float32", "bfloat16", "float16", "int8", "trimmed"])
-@pytest.mark.parametrize("forward", ["eager", "fused", "native"])
+@pytest.mark.parametrize("forward", ["transformers", "cpp"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_backend_and_form_passes(name, forward, change):
     runtime = runtime_of_model(changed(name, change), forward)
     check_trees(runtime)
-    view = TorchRuntime.of(changed(name, change), forward).first_layers(2)
+    view = runtime_by(changed(name, change), forward).first_layers(2)
     check_forward(view)
     check_trees(view)
 
 
-@pytest.mark.parametrize("forward", ["eager", "fused", "native"])
+@pytest.mark.parametrize("forward", ["transformers", "cpp"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_models_that_read_hidden_states_pass(forward, dtype):
     model = small_model("llama", layers=1)
@@ -167,19 +168,19 @@ def test_models_that_read_hidden_states_pass(forward, dtype):
     check_trees(runtime)
     fusion = runtime._fusion.projection.weight
     fusion[:] = fusion.roll(1, 1)  # what the runtime has packed, if anything, is of before
-    if runtime.name == "torch-native":
+    if runtime.name == "cpp":
         with pytest.raises(UnsupportedModelError):
             check_forward(runtime)
 
 
 def test_short_contexts_shorten_the_text_and_the_shortest_are_not_compared():
     for window in (8, 16, 17, 24, 60):
-        runtime = runtime_of_model(small_model("gpt2", window=window), "eager")
+        runtime = runtime_of_model(small_model("gpt2", window=window), "transformers")
         check_trees(runtime)
         assert runtime.length == 0
 
 
-@pytest.mark.parametrize("forward", ["eager", "fused", "native"])
+@pytest.mark.parametrize("forward", ["transformers", "cpp"])
 def test_a_window_that_the_architecture_does_not_have_is_ignored(forward):
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -190,8 +191,8 @@ def test_a_window_that_the_architecture_does_not_have_is_ignored(forward):
     assert layer_kinds(config) == [FULL, FULL]
     assert layer_kinds(small_model("mistral").config) == [SLIDING] * 3
     own, runtime = copy.deepcopy(model), runtime_of_model(model, forward)
-    runtime.feed(TEXT)
-    assert_close(runtime.feed_tree((5, 6), TokenTree.behind((-1,))), own_logits(own, [*TEXT, 5, 6])[-2:])
+    runtime.forward(TEXT)
+    assert_close(runtime.forward((5, 6), tree=TokenTree.behind((-1,))), own_logits(own, [*TEXT, 5, 6])[-2:])
 
 
 def test_arguments_that_grouped_attention_does_not_know_go_to_the_library():

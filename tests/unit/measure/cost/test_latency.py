@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from draftrank.engine.backends.transformers.runtime import TorchRuntime
+from draftrank.engine.backends.cpp.runtime import CppRuntime
+from draftrank.engine.backends.transformers.runtime import TransformersRuntime
 from draftrank.measure.cost.latency import (
     MAX_ROUNDS,
     MIN_ROUNDS,
@@ -14,6 +15,7 @@ from draftrank.measure.cost.latency import (
 )
 from draftrank.measure.records import ForwardLatency
 from models import small_model
+from runtimes import runtime_by
 
 SHORT, LONG = (5, 6, 7), tuple(range(3, 43))
 
@@ -32,7 +34,7 @@ def test_a_large_k_leaves_sizes_out_but_not_its_own():
 
 
 def timed(draft_of, k=2):
-    target = TorchRuntime(small_model("llama"))
+    target = TransformersRuntime(small_model("llama"))
     return measure_latencies(target, draft_of(target), k, [SHORT, LONG])
 
 
@@ -41,7 +43,7 @@ def timed(draft_of, k=2):
     [
         (lambda _: None, set()),
         (lambda target: target.first_layers(2), {1}),
-        (lambda _: TorchRuntime(small_model("llama", layers=1, seed=3)), {1, 2}),
+        (lambda _: TransformersRuntime(small_model("llama", layers=1, seed=3)), {1, 2}),
     ],
 )
 def test_every_forward_of_a_step_is_timed_at_both_contexts(draft_of, draft_sizes):
@@ -54,16 +56,14 @@ def test_every_forward_of_a_step_is_timed_at_both_contexts(draft_of, draft_sizes
 
 
 def test_a_draft_that_chooses_by_itself_is_timed_doing_so(monkeypatch):
-    draft = TorchRuntime.of(small_model("llama", layers=1, seed=3), "native")
-    target = TorchRuntime.of(small_model("llama"), "native")
+    draft = runtime_by(small_model("llama", layers=1, seed=3), "cpp")
+    target = runtime_by(small_model("llama"), "cpp")
     fed, chosen = [], []
-    feed, chain = TorchRuntime.feed, TorchRuntime.chain
+    forward, chain = CppRuntime.forward, CppRuntime.chain
     monkeypatch.setattr(
-        TorchRuntime, "feed", lambda self, tokens, keep=None: fed.append(self) or feed(self, tokens, keep)
+        CppRuntime, "forward", lambda self, *read, **how: fed.append(self) or forward(self, *read, **how)
     )
-    monkeypatch.setattr(
-        TorchRuntime, "chain", lambda self, *asked: chosen.append(self) or chain(self, *asked)
-    )
+    monkeypatch.setattr(CppRuntime, "chain", lambda self, *asked: chosen.append(self) or chain(self, *asked))
     found = measure_latencies(target, draft, 2, [SHORT, LONG])
     assert sum(runtime is draft for runtime in fed) == 2  # the contexts
     assert set(chosen) == {draft}
@@ -73,7 +73,7 @@ def test_a_draft_that_chooses_by_itself_is_timed_doing_so(monkeypatch):
 
 
 def test_sizes_that_do_not_fit_the_window_are_left_out():
-    target = TorchRuntime(small_model("llama", window=44))
+    target = TransformersRuntime(small_model("llama", window=44))
     found = measure_latencies(target, None, 2, [LONG])
     assert {entry.tokens for entry in found} == {1, 2, 3}
 

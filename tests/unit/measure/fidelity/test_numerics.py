@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from draftrank.engine.backends.transformers.runtime import TorchRuntime
+from draftrank.engine.backends.transformers.runtime import TransformersRuntime
 from draftrank.measure.fidelity.numerics import measure_numerics
 from draftrank.progress import SilentProgress
 from models import small_model
 
 
 def runtime(dtype):
-    return TorchRuntime(small_model("llama").to(dtype))
+    return TransformersRuntime(small_model("llama").to(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftrank.engine.backends.transformers.runtime import TorchRuntime
+from draftrank.engine.backends.transformers.runtime import TransformersRuntime
 from draftrank.engine.loop import Request, autoregressive
 from draftrank.measure.fidelity.quality import is_correct, mean_log_likelihood, rouge_l
 from models import small_model
@@ -38,14 +38,16 @@ def test_log_likelihood_is_the_models_own():
     prompt, output = [1, 5, 9], [7, 3, 3, 8]
     logits = model(torch.tensor([prompt + output])).logits[0].log_softmax(dim=-1)
     expected = sum(float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(output)) / 4
-    assert mean_log_likelihood(TorchRuntime(model), prompt, output) == pytest.approx(expected, abs=1e-5)
-    assert mean_log_likelihood(TorchRuntime(model), prompt, output[:1]) == pytest.approx(
+    assert mean_log_likelihood(TransformersRuntime(model), prompt, output) == pytest.approx(
+        expected, abs=1e-5
+    )
+    assert mean_log_likelihood(TransformersRuntime(model), prompt, output[:1]) == pytest.approx(
         float(logits[2, 7]), abs=1e-5
     )
 
 
 def test_the_targets_own_output_is_likelier_than_another():
-    runtime = TorchRuntime(small_model("llama"))
+    runtime = TransformersRuntime(small_model("llama"))
     own = autoregressive(runtime, Request((1, 5, 9), 12)).token_ids
     other = tuple((token + 3) % 61 for token in own)
     assert mean_log_likelihood(runtime, (1, 5, 9), own) > mean_log_likelihood(runtime, (1, 5, 9), other)

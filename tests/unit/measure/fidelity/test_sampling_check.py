@@ -6,7 +6,7 @@ import pytest
 
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.engine import loop
-from draftrank.engine.backends.transformers.runtime import TorchRuntime
+from draftrank.engine.backends.transformers.runtime import TransformersRuntime
 from draftrank.engine.proposers.draft_model import ModelProposer
 from draftrank.engine.proposers.ngram import NgramProposer
 from draftrank.engine.verification import Verdict
@@ -17,8 +17,8 @@ PROMPT = (1, 5, 6, 7, 5, 6, 7, 5, 6)
 MODE = DecodingMode(temperature=1.0)
 
 
-def model(seed: int = 0, layers: int = 3) -> TorchRuntime:
-    return TorchRuntime(small_model("llama", seed=seed, layers=layers, vocabulary=9))
+def model(seed: int = 0, layers: int = 3) -> TransformersRuntime:
+    return TransformersRuntime(small_model("llama", seed=seed, layers=layers, vocabulary=9))
 
 
 def check(proposer, mode=MODE):

@@ -1,7 +1,7 @@
 // The layers of a small decoder over a few tokens, in one call.
 //
 // A forward of a few tokens is bound by reading the weights, so they are read once for all tokens together, and packed
-// beforehand in the order in which they are read. Every sum is made in the same order however many tokens are fed: a
+// beforehand in the order in which they are read. Every sum is made in the same order however many tokens a forward has: a
 // token's results do not depend on how many others came with it, to the last bit.
 //
 // Threads divide rows of matrices and queries of attention among themselves. Each has the residual stream of all
@@ -399,7 +399,7 @@ extern "C" {
 // to their weight. Keys and values are held in bf16 beside weights in bf16, else in fp32; keys as weights are, since
 // queries multiply them.
 struct Shape {
-    int32_t hidden, query_heads, shared_heads, head_size, feed_forward, gelu, weights;
+    int32_t hidden, query_heads, kv_heads, head_size, feed_forward, gelu, weights;
     float epsilon, scale;
 };
 
@@ -410,7 +410,7 @@ struct Layer {
     const float* feed_forward_norm;
     Matrix gate, up, feed_forward_output;
     const float* feed_forward_output_norm;  // null: none
-    void *held_keys, *held_values;          // [shared heads, capacity, head size], keys in panels, values in `Rows` of some kind
+    void *held_keys, *held_values;          // [kv heads, capacity, head size], keys in panels, values in `Rows` of some kind
     int64_t capacity, kind;                 // a capacity of whole panels
     float* output;  // [tokens, hidden]: where the layer's output is wanted too; null: nowhere
 };
@@ -420,7 +420,7 @@ struct Kind {
     const float *cosine, *sine;  // [tokens, head size]
     const int64_t* position;     // for each token, how many stand before it
     const int64_t* first;        // for each token, the first position that it sees
-    const uint64_t* kin;         // for each token, which of up to 64 positions from the root on it sees
+    const uint64_t* ancestors;         // for each token, which of up to 64 positions from the root on it sees
 };
 
 // The same of all positions.
@@ -442,7 +442,7 @@ struct Ends {
     int64_t rows;           // token ids are smaller
     int32_t bf16;           // whether that is in bf16, else in fp32
     float scale;            // what embeddings are multiplied with, and then rounded to their type
-    int32_t fused;          // whether a state is read beside each token: `projection` multiplies the two, evened
+    int32_t eagle;          // whether a state is read beside each token: `projection` multiplies the two, each RMS-normed
     Typed projection;       // to [hidden] from [2 · hidden]
     const float* norm;
     Typed head;
@@ -496,7 +496,7 @@ void rotated(
 constexpr int64_t NEAR = 16 << 10;
 
 // Held values and their weighted sums. `add` gives those of some queries, whose weights [queries, stride] are of the positions
-// from one on at which a panel begins: all tokens see `before` of them, and then each its kin in the tree; other weights are
+// from one on at which a panel begins: all tokens see `before` of them, and then each its ancestors in the tree; other weights are
 // zeros. `token` says whose a query is. `outs` get the sums times `factors`.
 template <class Number>
 struct Rows {
@@ -631,8 +631,8 @@ struct PairedRows {
         sums.assign(size_t(queries) * size, 0.f);
         bool in_a_row = true;
         for (int q = 0; q < queries; ++q) {
-            const uint64_t kin = kind.kin[token(q)];
-            in_a_row = in_a_row && !(kin & (kin + 1));
+            const uint64_t ancestors = kind.ancestors[token(q)];
+            in_a_row = in_a_row && !(ancestors & (ancestors + 1));
         }
         const int64_t pairs = in_a_row ? parts(seen, 2) : before / 2;
         static constexpr auto BY_QUERIES = by_count<Sums>(std::make_integer_sequence<int, MAX_SUMS>());
@@ -645,13 +645,13 @@ struct PairedRows {
         near.resize(size_t(MAX_NEAR) * size);
         for (int from = 0, end = 0; from < queries && !in_a_row; from = end) {
             for (end = from; end < queries && token(end) == token(from); ++end) {}
-            const uint64_t kin = kind.kin[token(from)];
+            const uint64_t ancestors = kind.ancestors[token(from)];
             int64_t places[MAX_NEAR];
             int count = 0;
-            // The first of its kin goes with the last one before the tree, or, where that lies outside the window, with the
+            // The first of its ancestors goes with the last one before the tree, or, where that lies outside the window, with the
             // root, which then does too.
-            if ((kind.position[token(from)] + 1 - __builtin_popcountll(kin)) % 2) places[count++] = before - (kin & 1);
-            for (uint64_t left = kin; left; left &= left - 1) places[count++] = before + __builtin_ctzll(left);
+            if ((kind.position[token(from)] + 1 - __builtin_popcountll(ancestors)) % 2) places[count++] = before - (ancestors & 1);
+            for (uint64_t left = ancestors; left; left &= left - 1) places[count++] = before + __builtin_ctzll(left);
             const bool alone = count % 2;
             if (alone) places[count++] = before;  // times nothing
             for (int i = 0; i < count; i += 2)
@@ -680,8 +680,8 @@ void attend(
     const Shape& s, const Layer& layer, const Kind& kind, int tokens, int64_t root, int64_t end, Share share,
     Buffers& all, Own& own
 ) {
-    const int size = s.head_size, group = s.query_heads / s.shared_heads, per_head = group * tokens;
-    const int width = (s.query_heads + 2 * s.shared_heads) * size, count = int(share.to - share.from);
+    const int size = s.head_size, group = s.query_heads / s.kv_heads, per_head = group * tokens;
+    const int width = (s.query_heads + 2 * s.kv_heads) * size, count = int(share.to - share.from);
     if (count <= 0) return;
     own.queries.resize(size_t(count) * size);
     int64_t base = root;
@@ -715,7 +715,7 @@ void attend(
             float* mine = scores + q * stride;
             for (int64_t j = 0; j < kind.first[t] - base; ++j) mine[j] = -INFINITY;
             for (int64_t j = root; j < end; ++j)
-                if (!(kind.kin[t] >> (j - root) & 1)) mine[j - base] = -INFINITY;
+                if (!(kind.ancestors[t] >> (j - root) & 1)) mine[j - base] = -INFINITY;
             for (int64_t j = seen; j < stride; ++j) mine[j] = -INFINITY;
             Lanes most = load(mine);
             for (int64_t j = LANES; j < stride; j += LANES) {
@@ -737,8 +737,8 @@ void attend(
             for (int64_t j = whole; j < stride; j += LANES) store(mine + j, exponential(load(mine + j) - highest));
             store(sums, before);
             for (int64_t j = whole; j < root - base; ++j) sums[j % LANES] += mine[j];
-            int64_t position = kind.position[t] + 1 - __builtin_popcountll(kind.kin[t]);
-            for (uint64_t left = kind.kin[t]; left; left &= left - 1)
+            int64_t position = kind.position[t] + 1 - __builtin_popcountll(kind.ancestors[t]);
+            for (uint64_t left = kind.ancestors[t]; left; left &= left - 1)
                 sums[position++ % LANES] += mine[root - base + __builtin_ctzll(left)];
             factors[q] = 1.f / total(load(sums));
         }
@@ -755,14 +755,14 @@ void forward(
     const Shape& s, const Layer* layers, int depth, const Kind* kinds, const float* input, float* output, int tokens,
     int64_t start, int64_t root, int threads
 ) {
-    const int hidden = s.hidden, size = s.head_size, fed = s.feed_forward;
-    const int asked = s.query_heads * size, shared = s.shared_heads * size, width = asked + 2 * shared;
+    const int hidden = s.hidden, size = s.head_size, channels = s.feed_forward;
+    const int asked = s.query_heads * size, shared = s.kv_heads * size, width = asked + 2 * shared;
     static thread_local Buffers kept;
     Buffers& all = kept;
     all.made.resize(size_t(tokens) * width);
     all.attended.resize(size_t(tokens) * asked);
-    all.gate.resize(size_t(tokens) * fed);
-    all.up.resize(size_t(tokens) * fed);
+    all.gate.resize(size_t(tokens) * channels);
+    all.up.resize(size_t(tokens) * channels);
     all.out.resize(size_t(tokens) * hidden);
 #pragma omp parallel num_threads(threads)
     {
@@ -771,7 +771,7 @@ void forward(
         auto& own = mine;
         own.hidden.assign(input, input + size_t(tokens) * hidden);
         own.normed.resize(size_t(std::max(hidden, 1)));
-        own.x.resize(size_t(tokens) * length_of<Weights>(std::max({hidden, asked, fed})));
+        own.x.resize(size_t(tokens) * length_of<Weights>(std::max({hidden, asked, channels})));
         const auto read = [&](const float* from, int64_t count, int token) {
             Weights::ready(from, count, own.x.data() + token * length_of<Weights>(count));
         };
@@ -804,17 +804,17 @@ void forward(
             product(layer.keys, hidden, shared, all.made.data() + asked, width);
             product(layer.values, hidden, shared, all.made.data() + asked + shared, width);
 #pragma omp barrier
-            const Share places(int64_t(s.shared_heads) * tokens, thread, count);
+            const Share places(int64_t(s.kv_heads) * tokens, thread, count);
             for (int64_t place = places.from; place < places.to; ++place) {
                 const int64_t head = place / tokens, t = place % tokens;
                 const int64_t held = head * layer.capacity * size;
                 auto* keys = static_cast<typename Keys::Stored*>(layer.held_keys) + held;
                 auto* values = static_cast<typename Values::Stored*>(layer.held_values) + held;
                 const float* key = all.made.data() + t * width + asked + head * size;
-                float turned[MAX_HEAD_SIZE];
-                rotated(key, layer.key_norm, s, kind.cosine + t * size, kind.sine + t * size, 1.f, turned);
+                float rotated_key[MAX_HEAD_SIZE];
+                rotated(key, layer.key_norm, s, kind.cosine + t * size, kind.sine + t * size, 1.f, rotated_key);
                 for (int d = 0; d < size; ++d) {
-                    keys[offset<Keys>(start + t, d, size)] = Values::rounded(turned[d]);
+                    keys[offset<Keys>(start + t, d, size)] = Values::rounded(rotated_key[d]);
                     values[Values::offset(start + t, d, size)] = Values::rounded(key[shared + d]);
                 }
             }
@@ -827,21 +827,21 @@ void forward(
 #pragma omp barrier
             add(layer.attention_output_norm);
             read_normed(layer.feed_forward_norm);
-            product(layer.gate, hidden, fed, all.gate.data(), fed);
-            product(layer.up, hidden, fed, all.up.data(), fed);
-            const Share made(parts(fed, Weights::ROWS), thread, count);  // by this thread
-            const int64_t end = std::min<int64_t>(made.to * Weights::ROWS, fed);
+            product(layer.gate, hidden, channels, all.gate.data(), channels);
+            product(layer.up, hidden, channels, all.up.data(), channels);
+            const Share made(parts(channels, Weights::ROWS), thread, count);  // by this thread
+            const int64_t end = std::min<int64_t>(made.to * Weights::ROWS, channels);
             for (int t = 0; t < tokens; ++t) {
-                float* gate = all.gate.data() + int64_t(t) * fed;
-                const float* up = all.up.data() + int64_t(t) * fed;
+                float* gate = all.gate.data() + int64_t(t) * channels;
+                const float* up = all.up.data() + int64_t(t) * channels;
                 int64_t c = made.from * Weights::ROWS;
                 for (; c + LANES <= end; c += LANES)
                     store(gate + c, activated(load(gate + c), s.gelu) * load(up + c));
                 for (; c < end; ++c) gate[c] = activated(Lanes{} + gate[c], s.gelu)[0] * up[c];
             }
 #pragma omp barrier
-            for (int t = 0; t < tokens; ++t) read(all.gate.data() + int64_t(t) * fed, fed, t);
-            product(layer.feed_forward_output, fed, hidden, all.out.data(), hidden);
+            for (int t = 0; t < tokens; ++t) read(all.gate.data() + int64_t(t) * channels, channels, t);
+            product(layer.feed_forward_output, channels, hidden, all.out.data(), hidden);
 #pragma omp barrier
             add(layer.feed_forward_output_norm);
             if (layer.output && thread == 0)
@@ -855,7 +855,7 @@ template <class Keys, class Values>
 void keep(const Shape& s, const Layer* layers, int depth, int64_t start, const int64_t* places, int count) {
     const int size = s.head_size;
     for (int number = 0; number < depth; ++number)
-        for (int head = 0; head < s.shared_heads; ++head) {
+        for (int head = 0; head < s.kv_heads; ++head) {
             const int64_t held = head * layers[number].capacity * size;
             auto* keys = static_cast<typename Keys::Stored*>(layers[number].held_keys) + held;
             auto* values = static_cast<typename Values::Stored*>(layers[number].held_values) + held;
@@ -907,7 +907,7 @@ void any_forward(
 constexpr float EVEN_EPSILON = 1e-6f;
 
 // Brings a vector to a root mean square of 1.
-void evened(const float* x, int size, float* to) {
+void rms_normed(const float* x, int size, float* to) {
     const float factor = inverse_root_mean_square(x, size, EVEN_EPSILON);
     for (int d = 0; d < size; ++d) to[d] = x[d] * factor;
 }
@@ -936,29 +936,29 @@ void likeliest(const float* logits, int64_t count, int most, int64_t* tokens, fl
     for (int place = 0; place < most; ++place) shares[place] = std::exp(logits[tokens[place]] - highest) / sum;
 }
 
-// From token ids and, fused, the states [fed, hidden] beside them to the final states and to logits [wanted, outputs], both of
+// From token ids and, for an EAGLE head, the states [added, hidden] beside them to the final states and to logits [wanted, outputs], both of
 // the last `wanted`: the first rows of `states` become theirs.
 void step(
-    const Shape& s, const Layer* layers, int depth, const Kind* kinds, const Ends& ends, const int64_t* tokens, int fed,
+    const Shape& s, const Layer* layers, int depth, const Kind* kinds, const Ends& ends, const int64_t* tokens, int added,
     float* states, int64_t start, int64_t root, int wanted, float* logits, int threads
 ) {
     const int hidden = s.hidden;
     static thread_local Floats read, both, out;
-    read.resize(size_t(fed) * hidden);
-    both.resize(size_t(fed) * 2 * hidden);
-    out.resize(size_t(fed) * hidden);
-    for (int t = 0; t < fed; ++t) {
+    read.resize(size_t(added) * hidden);
+    both.resize(size_t(added) * 2 * hidden);
+    out.resize(size_t(added) * hidden);
+    for (int t = 0; t < added; ++t) {
         float* embedded = read.data() + int64_t(t) * hidden;
         (ends.bf16 ? embed<Bf16> : embed<Fp32>)(ends, tokens[t], hidden, embedded);
-        if (!ends.fused) continue;
-        evened(embedded, hidden, both.data() + int64_t(t) * 2 * hidden);
-        evened(states + int64_t(t) * hidden, hidden, both.data() + (int64_t(t) * 2 + 1) * hidden);
+        if (!ends.eagle) continue;
+        rms_normed(embedded, hidden, both.data() + int64_t(t) * 2 * hidden);
+        rms_normed(states + int64_t(t) * hidden, hidden, both.data() + (int64_t(t) * 2 + 1) * hidden);
     }
-    if (ends.fused) any_product(ends.projection, 2 * hidden, both.data(), fed, read.data(), threads);
-    any_forward(s, layers, depth, kinds, read.data(), out.data(), fed, start, root, threads);
+    if (ends.eagle) any_product(ends.projection, 2 * hidden, both.data(), added, read.data(), threads);
+    any_forward(s, layers, depth, kinds, read.data(), out.data(), added, start, root, threads);
     for (int row = 0; row < wanted; ++row)
         normed(
-            out.data() + int64_t(fed - wanted + row) * hidden, ends.norm, hidden, s.epsilon,
+            out.data() + int64_t(added - wanted + row) * hidden, ends.norm, hidden, s.epsilon,
             states + int64_t(row) * hidden
         );
     any_product(ends.head, hidden, states, wanted, logits, threads);
@@ -969,7 +969,7 @@ int64_t token_of(const Ends& ends, int64_t output) { return ends.token_ids ? end
 // What the last tokens of a tree at `root` see, by the depths of its places and by which places each sees.
 struct Sight {
     std::vector<int64_t> position, first;
-    std::vector<uint64_t> kin;
+    std::vector<uint64_t> ancestors;
     std::vector<float> cosine, sine;
     std::vector<Kind> kinds;
 
@@ -977,7 +977,7 @@ struct Sight {
         const Positions* tables, int count, int size, int64_t root, const std::vector<int>& depths,
         const std::vector<uint64_t>& seen, int tokens
     )
-        : position(tokens), first(size_t(count) * tokens), kin(size_t(count) * tokens),
+        : position(tokens), first(size_t(count) * tokens), ancestors(size_t(count) * tokens),
           cosine(size_t(count) * tokens * size), sine(cosine.size()) {
         const size_t before = depths.size() - tokens;
         for (int t = 0; t < tokens; ++t) position[t] = root + depths[before + t];
@@ -987,13 +987,13 @@ struct Sight {
             for (int t = 0; t < tokens; ++t) {
                 const int64_t farthest = of.window ? std::max<int64_t>(0, position[t] - of.window + 1) : 0;
                 first[mine + t] = farthest;
-                kin[mine + t] = seen[before + t];
+                ancestors[mine + t] = seen[before + t];
                 for (size_t place = 0; place < depths.size(); ++place)
-                    if (root + depths[place] < farthest) kin[mine + t] &= ~(uint64_t(1) << place);
+                    if (root + depths[place] < farthest) ancestors[mine + t] &= ~(uint64_t(1) << place);
                 std::copy_n(of.cosine + position[t] * size, size, &cosine[(mine + t) * size]);
                 std::copy_n(of.sine + position[t] * size, size, &sine[(mine + t) * size]);
             }
-            kinds.push_back({&cosine[mine * size], &sine[mine * size], position.data(), &first[mine], &kin[mine]});
+            kinds.push_back({&cosine[mine * size], &sine[mine * size], position.data(), &first[mine], &ancestors[mine]});
         }
     }
 
@@ -1020,7 +1020,7 @@ extern "C" {
 struct Candidate {
     int64_t token, parent;  // of those told, the one before it; -1: the context's last token
     double path;            // probability of it and of all before it
-    int64_t place;          // in the draft's tree, once it was fed; 0: it was not
+    int64_t place;          // in the draft's tree, once it was read; 0: it was not
 };
 
 }  // extern "C"
@@ -1032,16 +1032,16 @@ constexpr int MAX_TREE_TOKENS = 64;
 // What is wrong with what a function was told; it has then touched nothing. `library.py` knows them by these numbers.
 constexpr int UNKNOWN_TOKEN = -1, NO_ROOM = -2, BAD_PLACES = -3;
 
-// Whether `fed` tokens may be read at the positions from `start` on, as the last of a tree of `places`, and as many again
+// Whether `added` tokens may be read at the positions from `start` on, as the last of a tree of `places`, and as many again
 // as `more` behind them; 0: they may.
 int fault_of(
-    const Layer* layers, int depth, const Positions* tables, int kinds, int fed, int64_t start, const int64_t* parents,
+    const Layer* layers, int depth, const Positions* tables, int kinds, int added, int64_t start, const int64_t* parents,
     int places, int more
 ) {
-    if (fed < 1 || places < fed || places > MAX_TREE_TOKENS || start + fed < places) return BAD_PLACES;
+    if (added < 1 || places < added || places > MAX_TREE_TOKENS || start + added < places) return BAD_PLACES;
     for (int place = 1; parents && place < places; ++place)
         if (parents[place] < 0 || parents[place] >= place) return BAD_PLACES;
-    const int64_t end = start + fed + more;
+    const int64_t end = start + added + more;
     if (start < 0 || more < 0) return NO_ROOM;
     for (int number = 0; number < depth; ++number)
         if (end > layers[number].capacity) return NO_ROOM;
@@ -1059,50 +1059,50 @@ int fault_of(const Ends& ends, const int64_t* tokens, int64_t count) {
 
 extern "C" {
 
-// Reads `fed` vectors [fed, hidden] at the positions from `start` on, writes their keys and values there, and gives the
+// Reads `added` vectors [added, hidden] at the positions from `start` on, writes their keys and values there, and gives the
 // states after the last layer. They are a chain or, where `parents` tells of `places` which one each goes on from, earlier
 // ones, the last of that tree. Gives 0, or a fault.
 int draftrank_forward(
-    const Shape* shape, const Layer* layers, int depth, const Positions* tables, int kinds, const float* input, int fed,
+    const Shape* shape, const Layer* layers, int depth, const Positions* tables, int kinds, const float* input, int added,
     int64_t start, const int64_t* parents, int places, float* output, int threads
 ) {
-    if (const int fault = fault_of(layers, depth, tables, kinds, fed, start, parents, places, 0)) return fault;
-    const int64_t root = start + fed - places;
-    const Sight sight = Sight::of(tables, kinds, shape->head_size, root, parents, places, fed);
-    any_forward(*shape, layers, depth, sight.kinds.data(), input, output, fed, start, root, threads);
+    if (const int fault = fault_of(layers, depth, tables, kinds, added, start, parents, places, 0)) return fault;
+    const int64_t root = start + added - places;
+    const Sight sight = Sight::of(tables, kinds, shape->head_size, root, parents, places, added);
+    any_forward(*shape, layers, depth, sight.kinds.data(), input, output, added, start, root, threads);
     return 0;
 }
 
 // The same from token ids to the logits [wanted, outputs] of the last `wanted`; for `states` see `step`.
 int draftrank_read(
     const Shape* shape, const Layer* layers, int depth, const Positions* tables, int kinds, const Ends* ends,
-    const int64_t* tokens, int fed, float* states, int64_t start, const int64_t* parents, int places, int wanted,
+    const int64_t* tokens, int added, float* states, int64_t start, const int64_t* parents, int places, int wanted,
     float* logits, int threads
 ) {
-    if (const int fault = fault_of(layers, depth, tables, kinds, fed, start, parents, places, 0)) return fault;
-    if (const int fault = fault_of(*ends, tokens, fed)) return fault;
-    if (wanted < 0 || wanted > fed) return BAD_PLACES;
-    const int64_t root = start + fed - places;
-    const Sight sight = Sight::of(tables, kinds, shape->head_size, root, parents, places, fed);
-    step(*shape, layers, depth, sight.kinds.data(), *ends, tokens, fed, states, start, root, wanted, logits, threads);
+    if (const int fault = fault_of(layers, depth, tables, kinds, added, start, parents, places, 0)) return fault;
+    if (const int fault = fault_of(*ends, tokens, added)) return fault;
+    if (wanted < 0 || wanted > added) return BAD_PLACES;
+    const int64_t root = start + added - places;
+    const Sight sight = Sight::of(tables, kinds, shape->head_size, root, parents, places, added);
+    step(*shape, layers, depth, sight.kinds.data(), *ends, tokens, added, states, start, root, wanted, logits, threads);
     return 0;
 }
 
-// Reads `fed` token ids behind `start` positions, at most 64, and then what it chooses itself: up to `count` tokens, each
+// Reads `added` token ids behind `start` positions, at most 64, and then what it chooses itself: up to `count` tokens, each
 // the most likely one, the last where it is less likely than `stop_below`. Gives their number, or a fault.
 //
-// `states` are, fused, what is read beside the tokens, [tokens, hidden]; beside a choice it is the state that it was chosen
+// `states` are, for an EAGLE head, what is read beside the tokens, [tokens, hidden]; beside a choice it is the state that it was chosen
 // from. The last of these is left in the first row.
 int draftrank_chain(
     const Shape* shape, const Layer* layers, int depth, const Positions* tables, int kinds, const Ends* ends,
-    const int64_t* tokens, int fed, float* states, int64_t start, int count, float stop_below, int64_t* chosen, int threads
+    const int64_t* tokens, int added, float* states, int64_t start, int count, float stop_below, int64_t* chosen, int threads
 ) {
-    if (const int fault = fault_of(layers, depth, tables, kinds, fed, start, nullptr, fed, count - 1)) return fault;
+    if (const int fault = fault_of(layers, depth, tables, kinds, added, start, nullptr, added, count - 1)) return fault;
     static thread_local Floats logits;
     logits.resize(ends->head.outputs);
-    for (int made = 0;; start += fed, fed = 1) {
+    for (int made = 0;; start += added, added = 1) {
         const int fault = draftrank_read(
-            shape, layers, depth, tables, kinds, ends, made ? chosen + made - 1 : tokens, fed, states, start, nullptr, fed,
+            shape, layers, depth, tables, kinds, ends, made ? chosen + made - 1 : tokens, added, states, start, nullptr, added,
             1, logits.data(), threads
         );
         if (fault) return fault;
@@ -1114,18 +1114,18 @@ int draftrank_chain(
     }
 }
 
-// Reads `fed` token ids behind `start` positions, at most 64, and then a tree of its own choices, level by level, each of them
+// Reads `added` token ids behind `start` positions, at most 64, and then a tree of its own choices, level by level, each of them
 // one forward: of all tokens looked at, `candidates` are the up to `count` most probable, the most probable first. `most` are
 // looked at behind a token; a level's first one, and others of a path from `branch_above` on; it goes on behind the first
 // `expanded` of a path from `stop_below` on (negative: behind the first one and all others). Gives the number of candidates, or a
 // fault, and, in `read`, those of forwards and of positions. For `states` see `step`.
 int draftrank_branch(
     const Shape* shape, const Layer* layers, int depth, const Positions* tables, int kinds, const Ends* ends,
-    const int64_t* tokens, int fed, float* states, int64_t start, int count, double stop_below, double branch_above,
+    const int64_t* tokens, int added, float* states, int64_t start, int count, double stop_below, double branch_above,
     int most, int expanded, Candidate* candidates, int64_t* read, int threads
 ) {
-    if (const int fault = fault_of(layers, depth, tables, kinds, fed, start, nullptr, fed, MAX_TREE_TOKENS - 1)) return fault;
-    if (const int fault = fault_of(*ends, tokens, fed)) return fault;
+    if (const int fault = fault_of(layers, depth, tables, kinds, added, start, nullptr, added, MAX_TREE_TOKENS - 1)) return fault;
+    if (const int fault = fault_of(*ends, tokens, added)) return fault;
     if (count < 1 || expanded < 1 || most < 1 || most > ends->head.outputs) return BAD_PLACES;
     const int hidden = shape->hidden, size = shape->head_size;
     std::vector<Candidate> all, level;  // parents by their numbers in `all`
@@ -1135,11 +1135,11 @@ int draftrank_branch(
     std::vector<float> of_places, beside;
     std::vector<int64_t> likely(size_t(expanded) * most), next;
     std::vector<float> shares(likely.size());
-    const int64_t root = start + fed - 1;
+    const int64_t root = start + added - 1;
     static thread_local Floats logits;
     logits.resize(size_t(expanded) * ends->head.outputs);
     draftrank_read(
-        shape, layers, depth, tables, kinds, ends, tokens, fed, states, start, nullptr, fed, 1, logits.data(), threads
+        shape, layers, depth, tables, kinds, ends, tokens, added, states, start, nullptr, added, 1, logits.data(), threads
     );
     of_places.assign(states, states + hidden);
     int64_t forwards = 1;
@@ -1199,7 +1199,7 @@ int draftrank_branch(
         if (parent >= 0) candidates[i].parent = std::find(found.begin(), found.end(), size_t(parent)) - found.begin();
     }
     read[0] = forwards;
-    read[1] = fed + int64_t(depths.size()) - 1;
+    read[1] = added + int64_t(depths.size()) - 1;
     return int(found.size());
 }
 
@@ -1240,7 +1240,7 @@ void draftrank_pack(int weights, const void* matrix, int64_t outputs, int64_t in
     BY_WEIGHTS[weights](matrix, outputs, inputs, to);
 }
 
-// A packed matrix times vectors [tokens, inputs], of each of which `parts` equal parts are evened first (0: none), to
+// A packed matrix times vectors [tokens, inputs], of each of which `parts` equal parts are RMS-normed first (0: none), to
 // [tokens, outputs].
 void draftrank_product(const Typed* of, int64_t inputs, const float* x, int tokens, int parts, float* to, int threads) {
     static thread_local Floats even;
@@ -1248,7 +1248,7 @@ void draftrank_product(const Typed* of, int64_t inputs, const float* x, int toke
         const int size = int(inputs / parts);
         even.resize(size_t(tokens) * inputs);
         for (int64_t part = 0; part < int64_t(tokens) * parts; ++part)
-            evened(x + part * size, size, even.data() + part * size);
+            rms_normed(x + part * size, size, even.data() + part * size);
         x = even.data();
     }
     any_product(*of, inputs, x, tokens, to, threads);

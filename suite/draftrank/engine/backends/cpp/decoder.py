@@ -11,8 +11,8 @@ without drafts would have made.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from copy import copy
-from functools import partial
 from math import prod
 from operator import is_
 from typing import TYPE_CHECKING, Any, cast
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.ao.nn.quantized.dynamic import Linear as DynamicInt8Linear
 
+from draftrank.engine.backends.blocks import Block, DecoderShape, blocks_of, head_size, is_gelu
 from draftrank.engine.backends.cpp.library import (
     KINDS,
     Candidate,
@@ -35,39 +36,29 @@ from draftrank.engine.backends.cpp.library import (
     normed,
 )
 from draftrank.engine.backends.cpp.pages import Pages
-from draftrank.engine.backends.packed_product import Product
-from draftrank.engine.backends.short_forward import (
-    MAX_TOKENS,
-    ShortForward,
-    has_plain_layers,
-    head_size,
-    is_gelu,
-    matrices_of,
-)
-from draftrank.engine.token_tree import Branch, TokenTree, TreeWidth
-from draftrank.models.architecture import Architecture
-from draftrank.models.attention_windows import layer_kinds
+from draftrank.engine.token_tree import MAX_TREE_TOKENS, Branch, TokenTree, TreeWidth
 from draftrank.models.forms import FEATURES, TrimmedHead
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from transformers import PreTrainedModel
 
-    from draftrank.engine.backends.transformers.cache import RollbackCache
+    from draftrank.engine.backends.kv_cache import RollbackCache
 
+MAX_TOKENS = MAX_TREE_TOKENS
+"""Most tokens of one call of the kernels; longer texts take several."""
 _MAX_HEAD_SIZE = 512
+Product = Callable[[Tensor], Tensor]
+"""[rows, inputs] to [rows, outputs]."""
 
 
-class NativeDecoder(ShortForward):
-    """See `ShortForward`. On a CPU, of matrices without biases in bf16, in fp32, or all in torch's dynamic int8, whose
-    activations are left in fp32 here."""
-
-    runtime = "torch-native"
-    reads_prompts = True
+class CppDecoder(DecoderShape):
+    """A Llama or Gemma 3 decoder on a CPU: matrices without biases in bf16, in fp32, or all in torch's dynamic int8, whose
+    activations are left in fp32 here. What it returns is fp32."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """See `ShortForward.__init__`.
+        """Packs the model's matrices; `fits` says which models can be given.
 
         Raises:
             InvalidInputError: the kernels cannot be compiled.
@@ -81,16 +72,15 @@ class NativeDecoder(ShortForward):
         self._spread: Callable[[Tensor], Tensor] | None = None
         super().__init__(model)
         config = model.config.get_text_config()
-        layers = self._shape.layers(model)
-        kinds = layer_kinds(config)
-        self._kinds = tuple(dict.fromkeys(kinds))
-        stored = _stored_as(matrices_of(self._shape, layers[0])[0])
+        blocks = blocks_of(model)
+        self._kinds = tuple(dict.fromkeys(block.kind for block in blocks))
+        stored = _stored_as(blocks[0].queries)
         assert stored is not None
         self._dtype = torch.bfloat16 if stored == torch.bfloat16 else torch.float32
         self._dimensions = Shape(
             hidden=int(config.hidden_size),
             query_heads=self._queries,
-            shared_heads=self._shared,
+            kv_heads=self._kv_heads,
             head_size=self._size,
             feed_forward=int(config.intermediate_size),
             gelu=is_gelu(model),
@@ -98,26 +88,32 @@ class NativeDecoder(ShortForward):
             epsilon=self._eps,
             scale=self._scale,
         )
-        self._layers = (Layer * len(layers))(
-            *(self._layer(layer, self._kinds.index(kind)) for layer, kind in zip(layers, kinds, strict=True))
-        )
+        self._layers = (Layer * len(blocks))(*(self._layer(block) for block in blocks))
         self._ends = self._ends_of(model)
+        head = self._shape.head(model)
+        kept = head.projection if isinstance(head, TrimmedHead) else head
+        self._head = self.product_of(kept)
 
     @staticmethod
     def fits(model: PreTrainedModel) -> bool:
-        """See `ShortForward.fits`."""
-        if not ShortForward.fits(model) or not has_plain_layers(model):
+        """Whether the kernels know this model's forward; see `DecoderShape.fits`."""
+        if not DecoderShape.fits(model):
             return False
-        shape = Architecture.of(model)
-        kinds = {_stored_as(matrix) for layer in shape.layers(model) for matrix in matrices_of(shape, layer)}
+        kinds = {_stored_as(matrix) for block in blocks_of(model) for matrix in block.matrices}
         return (
             None not in kinds
             and len(kinds) == 1
             and head_size(model.config.get_text_config()) <= _MAX_HEAD_SIZE
         )
 
-    def first(self, count: int, view: PreTrainedModel) -> NativeDecoder:
-        """See `ShortForward.first`."""
+    @property
+    def whole(self) -> bool:
+        """Whether the kernels know what stands around the layers too, so that `read`, `chain` and `grow_tree` can be called:
+        not with softcapped logits, or a head of another form than a matrix."""
+        return self._ends is not None
+
+    def first(self, count: int, view: PreTrainedModel) -> CppDecoder:
+        """The first `count` layers alone, as `view` has them; they share all weights."""
         twin = copy(self)
         twin._layers = (Layer * count)(*self._layers[:count])
         twin._pointed_to, twin._told = [], set()
@@ -125,40 +121,66 @@ class NativeDecoder(ShortForward):
         return twin
 
     def product_of(self, module: nn.Module) -> Product:
-        """See `ShortForward.product_of`."""
+        """The product with a linear layer's matrix; other modules as they are."""
         return module if _stored_as(module) is None else self._weights(module).times
 
-    def evened_product_of(self, module: nn.Module, parts: int) -> Product | None:
-        """See `ShortForward.evened_product_of`."""
-        return None if _stored_as(module) is None else partial(self._weights(module).times, evened=parts)
+    def normed_product_of(self, module: nn.Module, parts: int) -> Product | None:
+        """The same of vectors whose equal parts are each divided by their root mean square first; None where that is not one
+        call."""
+        if _stored_as(module) is None:
+            return None
+        weights = self._weights(module)
+        return lambda vectors: weights.times(vectors, normed_parts=parts)
+
+    def embedded(self, tokens: Sequence[int]) -> Tensor:
+        """Embeddings [tokens, hidden] of token ids."""
+        found: Tensor = self._shape.embedding(self._model)(torch.tensor([tokens]))
+        return found[0]
 
     def normed(self, hidden: Tensor) -> Tensor:
-        """See `ShortForward.normed`."""
+        """States after the final norm."""
         return normed(hidden, self._norm, self._eps)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Logits [tokens, vocabulary] of final states [tokens, hidden]."""
+        head = self._shape.head(self._model)
+        spread = head.spread if isinstance(head, TrimmedHead) else None
+        product = self._head if spread is None else lambda states: spread(self._head(states))
+        return self._shape.logits(self._model, states, product)
 
     def run(
         self,
         inputs: Tensor,
         cache: RollbackCache,
         tree: TokenTree | None = None,
-        states: dict[int, Tensor] | None = None,
+        outputs: dict[int, Tensor] | None = None,
     ) -> Tensor:
-        """See `ShortForward.run`; all in fp32."""
+        """Appends tokens to the KV cache, layers only.
+
+        Args:
+            inputs: what the first layer reads, [tokens, hidden]; with a tree at most `MAX_TOKENS`.
+            cache: the KV cache; its buffers come from `zeros`.
+            tree: how the tokens follow each other, see `Runtime.forward`; None: as a chain.
+            outputs: by the numbers of layers, whose outputs replace what is there.
+
+        Returns:
+            states after the last layer, [tokens, hidden]; `normed` makes them final.
+        """
         read = inputs.float().contiguous()
-        outputs = self._outputs_for(len(read), states)
+        told = self._outputs_for(len(read), outputs)
         final = torch.empty_like(read)
         for begin in range(0, len(read), MAX_TOKENS):
             part = read[begin : begin + MAX_TOKENS]
-            fed, start = len(part), cache.length
-            self._extend(cache, fed)
-            self._tell(outputs, begin)
+            count, start = len(part), cache.length
+            self._extend(cache, count)
+            self._tell(told, begin)
             checked(
                 self._library.draftrank_forward(
                     *self._layers_before(cache.length),
                     part.data_ptr(),
-                    fed,
+                    count,
                     start,
-                    *_places(fed, tree),
+                    *_parents(count, tree),
                     final[begin:].data_ptr(),
                     torch.get_num_threads(),
                 )
@@ -171,24 +193,36 @@ class NativeDecoder(ShortForward):
         cache: RollbackCache,
         wanted: int,
         tree: TokenTree | None = None,
-        states: dict[int, Tensor] | None = None,
-        features: Tensor | None = None,
+        outputs: dict[int, Tensor] | None = None,
+        beside: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """See `ShortForward.read`; all in fp32."""
+        """From token ids to logits in one call, where the decoder is `whole`.
+
+        Args:
+            tokens: ids to append to the KV cache, 1 to `MAX_TOKENS`.
+            cache: see `run`.
+            wanted: of how many last tokens.
+            tree: see `run`.
+            outputs: see `run`.
+            beside: hidden states that an EAGLE head reads beside the tokens, [tokens, hidden].
+
+        Returns:
+            logits [wanted, vocabulary] and the final states [wanted, hidden] that they come from.
+        """
         assert self._ends is not None
-        fed, start = len(tokens), cache.length
-        self._extend(cache, fed)
-        self._tell(self._outputs_for(fed, states), 0)
-        final = self._states_for(fed, fed, features)
+        count, start = len(tokens), cache.length
+        self._extend(cache, count)
+        self._tell(self._outputs_for(count, outputs), 0)
+        final = self._states_for(count, count, beside)
         logits = torch.empty(wanted, self._ends.head.outputs)
         result = self._library.draftrank_read(
             *self._layers_before(cache.length),
             ctypes.byref(self._ends),
-            (ctypes.c_int64 * fed)(*tokens),
-            fed,
+            (ctypes.c_int64 * count)(*tokens),
+            count,
             final.data_ptr(),
             start,
-            *_places(fed, tree),
+            *_parents(count, tree),
             wanted,
             logits.data_ptr(),
             torch.get_num_threads(),
@@ -196,30 +230,26 @@ class NativeDecoder(ShortForward):
         self._check(result, tokens, cache, start)
         return logits if self._spread is None else self._spread(logits), final[:wanted]
 
-    def reads_at_once(self, tokens: int) -> bool:
-        """See `ShortForward.reads_at_once`."""
-        return self._ends is not None and tokens <= MAX_TOKENS
-
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """See `ShortForward.zeros`."""
+        """A buffer of a KV cache, in huge pages."""
         return self._pages_of_caches.take(prod(shape), dtype).view(*shape)
 
-    def keep(self, cache: RollbackCache, start: int, places: Sequence[int]) -> None:
-        """See `ShortForward.keep`."""
-        if list(places) != list(range(len(places))):
+    def keep(self, cache: RollbackCache, root: int, path: Sequence[int]) -> None:
+        """See `Runtime.commit`."""
+        if list(path) != list(range(len(path))):
             self._point_to(cache)
             checked(
                 self._library.draftrank_keep(
                     ctypes.byref(self._dimensions),
                     self._layers,
                     len(self._layers),
-                    start,
-                    (ctypes.c_int64 * len(places))(*places),
-                    len(places),
+                    root,
+                    (ctypes.c_int64 * len(path))(*path),
+                    len(path),
                 )
             )
         for layer in cache.layers:
-            layer.length = start + len(places)
+            layer.length = root + len(path)
 
     def chain(
         self,
@@ -227,21 +257,23 @@ class NativeDecoder(ShortForward):
         cache: RollbackCache,
         count: int,
         stop_below: float | None,
-        features: Tensor | None = None,
-    ) -> tuple[list[int], Tensor] | None:
-        """See `ShortForward.chain`."""
-        fed, ends = len(unseen), self._ends
-        if ends is None or fed > MAX_TOKENS:
-            return None
-        start = cache.length
-        self._extend(cache, fed + count - 1)
-        states = self._states_for(1, fed, features)
+        beside: Tensor | None = None,
+    ) -> tuple[list[int], Tensor]:
+        """See `Runtime.chain`; at most `MAX_TOKENS` unseen tokens.
+
+        Returns:
+            what was chosen, and the final state that the last of it was chosen from, [1, hidden].
+        """
+        assert self._ends is not None
+        read, start = len(unseen), cache.length
+        self._extend(cache, read + count - 1)
+        states = self._states_for(1, read, beside)
         chosen = (ctypes.c_int64 * count)()
         made = self._library.draftrank_chain(
             *self._layers_before(cache.length),
-            ctypes.byref(ends),
-            (ctypes.c_int64 * fed)(*unseen),
-            fed,
+            ctypes.byref(self._ends),
+            (ctypes.c_int64 * read)(*unseen),
+            read,
             states.data_ptr(),
             start,
             count,
@@ -250,44 +282,47 @@ class NativeDecoder(ShortForward):
             torch.get_num_threads(),
         )
         self._check(made, unseen, cache, start)
-        cache.forget(count - made)
+        cache.rollback(count - made)
         return chosen[:made], states[:1]
 
-    def branch(
+    def grow_tree(
         self,
         unseen: Sequence[int],
         cache: RollbackCache,
         count: int,
         width: TreeWidth,
-        features: Tensor | None = None,
-    ) -> tuple[list[Branch], int, Tensor] | None:
-        """See `ShortForward.branch`."""
-        fed, ends = len(unseen), self._ends
-        if ends is None or fed > MAX_TOKENS or width.most > ends.head.outputs:
-            return None
-        start, room = cache.length, fed + MAX_TOKENS
+        beside: Tensor | None = None,
+    ) -> tuple[list[Branch], int, Tensor]:
+        """See `Runtime.grow_tree`; at most `MAX_TOKENS` unseen tokens.
+
+        Returns:
+            the tree, how many forwards it took, and the final state of the last unseen token, [1, hidden].
+        """
+        assert self._ends is not None
+        read, start = len(unseen), cache.length
+        room = read + MAX_TOKENS
         self._extend(cache, room)
-        states = self._states_for(1, fed, features)
-        candidates, read = (Candidate * count)(), (ctypes.c_int64 * 2)()
+        states = self._states_for(1, read, beside)
+        candidates, made = (Candidate * count)(), (ctypes.c_int64 * 2)()
         found = self._library.draftrank_branch(
             *self._layers_before(cache.length),
-            ctypes.byref(ends),
-            (ctypes.c_int64 * fed)(*unseen),
-            fed,
+            ctypes.byref(self._ends),
+            (ctypes.c_int64 * read)(*unseen),
+            read,
             states.data_ptr(),
             start,
             count,
             -1.0 if width.stop_below is None else width.stop_below,
             width.branch_above,
-            width.most,
+            min(width.most, self._ends.head.outputs),
             width.expanded,
             candidates,
-            read,
+            made,
             torch.get_num_threads(),
         )
         self._check(found, unseen, cache, start)
-        forwards, held = read
-        cache.forget(room - held)
+        forwards, appended = made
+        cache.rollback(room - appended)
         told = [Branch(one.token, one.parent, one.place) for one in candidates[:found]]
         return told, forwards, states[:1]
 
@@ -295,7 +330,7 @@ class NativeDecoder(ShortForward):
         """See `checked`; where a kernel refuses, the cache holds what it held at `start`."""
         assert self._ends is not None
         if result < 0:
-            cache.forget(cache.length - start)
+            cache.rollback(cache.length - start)
         checked(result, ids, self._ends.rows)
 
     def _layers_before(self, end: int) -> tuple[Any, ...]:
@@ -328,16 +363,16 @@ class NativeDecoder(ShortForward):
             self._layers[number].output = output[begin:].data_ptr()
         self._told = set(outputs)
 
-    def _states_for(self, told: int, fed: int, features: Tensor | None) -> Tensor:
-        """What the kernels read beside `fed` tokens, [fed, hidden], and overwrite with `told` final states."""
+    def _states_for(self, told: int, read: int, beside: Tensor | None) -> Tensor:
+        """What the kernels read beside `read` tokens, [read, hidden], and overwrite with `told` final states."""
         assert self._ends is not None
         hidden = self._dimensions.hidden
-        assert bool(self._ends.fused) == (features is not None)
-        if features is None:
+        assert bool(self._ends.eagle) == (beside is not None)
+        if beside is None:
             return torch.empty(told, hidden)
-        if features.shape != (fed, hidden):
-            raise ValueError(f"beside {fed} tokens of width {hidden} stand features {tuple(features.shape)}")
-        return features.to(torch.float32, copy=True)
+        if beside.shape != (read, hidden):
+            raise ValueError(f"beside {read} tokens of width {hidden} stand states {tuple(beside.shape)}")
+        return beside.to(torch.float32, copy=True)
 
     def _extend(self, cache: RollbackCache, tokens: int) -> None:
         """Makes room for more tokens."""
@@ -347,7 +382,7 @@ class NativeDecoder(ShortForward):
             for held in cache.layers:
                 held.length = end
         else:
-            like = torch.empty(1, self._shared, 0, self._size, dtype=self._dtype)
+            like = torch.empty(1, self._kv_heads, 0, self._size, dtype=self._dtype)
             for held in cache.layers:
                 held.extend(tokens, like, like)
         self._point_to(cache)
@@ -361,33 +396,25 @@ class NativeDecoder(ShortForward):
             layer.capacity = held.capacity
         self._pointed_to = keys
 
-    def _rotation_dtype(self, weight: Tensor) -> torch.dtype:
-        return torch.float32
-
-    def _layer(self, layer: nn.Module, kind: int) -> Layer:
-        names = self._shape.block
-        attention = getattr(layer, names.attention)
-        norms = [self._hold(self._weight(getattr(layer, name))) for name in names.norms]
-        gemma = len(norms) > 2  # its blocks are normed before and after
-        heads = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
-        matrices = [self._weights(matrix).matrix() for matrix in matrices_of(self._shape, layer)]
-        queries, keys, values, attention_output, gate, up, feed_forward_output = matrices
-        query_norm, key_norm = (None if norm is None else self._hold(self._weight(norm)) for norm in heads)
+    def _layer(self, block: Block) -> Layer:
+        queries, keys, values, attention_output, gate, up, down = (
+            self._weights(matrix).matrix() for matrix in block.matrices
+        )
         return Layer(
-            attention_norm=norms[0],
+            attention_norm=self._hold(block.attention_norm),
             queries=queries,
             keys=keys,
             values=values,
             attention_output=attention_output,
-            query_norm=query_norm,
-            key_norm=key_norm,
-            attention_output_norm=norms[1] if gemma else None,
-            feed_forward_norm=norms[2] if gemma else norms[1],
+            query_norm=self._hold(block.query_norm),
+            key_norm=self._hold(block.key_norm),
+            attention_output_norm=self._hold(block.attention_output_norm),
+            feed_forward_norm=self._hold(block.feed_forward_norm),
             gate=gate,
             up=up,
-            feed_forward_output=feed_forward_output,
-            feed_forward_output_norm=norms[3] if gemma else None,
-            kind=kind,
+            feed_forward_output=down,
+            feed_forward_output_norm=self._hold(block.feed_forward_output_norm),
+            kind=self._kinds.index(block.kind),
         )
 
     def _ends_of(self, model: PreTrainedModel) -> Ends | None:
@@ -412,11 +439,11 @@ class NativeDecoder(ShortForward):
             rows=len(weight),
             bf16=weight.dtype == torch.bfloat16,
             scale=1.0 if scale is None else float(scale.to(weight.dtype)),
-            fused=projection is not None,
+            eagle=projection is not None,
             projection=Typed() if projection is None else self._weights(projection).typed(),
             norm=self._hold(self._norm),
             head=self._weights(head).typed(),
-            token_ids=None if token_ids is None else self._hold(token_ids),
+            token_ids=self._hold(token_ids),
         )
 
     def _weights(self, module: nn.Module) -> Weights:
@@ -431,8 +458,10 @@ class NativeDecoder(ShortForward):
             self._packed[module] = packed
         return self._packed[module]
 
-    def _hold(self, tensor: Tensor) -> int:
+    def _hold(self, tensor: Tensor | None) -> int | None:
         """Where it lies as long as this decoder lives."""
+        if tensor is None:
+            return None
         self._held.append(tensor.contiguous())
         return self._held[-1].data_ptr()
 
@@ -452,9 +481,8 @@ def _stored_as(module: nn.Module) -> torch.dtype | None:
     return module.weight.dtype if plain and module.weight.dtype in KINDS else None
 
 
-def _places(fed: int, tree: TokenTree | None) -> tuple[ctypes.Array[ctypes.c_int64] | None, int]:
-    """Each place's parent, and how many there are; a chain has none but what is fed."""
+def _parents(count: int, tree: TokenTree | None) -> tuple[ctypes.Array[ctypes.c_int64] | None, int]:
+    """Parent indices of a tree, and how many there are; a chain has none."""
     if tree is None:
-        return None, fed
-    places = len(tree.parents)
-    return (ctypes.c_int64 * places)(*tree.parents), places
+        return None, count
+    return (ctypes.c_int64 * len(tree.parents))(*tree.parents), len(tree.parents)

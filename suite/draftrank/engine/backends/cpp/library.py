@@ -38,7 +38,7 @@ class Shape(ctypes.Structure):
     """`Shape` of `decoder.cpp`."""
 
     _fields_: ClassVar = [
-        *((name, ctypes.c_int32) for name in ("hidden", "query_heads", "shared_heads", "head_size")),
+        *((name, ctypes.c_int32) for name in ("hidden", "query_heads", "kv_heads", "head_size")),
         *((name, ctypes.c_int32) for name in ("feed_forward", "gelu", "weights")),
         ("epsilon", ctypes.c_float),
         ("scale", ctypes.c_float),
@@ -93,7 +93,7 @@ class Ends(ctypes.Structure):
         ("rows", ctypes.c_int64),
         ("bf16", ctypes.c_int32),
         ("scale", ctypes.c_float),
-        ("fused", ctypes.c_int32),
+        ("eagle", ctypes.c_int32),
         ("projection", Typed),
         ("norm", ctypes.c_void_p),
         ("head", Typed),
@@ -129,7 +129,7 @@ def library() -> ctypes.CDLL:
         raise InvalidInputError.single(
             f"the kernels are compiled for each machine, and no C++ compiler is here ({', '.join(COMPILERS)})",
             field="--native",
-            fix="install one (Debian: `apt install g++`), or use --fused",
+            fix="install one (Debian: `apt install g++`), or use --backend transformers",
         )
     # OpenMP must be torch's own, loaded already: two pools of threads would wait for each other's processors.
     found = ctypes.CDLL(str(_compiled(chosen)))
@@ -228,12 +228,12 @@ class Weights:
         """The same with its type."""
         return Typed(self.matrix(), self._kind, self._shape[0])
 
-    def times(self, vectors: Tensor, evened: int = 0) -> Tensor:
+    def times(self, vectors: Tensor, normed_parts: int = 0) -> Tensor:
         """Products with vectors [count, inputs]; fp32 [count, outputs].
 
         Args:
             vectors: of any float type.
-            evened: how many equal parts of each vector are brought to a root mean square of 1 first; 0: none.
+            normed_parts: how many equal parts of each vector are brought to a root mean square of 1 first; 0: none.
         """
         outputs, inputs = self._shape
         read = vectors.float().contiguous()
@@ -245,7 +245,7 @@ class Weights:
             inputs,
             read.data_ptr(),
             len(read),
-            evened,
+            normed_parts,
             made.data_ptr(),
             torch.get_num_threads(),
         )
@@ -280,7 +280,7 @@ def _compiled(chosen: str) -> Path:
         raise InvalidInputError.single(
             f"the compiled kernels cannot be written to {folder}: {error.strerror}",
             field="--native",
-            fix=f"name a folder in the environment variable {_FOLDER}, or use --fused",
+            fix=f"name a folder in the environment variable {_FOLDER}, or use --backend transformers",
         ) from error
     return file
 
@@ -310,5 +310,5 @@ def _run(words: Sequence[str]) -> bytes:
         raise InvalidInputError.single(
             f"`{' '.join(words)}` failed: {error.stderr.decode(errors='replace').strip()[-500:]}",
             field="--native",
-            fix="use another compiler, or --fused",
+            fix="use another compiler, or --backend transformers",
         ) from error

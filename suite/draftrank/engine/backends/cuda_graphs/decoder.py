@@ -9,16 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from draftrank.engine.backends.short_forward import (
-    MAX_TOKENS,
-    KnownDecoder,
-    has_plain_layers,
-    head_size,
-    is_gelu,
-    matrices_of,
-)
+from draftrank.engine.backends.blocks import Block, DecoderShape, blocks_of, head_size, is_gelu
+from draftrank.engine.token_tree import MAX_TREE_TOKENS
 from draftrank.models.architecture import Architecture
-from draftrank.models.attention_windows import attention_windows, layer_kinds
+from draftrank.models.attention_windows import attention_windows
 from draftrank.models.forms import FEATURES, HiddenStateFusion, TrimmedHead
 
 if TYPE_CHECKING:
@@ -26,7 +20,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-MAX_ROWS = MAX_TOKENS
+MAX_ROWS = MAX_TREE_TOKENS
 """Most tokens of one forward: the bits of a number say which of them a token sees."""
 TILE = 16
 """Tokens that one program multiplies."""
@@ -91,7 +85,7 @@ class Held:
     """Tokens held."""
 
 
-class CapturedDecoder(KnownDecoder):
+class CudaGraphsDecoder(DecoderShape):
     """A Llama or Gemma 3 decoder of plain matrices in bf16 or fp32, from token ids to the tokens most likely to follow."""
 
     def __init__(self, model: PreTrainedModel, splits: Splits | None = None) -> None:
@@ -106,11 +100,8 @@ class CapturedDecoder(KnownDecoder):
         self.vocabulary_size = int(config.vocab_size)
         self._channels = int(config.intermediate_size)
         self._gelu = is_gelu(model)
-        layers = self._shape.layers(model)
         known: dict[tuple[int, ...], Tensor] = {}
-        self.layers = [
-            self._layer(layer, kind, known) for layer, kind in zip(layers, layer_kinds(config), strict=True)
-        ]
+        self.layers = [self._layer(block, known) for block in blocks_of(model)]
         head = self._shape.head(model)
         self.token_ids: Tensor | None = head.token_ids if isinstance(head, TrimmedHead) else None
         self._head = _matrix(head.projection if isinstance(head, TrimmedHead) else head)
@@ -134,12 +125,12 @@ class CapturedDecoder(KnownDecoder):
 
     @staticmethod
     def fits(model: PreTrainedModel) -> bool:
-        """See `KnownDecoder.fits`."""
-        if not KnownDecoder.fits(model) or not has_plain_layers(model):
+        """Whether the kernels know this model's forward; see `DecoderShape.fits`."""
+        if not DecoderShape.fits(model):
             return False
         shape, config = Architecture.of(model), model.config.get_text_config()
         head, fusion = shape.head(model), getattr(model, FEATURES, None)
-        matrices = [matrix for layer in shape.layers(model) for matrix in matrices_of(shape, layer)]
+        matrices = [matrix for block in blocks_of(model) for matrix in block.matrices]
         matrices.append(head.projection if isinstance(head, TrimmedHead) else head)
         if isinstance(fusion, HiddenStateFusion):
             matrices += [part for part in (fusion.projection, fusion.reduction) if part is not None]
@@ -153,7 +144,7 @@ class CapturedDecoder(KnownDecoder):
             and getattr(config, "final_logit_softcapping", None) is None
         )
 
-    def first(self, count: int) -> CapturedDecoder:
+    def first(self, count: int) -> CudaGraphsDecoder:
         """The first `count` layers alone, with buffers of their own; all weights are shared."""
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
@@ -164,7 +155,7 @@ class CapturedDecoder(KnownDecoder):
     def new_cache(self) -> Held:
         """An empty cache without room."""
         empty = torch.zeros(
-            len(self.layers), self._shared, SPARE, self._size, dtype=self.dtype, device=self.device
+            len(self.layers), self._kv_heads, SPARE, self._size, dtype=self.dtype, device=self.device
         )
         return Held(empty, empty.clone())
 
@@ -189,7 +180,7 @@ class CapturedDecoder(KnownDecoder):
         """
         launch, splits = self._kernels, self._splits
         tiles = -(-rows // TILE)
-        width, group, half = self.hidden_size, self._queries // self._shared, self._size // 2
+        width, group, half = self.hidden_size, self._queries // self._kv_heads, self._size // 2
         capacity = cache.keys.shape[2]
         blocks = -(-capacity // splits.attention.block)
         self._make_room_for(_power(blocks))
@@ -200,19 +191,19 @@ class CapturedDecoder(KnownDecoder):
             window = self._windows[layer.kind]
             split = splits.heads
             columns = half if layer.head_norms is not None else min(split.columns, half)
-            launch.queries_keys_values[((self._queries + 2 * self._shared) * (half // columns), tiles)](
+            launch.queries_keys_values[((self._queries + 2 * self._kv_heads) * (half // columns), tiles)](
                 self.meta, self._scaled, self._squares, layer.queries_keys_values,
                 self._norm if layer.head_norms is None else layer.head_norms, cosines, sines,
                 self._asked, cache.keys[number], cache.values[number], capacity, self._eps,
-                WIDTH=width, QUERIES=self._queries, SHARED=self._shared, HALF=half, COLUMNS=columns,
+                WIDTH=width, QUERIES=self._queries, SHARED=self._kv_heads, HALF=half, COLUMNS=columns,
                 BLOCK=split.block, HEAD_NORMS=layer.head_norms is not None, GIVEN=given, PARTS=self._parts,
                 ROWS=rows, TILE=TILE, num_warps=max(split.warps, columns // TILE), num_stages=split.stages,
             )  # fmt: skip
             split = splits.attention
-            launch.attend[(self._shared, -(-rows * group // TILE), blocks)](
+            launch.attend[(self._kv_heads, -(-rows * group // TILE), blocks)](
                 self.meta, self._asked, cache.keys[number], cache.values[number], self._best_scores, self._totals,
                 self._sums, capacity, self._scale / math.log(2), window or 0,
-                QUERIES=self._queries, SHARED=self._shared, SIZE=self._size, ROWS=rows, BLOCK=split.block,
+                QUERIES=self._queries, SHARED=self._kv_heads, SIZE=self._size, ROWS=rows, BLOCK=split.block,
                 BLOCKS=_power(blocks), WINDOWED=window is not None, TILE=TILE, num_warps=split.warps,
                 num_stages=split.stages,
             )  # fmt: skip
@@ -263,7 +254,7 @@ class CapturedDecoder(KnownDecoder):
             FEATURES=features, num_warps=1,
         )  # fmt: skip
 
-    def judge(self, draft: CapturedDecoder, count: int, report: Tensor) -> None:
+    def judge(self, draft: CudaGraphsDecoder, count: int, report: Tensor) -> None:
         """Starts the kernel that judges what was proposed, and tells this model and its draft where to go on.
 
         Args:
@@ -282,7 +273,7 @@ class CapturedDecoder(KnownDecoder):
             num_warps=1,
         )
 
-    def deliver(self, draft: CapturedDecoder, count: int) -> None:
+    def deliver(self, draft: CudaGraphsDecoder, count: int) -> None:
         """Starts the kernel that lets this model read what a draft has proposed."""
         self._kernels.deliver[(1,)](self.meta, draft.proposed, COUNT=count, BLOCK=_power(count), num_warps=1)
 
@@ -350,14 +341,14 @@ class CapturedDecoder(KnownDecoder):
         written = self._hidden, self._scaled, self._squares, following
         kept = (self._hidden, 0) if copy is None else (copy, copy.stride(0))
         self._kernels.project[(pieces, -(-rows // TILE))](
-            read, matrix, *written, self._fed, *kept, WIDTH=read.shape[-1], OUTPUTS=width, COLUMNS=split.columns,
+            read, matrix, *written, self._projected, *kept, WIDTH=read.shape[-1], OUTPUTS=width, COLUMNS=split.columns,
             BLOCK=split.block, ADDS=norm is None, COPIES=copy is not None, PARTS=self._parts, ROWS=rows, TILE=TILE,
             num_warps=split.warps, num_stages=split.stages,
         )  # fmt: skip
         if norm is None:
             return pieces
         self._kernels.add_normed[(rows,)](
-            self._fed, norm, *written, *kept, self._eps, WIDTH=width, PARTS=self._parts, ROWS=rows,
+            self._projected, norm, *written, *kept, self._eps, WIDTH=width, PARTS=self._parts, ROWS=rows,
             BLOCK=_power(width), COPIES=copy is not None, num_warps=4,
         )  # fmt: skip
         return 1
@@ -372,9 +363,6 @@ class CapturedDecoder(KnownDecoder):
             self._half_turns[kind] = held
         return held
 
-    def _rotation_dtype(self, weight: Tensor) -> torch.dtype:
-        return torch.float32
-
     def _make_buffers(self) -> None:
         """Everything that is written, made once: a recording remembers where it lies."""
         rows = MAX_ROWS
@@ -387,7 +375,7 @@ class CapturedDecoder(KnownDecoder):
         self._hidden = torch.zeros(rows, self.hidden_size, **like)
         self._scaled = torch.zeros(rows, self.hidden_size, dtype=self.dtype, **like)
         self._squares = torch.zeros(rows, self._parts, **like)
-        self._fed = torch.zeros(rows, self.hidden_size, **like)
+        self._projected = torch.zeros(rows, self.hidden_size, **like)
         self._asked = torch.zeros(rows, self._queries * self._size, dtype=self.dtype, **like)
         self._attended = torch.zeros_like(self._asked)
         self._between = torch.zeros(rows, self._channels, dtype=self.dtype, **like)
@@ -405,33 +393,25 @@ class CapturedDecoder(KnownDecoder):
         self._totals: Tensor = torch.zeros(found, device=self.device)
         self._sums: Tensor = torch.zeros(found, self._size, device=self.device)
 
-    def _layer(self, layer: nn.Module, kind: str, known: dict[tuple[int, ...], Tensor]) -> _Layer:
-        names = self._shape.block
-        attention, network = getattr(layer, names.attention), getattr(layer, names.feed_forward)
-        norms = [self._weight(getattr(layer, name)) for name in names.norms]
-        gemma = len(norms) > 2  # its blocks are normed before and after
+    def _layer(self, block: Block, known: dict[tuple[int, ...], Tensor]) -> _Layer:
         heads = None
-        if hasattr(attention, "q_norm"):
-            heads = torch.stack([self._weight(attention.q_norm), self._weight(attention.k_norm)])
+        if block.query_norm is not None and block.key_norm is not None:
+            heads = torch.stack([block.query_norm, block.key_norm])
         return _Layer(
-            attention_norm=norms[0],
-            queries_keys_values=_joined(
-                [getattr(attention, name) for name in (names.queries, names.keys, names.values)], known
-            ),
+            attention_norm=block.attention_norm,
+            queries_keys_values=_joined([block.queries, block.keys, block.values], known),
             head_norms=heads,
-            attention_output=_matrix(getattr(attention, names.attention_output)),
-            attention_output_norm=norms[1] if gemma else None,
-            feed_forward_norm=norms[2] if gemma else norms[1],
-            feed_forward_inputs=_joined(
-                [getattr(network, name) for name in names.feed_forward_inputs], known
-            ),
-            feed_forward_output=_matrix(getattr(network, names.feed_forward_output)),
-            feed_forward_output_norm=norms[3] if gemma else None,
-            kind=kind,
+            attention_output=_matrix(block.attention_output),
+            attention_output_norm=block.attention_output_norm,
+            feed_forward_norm=block.feed_forward_norm,
+            feed_forward_inputs=_joined([block.gate, block.up], known),
+            feed_forward_output=_matrix(block.down),
+            feed_forward_output_norm=block.feed_forward_output_norm,
+            kind=block.kind,
         )
 
 
-def _joined(modules: Sequence[nn.Linear], known: dict[tuple[int, ...], Tensor]) -> Tensor:
+def _joined(modules: Sequence[Any], known: dict[tuple[int, ...], Tensor]) -> Tensor:
     """Several matrices of the same input as one; the modules are given their parts of it, so they lie in memory once."""
     key = tuple(module.weight.data_ptr() for module in modules)  # layers may share their weights
     if key not in known:

@@ -10,7 +10,8 @@ import torch
 
 from draftrank.engine.backends.cuda_graphs.decoder import MAX_ROWS, TILE
 from draftrank.engine.backends.cuda_graphs.recording import Recording
-from draftrank.engine.backends.cuda_graphs.runtime import CapturedRuntime
+from draftrank.engine.backends.cuda_graphs.runtime import CudaGraphsRuntime
+from draftrank.engine.backends.eagle import EagleHead
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from draftrank.engine.token_tree import TokenTree
 
 
-class CapturedEagleRuntime(CapturedRuntime):
-    """See `EagleRuntime`."""
+class CudaGraphsEagleRuntime(EagleHead, CudaGraphsRuntime):
+    """See `EagleHead`."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
@@ -35,12 +36,12 @@ class CapturedEagleRuntime(CapturedRuntime):
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """See `EagleRuntime.layers`."""
+        """See `EagleHead.layers`."""
         return self._fusion.layers
 
     @torch.inference_mode()
     def reduced(self, states: Tensor) -> Tensor:
-        """See `EagleRuntime.reduced`; valid until the next call where they are few."""
+        """See `EagleHead.reduced`; valid until the next call where they are few."""
         if self._fusion.reduction is None:
             return states
         rows = len(states)
@@ -59,23 +60,23 @@ class CapturedEagleRuntime(CapturedRuntime):
         self._reductions[key].replay()
         return self._reduced[:rows]
 
-    def offer(self, features: Tensor) -> None:
-        """See `EagleRuntime.offer`."""
-        self._offered = features
+    def offer(self, states: Tensor) -> None:
+        """See `EagleHead.offer`."""
+        self._offered = states
 
-    def feed(self, tokens: Sequence[int], keep: int | None = None) -> Tensor:
-        """See `Runtime.feed`."""
-        logits = super().feed(tokens, keep)
-        self._of_tree = self._final(self._last - 1, self._last)
-        return logits
-
-    def feed_tree(self, tokens: Sequence[int], tree: TokenTree) -> Tensor:
-        """See `TreeRuntime.feed_tree`."""
+    def forward(
+        self, tokens: Sequence[int], keep: int | None = None, tree: TokenTree | None = None
+    ) -> Tensor:
+        """See `Runtime.forward`."""
+        if tree is None:
+            logits = super().forward(tokens, keep)
+            self._of_tree = self._final(self._last - 1, self._last)
+            return logits
         known = len(tree.parents) - len(tokens)
         if self._offered is None and known:
             assert self._of_tree is not None
             self.offer(self._of_tree[list(tree.parents[known:])])
-        logits = super().feed_tree(tokens, tree)
+        logits = super().forward(tokens, keep, tree)
         told = self._final(0, len(tokens))
         self._of_tree = (
             told if self._of_tree is None or not known else torch.cat([self._of_tree[:known], told])

@@ -26,9 +26,9 @@ it; the row whose choice a chain goes on with; how many tokens the chain has; ho
 proposed."""
 IDS = OFFERED + 1
 POSITIONS = IDS + MAX_ROWS
-KIN = POSITIONS + MAX_ROWS
-META = KIN + MAX_ROWS
-"""Size of `meta`; ids, positions and kin (see `TokenTree.kin`) of each row."""
+ANCESTORS = POSITIONS + MAX_ROWS
+META = ANCESTORS + MAX_ROWS
+"""Size of `meta`; ids, positions and ancestors (see `TokenTree.ancestors`) of each row."""
 
 _START = tl.constexpr(START)
 _ROOT = tl.constexpr(ROOT)
@@ -38,7 +38,7 @@ _STEP = tl.constexpr(STEP)
 _OFFERED = tl.constexpr(OFFERED)
 _IDS = tl.constexpr(IDS)
 _POSITIONS = tl.constexpr(POSITIONS)
-_KIN = tl.constexpr(KIN)
+_ANCESTORS = tl.constexpr(ANCESTORS)
 _LAST_PLACE = tl.constexpr(MAX_ROWS - 1)
 _FAR = tl.constexpr(2**31 - 1)
 
@@ -213,7 +213,7 @@ def attend(
     """Attention of 16 queries that share keys and values to one block of slots, of which `merge` makes the whole
     (Dao et al. 2023, *Flash-Decoding*).
 
-    `scale` counts in powers of two. A token sees what lies before its tree's root, within the window, and its kin.
+    `scale` counts in powers of two. A token sees what lies before its tree's root, within the window, and its ancestors.
     """
     GROUP: tl.constexpr = QUERIES // SHARED
     shared = tl.program_id(0)
@@ -227,7 +227,7 @@ def attend(
         columns = tl.arange(0, SIZE)
         asked = tl.load(queries + asking[:, None] * SIZE + columns[None], mask=inside[:, None], other=0.0)
         root = tl.load(meta + _ROOT)
-        kin = tl.load(meta + _KIN + rows, mask=inside, other=0)
+        ancestors = tl.load(meta + _ANCESTORS + rows, mask=inside, other=0)
         position = tl.load(meta + _POSITIONS + rows, mask=inside, other=_FAR)
         slots = block * BLOCK + tl.arange(0, BLOCK)
         held = slots < end
@@ -237,7 +237,7 @@ def attend(
         scores = tl.dot(asked, key, input_precision="ieee") * scale
         place = slots - root
         bit = tl.minimum(tl.maximum(place, 0), _LAST_PLACE)
-        sees = (place[None] < 0) | (((kin[:, None] >> bit[None]) & 1) != 0)
+        sees = (place[None] < 0) | (((ancestors[:, None] >> bit[None]) & 1) != 0)
         sees = sees & held[None]
         if WINDOWED:
             sees = sees & (slots[None] > position[:, None] - window)
@@ -493,7 +493,7 @@ def go_on(
     tl.store(meta + _STEP, step + 1)
     tl.store(meta + _IDS, token)
     tl.store(meta + _POSITIONS, end)
-    tl.store(meta + _KIN, end * 0 + 1)
+    tl.store(meta + _ANCESTORS, end * 0 + 1)
 
 
 @triton.jit

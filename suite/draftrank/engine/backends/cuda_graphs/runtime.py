@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 
-from draftrank.engine.backends.cuda_graphs.decoder import MAX_ROWS, TILE, CapturedDecoder, Held
+from draftrank.engine.backends.base import Capabilities, Runtime, check_exit, check_layers
+from draftrank.engine.backends.cuda_graphs.decoder import MAX_ROWS, TILE, CudaGraphsDecoder, Held
 from draftrank.engine.backends.cuda_graphs.recording import Recording, Reports
 from draftrank.engine.device_tokens import DeviceTokens
-from draftrank.engine.runtime import check_layers
 from draftrank.engine.sampling import distribution, pick
 from draftrank.engine.stamps import DeviceStamp, HostStamp
 from draftrank.errors import InvalidInputError
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from draftrank.catalog.decoding_mode import DecodingMode
+    from draftrank.engine.proposer import DeviceSteps, Proposal
     from draftrank.engine.sampling import Sampler
     from draftrank.engine.token_tree import TokenTree
 
@@ -41,15 +42,15 @@ _ONE_TOKEN_AFTER_ANOTHER = np.array([(2 << row) - 1 for row in range(MAX_ROWS - 
 """What the tokens of a chain see of each other, as bits."""
 
 
-class CapturedRuntime:
+class CudaGraphsRuntime(Runtime):
     """A Llama or Gemma 3 model on a GPU."""
 
-    name = "torch-captured"
+    name: ClassVar[str] = "cuda-graphs"
 
     def __init__(
-        self, model: PreTrainedModel, decoder: CapturedDecoder | None = None, held: Held | None = None
+        self, model: PreTrainedModel, decoder: CudaGraphsDecoder | None = None, held: Held | None = None
     ) -> None:
-        """Wraps a model; nothing is recorded until it is fed or asked to reserve.
+        """Wraps a model; nothing is recorded until it reads tokens or reserves room.
 
         Args:
             model: the model, on its device.
@@ -60,11 +61,20 @@ class CapturedRuntime:
 
         self.model = model
         self._kernels = kernels
-        self.decoder = decoder or CapturedDecoder(model)
+        self.decoder = decoder or CudaGraphsDecoder(model)
         """Starts the kernels."""
         self.vocabulary_size = self.decoder.vocabulary_size
         self.context_window = int(model.config.get_text_config().max_position_embeddings)
         self._held = held or self.decoder.new_cache()
+        self.capabilities = Capabilities(
+            trees=True,
+            hidden_states=True,
+            layer_outputs=True,
+            first_layers=True,
+            choices=True,
+            chain=True,
+            device=True,
+        )
         self._capacity = 0
         """What the recordings were made for."""
         self._kept: dict[int, int] = {}
@@ -72,7 +82,7 @@ class CapturedRuntime:
         self._states = self._room_for_states(0)
         self._told: Tensor | None = None
         """States of all tokens of the last feed, where it took several forwards."""
-        self._fed = 0
+        self._count = 0
         """Tokens of the last feed."""
         self._last = 0
         """Rows of the last forward."""
@@ -89,8 +99,8 @@ class CapturedRuntime:
 
     @staticmethod
     def fits(model: PreTrainedModel) -> bool:
-        """Whether this model's forward can be captured: see `CapturedDecoder.fits`; on a CPU in Triton's interpreter."""
-        return CapturedDecoder.fits(model) and (_device_of(model).type == "cuda" or _interprets())
+        """Whether this model's forward can be captured: see `CudaGraphsDecoder.fits`; on a CPU in Triton's interpreter."""
+        return CudaGraphsDecoder.fits(model) and (_device_of(model).type == "cuda" or _interprets())
 
     @property
     def length(self) -> int:
@@ -103,8 +113,12 @@ class CapturedRuntime:
         for size in _SIZES:
             self._recorded(size)
 
-    def feed(self, tokens: Sequence[int], keep: int | None = None) -> Tensor:
-        """See `Runtime.feed`; the logits are fp32 and stay on the device."""
+    def forward(
+        self, tokens: Sequence[int], keep: int | None = None, tree: TokenTree | None = None
+    ) -> Tensor:
+        """See `Runtime.forward`; the logits are fp32 and stay on the device."""
+        if tree is not None:
+            return self._forward_tree(tokens, tree)
         fed, wanted = len(tokens), keep or len(tokens)
         rows = []
         told = []
@@ -120,21 +134,16 @@ class CapturedRuntime:
                 rows.append(self._logits(first, len(part)))
         if told:
             self._told = torch.cat([*told, self._states[: self._last]])
-        self._fed = fed
+        self._count = fed
         return rows[0] if len(rows) == 1 else torch.cat(rows)
 
-    def feed_after(self, last: int, proposed: DeviceTokens) -> Tensor:
-        """See `DeviceTokenRuntime.feed_after`."""
+    def forward_after(self, last: int, proposed: DeviceTokens) -> Tensor:
+        """See `Runtime.forward_after`."""
         count = len(proposed)
         self._forward([last, *([0] * count)], proposed.on_device)
         return self._logits(0, count + 1)
 
-    def feed_tree(self, tokens: Sequence[int], tree: TokenTree) -> Tensor:
-        """See `TreeRuntime.feed_tree`; the logits are fp32 and stay on the device.
-
-        Raises:
-            InvalidInputError: the tree has more than 64 places.
-        """
+    def _forward_tree(self, tokens: Sequence[int], tree: TokenTree) -> Tensor:
         places = len(tree.parents)
         if places > MAX_ROWS:
             raise InvalidInputError.single(
@@ -146,31 +155,27 @@ class CapturedRuntime:
         return self._logits(0, len(tokens))
 
     @torch.inference_mode()
-    def keep_path(self, root: int, places: Sequence[int]) -> None:
-        """See `TreeRuntime.keep_path`."""
-        fed_at_once, kept = self._fed == self._held.length - root, len(places)
-        moved = next((to for to, place in enumerate(places) if to != place), kept)
+    def commit(self, root: int, path: Sequence[int]) -> None:
+        """See `Runtime.commit`."""
+        fed_at_once, kept = self._count == self._held.length - root, len(path)
+        moved = next((to for to, index in enumerate(path) if to != index), kept)
         if moved < kept:
-            taken = torch.tensor([root + place for place in places[moved:]], device=self.decoder.device)
+            taken = torch.tensor([root + index for index in path[moved:]], device=self.decoder.device)
             for held in (self._held.keys, self._held.values):
                 held[:, :, root + moved : root + kept] = held[:, :, taken]
             if fed_at_once and self._states.shape[1]:
                 self._states[moved:kept] = self._states[taken - root]
         if fed_at_once:
-            self._fed = kept
+            self._count = kept
         self._held.length = root + kept
 
     def choices(self, count: int) -> list[int]:
-        """See `ChoosingRuntime.choices`."""
+        """See `Runtime.choices`."""
         found: list[int] = self.decoder.choices[self._last - count : self._last].tolist()
         return found
 
-    def chain(
-        self, unseen: Sequence[int], count: int, stop_below: float | None = None
-    ) -> DeviceTokens | None:
-        """See `ChainRuntime.chain`; of fixed length only."""
-        if stop_below is not None:
-            return None
+    def chain(self, unseen: Sequence[int], count: int, stop_below: float | None = None) -> DeviceTokens:
+        """See `Runtime.chain`; of fixed length only."""
         self._grow(self._held.length + len(unseen) + count)
         link, note = self._links()
         if count > max(self._chains, default=1):  # shorter ones, at the end of a sequence, go link by link
@@ -185,14 +190,14 @@ class CapturedRuntime:
             note.replay()
         if count > 1:
             self._held.length += count - 1
-            self._fed = self._last = 1
+            self._count = self._last = 1
         return DeviceTokens(self.decoder.proposed[:count])
 
     @torch.inference_mode()
-    def decode_on(
+    def decode_alone(
         self, last: int, count: int, sampler: Sampler
     ) -> Iterator[tuple[int, DeviceStamp | HostStamp]]:
-        """See `SelfDecodingRuntime.decode_on`."""
+        """See `Runtime.decode_alone`."""
         self._grow(self._held.length + count)
         greedy = sampler.mode.greedy
         link = self._links()[0] if greedy else self._drawing_link(sampler.mode)
@@ -207,11 +212,11 @@ class CapturedRuntime:
                 reports.ask()
             (token,), stamp = reports.read()
             self._held.length = start + number + 1
-            self._fed = self._last = 1
+            self._count = self._last = 1
             yield token, stamp
 
     def keep_hidden_states(self, layers: Sequence[int] = ()) -> None:
-        """See `HiddenStateRuntime.keep_hidden_states`."""
+        """See `Runtime.keep_hidden_states`."""
         if self._states.shape[1] and set(layers) <= set(self._kept):
             return
         check_layers(layers, len(self.decoder.layers))
@@ -221,15 +226,15 @@ class CapturedRuntime:
         self._forget_recordings()
 
     def hidden_states(self, layers: Sequence[int] = ()) -> Tensor:
-        """See `HiddenStateRuntime.features`."""
+        """See `Runtime.hidden_states`."""
         assert self._states.shape[1], "keep_hidden_states was not called"
         states = self._states if self._told is None else self._told
         if list(layers) != list(self._kept):
             states = states[:, [*(self._kept[layer] for layer in layers), -1]]
-        return states[: self._fed].flatten(1)
+        return states[: self._count].flatten(1)
 
-    def forget(self, count: int) -> None:
-        """See `Runtime.forget`."""
+    def rollback(self, count: int) -> None:
+        """See `Runtime.rollback`."""
         self._held.length -= count
 
     def reset(self) -> None:
@@ -242,11 +247,11 @@ class CapturedRuntime:
             torch.cuda.synchronize(self.decoder.device)
 
     def stamp(self) -> HostStamp | DeviceStamp:
-        """See `ClockedRuntime.stamp`."""
+        """See `Runtime.stamp`."""
         return DeviceStamp() if self.decoder.device.type == "cuda" else HostStamp()
 
     def forward_s(self, tokens: Sequence[int]) -> float:
-        """See `ClockedRuntime.forward_s`; at most `MAX_ROWS` tokens."""
+        """See `Runtime.forward_s`; at most `MAX_ROWS` tokens."""
         self._forward(tokens)
         recorded = self._recorded(_size_for(len(tokens)))
         recorded.replay()  # keeps the device busy while the others are asked for, so that it waits for none of them
@@ -254,24 +259,30 @@ class CapturedRuntime:
         for _ in range(_TIMED):
             recorded.replay()
         taken = self.stamp().since(began) / _TIMED
-        self.forget(len(tokens))
+        self.rollback(len(tokens))
         return taken
 
-    def first_layers(self, count: int) -> CapturedRuntime:
-        """See `LayeredRuntime.first_layers`.
-
-        Raises:
-            InvalidInputError: the model has not more than `count` layers.
-        """
-        depth = len(self.decoder.layers)
-        if count >= depth:
-            raise InvalidInputError.single(
-                f"the target has {depth} layers, so an exit after {count} leaves nothing out",
-                field="draft.layers",
-                fix=f"use at most {depth - 1}",
-            )
+    def first_layers(self, count: int) -> CudaGraphsRuntime:
+        """See `Runtime.first_layers`."""
+        check_exit(count, len(self.decoder.layers))
         view = Architecture.of(self.model).first_layers(self.model, count)
-        return CapturedRuntime(view, self.decoder.first(count), self._held)
+        return CudaGraphsRuntime(view, self.decoder.first(count), self._held)
+
+    def device_steps(
+        self,
+        draft: Runtime,
+        count: int,
+        mode: DecodingMode,
+        first: Callable[[Sequence[int], int], Proposal],
+        chain: int | None = None,
+        copying: Callable[[Sequence[int], int], Proposal] | None = None,
+    ) -> DeviceSteps | None:
+        """See `Runtime.device_steps`."""
+        from draftrank.engine.backends.cuda_graphs.steps import CudaGraphSteps
+
+        if not isinstance(draft, CudaGraphsRuntime) or count >= MAX_ROWS:
+            return None
+        return CudaGraphSteps(self, draft, count, mode, first, chain, copying)
 
     def _logits(self, first: int, last: int) -> Tensor:
         """Logits after some rows of the last forward."""
@@ -296,7 +307,7 @@ class CapturedRuntime:
         self._prepare(tokens, start, tree)
         self._recorded(_size_for(rows)).replay()
         self._held.length = start + rows
-        self._fed = self._last = rows
+        self._count = self._last = rows
         self._told = None
 
     def say(
@@ -384,13 +395,13 @@ class CapturedRuntime:
         says[places.ROW], says[places.STEP], says[places.OFFERED] = rows - 1, 0, rows - 1
         says[places.IDS : places.IDS + rows] = tokens
         positions = says[places.POSITIONS : places.POSITIONS + MAX_ROWS]
-        kin = says[places.KIN : places.KIN + MAX_ROWS]
+        ancestors = says[places.ANCESTORS : places.ANCESTORS + MAX_ROWS]
         if tree is None:
             positions[:] = np.arange(start, start + MAX_ROWS)
-            kin[:] = _ONE_TOKEN_AFTER_ANOTHER
+            ancestors[:] = _ONE_TOKEN_AFTER_ANOTHER
             return
         positions[:rows] = [root + depth for depth in tree.depths[-rows:]]
-        kin[:rows] = np.array(tree.kin[-rows:], dtype=np.uint64).view(np.int64)
+        ancestors[:rows] = np.array(tree.ancestors[-rows:], dtype=np.uint64).view(np.int64)
 
     def _prepare(self, tokens: Sequence[int], start: int, tree: TokenTree | None) -> None:
         """Puts in place whatever else the next forward reads."""
@@ -435,7 +446,7 @@ class CapturedRuntime:
         return self._recordings[size]
 
     @torch.inference_mode()
-    def recording(self, work: Callable[[], None], *others: CapturedRuntime) -> Recording:
+    def recording(self, work: Callable[[], None], *others: CudaGraphsRuntime) -> Recording:
         """Records work on this runtime, and on others; see `Recording`."""
         return Recording(work, *((one.decoder.meta, one._idle()) for one in (self, *others)))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,38 +12,24 @@ import torch
 from draftrank.engine.backends.cuda_graphs.decoder import MAX_ROWS, TILE
 from draftrank.engine.backends.cuda_graphs.recording import Recording, Reports
 from draftrank.engine.device_tokens import DeviceTokens
+from draftrank.engine.proposer import DeviceStep
 from draftrank.engine.verification import coupled
 
 if TYPE_CHECKING:
     from draftrank.catalog.decoding_mode import DecodingMode
-    from draftrank.engine.backends.cuda_graphs.runtime import CapturedRuntime
+    from draftrank.engine.backends.cuda_graphs.runtime import CudaGraphsRuntime
     from draftrank.engine.proposer import Proposal
     from draftrank.engine.sampling import Sampler
     from draftrank.engine.stamps import DeviceStamp, HostStamp
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """One step."""
-
-    proposed: list[int]
-    """At most k token ids."""
-    choices: list[int]
-    """The target's k + 1 choices, the first behind none of these, the next behind each; when sampling, valid up to the
-    first that was not proposed (see `coupled`)."""
-    began: DeviceStamp | HostStamp
-    """When verification began."""
-    verified: DeviceStamp | HostStamp
-    """When the choices were known."""
-
-
-class DeviceSteps:
+class CudaGraphSteps:
     """Steps of a target and of a draft that goes on with its own choices, a chain of the same length each time."""
 
     def __init__(
         self,
-        target: CapturedRuntime,
-        draft: CapturedRuntime,
+        target: CudaGraphsRuntime,
+        draft: CudaGraphsRuntime,
         count: int,
         mode: DecodingMode,
         first: Callable[[Sequence[int], int], Proposal],
@@ -83,7 +68,7 @@ class DeviceSteps:
         self._propose: Recording | None = None
 
     @torch.inference_mode()
-    def run(self, context: Sequence[int], sampler: Sampler) -> Iterator[Outcome]:
+    def run(self, context: Sequence[int], sampler: Sampler) -> Iterator[DeviceStep]:
         """Goes on without end.
 
         Args:
@@ -123,7 +108,7 @@ class DeviceSteps:
             emitted += accepted + 1
             self._target.stands_at(start + emitted)
             self._draft.stands_at(start + emitted + 1)
-            yield Outcome(candidates[:offered], choices, begins.popleft(), stamp)
+            yield DeviceStep(candidates[:offered], choices, begins.popleft(), stamp)
             if self._copying is not None:
                 self._copy(context)
 

@@ -1,6 +1,6 @@
 """GGUF models run by llama.cpp on CPU, through the low-level functions of llama-cpp-python.
 
-Its own decoding loops are not used: tokens are fed, logits read and tokens taken back by the engine, as from any
+Its own decoding loops are not used: the engine reads tokens, takes logits and rolls back, as from any
 other runtime, so that every law and every measure is the same.
 """
 
@@ -11,12 +11,13 @@ import weakref
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch.nn.functional import pad
 
+from draftrank.engine.backends.base import Capabilities, Runtime
 from draftrank.errors import DraftrankError, IncompatibleDraftError, MissingDataError
 from draftrank.models.vocabulary import check_ids
 from draftrank.models.vocabulary_rows import STAND_IN
@@ -24,8 +25,10 @@ from draftrank.models.vocabulary_rows import STAND_IN
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from draftrank.engine.token_tree import TokenTree
+
 BATCH = 512
-"""Most tokens of one call; a longer feed takes several."""
+"""Most tokens of one call; a longer forward takes several."""
 _SMALLEST_ROOM = 1024
 """Positions that a cache has room for at least."""
 _ERROR = 4
@@ -36,14 +39,14 @@ class LlamaCppError(DraftrankError):
     """llama.cpp refused a forward."""
 
 
-class LlamaCppRuntime:
+class LlamaCppRuntime(Runtime):
     """A GGUF model with a cache of its own; see `engine.runtime.Runtime`.
 
     Weights stay as the file has them. Keys and values are float16 and attention is fused, as in llama.cpp's own
     programs.
     """
 
-    name = "llama.cpp"
+    name: ClassVar[str] = "llama.cpp"
 
     def __init__(
         self,
@@ -66,6 +69,7 @@ class LlamaCppRuntime:
             IncompatibleDraftError: llama-cpp-python is not installed.
             MissingDataError: llama.cpp cannot open the file.
         """
+        self.capabilities = Capabilities(hidden_states=True)
         self._library = library = load_library()
         self._threads = threads or torch.get_num_threads()
         self._attention = attention
@@ -110,8 +114,11 @@ class LlamaCppRuntime:
         for start in range(0, len(held), BATCH):
             self._decode(held[start : start + BATCH], outputs_from=BATCH)
 
-    def feed(self, tokens: Sequence[int], keep: int | None = None) -> Tensor:
-        """See `Runtime.feed`; float32 on CPU."""
+    def forward(
+        self, tokens: Sequence[int], keep: int | None = None, tree: TokenTree | None = None
+    ) -> Tensor:
+        """See `Runtime.forward`; float32 on CPU."""
+        assert tree is None
         self.reserve(len(self._held) + len(tokens))
         first_kept = len(tokens) - (keep or len(tokens))
         rows: list[Tensor] = []
@@ -135,8 +142,8 @@ class LlamaCppRuntime:
         found = rows[0] if len(rows) == 1 else torch.cat(rows)
         return found[len(found) - (len(tokens) - first_kept) :]
 
-    def forget(self, count: int) -> None:
-        """See `Runtime.forget`."""
+    def rollback(self, count: int) -> None:
+        """See `Runtime.rollback`."""
         if count:
             del self._held[len(self._held) - count :]
             self._drop_from(len(self._held))
@@ -152,7 +159,7 @@ class LlamaCppRuntime:
             self._library.llama_synchronize(self._context)
 
     def keep_hidden_states(self, layers: Sequence[int] = ()) -> None:
-        """See `HiddenStateRuntime.keep_hidden_states`."""
+        """See `Runtime.keep_hidden_states`."""
         if layers:
             raise IncompatibleDraftError(
                 "llama.cpp tells a model's final hidden state, not those of its layers"
@@ -164,7 +171,7 @@ class LlamaCppRuntime:
                 self._library.llama_set_embeddings(self._context, True)
 
     def hidden_states(self, layers: Sequence[int] = ()) -> Tensor:
-        """See `HiddenStateRuntime.features`; float32 on CPU."""
+        """See `Runtime.hidden_states`; float32 on CPU."""
         assert self._features is not None, "keep_hidden_states was not called"
         return self._features
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from draftrank.engine.runtime import Runtime
+    from draftrank.engine.backends.base import Runtime
 
 
 @dataclass(slots=True)
@@ -252,12 +252,11 @@ class _Step:
 
 
 def _model_of(runtime: Runtime) -> PreTrainedModel:
-    from draftrank.engine.backends.cuda_graphs.runtime import CapturedRuntime
-    from draftrank.engine.backends.transformers.runtime import TorchRuntime
 
-    if not isinstance(runtime, (TorchRuntime, CapturedRuntime)):
-        raise IncompatibleDraftError("transformers' generate needs a model that torch runs")
-    return runtime.model
+    model: PreTrainedModel | None = getattr(runtime, "model", None)
+    if model is None:
+        raise IncompatibleDraftError("transformers' generate needs a model that torch holds")
+    return model
 
 
 @contextmanager

@@ -1,9 +1,9 @@
-"""Forwards in few calls and in our own kernels: what they compute equals transformers' own forward, and the engine's laws
-hold on them."""
+"""Our own kernels on a CPU: what they compute equals transformers' own forward, and the engine's laws hold on them."""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -15,11 +15,9 @@ from torch.ao.nn.quantized.dynamic import Linear as DynamicInt8Linear
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.engine.backends.packed_product import product_of
-from draftrank.engine.backends.short_forward import MAX_TOKENS
-from draftrank.engine.backends.transformers.eagle import EagleRuntime
-from draftrank.engine.backends.transformers.fused_decoder import FusedDecoder
-from draftrank.engine.backends.transformers.runtime import TorchRuntime
+from draftrank.engine.backends.cpp.decoder import MAX_TOKENS, CppDecoder
+from draftrank.engine.backends.transformers.eagle import TransformersEagleRuntime
+from draftrank.engine.backends.transformers.runtime import TransformersRuntime
 from draftrank.engine.loop import Request, autoregressive, speculative
 from draftrank.engine.proposers.draft_model import ModelProposer
 from draftrank.engine.proposers.drafting import Drafting, draft_tokens
@@ -27,7 +25,7 @@ from draftrank.engine.proposers.eagle import EagleProposer
 from draftrank.engine.proposers.early_exit import EarlyExitProposer
 from draftrank.engine.proposers.ngram import NgramProposer
 from draftrank.engine.sampling import Sampler
-from draftrank.engine.token_tree import TokenTree, TreeWidth
+from draftrank.engine.token_tree import TokenTree
 from draftrank.models.architecture import Architecture
 from draftrank.models.forms import (
     FEATURES,
@@ -37,6 +35,7 @@ from draftrank.models.forms import (
     quantize_linear_layers,
 )
 from models import small_model
+from runtimes import eagle_by, runtime_by
 
 NAMES = ("llama", "gemma3")
 MODELS = {name: small_model(name) for name in NAMES}
@@ -44,13 +43,13 @@ tokens = st.lists(st.integers(3, 60), min_size=1, max_size=12)
 prompts = st.lists(st.integers(3, 60), min_size=1, max_size=30).map(tuple)
 
 
-def quick(model, forward) -> TorchRuntime:
-    found = TorchRuntime.of(model, forward)
-    assert found.name == f"torch-{forward}"
+def quick(model, forward) -> TransformersRuntime:
+    found = runtime_by(model, forward)
+    assert found.name == forward
     return found
 
 
-FORWARDS = ("fused", "native")
+FORWARDS = ("cpp",)
 TARGETS = {
     (name, forward): quick(copy.deepcopy(model), forward)
     for name, model in MODELS.items()
@@ -72,12 +71,12 @@ def test_rolled_back_caches_equal_fresh_ones(name, forward, moves):
     runtime, held = TARGETS[name, forward], []
     runtime.reset()
     for fed, forgotten in moves:
-        logits = runtime.feed(fed)
+        logits = runtime.forward(fed)
         held += fed
         assert logits.shape == (len(fed), 61)
         torch.testing.assert_close(logits, fresh(MODELS[name], held)[-len(fed) :], atol=2e-4, rtol=1e-4)
         forgotten = min(forgotten, len(held))
-        runtime.forget(forgotten)
+        runtime.rollback(forgotten)
         held = held[: len(held) - forgotten]
 
 
@@ -88,25 +87,10 @@ def test_long_and_short_forwards_share_one_cache(name, forward, prefill):
     """Also behind a prefill that transformers ran, beyond the sliding window and the first table of rotations."""
     runtime, sequence = TARGETS[name, forward], [3 + place % 57 for place in range(prefill + 7)]
     runtime.reset()
-    runtime.feed(sequence[:prefill], keep=1)
-    runtime.feed(sequence[prefill : prefill + 1])
-    found = runtime.feed(sequence[prefill + 1 :], keep=3)
+    runtime.forward(sequence[:prefill], keep=1)
+    runtime.forward(sequence[prefill : prefill + 1])
+    found = runtime.forward(sequence[prefill + 1 :], keep=3)
     torch.testing.assert_close(found, fresh(MODELS[name], sequence)[-3:], atol=2e-4, rtol=1e-4)
-
-
-@settings(max_examples=40, deadline=None)
-@given(rows=st.integers(1, 20), biased=st.booleans(), seed=st.integers(0, 100))
-def test_an_arranged_matrix_gives_the_same_product(rows, biased, seed):
-    """Within the rounding of bf16; in fp32 nothing is arranged."""
-    torch.manual_seed(seed)
-    layer = nn.Linear(48, 96, bias=biased).requires_grad_(False)
-    inputs = torch.randn(rows, 48)
-    exact = layer(inputs)
-    assert torch.equal(product_of(layer)(inputs), exact)
-    rounded = product_of(layer.bfloat16())(inputs.bfloat16())
-    assert rounded.dtype == torch.bfloat16
-    assert rounded.shape == exact.shape
-    torch.testing.assert_close(rounded.float(), exact, atol=3e-2, rtol=3e-2)
 
 
 @every_forward
@@ -116,20 +100,20 @@ def test_in_bf16_it_stays_within_the_rounding_of_the_other(name, forward):
     sequence = [3 + place * 7 % 50 for place in range(40)]
     exact = fresh(MODELS[name], sequence)[30:]
     far = {}
-    for runtime in (TorchRuntime(copy.deepcopy(model)), quick(model, forward)):
-        runtime.feed(sequence[:30])
-        far[runtime.name] = float((runtime.feed(sequence[30:]).float() - exact).abs().mean())
-    assert far[f"torch-{forward}"] <= 1.5 * far["torch-eager"]
+    for runtime in (TransformersRuntime(copy.deepcopy(model)), quick(model, forward)):
+        runtime.forward(sequence[:30])
+        far[runtime.name] = float((runtime.forward(sequence[30:]).float() - exact).abs().mean())
+    assert far[forward] <= 1.5 * far["transformers"]
 
 
 @every_forward
 @pytest.mark.parametrize("name", NAMES)
 def test_features_are_the_states_after_the_last_norm(name, forward):
     runtime = quick(small_model(name), forward)
-    runtime.feed([5, 6])
+    runtime.forward([5, 6])
     runtime.keep_hidden_states()
     sequence = [5, 6, 7, 8, 9]
-    logits = runtime.feed(sequence[2:], keep=1)
+    logits = runtime.forward(sequence[2:], keep=1)
     with torch.inference_mode():
         states = Architecture.of(MODELS[name]).hidden_states(MODELS[name], torch.tensor([sequence]))[0]
     torch.testing.assert_close(runtime.hidden_states(), states[2:], atol=2e-4, rtol=1e-4)
@@ -137,10 +121,10 @@ def test_features_are_the_states_after_the_last_norm(name, forward):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("forward", ["eager", *FORWARDS])
+@pytest.mark.parametrize("forward", ["transformers", *FORWARDS])
 def test_outputs_of_layers_are_told_beside_them(name, forward):
     """Of chains, of trees once a path was kept, and of prefills; each reader asks for layers of its own."""
-    runtime = TorchRuntime.of(small_model(name), forward)
+    runtime = runtime_by(small_model(name), forward)
     runtime.keep_hidden_states((1,))
     runtime.keep_hidden_states((0, 2))
     sequence = [3 + place % 57 for place in range(MAX_TOKENS + 9)]
@@ -151,15 +135,15 @@ def test_outputs_of_layers_are_told_beside_them(name, forward):
                 0
             ]
 
-    runtime.feed(sequence[: MAX_TOKENS + 5], keep=1)
+    runtime.forward(sequence[: MAX_TOKENS + 5], keep=1)
     told = expected(sequence[: MAX_TOKENS + 5], (0, 2))
     torch.testing.assert_close(runtime.hidden_states((0, 2)), told, atol=3e-4, rtol=1e-3)
-    runtime.feed(sequence[MAX_TOKENS + 5 :], keep=1)
+    runtime.forward(sequence[MAX_TOKENS + 5 :], keep=1)
     for layers in ((1,), (0, 2), ()):
         told = expected(sequence, layers)[-4:]
         torch.testing.assert_close(runtime.hidden_states(layers), told, atol=3e-4, rtol=1e-3)
-    runtime.feed_tree((7, 8, 9, 10), TokenTree.behind((-1, -1, 1)))
-    runtime.keep_path(len(sequence), (0, 2, 3))
+    runtime.forward((7, 8, 9, 10), tree=TokenTree.behind((-1, -1, 1)))
+    runtime.commit(len(sequence), (0, 2, 3))
     told = expected([*sequence, 7, 9, 10], (1,))[-3:]
     torch.testing.assert_close(runtime.hidden_states((1,)), told, atol=3e-4, rtol=1e-3)
 
@@ -175,7 +159,7 @@ def test_greedy_speculation_equals_greedy_decoding(name, forward, proposer, prom
     expected = autoregressive(target, request)
     found = speculative(target, PROPOSERS[proposer](name, forward, target), request, k)
     assert (found.token_ids, found.finish) == (expected.token_ids, expected.finish)
-    plain = autoregressive(TorchRuntime(MODELS[name]), request)
+    plain = autoregressive(TransformersRuntime(MODELS[name]), request)
     assert found.token_ids == plain.token_ids
 
 
@@ -189,18 +173,18 @@ def near(name):
 def reader(name, forward, target):
     model = small_model(name, seed=9, layers=1)
     HiddenStatesForm().prepare(model)
-    return EagleProposer(target, EagleRuntime.of(model, forward))
+    return EagleProposer(target, eagle_by(model, forward))
 
 
 PROPOSERS = {
     "equal": lambda name, forward, _: ModelProposer(quick(copy.deepcopy(MODELS[name]), forward)),
     "stranger": lambda name, _, __: ModelProposer(
-        TorchRuntime(small_model(name, seed=9, layers=1)), Drafting(0.3)
+        TransformersRuntime(small_model(name, seed=9, layers=1)), Drafting(0.3)
     ),
     "ngram": lambda _, __, ___: NgramProposer(1, 3),
     "exit": lambda _, __, target: EarlyExitProposer(target.first_layers(2)),
     "features": reader,
-    "tree": lambda name, _, __: ModelProposer(TorchRuntime(near(name)), Drafting(None, 0.02)),
+    "tree": lambda name, _, __: ModelProposer(TransformersRuntime(near(name)), Drafting(None, 0.02)),
 }
 
 
@@ -230,62 +214,32 @@ def unquantized(model):
 
 @every_forward
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("change", ["int8", "low rank", "trimmed head"])
-def test_layers_that_are_no_plain_matrices_are_called_as_they_are(name, forward, change):
+@pytest.mark.parametrize("change", ["int8", "trimmed head"])
+def test_quantized_layers_and_trimmed_heads_are_computed(name, forward, change):
     model = changed(name, change)
     sequence = [3 + place % 50 for place in range(20)]
-    expected = TorchRuntime(copy.deepcopy(model))
-    found = TorchRuntime.of(model, forward)
-    exact = forward == "native" and change != "low rank"
-    assert found.name == ("torch-native" if exact else "torch-fused")
-    if forward == "native" and change == "int8":  # whose activations are not rounded there
-        expected = TorchRuntime(unquantized(changed(name, change)))
+    expected = TransformersRuntime(copy.deepcopy(model))
+    found = runtime_by(model, forward)
+    if change == "int8":  # whose activations are not rounded there
+        expected = TransformersRuntime(unquantized(changed(name, change)))
     for runtime in (expected, found):
-        runtime.feed(sequence[:12])
-    torch.testing.assert_close(found.feed(sequence[12:]), expected.feed(sequence[12:]), atol=2e-3, rtol=1e-3)
-
-
-def test_biases_are_joined_too():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=61,
-        attention_bias=True,
-        mlp_bias=True,
-        initializer_range=0.3,
+        runtime.forward(sequence[:12])
+    torch.testing.assert_close(
+        found.forward(sequence[12:]), expected.forward(sequence[12:]), atol=2e-3, rtol=1e-3
     )
-    model = LlamaForCausalLM(config).eval()
-    for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
-            nn.init.normal_(parameter)
-    runtime = quick(copy.deepcopy(model), "fused")
-    assert TorchRuntime.of(copy.deepcopy(model), "native").name == "torch-fused"
-    torch.testing.assert_close(runtime.feed([5, 6, 7]), fresh(model, [5, 6, 7]), atol=2e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_weights_lie_in_memory_once_and_stay_what_they_were(name):
-    model = small_model(name)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    FusedDecoder(model)
-    after = model.state_dict()
-    assert all(torch.equal(before[key], after[key]) for key in before)
-    layer = Architecture.of(model).layers(model)[0]
-    parts = [layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight, layer.self_attn.v_proj.weight]
-    assert len({part.untyped_storage().data_ptr() for part in parts}) == 1
-
-
-def test_other_architectures_run_as_before():
-    model = small_model("gpt2")
-    assert not FusedDecoder.fits(model)
-    assert TorchRuntime.of(model, "fused").name == TorchRuntime.of(model, "native").name == "torch-eager"
+def test_other_architectures_and_forms_are_not_taken():
+    assert not CppDecoder.fits(small_model("gpt2"))
     stretched = small_model("llama")
     stretched.config.rope_parameters = {**stretched.config.rope_parameters, "rope_type": "dynamic"}
-    assert not FusedDecoder.fits(stretched)
+    assert not CppDecoder.fits(stretched)
+    assert not CppDecoder.fits(changed("llama", "low rank"))
+    biased = LlamaConfig(
+        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, attention_bias=True, mlp_bias=True,
+    )  # fmt: skip
+    assert not CppDecoder.fits(LlamaForCausalLM(biased))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -300,14 +254,14 @@ def test_the_kernels_give_the_same_bits_however_tokens_are_divided(name, dtype, 
     """Also over the rests of tokens that were taken back."""
     runtime = NATIVE[name, dtype]
     runtime.reset()
-    whole = runtime.feed(sequence)
-    runtime.forget(len(sequence))
+    whole = runtime.forward(sequence)
+    runtime.rollback(len(sequence))
     bounds = sorted({0, len(sequence), *(cut for cut in cuts if cut < len(sequence))})
     parts = []
     for begin, end in pairwise(bounds):
-        runtime.feed([9] * (forgotten + 1))
-        runtime.forget(forgotten + 1)
-        parts.append(runtime.feed(sequence[begin:end]))
+        runtime.forward([9] * (forgotten + 1))
+        runtime.rollback(forgotten + 1)
+        parts.append(runtime.forward(sequence[begin:end]))
     assert torch.equal(torch.cat(parts), whole)
 
 
@@ -323,13 +277,13 @@ def test_the_kernels_give_the_same_bits_in_a_tree_as_on_its_paths(name, dtype, p
     tree = TokenTree((-1, *(min(parent, place) for place, parent in enumerate(parents))))
     fed = [3 + 7 * place % 57 for place in range(len(tree.parents))]
     runtime.reset()
-    runtime.feed(prompt)
-    found = runtime.feed_tree(fed, tree)
+    runtime.forward(prompt)
+    found = runtime.forward(fed, tree=tree)
     for place in range(len(fed)):
-        path = [one for one in range(len(fed)) if tree.kin[place] >> one & 1]
+        path = [one for one in range(len(fed)) if tree.ancestors[place] >> one & 1]
         runtime.reset()
-        runtime.feed(prompt)
-        assert torch.equal(runtime.feed([fed[one] for one in path])[-1], found[place])
+        runtime.forward(prompt)
+        assert torch.equal(runtime.forward([fed[one] for one in path])[-1], found[place])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -345,26 +299,26 @@ def test_a_chain_is_what_one_forward_after_the_other_chooses(name, dtype, prompt
     """And leaves what they would leave, to the last bit."""
     runtime, sampler = NATIVE[name, dtype], Sampler(DecodingMode())
     runtime.reset()
-    runtime.feed(prompt)
-    logits, expected = runtime.feed(unseen)[-1:], []
+    runtime.forward(prompt)
+    logits, expected = runtime.forward(unseen)[-1:], []
     while True:
         expected.append(sampler.choose(logits))
         confident = stop_below is None or sampler.confidence(logits) >= stop_below
         if len(expected) == count or not confident:
             break
-        logits = runtime.feed(expected[-1:])
-    after = runtime.feed([5])
+        logits = runtime.forward(expected[-1:])
+    after = runtime.forward([5])
     runtime.reset()
-    runtime.feed(prompt)
+    runtime.forward(prompt)
     assert runtime.chain(unseen, count, stop_below) == expected
     assert runtime.length == len(prompt) + len(unseen) + len(expected) - 1
-    assert torch.equal(runtime.feed([5]), after)
+    assert torch.equal(runtime.forward([5]), after)
 
 
 def asked(runtime):
     """The same runtime, which grows no trees by itself."""
     twin = copy.copy(runtime)
-    twin.branch = lambda *_: None
+    twin.capabilities = replace(runtime.capabilities, tree_growth=False)
     return twin
 
 
@@ -385,11 +339,11 @@ def test_a_tree_is_the_one_that_one_forward_after_the_other_grows(name, prompt, 
     found = []
     for draft in (asked(runtime), runtime):
         runtime.reset()
-        runtime.feed(prompt)
+        runtime.forward(prompt)
         proposal = draft_tokens(draft, sampler, unseen, count, drafting)
-        runtime.forget(runtime.length - len(prompt) - len(unseen))
+        runtime.rollback(runtime.length - len(prompt) - len(unseen))
         found.append(
-            (proposal.tokens, proposal.parents, proposal.drafted, proposal.forwards, runtime.feed([5]))
+            (proposal.tokens, proposal.parents, proposal.drafted, proposal.forwards, runtime.forward([5]))
         )
     (*expected, after), (*told, left) = found
     assert told == expected
@@ -402,10 +356,10 @@ def test_a_tree_beside_states_of_the_target_is_the_same(name, change):
     model = reading(name, change)
     found = []
     for by_itself in (False, True):
-        runtime = EagleRuntime.of(copy.deepcopy(model), "native")
-        offered = torch.randn(6, runtime._width, generator=torch.Generator().manual_seed(4))
+        runtime = eagle_by(copy.deepcopy(model), "cpp")
+        offered = torch.randn(6, runtime._states._width, generator=torch.Generator().manual_seed(4))
         runtime.offer(offered[:2])
-        runtime.feed([5, 6])
+        runtime.forward([5, 6])
         runtime.offer(offered[2:])
         draft = runtime if by_itself else asked(runtime)
         found.append(draft_tokens(draft, Sampler(DecodingMode()), [7, 8, 9, 10], 20, Drafting(0.001, 0.001)))
@@ -430,59 +384,76 @@ def reading(name, change):
 def test_a_chain_beside_states_of_the_target_is_the_same(name, change):
     model = reading(name, change)
     width = model.get_input_embeddings().weight.shape[1]
-    step, chain = (EagleRuntime.of(copy.deepcopy(model), "native") for _ in range(2))
+    step, chain = (eagle_by(copy.deepcopy(model), "cpp") for _ in range(2))
     told, offered = torch.randn(6, 3 * width), torch.randn(6, width)
-    plain = EagleRuntime(copy.deepcopy(model)).reduced(told)
+    plain = TransformersEagleRuntime(copy.deepcopy(model)).reduced(told)
     torch.testing.assert_close(chain.reduced(told), plain, atol=1e-4, rtol=1e-4)
     for runtime in (step, chain):
         runtime.offer(offered[:2])
-        runtime.feed([5, 6])
+        runtime.forward([5, 6])
         runtime.offer(offered[2:])
     chosen = chain.chain([7, 8, 9, 10], 5, 0.0)
     assert len(chosen) == 5
-    logits = step.feed([7, 8, 9, 10], keep=1)
+    logits = step.forward([7, 8, 9, 10], keep=1)
     for token in chosen:  # roundings differ
         assert float(logits[0, token]) >= float(logits.max()) - 1e-3
-        last, logits = step.hidden_states(), step.feed([token])
+        last, logits = step.hidden_states(), step.forward([token])
     torch.testing.assert_close(chain.hidden_states(), last[-1:], atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("forward", ["fused", "native"])
+@pytest.mark.parametrize("forward", ["cpp"])
 def test_room_that_an_exit_has_made_is_not_taken_for_the_targets(forward):
-    target = TorchRuntime.of(small_model("llama"), forward)
+    target = runtime_by(small_model("llama"), forward)
     text = [3 + 7 * place % 57 for place in range(90)]
-    whole = target.feed(text)
-    target = TorchRuntime.of(small_model("llama"), forward)
-    target.feed(text[:5])
+    whole = target.forward(text)
+    target = runtime_by(small_model("llama"), forward)
+    target.forward(text[:5])
     exit_ = target.first_layers(1)
-    exit_.feed(text[5:])
-    exit_.forget(85)
-    torch.testing.assert_close(target.feed(text[5:]), whole[5:], atol=1e-5, rtol=1e-4)
+    exit_.forward(text[5:])
+    exit_.rollback(85)
+    torch.testing.assert_close(target.forward(text[5:]), whole[5:], atol=1e-5, rtol=1e-4)
 
 
-def test_what_cannot_go_on_by_itself_has_done_nothing():
-    """Capped logits, a head of two matrices, more tokens than a short forward has, transformers' own forward."""
+def test_a_runtime_says_whether_it_drafts_by_itself():
+    """Not with capped logits, a head of two matrices, or outputs of layers to keep; transformers' own forward never."""
     capped = small_model("gemma3")
     capped.config.final_logit_softcapping = 20.0
     factorized = small_model("llama")
     LowRankForm(module="lm_head", rank=6).prepare(factorized)
-    for model, forward in ((capped, "native"), (factorized, "native"), (small_model("llama"), "eager")):
-        runtime = TorchRuntime.of(model, forward)
-        runtime.feed([5, 6])
-        assert runtime.chain([7], 3) is runtime.branch([7], 3, TreeWidth(4, 2, 0.1, None)) is None
-        assert runtime.length == 2
-    assert NATIVE["llama", torch.float32].chain([7] * (MAX_TOKENS + 1), 3) is None
-    model = small_model("llama")
-    HiddenStatesForm().prepare(model)
-    plain, unasked = EagleRuntime(model), EagleRuntime(copy.deepcopy(model))
-    for runtime in (plain, unasked):
-        runtime.offer(torch.ones(1, runtime._width))
-    assert plain.chain([7], 3) is None
-    assert torch.equal(plain.feed([7]), unasked.feed([7]))  # with what was offered
+    for model, forward in (
+        (capped, "cpp"),
+        (factorized, "cpp"),
+        (small_model("llama"), "transformers"),
+    ):
+        able = runtime_by(model, forward).capabilities
+        assert not any((able.chain, able.chain_stops, able.tree_growth))
+    runtime = runtime_by(small_model("llama"), "cpp")
+    runtime.keep_hidden_states()
+    assert runtime.capabilities.chain
+    runtime.keep_hidden_states((1,))
+    assert not runtime.capabilities.chain
+
+
+def test_more_unseen_tokens_than_one_call_reads_are_read_before():
+    unseen = [3 + place * 7 % 57 for place in range(MAX_TOKENS + 9)]
+    for make in (
+        lambda: runtime_by(small_model("llama"), "cpp"),
+        lambda: eagle_by(reading("llama", None), "cpp"),
+    ):
+        whole, parts = make(), make()
+        if hasattr(whole, "offer"):
+            states = torch.randn(
+                len(unseen), whole._states._width, generator=torch.Generator().manual_seed(4)
+            )
+            whole.offer(states)
+            parts.offer(states)
+        logits = whole.forward(unseen, keep=1)
+        assert parts.chain(unseen, 1) == logits.argmax(-1).tolist()
+        assert parts.length == len(unseen)
 
 
 NATIVE = {
-    (name, dtype): quick(small_model(name).to(dtype), "native")
+    (name, dtype): quick(small_model(name).to(dtype), "cpp")
     for name in NAMES
     for dtype in (torch.float32, torch.bfloat16)
 }
@@ -511,18 +482,20 @@ def odd_llama(**changed):
 def test_the_kernels_know_every_shape(changed, tokens):
     model = odd_llama(**changed)
     sequence = [3 + place * 7 % 50 for place in range(tokens + 21)]
-    runtime = quick(model, "native")
-    runtime.feed(sequence[:21])
-    torch.testing.assert_close(runtime.feed(sequence[21:]), fresh(model, sequence)[21:], atol=2e-4, rtol=1e-4)
+    runtime = quick(model, "cpp")
+    runtime.forward(sequence[:21])
+    torch.testing.assert_close(
+        runtime.forward(sequence[21:]), fresh(model, sequence)[21:], atol=2e-4, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
 def test_the_kernels_give_the_same_bits_with_any_number_of_threads(threads):
-    runtime, before = quick(odd_llama(), "native"), torch.get_num_threads()
-    expected = runtime.feed(list(range(3, 30)))
+    runtime, before = quick(odd_llama(), "cpp"), torch.get_num_threads()
+    expected = runtime.forward(list(range(3, 30)))
     torch.set_num_threads(threads)
     try:
         runtime.reset()
-        assert torch.equal(runtime.feed(list(range(3, 30))), expected)
+        assert torch.equal(runtime.forward(list(range(3, 30))), expected)
     finally:
         torch.set_num_threads(before)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftrank.engine.backends.cpp import library
-from draftrank.engine.backends.short_forward import MAX_TOKENS
+from draftrank.engine.backends.cpp.decoder import MAX_TOKENS
 from draftrank.errors import InvalidInputError
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,9 +22,9 @@ from transformers import (
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.engine import loop
 from draftrank.engine.backends.cuda_graphs import runtime as captured_runtime
-from draftrank.engine.backends.cuda_graphs.eagle import CapturedEagleRuntime
-from draftrank.engine.backends.cuda_graphs.runtime import CapturedRuntime
-from draftrank.engine.backends.cuda_graphs.steps import DeviceSteps
+from draftrank.engine.backends.cuda_graphs.eagle import CudaGraphsEagleRuntime
+from draftrank.engine.backends.cuda_graphs.runtime import CudaGraphsRuntime
+from draftrank.engine.backends.cuda_graphs.steps import CudaGraphSteps
 from draftrank.engine.backends.opening import eagle_runtime_of, runtime_of_model
 from draftrank.engine.backends.own_forward import check_forward, check_trees
 from draftrank.engine.backends.transformers.generate import GenerateDecoder
@@ -104,9 +105,9 @@ def model(
     return made.eval().requires_grad_(False).to(DEVICE, dtype)
 
 
-def captured(made: PreTrainedModel) -> CapturedRuntime:
-    assert CapturedRuntime.fits(made)
-    return CapturedRuntime(made)
+def captured(made: PreTrainedModel) -> CudaGraphsRuntime:
+    assert CudaGraphsRuntime.fits(made)
+    return CudaGraphsRuntime(made)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -122,7 +123,7 @@ def test_chains_and_trees_are_those_of_the_models_own_forward(dtype):
 
 
 @pytest.fixture(scope="module")
-def targets() -> dict[str, CapturedRuntime]:
+def targets() -> dict[str, CudaGraphsRuntime]:
     return {name: captured(model(name)) for name in NAMES}
 
 
@@ -144,17 +145,17 @@ def test_forwards_equal_those_of_transformers(name, dtype):
     runtime = captured(copy.deepcopy(made))
     text = [(number * 29 + number // 7) % 58 + 3 for number in range(84)]
     wanted = expected(made, text)
-    close(runtime.feed(text[:66], keep=3), wanted[63:66], dtype)
-    runtime.feed([9, 9, 9])
-    runtime.forget(4)
-    close(runtime.feed(text[65:80]), wanted[65:80], dtype)
+    close(runtime.forward(text[:66], keep=3), wanted[63:66], dtype)
+    runtime.forward([9, 9, 9])
+    runtime.rollback(4)
+    close(runtime.forward(text[65:80]), wanted[65:80], dtype)
     for place in range(80, 84):
-        logits = runtime.feed([text[place]])
+        logits = runtime.forward([text[place]])
         close(logits, wanted[place : place + 1], dtype)
         assert runtime.choices(1) == logits.argmax(-1).tolist()
     assert runtime.length == 84
     runtime.reset()
-    close(runtime.feed(text[:5]), wanted[:5], dtype)
+    close(runtime.forward(text[:5]), wanted[:5], dtype)
 
 
 @pytest.mark.skipif(not CUDA, reason="numpy's products, by which Triton interprets, depend on a row's place")
@@ -162,12 +163,12 @@ def test_forwards_equal_those_of_transformers(name, dtype):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_bits_however_a_chain_is_divided(name, dtype):
     runtime = captured(model(name, dtype=dtype))
-    whole = runtime.feed(TEXT).clone()
+    whole = runtime.forward(TEXT).clone()
     runtime.reset()
     for begin, end in [(0, 1), (1, 2), (2, 7), (7, 18), (18, 19), (19, 21)]:
-        assert torch.equal(runtime.feed(TEXT[begin:end]), whole[begin:end])
-    runtime.forget(11)
-    assert torch.equal(runtime.feed(TEXT[10:15]), whole[10:15])
+        assert torch.equal(runtime.forward(TEXT[begin:end]), whole[begin:end])
+    runtime.rollback(11)
+    assert torch.equal(runtime.forward(TEXT[10:15]), whole[10:15])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -176,16 +177,16 @@ def test_a_tree_equals_its_paths(targets, name):
     prompt, tree = TEXT[:6], TokenTree((-1, 0, 0, 1, 2, 2))
     tokens = [11, 12, 13, 14, 15, 16]
     runtime.reset()
-    runtime.feed(prompt)
-    found = runtime.feed_tree(tokens[:3], TokenTree(tree.parents[:3])).clone()
-    found = torch.cat([found, runtime.feed_tree(tokens[3:], tree)])
+    runtime.forward(prompt)
+    found = runtime.forward(tokens[:3], tree=TokenTree(tree.parents[:3])).clone()
+    found = torch.cat([found, runtime.forward(tokens[3:], tree=tree)])
     for path in ([0, 1, 3], [0, 2, 4], [0, 2, 5]):
         wanted = expected(made, prompt + [tokens[place] for place in path])[-3:]
         close(found[path], wanted)
-    runtime.keep_path(len(prompt), [0, 2, 5])
+    runtime.commit(len(prompt), [0, 2, 5])
     assert runtime.length == len(prompt) + 3
     text = [*prompt, 11, 13, 16, 20]
-    close(runtime.feed([20]), expected(made, text)[-1:])
+    close(runtime.forward([20]), expected(made, text)[-1:])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -200,9 +201,9 @@ def test_states_are_told_as_the_model_has_them(name):
             return shape.states_of_layers(made, torch.tensor([text], device=DEVICE), [0, 1])[0]
 
     long = (TEXT * 4)[:70]
-    runtime.feed(long, keep=1)
+    runtime.forward(long, keep=1)
     close(runtime.hidden_states([0, 1]), wanted(long))
-    runtime.feed([5, 6])
+    runtime.forward([5, 6])
     close(runtime.hidden_states([0, 1]), wanted([*long, 5, 6])[-2:])
     close(runtime.hidden_states([1]), wanted([*long, 5, 6])[-2:, 48:])
     close(runtime.hidden_states(), wanted([*long, 5, 6])[-2:, 96:])
@@ -232,7 +233,7 @@ def reader(seed: int = 4, layers: tuple[int, ...] = (0,)) -> PreTrainedModel:
 def test_a_trimmed_head_answers_for_all_tokens():
     made = trimmed(model("llama"))
     runtime = captured(copy.deepcopy(made))
-    found, wanted = runtime.feed(TEXT[:4]), expected(made, TEXT[:4])
+    found, wanted = runtime.forward(TEXT[:4]), expected(made, TEXT[:4])
     assert torch.equal(found.isinf(), wanted.isinf())
     close(found[:, 3:43], wanted[:, 3:43])
     assert runtime.choices(4) == wanted.argmax(-1).tolist()
@@ -255,7 +256,7 @@ def test_padded_vocabularies_change_neither_output_nor_law(rows):
     request = Request((*TEXT[:3], ours - 1), 4)
     expected = autoregressive(target, request).token_ids
     assert speculative(target, proposer, request, 2).token_ids == expected
-    logits = proposer.runtime().feed([5, ours - 1])
+    logits = proposer.runtime().forward([5, ours - 1])
     assert logits.shape == (2, ours)
     assert logits[:, min(rows) :].eq(-torch.inf).all()
     likely = distribution(logits, DecodingMode(temperature=1.0))
@@ -269,15 +270,15 @@ def test_ids_outside_the_embedding_never_reach_the_device(targets, token):
     runtime = targets["llama"]
     runtime.reset()
     for move in (
-        lambda: runtime.feed([9, token]),
-        lambda: runtime.feed_tree([9, token], TokenTree((-1, 0))),
+        lambda: runtime.forward([9, token]),
+        lambda: runtime.forward([9, token], tree=TokenTree((-1, 0))),
         lambda: runtime.offer_instead(9, [token]),
     ):
         with pytest.raises(IndexError, match=f"token id {token} is outside the embedding's 61 rows"):
             move()
 
 
-def proposers(target: CapturedRuntime, name: str):
+def proposers(target: CudaGraphsRuntime, name: str):
     near = model(name, layers=1)
     return {
         "ngram": NgramProposer(1, 3),
@@ -286,12 +287,12 @@ def proposers(target: CapturedRuntime, name: str):
         "tree": ModelProposer(captured(near), Drafting(branch_above=0.05)),
         "itself": ModelProposer(captured(model(name))),
         "exit": EarlyExitProposer(target.first_layers(1)),
-        "features": EagleProposer(target, CapturedEagleRuntime(reader())),
-        "states": EagleProposer(target, CapturedEagleRuntime(reader(layers=()))),
-        "features tree": EagleProposer(target, CapturedEagleRuntime(reader()), Drafting(branch_above=0.05)),
+        "features": EagleProposer(target, CudaGraphsEagleRuntime(reader())),
+        "states": EagleProposer(target, CudaGraphsEagleRuntime(reader(layers=()))),
+        "features tree": EagleProposer(target, CudaGraphsEagleRuntime(reader()), Drafting(branch_above=0.05)),
         "mixed model": CascadeProposer(NgramProposer(1, 3), ModelProposer(captured(near)), 2),
         "cascade": CascadeProposer(
-            NgramProposer(1, 3), EagleProposer(target, CapturedEagleRuntime(reader())), 2
+            NgramProposer(1, 3), EagleProposer(target, CudaGraphsEagleRuntime(reader())), 2
         ),
     }
 
@@ -349,14 +350,14 @@ def test_each_proposal_is_that_of_a_fresh_cache(targets, proposer):
 def test_each_proposal_of_the_device_is_that_of_a_fresh_cache(monkeypatch, targets, proposer):
     """Also the first, and behind what was copied."""
     found = []
-    run = DeviceSteps.run
+    run = CudaGraphSteps.run
 
     def watched(self, context, sampler):
         for outcome in run(self, context, sampler):
             found.append((tuple(context), 3, Proposal(outcome.proposed, forwards=self.chain)))
             yield outcome
 
-    monkeypatch.setattr(DeviceSteps, "run", watched)
+    monkeypatch.setattr(CudaGraphSteps, "run", watched)
     target = targets["llama"]
     # what comes first has stood before, so that there is something to copy
     request = Request(tuple(TEXT[3:12]), 40 if CUDA else 8)
@@ -370,8 +371,8 @@ def test_each_proposal_of_the_device_is_that_of_a_fresh_cache(monkeypatch, targe
 def test_a_reader_proposes_what_it_proposes_in_the_slower_runtime(monkeypatch):
     """Its tokens are read with its own states, those that the target has verified with the target's."""
     made, text = model("llama"), tuple(TEXT[:15])
-    proposed: dict[str, list[list[int]]] = {"captured": [], "eager": []}
-    step, propose = DeviceSteps.run, EagleProposer.propose
+    proposed: dict[str, list[list[int]]] = {"captured": [], "transformers": []}
+    step, propose = CudaGraphSteps.run, EagleProposer.propose
 
     def watched_step(self, context, sampler):
         for outcome in step(self, context, sampler):
@@ -380,21 +381,21 @@ def test_a_reader_proposes_what_it_proposes_in_the_slower_runtime(monkeypatch):
 
     def watched_propose(self, context, count):
         found = propose(self, context, count)
-        proposed["eager"].append(list(found.tokens))
+        proposed["transformers"].append(list(found.tokens))
         return found
 
-    monkeypatch.setattr(DeviceSteps, "run", watched_step)
+    monkeypatch.setattr(CudaGraphSteps, "run", watched_step)
     drafted = {}
-    for forward in ("captured", "eager"):
+    for forward in ("captured", "transformers"):
         target = runtime_of_model(copy.deepcopy(made), forward)
         proposer = EagleProposer(target, eagle_runtime_of(reader(), forward))
-        if forward == "eager":
+        if forward == "transformers":
             monkeypatch.setattr(EagleProposer, "propose", watched_propose)
         drafted[forward] = speculative(target, proposer, Request(text, 8), 3)
-    assert drafted["captured"].token_ids == drafted["eager"].token_ids
-    assert drafted["captured"].accept_histogram == drafted["eager"].accept_histogram
-    assert len(proposed["eager"]) > 2
-    for fast, slow in zip(proposed["captured"], proposed["eager"], strict=False):
+    assert drafted["captured"].token_ids == drafted["transformers"].token_ids
+    assert drafted["captured"].accept_histogram == drafted["transformers"].accept_histogram
+    assert len(proposed["transformers"]) > 2
+    for fast, slow in zip(proposed["captured"], proposed["transformers"], strict=False):
         assert fast[: len(slow)] == slow
 
 
@@ -428,14 +429,14 @@ def test_steps_on_the_device_draw_what_the_host_would(monkeypatch, targets, name
     by_host = speculative(target, proposers(target, name)[proposer], request, k)
     assert on_device.token_ids[:-k] == by_host.token_ids[:-k]
     alone = autoregressive(target, request)
-    monkeypatch.setattr(loop, "SelfDecodingRuntime", type(None))  # which no target is
+    monkeypatch.setattr(target, "capabilities", replace(target.capabilities, device=False))
     assert autoregressive(target, request).token_ids == alone.token_ids
 
 
 def test_random_numbers_are_used_once_and_in_their_places(monkeypatch, targets):
     """Each step again by hand: what the draft drew, and what the target chose instead."""
     drawn, steps = [], []
-    uniforms, run = Sampler.uniforms, DeviceSteps.run
+    uniforms, run = Sampler.uniforms, CudaGraphSteps.run
 
     def watched(self, count):
         drawn.append(uniforms(self, count).clone())
@@ -447,7 +448,7 @@ def test_random_numbers_are_used_once_and_in_their_places(monkeypatch, targets):
             yield outcome
 
     monkeypatch.setattr(Sampler, "uniforms", watched)
-    monkeypatch.setattr(DeviceSteps, "run", watched_run)
+    monkeypatch.setattr(CudaGraphSteps, "run", watched_run)
     target, near = targets["llama"], model("llama", layers=1)
     request = Request(tuple(TEXT[:14]), 8, mode=SAMPLING, seed=3)
     found = speculative(target, ModelProposer(captured(near)), request, 2)
@@ -508,7 +509,7 @@ def test_sampling_follows_the_seed(targets):
 def test_a_forward_is_timed_without_being_appended(targets):
     target = targets["llama"]
     target.reset()
-    target.feed(TEXT[:5])
+    target.forward(TEXT[:5])
     assert target.forward_s([7, 8]) > 0
     assert target.length == 5
 
@@ -518,15 +519,15 @@ def test_room_grows_and_what_is_held_stays(monkeypatch):
     made = model("llama")
     runtime = captured(copy.deepcopy(made))
     text = (TEXT * 3)[:50]
-    runtime.feed(text[:20])
-    close(runtime.feed(text[20:]), expected(made, text)[20:])
+    runtime.forward(text[:20])
+    close(runtime.forward(text[20:]), expected(made, text)[20:])
 
 
 def test_a_tree_beyond_one_forward_is_refused(targets):
     runtime = targets["llama"]
     runtime.reset()
     with pytest.raises(InvalidInputError, match="use at most 63"):
-        runtime.feed_tree([5] * 65, TokenTree((-1, *[0] * 64)))
+        runtime.forward([5] * 65, tree=TokenTree((-1, *[0] * 64)))
 
 
 def test_generate_runs_on_the_same_model(targets):
@@ -543,8 +544,8 @@ def test_an_exit_after_all_layers_is_refused(targets):
 def test_what_the_kernels_do_not_multiply_runs_as_transformers_runs_it():
     """Heads that are too small, windows shorter than a forward, other architectures."""
     for name in ("llama", "gemma3", "gpt2"):
-        assert runtime_of_model(small_model(name), "captured").name == "torch-eager"
-    assert not isinstance(eagle_runtime_of(_small_reader(), "captured"), CapturedEagleRuntime)
+        assert runtime_of_model(small_model(name), "captured").name == "transformers"
+    assert not isinstance(eagle_runtime_of(_small_reader(), "captured"), CudaGraphsEagleRuntime)
 
 
 def _small_reader() -> PreTrainedModel:

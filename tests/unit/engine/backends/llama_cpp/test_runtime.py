@@ -16,10 +16,11 @@ from draftrank.building.export.gguf import write_gguf
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.catalog.sources.base import FetchContext
 from draftrank.catalog.target import Target
+from draftrank.engine.backends.base import Capabilities
 from draftrank.engine.backends.llama_cpp import runtime as module
 from draftrank.engine.backends.llama_cpp.runtime import BATCH, LlamaCppRuntime
-from draftrank.engine.backends.transformers.eagle import EagleRuntime
-from draftrank.engine.backends.transformers.runtime import TorchRuntime
+from draftrank.engine.backends.transformers.eagle import TransformersEagleRuntime
+from draftrank.engine.backends.transformers.runtime import TransformersRuntime
 from draftrank.engine.loop import Request, autoregressive, speculative
 from draftrank.engine.proposer import ProposerContext
 from draftrank.engine.proposers.cascade import CascadeProposer
@@ -28,7 +29,6 @@ from draftrank.engine.proposers.drafting import Drafting, drafting_of
 from draftrank.engine.proposers.eagle import EagleProposer
 from draftrank.engine.proposers.ngram import NgramProposer
 from draftrank.engine.proposers.suffix import SuffixDraft
-from draftrank.engine.runtime import HiddenStateRuntime, LayeredRuntime
 from draftrank.engine.sampling import Sampler
 from draftrank.errors import IncompatibleDraftError, MissingDataError
 from draftrank.measure.cost.latency import measure_latencies
@@ -89,13 +89,13 @@ def test_rolled_back_caches_equal_fresh_ones(written, architecture, moves):
     runtime = opened(written, architecture)
     held: list[int] = []
     for fed, forgotten in moves:
-        logits = runtime.feed(fed)
+        logits = runtime.forward(fed)
         held += fed
         assert (logits.shape, logits.dtype) == ((len(fed), VOCABULARY), torch.float32)
         expected = expected_logits(model, held)[-len(fed) :]
         torch.testing.assert_close(logits, expected, atol=TOLERANCE[architecture], rtol=1e-3)
         forgotten = min(forgotten, len(held))
-        runtime.forget(forgotten)
+        runtime.rollback(forgotten)
         held = held[: len(held) - forgotten]
         assert runtime.length == len(held)
 
@@ -107,11 +107,11 @@ def test_the_last_rows_are_kept_also_of_feeds_longer_than_a_batch(tmp_path):
     write_gguf(model, described, "long", tmp_path / "long.gguf", "f32")
     runtime = LlamaCppRuntime(tmp_path / "long.gguf", threads=1, attention="fp32")
     expected = expected_logits(model, sequence)
-    torch.testing.assert_close(runtime.feed(sequence, keep=2), expected[-2:], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(runtime.forward(sequence, keep=2), expected[-2:], atol=1e-3, rtol=1e-3)
     runtime.reset()
-    torch.testing.assert_close(runtime.feed(sequence), expected, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(runtime.forward(sequence), expected, atol=1e-3, rtol=1e-3)
     runtime.reset()
-    torch.testing.assert_close(runtime.feed(sequence, keep=60), expected[-60:], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(runtime.forward(sequence, keep=60), expected[-60:], atol=1e-3, rtol=1e-3)
 
 
 PLAIN = {"rope_type": "default", "rope_theta": 10_000.0}
@@ -143,7 +143,9 @@ def test_rope_scaling_is_llama_cpps_too_past_the_original_window(tmp_path, kind)
     write_gguf(model, described, "draft", tmp_path / "draft.gguf", "f32")
     runtime = LlamaCppRuntime(tmp_path / "draft.gguf", threads=1, attention="fp32")
     sequence = [3 + 7 * place % 60 for place in range(120)]
-    torch.testing.assert_close(runtime.feed(sequence), expected_logits(model, sequence), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        runtime.forward(sequence), expected_logits(model, sequence), atol=1e-3, rtol=1e-3
+    )
 
 
 @pytest.mark.parametrize(
@@ -190,7 +192,7 @@ def test_a_converted_target_is_the_model_that_llama_cpp_runs(tmp_path, stated):
     runtime = LlamaCppRuntime(tmp_path / "tiny.gguf", threads=1, attention="fp32")
     sequence = [3 + 7 * place % 200 for place in range(200)]
     expected = expected_logits(converted, sequence)
-    torch.testing.assert_close(runtime.feed(sequence), expected, atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(runtime.forward(sequence), expected, atol=2e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -216,31 +218,30 @@ def test_constants_of_gemma_are_llama_cpps_too(tmp_path, more):
     runtime = LlamaCppRuntime(tmp_path / "draft.gguf", threads=1, attention="fp32")
     sequence = [3 + 7 * place % 60 for place in range(120)]
     expected = expected_logits(model, sequence)
-    torch.testing.assert_close(runtime.feed(sequence), expected, atol=TOLERANCE["gemma3"], rtol=1e-3)
+    torch.testing.assert_close(runtime.forward(sequence), expected, atol=TOLERANCE["gemma3"], rtol=1e-3)
 
 
 def test_room_that_grows_keeps_what_is_held(written):
     model, _ = written("llama")
     runtime = opened(written)
-    runtime.feed([5, 6, 7])
+    runtime.forward([5, 6, 7])
     runtime.reserve(4 * runtime._room)
-    logits = runtime.feed([8, 9])
+    logits = runtime.forward([8, 9])
     torch.testing.assert_close(logits, expected_logits(model, [5, 6, 7, 8, 9])[-2:], atol=2e-4, rtol=1e-3)
     runtime.reset()
     assert runtime.length == 0
-    torch.testing.assert_close(runtime.feed([9, 4]), expected_logits(model, [9, 4]), atol=2e-4, rtol=1e-3)
+    torch.testing.assert_close(runtime.forward([9, 4]), expected_logits(model, [9, 4]), atol=2e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("architecture", LAYERS)
 def test_features_are_the_states_after_the_last_norm(written, architecture):
     model, _ = written(architecture)
     runtime = opened(written, architecture)
-    assert isinstance(runtime, HiddenStateRuntime)
-    assert not isinstance(runtime, LayeredRuntime)
-    runtime.feed([5, 6])
+    assert runtime.capabilities == Capabilities(hidden_states=True)
+    runtime.forward([5, 6])
     runtime.keep_hidden_states()
     sequence = [5, 6, 7, 8, 9]
-    logits = runtime.feed(sequence[2:], keep=1)
+    logits = runtime.forward(sequence[2:], keep=1)
     assert logits.shape[0] == 1
     with torch.inference_mode():
         states = Architecture.of(model).hidden_states(model, torch.tensor([sequence]))[0]
@@ -267,10 +268,10 @@ def proposers(written, target):
         "stranger": ModelProposer(opened(written, seed=9, layers=1), Drafting(0.3)),
         "packed": ModelProposer(opened(written, weights="q8_0")),
         "tree": ModelProposer(opened(written, seed=9, layers=1), Drafting(branch_above=0.05)),
-        "in torch": ModelProposer(TorchRuntime(near)),
+        "in torch": ModelProposer(TransformersRuntime(near)),
         "ngram": NgramProposer(1, 3),
-        "cascade": CascadeProposer(NgramProposer(2, 3), ModelProposer(TorchRuntime(near))),
-        "features": EagleProposer(target, EagleRuntime(reader)),
+        "cascade": CascadeProposer(NgramProposer(2, 3), ModelProposer(TransformersRuntime(near))),
+        "features": EagleProposer(target, TransformersEagleRuntime(reader)),
     }
 
 
@@ -303,7 +304,7 @@ def test_each_proposal_is_that_of_a_fresh_cache(written, name, of_target, prompt
     """Up to its rounding: quantized products round activations, by blocks of them."""
 
     def make():
-        target = opened(written) if of_target == "llama.cpp" else TorchRuntime(written("llama")[0])
+        target = opened(written) if of_target == "llama.cpp" else TransformersRuntime(written("llama")[0])
         return target, proposers(written, target)[name]
 
     target, proposer = make()
@@ -315,7 +316,7 @@ def test_each_proposal_is_that_of_a_fresh_cache(written, name, of_target, prompt
 @settings(max_examples=10, deadline=None)
 @given(prompt=prompts, k=st.integers(1, 6))
 def test_a_draft_in_llama_cpp_serves_a_target_in_torch(written, prompt, k):
-    target = TorchRuntime(written("llama")[0])
+    target = TransformersRuntime(written("llama")[0])
     request = Request(prompt, 30)
     expected = autoregressive(target, request)
     found = speculative(target, ModelProposer(opened(written)), request, k)
@@ -325,12 +326,12 @@ def test_a_draft_in_llama_cpp_serves_a_target_in_torch(written, prompt, k):
 
 @pytest.mark.parametrize("rows", [VOCABULARY - 3, VOCABULARY + 3])
 def test_a_file_with_other_rows_than_the_target_says_and_reads_what_both_have(written, rows):
-    target = TorchRuntime(small_gguf_model("llama", 2, vocab_size=rows))
+    target = TransformersRuntime(small_gguf_model("llama", 2, vocab_size=rows))
     model, file = written("llama")
     draft = LlamaCppRuntime(file, threads=1, attention="fp32", vocabulary=rows)
     unread = rows - 1 if rows > VOCABULARY else 5
     known = min(rows, VOCABULARY)
-    found = draft.feed([7, unread, 9])
+    found = draft.forward([7, unread, 9])
     assert found.shape == (3, rows)
     assert found[:, known:].eq(-torch.inf).all()
     expected = expected_logits(model, [7, 0 if rows > VOCABULARY else 5, 9])[:, :known]
@@ -341,7 +342,7 @@ def test_a_file_with_other_rows_than_the_target_says_and_reads_what_both_have(wr
         if mode.greedy:
             assert output == autoregressive(target, request).token_ids
     with pytest.raises(IndexError, match=f"token id {rows} is outside"):
-        draft.feed([rows])
+        draft.forward([rows])
 
 
 def test_trees_are_refused_with_the_reason(written):

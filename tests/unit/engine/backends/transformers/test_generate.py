@@ -8,7 +8,7 @@ import pytest
 
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.engine.backends.transformers.generate import GenerateDecoder
-from draftrank.engine.backends.transformers.runtime import TorchRuntime
+from draftrank.engine.backends.transformers.runtime import TransformersRuntime
 from draftrank.engine.loop import Request, autoregressive, speculative
 from draftrank.engine.proposers.draft_model import ModelProposer
 from models import ARCHITECTURES, small_model
@@ -26,7 +26,7 @@ def requests(mode=None, **changes):
 
 
 def decoders(target, architecture):
-    draft = TorchRuntime(small_model(architecture, layers=2))
+    draft = TransformersRuntime(small_model(architecture, layers=2))
     return {
         "plain": GenerateDecoder(target),
         "assisted": GenerateDecoder(target, draft=draft, num_speculative_tokens=K),
@@ -49,7 +49,7 @@ def adds_up(decoding, k):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_greedy_outputs_are_the_engines_and_the_counts_add_up(architecture):
-    target = TorchRuntime(small_model(architecture))
+    target = TransformersRuntime(small_model(architecture))
     for name, decoder in decoders(target, architecture).items():
         for request in requests():
             ours, theirs = autoregressive(target, request), decoder.decode(request)
@@ -60,7 +60,7 @@ def test_greedy_outputs_are_the_engines_and_the_counts_add_up(architecture):
 
 
 def test_a_draft_that_is_the_target_has_all_its_tokens_accepted_as_in_the_engine():
-    target, twin = TorchRuntime(small_model("llama")), TorchRuntime(small_model("llama"))
+    target, twin = TransformersRuntime(small_model("llama")), TransformersRuntime(small_model("llama"))
     decoder = GenerateDecoder(target, draft=twin, num_speculative_tokens=K)
     for request in requests(stop_tokens=frozenset()):
         theirs = decoder.decode(request)
@@ -72,7 +72,7 @@ def test_a_draft_that_is_the_target_has_all_its_tokens_accepted_as_in_the_engine
 
 
 def test_sampling_is_seeded_and_adds_up():
-    target = TorchRuntime(small_model("llama"))
+    target = TransformersRuntime(small_model("llama"))
     mode = DecodingMode(temperature=0.8, top_p=0.9)
     for name, decoder in decoders(target, "llama").items():
         outputs = set()
@@ -85,7 +85,7 @@ def test_sampling_is_seeded_and_adds_up():
 
 
 def test_the_models_own_generation_settings_do_not_count_and_come_back():
-    target = TorchRuntime(small_model("llama"))
+    target = TransformersRuntime(small_model("llama"))
     model = target.model
     settings = model.generation_config
     settings.repetition_penalty = 9.0

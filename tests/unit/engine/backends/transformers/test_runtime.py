@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftrank.engine.backends.transformers.attention import LIBRARY, NAME
-from draftrank.engine.backends.transformers.runtime import TorchRuntime, padded_rows
+from draftrank.engine.backends.transformers.runtime import TransformersRuntime, padded_rows
 from models import ARCHITECTURES, small_model
 
 MODELS = {name: small_model(name) for name in ARCHITECTURES}
@@ -24,24 +24,24 @@ def fresh_logits(name: str, sequence: list[int]) -> torch.Tensor:
 @settings(max_examples=25, deadline=None)
 @given(moves=st.lists(st.tuples(tokens, st.integers(0, 12)), min_size=1, max_size=6))
 def test_rolled_back_caches_equal_fresh_ones(name, moves):
-    runtime = TorchRuntime(MODELS[name])
+    runtime = TransformersRuntime(MODELS[name])
     held: list[int] = []
     for fed, forgotten in moves:
-        logits = runtime.feed(fed)
+        logits = runtime.forward(fed)
         held += fed
         assert logits.shape == (len(fed), 61)
         torch.testing.assert_close(logits, fresh_logits(name, held)[-len(fed) :], atol=2e-4, rtol=1e-4)
         forgotten = min(forgotten, len(held))
-        runtime.forget(forgotten)
+        runtime.rollback(forgotten)
         held = held[: len(held) - forgotten]
         assert runtime.length == len(held)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_keep_returns_the_last_rows(name):
-    runtime = TorchRuntime(MODELS[name])
+    runtime = TransformersRuntime(MODELS[name])
     sequence = list(range(3, 20))
-    kept = runtime.feed(sequence, keep=2)
+    kept = runtime.forward(sequence, keep=2)
     torch.testing.assert_close(kept, fresh_logits(name, sequence)[-2:], atol=2e-4, rtol=1e-4)
 
 
@@ -55,10 +55,10 @@ def test_grouped_attention_is_the_librarys(name, new, dtype):
     fed = [3 + place % 50 for place in range(new)]
     found = []
     for attention in (NAME, LIBRARY):
-        runtime = TorchRuntime(model)
+        runtime = TransformersRuntime(model)
         model.set_attn_implementation(attention)
-        runtime.feed(held)
-        found.append(runtime.feed(fed).float())
+        runtime.forward(held)
+        found.append(runtime.forward(fed).float())
     torch.testing.assert_close(
         found[0],
         found[1],
@@ -69,12 +69,12 @@ def test_grouped_attention_is_the_librarys(name, new, dtype):
 def test_padded_feeds_leave_no_trace():
     """Also where the window has no room for the padding."""
     model = small_model("gpt2", window=24)
-    runtime = TorchRuntime(model)
+    runtime = TransformersRuntime(model)
     runtime._pads = True
     held = list(range(3, 20))
-    runtime.feed(held)
+    runtime.forward(held)
     for fed in ([5, 6], [7, 8, 9], [9, 9]):
-        logits = runtime.feed(fed)
+        logits = runtime.forward(fed)
         held += fed
         with torch.inference_mode():
             expected = model(torch.tensor([held]), use_cache=False).logits[0, -len(fed) :]
@@ -88,38 +88,38 @@ def test_rows_are_padded_where_the_product_is_slow():
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_reserving_keeps_what_is_held(name):
-    runtime = TorchRuntime(MODELS[name])
+    runtime = TransformersRuntime(MODELS[name])
     runtime.reserve(4)
-    runtime.feed([5, 6, 7])
+    runtime.forward([5, 6, 7])
     runtime.reserve(64)
-    logits = runtime.feed([8, 9])
+    logits = runtime.forward([8, 9])
     torch.testing.assert_close(logits, fresh_logits(name, [5, 6, 7, 8, 9])[-2:], atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_reset_forgets_everything(name):
-    runtime = TorchRuntime(MODELS[name])
-    runtime.feed([5, 6, 7])
+    runtime = TransformersRuntime(MODELS[name])
+    runtime.forward([5, 6, 7])
     runtime.reset()
     assert runtime.length == 0
-    torch.testing.assert_close(runtime.feed([9, 4]), fresh_logits(name, [9, 4]), atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(runtime.forward([9, 4]), fresh_logits(name, [9, 4]), atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_first_layers_share_cache_with_the_full_model(name):
-    runtime = TorchRuntime(MODELS[name])
+    runtime = TransformersRuntime(MODELS[name])
     view = runtime.first_layers(2)
-    runtime.feed([5, 6, 7])
+    runtime.forward([5, 6, 7])
     assert view.length == 3
-    alone = TorchRuntime(MODELS[name]).first_layers(2)
-    expected = alone.feed([5, 6, 7, 8, 9])[-2:]
-    torch.testing.assert_close(view.feed([8, 9]), expected, atol=2e-4, rtol=1e-4)
-    view.forget(2)
+    alone = TransformersRuntime(MODELS[name]).first_layers(2)
+    expected = alone.forward([5, 6, 7, 8, 9])[-2:]
+    torch.testing.assert_close(view.forward([8, 9]), expected, atol=2e-4, rtol=1e-4)
+    view.rollback(2)
     torch.testing.assert_close(
-        runtime.feed([8, 9]), fresh_logits(name, [5, 6, 7, 8, 9])[-2:], atol=2e-4, rtol=1e-4
+        runtime.forward([8, 9]), fresh_logits(name, [5, 6, 7, 8, 9])[-2:], atol=2e-4, rtol=1e-4
     )
 
 
 def test_the_whole_model_is_no_early_exit():
     with pytest.raises(Exception, match="use at most 2"):
-        TorchRuntime(MODELS["llama"]).first_layers(3)
+        TransformersRuntime(MODELS["llama"]).first_layers(3)

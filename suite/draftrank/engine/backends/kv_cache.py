@@ -140,7 +140,7 @@ class RollbackCache(Cache):  # type: ignore[misc]
         for layer in self.layers:
             layer.reserve(capacity)
 
-    def forget(self, count: int) -> None:
+    def rollback(self, count: int) -> None:
         """Drops the newest `count` tokens of every layer."""
         for layer in self.layers:
             layer.length -= count

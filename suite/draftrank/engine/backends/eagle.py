@@ -1,0 +1,90 @@
+"""An EAGLE head as a runtime: it reads hidden states beside its tokens, in whatever backend computes it.
+
+Source: EAGLE (Li et al. 2024, arXiv:2401.15077).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from draftrank.engine.backends.base import Runtime
+from draftrank.models.forms import FEATURES, HiddenStateFusion
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from draftrank.engine.token_tree import TokenTree
+
+
+class EagleHead(Runtime, ABC):
+    """What a runtime of an EAGLE head does besides: states can be offered for the tokens of the next forward."""
+
+    model: PreTrainedModel
+    """The head."""
+
+    @property
+    @abstractmethod
+    def layers(self) -> tuple[int, ...]:
+        """Layers of the target whose outputs are read beside its final states."""
+
+    @abstractmethod
+    def reduced(self, states: Tensor) -> Tensor:
+        """What of the target's states is offered: [tokens, (layers + 1) · hidden] to [tokens, hidden]."""
+
+    @abstractmethod
+    def offer(self, states: Tensor) -> None:
+        """States [tokens, hidden] for exactly the tokens of the next forward.
+
+        Without an offer a single token reads the head's own state of the token before it, one of a tree that of its
+        parent, and several tokens in a row read zeros.
+        """
+
+
+class OfferedStates(EagleHead):
+    """The states beside the next tokens, kept on the host's side; put before the class of a backend that has no place of
+    its own for them."""
+
+    _offered: Tensor | None = None
+    _of_tree: list[Tensor]
+    """States of the tree so far, by index; of a chain's last token if there is none."""
+
+    def _begin_head(self, model: PreTrainedModel) -> None:
+        fusion = model.get_submodule(FEATURES)
+        assert isinstance(fusion, HiddenStateFusion)
+        self._fusion: HiddenStateFusion = fusion
+        self._of_tree = []
+        self.keep_hidden_states()
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """See `EagleHead.layers`."""
+        return self._fusion.layers
+
+    def offer(self, states: Tensor) -> None:
+        """See `EagleHead.offer`."""
+        self._offered = states
+
+    def forward(
+        self, tokens: Sequence[int], keep: int | None = None, tree: TokenTree | None = None
+    ) -> Tensor:
+        """See `Runtime.forward`."""
+        known = 0 if tree is None else len(tree.parents) - len(tokens)
+        if tree is not None and self._offered is None and known:
+            self.offer(torch.stack([self._of_tree[parent] for parent in tree.parents[known:]]))
+        logits = super().forward(tokens, keep, tree)  # type: ignore[safe-super]  # the backend's
+        states = self.hidden_states()
+        self._of_tree = [states[-1]] if tree is None else [*self._of_tree[:known], *states]
+        return logits
+
+    def _beside(self, count: int) -> Tensor:
+        """What the next tokens are read beside, [count, hidden]."""
+        offered, self._offered = self._offered, None
+        if offered is not None:
+            return offered
+        own = self.hidden_states()[-1:]
+        return own if count == 1 and len(own) else own.new_zeros(count, own.shape[-1])
