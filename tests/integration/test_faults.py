@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from conftest import write_tiny_workspace
-from draftrank import RunRequest, Store, Workspace, run, summarise, verify
+from draftrank import Store, Workspace, run, summarise, verify
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.engine import loop, stamps
 from draftrank.engine.backends import opening
@@ -34,7 +34,7 @@ from draftrank.measure.machine.conditions import Watch
 from draftrank.measure.sessions import bench, plan, session
 from draftrank.store.bundle import publish
 from forging import forge
-from workspaces import write_prompts
+from workspaces import plain_request, write_prompts
 
 LAYER_S = 0.01
 MAX_NEW_TOKENS = 48
@@ -102,7 +102,7 @@ def measure(root, tmp_path, draft="ngram", *, repeats=1, **request):
     workspace = Workspace.open(root)
     with Store.open(tmp_path / "results.sqlite") as store:
         result = run(
-            workspace, RunRequest("tiny", drafts=(draft,), repeats=repeats, fresh=True, **request), store
+            workspace, plain_request("tiny", drafts=(draft,), repeats=repeats, fresh=True, **request), store
         )
     assert result.session.finished_at is not None  # one bad arm never ends a session
     summary = summarise(result)
@@ -117,7 +117,7 @@ def measure(root, tmp_path, draft="ngram", *, repeats=1, **request):
 def test_without_a_fault_every_draft_is_ranked(root, tmp_path, request_):
     workspace = Workspace.open(root)
     with Store.open(tmp_path / "results.sqlite") as store:
-        summary = summarise(run(workspace, RunRequest("tiny", repeats=1, **request_), store))
+        summary = summarise(run(workspace, plain_request("tiny", repeats=1, **request_), store))
     verdicts = [judge(summary, arm) for arm in summary.arms if arm.arm.kind == "draft"]
     assert [verdict.reason for verdict in verdicts] == [None] * 4
 
@@ -202,7 +202,7 @@ def test_a_wrong_cache_shows_in_the_output_too(root, tmp_path, monkeypatch, dtyp
 @pytest.mark.parametrize("seed", [1, 2])
 def test_honest_drafts_propose_what_a_fresh_cache_would(long_root, tmp_path, dtype, forward, seed):
     with Store.open(tmp_path / "results.sqlite") as store:
-        request = RunRequest("tiny", repeats=1, dtype=dtype, forward=forward, seed=seed, fresh=True)
+        request = plain_request("tiny", repeats=1, dtype=dtype, forward=forward, seed=seed, fresh=True)
         result = run(Workspace.open(long_root), request, store)
     for arm in result.session.arms:
         trials = [trial for trial in result.trials if trial.arm == arm.id]
@@ -413,7 +413,7 @@ def bundles(tmp_path, clock, monkeypatch):
     write_prompts(root, rows)
     workspace = Workspace.open(root)
     with Store.open(tmp_path / "results.sqlite") as store:
-        request = RunRequest("tiny", drafts=("ngram", "shallow", "early-exit"), repeats=1)
+        request = plain_request("tiny", drafts=("ngram", "shallow", "early-exit"), repeats=1)
         return workspace, publish(run(workspace, request, store), tmp_path / "all")
 
 

@@ -24,7 +24,7 @@ class Runtime(Protocol):
     """A causal language model with a cache of the sequence fed so far (batch of 1)."""
 
     name: str
-    """Name stored with a session, e.g. `torch-eager`."""
+    """Name stored with a session, a backend's, e.g. `cpp`."""
     vocabulary_size: int
     """Number of token ids; the width of a logits row."""
     context_window: int

@@ -170,7 +170,7 @@ def test_a_session_shows_its_fingerprint_and_how_calm_it_was(capsys):
     )  # fmt: skip
     found = result({"d": 2.0}, change=change)
     session = found.session.model_copy(
-        update={"environment": kept, "stopped_by": "budget", "precision": 0.02, "budget_s": 90.0}
+        update={"environment": kept, "stopped_by": "budget", "target_ci": 0.02, "budget_s": 90.0}
     )
     text = shown(found.model_copy(update={"session": session}), capsys)
     for part in (

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
-from draftrank.catalog.precision import RuntimeName
 from draftrank.engine.backends.packed_product import Product
 from draftrank.engine.backends.transformers.cache import zeros
 from draftrank.engine.token_tree import MAX_TREE_TOKENS
@@ -96,7 +95,7 @@ class KnownDecoder:
 class ShortForward(KnownDecoder, ABC):
     """The layers of a Llama or Gemma 3 decoder, with the embedding before and the final norm and the head after them."""
 
-    runtime: ClassVar[RuntimeName]
+    runtime: ClassVar[str]
     """What a target decoded by it is said to be decoded by."""
     reads_prompts: ClassVar[bool] = False
     """Whether forwards of more than `MAX_TOKENS` are its own too; otherwise they are transformers'."""

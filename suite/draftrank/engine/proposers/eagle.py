@@ -17,7 +17,7 @@ from draftrank.errors import IncompatibleDraftError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from draftrank.engine.backends.opening import Features
+    from draftrank.engine.backends.registry import EagleHead
     from draftrank.engine.runtime import HiddenStateRuntime, Runtime
     from draftrank.engine.sampling import Sampler
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class EagleProposer(SteppingModel):
     """Decodes up to k tokens with the draft, one forward each."""
 
-    def __init__(self, target: HiddenStateRuntime, draft: Features, drafting: Drafting = PLAIN) -> None:
+    def __init__(self, target: HiddenStateRuntime, draft: EagleHead, drafting: Drafting = PLAIN) -> None:
         super().__init__(drafting)
         target.keep_hidden_states(draft.layers)
         self._target = target

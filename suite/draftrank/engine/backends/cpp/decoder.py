@@ -63,7 +63,7 @@ class NativeDecoder(ShortForward):
     """See `ShortForward`. On a CPU, of matrices without biases in bf16, in fp32, or all in torch's dynamic int8, whose
     activations are left in fp32 here."""
 
-    runtime = "torch-native"
+    runtime = "cpp"
     reads_prompts = True
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -110,8 +110,10 @@ class NativeDecoder(ShortForward):
             return False
         shape = Architecture.of(model)
         kinds = {_stored_as(matrix) for layer in shape.layers(model) for matrix in matrices_of(shape, layer)}
+        head = shape.head(model)
         return (
             None not in kinds
+            and _stored_as(head.projection if isinstance(head, TrimmedHead) else head) is not None
             and len(kinds) == 1
             and head_size(model.config.get_text_config()) <= _MAX_HEAD_SIZE
         )
@@ -448,7 +450,7 @@ def _stored_as(module: nn.Module) -> torch.dtype | None:
         return torch.int8 if even else None
     if type(module) is not nn.Linear or getattr(module, "bias", None) is not None:
         return None
-    plain = module.weight.device.type == "cpu" and module.weight.is_contiguous()
+    plain = module.weight.device.type in ("cpu", "meta") and module.weight.is_contiguous()
     return module.weight.dtype if plain and module.weight.dtype in KINDS else None
 
 

@@ -44,7 +44,7 @@ _ONE_TOKEN_AFTER_ANOTHER = np.array([(2 << row) - 1 for row in range(MAX_ROWS - 
 class CapturedRuntime:
     """A Llama or Gemma 3 model on a GPU."""
 
-    name = "torch-captured"
+    name = "cuda-graphs"
 
     def __init__(
         self, model: PreTrainedModel, decoder: CapturedDecoder | None = None, held: Held | None = None
@@ -90,7 +90,7 @@ class CapturedRuntime:
     @staticmethod
     def fits(model: PreTrainedModel) -> bool:
         """Whether this model's forward can be captured: see `CapturedDecoder.fits`; on a CPU in Triton's interpreter."""
-        return CapturedDecoder.fits(model) and (_device_of(model).type == "cuda" or _interprets())
+        return CapturedDecoder.fits(model) and (_device_of(model).type in ("cuda", "meta") or _interprets())
 
     @property
     def length(self) -> int:

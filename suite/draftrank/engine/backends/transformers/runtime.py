@@ -31,9 +31,11 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from draftrank.catalog.precision import Forward
     from draftrank.engine.token_tree import Branch, TokenTree, TreeWidth
 
+
+Forward = Literal["eager", "fused", "native"]
+"""How short forwards run."""
 
 _FINAL = -1
 """In the place of a layer's number: the states after the final norm."""
@@ -74,7 +76,7 @@ class TorchRuntime:
             short: the model's layers, to run short forwards through; None: transformers runs all.
         """
         use_grouped_attention(model)
-        self.name: str = "torch-eager" if short is None else short.runtime
+        self.name: str = "transformers" if short is None else short.runtime
         self._short = short
         config = model.config.get_text_config()
         self.model = model
