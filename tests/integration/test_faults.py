@@ -18,7 +18,7 @@ from conftest import write_tiny_workspace
 from draftrank import Store, Workspace, run, summarise, verify
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.engine import loop, stamps
-from draftrank.engine.backends import opening
+from draftrank.engine.backends import registry
 from draftrank.engine.backends.transformers.runtime import TorchRuntime
 from draftrank.engine.loop import Decoding
 from draftrank.engine.proposers.draft_model import ModelDraft, ModelProposer
@@ -168,7 +168,7 @@ def roll_back_one_short(monkeypatch):
 def test_a_cache_rolled_back_one_position_short_starts_no_session(root, tmp_path, monkeypatch, dtype):
     roll_back_one_short(monkeypatch)
     with pytest.raises(
-        UnsupportedModelError, match="not computed by torch-eager as transformers computes it"
+        UnsupportedModelError, match="not computed by transformers as transformers computes it"
     ):
         measure(root, tmp_path, dtype=dtype)
 
@@ -176,7 +176,7 @@ def test_a_cache_rolled_back_one_position_short_starts_no_session(root, tmp_path
 @pytest.mark.parametrize("request_", [{}, {"mode": SAMPLING}], ids=["fp32", "sampling"])
 def test_a_cache_rolled_back_one_position_short(root, tmp_path, monkeypatch, request_):
     roll_back_one_short(monkeypatch)
-    monkeypatch.setattr(opening, "check_forward", lambda _: None)
+    monkeypatch.setattr(registry, "check_forward", lambda _: None)
     arm, verdict, gates = measure(root, tmp_path, **request_)
     assert not verdict.ranked
     assert "failed" in gates
@@ -186,7 +186,7 @@ def test_a_cache_rolled_back_one_position_short(root, tmp_path, monkeypatch, req
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_a_wrong_cache_shows_in_the_output_too(root, tmp_path, monkeypatch, dtype):
     roll_back_one_short(monkeypatch)
-    monkeypatch.setattr(opening, "check_forward", lambda _: None)
+    monkeypatch.setattr(registry, "check_forward", lambda _: None)
     monkeypatch.setattr(bench, "check_cache", lambda *_: None)
     arm, verdict, gates = measure(root, tmp_path, dtype=dtype)
     assert not verdict.ranked
@@ -198,11 +198,11 @@ def test_a_wrong_cache_shows_in_the_output_too(root, tmp_path, monkeypatch, dtyp
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("forward", ["eager", "native"])
+@pytest.mark.parametrize("backend", ["transformers", "cpp"])
 @pytest.mark.parametrize("seed", [1, 2])
-def test_honest_drafts_propose_what_a_fresh_cache_would(long_root, tmp_path, dtype, forward, seed):
+def test_honest_drafts_propose_what_a_fresh_cache_would(long_root, tmp_path, dtype, backend, seed):
     with Store.open(tmp_path / "results.sqlite") as store:
-        request = plain_request("tiny", repeats=1, dtype=dtype, forward=forward, seed=seed, fresh=True)
+        request = plain_request("tiny", repeats=1, dtype=dtype, backend=backend, seed=seed, fresh=True)
         result = run(Workspace.open(long_root), request, store)
     for arm in result.session.arms:
         trials = [trial for trial in result.trials if trial.arm == arm.id]
@@ -212,9 +212,7 @@ def test_honest_drafts_propose_what_a_fresh_cache_would(long_root, tmp_path, dty
         assert (len(trials) - 3 <= checked) if arm.kind == "draft" else checked == 0
 
 
-@pytest.mark.parametrize(
-    "request_", [{}, {"dtype": "bf16"}, {"forward": "native"}], ids=["fp32", "bf16", "native"]
-)
+@pytest.mark.parametrize("request_", [{}, {"dtype": "bf16"}, {"backend": "cpp"}], ids=["fp32", "bf16", "cpp"])
 @pytest.mark.parametrize("draft", ["shallow", "int8"])
 def test_a_draft_that_keeps_one_stale_token(long_root, tmp_path, monkeypatch, draft, request_):
     """Its cache's newest token is another one than what stands, its length is right; it begins anew with each prompt."""

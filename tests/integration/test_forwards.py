@@ -46,7 +46,7 @@ FORMS = {
 }
 
 
-def write_draft(root, draft_id, body, **speculate):
+def write_draft(root, draft_id, body):
     text = RECIPE.replace("id: ngram", f"id: {draft_id}").replace("kind: ngram\n  max_ngram: 3", body)
     (root / "drafts" / "tiny" / f"{draft_id}.yaml").write_text(text)
 
@@ -160,7 +160,7 @@ def test_a_draft_that_turns_out_not_to_fit_fails_and_runs_nowhere_else(thin_root
     assert not judge(summarise(result), thin).ranked
 
 
-def test_without_a_compiler_auto_says_so_and_cpp_is_refused(workspace_root, monkeypatch):
+def test_without_a_compiler_auto_says_so_and_cpp_is_refused(workspace_root):
     monkeypatch.setattr(library, "compiler", lambda: None)
     choice = chosen(workspace_root, "ngram")
     assert choice.backend == "transformers"
@@ -248,7 +248,7 @@ def test_commands_print_the_backend_and_doctor_explains_the_choice(workspace_roo
         assert findings["auto"]["found"].startswith("backend cpp, ")
 
 
-def test_an_asked_for_device_that_is_not_there_is_refused(workspace_root, monkeypatch):
+def test_an_asked_for_device_that_is_not_there_is_refused(workspace_root):
     if registry.torch.cuda.is_available():
         pytest.skip("there is one")
     with pytest.raises(InvalidInputError, match="there is no CUDA device here"):

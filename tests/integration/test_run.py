@@ -12,7 +12,7 @@ from transformers.utils import chat_template_utils
 from conftest import write_tiny_workspace
 from draftrank import Store, Workspace, build_boards, run, summarise, verify
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.engine.backends import torch_eager
+from draftrank.engine.backends.transformers import runtime as torch_eager
 from draftrank.engine.backends.transformers.attention import NAME
 from draftrank.engine.loop import ContextOverflowError
 from draftrank.errors import InvalidInputError, UnsupportedModelError
@@ -577,7 +577,7 @@ def test_a_session_whose_target_is_not_computed_as_transformers_does_does_not_st
     )
     with Store.open(workspace.store_url) as store:
         with pytest.raises(
-            UnsupportedModelError, match=r"models/tiny \(gpt_oss\) is not computed by torch-eager as"
+            UnsupportedModelError, match=r"models/tiny \(gpt_oss\) is not computed by transformers as"
         ):
             run(workspace, plain_request("tiny", drafts=("ngram",)), store)
         assert not store.sessions()
@@ -597,4 +597,4 @@ def test_a_draft_that_is_not_computed_as_transformers_does_is_a_failed_arm(works
     failures = {arm.id: arm.failure for arm in result.session.arms if arm.kind == "draft"}
     assert failures["ngram"] is failures["int8"] is None
     for wrong in ("shallow", "early-exit"):
-        assert "is not computed by torch-eager as transformers computes it" in failures[wrong]
+        assert "is not computed by transformers as transformers computes it" in failures[wrong]

@@ -14,7 +14,7 @@ from proposers_for_tests import Constant, StaleProposer, Steps, check_fresh
 from torch import nn
 
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.engine.backends.opening import eagle_runtime_of, runtime_of_model
+from draftrank.engine.backends.registry import open_eagle_runtime, open_runtime
 from draftrank.engine.proposers.cascade import CascadeProposer
 from draftrank.engine.proposers.draft_model import ModelProposer
 from draftrank.engine.proposers.drafting import Drafting
@@ -30,7 +30,7 @@ GREEDY = Sampler(DecodingMode())
 STOP, BRANCH = 0.4, 0.03
 CHAIN, HESITANT = Drafting(), Drafting(STOP)
 TREE, HESITANT_TREE = Drafting(None, BRANCH), Drafting(STOP, BRANCH)
-FORWARDS = {"eager": ARCHITECTURES, "fused": ("llama", "gemma3"), "native": ("llama", "gemma3")}
+FORWARDS = {"transformers": ARCHITECTURES, "cpp": ("llama", "gemma3")}
 
 
 def near(name):
@@ -62,15 +62,15 @@ class Made:
 
     def __init__(self, name, forward, kind, form=None):
         self.name, self.forward, self.form = name, forward, form or (lambda model: model)
-        self.target = runtime_of_model(copy.deepcopy(TARGETS[name]), forward)
-        assert self.target.name == f"torch-{forward}"
+        self.target = open_runtime(copy.deepcopy(TARGETS[name]), forward)
+        assert self.target.name == forward
         self.proposer = KINDS[kind](self)
 
     def model(self, how=CHAIN):
-        return ModelProposer(runtime_of_model(self.form(copy.deepcopy(DRAFTS[self.name])), self.forward), how)
+        return ModelProposer(open_runtime(self.form(copy.deepcopy(DRAFTS[self.name])), self.forward), how)
 
     def reader(self, how=CHAIN, layers=()):
-        draft = eagle_runtime_of(self.form(copy.deepcopy(READERS[self.name, layers])), self.forward)
+        draft = open_eagle_runtime(self.form(copy.deepcopy(READERS[self.name, layers])), self.forward)
         return EagleProposer(self.target, draft, how)
 
     def exit(self, how=CHAIN):
@@ -133,7 +133,7 @@ def test_each_proposal_is_that_of_a_fresh_cache(forward, name, kind, prompt, k, 
     target, proposer = opened(name, forward, kind, "used")
     found = Steps(seed).run(target, proposer, prompt, GREEDY, k, 6)
     # Forwards of our own give the same bits in any shape.
-    tolerance = 0.0 if forward == "native" else 1e-3
+    tolerance = 0.0 if forward == "cpp" else 1e-3
     check_fresh(lambda: opened(name, forward, kind), found, GREEDY, (STOP, BRANCH), tolerance)
 
 
@@ -156,9 +156,9 @@ def test_each_drawn_proposal_is_that_of_a_fresh_cache(forward, name, kind, promp
 @settings(max_examples=8, deadline=None)
 @given(prompt=prompts, k=st.integers(1, 9), seed=chances)
 def test_kernels_of_our_own_give_the_same_bits_in_every_type(form, kind, tolerance, prompt, k, seed):
-    target, proposer = opened("llama", "native", kind, "used", form)
+    target, proposer = opened("llama", "cpp", kind, "used", form)
     found = Steps(seed).run(target, proposer, prompt, GREEDY, k, 5)
-    check_fresh(lambda: opened("llama", "native", kind, form=form), found, GREEDY, (STOP, BRANCH), tolerance)
+    check_fresh(lambda: opened("llama", "cpp", kind, form=form), found, GREEDY, (STOP, BRANCH), tolerance)
 
 
 @pytest.mark.parametrize("how", [CHAIN, TREE], ids=["chain", "tree"])

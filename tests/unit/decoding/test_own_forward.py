@@ -8,13 +8,14 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from draftrank.engine.backends import torch_eager
-from draftrank.engine.backends.opening import eagle_runtime_of, load_runtime, runtime_of_model
+from draftrank.engine.backends import registry
 from draftrank.engine.backends.own_forward import check_forward, check_trees
+from draftrank.engine.backends.registry import load_runtime, open_eagle_runtime, open_runtime, why_not
+from draftrank.engine.backends.transformers import runtime as torch_runtime
 from draftrank.engine.backends.transformers.attention import NAME, grouped_attention
 from draftrank.engine.backends.transformers.runtime import TorchRuntime
 from draftrank.engine.token_tree import TokenTree
-from draftrank.errors import UnsupportedModelError
+from draftrank.errors import IncompatibleDraftError, UnsupportedModelError
 from draftrank.models.attention_windows import FULL, SLIDING, layer_kinds
 from draftrank.models.forms import HiddenStatesForm, TrimmedHead
 from draftrank.models.loading import quantize_linear_layers
@@ -82,7 +83,7 @@ def test_trees_are_refused_where_layers_cannot_be_told_of_them(name, dtype):
 @pytest.mark.parametrize("name", WITHOUT_KV_CACHE)
 def test_models_that_keep_a_state_are_refused_when_they_are_opened(tmp_path, name):
     with pytest.raises(UnsupportedModelError, match=rf"'{name}' is not supported: .* cannot be taken back"):
-        load_runtime(save_small_target(tmp_path, name), "fp32", "cpu")
+        load_runtime(save_small_target(tmp_path, name), "fp32", "cpu", "transformers")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -98,12 +99,12 @@ def test_sinks_and_softcapping_left_out_are_noticed(name, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_windows_left_out_are_noticed(dtype, monkeypatch):
     native = TorchRuntime.of(small_model("gemma3").to(dtype), "native")
-    assert native.name == "torch-native"
+    assert native.name == "cpp"
     check_forward(native)
     native._short._windows = dict.fromkeys(native._short._windows)
-    with pytest.raises(UnsupportedModelError, match="torch-native"):
+    with pytest.raises(UnsupportedModelError, match="cpp"):
         check_forward(native)
-    monkeypatch.setattr(torch_eager, "attention_windows", lambda _: {FULL: None})
+    monkeypatch.setattr(torch_runtime, "attention_windows", lambda _: {FULL: None})
     mistral = TorchRuntime(small_model("mistral").to(dtype))
     check_forward(mistral)
     with pytest.raises(UnsupportedModelError, match="leave branch_above_probability out"):
@@ -131,7 +132,7 @@ def test_a_model_that_fails_is_refused_with_the_reason():
     model = small_model("llama")
     model.model.layers[1].mlp.up_proj = torch.nn.Linear(7, 48)
     with pytest.raises(UnsupportedModelError, match="cannot be run by the engine: RuntimeError"):
-        runtime_of_model(model, "eager")
+        open_runtime(model, "transformers")
 
 
 def changed(name, change):
@@ -148,38 +149,45 @@ def changed(name, change):
 
 
 @pytest.mark.parametrize("change", ["float32", "bfloat16", "float16", "int8", "trimmed"])
-@pytest.mark.parametrize("forward", ["eager", "fused", "native"])
+@pytest.mark.parametrize("forward", ["transformers", "cpp"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_backend_and_form_passes(name, forward, change):
-    runtime = runtime_of_model(changed(name, change), forward)
+    model = changed(name, change)
+    if why_not(forward, model, registry._dtype_of(model), "cpu") is not None:
+        assert forward == "cpp"
+        assert name == "gpt2" or change == torch.float16
+        with pytest.raises(IncompatibleDraftError, match="the backend cpp cannot run it"):
+            open_runtime(model, forward)
+        return
+    runtime = open_runtime(model, forward)
     check_trees(runtime)
-    view = TorchRuntime.of(changed(name, change), forward).first_layers(2)
+    view = open_runtime(changed(name, change), forward).first_layers(2)
     check_forward(view)
     check_trees(view)
 
 
-@pytest.mark.parametrize("forward", ["eager", "fused", "native"])
+@pytest.mark.parametrize("forward", ["transformers", "cpp"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_models_that_read_hidden_states_pass(forward, dtype):
     model = small_model("llama", layers=1)
     HiddenStatesForm().prepare(model)
-    runtime = eagle_runtime_of(model.to(dtype).requires_grad_(False), forward)
+    runtime = open_eagle_runtime(model.to(dtype).requires_grad_(False), forward)
     check_trees(runtime)
     fusion = runtime._fusion.projection.weight
     fusion[:] = fusion.roll(1, 1)  # what the runtime has packed, if anything, is of before
-    if runtime.name == "torch-native":
+    if runtime.name == "cpp":
         with pytest.raises(UnsupportedModelError):
             check_forward(runtime)
 
 
 def test_short_contexts_shorten_the_text_and_the_shortest_are_not_compared():
     for window in (8, 16, 17, 24, 60):
-        runtime = runtime_of_model(small_model("gpt2", window=window), "eager")
+        runtime = open_runtime(small_model("gpt2", window=window), "transformers")
         check_trees(runtime)
         assert runtime.length == 0
 
 
-@pytest.mark.parametrize("forward", ["eager", "fused", "native"])
+@pytest.mark.parametrize("forward", ["transformers", "cpp"])
 def test_a_window_that_the_architecture_does_not_have_is_ignored(forward):
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -189,7 +197,7 @@ def test_a_window_that_the_architecture_does_not_have_is_ignored(forward):
     model = LlamaForCausalLM(config).eval().requires_grad_(False)
     assert layer_kinds(config) == [FULL, FULL]
     assert layer_kinds(small_model("mistral").config) == [SLIDING] * 3
-    own, runtime = copy.deepcopy(model), runtime_of_model(model, forward)
+    own, runtime = copy.deepcopy(model), open_runtime(model, forward)
     runtime.feed(TEXT)
     assert_close(runtime.feed_tree((5, 6), TokenTree.behind((-1,))), own_logits(own, [*TEXT, 5, 6])[-2:])
 

@@ -46,7 +46,7 @@ prompts = st.lists(st.integers(3, 60), min_size=1, max_size=30).map(tuple)
 
 def quick(model, forward) -> TorchRuntime:
     found = TorchRuntime.of(model, forward)
-    assert found.name == f"torch-{forward}"
+    assert found.name == {"native": "cpp", "fused": "torch-fused"}[forward]
     return found
 
 
@@ -237,7 +237,7 @@ def test_layers_that_are_no_plain_matrices_are_called_as_they_are(name, forward,
     expected = TorchRuntime(copy.deepcopy(model))
     found = TorchRuntime.of(model, forward)
     exact = forward == "native" and change != "low rank"
-    assert found.name == ("torch-native" if exact else "torch-fused")
+    assert found.name == ("cpp" if exact else "torch-fused")
     if forward == "native" and change == "int8":  # whose activations are not rounded there
         expected = TorchRuntime(unquantized(changed(name, change)))
     for runtime in (expected, found):

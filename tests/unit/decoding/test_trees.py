@@ -7,11 +7,11 @@ import json
 
 import pytest
 import torch
+from draftrank.catalog.precision import forward_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.catalog.precision import forward_of
 from draftrank.catalog.recipe import Recipe, TypicalAcceptance
 from draftrank.engine.backends.transformers.eagle import EagleRuntime
 from draftrank.engine.backends.transformers.runtime import TorchRuntime

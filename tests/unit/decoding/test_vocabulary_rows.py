@@ -35,7 +35,7 @@ from models import small_model, small_tokenizer
 
 FEW, MANY = 61, 64
 STEPS = ({"kind": "random", "seed": 0},)
-FORWARDS = ("eager", "fused", "native")
+FORWARDS = ("eager", "native")
 PROMPTS = [(5, 9, 11, 5, 9), (7, 20, 33, 7, 20, 33, 7), (12,), (40, 41, 42, 40, 41)]
 
 
@@ -78,7 +78,9 @@ def folder(tmp_path_factory):
 
 def opened(target, path, forward="eager", kind="model", **how):
     """A draft as a session opens it."""
-    context = ProposerContext(target, path, path, "fp32", "cpu", forward, **how)
+    context = ProposerContext(
+        target, path, path, "fp32", "cpu", {"native": "cpp"}.get(forward, "transformers"), **how
+    )
     draft = (ModelDraft if kind == "model" else CascadeDraft).model_validate({"kind": kind, "steps": STEPS})
     return draft.open(context)
 

@@ -77,6 +77,10 @@ def why_not(backend: Backend, model: PreTrainedModel | Path, dtype: Dtype, devic
         if isinstance(model, Path) and backend == "llama.cpp":
             return None
         return "it needs a GGUF file" if backend == "llama.cpp" else "it is a GGUF file, which llama.cpp runs"
+    return _unfit(backend, model, dtype)
+
+
+def _unfit(backend: Backend, model: PreTrainedModel, dtype: Dtype) -> str | None:
     entry = _BACKENDS[backend]
     if dtype not in entry.dtypes:
         return f"it computes in {' and '.join(entry.dtypes)}, not in {dtype}"
@@ -169,7 +173,7 @@ def dtype_of(runtime: Runtime, folder: Path | None = None) -> str:
 
 
 def _opened(model: PreTrainedModel, backend: Backend, where: str) -> Any:
-    reason = why_not(backend, model, _dtype_of(model), model.device.type)
+    reason = _unfit(backend, model, _dtype_of(model))
     if reason is not None:
         raise IncompatibleDraftError(f"the backend {backend} cannot run it: {reason}")
     runtime = _class(where)(model)
