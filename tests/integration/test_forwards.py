@@ -160,7 +160,7 @@ def test_a_draft_that_turns_out_not_to_fit_fails_and_runs_nowhere_else(thin_root
     assert not judge(summarise(result), thin).ranked
 
 
-def test_without_a_compiler_auto_says_so_and_cpp_is_refused(workspace_root):
+def test_without_a_compiler_auto_says_so_and_cpp_is_refused(workspace_root, monkeypatch):
     monkeypatch.setattr(library, "compiler", lambda: None)
     choice = chosen(workspace_root, "ngram")
     assert choice.backend == "transformers"

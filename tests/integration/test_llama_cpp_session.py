@@ -56,10 +56,10 @@ def measured(root, backend, *drafts, **asked):
 
 def test_a_gguf_target_is_measured_with_drafts_of_its_own_and_of_other_backends(root):
     drafts = ("ngram", "packed", "shallow", "reader")
-    with pytest.raises(InvalidInputError, match="the draft shallow does not run in llama.cpp"):
+    with pytest.raises(InvalidInputError, match=r"the draft shallow does not run in llama\.cpp"):
         measured(root, "llama.cpp", *drafts)
     with pytest.raises(
-        InvalidInputError, match=r"the draft exit .*: llama.cpp cannot run a model's first layers"
+        InvalidInputError, match=r"the draft exit .*: llama\.cpp cannot run a model's first layers"
     ):
         measured(root, "llama.cpp", "exit", allow_mixed_backends=True)
     result = measured(root, "llama.cpp", *drafts, allow_mixed_backends=True)

@@ -119,7 +119,7 @@ def test_in_bf16_it_stays_within_the_rounding_of_the_other(name, forward):
     for runtime in (TorchRuntime(copy.deepcopy(model)), quick(model, forward)):
         runtime.feed(sequence[:30])
         far[runtime.name] = float((runtime.feed(sequence[30:]).float() - exact).abs().mean())
-    assert far[f"torch-{forward}"] <= 1.5 * far["torch-eager"]
+    assert far[{"native": "cpp", "fused": "torch-fused"}[forward]] <= 1.5 * far["transformers"]
 
 
 @every_forward
@@ -282,7 +282,7 @@ def test_the_weights_lie_in_memory_once_and_stay_what_they_were(name):
 def test_other_architectures_run_as_before():
     model = small_model("gpt2")
     assert not FusedDecoder.fits(model)
-    assert TorchRuntime.of(model, "fused").name == TorchRuntime.of(model, "native").name == "torch-eager"
+    assert TorchRuntime.of(model, "fused").name == TorchRuntime.of(model, "native").name == "transformers"
     stretched = small_model("llama")
     stretched.config.rope_parameters = {**stretched.config.rope_parameters, "rope_type": "dynamic"}
     assert not FusedDecoder.fits(stretched)

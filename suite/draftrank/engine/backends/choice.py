@@ -111,11 +111,15 @@ def choose(asked: Asked, what: Candidates) -> Choice:
         if asked.backend == "auto" and _of_other_device(backend, device):
             continue
         dtype = fastest_dtype(backend, device) if asked.dtype == "auto" else asked.dtype
-        reason = why_not_here(backend, device) or why_not(backend, _model(what.folder, dtype), dtype, device)
+        reason = why_not_here(backend, device)
+        fault = "cannot be used"
+        if reason is None:
+            reason = why_not(backend, _model(what.folder, dtype), dtype, device)
+            fault = f"cannot run the target {what.target}"
         if reason is not None:
             if asked.backend != "auto":
-                _refuse(f"the backend {backend} cannot run the target {what.target}: {reason}")
-            tried.append(f"{backend} cannot run the target ({reason})")
+                _refuse(f"the backend {backend} {fault}: {reason}")
+            tried.append(f"{backend} {fault} ({reason})")
             continue
         misfits = {
             recipe.id: reason
@@ -284,7 +288,7 @@ def _elsewhere(recipe: Recipe, what: Candidates, beside: Backend, device: Device
             dtype = fastest_dtype(backend, device)
             if draft_misfit(recipe, what, backend, dtype, device, beside) is None:
                 return Place(backend, dtype)
-    if beside != "llama.cpp" and draft_misfit(recipe, what, "llama.cpp", None, device) is None:
+    if beside != "llama.cpp" and draft_misfit(recipe, what, "llama.cpp", None, device, beside) is None:
         return Place("llama.cpp", "gguf")  # its file, which is not written yet, has its own
     return None
 

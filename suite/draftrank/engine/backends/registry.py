@@ -86,7 +86,7 @@ def _unfit(backend: Backend, model: PreTrainedModel, dtype: Dtype) -> str | None
         return f"it computes in {' and '.join(entry.dtypes)}, not in {dtype}"
     if backend == "transformers":
         return None
-    if getattr(model, "hf_quantizer", None) is not None or _foreign(model):
+    if getattr(model.config, "quantization_config", None) is not None or _foreign(model):
         return "its matrices are another library's"
     return None if _class(entry.runtime).fits(model) else _what_is_unknown(model)
 
