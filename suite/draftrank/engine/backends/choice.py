@@ -195,7 +195,7 @@ def _misfit(recipe: Recipe, what: Candidates, backend: Backend, dtype: Dtype, de
         if isinstance(step, Quantize):
             if step.scheme != "dynamic_int8":
                 if backend != "transformers":
-                    return f"its matrices are {LIBRARY_NAMES[step.scheme]}'s"
+                    return f"its matrices are made by {LIBRARY_NAMES[step.scheme]}"
                 continue
             if device != "cpu":
                 return "dynamic int8 runs on the CPU only"

@@ -87,7 +87,7 @@ def _unfit(backend: Backend, model: PreTrainedModel, dtype: Dtype) -> str | None
     if backend == "transformers":
         return None
     if getattr(model.config, "quantization_config", None) is not None or _foreign(model):
-        return "its matrices are another library's"
+        return "its matrices are made by another library"
     return None if _class(entry.runtime).fits(model) else _what_is_unknown(model)
 
 
