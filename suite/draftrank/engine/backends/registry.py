@@ -1,7 +1,7 @@
 """The backends by name: which model each can run and why not, and how a model is opened in one.
 
-A backend is a class that wraps a model of torch, `Class(model)`, with a static `fits(model)`; a new one is one line in
-`_BACKENDS`. llama.cpp opens files instead, and has an entry of its own.
+A backend is a class that wraps a model of torch, `Class(model)`; a new one is one entry of `_BACKENDS` beside its file.
+llama.cpp opens files instead.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class _Entry:
     """module:class, imported when it is wanted."""
     eagle: str
     """The same for a draft that reads hidden states."""
+    fits: str | None = None
+    """The same for the class whose `fits` says which models it can be given; None: all."""
     device: Device | None = None
     """The only device that it knows; None: both."""
     dtypes: tuple[Dtype, ...] = ("fp32", "bf16", "fp16")
@@ -50,11 +52,16 @@ _BACKENDS: dict[Backend, _Entry] = {
         f"{_HOME}.transformers.runtime:TorchRuntime", f"{_HOME}.transformers.eagle:EagleRuntime"
     ),
     "cpp": _Entry(
-        f"{_HOME}.cpp.runtime:CppRuntime", f"{_HOME}.cpp.runtime:CppEagleRuntime", "cpu", ("fp32", "bf16")
+        f"{_HOME}.cpp.runtime:CppRuntime",
+        f"{_HOME}.cpp.runtime:CppEagleRuntime",
+        f"{_HOME}.cpp.decoder:NativeDecoder",
+        "cpu",
+        ("fp32", "bf16"),
     ),
     "cuda-graphs": _Entry(
         f"{_HOME}.cuda_graphs.runtime:CapturedRuntime",
         f"{_HOME}.cuda_graphs.eagle:CapturedEagleRuntime",
+        f"{_HOME}.cuda_graphs.runtime:CapturedRuntime",
         "cuda",
         ("fp32", "bf16"),
     ),
@@ -84,11 +91,11 @@ def _unfit(backend: Backend, model: PreTrainedModel, dtype: Dtype) -> str | None
     entry = _BACKENDS[backend]
     if dtype not in entry.dtypes:
         return f"it computes in {' and '.join(entry.dtypes)}, not in {dtype}"
-    if backend == "transformers":
+    if entry.fits is None:
         return None
     if getattr(model.config, "quantization_config", None) is not None or _foreign(model):
         return "its matrices are made by another library"
-    return None if _class(entry.runtime).fits(model) else _what_is_unknown(model)
+    return None if _class(entry.fits).fits(model) else _what_is_unknown(model)
 
 
 def why_not_here(backend: Backend, device: Device) -> str | None:

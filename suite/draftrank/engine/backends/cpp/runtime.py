@@ -18,19 +18,9 @@ class CppRuntime(TorchRuntime):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model, short=NativeDecoder(model))
 
-    @staticmethod
-    def fits(model: PreTrainedModel) -> bool:
-        """Whether the kernels know this model's forward; it may be without weights."""
-        return NativeDecoder.fits(model)
-
 
 class CppEagleRuntime(EagleRuntime):
     """The same for a draft that reads the target's hidden states."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model, short=NativeDecoder(model))
-
-    @staticmethod
-    def fits(model: PreTrainedModel) -> bool:
-        """See `CppRuntime.fits`."""
-        return NativeDecoder.fits(model)
