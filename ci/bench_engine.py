@@ -28,9 +28,9 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from draftrank import Workspace
-from draftrank.catalog.precision import Forward
+from draftrank.catalog.backend import Backend
 from draftrank.catalog.sources.base import FetchContext
-from draftrank.engine.backends.opening import runtime_of_model
+from draftrank.engine.backends.registry import open_runtime
 from draftrank.engine.loop import Decoding, Request, autoregressive, speculative
 from draftrank.engine.proposer import Proposer
 from draftrank.engine.proposers.draft_model import ModelProposer
@@ -92,7 +92,7 @@ def main() -> int:
     parser.add_argument("--k", type=int, default=3)
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--forward", choices=get_args(Forward), default="eager", help="this engine's")
+    parser.add_argument("--backend", choices=get_args(Backend), default="transformers", help="this engine's")
     parser.add_argument("--prompts", type=int, default=4, help="per task")
     parser.add_argument("--tasks", nargs="+", default=["code", "math", "rag"])
     parser.add_argument("--tokens", type=int, default=64)
@@ -109,8 +109,8 @@ def main() -> int:
     target_model = load_model(folder.path, options.dtype, options.device)
     draft_model = load_model(draft.folder, options.dtype, options.device)
     tokenizer = load_tokenizer(folder.path)
-    target = runtime_of_model(target_model, options.forward)
-    drafting = runtime_of_model(draft_model, options.forward)
+    target = open_runtime(target_model, options.backend)
+    drafting = open_runtime(draft_model, options.backend)
     ngram, model = NgramProposer(1, MAX_NGRAM), ModelProposer(drafting)
 
     prompts = first_turns(workspace, declared, tokenizer, options.tasks, options.prompts)

@@ -1,8 +1,8 @@
-"""The ways in which torch's models run forwards, side by side in one run: eager, fused, native (see docs/commands.md).
+"""The backends that run a target of torch on this CPU, side by side in one run (see docs/commands.md).
 
-Each prompt is read, decoded plainly for some tokens, and some runs of k+1 tokens are verified behind it, by all ways back
-to back, in an order that rotates. A ratio is tokens per second over the eager way's, with a 95 % interval by the
-jackknife over prompts. `same_outputs` counts the prompts whose plain outputs equal the eager way's: roundings differ.
+Each prompt is read, decoded plainly for some tokens, and some runs of k+1 tokens are verified behind it, by all backends back
+to back, in an order that rotates. A ratio is tokens per second over transformers', with a 95 % interval by the
+jackknife over prompts. `same_outputs` counts the prompts whose plain outputs equal transformers': roundings differ.
 
 Prints one JSON line. Run nothing else meanwhile.
 """
@@ -13,13 +13,13 @@ import argparse
 import json
 import sys
 from time import perf_counter
-from typing import get_args
 
 from transformers.utils import logging as transformers_logging
 
 from draftrank import Workspace
-from draftrank.catalog.precision import Forward
-from draftrank.engine.backends.transformers.runtime import TransformersRuntime
+from draftrank.catalog.backend import Backend
+from draftrank.engine.backends.choice import FASTEST_FIRST
+from draftrank.engine.backends.registry import load_runtime, skeleton, why_not
 from draftrank.engine.loop import Request, autoregressive
 from draftrank.measure.machine.fingerprint import read_machine
 from draftrank.models.loading import load_tokenizer
@@ -44,17 +44,15 @@ def main() -> int:
     workspace = Workspace.open()
     declared = workspace.target(options.target)
     folder = ensure_target(declared, workspace.fetch_context())
-    ways: list[Forward] = []
-    runtimes = {}
-    for way in get_args(Forward):
-        runtime = TransformersRuntime.load(folder.path, options.dtype, "cpu", forward=way)
-        if runtime.name == f"torch-{way}":
-            ways.append(way)
-            runtimes[way] = runtime
+    model = skeleton(folder.path, options.dtype)
+    ways: list[Backend] = [
+        way for way in reversed(FASTEST_FIRST) if why_not(way, model, options.dtype, "cpu") is None
+    ]
+    runtimes = {way: load_runtime(folder.path, options.dtype, "cpu", way) for way in ways}
     prompts = first_turns(workspace, declared, load_tokenizer(folder.path), options.tasks, options.prompts)
     parts = ("prompt", "token", "verification")
-    found: dict[str, dict[Forward, Decoded]] = {part: {way: [] for way in ways} for part in parts}
-    outputs: dict[Forward, list[tuple[int, ...]]] = {way: [] for way in ways}
+    found: dict[str, dict[Backend, Decoded]] = {part: {way: [] for way in ways} for part in parts}
+    outputs: dict[Backend, list[tuple[int, ...]]] = {way: [] for way in ways}
     for way in ways:  # the first forwards are slow
         autoregressive(runtimes[way], Request(prompts[0], 4))
     for prompt, order in blocks(prompts, ways):
@@ -78,7 +76,7 @@ def main() -> int:
         "k": options.k,
         "machine": read_machine("cpu").model_dump(mode="json"),
         "prompts": len(prompts),
-        "over_eager": {
+        "over_transformers": {
             way: {part: compared(found[part][way], found[part][first], first) for part in parts}
             for way in ways[1:]
         },

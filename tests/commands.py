@@ -25,7 +25,7 @@ PRELOADED = (
     "torch",
     "transformers.models.llama.modeling_llama",
     "draftrank.cli.main",
-    "draftrank.engine.backends.opening",
+    "draftrank.engine.backends.registry",
     "draftrank.building.pipeline",
     "draftrank.jobs.session",
 )

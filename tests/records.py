@@ -72,7 +72,7 @@ def a_session(
         "target_parameters": 134_515_008,
         "dtype": "fp32",
         "device": "cpu",
-        "runtime": "torch-eager",
+        "backend": "transformers",
         "mode": {"temperature": 0.7, "top_p": 0.9},
         "seed": 7,
         "repeats": 2,

@@ -7,9 +7,11 @@ the drawn numbers is decided by a drawn seed, so that a session of a hundred tri
 from __future__ import annotations
 
 import random
+from typing import get_args
 
 from hypothesis import strategies as st
 
+from draftrank.catalog.backend import RecordedBackend
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.catalog.plain_text import fault_of_name
 from draftrank.measure.evidence import (
@@ -47,6 +49,8 @@ identifiers = st.from_regex(r"[a-z0-9](?:[a-z0-9.-]{0,10}[a-z0-9])?", fullmatch=
     lambda name: name not in (BASELINE, CONTROL)
 )
 wholes = st.integers(0, MAX_WHOLE)
+backends = st.sampled_from(get_args(RecordedBackend))
+dtypes = st.sampled_from(["fp32", "bf16", "fp16", "int8", "gguf", "q4_k_m"])
 seconds = st.floats(0.0, 1e6, allow_nan=False)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-MAX_WHOLE, MAX_WHOLE) | st.floats(-1e9, 1e9) | texts,
@@ -173,6 +177,8 @@ def sessions(draw: st.DrawFn, min_drafts: int = 1, max_drafts: int = 3) -> Sessi
             failure=draw(st.none() | texts),
             lossy=draw(st.booleans()),
             sampling=draw(st.none() | sampling_checks),
+            backend=draw(st.none() | backends),
+            dtype=draw(st.none() | dtypes),
         )
         for name in sorted(names)
     ]
@@ -189,9 +195,9 @@ def sessions(draw: st.DrawFn, min_drafts: int = 1, max_drafts: int = 3) -> Sessi
         target_sha256=draw(shas),
         target_weights_sha256=draw(shas),
         target_parameters=draw(wholes),
-        dtype=draw(st.sampled_from(["fp32", "bf16", "fp16"])),
+        dtype=draw(dtypes),
         device=draw(st.sampled_from(["cpu", "cuda"])),
-        runtime=draw(texts),
+        backend=draw(backends),
         mode=draw(modes),
         seed=draw(wholes),
         repeats=draw(st.integers(1, 2)),
@@ -200,9 +206,9 @@ def sessions(draw: st.DrawFn, min_drafts: int = 1, max_drafts: int = 3) -> Sessi
         arms=tuple(arms),
         warnings=tuple(draw(st.lists(texts, max_size=2, unique=True))),
         skipped_tasks=tuple(draw(st.lists(identifiers, max_size=2, unique=True))),
-        precision=draw(st.none() | st.floats(0.001, 1.0)),
+        target_ci=draw(st.none() | st.floats(0.001, 1.0)),
         budget_s=draw(st.none() | seconds),
-        stopped_by=draw(st.sampled_from([None, "repeats", "precision", "spread", "budget"])),
+        stopped_by=draw(st.sampled_from([None, "repeats", "target_ci", "spread", "budget"])),
         numerics=draw(st.none() | numerics),
         environment=draw(st.none() | environments),
     )

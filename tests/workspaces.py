@@ -62,6 +62,17 @@ PROMPTS = [
 ]
 
 
+PLAIN = {"backend": "transformers", "dtype": "fp32", "device": "cpu"}
+"""What a session of exact outputs asks for, on every machine."""
+
+
+def plain_request(target="tiny", *given, **asked):
+    """A run in fp32 by transformers, unless something else is asked for."""
+    from draftrank import RunRequest
+
+    return RunRequest(target, *given, **(PLAIN | asked))
+
+
 def write_workspace(root: Path, prompts: list[dict] | None = None) -> Path:
     """Writes a valid workspace whose target's weights are still missing; returns its root."""
     (root / "drafts" / "tiny").mkdir(parents=True)

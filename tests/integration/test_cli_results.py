@@ -293,7 +293,7 @@ def test_a_budget_lets_a_session_repeat_until_it_is_spent(measured_root):
         "ngram",
         "--repeats",
         "1",
-        "--precision",
+        "--target-ci",
         "0.001",
         "--budget",
         "5s",

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from draftrank import RunRequest, Store, Workspace, run, summarise, verify
+from draftrank import Store, Workspace, run, summarise, verify
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.engine import loop, stamps
-from draftrank.engine.backends import opening
+from draftrank.engine.backends import registry
 from draftrank.engine.backends.transformers.runtime import TransformersRuntime
 from draftrank.engine.loop import Decoding
 from draftrank.engine.proposers.draft_model import ModelDraft, ModelProposer
@@ -35,7 +35,7 @@ from draftrank.measure.sessions import bench, plan, session
 from draftrank.store.bundle import publish
 from forging import forge
 from tiny_workspace import write_tiny_workspace
-from workspaces import write_prompts
+from workspaces import plain_request, write_prompts
 
 LAYER_S = 0.01
 MAX_NEW_TOKENS = 48
@@ -103,7 +103,7 @@ def measure(root, tmp_path, draft="ngram", *, repeats=1, **request):
     workspace = Workspace.open(root)
     with Store.open(tmp_path / "results.sqlite") as store:
         result = run(
-            workspace, RunRequest("tiny", drafts=(draft,), repeats=repeats, fresh=True, **request), store
+            workspace, plain_request("tiny", drafts=(draft,), repeats=repeats, fresh=True, **request), store
         )
     assert result.session.finished_at is not None  # one bad arm never ends a session
     summary = summarise(result)
@@ -118,7 +118,7 @@ def measure(root, tmp_path, draft="ngram", *, repeats=1, **request):
 def test_without_a_fault_every_draft_is_ranked(root, tmp_path, request_):
     workspace = Workspace.open(root)
     with Store.open(tmp_path / "results.sqlite") as store:
-        summary = summarise(run(workspace, RunRequest("tiny", repeats=1, **request_), store))
+        summary = summarise(run(workspace, plain_request("tiny", repeats=1, **request_), store))
     verdicts = [judge(summary, arm) for arm in summary.arms if arm.arm.kind == "draft"]
     assert [verdict.reason for verdict in verdicts] == [None] * 4
 
@@ -177,7 +177,7 @@ def test_a_cache_rolled_back_one_position_short_starts_no_session(root, tmp_path
 @pytest.mark.parametrize("request_", [{}, {"mode": SAMPLING}], ids=["fp32", "sampling"])
 def test_a_cache_rolled_back_one_position_short(root, tmp_path, monkeypatch, request_):
     roll_back_one_short(monkeypatch)
-    monkeypatch.setattr(opening, "check_forward", lambda _: None)
+    monkeypatch.setattr(registry, "check_forward", lambda _: None)
     arm, verdict, gates = measure(root, tmp_path, **request_)
     assert not verdict.ranked
     assert "failed" in gates
@@ -187,7 +187,7 @@ def test_a_cache_rolled_back_one_position_short(root, tmp_path, monkeypatch, req
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_a_wrong_cache_shows_in_the_output_too(root, tmp_path, monkeypatch, dtype):
     roll_back_one_short(monkeypatch)
-    monkeypatch.setattr(opening, "check_forward", lambda _: None)
+    monkeypatch.setattr(registry, "check_forward", lambda _: None)
     monkeypatch.setattr(bench, "check_cache", lambda *_: None)
     arm, verdict, gates = measure(root, tmp_path, dtype=dtype)
     assert not verdict.ranked
@@ -199,11 +199,11 @@ def test_a_wrong_cache_shows_in_the_output_too(root, tmp_path, monkeypatch, dtyp
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("forward", ["eager", "native"])
+@pytest.mark.parametrize("backend", ["transformers", "cpp"])
 @pytest.mark.parametrize("seed", [1, 2])
-def test_honest_drafts_propose_what_a_fresh_cache_would(long_root, tmp_path, dtype, forward, seed):
+def test_honest_drafts_propose_what_a_fresh_cache_would(long_root, tmp_path, dtype, backend, seed):
     with Store.open(tmp_path / "results.sqlite") as store:
-        request = RunRequest("tiny", repeats=1, dtype=dtype, forward=forward, seed=seed, fresh=True)
+        request = plain_request("tiny", repeats=1, dtype=dtype, backend=backend, seed=seed, fresh=True)
         result = run(Workspace.open(long_root), request, store)
     for arm in result.session.arms:
         trials = [trial for trial in result.trials if trial.arm == arm.id]
@@ -213,9 +213,7 @@ def test_honest_drafts_propose_what_a_fresh_cache_would(long_root, tmp_path, dty
         assert (len(trials) - 3 <= checked) if arm.kind == "draft" else checked == 0
 
 
-@pytest.mark.parametrize(
-    "request_", [{}, {"dtype": "bf16"}, {"forward": "native"}], ids=["fp32", "bf16", "native"]
-)
+@pytest.mark.parametrize("request_", [{}, {"dtype": "bf16"}, {"backend": "cpp"}], ids=["fp32", "bf16", "cpp"])
 @pytest.mark.parametrize("draft", ["shallow", "int8"])
 def test_a_draft_that_keeps_one_stale_token(long_root, tmp_path, monkeypatch, draft, request_):
     """Its cache's newest token is another one than what stands, its length is right; it begins anew with each prompt."""
@@ -414,7 +412,7 @@ def bundles(tmp_path, clock, monkeypatch):
     write_prompts(root, rows)
     workspace = Workspace.open(root)
     with Store.open(tmp_path / "results.sqlite") as store:
-        request = RunRequest("tiny", drafts=("ngram", "shallow", "early-exit"), repeats=1)
+        request = plain_request("tiny", drafts=("ngram", "shallow", "early-exit"), repeats=1)
         return workspace, publish(run(workspace, request, store), tmp_path / "all")
 
 

@@ -1,66 +1,255 @@
-"""Sessions whose forwards run in few calls, or in our own kernels."""
+"""Which backend a session takes, what it says of it, and what it records."""
 
 from __future__ import annotations
 
-import json
+import shutil
 
 import pytest
 
 from commands import several
 from draftrank import RunRequest, Store, Workspace, build_boards, run, summarise
 from draftrank.board.reproduce import reproduce_command
+from draftrank.catalog.backend import Asked
+from draftrank.engine.backends import registry
+from draftrank.engine.backends.choice import Candidates, choose, draft_misfit, fastest_dtype
+from draftrank.engine.backends.cpp import library
+from draftrank.errors import InvalidInputError
+from draftrank.jobs.session import build, choose_backend, choose_recipes
+from draftrank.measure.gates.verdict import judge
+from draftrank.models.loading import load_model
+from draftrank.models.target_folder import ensure_target
+from draftrank.progress import SilentProgress
 from tiny_workspace import write_tiny_workspace
-from workspaces import RECIPE
+from workspaces import RECIPE, plain_request
+
+MODEL = "kind: model\n  steps:\n"
+SHALLOW = MODEL + "    - {kind: drop_layers, keep: 2, select: ends}"
+THIN = SHALLOW + "\n    - {kind: factorize, keep_parameters: 0.5, activation_aware: false}"
+FORMS = {
+    "shallow": SHALLOW,
+    "merged": MODEL + "    - {kind: merge_layers, keep: 2}",
+    "tied": SHALLOW + "\n    - {kind: tie_layers, blocks: 1}",
+    "narrow": MODEL + "    - {kind: prune_ffn, keep_channels: 16, importance: magnitude}",
+    "thin": THIN,
+    "thin-head": SHALLOW + "\n    - {kind: factorize_head, rank: 8, activation_aware: false}",
+    "trimmed": SHALLOW + "\n    - {kind: trim_vocabulary, keep_tokens: 60}",
+    "sparse": SHALLOW + "\n    - {kind: sparsify, method: magnitude, sparsity: 0.5}",
+    "sparse24": SHALLOW + "\n    - {kind: sparsify, method: magnitude, pattern: '2:4'}",
+    "random": MODEL + "    - {kind: random}",
+    "reader": SHALLOW + "\n    - {kind: read_hidden_states}",
+    "reader-of-layers": SHALLOW + "\n    - {kind: read_hidden_states, layers: [1]}",
+    "int8": SHALLOW + "\n    - {kind: quantize, scheme: dynamic_int8}",
+    "int8-head-precise": SHALLOW + "\n    - {kind: quantize, scheme: dynamic_int8, keep_precise: [lm_head]}",
+    "int8-precise": SHALLOW + "\n    - {kind: quantize, scheme: dynamic_int8, keep_precise: [down_proj]}",
+    "torchao": SHALLOW + "\n    - {kind: quantize, scheme: int8_weight_only}",
+    "nf4": SHALLOW + "\n    - {kind: quantize, scheme: nf4}",
+}
 
 
-@pytest.mark.parametrize("forward", ["fused", "native"])
-def test_every_kind_of_draft_is_lossless_and_has_a_board_apart(workspace_root, forward):
+def write_draft(root, draft_id, body):
+    text = RECIPE.replace("id: ngram", f"id: {draft_id}").replace("kind: ngram\n  max_ngram: 3", body)
+    (root / "drafts" / "tiny" / f"{draft_id}.yaml").write_text(text)
+
+
+@pytest.fixture
+def thin_root(workspace_root):
+    write_draft(workspace_root, "thin", THIN)
+    return workspace_root
+
+
+def measured(root, *drafts, **asked):
+    workspace = Workspace.open(root)
+    with Store.open(workspace.store_url) as store:
+        return run(workspace, RunRequest("tiny", drafts, repeats=1, fresh=True, device="cpu", **asked), store)
+
+
+def chosen(root, *drafts, **asked):
+    workspace = Workspace.open(root)
+    request = RunRequest("tiny", drafts, device="cpu", **asked)
+    return choose_backend(workspace, request, choose_recipes(workspace, "tiny", drafts))
+
+
+def test_every_kind_of_draft_is_lossless_in_cpp_and_has_a_board_apart(workspace_root):
     workspace = Workspace.open(workspace_root)
     with Store.open(workspace.store_url) as store:
-        plain = run(workspace, RunRequest("tiny"), store)
-        fused = run(workspace, RunRequest("tiny", forward=forward), store)
-        assert run(workspace, RunRequest("tiny", forward=forward), store) == fused
-    assert fused.session.id != plain.session.id
-    assert (plain.session.runtime, fused.session.runtime) == ("torch-eager", f"torch-{forward}")
-    assert [arm.failure for arm in fused.session.arms] == [None] * len(fused.session.arms)
-    for arm in summarise(fused).arms:
+        plain = run(workspace, plain_request(), store)
+        compiled = run(workspace, plain_request(backend="cpp"), store)
+        assert run(workspace, plain_request(backend="cpp"), store) == compiled
+    assert compiled.session.id != plain.session.id
+    assert (plain.session.backend, compiled.session.backend) == ("transformers", "cpp")
+    assert [arm.failure for arm in compiled.session.arms] == [None] * len(compiled.session.arms)
+    for arm in summarise(compiled).arms:
+        assert arm.arm.backend == "cpp"
+        assert arm.arm.dtype == ("int8" if arm.arm.id == "int8" else "fp32")
         if arm.arm.kind == "draft":
             assert arm.fidelity.status == "identical"
     outputs = {
         (trial.prompt, trial.turn): trial.token_ids for trial in plain.trials if trial.arm == "baseline"
     }
-    assert all(trial.token_ids == outputs[trial.prompt, trial.turn] for trial in fused.trials)
-    assert len(build_boards([plain, fused])) == 2
-    assert f"--{forward}" in reproduce_command(fused.session, "ngram").split()
-    assert f"--{forward}" not in reproduce_command(plain.session, "ngram")
+    assert all(trial.token_ids == outputs[trial.prompt, trial.turn] for trial in compiled.trials)
+    assert len(build_boards([plain, compiled])) == 2
+    assert "--backend cpp" in reproduce_command(compiled.session, "ngram")
+    assert "--backend transformers" in reproduce_command(plain.session, "ngram")
 
 
-def test_what_cannot_be_fused_is_said(tmp_path):
-    root = write_tiny_workspace(tmp_path / "workspace", "gpt2")
-    unknown, gguf, kernels, both, no_gpu, three = several(
-        root,
-        ["run", "tiny", "--draft", "ngram", "--fused"],
-        ["run", "tiny", "--draft", "ngram", "--fused", "--dtype", "gguf"],
-        ["run", "tiny", "--draft", "ngram", "--native"],
-        ["run", "tiny", "--draft", "ngram", "--native", "--fused"],
-        ["run", "tiny", "--draft", "ngram", "--captured"],
-        ["run", "tiny", "--draft", "ngram", "--captured", "--native", "--fused"],
+def test_auto_takes_the_fastest_backend_and_says_why_in_one_line(workspace_root):
+    choice = chosen(workspace_root)
+    assert (choice.backend, choice.dtype) == ("cpp", fastest_dtype("cpp", "cpu"))
+    assert choice.messages == (choice.sentence,)
+    assert choice.sentence.startswith(f"backend cpp, {choice.dtype}: compiled for ")
+    result = measured(workspace_root, "ngram")
+    assert (result.session.backend, result.session.dtype) == (choice.backend, choice.dtype)
+
+
+def test_auto_falls_back_for_a_named_draft_with_its_name_and_reason(thin_root):
+    choice = chosen(thin_root, "ngram", "thin")
+    assert choice.backend == "transformers"
+    assert "the draft thin does not run in cpp (its matrices are products of thin ones)" in choice.sentence
+    result = measured(thin_root, "ngram", "thin")
+    assert {arm.backend for arm in result.session.arms} == {"transformers"}
+    assert [arm.failure for arm in result.session.arms] == [None] * 4
+
+
+def test_a_draft_that_nobody_named_is_left_out_with_its_reason(thin_root):
+    choice = chosen(thin_root)
+    assert choice.backend == "cpp"
+    assert choice.left_out == {"thin": "its matrices are products of thin ones"}
+    assert "the draft thin is left out" in choice.messages[1]
+    assert "thin" not in {arm.id for arm in measured(thin_root).session.arms}
+
+
+def test_an_asked_for_backend_refuses_a_draft_before_it_is_built(thin_root, monkeypatch):
+    monkeypatch.setattr("draftrank.building.pipeline.build_draft", pytest.fail)
+    with pytest.raises(InvalidInputError) as caught:
+        measured(thin_root, "ngram", "thin", backend="cpp")
+    assert "the draft thin does not run in cpp: its matrices are products of thin ones" in str(caught.value)
+    assert "leave it out, or use --backend auto or --allow-mixed-backends" in str(caught.value)
+
+
+@pytest.mark.parametrize("backend", ["auto", "cpp"])
+def test_a_draft_in_another_backend_is_shown_marked_and_not_ranked(thin_root, backend):
+    result = measured(
+        thin_root, "ngram", "thin", "int8", backend=backend, dtype="fp32", allow_mixed_backends=True
     )
-    assert {found.code for found in (unknown, gguf, kernels, both, no_gpu, three)} == {2}
-    assert "the forward of tiny (gpt2) is not known in few calls" in unknown.err
-    assert "the forward of tiny (gpt2) is not known in kernels of our own" in kernels.err
-    assert "a forward is either fused or native" in both.err
-    assert "leave all but one of --fused, --native out" in both.err
-    assert "leave all but one of --fused, --native, --captured out" in three.err
-    assert "CUDA graphs are captured on a GPU" in no_gpu.err
-    assert "add --device cuda, or leave it out" in no_gpu.err
-    assert "leave it out, or use --dtype bf16" in gguf.err
+    arms = {arm.id: arm for arm in result.session.arms}
+    assert result.session.backend == "cpp"
+    assert (arms["thin"].backend, arms["int8"].backend) == ("transformers", "cpp")
+    assert arms["int8"].dtype == "int8"
+    (board,) = build_boards([result])
+    rows = {row.draft: row for row in board.rows}
+    assert rows["thin"].speedup is not None
+    assert (rows["thin"].ranked, rows["thin"].rank) == (False, None)
+    assert "other-backend" in [finding.gate for finding in rows["thin"].findings]
+    assert f"transformers {arms['thin'].dtype}" in next(
+        one.reason for one in rows["thin"].findings if one.gate == "other-backend"
+    )
+    assert not any(one.gate == "other-backend" for one in rows["ngram"].findings)
+    assert "--allow-mixed-backends" in reproduce_command(result.session, "thin")
+    assert "--allow-mixed-backends" not in reproduce_command(result.session, "ngram")
 
 
-@pytest.mark.parametrize("forward", ["fused", "native"])
-def test_a_board_is_printed_with_its_runtime(workspace_root, forward):
-    (workspace_root / "drafts" / "tiny" / "ngram.yaml").write_text(RECIPE)
-    (found,) = several(workspace_root, ["run", "tiny", "--draft", "ngram", f"--{forward}", "--json"])
-    assert found.code == 0, found.err
-    (board,) = json.loads(found.out.splitlines()[-1])["boards"]
-    assert board["runtime"] == f"torch-{forward}"
+def test_a_draft_that_turns_out_not_to_fit_fails_and_runs_nowhere_else(thin_root, monkeypatch):
+    """Its recipe promises a plain model: the arm fails with the reason, since nobody asked for another backend."""
+    monkeypatch.setattr("draftrank.engine.backends.choice._misfit", lambda *_: None)
+    result = measured(thin_root, "ngram", "thin", backend="cpp")
+    arms = {arm.id: arm for arm in result.session.arms}
+    assert "the backend cpp cannot run it" in arms["thin"].failure
+    assert not [trial for trial in result.trials if trial.arm == "thin"]
+    assert arms["ngram"].failure is None
+    thin = next(arm for arm in summarise(result).arms if arm.arm.id == "thin")
+    assert not judge(summarise(result), thin).ranked
+
+
+def test_without_a_compiler_auto_says_so_and_cpp_is_refused(workspace_root, monkeypatch):
+    monkeypatch.setattr(library, "compiler", lambda: None)
+    choice = chosen(workspace_root, "ngram")
+    assert choice.backend == "transformers"
+    assert "no C++ compiler is here" in choice.sentence
+    with pytest.raises(InvalidInputError, match=r"no C\+\+ compiler is here.*use --backend auto"):
+        chosen(workspace_root, "ngram", backend="cpp")
+
+
+def test_an_unknown_architecture_falls_back_and_is_refused_where_it_is_asked_for(tmp_path):
+    root = write_tiny_workspace(tmp_path / "workspace", "gpt2")
+    choice = chosen(root, "ngram")
+    assert choice.backend == "transformers"
+    assert "the architecture gpt2 is not written for it" in choice.sentence
+    cpp, graphs, cuda, half = several(
+        root,
+        ["run", "tiny", "--draft", "ngram", "--backend", "cpp"],
+        ["run", "tiny", "--draft", "ngram", "--backend", "cuda-graphs", "--device", "cpu"],
+        ["run", "tiny", "--draft", "ngram", "--device", "cuda"],
+        ["run", "tiny", "--draft", "ngram", "--backend", "llama.cpp", "--dtype", "bf16"],
+    )
+    assert {found.code for found in (cpp, graphs, cuda, half)} == {2}
+    assert (
+        "the backend cpp cannot run the target tiny: the architecture gpt2 is not written for it" in cpp.err
+    )
+    assert "use --backend auto" in cpp.err
+    assert "it runs on a GPU only" in graphs.err
+    if not registry.torch.cuda.is_available():
+        assert "there is no CUDA device here" in cuda.err
+
+
+def test_fp16_is_not_for_cpp(workspace_root):
+    choice = chosen(workspace_root, "ngram", dtype="fp16")
+    assert (choice.backend, choice.dtype) == ("transformers", "fp16")
+    assert "it computes in fp32 and bf16, not in fp16" in choice.sentence
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_what_a_recipe_lets_expect_is_what_its_model_shows(tmp_path, architecture):
+    """Before the build by the recipe's steps, after it by the model: both say the same of every backend."""
+    root = write_tiny_workspace(tmp_path / "workspace", architecture)
+    shutil.rmtree(root / "drafts" / "tiny" / "schemas", ignore_errors=True)
+    for draft_id, body in FORMS.items():
+        write_draft(root, draft_id, body)
+    workspace = Workspace.open(root)
+    folder = ensure_target(workspace.target("tiny"), workspace.fetch_context(SilentProgress()))
+    checked = set()
+    forms = tuple(FORMS) if architecture == "llama" else ("shallow", "trimmed", "int8", "thin", "reader")
+    for arm in build(workspace, "tiny", forms):
+        if arm.folder is None:
+            assert "needs the library" in arm.failure, (arm.recipe.id, arm.failure)
+            continue
+        what = Candidates("tiny", folder.path, (arm.recipe,))
+        for dtype in ("fp32", "bf16"):
+            model = load_model(arm.folder, dtype, "cpu")
+            own = registry._dtype_of(model)
+            for backend in ("transformers", "cpp"):
+                before = draft_misfit(arm.recipe, what, backend, dtype, "cpu")
+                after = registry.why_not(backend, model, own, "cpu")
+                assert (before is None) == (after is None), (arm.recipe.id, dtype, backend, before, after)
+                checked.add((arm.recipe.id, backend, after is None))
+                if after is None:
+                    reads = arm.recipe.id.startswith("reader")
+                    opened = (registry.open_eagle_runtime if reads else registry.open_runtime)(model, backend)
+                    assert opened.name == backend
+    assert {("thin", "cpp", False), ("int8", "cpp", True), ("reader", "cpp", True)} <= checked
+    if architecture == "llama":
+        assert {("int8-precise", "cpp", False), ("reader-of-layers", "cpp", True)} <= checked
+
+
+def test_commands_print_the_backend_and_doctor_explains_the_choice(workspace_root):
+    command = ["run", "tiny", "--draft", "ngram", "--dtype", "bf16", "--json", "--backend"]
+    *ran, looked = several(
+        workspace_root, [*command, "transformers"], [*command, "cpp"], ["doctor", "--json"]
+    )
+    for backend, found in zip(("transformers", "cpp"), ran, strict=True):
+        assert found.code == 0, found.err
+        assert f"tiny · quick · {backend} bf16 · greedy" in " ".join(found.out.split())
+        (board,) = found.json["boards"]
+        assert (board["backend"], board["dtype"]) == (backend, "bf16")
+    findings = {one["what"]: one for one in looked.json["findings"]}
+    assert findings["backend transformers"]["status"] == "ok"
+    assert findings["backend cpp"]["status"] == "ok"
+    if not registry.torch.cuda.is_available():
+        assert "runs on a GPU only" in findings["backend cuda-graphs"]["found"]
+        assert findings["auto"]["found"].startswith("backend cpp, ")
+
+
+def test_an_asked_for_device_that_is_not_there_is_refused(workspace_root):
+    if registry.torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(InvalidInputError, match="there is no CUDA device here"):
+        choose(Asked(device="cuda"), Candidates("tiny", workspace_root / "models" / "tiny"))

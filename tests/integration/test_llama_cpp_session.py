@@ -11,6 +11,8 @@ import pytest
 from commands import several
 from draftrank import RunRequest, Store, Workspace, run, summarise
 from draftrank.catalog.sources.base import file_sha256
+from draftrank.engine.backends.choice import fastest_dtype
+from draftrank.errors import InvalidInputError
 from draftrank.jobs.session import build
 from gguf_files import write_llama_file
 from models import save_small_target, small_model, small_tokenizer
@@ -45,35 +47,50 @@ def root(tmp_path):
     return root
 
 
-def measured(root, dtype, *drafts):
+def measured(root, backend, *drafts, **asked):
     workspace = Workspace.open(root)
     with Store.open(workspace.store_url) as store:
-        return run(workspace, RunRequest("tiny", drafts=drafts, dtype=dtype), store)
+        request = RunRequest("tiny", drafts=drafts, backend=backend, device="cpu", **asked)
+        return run(workspace, request, store)
 
 
-def test_a_gguf_target_is_measured_with_drafts_of_both_runtimes(root):
-    result = measured(root, "gguf", "ngram", "packed", "shallow", "reader", "exit")
+def test_a_gguf_target_is_measured_with_drafts_of_its_own_and_of_other_backends(root):
+    drafts = ("ngram", "packed", "shallow", "reader")
+    with pytest.raises(InvalidInputError, match=r"the draft shallow does not run in llama\.cpp"):
+        measured(root, "llama.cpp", *drafts)
+    with pytest.raises(
+        InvalidInputError, match=r"the draft exit .*: llama\.cpp cannot run a model's first layers"
+    ):
+        measured(root, "llama.cpp", "exit", allow_mixed_backends=True)
+    result = measured(root, "llama.cpp", *drafts, allow_mixed_backends=True)
     session = result.session
-    assert (session.runtime, session.dtype) == ("llama.cpp", "gguf")
+    assert (session.backend, session.dtype) == ("llama.cpp", "f32")
     assert "llama_cpp_python" in session.machine.packages
-    failures = {arm.id: arm.failure for arm in session.arms if arm.failure}
-    assert set(failures) == {"exit"}
-    assert "llama.cpp" in failures["exit"]
+    assert [arm.failure for arm in session.arms] == [None] * len(session.arms)
     for arm in summarise(result).arms:
-        if arm.arm.kind == "draft" and arm.arm.id != "exit":
+        if arm.arm.kind == "draft":
             assert arm.fidelity.status in ("identical", "ties"), arm.arm.id
             assert arm.missing == 0
             assert arm.arm.latencies
+    ran = {arm.id: (arm.backend, arm.dtype) for arm in session.arms}
+    fast = fastest_dtype("cpp", "cpu")
+    assert (ran["ngram"], ran["packed"]) == (("llama.cpp", "f32"), ("llama.cpp", "f16"))
+    assert (ran["shallow"], ran["reader"]) == (("cpp", fast), ("cpp", fast))
     packed = next(arm.draft for arm in session.arms if arm.id == "packed")
     assert packed.parameters > 0
     assert packed.weights_sha256 is not None
     assert "GGUF" in packed.techniques
 
 
-def test_a_gguf_draft_serves_a_target_in_torch(root):
-    result = measured(root, "fp32", "packed")
+def test_a_gguf_draft_serves_a_target_in_torch_where_that_is_asked_for(root):
+    with pytest.raises(
+        InvalidInputError, match="the draft packed does not run in any backend beside this target"
+    ):
+        measured(root, "auto", "packed")
+    result = measured(root, "transformers", "packed", dtype="fp32", allow_mixed_backends=True)
     (arm,) = [arm for arm in summarise(result).arms if arm.arm.kind == "draft"]
-    assert result.session.runtime == "torch-eager"
+    assert result.session.backend == "transformers"
+    assert (arm.arm.backend, arm.arm.dtype) == ("llama.cpp", "f16")
     assert arm.fidelity.status == "identical"
     assert 1.0 <= arm.acceptance.length <= 4.0
 
@@ -98,10 +115,10 @@ def test_commands_say_what_llama_cpp_does_not_do(root):
         declared.replace("tiny.gguf", "folder").replace("id: tiny", "id: folder")
     )
     (other / "ngram.yaml").write_text(RECIPE.replace("target: tiny", "target: folder"))
-    plain = ["run", "tiny", "--draft", "ngram", "--dtype", "gguf"]
+    plain = ["run", "tiny", "--draft", "ngram", "--backend", "llama.cpp"]
     folder, cuda, reference, measured, exported, kept = several(
         root,
-        ["run", "folder", "--draft", "ngram", "--dtype", "gguf"],
+        ["run", "folder", "--draft", "ngram", "--backend", "llama.cpp"],
         [*plain, "--device", "cuda"],
         [*plain, "--reference", "generate"],
         [*plain, "--json"],
@@ -111,11 +128,11 @@ def test_commands_say_what_llama_cpp_does_not_do(root):
     assert (folder.code, cuda.code, reference.code) == (2, 2, 2)
     assert "no GGUF file" in folder.err
     assert "drafts/folder/target.yaml" in folder.err
-    assert "use --device cpu" in cuda.err
+    assert "there is no CUDA device here" in cuda.err or "use --device cpu" in cuda.err
     assert "leave it out" in reference.err
     assert measured.code == 0, measured.err
     (board,) = json.loads(measured.out.splitlines()[-1])["boards"]
-    assert (board["runtime"], board["dtype"]) == ("llama.cpp", "gguf")
+    assert (board["backend"], board["dtype"]) == ("llama.cpp", "f32")
     assert exported.code == 0, exported.err
     assert (root / "out" / "draft.gguf").is_file()
     assert kept.code == 1

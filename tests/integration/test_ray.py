@@ -13,9 +13,9 @@ from draftrank.catalog.workspace import Workspace
 from draftrank.jobs.execute import execute
 from draftrank.jobs.ledger import Ledger
 from draftrank.jobs.planning import plan_jobs
-from draftrank.jobs.session import RunRequest
 from draftrank.progress import SilentProgress
 from draftrank.store.store import Store
+from workspaces import plain_request
 
 ray = pytest.importorskip("ray", reason="needs Ray")
 
@@ -46,7 +46,7 @@ def cluster(request, workspace_root, tmp_path):
 def requests(seeds):
     """Sessions that share one fetch and one build."""
     return [
-        RunRequest("tiny", ("ngram", "shallow"), "quick", dtype=dtype, seed=seed)
+        plain_request("tiny", ("ngram", "shallow"), "quick", dtype=dtype, seed=seed)
         for dtype in ("fp32", "bf16")
         for seed in seeds
     ]

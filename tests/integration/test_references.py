@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from commands import draftrank, several
-from draftrank import DecodingMode, RunRequest, Store, Workspace, build_boards, render_site, run
+from draftrank import DecodingMode, Store, Workspace, build_boards, render_site, run
 from draftrank.board.as_json import board_document
 from draftrank.engine.backends.transformers.generate import GenerateDecoder
 from draftrank.errors import InvalidInputError
 from draftrank.store.bundle import load_results, publish, read_bundle
+from workspaces import plain_request
 
 ALL = ("prompt_lookup", "generate", "assisted")
 REFERENCES = ["transformers-assisted-shallow", "transformers-generate", "transformers-prompt-lookup-ngram"]
@@ -17,7 +18,7 @@ REFERENCES = ["transformers-assisted-shallow", "transformers-generate", "transfo
 
 def measure(root, **changes):
     workspace = Workspace.open(root)
-    request = RunRequest(
+    request = plain_request(
         "tiny", **{"drafts": ("ngram", "shallow"), "references": ALL, "repeats": 1} | changes
     )
     with Store.open(workspace.store_url) as store:

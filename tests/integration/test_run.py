@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 from transformers.utils import chat_template_utils
 
-from draftrank import RunRequest, Store, Workspace, build_boards, run, summarise, verify
+from draftrank import Store, Workspace, build_boards, run, summarise, verify
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.engine.backends.transformers import runtime as torch_runtime
 from draftrank.engine.backends.transformers.attention import NAME
@@ -22,7 +22,7 @@ from draftrank.progress import SilentProgress
 from draftrank.store.bundle import publish
 from models import ARCHITECTURES, save_small_target, small_tokenizer
 from tiny_workspace import write_tiny_workspace
-from workspaces import PROMPTS, RECIPE, write_prompts
+from workspaces import PROMPTS, RECIPE, plain_request, write_prompts
 
 DRAFTS = ["early-exit", "int8", "ngram", "shallow"]
 # Prompt one has two turns, the others one; two repeats; every draft, the baseline and its twin.
@@ -33,7 +33,7 @@ TRIALS = 4 * 2 * (len(DRAFTS) + 2)
 def test_every_kind_of_draft_is_measured_and_lossless(tmp_path, architecture):
     workspace = Workspace.open(write_tiny_workspace(tmp_path, architecture))
     with Store.open(workspace.store_url) as store:
-        result = run(workspace, RunRequest("tiny"), store)
+        result = run(workspace, plain_request("tiny"), store)
         assert store.result(result.session.id) == result
     assert result.session.finished_at is not None
     assert [arm.failure for arm in result.session.arms] == [None] * 6
@@ -62,7 +62,7 @@ def test_every_kind_of_draft_is_measured_and_lossless(tmp_path, architecture):
 def test_the_second_turn_is_asked_in_the_context_of_the_first_answer(workspace_root):
     workspace = Workspace.open(workspace_root)
     with Store.open(workspace.store_url) as store:
-        result = run(workspace, RunRequest("tiny", drafts=("ngram",)), store)
+        result = run(workspace, plain_request("tiny", drafts=("ngram",)), store)
     turns = {trial.turn: trial for trial in result.trials if trial.prompt == "one" and trial.arm == "ngram"}
     first, second = turns[0], turns[1]
     question = "and then the dog"
@@ -80,7 +80,7 @@ def test_every_end_token_that_the_target_names_ends_an_output_and_a_disagreement
             path.write_text(json.dumps(json.loads(path.read_text()) | changes))
         workspace = Workspace.open(workspace_root)
         with Store.open(workspace.store_url) as store:
-            result = run(workspace, RunRequest("tiny", drafts=("ngram",), repeats=1), store)
+            result = run(workspace, plain_request("tiny", drafts=("ngram",), repeats=1), store)
         (trial,) = [found for found in result.trials if (found.arm, found.prompt) == ("ngram", "two")]
         return trial, result.session.warnings
 
@@ -104,7 +104,7 @@ def test_a_session_notes_which_tokens_of_its_outputs_a_trimmed_head_does_not_kno
     (workspace_root / "drafts" / "tiny" / "trimmed.yaml").write_text(text)
     workspace = Workspace.open(workspace_root)
     with Store.open(workspace.store_url) as store:
-        result = run(workspace, RunRequest("tiny", drafts=("trimmed", "shallow")), store)
+        result = run(workspace, plain_request("tiny", drafts=("trimmed", "shallow")), store)
         assert store.result(result.session.id) == result
     (trimmed,) = build(workspace, "tiny", ("trimmed",))
     known = set(load_file(trimmed.folder / "model.safetensors")["lm_head.token_ids"].tolist())
@@ -119,12 +119,12 @@ def test_a_session_notes_which_tokens_of_its_outputs_a_trimmed_head_does_not_kno
 def test_a_second_run_measures_nothing(workspace_root):
     workspace = Workspace.open(workspace_root)
     with Store.open(workspace.store_url) as store:
-        first = run(workspace, RunRequest("tiny", drafts=("ngram",)), store)
-        again = run(workspace, RunRequest("tiny", drafts=("ngram",)), store)
+        first = run(workspace, plain_request("tiny", drafts=("ngram",)), store)
+        again = run(workspace, plain_request("tiny", drafts=("ngram",)), store)
         assert again == first
-        fresh = run(workspace, RunRequest("tiny", drafts=("ngram",), fresh=True), store)
+        fresh = run(workspace, plain_request("tiny", drafts=("ngram",), fresh=True), store)
         assert fresh.session.id != first.session.id
-        other = run(workspace, RunRequest("tiny", drafts=("ngram",), repeats=1), store)
+        other = run(workspace, plain_request("tiny", drafts=("ngram",), repeats=1), store)
         assert other.session.suite == "quick-custom"
         assert len(store.sessions()) == 3
 
@@ -152,7 +152,7 @@ class InterruptingJournal:
 @pytest.mark.parametrize("after", [0, 1, 5, 17])
 def test_an_interrupted_run_goes_on_where_it_stopped(workspace_root, after):
     workspace = Workspace.open(workspace_root)
-    request = RunRequest("tiny", drafts=("ngram", "shallow"))
+    request = plain_request("tiny", drafts=("ngram", "shallow"))
     with Store.open(workspace.store_url) as store:
         with pytest.raises(PowerCutError):
             run(workspace, request, InterruptingJournal(store, after))
@@ -175,7 +175,7 @@ def test_a_draft_that_cannot_be_built_does_not_stop_the_others(workspace_root):
     (workspace_root / "drafts" / "tiny" / "too-deep.yaml").write_text(text)
     workspace = Workspace.open(workspace_root)
     with Store.open(workspace.store_url) as store:
-        result = run(workspace, RunRequest("tiny", drafts=("too-deep", "ngram")), store)
+        result = run(workspace, plain_request("tiny", drafts=("too-deep", "ngram")), store)
     failed = next(arm for arm in result.session.arms if arm.id == "too-deep")
     assert "build failed" in failed.failure
     rows = {row.draft: row for row in build_boards([result])[0].rows}
@@ -203,8 +203,8 @@ def test_a_draft_made_with_a_tasks_prompt_is_refused(workspace_root):
         (workspace_root / "drafts" / "tiny" / f"{name}.yaml").write_text(text)
     workspace = Workspace.open(workspace_root)
     with Store.open(workspace.store_url) as store:
-        result = run(workspace, RunRequest("tiny", drafts=("leaky", "clean")), store)
-        again = run(workspace, RunRequest("tiny", drafts=("leaky", "clean")), store)
+        result = run(workspace, plain_request("tiny", drafts=("leaky", "clean")), store)
+        again = run(workspace, plain_request("tiny", drafts=("leaky", "clean")), store)
     assert again.session.id == result.session.id
     rows = {row.draft: row for row in build_boards([result])[0].rows}
     assert not rows["leaky"].ranked
@@ -226,7 +226,7 @@ def test_text_that_is_gone_is_said_to_be_unchecked(workspace_root):
     (corpus,) = (workspace.cache / "corpora").glob("*.safetensors")
     corpus.unlink()
     with Store.open(workspace.store_url) as store:
-        result = run(workspace, RunRequest("tiny", drafts=("clean",)), store)
+        result = run(workspace, plain_request("tiny", drafts=("clean",)), store)
     (warning,) = result.session.warnings
     assert warning == (
         "clean: text it was made with was not compared with the tasks' prompts: it is not in the cache, and no hashes of it "
@@ -245,7 +245,7 @@ def test_a_draft_that_cannot_be_opened_does_not_stop_the_others(workspace_root):
     (workspace_root / "drafts" / "tiny" / "late-exit.yaml").write_text(text)
     workspace = Workspace.open(workspace_root)
     with Store.open(workspace.store_url) as store:
-        result = run(workspace, RunRequest("tiny", drafts=("late-exit", "ngram")), store)
+        result = run(workspace, plain_request("tiny", drafts=("late-exit", "ngram")), store)
     failed = next(arm for arm in result.session.arms if arm.id == "late-exit")
     assert "leaves nothing out" in failed.failure
     assert {trial.arm for trial in result.trials} == {"baseline", "baseline-control", "ngram"}
@@ -256,7 +256,7 @@ def test_a_prompt_that_outgrows_the_window_is_refused_before_the_run(workspace_r
     workspace = Workspace.open(workspace_root)
     with Store.open(workspace.store_url) as store:
         with pytest.raises(ContextOverflowError, match="small/long needs"):
-            run(workspace, RunRequest("tiny", drafts=("ngram",)), store)
+            run(workspace, plain_request("tiny", drafts=("ngram",)), store)
         assert all(not store.trials(session.id) for session in store.sessions())
 
 
@@ -281,7 +281,7 @@ def test_a_draft_with_a_short_window_proposes_nothing_behind_it_and_all_is_told_
             return super().stage(label, total)
 
     with Store.open(workspace.store_url) as store:
-        request = RunRequest("tiny", drafts=("short", "ngram"), references=("assisted",))
+        request = plain_request("tiny", drafts=("short", "ngram"), references=("assisted",))
         result = run(workspace, request, store, Listening())
     # The tokenizer has bytes and three merges, of which only a blank before an `a` occurs in these texts.
     words = {
@@ -323,7 +323,7 @@ def test_a_template_with_the_date_gives_one_plan_on_every_day(workspace_root, mo
         "{{ strftime_now('%d %b %Y') }}{% for message in messages %}"
         "{{ '<|im_start|>' + message['content'] + '<|im_end|>' }}{% endfor %}"
     ).save_pretrained(workspace_root / "models" / "tiny")
-    workspace, request = Workspace.open(workspace_root), RunRequest("tiny", drafts=("ngram",))
+    workspace, request = Workspace.open(workspace_root), plain_request("tiny", drafts=("ngram",))
     found = []
     with Store.open(workspace.store_url) as store:
         for day in (datetime(2026, 11, 1), datetime(2031, 7, 4)):
@@ -359,7 +359,7 @@ def test_a_task_without_its_data_is_skipped_with_a_warning(workspace_root):
     )
     workspace = Workspace.open(workspace_root)
     with Store.open(workspace.store_url) as store:
-        result = run(workspace, RunRequest("tiny", drafts=("ngram",)), store)
+        result = run(workspace, plain_request("tiny", drafts=("ngram",)), store)
     assert "task absent is skipped" in result.session.warnings[0]
     assert result.session.skipped_tasks == ("absent",)
     assert not build_boards([result])[0].rows[0].ranked
@@ -367,13 +367,15 @@ def test_a_task_without_its_data_is_skipped_with_a_warning(workspace_root):
 
 def test_sampling_runs_are_reproducible_and_on_a_board_of_their_own(workspace_root):
     workspace = Workspace.open(workspace_root)
-    request = RunRequest("tiny", drafts=("ngram", "shallow"), mode=DecodingMode(temperature=0.8, top_p=0.9))
+    request = plain_request(
+        "tiny", drafts=("ngram", "shallow"), mode=DecodingMode(temperature=0.8, top_p=0.9)
+    )
     with Store.open(workspace.store_url) as store:
         first = run(workspace, request, store)
-        greedy = run(workspace, RunRequest("tiny", drafts=("ngram",)), store)
+        greedy = run(workspace, plain_request("tiny", drafts=("ngram",)), store)
         again = run(
             workspace,
-            RunRequest("tiny", drafts=("ngram", "shallow"), mode=request.mode, fresh=True),
+            plain_request("tiny", drafts=("ngram", "shallow"), mode=request.mode, fresh=True),
             store,
         )
     tokens = [{trial.key: trial.token_ids for trial in result.trials} for result in (first, again)]
@@ -386,7 +388,7 @@ def test_sampling_runs_are_reproducible_and_on_a_board_of_their_own(workspace_ro
 
 def test_samples_are_tested_in_the_session(workspace_root):
     workspace = Workspace.open(workspace_root)
-    request = RunRequest("tiny", drafts=("ngram", "early-exit"), mode=DecodingMode(temperature=1.0))
+    request = plain_request("tiny", drafts=("ngram", "early-exit"), mode=DecodingMode(temperature=1.0))
     with Store.open(workspace.store_url) as store:
         result = run(workspace, request, store)
     checks = {arm.id: arm.sampling for arm in result.session.arms}
@@ -406,7 +408,7 @@ def test_a_lossy_draft_is_ranked_apart_with_the_quality_of_its_outputs(workspace
     )
     workspace = Workspace.open(workspace_root)
     with Store.open(workspace.store_url) as store:
-        result = run(workspace, RunRequest("tiny", drafts=("typical", "shallow")), store)
+        result = run(workspace, plain_request("tiny", drafts=("typical", "shallow")), store)
     (board,) = build_boards([result])
     rows = {row.draft: row for row in board.rows}
     row = rows["typical"]
@@ -422,7 +424,7 @@ def test_a_lossy_draft_is_ranked_apart_with_the_quality_of_its_outputs(workspace
 
 def test_low_precision_divergences_are_judged(workspace_root):
     workspace = Workspace.open(workspace_root)
-    request = RunRequest("tiny", drafts=("ngram", "shallow"), dtype="bf16", repeats=1)
+    request = plain_request("tiny", drafts=("ngram", "shallow"), dtype="bf16", repeats=1)
     with Store.open(workspace.store_url) as store:
         result = run(workspace, request, store)
     assert result.session.numerics.positions > 0
@@ -446,7 +448,7 @@ def test_a_refused_run_leaves_no_session(workspace_root):
     workspace = Workspace.open(workspace_root)
     with Store.open(workspace.store_url) as store:
         with pytest.raises(ContextOverflowError):
-            run(workspace, RunRequest("tiny", drafts=("ngram",)), store)
+            run(workspace, plain_request("tiny", drafts=("ngram",)), store)
         assert store.sessions() == ()
 
 
@@ -468,7 +470,7 @@ def break_ngram(monkeypatch, times):
 
 def test_a_draft_that_failed_is_tried_again_in_a_new_session(workspace_root, monkeypatch):
     workspace = Workspace.open(workspace_root)
-    request = RunRequest("tiny", drafts=("ngram", "shallow"))
+    request = plain_request("tiny", drafts=("ngram", "shallow"))
     break_ngram(monkeypatch, 1)
     with Store.open(workspace.store_url) as store:
         first = run(workspace, request, store)
@@ -482,7 +484,7 @@ def test_a_draft_that_failed_is_tried_again_in_a_new_session(workspace_root, mon
 def test_an_arm_is_never_measured_without_its_baseline_beside_it(workspace_root, monkeypatch):
     """It failed before the interruption, and would open after it: the baseline's minutes are gone."""
     workspace = Workspace.open(workspace_root)
-    request = RunRequest("tiny", drafts=("ngram", "shallow"))
+    request = plain_request("tiny", drafts=("ngram", "shallow"))
     break_ngram(monkeypatch, 1)
     with Store.open(workspace.store_url) as store:
         with pytest.raises(PowerCutError):
@@ -501,14 +503,14 @@ def test_a_broken_baseline_stops_the_run(workspace_root, monkeypatch):
     workspace = Workspace.open(workspace_root)
     monkeypatch.setattr(bench, "autoregressive", broken)
     with Store.open(workspace.store_url) as store, pytest.raises(RuntimeError, match="no baseline"):
-        run(workspace, RunRequest("tiny", drafts=("ngram",)), store)
+        run(workspace, plain_request("tiny", drafts=("ngram",)), store)
 
 
 def test_an_imported_part_of_a_session_is_not_taken_for_the_whole(workspace_root, tmp_path):
     from draftrank.store.bundle import import_bundle, publish
 
     workspace = Workspace.open(workspace_root)
-    request = RunRequest("tiny", drafts=("ngram", "shallow"))
+    request = plain_request("tiny", drafts=("ngram", "shallow"))
     with Store.open(workspace.store_url) as store:
         whole = run(workspace, request, store)
     files = publish(whole, tmp_path / "bundles")
@@ -521,7 +523,7 @@ def test_an_imported_part_of_a_session_is_not_taken_for_the_whole(workspace_root
 
 def test_changed_prompts_are_another_board(workspace_root):
     workspace = Workspace.open(workspace_root)
-    request = RunRequest("tiny", drafts=("ngram",))
+    request = plain_request("tiny", drafts=("ngram",))
     with Store.open(workspace.store_url) as store:
         first = run(workspace, request, store)
         write_prompts(workspace_root, [{"id": str(i), "turns": [f"word {i} word {i}"]} for i in range(3)])
@@ -532,7 +534,7 @@ def test_changed_prompts_are_another_board(workspace_root):
 
 def test_a_changed_configuration_of_the_target_is_measured_anew(workspace_root):
     workspace = Workspace.open(workspace_root)
-    request = RunRequest("tiny", drafts=("ngram",))
+    request = plain_request("tiny", drafts=("ngram",))
     config = workspace_root / "models" / "tiny" / "generation_config.json"
     with Store.open(workspace.store_url) as store:
         first = run(workspace, request, store)
@@ -543,7 +545,7 @@ def test_a_changed_configuration_of_the_target_is_measured_anew(workspace_root):
 def test_the_baseline_and_its_twin_need_the_same_memory(workspace_root):
     workspace = Workspace.open(workspace_root)
     with Store.open(workspace.store_url) as store:
-        result = run(workspace, RunRequest("tiny"), store)
+        result = run(workspace, plain_request("tiny"), store)
     peaks = {arm.id: arm.peak_memory_bytes for arm in result.session.arms}
     assert abs((peaks["baseline"] or 0) - (peaks["baseline-control"] or 0)) < 32 << 20
 
@@ -560,7 +562,7 @@ def test_other_architectures_are_measured_with_text_matching_drafts(tmp_path, ar
     (root / "drafts" / "tiny" / "suffixes.yaml").write_text(text)
     workspace = Workspace.open(root)
     with Store.open(workspace.store_url) as store:
-        result = run(workspace, RunRequest("tiny", drafts=("ngram", "suffixes")), store)
+        result = run(workspace, plain_request("tiny", drafts=("ngram", "suffixes")), store)
     failures = {arm.id: arm.failure for arm in result.session.arms}
     refused = failures.pop("suffixes")
     assert set(failures.values()) == {None}
@@ -580,7 +582,7 @@ def test_a_session_whose_target_is_not_computed_as_transformers_does_does_not_st
             UnsupportedModelError,
             match=r"models/tiny \(gpt_oss\) is not computed by the backend transformers as",
         ):
-            run(workspace, RunRequest("tiny", drafts=("ngram",)), store)
+            run(workspace, plain_request("tiny", drafts=("ngram",)), store)
         assert not store.sessions()
 
 
@@ -594,7 +596,7 @@ def test_a_draft_that_is_not_computed_as_transformers_does_is_a_failed_arm(works
 
     monkeypatch.setattr(torch_runtime.TransformersRuntime, "rollback", forget_less)
     with Store.open(workspace.store_url) as store:
-        result = run(workspace, RunRequest("tiny"), store)
+        result = run(workspace, plain_request("tiny"), store)
     failures = {arm.id: arm.failure for arm in result.session.arms if arm.kind == "draft"}
     assert failures["ngram"] is failures["int8"] is None
     for wrong in ("shallow", "early-exit"):

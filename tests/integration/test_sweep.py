@@ -20,12 +20,11 @@ from draftrank.jobs.executors.isolated import WORKER, IsolatedExecutor, Limits, 
 from draftrank.jobs.job import Ended, Job
 from draftrank.jobs.ledger import Ledger, sweeps
 from draftrank.jobs.planning import plan_jobs
-from draftrank.jobs.session import RunRequest
 from draftrank.progress import SilentProgress
 from draftrank.store.store import Store
-from workspaces import RECIPE
+from workspaces import RECIPE, plain_request
 
-REQUEST = RunRequest("tiny", ("ngram", "shallow"), "quick")
+REQUEST = plain_request("tiny", ("ngram", "shallow"), "quick")
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +49,7 @@ def run_isolated(workspace, requests, limits=None):
 
 
 def test_the_plan_shares_what_sessions_share(workspace):
-    plan = plan_jobs(workspace, [REQUEST, RunRequest("tiny", ("ngram", "shallow"), "quick", dtype="bf16")])
+    plan = plan_jobs(workspace, [REQUEST, plain_request("tiny", ("ngram", "shallow"), "quick", dtype="bf16")])
     kinds = [job.kind for job in plan.jobs]
     assert kinds == ["fetch", "build", "session", "session"]
     fetch, build, *sessions = plan.jobs

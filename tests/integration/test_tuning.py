@@ -9,6 +9,7 @@ from draftrank import Store, TuneRequest, Workspace, build_boards, tune_k
 from draftrank.errors import InvalidInputError
 from draftrank.measure.cost.model import AtK
 from draftrank.workflows.tune import candidates, variant_of
+from workspaces import plain_request
 
 
 def test_the_measured_are_the_most_promising_and_the_declared():
@@ -74,13 +75,13 @@ def test_wrong_requests_are_refused_before_anything_is_measured(workspace_root, 
 
 
 def test_a_confident_recipe_runs_and_is_lossless(workspace_root):
-    from draftrank import RunRequest, run, summarise
+    from draftrank import run, summarise
 
     path = workspace_root / "drafts" / "tiny" / "early-exit.yaml"
     path.write_text(path.read_text() + "  stop_below_confidence: 0.3\n")
     workspace = Workspace.open(workspace_root)
     with Store.open(workspace.store_url) as store:
-        result = run(workspace, RunRequest("tiny", drafts=("early-exit",)), store)
+        result = run(workspace, plain_request("tiny", drafts=("early-exit",)), store)
     (arm,) = (arm for arm in summarise(result).arms if arm.arm.kind == "draft")
     assert arm.fidelity.status == "identical"
     assert arm.arm.draft.recipe["speculate"]["stop_below_confidence"] == 0.3

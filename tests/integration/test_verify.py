@@ -9,11 +9,11 @@ from datetime import datetime, timedelta
 import pytest
 
 from commands import several
-from draftrank import RunRequest, Store, Workspace, run, verify
+from draftrank import Store, Workspace, run, verify
 from draftrank.errors import InvalidInputError
 from draftrank.store.bundle import publish
 from tiny_workspace import write_tiny_workspace
-from workspaces import PROMPTS, RECIPE, write_prompts
+from workspaces import PROMPTS, RECIPE, plain_request, write_prompts
 
 EVERYTHING = {"prompts": len(PROMPTS), "seed": 1}
 DISTILLED = """kind: model
@@ -36,7 +36,7 @@ def published(tmp_path_factory):
 def measure(root, dtype, *drafts):
     workspace = Workspace.open(root)
     with Store.open(workspace.store_url) as store:
-        result = run(workspace, RunRequest("tiny", drafts=drafts, dtype=dtype), store)
+        result = run(workspace, plain_request("tiny", drafts=drafts, dtype=dtype), store)
     files = publish(result, root / "bundles")
     return {file.parent.parent.name: file.read_text() for file in files}
 

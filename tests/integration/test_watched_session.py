@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from draftrank import RunRequest, Store, Workspace, run, summarise
+from draftrank import Store, Workspace, run, summarise
 from draftrank.measure.gates import clocks
 from draftrank.measure.gates.timeline import timeline_problems
 from draftrank.measure.gates.verdict import judge
@@ -16,9 +16,9 @@ from draftrank.measure.machine import conditions
 from draftrank.measure.machine.counters import Counters, KernelCounters
 from draftrank.measure.sessions import bench, session
 from models import save_small_target
-from workspaces import write_workspace
+from workspaces import plain_request, write_workspace
 
-REQUEST = RunRequest("tiny", drafts=("ngram",), repeats=1, precision=None)
+REQUEST = plain_request("tiny", drafts=("ngram",), repeats=1, target_ci=None)
 PROMPT_TURNS, ARMS = 4, 3
 # A large machine bears a busy thread or two, so there are more of them there.
 BURN = """

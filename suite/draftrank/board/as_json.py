@@ -50,7 +50,7 @@ def _session(session: BoardSession) -> dict[str, Any]:
         "baseline_tokens_per_second": session.baseline_tokens_per_second,
         "noise": _noise(session.noise),
         "warnings": list(session.warnings),
-        "runtime": session.runtime,
+        "backend": session.backend,
         "prompts": session.prompts,
         "repeats": session.repeats,
     }

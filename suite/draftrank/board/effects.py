@@ -95,14 +95,14 @@ class TechniqueEffects:
 def effects_of(boards: Sequence[Board]) -> tuple[TechniqueEffects, ...]:
     """The effects that these boards show, by technique.
 
-    Only drafts that are ranked count. Of a pair that several suites show for one target, machine, precision, runtime and mode,
+    Only drafts that are ranked count. Of a pair that several suites show for one target, machine, backend, dtype and mode,
     the one with the narrowest interval stands.
     """
     found: dict[tuple[str, ...], Effect] = {}
     for board in boards:
         for effect in _on_board(board):
             key = effect.board
-            place = (key.target, key.machine_class, key.dtype, key.runtime, key.device, key.mode)
+            place = (key.target, key.machine_class, key.backend, key.dtype, key.device, key.mode)
             pair = (*place, effect.before.draft, effect.after.draft)
             if pair not in found or _width(effect) < _width(found[pair]):
                 found[pair] = effect

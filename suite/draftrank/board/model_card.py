@@ -79,7 +79,7 @@ def _measured(build: DraftBuild, boards: Iterable[Board]) -> str:
     if not rows:
         return "Not yet, or not with these weights."
     table = [
-        "| suite, precision, decoding | machine | speedup | 95 % interval | acceptance length | tokens/s | output | on |",
+        "| suite, backend and dtype, decoding | machine | speedup | 95 % interval | acceptance length | tokens/s | output | on |",
         "|---|---|---|---|---|---|---|---|",
     ]
     table += [_line(board, row) for board, row in rows]
@@ -91,7 +91,7 @@ def _line(board: Board, row: BoardRow) -> str:
     key = board.key
     output = "lossy" if row.lossy else f"{row.fidelity.breaks} breaks, {row.fidelity.ties} ties"
     cells = (
-        f"{key.suite}, {key.precision_in_words}, {key.mode}",
+        f"{key.suite}, {key.backend_and_dtype}, {key.mode}",
         key.machine_class,
         times(row.speedup),
         span(row.ci),

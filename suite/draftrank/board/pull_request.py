@@ -85,7 +85,7 @@ def markdown(told: Sequence[tuple[Board, Sequence[Standing]]]) -> str:
 def _section(board: Board, found: Sequence[Standing]) -> Iterable[str]:
     key, session = board.key, board.newest
     noise = session.noise
-    yield f"### {_code(key.target)}: {_code(key.suite)}, {_code(key.precision_in_words)}, {_code(key.mode)}, {_code(key.machine_class)}"
+    yield f"### {_code(key.target)}: {_code(key.suite)}, {_code(key.backend_and_dtype)}, {_code(key.mode)}, {_code(key.machine_class)}"
     yield ""
     tokens = session.baseline_tokens_per_second
     yield (

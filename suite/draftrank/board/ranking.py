@@ -124,5 +124,5 @@ def _age(summary: SessionSummary) -> tuple[str, str]:
 
 
 def _key_order(key: BoardKey) -> tuple[str, ...]:
-    place = (key.target, key.suite, key.device, key.machine_class, key.dtype, key.runtime, key.mode)
+    place = (key.target, key.suite, key.device, key.machine_class, key.backend, key.dtype, key.mode)
     return (*place, key.draftrank_version, key.id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 
+from draftrank.catalog.backend import is_backend, is_dtype
 from draftrank.measure.records import Session
 
 CUSTOM = "-custom"
@@ -29,13 +30,13 @@ def reproduce_command(session: Session, draft: str) -> str:
         for task in session.tasks:
             words += ["--task", task.task]
         words += ["--repeats", str(session.repeats)]
-    # a search is in bf16 unless told otherwise
-    if session.dtype != ("bf16" if session.suite.endswith(SEARCH) else "fp32"):
+    if is_backend(session.backend):  # one that has retired cannot be asked for
+        words += ["--backend", session.backend]
+    if is_dtype(session.dtype):
         words += ["--dtype", session.dtype]
-    if session.device != "cpu":
-        words += ["--device", session.device]
-    if session.forward != "eager":
-        words += [f"--{session.forward}"]
+    words += ["--device", session.device]
+    if any(arm.id == draft and arm.backend not in (None, session.backend) for arm in session.arms):
+        words += ["--allow-mixed-backends"]
     if not session.mode.greedy:
         words += ["--temperature", f"{session.mode.temperature:g}"]
         if session.mode.top_p is not None:

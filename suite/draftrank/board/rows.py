@@ -11,7 +11,6 @@ from draftrank.board.references import DOCUMENTED, ReferenceRow
 from draftrank.board.remarks import remarks_on
 from draftrank.board.reproduce import reproduce_command
 from draftrank.catalog.base import sha256_of_json
-from draftrank.catalog.precision import in_words
 from draftrank.measure.fidelity.divergence import Status
 from draftrank.measure.fidelity.quality import QualitySummary
 from draftrank.measure.gates.verdict import Finding, Verdict
@@ -36,14 +35,14 @@ class BoardKey:
     suite_sha256: str
     tasks_sha256: str
     """Hash of which prompts the tasks gave, and their length limits."""
-    runtime: str
+    backend: str
     draftrank_version: str
     """Major and minor version: patches do not change how things are measured."""
 
     @property
-    def precision_in_words(self) -> str:
-        """See `Session.precision_in_words`."""
-        return in_words(self.dtype, self.runtime)
+    def backend_and_dtype(self) -> str:
+        """See `Session.backend_and_dtype`."""
+        return f"{self.backend} {self.dtype}"
 
     @property
     def id(self) -> str:
@@ -68,7 +67,7 @@ def key_of(session: Session) -> BoardKey:
                 for task in session.tasks
             ]
         ),
-        session.runtime,
+        session.backend,
         ".".join(session.draftrank_version.split(".")[:2]),
     )
 
@@ -147,6 +146,10 @@ class BoardRow:
     """Whether gradient descent made it; None when the build failed, as the next three."""
     k: int
     """Tokens proposed per step at most."""
+    backend: str
+    """What ran the draft's forwards; where it is not the board's, the row is not ranked."""
+    dtype: str
+    """What they computed in."""
     parameters: int | None
     bytes_on_disk: int | None
     build_s: float | None
@@ -193,7 +196,7 @@ class BoardSession:
     """A/A: the baseline against itself; None where the session has no such comparison."""
     machine: Machine
     warnings: tuple[str, ...]
-    runtime: str
+    backend: str
     repeats: int
     prompts: int
     """Prompts over all tasks."""
@@ -263,6 +266,8 @@ def row_of(summary: SessionSummary, arm: ArmSummary, verdict: Verdict) -> BoardR
         techniques=build.techniques if build else (),
         trained=build.trained if build else None,
         k=arm.arm.num_speculative_tokens,
+        backend=arm.arm.backend or session.backend,
+        dtype=arm.arm.dtype or session.dtype,
         parameters=build.parameters if build else None,
         bytes_on_disk=build.bytes_on_disk if build else None,
         build_s=build.build_s if build else None,
@@ -297,7 +302,7 @@ def session_of(summary: SessionSummary) -> BoardSession:
         summary.noise.overall if summary.noise else None,
         session.machine,
         summary.warnings,
-        session.runtime,
+        session.backend,
         session.repeats,
         sum(len(task.prompts) for task in session.tasks),
         session,

@@ -21,7 +21,7 @@ WORDS: tuple[Word, ...] = (
     Word("step", "One verification forward of the target, over at most k+1 positions."),
     Word(
         "baseline",
-        "Plain autoregressive decoding by the same engine, in the same session and precision. It runs "
+        "Plain autoregressive decoding by the same engine, in the same session, backend and dtype. It runs "
         "in two arms; what they differ by (A/A) is the session's own noise.",
     ),
     Word(
@@ -81,7 +81,7 @@ WORDS: tuple[Word, ...] = (
         "fidelity",
         "Whether the emitted token ids are the baseline's, output by output, in greedy decoding. In "
         "fp32 any difference is a break, but where the target gives both tokens exactly the same logit and neither "
-        "is the right one. In every other precision rounding depends on how many tokens share a "
+        "is the right one. In every other dtype rounding depends on how many tokens share a "
         "forward, so a difference is a tie where both tokens lie within the session's measured rounding "
         "of the target's best logit, and a break elsewhere.",
     ),

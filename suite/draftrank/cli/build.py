@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from draftrank.cli.options import Device, JsonOption, WorkspaceOption
+from draftrank.cli.options import DeviceName, DeviceOption, JsonOption, WorkspaceOption
 from draftrank.cli.output import ConsoleProgress, err, out, print_json
 
 
@@ -23,7 +23,7 @@ def build(
             metavar="ID",
         ),
     ] = None,
-    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.cpu,
+    device: DeviceOption = DeviceName.auto,
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:

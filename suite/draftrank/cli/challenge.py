@@ -9,12 +9,16 @@ import typer
 
 from draftrank.cli.changed import SinceOption
 from draftrank.cli.options import (
-    PRECISION_HELP,
-    Device,
-    Dtype,
+    BackendName,
+    BackendOption,
+    DeviceName,
+    DeviceOption,
+    DtypeName,
+    DtypeOption,
     JsonOption,
     LimitOption,
     MemoryOption,
+    MixedOption,
     WorkspaceOption,
     job_limits,
     parse_duration,
@@ -25,8 +29,10 @@ from draftrank.cli.output import ConsoleProgress, out, print_json
 def challenge(
     since: SinceOption = "main",
     suite: Annotated[str, typer.Option("--suite", "-s", help="quick, core, full or your own.")] = "quick",
-    dtype: Annotated[Dtype, typer.Option(help=PRECISION_HELP)] = Dtype.fp32,
-    device: Annotated[Device, typer.Option(help="Where to run.")] = Device.cpu,
+    backend: BackendOption = BackendName.auto,
+    dtype: DtypeOption = DtypeName.auto,
+    device: DeviceOption = DeviceName.auto,
+    allow_mixed_backends: MixedOption = False,
     incumbents: Annotated[int, typer.Option(help="Leading drafts to measure beside.", min=0, max=20)] = 2,
     budget: Annotated[
         str | None, typer.Option(help="Decoding time for repeats, as for `run`.", metavar="TIME")
@@ -60,8 +66,10 @@ def challenge(
     like = RunRequest(
         target="",
         suite=suite,
+        backend=backend.value,
         dtype=dtype.value,
         device=device.value,
+        allow_mixed_backends=allow_mixed_backends,
         budget_s=parse_duration(budget, "--budget") if budget else None,
     )
     changes = changes_since(opened, since)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Iterator
+from typing import Literal, get_args
 
+from draftrank.catalog.backend import Backend, Device
 from draftrank.cli.findings import Finding
 
 MIN_MEMORY_BYTES = 4 << 30
@@ -15,7 +16,6 @@ GIB = 1 << 30
 
 def look_at_machine() -> Iterator[Finding]:
     """Looks for a second, so that the counters tell of now and not of the last minutes."""
-    from draftrank.engine.backends.cpp.library import compiler
     from draftrank.engine.environment import compute_environment
     from draftrank.measure.machine.environment import read_environment
     from draftrank.measure.machine.fingerprint import read_machine
@@ -26,7 +26,7 @@ def look_at_machine() -> Iterator[Finding]:
     sets = ", ".join(environment.instruction_sets) or "no vector instructions known"
     yield Finding("processor", "ok", f"{machine.cpu}, {machine.cores} cores, {sets}")
     yield Finding("class", "ok", machine.machine_class)
-    yield _bf16(environment.instruction_sets, compiler())
+    yield from _backends(device)
     yield Finding(
         "torch build",
         "ok",
@@ -51,11 +51,28 @@ def look_at_machine() -> Iterator[Finding]:
     yield from _calm(device, environment.load_average, machine.cores)
 
 
-def _bf16(instruction_sets: Sequence[str], compiler: str | None) -> Finding:
-    has = any(name.endswith("_bf16") for name in instruction_sets)
-    found = "the processor has instructions for it" if has else "no instructions for it"
-    ready = "" if compiler else ", which needs a C++ compiler"
-    return Finding("bf16", "ok", f"{found}; --native is several times as fast{ready}")
+def _backends(device: Device) -> Iterator[Finding]:
+    """Which backends can be used here and why not, and which one `--backend auto` takes."""
+    from draftrank.engine.backends.choice import FASTEST_FIRST, advantage, fastest_dtype, instructions_here
+    from draftrank.engine.backends.registry import why_not_here
+
+    reasons = {backend: why_not_here(backend, device) for backend in get_args(Backend)}
+    for backend, reason in reasons.items():
+        told = (
+            f"in {fastest_dtype(backend, device)}"
+            if backend in FASTEST_FIRST
+            else "for targets that are GGUF files"
+        )
+        yield Finding(f"backend {backend}", "absent" if reason else "ok", reason or told)
+    first = next(backend for backend in FASTEST_FIRST if reasons[backend] is None)
+    dtype = fastest_dtype(first, device)
+    yield Finding(
+        "auto",
+        "ok" if first != "transformers" else "warning",
+        f"backend {first}, {dtype} for targets and drafts that it can run: {advantage(first, dtype)}; transformers runs the "
+        f"others; instructions {instructions_here()}",
+        None if first != "transformers" else f"{reasons['cpp' if device == 'cpu' else 'cuda-graphs']}",
+    )
 
 
 def _threads(threads: int, cores: int, variables: dict[str, str]) -> Finding:

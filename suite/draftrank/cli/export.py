@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from draftrank.cli.options import Device, JsonOption, TargetOption, WorkspaceOption
+from draftrank.cli.options import DeviceName, DeviceOption, JsonOption, TargetOption, WorkspaceOption
 from draftrank.cli.output import ConsoleProgress, out, print_json
 
 
@@ -18,7 +18,7 @@ def export(
     to: Annotated[Path, typer.Option(help="New folder to write it to.", metavar="DIR", show_default=False)],
     target: TargetOption = None,
     gguf: Annotated[bool, typer.Option("--gguf", help="Write a GGUF file for llama.cpp too.")] = False,
-    device: Annotated[Device, typer.Option(help="Where to build it.")] = Device.cpu,
+    device: DeviceOption = DeviceName.auto,
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:

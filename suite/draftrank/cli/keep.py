@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from draftrank.cli.options import Device, JsonOption, TargetOption, WorkspaceOption
+from draftrank.cli.options import DeviceName, DeviceOption, JsonOption, TargetOption, WorkspaceOption
 from draftrank.cli.output import ConsoleProgress, out, print_json
 
 
 def keep(
     draft: Annotated[str, typer.Argument(help="The draft's id.", show_default=False)],
     target: TargetOption = None,
-    device: Annotated[Device, typer.Option(help="Where to build it, if need be.")] = Device.cpu,
+    device: DeviceOption = DeviceName.auto,
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
@@ -31,7 +31,7 @@ def keep(
             opened,
             target or opened.find_recipe(draft).target,
             draft,
-            device=device.value,
+            asked=device.value,
             progress=progress,
         )
     taken = weights.stat().st_size

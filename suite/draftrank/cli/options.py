@@ -12,36 +12,59 @@ import typer
 from draftrank.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from draftrank.catalog.precision import Forward
     from draftrank.jobs.executors.isolated import Limits
     from draftrank.measure.sessions.references import ReferenceMethod
 
 
-class TorchDtype(StrEnum):
-    """Precision of a target that torch decodes."""
+class BackendName(StrEnum):
+    """Which code runs forwards; see `catalog.backend.Backend`."""
 
+    auto = "auto"
+    transformers = "transformers"
+    cpp = "cpp"
+    cuda_graphs = "cuda-graphs"
+    llama_cpp = "llama.cpp"
+
+
+class DtypeName(StrEnum):
+    """What weights are loaded in."""
+
+    auto = "auto"
     fp32 = "fp32"
     bf16 = "bf16"
     fp16 = "fp16"
 
 
-class Dtype(StrEnum):
-    """Precision of the target; `gguf`: its own GGUF file, decoded by llama.cpp."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
-    gguf = "gguf"
-
-
-PRECISION_HELP = "Precision of the target; gguf: its own GGUF file, decoded by llama.cpp."
-
-
-class Device(StrEnum):
+class DeviceName(StrEnum):
     """Where to run."""
 
+    auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
+
+
+BackendOption = Annotated[
+    BackendName,
+    typer.Option(
+        "--backend",
+        help="Which code runs forwards. auto: the fastest that the target and every named draft fit; "
+        "llama.cpp: the target's own GGUF file.",
+    ),
+]
+DtypeOption = Annotated[
+    DtypeName,
+    typer.Option("--dtype", help="What weights are loaded in. auto: bf16 where the backend is fast in it."),
+]
+DeviceOption = Annotated[
+    DeviceName, typer.Option("--device", help="Where to run. auto: a GPU where there is one.")
+]
+MixedOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-mixed-backends",
+        help="Measure drafts that the backend cannot run in another one; they are shown and not ranked.",
+    ),
+]
 
 
 class ReferenceName(StrEnum):
@@ -86,45 +109,6 @@ WorkspaceOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one compact JSON object as the last line.")]
-FusedOption = Annotated[
-    bool,
-    typer.Option("--fused", help="Short forwards in few calls, faster on CPU; has boards of its own."),
-]
-NativeOption = Annotated[
-    bool,
-    typer.Option(
-        "--native",
-        help="All forwards in kernels compiled for this CPU; has boards of its own. Needs a C++ compiler.",
-    ),
-]
-
-
-CapturedOption = Annotated[
-    bool,
-    typer.Option(
-        "--captured",
-        help="All forwards as CUDA graphs of kernels of our own; has boards of its own. Needs --device cuda.",
-    ),
-]
-
-
-def chosen_forward(*, fused: bool, native: bool, captured: bool) -> Forward:
-    """What `--fused`, `--native` and `--captured` say.
-
-    Raises:
-        InvalidInputError: more than one is given.
-    """
-    options: dict[Forward, bool] = {"fused": fused, "native": native, "captured": captured}
-    asked = [forward for forward, given in options.items() if given]
-    if len(asked) > 1:
-        raise InvalidInputError.single(
-            f"a forward is either {' or '.join(asked)}",
-            field=f"--{asked[-1]}",
-            fix=f"leave all but one of {', '.join(f'--{forward}' for forward in asked)} out",
-        )
-    return asked[0] if asked else "eager"
-
-
 TargetOption = Annotated[str | None, typer.Option("--target", "-t", help="Only this target.", metavar="ID")]
 
 

@@ -9,7 +9,14 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from draftrank.cli.options import JsonOption, TargetOption, WorkspaceOption
+from draftrank.cli.options import (
+    BackendName,
+    DeviceName,
+    DtypeName,
+    JsonOption,
+    TargetOption,
+    WorkspaceOption,
+)
 from draftrank.cli.output import out, print_json, print_table
 
 
@@ -22,6 +29,15 @@ def predict(
         ),
     ],
     target: TargetOption = None,
+    backend: Annotated[
+        BackendName, typer.Option(help="Only sessions of this backend. auto: of any.")
+    ] = BackendName.auto,
+    dtype: Annotated[
+        DtypeName, typer.Option(help="Only sessions of this dtype. auto: of any.")
+    ] = DtypeName.auto,
+    device: Annotated[
+        DeviceName, typer.Option(help="Only sessions on this device. auto: on any.")
+    ] = DeviceName.auto,
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
@@ -38,7 +54,13 @@ def predict(
     opened = Workspace.open(workspace)
     if target is not None:
         opened.target(target)
-    found = predict_elsewhere(read_results(opened), draft, machine, target)
+    wanted = {"backend": backend.value, "dtype": dtype.value, "device": device.value}
+    results = [
+        result
+        for result in read_results(opened)
+        if all(value in ("auto", getattr(result.session, name)) for name, value in wanted.items())
+    ]
+    found = predict_elsewhere(results, draft, machine, target)
     prediction, bounds = found.prediction, found.prediction.bounds
     out.print(
         Text.assemble(
@@ -56,7 +78,7 @@ def predict(
         "at most": f"{times(bounds.free_draft)} if the draft were free, {times(bounds.perfect_draft)} if it were "
         f"always right, {times(bounds.ceiling)} if both",
         "acceptance": f"{found.steps} steps of session {found.acceptance.id} ({found.acceptance.suite}, "
-        f"{found.acceptance.precision_in_words}, {found.acceptance.mode.label}, {found.acceptance.machine.machine_class})",
+        f"{found.acceptance.backend_and_dtype}, {found.acceptance.mode.label}, {found.acceptance.machine.machine_class})",
         "forward times": f"of {found.times_arm} in session {found.times.id} ({day(found.times.created_at)})",
         "assumed": "; ".join(found.assumptions),
     }

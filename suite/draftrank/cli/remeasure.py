@@ -9,7 +9,15 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from draftrank.cli.options import Device, JsonOption, TargetOption, WorkspaceOption
+from draftrank.cli.options import (
+    BackendName,
+    DeviceName,
+    DeviceOption,
+    DtypeName,
+    JsonOption,
+    TargetOption,
+    WorkspaceOption,
+)
 from draftrank.cli.output import ConsoleProgress, out, print_json
 
 
@@ -19,7 +27,13 @@ def remeasure(
         str | None, typer.Option("--suite", "-s", help="Only boards of this suite.", metavar="ID")
     ] = None,
     drafts: Annotated[int, typer.Option(help="Leading drafts of each board.", min=1, max=20)] = 2,
-    device: Annotated[Device, typer.Option(help="Only boards of this device.")] = Device.cpu,
+    backend: Annotated[
+        BackendName, typer.Option(help="Only boards of this backend. auto: of all.")
+    ] = BackendName.auto,
+    dtype: Annotated[
+        DtypeName, typer.Option(help="Only boards of this dtype. auto: of all.")
+    ] = DtypeName.auto,
+    device: DeviceOption = DeviceName.auto,
     to: Annotated[
         Path | None, typer.Option("--out", help="Write the result bundles here.", metavar="DIR")
     ] = None,
@@ -31,7 +45,9 @@ def remeasure(
 
     [bold]Example:[/bold] draftrank remeasure --suite quick
     """
+    from draftrank.catalog.backend import Asked
     from draftrank.catalog.workspace import Workspace
+    from draftrank.engine.backends.choice import device_for
     from draftrank.measure.machine.fingerprint import read_machine
     from draftrank.store.bundle import load_results, publish
     from draftrank.store.store import Store
@@ -39,11 +55,15 @@ def remeasure(
     from draftrank.workflows.remeasure import remeasure as remeasure_job
 
     opened = Workspace.open(workspace)
-    here = read_machine(device.value)
+    chosen = device_for(Asked(device=device.value))
+    here = read_machine(chosen)
     boards = [
         board
         for board in boards_of_machine(load_results(None, opened.published), here.machine_class, target)
-        if board.key.device == device.value and suite in (None, board.key.suite)
+        if board.key.device == chosen
+        and suite in (None, board.key.suite)
+        and backend.value in ("auto", board.key.backend)
+        and dtype.value in ("auto", board.key.dtype)
     ]
     told, files = [], []
     with Store.open(opened.store_url) as store:
@@ -55,7 +75,7 @@ def remeasure(
             for one in found.drafts:
                 style, word = ("bold yellow", "moved") if one.moved else ("green", "holds")
                 key = board.key
-                name = f"{key.target} {one.draft} ({key.suite}, {key.precision_in_words}, {key.mode})"
+                name = f"{key.target} {one.draft} ({key.suite}, {key.backend_and_dtype}, {key.mode})"
                 out.print(
                     Text.assemble(
                         (f"{word:6}", style), f"{name}: {one.published:.2f}× published, {one.now:.2f}× now"

@@ -7,16 +7,16 @@ from typing import Annotated
 import typer
 
 from draftrank.cli.options import (
-    PRECISION_HELP,
-    CapturedOption,
-    Device,
-    Dtype,
-    FusedOption,
+    BackendName,
+    BackendOption,
+    DeviceName,
+    DeviceOption,
+    DtypeName,
+    DtypeOption,
     JsonOption,
-    NativeOption,
+    MixedOption,
     ReferenceName,
     WorkspaceOption,
-    chosen_forward,
     parse_duration,
 )
 from draftrank.cli.output import ConsoleProgress, out, print_json
@@ -41,11 +41,10 @@ def run(
     task: Annotated[
         list[str] | None, typer.Option("--task", help="Only this task; repeatable.", metavar="ID")
     ] = None,
-    dtype: Annotated[Dtype, typer.Option(help=PRECISION_HELP)] = Dtype.fp32,
-    device: Annotated[Device, typer.Option(help="Where to run.")] = Device.cpu,
-    fused: FusedOption = False,
-    native: NativeOption = False,
-    captured: CapturedOption = False,
+    backend: BackendOption = BackendName.auto,
+    dtype: DtypeOption = DtypeName.auto,
+    device: DeviceOption = DeviceName.auto,
+    allow_mixed_backends: MixedOption = False,
     temperature: Annotated[
         list[float] | None,
         typer.Option(
@@ -62,13 +61,16 @@ def run(
     repeats: Annotated[
         int | None, typer.Option(help="Instead of the suite's number.", min=1, max=1000)
     ] = None,
-    precision: Annotated[
-        float, typer.Option(help="Relative half-width of the 95 % intervals to reach.", min=0.001, max=1.0)
+    target_ci: Annotated[
+        float,
+        typer.Option(
+            "--target-ci", help="Relative half-width of the 95 % intervals to reach.", min=0.001, max=1.0
+        ),
     ] = 0.02,
     budget: Annotated[
         str | None,
         typer.Option(
-            help="Decoding time for repeats until the precision is reached, e.g. 90s, 30m, 2h. "
+            help="Decoding time for repeats until --target-ci is reached, e.g. 90s, 30m, 2h. "
             "Default: only the suite's own repeats.",
             metavar="TIME",
         ),
@@ -107,12 +109,13 @@ def run(
             drafts=tuple(draft or ()),
             suite=suite,
             tasks=tuple(task or ()),
+            backend=backend.value,
             dtype=dtype.value,
             device=device.value,
-            forward=chosen_forward(fused=fused, native=native, captured=captured),
+            allow_mixed_backends=allow_mixed_backends,
             mode=DecodingMode(temperature=one, top_p=top_p, top_k=top_k, seed=seed),
             repeats=repeats,
-            precision=precision,
+            target_ci=target_ci,
             budget_s=parse_duration(budget, "--budget") if budget else None,
             seed=seed,
             fresh=fresh,

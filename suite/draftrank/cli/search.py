@@ -10,15 +10,15 @@ import typer
 from rich.table import Table
 
 from draftrank.cli.options import (
-    CapturedOption,
-    Device,
-    FusedOption,
+    BackendName,
+    BackendOption,
+    DeviceName,
+    DeviceOption,
+    DtypeName,
+    DtypeOption,
     JsonOption,
-    NativeOption,
     TargetOption,
-    TorchDtype,
     WorkspaceOption,
-    chosen_forward,
     parse_duration,
 )
 from draftrank.cli.output import ConsoleProgress, out, print_json, print_table
@@ -32,11 +32,9 @@ def search(
     target: TargetOption = None,
     suite: Annotated[str, typer.Option("--suite", "-s", help="Suite that decides.", metavar="ID")] = "quick",
     budget: Annotated[str, typer.Option(help="Time for all of it, e.g. 30m, 2h.", metavar="TIME")] = "2h",
-    dtype: Annotated[TorchDtype, typer.Option(help="Precision of the target.")] = TorchDtype.bf16,
-    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.cpu,
-    fused: FusedOption = False,
-    native: NativeOption = False,
-    captured: CapturedOption = False,
+    backend: BackendOption = BackendName.auto,
+    dtype: DtypeOption = DtypeName.auto,
+    device: DeviceOption = DeviceName.auto,
     seed: Annotated[int, typer.Option(help="Seed of the choices and of arm order.", min=0)] = 0,
     folder: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for the recipe and the page.", metavar="DIR")
@@ -65,9 +63,9 @@ def search(
     request = SearchRequest(
         target=target or default_target(opened),
         suite=suite,
+        backend=backend.value,
         dtype=dtype.value,
         device=device.value,
-        forward=chosen_forward(fused=fused, native=native, captured=captured),
         budget_s=parse_duration(budget, "--budget"),
         seed=seed,
     )

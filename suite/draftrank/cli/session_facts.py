@@ -14,7 +14,7 @@ from draftrank.measure.summaries.summary import SessionSummary
 
 _ENDINGS = {
     "repeats": "the required repeats were done",
-    "precision": "the precision was reached",
+    "target_ci": "every interval became as narrow as asked",
     "spread": "more repeats could not have narrowed the intervals: the prompts differ by more",
     "budget": "the budget was spent",
 }
@@ -25,7 +25,7 @@ def print_session(summary: SessionSummary) -> None:
     session = summary.session
     out.print(Text.assemble(("\n" + session.id, "bold"), f" of {session.created_at}"))
     facts = {
-        "measured": f"{session.target}, {session.suite}, {session.precision_in_words}, {session.mode.label}",
+        "measured": f"{session.target}, {session.suite}, {session.backend_and_dtype}, {session.mode.label}",
         "machine": _machine(session.machine),
         **_environment(session.environment),
         "packages": ", ".join(f"{name} {version}" for name, version in session.machine.packages.items()),
@@ -37,7 +37,7 @@ def print_session(summary: SessionSummary) -> None:
     if session.numerics is not None and session.numerics.quantiles:
         facts["rounding"] = _rounding(session.numerics)
     facts["ended"] = _ended(session)
-    facts["precision"] = _precision(summary)
+    facts["interval width"] = _interval_width(summary)
     for number, warning in enumerate(session.warnings, 1):
         facts[f"warning {number}"] = warning
     print_facts(facts)
@@ -119,8 +119,8 @@ def _ended(session: Session) -> str:
     return _ENDINGS[session.stopped_by] if session.stopped_by else "at the end of its repeats"
 
 
-def _precision(summary: SessionSummary) -> str:
-    asked, reached = summary.session.precision, summary.precision_reached
+def _interval_width(summary: SessionSummary) -> str:
+    asked, reached = summary.session.target_ci, summary.precision_reached
     parts = [
         "unknown: an arm has no interval" if reached is None else f"±{reached:.1%} in the widest interval",
         "none asked" if asked is None else f"±{asked:.1%} asked",

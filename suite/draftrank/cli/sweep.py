@@ -10,11 +10,14 @@ import typer
 from rich.text import Text
 
 from draftrank.cli.options import (
-    Device,
-    Dtype,
+    BackendName,
+    DeviceName,
+    DeviceOption,
+    DtypeName,
     JsonOption,
     LimitOption,
     MemoryOption,
+    MixedOption,
     WorkspaceOption,
     job_limits,
 )
@@ -54,8 +57,14 @@ def sweep(
     suite: Annotated[
         list[str] | None, typer.Option("--suite", "-s", help="Repeatable. Default: quick.", metavar="ID")
     ] = None,
-    dtype: Annotated[list[Dtype] | None, typer.Option(help="Repeatable. Default: fp32.")] = None,
-    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.cpu,
+    backend: Annotated[
+        list[BackendName] | None, typer.Option(help="As for `run`; repeatable. Default: auto.")
+    ] = None,
+    dtype: Annotated[
+        list[DtypeName] | None, typer.Option(help="As for `run`; repeatable. Default: auto.")
+    ] = None,
+    device: DeviceOption = DeviceName.auto,
+    allow_mixed_backends: MixedOption = False,
     per_session: Annotated[
         int,
         typer.Option(
@@ -76,7 +85,7 @@ def sweep(
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Fetch, build and measure for many targets, suites and precisions; a job that fails stops no other.
+    """Fetch, build and measure for many targets, suites, backends and dtypes; a job that fails stops no other.
 
     What is measured already is left out. Ctrl-C ends the running job at its next safe point; the same command goes
     on from there. `draftrank status` looks on.
@@ -86,7 +95,7 @@ def sweep(
     from draftrank.catalog.workspace import Workspace
     from draftrank.cli.results import read_results
     from draftrank.jobs.planning import plan_jobs
-    from draftrank.jobs.session import RunRequest, choose_recipes
+    from draftrank.jobs.session import RunRequest, choose_recipes, resolved
     from draftrank.store.store import Store
     from draftrank.workflows.sweep import sweep as run_plan
 
@@ -101,13 +110,19 @@ def sweep(
                     one,
                     tuple(recipes[first : first + per_session]),
                     suite_id,
-                    dtype=precision.value,
+                    backend=of_backend.value,
+                    dtype=of_dtype.value,
                     device=device.value,
+                    allow_mixed_backends=allow_mixed_backends,
+                    leave_misfits_out=not draft,
                     fresh=fresh,
                 )
                 for suite_id in suite or ["quick"]
-                for precision in dtype or [Dtype.fp32]
+                for of_backend in backend or [BackendName.auto]
+                for of_dtype in dtype or [DtypeName.auto]
             ]
+    if executor is not ExecutorName.ray:  # of a cluster, nobody knows what its machines are before it runs
+        requests = [resolved(opened, request) for request in requests]
     plan = plan_jobs(
         opened,
         requests,
@@ -164,13 +179,15 @@ def _executor(
     return IsolatedExecutor(workspace, folder, limits, progress)
 
 
-def _class_here(executor: ExecutorName, device: Device) -> str | None:
+def _class_here(executor: ExecutorName, device: DeviceName) -> str | None:
     """Whose results count as done: those of this machine's class; of a cluster, nobody knows before it runs."""
     if executor is ExecutorName.ray:
         return None
+    from draftrank.catalog.backend import Asked
+    from draftrank.engine.backends.choice import device_for
     from draftrank.measure.machine.fingerprint import read_machine
 
-    return read_machine(device.value).machine_class
+    return read_machine(device_for(Asked(device=device.value))).machine_class
 
 
 def _print(plan: Plan) -> None:

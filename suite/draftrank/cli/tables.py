@@ -29,7 +29,7 @@ def print_board(board: Board) -> None:
     out.print(
         Text.assemble(
             ("\n" + key.target, "bold"),
-            f" · {key.suite} · {key.precision_in_words} · {key.mode} · {key.machine_class} · {day(newest.measured_at)}",
+            f" · {key.suite} · {key.backend_and_dtype} · {key.mode} · {key.machine_class} · {day(newest.measured_at)}",
         )
     )
     noise = newest.noise
@@ -185,7 +185,7 @@ def print_comparison(found: ArmComparison, cautions: Mapping[str, str]) -> None:
     out.print(
         Text.assemble(
             ("\n" + session.target, "bold"),
-            f" · {session.suite} · {session.precision_in_words} · {session.mode.label} · session {session.id}",
+            f" · {session.suite} · {session.backend_and_dtype} · {session.mode.label} · session {session.id}",
         )
     )
     out.print(Text(_sentence(found), "bold"))
@@ -229,7 +229,7 @@ def print_sessions(summaries: list[SessionSummary]) -> None:
             session.id,
             session.target,
             session.suite,
-            session.precision_in_words,
+            session.backend_and_dtype,
             session.mode.label,
             session.machine.machine_class,
             str(drafts),

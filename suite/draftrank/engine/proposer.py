@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from draftrank.catalog.precision import Forward, Precision
+from draftrank.catalog.backend import Backend, Device, Dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,12 +128,12 @@ class ProposerContext:
     """The built draft; None for drafts without weights of their own."""
     target_folder: Path
     """The target's Hugging Face folder, for its vocabulary."""
-    dtype: Precision
-    """The session's precision."""
-    device: Literal["cpu", "cuda"]
+    dtype: Dtype
+    """What the draft's weights are loaded in, unless its build says otherwise."""
+    device: Device
     """Where the session runs."""
-    forward: Forward = "eager"
-    """How torch runs short forwards."""
+    backend: Backend = "transformers"
+    """What runs the draft's model."""
     stop_below_confidence: float | None = None
     """The recipe's; None: never stop early."""
     branch_above_probability: float | None = None

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from draftrank.catalog.precision import in_words, runtime_of
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.workspace import Workspace
 from draftrank.jobs.job import Job
@@ -86,7 +85,7 @@ def plan_jobs(
             if not recipe.draft.has_weights:
                 continue
             build = f"build {target.id}/{recipe.id}" + (
-                "" if request.device == "cpu" else f" on {request.device}"
+                f" on {request.device}" if request.device == "cuda" else ""
             )
             if cache is not None and _is_built(recipe, cache):
                 left_out[build] = "it is in the cache"
@@ -112,8 +111,8 @@ def _is_built(recipe: Recipe, cache: Path) -> bool:
 
 
 def _session_id(request: RunRequest) -> str:
-    precision = in_words(request.dtype, runtime_of(request.dtype, request.forward))
-    words = [request.target, request.suite, precision, request.device, request.mode.label]
+    place = dict.fromkeys((request.backend, request.dtype, request.device))
+    words = [request.target, request.suite, *place, request.mode.label]
     words += [f"seed {request.seed}"] if request.seed else []
     drafts = f"{len(request.drafts)} drafts" if len(request.drafts) > 3 else "+".join(request.drafts)
     return f"session {' '.join(words)}: {drafts}"
@@ -134,8 +133,9 @@ def _done(
         if (
             session.finished_at is not None
             and (session.target, session.suite_sha256) == (request.target, suite_sha256)
-            and (session.dtype, session.forward) == (request.dtype, request.forward)
-            and (session.device, session.mode) == (request.device, request.mode)
+            and (session.backend, session.device) == (request.backend, request.device)
+            and session.dtype == request.dtype
+            and session.mode == request.mode
             and session.draftrank_version.split(".")[:2] == minor
             and machine_class in (None, session.machine.machine_class)
             and wanted.items() <= measured.items()
@@ -160,8 +160,8 @@ def _session_s(request: RunRequest, arms: int, results: Iterable[SessionResult])
     """As long as the baseline of an earlier session of this target and suite took, for every arm."""
     for result in reversed(list(results)):
         session = result.session
-        known = (session.target, session.suite, session.dtype, session.forward)
-        wanted = (request.target, request.suite, request.dtype, request.forward)
+        known = (session.target, session.suite, session.backend, session.dtype)
+        wanted = (request.target, request.suite, request.backend, request.dtype)
         if session.finished_at and known == wanted:
             spent = [trial.decode_s + trial.prefill_s for trial in result.trials if trial.arm == BASELINE]
             return arms * (sum(spent) + _ARM_OVERHEAD_S) + (request.budget_s or 0.0)

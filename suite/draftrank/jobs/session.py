@@ -7,17 +7,21 @@ had is skipped with a warning. This is the library's main entry: the command lin
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from draftrank.board.reproduce import CUSTOM
+from draftrank.building.steps.origin import Pretrained
+from draftrank.catalog.backend import Asked, Auto, Backend, Device, Dtype, is_dtype
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.catalog.precision import Forward, Precision
 from draftrank.catalog.recipe import Recipe
+from draftrank.catalog.sources.base import FetchContext
 from draftrank.catalog.target import Target
 from draftrank.catalog.task import Suite, SuiteTask
 from draftrank.catalog.workspace import Workspace
-from draftrank.errors import BuildError, InvalidInputError, MissingDataError
+from draftrank.errors import BuildError, DraftrankError, InvalidInputError, MissingDataError
 from draftrank.jobs.contamination import check_contamination
 from draftrank.measure.journal import Journal
 from draftrank.measure.machine.conditions import watching
@@ -25,9 +29,12 @@ from draftrank.measure.records import DraftBuild, SessionResult
 from draftrank.measure.sessions.plan import DraftArm, SessionPlan
 from draftrank.measure.sessions.references import ReferenceMethod, reference_arms
 from draftrank.measure.sessions.session import run_session
-from draftrank.measure.statistics.stopping import DEFAULT_PRECISION
+from draftrank.measure.statistics.stopping import DEFAULT_TARGET_CI
 from draftrank.models.cache import only_process
 from draftrank.progress import Progress, SilentProgress
+
+if TYPE_CHECKING:
+    from draftrank.engine.backends.choice import Choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +49,26 @@ class RunRequest:
     """Id of the suite."""
     tasks: tuple[str, ...] = ()
     """Only these tasks of the suite; a task outside it is measured with all its prompts."""
-    dtype: Precision = "fp32"
-    """Precision of the target."""
-    device: Literal["cpu", "cuda"] = "cpu"
+    backend: Backend | Auto = "auto"
+    """What runs the forwards of target and drafts; each on boards of its own. `auto`: the fastest in which the target and
+    all named drafts can run."""
+    dtype: Dtype | Auto = "auto"
+    """What weights are loaded in."""
+    device: Device | Auto = "auto"
     """Where to run."""
-    forward: Forward = "eager"
-    """How torch runs forwards of target and drafts; each on boards of its own."""
+    allow_mixed_backends: bool = False
+    """Whether drafts that the backend cannot run are measured in another one, and not ranked with the others."""
+    leave_misfits_out: bool = False
+    """Whether named drafts that the backend cannot run are left out, as those are that are not named."""
     mode: DecodingMode = DecodingMode()
     """How tokens are chosen."""
     repeats: int | None = None
     """Replaces the suite's number of repeats."""
-    precision: float | None = DEFAULT_PRECISION
+    target_ci: float | None = DEFAULT_TARGET_CI
     """Half-width of each arm's relative 95 % interval at which repeating ends; None: no matter."""
     budget_s: float | None = None
-    """Seconds of decoding up to which prompts are repeated until the precision is reached; None: the
-    suite's repeats are all there are."""
+    """Seconds of decoding up to which prompts are repeated until `target_ci` is reached; None: the suite's
+    repeats are all there are."""
     seed: int = 0
     """Seed of arm order."""
     fresh: bool = False
@@ -64,6 +76,11 @@ class RunRequest:
     references: tuple[ReferenceMethod, ...] = ()
     """What transformers' `generate` is measured with beside: plain, with the same draft models
     (`assisted`), with prompt lookup for each n-gram draft."""
+
+    @property
+    def asked(self) -> Asked:
+        """What is asked of the backend."""
+        return Asked(self.backend, self.dtype, self.device, self.allow_mixed_backends)
 
 
 def default_target(workspace: Workspace) -> str:
@@ -106,7 +123,7 @@ def build(
     target: str,
     drafts: tuple[str, ...] = (),
     *,
-    device: Literal["cpu", "cuda"] = "cpu",
+    device: Device | Auto = "cpu",
     progress: Progress | None = None,
 ) -> tuple[DraftArm, ...]:
     """Builds drafts, or finds them in the cache; a failed build is returned with its reason.
@@ -116,11 +133,15 @@ def build(
         MissingDataError: the target cannot be had.
     """
     progress = progress or SilentProgress()
-    _require_device(device)
+    chosen: Device = "cpu"
+    if device != "cpu":
+        from draftrank.engine.backends.choice import device_for
+
+        chosen = device_for(Asked(device=device))
     declared = workspace.target(target)
     recipes = choose_recipes(workspace, target, drafts)
     with alone(workspace, progress):
-        return _build_all(workspace, declared, recipes, device, progress)
+        return _build_all(workspace, declared, recipes, chosen, progress)
 
 
 def plan_run(
@@ -145,13 +166,9 @@ def plan_run(
         MissingDataError: the target, or the data of every task, cannot be had.
     """
     progress = progress or SilentProgress()
-    _require_device(request.device)
-    _require_forward(request)
     target = workspace.target(request.target)
     recipes = recipes or choose_recipes(workspace, request.target, request.drafts)
-    references = reference_arms(request.references, recipes)
-    if request.dtype == "gguf":
-        _require_llama_cpp(request)
+    reference_arms(request.references, recipes)  # a wrong request fails before anything is fetched
     suite = suite or _narrowed(workspace.suite(request.suite), request)
     tasks, skipped = workspace.prompts(suite, progress)
     for warning in skipped.values():
@@ -162,10 +179,27 @@ def plan_run(
     from draftrank.models.stop_tokens import stop_token_warnings
     from draftrank.models.target_folder import ensure_target, gguf_file
 
+    choice = choose_backend(workspace, request, recipes, progress)
+    for line in choice.messages:
+        progress.message(line)
+    recipes = tuple(recipe for recipe in recipes if recipe.id not in choice.left_out)
+    references = reference_arms(request.references, recipes)
+    if references and choice.backend == "llama.cpp":
+        raise InvalidInputError.single(
+            "transformers' `generate` has no part in a session of llama.cpp",
+            field="--reference",
+            fix="leave it out, or use another --backend",
+        )
     target_folder = ensure_target(target, workspace.fetch_context(progress))
     doubts = stop_token_warnings(target_folder.path, load_tokenizer(target_folder.path), target.prompt_format)
-    target_file = gguf_file(target, workspace.fetch_context(progress)) if request.dtype == "gguf" else None
-    built = _build_all(workspace, target, recipes, request.device, progress)
+    fetch = workspace.fetch_context(progress)
+    target_file = gguf_file(target, fetch) if choice.backend == "llama.cpp" else None
+    built = tuple(
+        arm
+        if (place := choice.elsewhere.get(arm.recipe.id)) is None
+        else replace(arm, backend=place.backend, dtype=place.dtype)
+        for arm in _build_all(workspace, target, recipes, choice.device, progress)
+    )
     recipes_folder = workspace.root / "drafts" / target.id
     arms, unknown = check_contamination(built, tasks, target_folder.path, workspace.cache, recipes_folder)
     for warning in (*doubts, *unknown):
@@ -176,20 +210,85 @@ def plan_run(
         suite=suite,
         tasks=tuple(tasks),
         drafts=arms,
-        dtype=request.dtype,
-        device=request.device,
+        backend=choice.backend,
+        dtype=choice.dtype,
+        device=choice.device,
         mode=request.mode,
         seed=request.seed,
-        precision=request.precision,
+        target_ci=request.target_ci,
         budget_s=request.budget_s,
         warnings=(*skipped.values(), *doubts, *unknown),
         skipped_tasks=tuple(skipped),
         references=references,
         watch=watching(),
-        forward=request.forward,
         target_file=target_file,
         workspace=workspace.root,
     )
+
+
+def choose_backend(
+    workspace: Workspace,
+    request: RunRequest,
+    recipes: tuple[Recipe, ...],
+    progress: Progress | None = None,
+    *,
+    offline: bool = False,
+) -> Choice:
+    """What a run of these recipes takes; the target is fetched, unless `offline`, and nothing is built.
+
+    Raises:
+        InvalidInputError: what the request asks for cannot run, or no backend fits.
+        MissingDataError: the target cannot be had.
+    """
+    from draftrank.engine.backends.choice import Candidates, choose
+    from draftrank.models.target_folder import ensure_target, gguf_file
+
+    context = workspace.fetch_context(progress or SilentProgress())
+    if offline:
+        context = replace(context, offline=True)
+    target = workspace.target(request.target)
+    candidates = Candidates(
+        target.id,
+        ensure_target(target, context).path,
+        recipes,
+        named=bool(request.drafts) and not request.leave_misfits_out,
+        gguf=partial(gguf_file, target, context),
+        origin=partial(_origin, context=context),
+    )
+    return choose(request.asked, candidates)
+
+
+def resolved(workspace: Workspace, request: RunRequest) -> RunRequest:
+    """The request with what `auto` takes here, and without the drafts that are left out; as it is where the target has not
+    been fetched yet.
+
+    Raises:
+        InvalidInputError: what it asks for cannot run.
+    """
+    recipes = choose_recipes(workspace, request.target, request.drafts)
+    try:
+        choice = choose_backend(workspace, request, recipes, offline=True)
+    except MissingDataError:
+        return request
+    return replace(
+        request,
+        drafts=tuple(recipe.id for recipe in recipes if recipe.id not in choice.left_out),
+        backend=choice.backend,
+        dtype=choice.dtype if is_dtype(choice.dtype) else "auto",
+        device=choice.device,
+    )
+
+
+def _origin(recipe: Recipe, context: FetchContext) -> Path | None:
+    """Folder of the ready-made model that a draft begins with; where it cannot be had its build will say so."""
+    for step in recipe.draft.build_steps:
+        if isinstance(step, Pretrained):
+            try:
+                folder = step.source.fetch(context)
+            except DraftrankError:
+                return None
+            return folder if (folder / "config.json").is_file() else None
+    return None
 
 
 def run(
@@ -219,7 +318,7 @@ def _build_all(
     workspace: Workspace,
     target: Target,
     recipes: tuple[Recipe, ...],
-    device: Literal["cpu", "cuda"],
+    device: Device,
     progress: Progress,
 ) -> tuple[DraftArm, ...]:
     from draftrank.building.pipeline import build_draft
@@ -273,49 +372,3 @@ def _narrowed(suite: Suite, request: RunRequest) -> Suite:
         return suite
     # Another selection is another suite: its numbers must not land on the named one's board.
     return suite.model_copy(update={**changes, "id": f"{suite.id}{CUSTOM}"})
-
-
-def _require_device(device: str) -> None:
-    if device != "cuda":
-        return
-    from draftrank.engine.environment import compute_environment
-
-    if compute_environment().gpu is None:
-        raise InvalidInputError.single(
-            "there is no CUDA device here",
-            field="--device",
-            fix="use --device cpu, or see `draftrank doctor`",
-        )
-
-
-def _require_forward(request: RunRequest) -> None:
-    if request.forward == "captured" and request.device != "cuda":
-        raise InvalidInputError.single(
-            "CUDA graphs are captured on a GPU",
-            field="--captured",
-            fix="add --device cuda, or leave it out",
-        )
-
-
-def _require_llama_cpp(request: RunRequest) -> None:
-    if request.device == "cuda":
-        raise InvalidInputError.single(
-            "GGUF targets are decoded by llama.cpp, on CPU",
-            field="--device",
-            fix="use --device cpu, or --dtype bf16",
-        )
-    if request.references:
-        raise InvalidInputError.single(
-            "transformers' `generate` has no part in a session of llama.cpp",
-            field="--reference",
-            fix="leave it out, or use --dtype bf16",
-        )
-    if request.forward != "eager":
-        raise InvalidInputError.single(
-            "llama.cpp decodes GGUF targets, by forwards of its own",
-            field=f"--{request.forward}",
-            fix="leave it out, or use --dtype bf16",
-        )
-    from draftrank.engine.backends.llama_cpp.runtime import load_library
-
-    load_library()

@@ -9,17 +9,20 @@ from __future__ import annotations
 import hashlib
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
+from draftrank.catalog.backend import RecordedBackend
 from draftrank.catalog.base import Sha256
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.catalog.precision import Forward, Precision, forward_of, in_words
 from draftrank.measure.evidence import Conditions, Environment, Judgement, Numerics, Reference, SamplingCheck
 from draftrank.measure.record import Count, Record, Seconds
 
 ArmKind = Literal["baseline", "control", "draft", "reference"]
 Finish = Literal["stop", "length"]
-StoppedBy = Literal["repeats", "precision", "spread", "budget"]
+StoppedBy = Literal["repeats", "target_ci", "spread", "budget"]
+DtypeName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,24}$")]
+"""`fp32`, `bf16` or `fp16`; `int8` for torch's dynamic int8; of a GGUF file its own quantization, e.g. `q4_1`, and in
+sessions of older versions `gguf`."""
 TextCompared = Literal["text", "hashes", "nothing"]
 BASELINE = "baseline"
 CONTROL = "baseline-control"
@@ -187,6 +190,10 @@ class Arm(Record):
     """Whether its samples follow the target's distribution; None in greedy modes."""
     reference: Reference | None = None
     """What a reference arm ran; None for all others."""
+    backend: RecordedBackend | None = None
+    """What ran the draft's forwards, or the target's where the draft has none; None in sessions of older versions."""
+    dtype: DtypeName | None = None
+    """What those forwards computed in; None in sessions of older versions."""
 
 
 class SessionTask(Record):
@@ -262,12 +269,12 @@ class Session(Record):
     """Hash over the target's weight files."""
     target_parameters: Count
     """Parameters of the target."""
-    dtype: Precision
-    """Precision of the target (a quantized draft may compute in its own)."""
+    dtype: DtypeName
+    """Dtype of the target; each arm has its own."""
     device: Literal["cpu", "cuda"]
     """Where it ran."""
-    runtime: str
-    """The runtime that held the models."""
+    backend: RecordedBackend
+    """What ran the target's forwards, and those of every draft but those whose arm names another."""
     mode: DecodingMode
     """How tokens were chosen."""
     seed: Count
@@ -284,12 +291,12 @@ class Session(Record):
     """What a reader should know."""
     skipped_tasks: tuple[str, ...] = ()
     """Tasks of the suite whose data could not be had."""
-    precision: Annotated[float, Field(gt=0.0)] | None = None
+    target_ci: Annotated[float, Field(gt=0.0)] | None = None
     """Half-width of every arm's relative 95 % interval at which repeating ends; None: it was not asked."""
     budget_s: Seconds | None = None
     """Seconds of decoding after which no repeat beyond the required ones goes on; None: none are made."""
     stopped_by: StoppedBy | None = None
-    """What ended it: the required `repeats` were all it was given, `precision` was reached, the `spread`
+    """What ended it: the required `repeats` were all it was given, `target_ci` was reached, the `spread`
     between prompts alone is wider (more repeats could not help), or the `budget` was spent."""
     numerics: Numerics | None = None
     """How rounding depends on the shape of a forward here; None where it was not measured (fp32)."""
@@ -297,14 +304,9 @@ class Session(Record):
     """The rest of the fingerprint; None in sessions of older versions."""
 
     @property
-    def forward(self) -> Forward:
-        """How torch ran short forwards."""
-        return forward_of(self.runtime)
-
-    @property
-    def precision_in_words(self) -> str:
-        """The target's precision, and the runtime where it is not the usual one."""
-        return in_words(self.dtype, self.runtime)
+    def backend_and_dtype(self) -> str:
+        """Of the target, as they are shown."""
+        return f"{self.backend} {self.dtype}"
 
 
 class SessionResult(Record):

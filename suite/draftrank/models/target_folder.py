@@ -95,7 +95,7 @@ def gguf_file(target: Target, context: FetchContext) -> Path:
             f"the target {target.id!r} is no GGUF file, which llama.cpp needs",
             file=f"drafts/{target.id}/target.yaml",
             field="source",
-            fix="use --dtype bf16, or name a GGUF file as its source",
+            fix="use another --backend, or name a GGUF file as its source",
         )
     _require_gguf(source)
     return source

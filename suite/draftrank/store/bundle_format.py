@@ -18,7 +18,7 @@ from draftrank.measure.record import Record
 from draftrank.measure.records import Session, SessionResult, Trial
 from draftrank.store.merging import in_order
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SCHEMA_FILE = Path(__file__).with_name("bundle.schema.json")
 
 
@@ -38,7 +38,7 @@ class BundleTrial(Trial):
 class Bundle(Record):
     """One draft's results of one session, with the baseline trials they are compared to."""
 
-    schema_version: Literal[2]
+    schema_version: Literal[3]
     """Version of this form."""
     session: Session
     """The session's header; its arms are the baseline, its control and one draft."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from draftrank.catalog.backend import OLDER_NAMES
 from draftrank.errors import InvalidInputError, Problem
 from draftrank.measure.records import SessionResult
 from draftrank.store.bundle_checks import MAX_PROBLEMS, find_problems
@@ -78,7 +79,7 @@ def bundle_result(data: dict[str, Any], name: str) -> SessionResult:
         InvalidInputError: with every problem found, up to `MAX_PROBLEMS`.
     """
     version = data.get("schema_version")
-    if version not in (1, SCHEMA_VERSION) or isinstance(version, bool):
+    if version not in range(1, SCHEMA_VERSION + 1) or isinstance(version, bool):
         raise InvalidInputError.single(
             f"is {version!r}, this draftrank reads 1 to {SCHEMA_VERSION}",
             file=name,
@@ -87,6 +88,8 @@ def bundle_result(data: dict[str, Any], name: str) -> SessionResult:
         )
     if version == 1:
         data = _from_version_1(data)
+    if version in (1, 2):
+        data = _from_version_2(data)
     try:
         text = json.dumps(data, ensure_ascii=False).encode()
         result = Bundle.model_validate_json(text, strict=True).result()
@@ -122,6 +125,21 @@ def _from_version_1(data: dict[str, Any]) -> dict[str, Any]:
     if isinstance(session, dict) and isinstance(session.get("warnings"), list):
         found = (_SKIPPED.match(text) for text in session["warnings"] if isinstance(text, str))
         session = {**session, "skipped_tasks": [match[1] for match in found if match]}
+    return {**data, "schema_version": 2, "session": session}
+
+
+def _from_version_2(data: dict[str, Any]) -> dict[str, Any]:
+    """Version 3 names backends as they are chosen, and the target interval width by that name."""
+    session = data.get("session")
+    if isinstance(session, dict):
+        session = dict(session)
+        for old, new in (("runtime", "backend"), ("precision", "target_ci")):
+            if old in session and new not in session:
+                session[new] = session.pop(old)
+        if isinstance(session.get("backend"), str):
+            session["backend"] = OLDER_NAMES.get(session["backend"], session["backend"])
+        if session.get("stopped_by") == "precision":
+            session["stopped_by"] = "target_ci"
     return {**data, "schema_version": SCHEMA_VERSION, "session": session}
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
     from sqlalchemy import Connection, Engine
 
-HEAD = "0004"
+HEAD = "0005"
 APPLICATION_ID = 0x64726273
 _LOCK_S = 10 * BUSY_S
 

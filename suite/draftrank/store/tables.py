@@ -82,13 +82,13 @@ class SessionRow(Base):
     target_parameters: Mapped[int]
     dtype: Mapped[str]
     device: Mapped[str]
-    runtime: Mapped[str]
+    backend: Mapped[str]
     mode: Mapped[dict[str, Any]] = mapped_column(JSON)
     seed: Mapped[int]
     repeats: Mapped[int]
     warnings: Mapped[list[str]] = mapped_column(JSON)
     skipped_tasks: Mapped[list[str]] = mapped_column(JSON)
-    precision: Mapped[float | None]
+    target_ci: Mapped[float | None]
     budget_s: Mapped[float | None]
     stopped_by: Mapped[str | None]
     numerics: Mapped[dict[str, Any] | None] = mapped_column(JSON_OR_NULL)
@@ -138,6 +138,8 @@ class ArmRow(Base):
     lossy: Mapped[bool]
     sampling: Mapped[dict[str, Any] | None] = mapped_column(JSON_OR_NULL)
     reference: Mapped[dict[str, Any] | None] = mapped_column(JSON_OR_NULL)
+    backend: Mapped[str | None]
+    dtype: Mapped[str | None]
 
 
 class TrialRow(Base):

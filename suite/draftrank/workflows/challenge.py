@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from draftrank.board.ranking import build_boards
 from draftrank.board.rows import Board, BoardRow
 from draftrank.catalog.changes import ToMeasure
-from draftrank.catalog.precision import runtime_of
 from draftrank.catalog.workspace import Workspace
 from draftrank.errors import InvalidInputError
 from draftrank.jobs.session import RunRequest
@@ -53,7 +52,7 @@ def plan_challenges(
         workspace: where recipes lie: an incumbent whose recipe is gone, or has become another, is passed over.
         to_measure: the challengers.
         published: results that say who leads.
-        like: suite, precision, device and mode of the boards in question.
+        like: suite, backend, dtype, device and mode of the boards in question.
         most_incumbents: how many leaders at most.
     """
     challengers: dict[str, list[str]] = {}
@@ -71,14 +70,14 @@ def plan_challenges(
 
 
 def _boards_like(boards: Iterable[Board], target: str, like: RunRequest) -> list[Board]:
-    """Boards of these settings on any machine, those of the newest session first."""
-    runtime = runtime_of(like.dtype, like.forward)
-    wanted = (target, like.suite, like.dtype, runtime, like.device, like.mode.label)
+    """Boards of these settings on any machine, those of the newest session first; what is `auto` may be anything."""
+    wanted = {"backend": like.backend, "dtype": like.dtype, "device": like.device}
     found = [
         board
         for board in boards
         for key in (board.key,)
-        if (key.target, key.suite, key.dtype, key.runtime, key.device, key.mode) == wanted
+        if (key.target, key.suite, key.mode) == (target, like.suite, like.mode.label)
+        and all(value in ("auto", getattr(key, name)) for name, value in wanted.items())
     ]
     return sorted(found, key=lambda board: board.newest.measured_at, reverse=True)
 

@@ -6,10 +6,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from draftrank.board.model_card import model_card
 from draftrank.board.ranking import build_boards
+from draftrank.catalog.backend import Auto, Device
 from draftrank.catalog.use import Use
 from draftrank.catalog.workspace import Workspace
 from draftrank.errors import BuildError, InvalidInputError
@@ -36,7 +36,7 @@ def export(
     results: Sequence[SessionResult],
     *,
     gguf: bool = False,
-    device: Literal["cpu", "cuda"] = "cpu",
+    device: Device | Auto = "cpu",
     progress: Progress | None = None,
 ) -> Exported:
     """Builds a draft, or finds it in the cache, and writes it with its card.

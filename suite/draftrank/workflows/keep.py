@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
+from draftrank.catalog.backend import Asked, Auto, Device
 from draftrank.catalog.workspace import Workspace
 from draftrank.errors import InvalidInputError
 from draftrank.jobs.session import alone
@@ -16,7 +16,7 @@ def keep_draft(
     target: str,
     draft: str,
     *,
-    device: Literal["cpu", "cuda"] = "cpu",
+    asked: Device | Auto = "cpu",
     progress: Progress | None = None,
 ) -> tuple[Path, Path]:
     """Builds a draft, or finds it in the cache, and writes its weights and hashes of its text beside its recipe.
@@ -39,8 +39,10 @@ def keep_draft(
         )
     from draftrank.building.kept_drafts import keep, keep_hashes  # loads torch: wrong names fail before
     from draftrank.building.pipeline import build_draft, write_text
+    from draftrank.engine.backends.choice import device_for
     from draftrank.models.target_folder import ensure_target
 
+    device = device_for(Asked(device=asked))
     progress = progress or SilentProgress()
     with alone(workspace, progress):
         fetch = workspace.fetch_context(progress)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from draftrank.board.ranking import build_boards
 from draftrank.board.rows import Board, BoardRow
+from draftrank.catalog.backend import is_backend, is_dtype
 from draftrank.catalog.workspace import Workspace
 from draftrank.jobs.session import RunRequest, run
 from draftrank.measure.journal import Journal
@@ -52,7 +53,9 @@ def boards_of_machine(
     return tuple(
         board
         for board in build_boards(published)
-        if board.key.machine_class == machine_class and target in (None, board.key.target)
+        if board.key.machine_class == machine_class
+        and target in (None, board.key.target)
+        and is_backend(board.key.backend)  # one that has retired cannot measure again
     )
 
 
@@ -79,9 +82,9 @@ def remeasure(
         target=board.key.target,
         drafts=drafts,
         suite=board.key.suite,
-        dtype=session.dtype,
+        backend=session.backend if is_backend(session.backend) else "auto",
+        dtype=session.dtype if is_dtype(session.dtype) else "auto",
         device=session.device,
-        forward=session.forward,
         mode=session.mode,
         fresh=True,
     )

@@ -8,11 +8,11 @@ ones are then measured side by side as arms of one session, since predictions ar
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from draftrank.board.reproduce import TUNING
+from draftrank.catalog.backend import Auto, Backend, Device, Dtype
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.catalog.precision import Precision
 from draftrank.catalog.recipe import MAX_SPECULATIVE_TOKENS, Recipe
 from draftrank.catalog.task import Suite
 from draftrank.catalog.workspace import Workspace
@@ -47,10 +47,14 @@ class TuneRequest:
     """Values of `stop_below_confidence` to measure beside, each at the largest k."""
     suite: str = "quick"
     """Id of the suite to measure on."""
-    dtype: Precision = "fp32"
-    """Precision of the target."""
-    device: Literal["cpu", "cuda"] = "cpu"
+    backend: Backend | Auto = "auto"
+    """What runs the forwards of target and draft."""
+    dtype: Dtype | Auto = "auto"
+    """What weights are loaded in."""
+    device: Device | Auto = "auto"
     """Where to run."""
+    allow_mixed_backends: bool = False
+    """See `RunRequest.allow_mixed_backends`."""
     mode: DecodingMode = DecodingMode()
     """How tokens are chosen."""
     budget_s: float | None = None
@@ -200,8 +204,10 @@ def _measure(
         target=request.target,
         drafts=(request.draft,),
         suite=request.suite,
+        backend=request.backend,
         dtype=request.dtype,
         device=request.device,
+        allow_mixed_backends=request.allow_mixed_backends,
         mode=request.mode,
         budget_s=request.budget_s,
         seed=request.seed,

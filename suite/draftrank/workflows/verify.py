@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from draftrank.catalog.backend import is_backend
 from draftrank.catalog.prompts import TaskPrompts
 from draftrank.catalog.task import Suite, SuiteTask
 from draftrank.catalog.workspace import Workspace
@@ -134,11 +135,18 @@ def verify(
         notes = tuple(_notes(session, machine)) if machine else ()
         return Verification(str(bundle), session.id, arm.id, seed, names, (*checks, *found), notes)
 
+    if not is_backend(session.backend):
+        checks.append(
+            Check("backend", "fails", f"{session.backend} has retired, so nothing can be run again")
+        )
     if any(check.status == "fails" for check in checks):
         return verification()
     if not tasks:
         raise MissingDataError("no task of the bundle has its data here")
     (built,) = build(workspace, session.target, (arm.id,), device=session.device, progress=progress)
+    built = replace(
+        built, backend=arm.backend if arm.backend and is_backend(arm.backend) else None, dtype=arm.dtype
+    )
     checks.append(_check_build(arm.draft, built))
     machine = read_machine(session.device)
     same_machine = machine.machine_class == session.machine.machine_class
@@ -216,6 +224,7 @@ def _plan(
 ) -> SessionPlan:
     from draftrank.models.target_folder import ensure_target, gguf_file
 
+    assert is_backend(session.backend)
     target = workspace.target(session.target)
     context = workspace.fetch_context(progress)
     suite = Suite(
@@ -228,15 +237,15 @@ def _plan(
     return SessionPlan(
         target=target,
         target_folder=ensure_target(target, context),
-        target_file=gguf_file(target, context) if session.dtype == "gguf" else None,
+        target_file=gguf_file(target, context) if session.backend == "llama.cpp" else None,
         suite=suite,
         tasks=tasks,
         drafts=(built,),
+        backend=session.backend,
         dtype=session.dtype,
         device=session.device,
-        forward=session.forward,
         mode=session.mode,
-        precision=None,
+        target_ci=None,
     )
 
 

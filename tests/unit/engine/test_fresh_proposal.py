@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.engine.backends.opening import eagle_runtime_of, runtime_of_model
+from draftrank.engine.backends.registry import open_eagle_runtime, open_runtime
 from draftrank.engine.proposers.cascade import CascadeProposer
 from draftrank.engine.proposers.draft_model import ModelProposer
 from draftrank.engine.proposers.drafting import Drafting
@@ -62,15 +62,15 @@ class Made:
 
     def __init__(self, name, forward, kind, form=None):
         self.name, self.forward, self.form = name, forward, form or (lambda model: model)
-        self.target = runtime_of_model(copy.deepcopy(TARGETS[name]), forward)
+        self.target = open_runtime(copy.deepcopy(TARGETS[name]), forward)
         assert self.target.name == forward
         self.proposer = KINDS[kind](self)
 
     def model(self, how=CHAIN):
-        return ModelProposer(runtime_of_model(self.form(copy.deepcopy(DRAFTS[self.name])), self.forward), how)
+        return ModelProposer(open_runtime(self.form(copy.deepcopy(DRAFTS[self.name])), self.forward), how)
 
     def reader(self, how=CHAIN, layers=()):
-        draft = eagle_runtime_of(self.form(copy.deepcopy(READERS[self.name, layers])), self.forward)
+        draft = open_eagle_runtime(self.form(copy.deepcopy(READERS[self.name, layers])), self.forward)
         return EagleProposer(self.target, draft, how)
 
     def exit(self, how=CHAIN):

@@ -17,6 +17,7 @@ from draftrank.measure.records import BASELINE, CONTROL, SessionResult
 from draftrank.store import bundle_reading
 from draftrank.store.bundle import folder_name, import_bundle, load_results, publish, read_bundle
 from draftrank.store.bundle_format import SCHEMA_FILE, bundle_schema, content_hash, schema_text
+from draftrank.store.bundle_reading import bundle_result
 from draftrank.store.merging import in_order
 from draftrank.store.store import Store
 from forging import forge
@@ -191,7 +192,7 @@ def add_reference(**values):
 @pytest.mark.parametrize(
     ("change", "field", "message"),
     [
-        (lambda data: data.update(schema_version=3), "schema_version", "is 3, this draftrank reads 1 to 2"),
+        (lambda data: data.update(schema_version=4), "schema_version", "is 4, this draftrank reads 1 to 3"),
         (lambda data: data.update(schema_version=True), "schema_version", "is True"),
         (lambda data: data.pop("schema_version"), "schema_version", "is None"),
         (lambda data: data.update(note="x"), "note", "Extra inputs"),
@@ -426,6 +427,29 @@ def test_every_wrong_bundle_of_a_folder_is_named(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(
+    ("runtime", "backend"),
+    [
+        ("torch-eager", "transformers"),
+        ("torch-native", "cpp"),
+        ("torch-captured", "cuda-graphs"),
+        ("torch-fused", "torch-fused"),
+        ("llama.cpp", "llama.cpp"),
+    ],
+)
+def test_older_bundles_are_read_with_the_names_of_now(published, version, runtime, backend):
+    data = json.loads(published.read_text())
+    session = data["session"]
+    del session["backend"], session["target_ci"]
+    session |= {"runtime": runtime, "precision": 0.02, "stopped_by": "precision", "dtype": "gguf"}
+    for arm in session["arms"]:
+        del arm["backend"], arm["dtype"]
+    read = bundle_result(data | {"schema_version": version}, "older.json").session
+    assert (read.backend, read.target_ci, read.stopped_by, read.dtype) == (backend, 0.02, "target_ci", "gguf")
+    assert {(arm.backend, arm.dtype) for arm in read.arms} == {(None, None)}
+
+
 # -- the schema ----------------------------------------------------------------------------------
 
 
@@ -440,7 +464,7 @@ def test_a_published_bundle_satisfies_the_schema_and_a_wrong_one_does_not(publis
     data = json.loads(published.read_text())
     assert list(validator.iter_errors(data)) == []
     for change in (
-        lambda data: data.update(schema_version=3),
+        lambda data: data.update(schema_version=4),
         lambda data: data["trials"][0].pop("token_ids_sha256"),
         lambda data: data["session"].update(extra=1),
         set_trial(0, decode_s="fast"),

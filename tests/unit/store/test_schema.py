@@ -96,6 +96,18 @@ def test_an_older_store_is_backed_up_and_migrated_with_nothing_lost(tmp_path):
     assert execute(backup, "PRAGMA integrity_check") == [("ok",)]
 
 
+@pytest.mark.parametrize(
+    ("runtime", "backend"),
+    [("torch-native", "cpp"), ("torch-captured", "cuda-graphs"), ("torch-fused", "torch-fused")],
+)
+def test_a_migration_gives_backends_their_names_of_now(tmp_path, runtime, backend):
+    path = an_old_store(tmp_path / "results.sqlite")
+    execute(path, f"UPDATE sessions SET runtime = '{runtime}', dtype = 'gguf'")
+    with Store.open(path) as store:
+        read = store.result("2026-03-01-aaaa").session
+    assert (read.backend, read.dtype) == (backend, "gguf")
+
+
 def test_a_migrated_store_is_not_backed_up_again(tmp_path):
     path = an_old_store(tmp_path / "results.sqlite")
     for _ in range(2):

@@ -21,7 +21,7 @@ def safe_name(text: str) -> str:
 
 def board_page(key: BoardKey) -> str:
     """A board's page; its name says what the board is of, its id keeps it apart from others."""
-    name = safe_name(f"{key.suite}-{key.dtype}-{key.mode}-{key.id}".lower())
+    name = safe_name(f"{key.suite}-{key.backend}-{key.dtype}-{key.mode}-{key.id}".lower())
     return f"boards/{safe_name(key.target)}/{safe_name(key.machine_class)}/{name}/index.html"
 
 

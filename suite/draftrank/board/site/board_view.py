@@ -49,8 +49,8 @@ class BoardView:
     techniques: tuple[str, ...]
     """Of all rows, sorted."""
     plain: Board
-    """The board with the fastest plain decoding of this target and suite on this machine, in any precision and
-    runtime: a speedup over slow decoding is no achievement."""
+    """The board with the fastest plain decoding of this target and suite on this machine, in any dtype and
+    backend: a speedup over slow decoding is no achievement."""
     switches: tuple[Switch, ...]
 
     def over_plain(self, row: BoardRow) -> float | None:
@@ -77,10 +77,10 @@ class BoardView:
 _COORDINATES: tuple[tuple[str, Callable[[BoardKey], str]], ...] = (
     ("Target", lambda key: key.target),
     ("Machine", lambda key: key.machine_class),
-    ("Precision", lambda key: key.dtype),
+    ("Backend", lambda key: key.backend),
+    ("Dtype", lambda key: key.dtype),
     ("Decoding", lambda key: key.mode),
     ("Suite", lambda key: key.suite),
-    ("Runtime", lambda key: key.runtime),
     ("Version", lambda key: key.draftrank_version),
 )
 
@@ -100,12 +100,12 @@ def featured(views: Sequence[BoardView]) -> BoardView | None:
 
 
 def heaviest_of_each(views: Sequence[BoardView], plot: str) -> tuple[BoardView, ...]:
-    """Of each target, machine, precision, runtime and mode the board that tells most, where it has this plot."""
+    """Of each target, machine, backend, dtype and mode the board that tells most, where it has this plot."""
     found: dict[tuple[str, ...], BoardView] = {}
     for view in sorted(views, key=lambda view: weight(view.board)):
         if any(one.id == plot for one in view.plots):
             key = view.board.key
-            found[key.target, key.machine_class, key.device, key.dtype, key.runtime, key.mode] = view
+            found[key.target, key.machine_class, key.device, key.backend, key.dtype, key.mode] = view
     return tuple(found[place] for place in sorted(found))
 
 
@@ -117,7 +117,7 @@ def weight(board: Board) -> tuple[tuple[int, ...], int, int, str, str]:
 
 def title_of(key: BoardKey) -> str:
     """A board in a few words."""
-    return f"{key.target} · {key.suite} · {key.precision_in_words} · {key.mode} · {key.machine_class}"
+    return f"{key.target} · {key.suite} · {key.backend_and_dtype} · {key.mode} · {key.machine_class}"
 
 
 def _view(board: Board, boards: Sequence[Board], plots: bool) -> BoardView:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from draftrank.board.rows import Board, BoardRow
 
 _OF_BOARD = (
-    "target", "suite", "dtype", "mode", "machine_class", "device", "runtime", "draftrank_version",
+    "target", "suite", "backend", "dtype", "mode", "machine_class", "device", "draftrank_version",
 )  # fmt: skip
 _OF_ROW = (
     "draft", "title", "speedup", "acceptance_length", "acceptance_rate", "draft_cost", "k", "tokens_per_second",

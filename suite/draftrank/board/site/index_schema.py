@@ -85,7 +85,7 @@ _SESSION = {
     "baseline_tokens_per_second": _FIGURE,
     "noise": _NOISE,
     "warnings": _WARNINGS,
-    "runtime": _TEXT,
+    "backend": _TEXT,
     "prompts": {"type": "integer"},
     "repeats": {"type": "integer"},
 }

@@ -66,6 +66,9 @@ _LIBRARIES: dict[LibraryScheme, _Library] = {
     "gptq": _Library(("gptqmodel", "optimum"), "gptq", ("cpu", "cuda")),
 }
 
+LIBRARY_NAMES: dict[str, str] = {scheme: library.modules[0] for scheme, library in _LIBRARIES.items()}
+"""Who makes the matrices of each scheme."""
+
 
 def require_library(scheme: LibraryScheme, device: str) -> None:
     """Says what is missing before any work is done.

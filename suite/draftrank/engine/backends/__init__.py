@@ -1,1 +1,1 @@
-"""Where models run: one file per runtime behind `engine.runtime.Runtime`."""
+"""Where models run: one file per runtime behind `engine.backends.base.Runtime`."""

@@ -147,7 +147,8 @@ class _Text:
     def read(self, runtime: Any, places: Sequence[int], keep: int | None = None) -> Tensor:
         """Logits of a forward, fp32 [keep, vocabulary]."""
         self.offer(runtime, places)
-        return runtime.forward(self.tokens_at(places), keep).float().clone()
+        logits: Tensor = runtime.forward(self.tokens_at(places), keep)
+        return logits.float().clone()
 
     def own_logits(
         self, model: PreTrainedModel, texts: Sequence[Sequence[int]], wanted: Sequence[int]

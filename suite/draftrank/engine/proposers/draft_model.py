@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 
 from draftrank.catalog.abilities import abilities_of, uses_of_model
 from draftrank.catalog.draft import DraftBase
-from draftrank.catalog.precision import Forward
 from draftrank.catalog.self_generated import CALIBRATION, SelfGenerated
 from draftrank.catalog.step import StepBase
 from draftrank.catalog.step_order import order_fault
@@ -66,11 +65,11 @@ class BuiltDraft(DraftBase):
     def open_model(self, context: ProposerContext) -> ModelProposer | EagleProposer:
         """The model as a proposer; raises as `open`."""
         from draftrank.engine.backends.llama_cpp.runtime import LlamaCppRuntime
-        from draftrank.engine.backends.opening import eagle_runtime_of, runtime_of_model
         from draftrank.engine.backends.own_forward import check_trees
+        from draftrank.engine.backends.registry import open_eagle_runtime, open_runtime
         from draftrank.models.forms import GgufForm, HiddenStatesForm
         from draftrank.models.gguf_format import GGUF_FILE
-        from draftrank.models.loading import compute_dtype, load_model, read_forms
+        from draftrank.models.loading import load_model, read_forms
         from draftrank.models.vocabulary import check_vocabularies
 
         if context.draft_folder is None:
@@ -78,15 +77,16 @@ class BuiltDraft(DraftBase):
         check_vocabularies(context.target_folder, context.draft_folder)
         forms, drafting = read_forms(context.draft_folder), drafting_of(context)
         rows = context.target.vocabulary_size
-        if any(isinstance(form, GgufForm) for form in forms):
+        is_gguf = any(isinstance(form, GgufForm) for form in forms)
+        if is_gguf != (context.backend == "llama.cpp"):
+            what = "a GGUF file, which llama.cpp runs" if is_gguf else "no GGUF file, which llama.cpp needs"
+            raise IncompatibleDraftError(f"the backend {context.backend} cannot run the draft: it is {what}")
+        if is_gguf:
             file = LlamaCppRuntime(context.draft_folder / GGUF_FILE, vocabulary=rows)
             return ModelProposer(file, drafting)
-        # Beside a target in llama.cpp, a draft in torch computes as fast as it can.
-        dtype = compute_dtype(context.device) if context.dtype == "gguf" else context.dtype
-        forward: Forward = "eager" if context.dtype == "gguf" else context.forward
-        model = load_model(context.draft_folder, dtype, context.device, rows=rows)
+        model = load_model(context.draft_folder, context.dtype, context.device, rows=rows)
         if not any(isinstance(form, HiddenStatesForm) for form in forms):
-            draft = runtime_of_model(model, forward)
+            draft = open_runtime(model, context.backend)
             if drafting.branch_above is not None:
                 check_trees(draft)
             return ModelProposer(draft, drafting)
@@ -94,7 +94,7 @@ class BuiltDraft(DraftBase):
             raise IncompatibleDraftError(
                 f"the runtime {context.target.name} does not tell a model's hidden states"
             )
-        reader = eagle_runtime_of(model, forward)
+        reader = open_eagle_runtime(model, context.backend)
         if drafting.branch_above is not None:
             check_trees(reader)
         return EagleProposer(context.target, reader, drafting)

@@ -139,10 +139,10 @@ def _times(
 
 
 def _same_ground(session: Session, other: Session) -> bool:
-    return (session.target_weights_sha256, session.dtype, session.runtime) == (
+    return (session.target_weights_sha256, session.dtype, session.backend) == (
         other.target_weights_sha256,
         other.dtype,
-        other.runtime,
+        other.backend,
     )
 
 
@@ -163,18 +163,18 @@ def _what_is_missing(results: Sequence[SessionResult], source: _Source, machine_
     there = [r.session for r in results if r.session.machine.machine_class == machine_class]
     of_target = [session for session in there if session.target == source.session.target]
     draft, target, dtype = source.arm.id, source.session.target, source.session.dtype
-    forward = "" if source.session.forward == "eager" else f" --{source.session.forward}"
+    backend = source.session.backend
     remedy = (
-        f"run `draftrank run {target} --draft {draft} --dtype {dtype}{forward}` there once, the smallest suite "
+        f"run `draftrank run {target} --draft {draft} --backend {backend} --dtype {dtype}` there once, the smallest suite "
         "will do"
     )
     if not of_target:
         return f"nothing of the target {target!r} was measured on {machine_class}: {remedy}"
     if not any(_same_ground(session, source.session) for session in of_target):
-        dtypes = ", ".join(sorted({session.dtype for session in of_target}))
+        dtypes = ", ".join(sorted({session.backend_and_dtype for session in of_target}))
         return (
-            f"{machine_class} has sessions of {target!r} in {dtypes}, none with the same weights and runtime "
-            f"in {dtype}, in which the acceptance of {draft!r} was measured: {remedy}"
+            f"{machine_class} has sessions of {target!r} in {dtypes}, none with the same weights "
+            f"in {backend} {dtype}, in which the acceptance of {draft!r} was measured: {remedy}"
         )
     return (
         f"no draft with the weights or the recipe of {draft!r} was timed on {machine_class}, "

@@ -2,7 +2,7 @@
 
 Greedy decoding has one right output, so each trial is compared with the baseline's trial of the same
 cell. In fp32 any difference is a break, but where the target gives both tokens exactly its highest
-logit: then neither is the right one. In any other precision rounding depends on how many positions a
+logit: then neither is the right one. In any other dtype rounding depends on how many positions a
 forward holds, so a correct loop may choose another token where the target's best ones are all but equal. Such
 a difference is a tie if both tokens lie within the session's measured rounding (`Session.numerics`) of
 the target's best one there; any other is a break.
@@ -14,7 +14,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from draftrank.catalog.precision import Precision
 from draftrank.measure import evidence
 from draftrank.measure.evidence import Numerics
 from draftrank.measure.records import Session, Trial
@@ -151,9 +150,7 @@ def compare_outputs(
     return Fidelity(_status(found, lossy), len(pairs), tuple(found), agreeing / total)
 
 
-def judge_divergence(
-    known: evidence.Divergence | None, numerics: Numerics | None, dtype: Precision
-) -> Judged:
+def judge_divergence(known: evidence.Divergence | None, numerics: Numerics | None, dtype: str) -> Judged:
     """Tie or break, by the rule of this module's head."""
     if dtype == "fp32":
         return "tie" if known is not None and known.gap == known.baseline_gap == 0.0 else "break"

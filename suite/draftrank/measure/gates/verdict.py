@@ -148,13 +148,23 @@ def _too_few_prompts(summary: SessionSummary, arm: ArmSummary) -> Values | None:
 
 
 def _not_lossless(summary: SessionSummary, arm: ArmSummary) -> Values | None:
-    """Greedy outputs must be the baseline's, token for token. In any precision but fp32 an output may
+    """Greedy outputs must be the baseline's, token for token. In any dtype but fp32 an output may
     leave it where both tokens lie within the session's measured rounding of the target's best one, in fp32 where the target
     gives both exactly its highest logit (a tie)."""
     first = arm.fidelity.earliest("break")
     if first is None or arm.arm.lossy:
         return None
     return _difference(summary, arm, first) | {"breaks": str(arm.fidelity.breaks)}
+
+
+def _other_backend(summary: SessionSummary, arm: ArmSummary) -> Values | None:
+    """All drafts that are ranked together run in the backend of their session, where the same forward takes the same
+    time. A draft that this backend cannot run may be measured in another one with `--allow-mixed-backends`: its row is
+    shown and not ranked."""
+    backend, own = arm.arm.backend, summary.session.backend
+    if backend is None or backend == own:
+        return None
+    return {"backend": f"{backend} {arm.arm.dtype}", "own": own}
 
 
 def _samples_differ(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
@@ -167,7 +177,7 @@ def _samples_differ(summary: SessionSummary, arm: ArmSummary) -> Values | None: 
 
 
 def _unjudged_differences(summary: SessionSummary, arm: ArmSummary) -> Values | None:
-    """In any precision but fp32 a tie and a break look the same until the target was asked about the place,
+    """In any dtype but fp32 a tie and a break look the same until the target was asked about the place,
     and until the session's rounding is known."""
     first = arm.fidelity.earliest("unjudged")
     if first is None or arm.arm.lossy:
@@ -261,6 +271,12 @@ GATES: tuple[Gate, ...] = (
         "draft",
         "not lossless: {draws} outputs drawn do not follow the target's distribution (p = {p})",
         _samples_differ,
+    ),
+    Gate(
+        "other-backend",
+        "draft",
+        "other backend: its model ran in {backend}, and the session is of {own}; compare it in a session of its own",
+        _other_backend,
     ),
     Gate(
         "implausible-outputs",

@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from draftrank.building.surgery.vocabulary_trimming import known_tokens
+from draftrank.catalog.backend import is_dtype
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.catalog.precision import runtime_of
 from draftrank.catalog.recipe import TypicalAcceptance
 from draftrank.engine.backends.llama_cpp.runtime import LlamaCppRuntime
-from draftrank.engine.backends.opening import load_runtime
+from draftrank.engine.backends.registry import dtype_of, load_runtime
 from draftrank.engine.backends.transformers.generate import GenerateDecoder
 from draftrank.engine.environment import memory_bytes, reset_peak_memory
 from draftrank.engine.fresh_proposal import fresh_gap
 from draftrank.engine.loop import Decoding, Request, autoregressive, speculative
 from draftrank.engine.proposer import Proposal, Proposer, ProposerContext
 from draftrank.engine.proposers.ngram import NgramDraft
-from draftrank.errors import IncompatibleDraftError, InvalidInputError
+from draftrank.errors import IncompatibleDraftError
 from draftrank.measure.cost.latency import averaged, measure_latencies
 from draftrank.measure.evidence import Numerics, ProposalCheck, SamplingCheck
 from draftrank.measure.fidelity.numerics import measure_numerics
@@ -30,7 +30,7 @@ from draftrank.measure.machine.conditions import ThisMachine, Watch
 from draftrank.measure.record import utc_now
 from draftrank.measure.records import BASELINE, Arm, ForwardLatency, Session, Trial
 from draftrank.measure.sessions.failures import check_cache, reason_of
-from draftrank.measure.sessions.plan import SessionPlan, trial_seed
+from draftrank.measure.sessions.plan import DraftArm, SessionPlan, trial_seed
 from draftrank.measure.sessions.schedule import Block, cell_of
 from draftrank.measure.sessions.texts import SessionTexts
 from draftrank.models.loading import load_tokenizer
@@ -271,18 +271,11 @@ class Bench:
         try:
             proposer = None
             if planned is not None:
-                proposer = planned.recipe.draft.open(
-                    ProposerContext(
-                        target=self._target,
-                        draft_folder=planned.folder,
-                        target_folder=self._plan.target_folder.path,
-                        dtype=self._plan.dtype,
-                        device=self._plan.device,
-                        forward=self._plan.forward,
-                        stop_below_confidence=planned.recipe.speculate.stop_below_confidence,
-                        branch_above_probability=planned.recipe.speculate.branch_above_probability,
-                    )
-                )
+                proposer = self._propose(planned)
+                draft = proposer.runtime()
+                if draft is not None and planned.recipe.draft.has_weights:
+                    ran = {"backend": draft.name, "dtype": dtype_of(draft, planned.folder)}
+                    arm = arm.model_copy(update=ran)
                 # Loading may hold a second copy of the weights for a moment; decoding does not.
                 reset_peak_memory(self._plan.device)
             typical = planned.recipe.speculate.typical_acceptance if planned else None
@@ -307,6 +300,21 @@ class Bench:
             "sampling": sampling,
         }
         self._take(opened, arm.model_copy(update=measured))
+
+    def _propose(self, planned: DraftArm) -> Proposer:
+        dtype = planned.dtype or self._plan.dtype
+        return planned.recipe.draft.open(
+            ProposerContext(
+                target=self._target,
+                draft_folder=planned.folder,
+                target_folder=self._plan.target_folder.path,
+                dtype=dtype if is_dtype(dtype) else "fp32",  # a GGUF draft is opened as it is
+                device=self._plan.device,
+                backend=planned.backend or self._plan.backend,
+                stop_below_confidence=planned.recipe.speculate.stop_below_confidence,
+                branch_above_probability=planned.recipe.speculate.branch_above_probability,
+            )
+        )
 
     def time_forwards(self, progress: Progress) -> None:
         """Times every open arm's forwards once more, and keeps the mean of all looks."""
@@ -388,22 +396,9 @@ class Bench:
         self._journal.update_arm(self._session.id, failed)
 
 
-_NOT_KNOWN = {
-    "fused": "is not known in few calls",
-    "native": "is not known in kernels of our own",
-    "captured": "is not known in kernels of our own",
-}
-
-
 def _open_target(plan: SessionPlan) -> Runtime:
-    if plan.dtype == "gguf":
+    if plan.backend == "llama.cpp":
         assert plan.target_file is not None
         return LlamaCppRuntime(plan.target_file)
-    target = load_runtime(plan.target_folder.path, plan.dtype, plan.device, plan.forward)
-    if target.name != runtime_of(plan.dtype, plan.forward):
-        raise InvalidInputError.single(
-            f"the forward of {plan.target.id} ({plan.target_folder.model_type}) {_NOT_KNOWN[plan.forward]}",
-            field=f"--{plan.forward}",
-            fix="leave it out",
-        )
-    return target
+    assert is_dtype(plan.dtype)
+    return load_runtime(plan.target_folder.path, plan.dtype, plan.device, plan.backend)

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from draftrank.catalog.backend import Backend, Device
 from draftrank.catalog.base import sha256_of_json
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.catalog.precision import Forward, Precision, runtime_of
 from draftrank.catalog.prompts import TaskPrompts
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.sources.base import file_sha256
@@ -21,7 +21,7 @@ from draftrank.catalog.task import Suite
 from draftrank.measure.machine.environment import read_environment
 from draftrank.measure.record import utc_now
 from draftrank.measure.records import BASELINE, CONTROL, Arm, DraftBuild, Machine, Session, SessionTask
-from draftrank.measure.statistics.stopping import DEFAULT_PRECISION
+from draftrank.measure.statistics.stopping import DEFAULT_TARGET_CI
 from draftrank.models.prompting import render_turns
 from draftrank.version import __version__
 
@@ -45,6 +45,10 @@ class DraftArm:
     """The built draft; None for drafts without weights of their own."""
     failure: str | None = None
     """Why the build failed, or why the draft may not be measured."""
+    backend: Backend | None = None
+    """What runs its model; None: what runs the target."""
+    dtype: str | None = None
+    """What its model's weights are loaded in, unless its build says otherwise; None: as the target's."""
 
 
 @dataclass(frozen=True)  # without slots: it keeps what it has rendered
@@ -56,13 +60,14 @@ class SessionPlan:
     suite: Suite
     tasks: tuple[TaskPrompts, ...]
     drafts: tuple[DraftArm, ...]
-    dtype: Precision = "fp32"
-    device: Literal["cpu", "cuda"] = "cpu"
-    forward: Forward = "eager"
+    backend: Backend = "transformers"
+    dtype: str = "fp32"
+    """`Dtype`, or of a GGUF file its own quantization."""
+    device: Device = "cpu"
     mode: DecodingMode = DecodingMode()
     seed: int = 0
-    precision: float | None = DEFAULT_PRECISION
-    """See `Session.precision`."""
+    target_ci: float | None = DEFAULT_TARGET_CI
+    """See `Session.target_ci`."""
     budget_s: float | None = None
     """See `Session.budget_s`."""
     warnings: tuple[str, ...] = ()
@@ -132,16 +137,17 @@ class SessionPlan:
                         arm.recipe.id,
                         arm.recipe.content_sha256(),
                         arm.build.weights_sha256 if arm.build else "build failed",
+                        [arm.backend, arm.dtype],
                     ]
                     for arm in self.drafts
                 ],
+                "backend": self.backend,
                 "dtype": self.dtype,
                 "device": self.device,
                 "mode": self.mode.model_dump(mode="json"),
                 "seed": self.seed,
-                "stopping": [self.precision, self.budget_s],
+                "stopping": [self.target_ci, self.budget_s],
                 "references": [arm.model_dump(mode="json") for arm in self.references],
-                **({self.forward: True} if self.forward != "eager" else {}),
             }
         )
 
@@ -183,8 +189,8 @@ def new_session(plan: SessionPlan, plan_sha256: str, machine: Machine) -> Sessio
     """The header of a session that measures this plan, with nothing measured yet."""
     now = utc_now()
     autoregressive = [
-        Arm(id=BASELINE, kind="baseline", num_speculative_tokens=0),
-        Arm(id=CONTROL, kind="control", num_speculative_tokens=0),
+        Arm(id=BASELINE, kind="baseline", num_speculative_tokens=0, backend=plan.backend, dtype=plan.dtype),
+        Arm(id=CONTROL, kind="control", num_speculative_tokens=0, backend=plan.backend, dtype=plan.dtype),
     ]
     drafts = [
         Arm(
@@ -194,9 +200,12 @@ def new_session(plan: SessionPlan, plan_sha256: str, machine: Machine) -> Sessio
             draft=arm.build,
             failure=arm.failure,
             lossy=arm.recipe.speculate.typical_acceptance is not None,
+            backend=arm.backend or plan.backend,
+            dtype=arm.dtype or plan.dtype,
         )
         for arm in plan.drafts
     ]
+    as_generated = {"backend": "transformers", "dtype": plan.dtype}
     return Session(
         id=f"{now[:10]}-{uuid.uuid4().hex[:12]}",
         plan_sha256=plan_sha256,
@@ -211,16 +220,16 @@ def new_session(plan: SessionPlan, plan_sha256: str, machine: Machine) -> Sessio
         target_parameters=plan.target_folder.parameters,
         dtype=plan.dtype,
         device=plan.device,
-        runtime=runtime_of(plan.dtype, plan.forward),
+        backend=plan.backend,
         mode=plan.mode,
         seed=plan.seed,
         repeats=plan.suite.repeats,
         machine=machine,
         tasks=plan.session_tasks,
-        arms=(*autoregressive, *drafts, *plan.references),
+        arms=(*autoregressive, *drafts, *(arm.model_copy(update=as_generated) for arm in plan.references)),
         warnings=(*plan.warnings, *plan.short_windows),
         skipped_tasks=plan.skipped_tasks,
-        precision=plan.precision,
+        target_ci=plan.target_ci,
         budget_s=plan.budget_s,
         environment=read_environment(plan.device, plan.workspace),
     )

@@ -11,7 +11,7 @@ from draftrank.measure.records import BASELINE, Session, StoppedBy, Trial
 from draftrank.measure.statistics.estimates import compare_speed, prompt_spread
 from draftrank.measure.statistics.log_ratio import LogRatio
 
-DEFAULT_PRECISION = 0.02
+DEFAULT_TARGET_CI = 0.02
 """Relative half-width of every arm's interval at which repeating ends, unless another is asked for."""
 
 
@@ -32,17 +32,17 @@ def spent_s(trials: Iterable[Trial]) -> float:
     return math.fsum(trial.prefill_s + trial.decode_s for trial in trials)
 
 
-def precise_enough(arms: Sequence[ArmPrecision], precision: float) -> Literal["precision", "spread"] | None:
+def precise_enough(arms: Sequence[ArmPrecision], target_ci: float) -> Literal["target_ci", "spread"] | None:
     """Whether another repeat is useless: each arm is narrow, or more repeats cannot make it so.
 
-    An arm is narrow when its interval's relative half-width is at most `precision`. It cannot become
+    An arm is narrow when its interval's relative half-width is at most `target_ci`. It cannot become
     so when what its prompts alone leave is wider: repeats average the machine's noise out, not what
     tells prompts apart.
     """
-    narrow = [arm.speedup is not None and arm.speedup.half_width <= precision for arm in arms]
+    narrow = [arm.speedup is not None and arm.speedup.half_width <= target_ci for arm in arms]
     if all(narrow):
-        return "precision"
-    stuck = [arm.hopeless or (arm.spread is not None and arm.spread.half_width > precision) for arm in arms]
+        return "target_ci"
+    stuck = [arm.hopeless or (arm.spread is not None and arm.spread.half_width > target_ci) for arm in arms]
     return "spread" if all(map(max, narrow, stuck)) else None
 
 
@@ -56,13 +56,13 @@ def reason_to_stop(
     coverage.
 
     Args:
-        session: its precision and budget decide.
+        session: its target interval width and budget decide.
         trials: those that count, one per arm and cell.
         spent: seconds of decoding so far, of all trials.
         working: ids of the arms that can go on; one that broke does not keep the others waiting.
     """
     enough = None
-    if session.precision is not None:
+    if session.target_ci is not None:
         baseline = [trial for trial in trials if trial.arm == BASELINE]
         enough = precise_enough(
             [
@@ -70,9 +70,9 @@ def reason_to_stop(
                 for arm in session.arms
                 if arm.kind in ("draft", "control") and arm.id in working
             ],
-            session.precision,
+            session.target_ci,
         )
-    if enough == "precision":
+    if enough == "target_ci":
         return enough
     if session.budget_s is None:
         return "repeats"

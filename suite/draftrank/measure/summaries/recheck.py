@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from draftrank.catalog.precision import Precision
 from draftrank.measure.cost.acceptance import sum_acceptance
 from draftrank.measure.fidelity.divergence import Judged, first_difference
 from draftrank.measure.records import BASELINE, CONTROL, SessionResult, Trial
@@ -126,7 +125,7 @@ def check_prompt_lengths(pairs: Sequence[Pair]) -> Check:
     return Check("prompt lengths", "holds", f"{len(pairs)} of {len(pairs)} are equal")
 
 
-def check_acceptance(pairs: Sequence[Pair], dtype: Precision, *, same_weights: bool) -> Check:
+def check_acceptance(pairs: Sequence[Pair], dtype: str, *, same_weights: bool) -> Check:
     """How many proposed tokens each step accepted.
 
     Equal weights in fp32: every histogram and count is equal. In bf16 and fp16: summed histograms of the

@@ -183,8 +183,8 @@ def _summarise_arm(
     odd: Container[object],
 ) -> ArmSummary:
     speed = compare_speed(reference, trials)
-    # Transformers computes as its own modules do in the eager runtime, and as no other runtime.
-    same_kernels = arm.kind != "reference" or session.forward == "eager"
+    # `generate` computes as the target does in the backend of the same name, and as in no other.
+    same_kernels = arm.kind != "reference" or session.backend == "transformers"
     fidelity = partial(compare_outputs, session=session, lossy=arm.lossy, same_kernels=same_kernels)
     tasks = []
     for task in session.tasks:

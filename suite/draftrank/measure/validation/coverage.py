@@ -95,8 +95,8 @@ class Stopped:
     repeats: list[int] = field(default_factory=list)
 
 
-def cover_stopping(scenario: Scenario, precision: float, required: int, sessions: int, seed: int) -> Stopped:
-    """Sessions that repeat from `required` times until the precision is reached; `scenario.repeats` stand
+def cover_stopping(scenario: Scenario, target_ci: float, required: int, sessions: int, seed: int) -> Stopped:
+    """Sessions that repeat from `required` times until every interval is as narrow as `target_ci`; `scenario.repeats` stand
     for the budget."""
     generator = np.random.default_rng(seed)
     found = Stopped()
@@ -108,7 +108,7 @@ def cover_stopping(scenario: Scenario, precision: float, required: int, sessions
         while True:
             ratios = {arm: speedup_after(session, BASELINE, arm, repeats) for arm in others}
             reason = precise_enough(
-                [ArmPrecision(ratios[arm], _spread(session, arm, repeats)) for arm in others], precision
+                [ArmPrecision(ratios[arm], _spread(session, arm, repeats)) for arm in others], target_ci
             )
             if reason is not None or repeats == scenario.repeats:
                 break

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from draftrank.catalog.precision import Forward
+from draftrank.catalog.backend import Auto, Backend, Device, Dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,12 +15,12 @@ class SearchRequest:
     """Id of the target."""
     suite: str = "quick"
     """Id of the suite that decides."""
-    dtype: Literal["fp32", "bf16", "fp16"] = "bf16"
-    """Precision of the target."""
-    device: Literal["cpu", "cuda"] = "cpu"
+    backend: Backend | Auto = "auto"
+    """What runs the forwards of the target and its drafts."""
+    dtype: Dtype | Auto = "auto"
+    """What weights are loaded in."""
+    device: Device | Auto = "auto"
     """Where to compute."""
-    forward: Forward = "eager"
-    """How torch runs forwards."""
     budget_s: float = 7200.0
     """Seconds for all of it."""
     seed: int = 0

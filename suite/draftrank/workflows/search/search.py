@@ -20,11 +20,12 @@ from functools import cached_property
 from typing import Any
 
 from draftrank.board.reproduce import SEARCH
+from draftrank.catalog.backend import is_dtype
 from draftrank.catalog.base import sha256_of_json
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.workspace import Workspace
 from draftrank.errors import BuildError, InvalidInputError
-from draftrank.jobs.session import RunRequest, alone, plan_run
+from draftrank.jobs.session import RunRequest, alone, choose_backend, plan_run
 from draftrank.measure.journal import Journal
 from draftrank.measure.records import SessionResult
 from draftrank.measure.sessions.session import run_session
@@ -81,15 +82,16 @@ def search(
     suite = workspace.suite(request.suite)
     suite = suite.model_copy(update={"id": f"{suite.id}{SEARCH}"})
     with alone(workspace, progress):
+        request = _with_backend(workspace, request, progress)
         seeker = _Seeker(workspace, request, progress)
         tried = seeker.try_models()
         recipes = finalists(tried, request, seeker.training)
         asked = RunRequest(
             request.target,
             suite=request.suite,
+            backend=request.backend,
             dtype=request.dtype,
             device=request.device,
-            forward=request.forward,
             seed=request.seed,
         )
         plan = plan_run(workspace, asked, progress, recipes=recipes, suite=suite)
@@ -105,6 +107,20 @@ def search(
         default=None,
     )
     return Found(tuple(tried), result, recipes, best)
+
+
+def _with_backend(workspace: Workspace, request: SearchRequest, progress: Progress) -> SearchRequest:
+    """The request with what `auto` takes for the target; all models of a search are of its architecture."""
+    asked = RunRequest(request.target, backend=request.backend, dtype=request.dtype, device=request.device)
+    choice = choose_backend(workspace, asked, (), progress)
+    if choice.backend == "llama.cpp" or not is_dtype(choice.dtype):
+        raise InvalidInputError.single(
+            "a search trains models of torch, which llama.cpp does not run",
+            field="--backend",
+            fix="leave it out",
+        )
+    progress.message(choice.sentence)
+    return replace(request, backend=choice.backend, dtype=choice.dtype, device=choice.device)
 
 
 class _Seeker:

@@ -122,27 +122,29 @@ class Training:
             self._target,
             self._folder,
             cache=self._workspace.cache,
-            device=self._request.device,
+            device="cuda" if self._request.device == "cuda" else "cpu",
             fetch=self._workspace.fetch_context(self._progress),
             progress=self._progress,
         )
 
     def _times(self, recipe: Recipe, built: BuiltDraft) -> ForwardTimes:
         """Forward times of the draft and the target, in turn."""
-        from draftrank.engine.backends.opening import load_runtime
+        from draftrank.engine.backends.registry import load_runtime
         from draftrank.engine.proposer import ProposerContext
         from draftrank.measure.cost.latency import measure_latencies
 
         request = self._request
-        target = load_runtime(self._folder.path, request.dtype, request.device, request.forward)
+        dtype, device, backend = request.dtype, request.device, request.backend
+        assert dtype != "auto" and device != "auto" and backend != "auto"  # noqa: PT018
+        target = load_runtime(self._folder.path, dtype, device, backend)
         proposer = recipe.draft.open(
             ProposerContext(
                 target,
                 built.folder,
                 self._folder.path,
-                request.dtype,
-                request.device,
-                forward=request.forward,
+                dtype,
+                device,
+                backend,
             )
         )
         room = min(_CONTEXT, target.context_window // 2)

@@ -401,7 +401,6 @@ def test_hostile_records_are_only_text(evil, out):
         finished_at=evil,
         target=evil,
         suite=evil,
-        runtime=evil,
         warnings=(evil,),
         draftrank_version=evil,
         machine=machine,

@@ -8,13 +8,14 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from draftrank.engine.backends.opening import eagle_runtime_of, load_runtime, runtime_of_model
+from draftrank.engine.backends import registry
 from draftrank.engine.backends.own_forward import check_forward, check_trees
+from draftrank.engine.backends.registry import load_runtime, open_eagle_runtime, open_runtime, why_not
 from draftrank.engine.backends.transformers import runtime as torch_runtime
 from draftrank.engine.backends.transformers.attention import NAME, grouped_attention
 from draftrank.engine.backends.transformers.runtime import TransformersRuntime
 from draftrank.engine.token_tree import TokenTree
-from draftrank.errors import UnsupportedModelError
+from draftrank.errors import IncompatibleDraftError, UnsupportedModelError
 from draftrank.models.attention_windows import FULL, SLIDING, layer_kinds
 from draftrank.models.forms import HiddenStatesForm, TrimmedHead
 from draftrank.models.loading import quantize_linear_layers
@@ -83,7 +84,7 @@ def test_trees_are_refused_where_layers_cannot_be_told_of_them(name, dtype):
 @pytest.mark.parametrize("name", WITHOUT_KV_CACHE)
 def test_models_that_keep_a_state_are_refused_when_they_are_opened(tmp_path, name):
     with pytest.raises(UnsupportedModelError, match=rf"'{name}' is not supported: .* cannot be taken back"):
-        load_runtime(save_small_target(tmp_path, name), "fp32", "cpu")
+        load_runtime(save_small_target(tmp_path, name), "fp32", "cpu", "transformers")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -132,7 +133,7 @@ def test_a_model_that_fails_is_refused_with_the_reason():
     model = small_model("llama")
     model.model.layers[1].mlp.up_proj = torch.nn.Linear(7, 48)
     with pytest.raises(UnsupportedModelError, match="cannot be run by the engine: RuntimeError"):
-        runtime_of_model(model, "transformers")
+        open_runtime(model, "transformers")
 
 
 def changed(name, change):
@@ -152,7 +153,14 @@ def changed(name, change):
 @pytest.mark.parametrize("forward", ["transformers", "cpp"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_backend_and_form_passes(name, forward, change):
-    runtime = runtime_of_model(changed(name, change), forward)
+    model = changed(name, change)
+    if why_not(forward, model, registry._dtype_of(model), "cpu") is not None:
+        assert forward == "cpp"
+        assert name == "gpt2" or change == "float16"
+        with pytest.raises(IncompatibleDraftError, match="the backend cpp cannot run it"):
+            open_runtime(model, forward)
+        return
+    runtime = open_runtime(model, forward)
     check_trees(runtime)
     view = runtime_by(changed(name, change), forward).first_layers(2)
     check_forward(view)
@@ -164,7 +172,7 @@ def test_every_backend_and_form_passes(name, forward, change):
 def test_models_that_read_hidden_states_pass(forward, dtype):
     model = small_model("llama", layers=1)
     HiddenStatesForm().prepare(model)
-    runtime = eagle_runtime_of(model.to(dtype).requires_grad_(False), forward)
+    runtime = open_eagle_runtime(model.to(dtype).requires_grad_(False), forward)
     check_trees(runtime)
     fusion = runtime._fusion.projection.weight
     fusion[:] = fusion.roll(1, 1)  # what the runtime has packed, if anything, is of before
@@ -175,7 +183,7 @@ def test_models_that_read_hidden_states_pass(forward, dtype):
 
 def test_short_contexts_shorten_the_text_and_the_shortest_are_not_compared():
     for window in (8, 16, 17, 24, 60):
-        runtime = runtime_of_model(small_model("gpt2", window=window), "transformers")
+        runtime = open_runtime(small_model("gpt2", window=window), "transformers")
         check_trees(runtime)
         assert runtime.length == 0
 
@@ -190,7 +198,7 @@ def test_a_window_that_the_architecture_does_not_have_is_ignored(forward):
     model = LlamaForCausalLM(config).eval().requires_grad_(False)
     assert layer_kinds(config) == [FULL, FULL]
     assert layer_kinds(small_model("mistral").config) == [SLIDING] * 3
-    own, runtime = copy.deepcopy(model), runtime_of_model(model, forward)
+    own, runtime = copy.deepcopy(model), open_runtime(model, forward)
     runtime.forward(TEXT)
     assert_close(runtime.forward((5, 6), tree=TokenTree.behind((-1,))), own_logits(own, [*TEXT, 5, 6])[-2:])
 

@@ -132,7 +132,7 @@ def test_what_other_machines_published_agrees_and_a_tenth_less_does_not():
     for target in ("smollm2-135m-instruct", "gemma-3-270m"):
         found = [read_bundle(path) for path in sorted((RESULTS / target / "suffix").glob("*bf16-2c/*.json"))]
         for published, again in permutations(found, 2):
-            if published.session.runtime == again.session.runtime == "torch-native":
+            if published.session.backend == again.session.backend == "cpp":
                 honest.append(check_step_cost(published, again, "suffix").status)
                 cut = scaled(published, {"suffix"}, 0.9)
                 forged.append(check_step_cost(cut, again, "suffix").status)

@@ -16,13 +16,13 @@ NONE = LogRatio(0.0, 0.0, 20)
 @pytest.mark.parametrize(
     ("arms", "reason"),
     [
-        ([ArmPrecision(NARROW, None), ArmPrecision(NARROW, WIDE)], "precision"),
+        ([ArmPrecision(NARROW, None), ArmPrecision(NARROW, WIDE)], "target_ci"),
         ([ArmPrecision(NARROW, None), ArmPrecision(WIDE, None)], None),
         ([ArmPrecision(WIDE, WIDE), ArmPrecision(NARROW, NONE)], "spread"),
         # One arm's prompts differ too much, but another arm still gains from repeats.
         ([ArmPrecision(WIDE, WIDE), ArmPrecision(WIDE, NONE)], None),
         ([ArmPrecision(None, None, hopeless=True), ArmPrecision(NARROW, None)], "spread"),
-        ([], "precision"),
+        ([], "target_ci"),
     ],
 )
 def test_repeating_ends_when_no_arm_gains_from_it(arms, reason):
@@ -34,13 +34,13 @@ def reason(found, spent=0.0, working=("baseline", "baseline-control", "d")):
 
 
 def test_without_a_budget_the_required_repeats_are_all():
-    assert reason(result({"d": 2.0}, precision=0.0001)) == "repeats"
+    assert reason(result({"d": 2.0}, target_ci=0.0001)) == "repeats"
     assert reason(result({"d": 2.0})) == "repeats"
-    assert reason(result({"d": 2.0}, precision=0.5)) == "precision"
+    assert reason(result({"d": 2.0}, target_ci=0.5)) == "target_ci"
 
 
 def test_the_budget_counts_what_was_spent_and_not_what_stands():
-    found = result({"d": 2.0}, precision=0.0001, budget_s=100.0)
+    found = result({"d": 2.0}, target_ci=0.0001, budget_s=100.0)
     assert spent_s(found.trials) < 100.0
     assert reason(found, spent=spent_s(found.trials)) is None
     assert reason(found, spent=101.0) == "budget"
@@ -50,7 +50,7 @@ def test_prompts_that_differ_end_a_session_before_its_budget():
     speeds = {"p0": 1.0, "p1": 2.0, "p2": 3.0, "p3": 4.0}
     found = result(
         {"d": 2.0},
-        precision=0.05,
+        target_ci=0.05,
         budget_s=1e9,
         change=lambda one: (
             one.model_copy(update={"decode_s": one.decode_s / speeds[one.prompt]}) if one.arm == "d" else one
@@ -60,8 +60,8 @@ def test_prompts_that_differ_end_a_session_before_its_budget():
 
 
 def test_an_arm_that_broke_does_not_keep_the_others_waiting():
-    found = result({"d": 2.0}, precision=0.05, budget_s=1e9, drop=lambda one: one.arm == "d")
-    assert reason(found, working=("baseline", "baseline-control")) == "precision"
+    found = result({"d": 2.0}, target_ci=0.05, budget_s=1e9, drop=lambda one: one.arm == "d")
+    assert reason(found, working=("baseline", "baseline-control")) == "target_ci"
 
 
 def test_seconds_spent_are_those_of_every_attempt():

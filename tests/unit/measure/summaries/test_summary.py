@@ -153,15 +153,15 @@ def test_a_disturbed_attempt_gives_way_to_the_next_as_a_whole():
 
 
 @pytest.mark.parametrize(
-    ("kind", "runtime", "status"),
+    ("kind", "backend", "status"),
     [
-        ("reference", "torch-eager", "breaks"),
-        ("reference", "torch-native", "unjudged"),
-        ("reference", "torch-captured", "unjudged"),
-        ("draft", "torch-native", "breaks"),
+        ("reference", "transformers", "breaks"),
+        ("reference", "cpp", "unjudged"),
+        ("reference", "cuda-graphs", "unjudged"),
+        ("draft", "cpp", "breaks"),
     ],
 )
-def test_transformers_is_judged_by_the_rounding_of_its_own_kernels_only(kind, runtime, status):
+def test_transformers_is_judged_by_the_rounding_of_its_own_kernels_only(kind, backend, status):
     judgement = Judgement(divergence=Divergence(index=0, gap=0.04, baseline_gap=0.0))
     exact = Numerics(positions=500, forward_tokens=(4,), quantiles=(0.0,) * 101)
 
@@ -174,7 +174,7 @@ def test_transformers_is_judged_by_the_rounding_of_its_own_kernels_only(kind, ru
     changed = {"kind": kind, "reference": ran if kind == "reference" else None}
     other = arm_of("other").model_copy(update=changed)
     found = summarise(
-        result({"other": 0.5}, arms=[other], change=leave, runtime=runtime, dtype="bf16", numerics=exact)
+        result({"other": 0.5}, arms=[other], change=leave, backend=backend, dtype="bf16", numerics=exact)
     )
     assert arm(found, "other").fidelity.status == status
     assert {task.fidelity.status for task in arm(found, "other").tasks} == {status}

@@ -48,7 +48,7 @@ def test_percentiles_of_two_or_three_prompts_are_far_too_narrow():
 )
 def test_stopping_at_the_first_narrow_interval_does_no_harm(scenario, precision):
     found = cover_stopping(scenario, precision, required=1, sessions=300, seed=7)
-    assert found.reasons["precision"] > 100
+    assert found.reasons["target_ci"] > 100
     assert found.drafts.value >= 0.92
     assert found.called_different.value <= 0.085
 

@@ -37,6 +37,7 @@ from draftrank.engine.backends.cpp.library import (
 )
 from draftrank.engine.backends.cpp.pages import Pages
 from draftrank.engine.token_tree import MAX_TREE_TOKENS, Branch, TokenTree, TreeWidth
+from draftrank.models.architecture import Architecture
 from draftrank.models.forms import FEATURES, TrimmedHead
 
 if TYPE_CHECKING:
@@ -100,8 +101,10 @@ class CppDecoder(DecoderShape):
         if not DecoderShape.fits(model):
             return False
         kinds = {_stored_as(matrix) for block in blocks_of(model) for matrix in block.matrices}
+        head = Architecture.of(model).head(model)
         return (
             None not in kinds
+            and _stored_as(head.projection if isinstance(head, TrimmedHead) else head) is not None
             and len(kinds) == 1
             and head_size(model.config.get_text_config()) <= _MAX_HEAD_SIZE
         )
@@ -477,7 +480,7 @@ def _stored_as(module: nn.Module) -> torch.dtype | None:
         return torch.int8 if even else None
     if type(module) is not nn.Linear or getattr(module, "bias", None) is not None:
         return None
-    plain = module.weight.device.type == "cpu" and module.weight.is_contiguous()
+    plain = module.weight.device.type in ("cpu", "meta") and module.weight.is_contiguous()
     return module.weight.dtype if plain and module.weight.dtype in KINDS else None
 
 

@@ -128,7 +128,7 @@ def library() -> ctypes.CDLL:
     if chosen is None:
         raise InvalidInputError.single(
             f"the kernels are compiled for each machine, and no C++ compiler is here ({', '.join(COMPILERS)})",
-            field="--native",
+            field="--backend",
             fix="install one (Debian: `apt install g++`), or use --backend transformers",
         )
     # OpenMP must be torch's own, loaded already: two pools of threads would wait for each other's processors.
@@ -279,7 +279,7 @@ def _compiled(chosen: str) -> Path:
     except OSError as error:
         raise InvalidInputError.single(
             f"the compiled kernels cannot be written to {folder}: {error.strerror}",
-            field="--native",
+            field="--backend",
             fix=f"name a folder in the environment variable {_FOLDER}, or use --backend transformers",
         ) from error
     return file
@@ -309,6 +309,6 @@ def _run(words: Sequence[str]) -> bytes:
     except subprocess.CalledProcessError as error:
         raise InvalidInputError.single(
             f"`{' '.join(words)}` failed: {error.stderr.decode(errors='replace').strip()[-500:]}",
-            field="--native",
+            field="--backend",
             fix="use another compiler, or --backend transformers",
         ) from error

@@ -1,4 +1,4 @@
-"""A model whose forwards are captured CUDA graphs; see `engine.runtime.Runtime`.
+"""A model whose forwards are captured CUDA graphs; see `engine.backends.base.Runtime`.
 
 Forwards of up to 1, 8, 16 or 64 tokens have a graph each, and so has a chain of a draft's own tokens: the tokens that it
 proposes, those that the target accepts and the logits stay on the device, and the host waits once a step, for what was
@@ -100,7 +100,7 @@ class CudaGraphsRuntime(Runtime):
     @staticmethod
     def fits(model: PreTrainedModel) -> bool:
         """Whether this model's forward can be captured: see `CudaGraphsDecoder.fits`; on a CPU in Triton's interpreter."""
-        return CudaGraphsDecoder.fits(model) and (_device_of(model).type == "cuda" or _interprets())
+        return CudaGraphsDecoder.fits(model) and (_device_of(model).type in ("cuda", "meta") or _interprets())
 
     @property
     def length(self) -> int:

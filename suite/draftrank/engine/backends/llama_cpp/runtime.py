@@ -40,7 +40,7 @@ class LlamaCppError(DraftrankError):
 
 
 class LlamaCppRuntime(Runtime):
-    """A GGUF model with a cache of its own; see `engine.runtime.Runtime`.
+    """A GGUF model with a cache of its own; see `engine.backends.base.Runtime`.
 
     Weights stay as the file has them. Keys and values are float16 and attention is fused, as in llama.cpp's own
     programs.

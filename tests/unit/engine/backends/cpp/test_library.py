@@ -55,7 +55,7 @@ def test_it_is_compiled_once(uncompiled, monkeypatch, compiled):
 
 def test_without_a_compiler_the_way_out_is_told(uncompiled, monkeypatch):
     monkeypatch.setenv("PATH", str(uncompiled))
-    with pytest.raises(InvalidInputError, match=r"no C\+\+ compiler is here.*use --fused"):
+    with pytest.raises(InvalidInputError, match=r"no C\+\+ compiler is here.*use --backend transformers"):
         library.library()
 
 

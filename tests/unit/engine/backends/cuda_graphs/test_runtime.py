@@ -25,8 +25,8 @@ from draftrank.engine.backends.cuda_graphs import runtime as captured_runtime
 from draftrank.engine.backends.cuda_graphs.eagle import CudaGraphsEagleRuntime
 from draftrank.engine.backends.cuda_graphs.runtime import CudaGraphsRuntime
 from draftrank.engine.backends.cuda_graphs.steps import CudaGraphSteps
-from draftrank.engine.backends.opening import eagle_runtime_of, runtime_of_model
 from draftrank.engine.backends.own_forward import check_forward, check_trees
+from draftrank.engine.backends.registry import open_eagle_runtime, open_runtime, why_not
 from draftrank.engine.backends.transformers.generate import GenerateDecoder
 from draftrank.engine.loop import Decoding, Request, autoregressive, speculative
 from draftrank.engine.proposer import Proposal
@@ -118,7 +118,7 @@ def test_chains_and_trees_are_those_of_the_models_own_forward(dtype):
     check_trees(runtime)
     runtime.decoder._windows = dict.fromkeys(runtime.decoder._windows)
     runtime._forget_recordings()
-    with pytest.raises(UnsupportedModelError, match="torch-captured"):
+    with pytest.raises(UnsupportedModelError, match="cuda-graphs"):
         check_forward(runtime)
 
 
@@ -371,12 +371,12 @@ def test_each_proposal_of_the_device_is_that_of_a_fresh_cache(monkeypatch, targe
 def test_a_reader_proposes_what_it_proposes_in_the_slower_runtime(monkeypatch):
     """Its tokens are read with its own states, those that the target has verified with the target's."""
     made, text = model("llama"), tuple(TEXT[:15])
-    proposed: dict[str, list[list[int]]] = {"captured": [], "transformers": []}
+    proposed: dict[str, list[list[int]]] = {"cuda-graphs": [], "transformers": []}
     step, propose = CudaGraphSteps.run, EagleProposer.propose
 
     def watched_step(self, context, sampler):
         for outcome in step(self, context, sampler):
-            proposed["captured"].append(outcome.proposed)
+            proposed["cuda-graphs"].append(outcome.proposed)
             yield outcome
 
     def watched_propose(self, context, count):
@@ -386,16 +386,16 @@ def test_a_reader_proposes_what_it_proposes_in_the_slower_runtime(monkeypatch):
 
     monkeypatch.setattr(CudaGraphSteps, "run", watched_step)
     drafted = {}
-    for forward in ("captured", "transformers"):
-        target = runtime_of_model(copy.deepcopy(made), forward)
-        proposer = EagleProposer(target, eagle_runtime_of(reader(), forward))
+    for forward in ("cuda-graphs", "transformers"):
+        target = open_runtime(copy.deepcopy(made), forward)
+        proposer = EagleProposer(target, open_eagle_runtime(reader(), forward))
         if forward == "transformers":
             monkeypatch.setattr(EagleProposer, "propose", watched_propose)
         drafted[forward] = speculative(target, proposer, Request(text, 8), 3)
-    assert drafted["captured"].token_ids == drafted["transformers"].token_ids
-    assert drafted["captured"].accept_histogram == drafted["transformers"].accept_histogram
+    assert drafted["cuda-graphs"].token_ids == drafted["transformers"].token_ids
+    assert drafted["cuda-graphs"].accept_histogram == drafted["transformers"].accept_histogram
     assert len(proposed["transformers"]) > 2
-    for fast, slow in zip(proposed["captured"], proposed["transformers"], strict=False):
+    for fast, slow in zip(proposed["cuda-graphs"], proposed["transformers"], strict=False):
         assert fast[: len(slow)] == slow
 
 
@@ -541,11 +541,10 @@ def test_an_exit_after_all_layers_is_refused(targets):
         targets["llama"].first_layers(2)
 
 
-def test_what_the_kernels_do_not_multiply_runs_as_transformers_runs_it():
+def test_what_the_kernels_do_not_multiply_is_told():
     """Heads that are too small, windows shorter than a forward, other architectures."""
-    for name in ("llama", "gemma3", "gpt2"):
-        assert runtime_of_model(small_model(name), "captured").name == "transformers"
-    assert not isinstance(eagle_runtime_of(_small_reader(), "captured"), CudaGraphsEagleRuntime)
+    for model in (*map(small_model, ("llama", "gemma3", "gpt2")), _small_reader()):
+        assert why_not("cuda-graphs", model, "fp32", "cuda")
 
 
 def _small_reader() -> PreTrainedModel:

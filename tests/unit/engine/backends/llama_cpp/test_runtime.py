@@ -346,7 +346,7 @@ def test_a_file_with_other_rows_than_the_target_says_and_reads_what_both_have(wr
 
 
 def test_trees_are_refused_with_the_reason(written):
-    context = ProposerContext(opened(written), None, Path(), "gguf", "cpu", branch_above_probability=0.1)
+    context = ProposerContext(opened(written), None, Path(), "fp32", "cpu", branch_above_probability=0.1)
     for refusing in (drafting_of, SuffixDraft(kind="suffix").open):
         with pytest.raises(IncompatibleDraftError, match=r"llama\.cpp verifies chains of tokens only"):
             refusing(context)

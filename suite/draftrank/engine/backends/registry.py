@@ -1,0 +1,207 @@
+"""The backends by name: which model each can run and why not, and how a model is opened in one.
+
+A backend is a class that wraps a model of torch, `Class(model)`; a new one is one entry of `_BACKENDS` beside its file.
+llama.cpp opens files instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.ao.nn.quantized.dynamic import Linear as DynamicInt8Linear
+
+from draftrank.catalog.backend import Backend, Device, Dtype
+from draftrank.engine.backends.blocks import SUPPORTED
+from draftrank.engine.backends.own_forward import check_forward
+from draftrank.errors import IncompatibleDraftError
+from draftrank.models.gguf_format import GGUF_FILE, quantization_of
+from draftrank.models.loading import DTYPES, load_model
+from draftrank.models.quiet import quiet_transformers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from draftrank.engine.backends.base import Runtime
+    from draftrank.engine.backends.eagle import EagleHead
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    runtime: str
+    """module:class, imported when it is wanted."""
+    eagle: str
+    """The same for a draft that reads hidden states."""
+    fits: str | None = None
+    """The same for the class whose `fits` says which models it can be given; None: all."""
+    device: Device | None = None
+    """The only device that it knows; None: both."""
+    dtypes: tuple[Dtype, ...] = ("fp32", "bf16", "fp16")
+
+
+_HOME = "draftrank.engine.backends"
+_BACKENDS: dict[Backend, _Entry] = {
+    "transformers": _Entry(
+        f"{_HOME}.transformers.runtime:TransformersRuntime",
+        f"{_HOME}.transformers.eagle:TransformersEagleRuntime",
+    ),
+    "cpp": _Entry(
+        f"{_HOME}.cpp.runtime:CppRuntime",
+        f"{_HOME}.cpp.eagle:CppEagleRuntime",
+        f"{_HOME}.cpp.decoder:CppDecoder",
+        "cpu",
+        ("fp32", "bf16"),
+    ),
+    "cuda-graphs": _Entry(
+        f"{_HOME}.cuda_graphs.runtime:CudaGraphsRuntime",
+        f"{_HOME}.cuda_graphs.eagle:CudaGraphsEagleRuntime",
+        f"{_HOME}.cuda_graphs.runtime:CudaGraphsRuntime",
+        "cuda",
+        ("fp32", "bf16"),
+    ),
+}
+
+
+def why_not(backend: Backend, model: PreTrainedModel | Path, dtype: Dtype, device: Device) -> str | None:
+    """Why a backend cannot run a model; None where it can.
+
+    Args:
+        backend: the backend.
+        model: a loaded model, one without weights (`skeleton`), or a GGUF file.
+        dtype: what its weights are loaded in; a GGUF file has its own.
+        device: where it is to run.
+    """
+    reason = why_not_here(backend, device)
+    if reason is not None:
+        return reason
+    if isinstance(model, Path) or backend == "llama.cpp":
+        if isinstance(model, Path) and backend == "llama.cpp":
+            return None
+        return "it needs a GGUF file" if backend == "llama.cpp" else "it is a GGUF file, which llama.cpp runs"
+    return _unfit(backend, model, dtype)
+
+
+def _unfit(backend: Backend, model: PreTrainedModel, dtype: Dtype) -> str | None:
+    entry = _BACKENDS[backend]
+    if dtype not in entry.dtypes:
+        return f"it computes in {' and '.join(entry.dtypes)}, not in {dtype}"
+    if entry.fits is None:
+        return None
+    if getattr(model.config, "quantization_config", None) is not None or _foreign(model):
+        return "its matrices are made by another library"
+    return None if _class(entry.fits).fits(model) else _what_is_unknown(model)
+
+
+def why_not_here(backend: Backend, device: Device) -> str | None:
+    """Why a backend can run no model at all on this machine's device; None where it can."""
+    if backend == "llama.cpp":
+        if device != "cpu":
+            return "it runs on the CPU only: use --device cpu"
+        if find_spec("llama_cpp") is None:
+            return "llama-cpp-python is not installed: pip install 'draftrank[llama-cpp]', or `make llama-cpp` in a checkout"
+        return None
+    wanted = _BACKENDS[backend].device
+    if wanted not in (None, device):
+        return f"it runs on {'a GPU' if wanted == 'cuda' else 'the CPU'} only: use --device {wanted}"
+    if backend == "cpp":
+        from draftrank.engine.backends.cpp.library import COMPILERS, compiler
+
+        if compiler() is None:
+            return (
+                f"no C++ compiler is here ({', '.join(COMPILERS)}): install one (Debian: `apt install g++`)"
+            )
+    if backend == "cuda-graphs" and find_spec("triton") is None:
+        return "Triton is not installed, which comes with torch for CUDA"
+    return None
+
+
+def skeleton(folder: Path, dtype: Dtype) -> PreTrainedModel:
+    """A folder's model without its weights, for `why_not`: on torch's meta device.
+
+    Raises:
+        MissingDataError: the folder cannot be opened as a model.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from draftrank.errors import MissingDataError
+
+    try:
+        with quiet_transformers(), torch.device("meta"):
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
+    except (OSError, ValueError) as error:
+        raise MissingDataError(f"{folder} cannot be opened as a model: {error}") from error
+    found: PreTrainedModel = model.eval()
+    return found
+
+
+def open_runtime(model: PreTrainedModel, backend: Backend) -> Runtime:
+    """Wraps a model, and compares it with its own forward in transformers.
+
+    Raises:
+        IncompatibleDraftError: the backend cannot run it; it is never run by another one.
+        InvalidInputError: the backend's kernels cannot be compiled.
+        UnsupportedModelError: see `check_forward`.
+    """
+    runtime: Runtime = _opened(model, backend, _BACKENDS[backend].runtime)
+    return runtime
+
+
+def open_eagle_runtime(model: PreTrainedModel, backend: Backend) -> EagleHead:
+    """The same for a draft that reads the target's hidden states."""
+    runtime: EagleHead = _opened(model, backend, _BACKENDS[backend].eagle)
+    return runtime
+
+
+def load_runtime(folder: Path, dtype: Dtype, device: Device, backend: Backend) -> Runtime:
+    """Loads a Hugging Face folder, in the form its build asks for; raises as `load_model` and `open_runtime`."""
+    return open_runtime(load_model(folder, dtype, device), backend)
+
+
+def dtype_of(runtime: Runtime, folder: Path | None = None) -> str:
+    """What a runtime's forwards compute in: `int8` for torch's dynamic int8, of a GGUF file its own quantization.
+
+    Args:
+        runtime: the runtime.
+        folder: where the draft lies, of a runtime in llama.cpp.
+    """
+    model = getattr(runtime, "model", None)
+    if model is None:
+        assert folder is not None
+        return quantization_of(folder / GGUF_FILE)
+    int8 = any(isinstance(module, DynamicInt8Linear) for module in model.modules())
+    return "int8" if int8 else _dtype_of(model)
+
+
+def _opened(model: PreTrainedModel, backend: Backend, where: str) -> Any:
+    reason = _unfit(backend, model, _dtype_of(model))
+    if reason is not None:
+        raise IncompatibleDraftError(f"the backend {backend} cannot run it: {reason}")
+    runtime = _class(where)(model)
+    check_forward(runtime)
+    return runtime
+
+
+def _class(where: str) -> Any:
+    module, _, name = where.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _dtype_of(model: PreTrainedModel) -> Dtype:
+    return next((name for name, dtype in DTYPES.items() if dtype == model.dtype), "fp32")
+
+
+def _foreign(model: PreTrainedModel) -> bool:
+    """Whether a weight is not a plain matrix but what a library makes of one, e.g. torch's sparse tensors."""
+    return any(type(parameter.data) is not torch.Tensor for parameter in model.parameters())
+
+
+def _what_is_unknown(model: PreTrainedModel) -> str:
+    kind = str(model.config.get_text_config().model_type)
+    if kind not in SUPPORTED:
+        return f"the architecture {kind} is not written for it (known: {', '.join(SUPPORTED)})"
+    return f"a part of this {kind} model is not written for it, such as matrices of several types or products of thin ones"
