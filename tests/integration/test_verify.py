@@ -16,7 +16,7 @@ from draftrank.store.bundle import publish
 from workspaces import PROMPTS, RECIPE, write_prompts
 
 EVERYTHING = {"prompts": len(PROMPTS), "seed": 1}
-DISTILLED = """kind: model
+DISTILLED = """kind: draft_model
   steps:
     - {kind: drop_layers, keep: 2, select: ends}
     - kind: distill

@@ -152,7 +152,7 @@ def _against_its_halves(
     for other, found in parts.items():
         if found.rule != part.rule:
             continue
-        if found.kind == "model" and found.steps == part.steps:
+        if found.kind == "draft_model" and found.steps == part.steps:
             yield other, name, Change(FIRST_COPY, "n-grams go first, the model where they find nothing")
         elif found.kind == "ngram":
             steps = "; then ".join(step.sentence() for step in made.build_steps)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from draftrank.catalog.base import Declared
+from draftrank.catalog.programs import ProgramUse
 from draftrank.catalog.self_generated import CALIBRATION, SelfGenerated
 from draftrank.catalog.step import StepBase
-from draftrank.catalog.use import Use
 
 if TYPE_CHECKING:
     from draftrank.engine.proposer import Proposer, ProposerContext
@@ -53,7 +53,7 @@ class DraftBase(Declared):
         """How the draft is made, in plain words."""
         return "; then ".join(step.sentence() for step in self.build_steps)
 
-    def uses(self, model: str, folder: str, k: int) -> tuple[Use, ...]:
+    def uses(self, model: str, folder: str, k: int) -> tuple[ProgramUse, ...]:
         """How other programs are given the draft; empty where none is known to take it.
 
         Args:

@@ -21,7 +21,7 @@ RANDOM = {"kind": "random"}
 
 
 def declare(*steps):
-    return ModelDraft.model_validate_json(json.dumps({"kind": "model", "steps": steps}))
+    return ModelDraft.model_validate_json(json.dumps({"kind": "draft_model", "steps": steps}))
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from draftrank.workflows.search.choice import (
     RUNGS,
     Begun,
     Choice,
+    DraftSettings,
     Shape,
-    Use,
     copying_recipes,
     passes_of,
     recipe_of,
@@ -32,7 +32,7 @@ choices = st.builds(
     ffn_channels=st.sampled_from([None, 768]),
 )
 uses = st.builds(
-    Use,
+    DraftSettings,
     k=st.integers(1, 8),
     mixed=st.booleans(),
     int8=st.booleans(),
@@ -82,7 +82,7 @@ def test_every_choice_is_a_valid_recipe_and_longer_training_goes_on_from_shorter
         healing = [step for step in recipe.draft.build_steps if step.kind == "distill"]
         assert sum(step.passes for step in healing) == passes_of(choice, rung)
         assert recipe.draft.build_steps[-1].kind == ("quantize" if use.int8 else "distill")
-        assert recipe.draft.kind == ("cascade" if use.mixed else "model")
+        assert recipe.draft.kind == ("cascade" if use.mixed else "draft_model")
         assert (recipe.speculate.branch_above_probability is not None) == use.tree
         if not use.tree:
             assert recipe.speculate.stop_below_confidence == use.stop_below_confidence
@@ -103,7 +103,7 @@ def test_what_a_recipe_has_trained_goes_on_from_all_of_its_steps(choice, use, ru
     begun = Begun.of(recipe)
     assert begun is not None
     as_it_is = begun.steps(SHAPE, DATA, RUNGS)
-    plain = recipe_of("tiny", begun.id, "As it is", as_it_is, Use(1))
+    plain = recipe_of("tiny", begun.id, "As it is", as_it_is, DraftSettings(1))
     trained = [step for step in recipe.draft.build_steps if step.kind != "quantize"]
     assert list(plain.draft.build_steps) == trained
     longer = begun.steps(SHAPE, DATA, RUNGS + 2)
@@ -115,7 +115,9 @@ def test_what_a_recipe_has_trained_goes_on_from_all_of_its_steps(choice, use, ru
 
 def test_what_trains_nothing_leaves_nothing_to_go_on_from():
     assert all(Begun.of(recipe) is None for recipe in copying_recipes("tiny"))
-    cut = recipe_of("tiny", "cut", "Cut", [{"kind": "drop_layers", "keep": 2, "select": "ends"}], Use(1))
+    cut = recipe_of(
+        "tiny", "cut", "Cut", [{"kind": "drop_layers", "keep": 2, "select": "ends"}], DraftSettings(1)
+    )
     assert Begun.of(cut) is None
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from draftrank.catalog.self_generated import SelfGenerated
+from draftrank.catalog.self_generated import CorpusText
 from draftrank.catalog.step import Phase, StepBase
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Distill(StepBase):
     objective: Literal["kl", "reverse_kl", "total_variation", "cross_entropy"] = "kl"
     """`kl`: divergence from the target's distribution to the draft's; `reverse_kl`: the other way round;
     `total_variation`: the chance that a sampled token is rejected; `cross_entropy`: the corpus's tokens."""
-    data: SelfGenerated
+    data: CorpusText
     """What it is trained on."""
     passes: Annotated[int, Field(ge=1, le=1_000)] = 1
     """How often the corpus is seen."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from draftrank.catalog.self_generated import SelfGenerated
+from draftrank.catalog.self_generated import CorpusText
 from draftrank.catalog.step import Phase, StepBase, Trait
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class TrimVocabulary(StepBase):
     keep_tokens: Annotated[int, Field(ge=1, le=10_000_000)]
     """How many tokens the head keeps: those that end an output or that the tokenizer or its chat template marks, and then
     those that occur most often."""
-    data: SelfGenerated | None = None
+    data: CorpusText | None = None
     """The text in which they are counted; absent: the recipe's calibration text."""
 
     @property

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from draftrank.catalog.use import Use
+from draftrank.catalog.programs import ProgramUse
 from draftrank.engine.proposer import Proposal, ProposerContext
-from draftrank.engine.proposers.draft_model import BuiltDraft, ModelProposer
+from draftrank.engine.proposers.draft_model import ModelBasedDraft, ModelProposer
 from draftrank.engine.proposers.eagle import EagleProposer
 from draftrank.engine.proposers.ngram import NgramDraft, NgramProposer, TokensPerMatch, trust_in_words
 from draftrank.engine.proposers.suffix import DEFAULT_TRUST, MinProbability, SuffixDraft, SuffixProposer
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from draftrank.engine.sampling import Sampler
 
 
-class CascadeDraft(BuiltDraft):
+class CascadeDraft(ModelBasedDraft):
     """N-grams of the context first, a model made by steps where none is found."""
 
     technique: ClassVar[str] = "cascade"
@@ -70,11 +70,12 @@ class CascadeDraft(BuiltDraft):
             f"{for_few}, made {super().sentence()}"
         )
 
-    def uses(self, model: str, folder: str, k: int) -> tuple[Use, ...]:
+    def uses(self, model: str, folder: str, k: int) -> tuple[ProgramUse, ...]:
         """See `DraftBase.uses`."""
         reason = "it takes n-grams or a draft model, not both; the model alone can be exported"
         return tuple(
-            Use(program, "sh", None, reason) for program in ("transformers", "vLLM", "SGLang", "llama.cpp")
+            ProgramUse(program, "sh", None, reason)
+            for program in ("transformers", "vLLM", "SGLang", "llama.cpp")
         )
 
     def open(self, context: ProposerContext) -> CascadeProposer:

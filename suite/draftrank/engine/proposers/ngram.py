@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from draftrank.catalog.draft import DraftBase
-from draftrank.catalog.use import Use
+from draftrank.catalog.programs import ProgramUse
 from draftrank.engine.proposer import Proposal, ProposerContext
 
 TokensPerMatch = Annotated[float, Field(gt=0.0, le=64.0)] | None
@@ -52,7 +52,7 @@ class NgramDraft(DraftBase):
         )
         return told + trust_in_words(self.tokens_per_match)
 
-    def uses(self, model: str, folder: str, k: int) -> tuple[Use, ...]:
+    def uses(self, model: str, folder: str, k: int) -> tuple[ProgramUse, ...]:
         """See `DraftBase.uses`."""
         speculative = json.dumps(
             {
@@ -73,10 +73,10 @@ class NgramDraft(DraftBase):
         own = "the runs it looks up have lengths of its own"
         always = None if self.tokens_per_match is None else f"it proposes {k} tokens whatever matches"
         return (
-            Use("transformers", "python", generate, always),
-            Use("vLLM", "sh", f"vllm serve {model} --speculative-config '{speculative}'", always),
-            Use("SGLang", "sh", sglang, own),
-            Use("llama.cpp", "sh", f"llama-lookup -m TARGET.gguf --draft-max {k} -p PROMPT", own),
+            ProgramUse("transformers", "python", generate, always),
+            ProgramUse("vLLM", "sh", f"vllm serve {model} --speculative-config '{speculative}'", always),
+            ProgramUse("SGLang", "sh", sglang, own),
+            ProgramUse("llama.cpp", "sh", f"llama-lookup -m TARGET.gguf --draft-max {k} -p PROMPT", own),
         )
 
     def open(self, context: ProposerContext) -> NgramProposer:

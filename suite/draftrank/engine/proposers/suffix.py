@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from draftrank.catalog.draft import DraftBase
-from draftrank.catalog.use import Use
+from draftrank.catalog.programs import ProgramUse
 from draftrank.engine.proposer import Proposal, ProposerContext
 from draftrank.engine.proposers.candidates import Candidate, branching_of, proposal_of
 
@@ -62,7 +62,7 @@ class SuffixDraft(DraftBase):
             "of the places agree"
         )
 
-    def uses(self, model: str, folder: str, k: int) -> tuple[Use, ...]:
+    def uses(self, model: str, folder: str, k: int) -> tuple[ProgramUse, ...]:
         """See `DraftBase.uses`."""
         speculative = json.dumps(
             {
@@ -74,7 +74,7 @@ class SuffixDraft(DraftBase):
                 "suffix_decoding_min_token_prob": self.min_probability,
             }
         )
-        return (Use("vLLM", "sh", f"vllm serve {model} --speculative-config '{speculative}'", None),)
+        return (ProgramUse("vLLM", "sh", f"vllm serve {model} --speculative-config '{speculative}'", None),)
 
     def open(self, context: ProposerContext) -> SuffixProposer:
         """See `DraftBase.open`."""

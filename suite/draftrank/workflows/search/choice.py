@@ -162,7 +162,7 @@ class Begun:
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
+class DraftSettings:
     """How a model is used when it is measured."""
 
     k: int
@@ -188,12 +188,18 @@ class Use:
 
 
 def recipe_of(
-    target: str, name: str, title: str, steps: list[dict[str, Any]], use: Use, *, description: str = ""
+    target: str,
+    name: str,
+    title: str,
+    steps: list[dict[str, Any]],
+    use: DraftSettings,
+    *,
+    description: str = "",
 ) -> Recipe:
     """A recipe of these steps, as if it had been read from a file."""
     if use.int8:
         steps = [*steps, {"kind": "quantize", "scheme": "dynamic_int8"}]
-    draft: dict[str, Any] = {"kind": "model", "steps": steps}
+    draft: dict[str, Any] = {"kind": "draft_model", "steps": steps}
     if use.mixed:
         draft |= {
             "kind": "cascade",

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from draftrank.catalog.recipe import Recipe
 from draftrank.errors import InvalidInputError
-from draftrank.workflows.search.choice import Use, copying_recipes, recipe_of
+from draftrank.workflows.search.choice import DraftSettings, copying_recipes, recipe_of
 from draftrank.workflows.search.request import SearchRequest
 from draftrank.workflows.search.training import Training
 from draftrank.workflows.search.tried import Tried, by_promise
@@ -38,13 +38,13 @@ def finalists(tried: list[Tried], request: SearchRequest, training: Training) ->
         assert promised is not None
         steps = one.choice.steps(training.shape, training.data, one.rung)
         uses = [
-            Use(promised.k, copied, mixed=True, stop_below_confidence=_CONFIDENCE),
-            Use(promised.k, copied, mixed=True, tree=True),
+            DraftSettings(promised.k, copied, mixed=True, stop_below_confidence=_CONFIDENCE),
+            DraftSettings(promised.k, copied, mixed=True, tree=True),
         ]
         if request.device == "cpu":
             uses += [replace(use, int8=True) for use in uses]
         if not place:
-            uses.append(Use(promised.k, stop_below_confidence=_CONFIDENCE))
+            uses.append(DraftSettings(promised.k, stop_below_confidence=_CONFIDENCE))
         for use in uses:
             words = [one.choice.in_words()]
             words += ["behind copying"] if use.mixed else []

@@ -17,8 +17,8 @@ from draftrank.workflows.search.choice import (
     RUNGS,
     Begun,
     Choice,
+    DraftSettings,
     Shape,
-    Use,
     recipe_of,
 )
 from draftrank.workflows.search.predicted_speedup import most_copied, promise
@@ -83,7 +83,7 @@ class Training:
     def _recipe(self, choice: Choice | Begun, rung: int) -> Recipe:
         """Of a model alone."""
         steps = choice.steps(self.shape, self.data, rung)
-        return recipe_of(self._request.target, choice.id, choice.id, steps, Use(k=1))
+        return recipe_of(self._request.target, choice.id, choice.id, steps, DraftSettings(k=1))
 
     def look(self, choice: Choice | Begun, rung: int) -> Tried:
         """Trains a model until this rung, or finds it so, and says what it promises.
