@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-FIRST_LOOK := ngram int8-dynamic depth2-distilled-quick depth6-unhealed early-exit-10
+FIRST_LOOK := suffix-eagle-tree-int8 suffix-eagle suffix ngram int8-dynamic depth2-distilled-quick depth6-unhealed
 
 .PHONY: install llama-cpp run test lint bench clean
 

@@ -20,9 +20,9 @@ class DraftBase(Declared):
     technique: ClassVar[str]
     """Family shown on the board, e.g. `n-gram`."""
     has_confidence: ClassVar[bool] = False
-    """Whether it gives its tokens probabilities, which `stop_below_confidence` needs."""
+    """Whether proposed tokens have probabilities, which `stop_below_confidence` needs."""
     branches: ClassVar[bool] = False
-    """Whether it knows runners-up, which `branch_above_probability` needs."""
+    """Whether it can propose alternatives, which `branch_above_probability` needs."""
 
     @property
     def build_steps(self) -> tuple[StepBase, ...]:
@@ -31,7 +31,7 @@ class DraftBase(Declared):
 
     @property
     def calibration_text(self) -> SelfGenerated:
-        """What steps that look at activations are shown."""
+        """Text for steps that read activations."""
         return CALIBRATION
 
     @property

@@ -108,7 +108,7 @@ class Corpus(Declared):
     schema_version: Literal[1]
     """Version of this file's form."""
     id: Identifier
-    """The corpus's name; its file has the same."""
+    """The corpus's name, equal to the file's stem."""
     target: Identifier
     """The target that writes it; the file lies in that target's folder `corpora`."""
     description: Line | None = None

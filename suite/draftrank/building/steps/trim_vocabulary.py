@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class TrimVocabulary(StepBase):
-    """A smaller head: cheaper forwards, at the price of tokens it can never propose."""
+    """Trims the head to the most frequent tokens: cheaper forwards, but the other tokens are never proposed."""
 
     technique: ClassVar[str] = "vocabulary trimming"
     phase: ClassVar[Phase] = "head"
@@ -28,10 +28,11 @@ class TrimVocabulary(StepBase):
 
     kind: Literal["trim_vocabulary"]
     keep_tokens: Annotated[int, Field(ge=1, le=10_000_000)]
-    """How many tokens the head keeps: those that end an output or that the tokenizer or its chat template marks, and then
-    those that occur most often."""
+    """Number of tokens the head keeps: end-of-output tokens and those that the tokenizer or its chat template
+    marks, then the most frequent ones."""
     data: CorpusText | None = None
-    """The text in which they are counted; absent: the recipe's calibration text."""
+    """Text in which tokens are counted: the name of a corpus, or a text in place. Absent: the recipe's
+    calibration text."""
 
     @property
     def trait(self) -> Trait | None:

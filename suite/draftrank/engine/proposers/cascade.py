@@ -26,24 +26,24 @@ if TYPE_CHECKING:
 
 
 class CascadeDraft(ModelBasedDraft):
-    """N-grams of the context first, a model made by steps where none is found."""
+    """Prompt lookup or suffix decoding first; a draft model proposes where they find no match."""
 
     technique: ClassVar[str] = "cascade"
 
     kind: Literal["cascade"]
     max_ngram: Annotated[int, Field(ge=1, le=16)] = 4
-    """Longest run of last tokens that is looked up."""
+    """Length of the longest match that is looked up."""
     min_ngram: Annotated[int, Field(ge=1, le=16)] = 2
-    """Shortest run that is still looked up; shorter ones are left to the model."""
+    """Length of the shortest match that is copied; below it the model proposes."""
     tokens_per_match: TokensPerMatch = None
-    """Most tokens copied for each token that matches, counted as far back as the two places agree; absent: as many
-    as asked for."""
+    """Maximum number of copied tokens per matching token; the match counts as far back as both positions
+    agree. Absent: k tokens with prompt lookup, one per matching token with suffix decoding."""
     min_probability: MinProbability | None = None
-    """Earlier places vote as in `suffix` drafts, and copying ends where fewer than this share agree; absent: the most
-    recent place is copied."""
+    """Copies with suffix decoding, and stops before the first token that fewer than this share of the earlier
+    occurrences agree on. Absent: prompt lookup, which copies after the most recent occurrence."""
 
     max_model_tokens: Annotated[int, Field(ge=1, le=64)] | None = None
-    """Most tokens that the model proposes in one step, where copying may propose more; absent: as many as asked for."""
+    """Maximum number of tokens that the model proposes per step, where copying may propose more; absent: k."""
 
     @model_validator(mode="after")
     def _runs_ordered(self) -> Self:

@@ -33,9 +33,10 @@ class ModelBasedDraft(DraftBase):
     branches: ClassVar[bool] = True
 
     steps: Annotated[tuple[Step, ...], Field(min_length=1, max_length=32)]
-    """What is done to a copy of the target, in order."""
+    """Steps applied to a copy of the target, in order."""
     calibration: CorpusText | None = None
-    """The text that steps which look at activations are shown; absent: 4,096 tokens the target wrote."""
+    """Text for steps that read activations: the name of a corpus, or a text in place. Absent: 4,096 tokens
+    that the target writes."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

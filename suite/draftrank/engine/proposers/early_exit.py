@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 
 class EarlyExitDraft(DraftBase):
-    """Works well only for targets trained to be exited early; costs no memory."""
+    """The target's own first layers and head as the draft. Works well only for targets trained for early
+    exit; costs no memory."""
 
     technique: ClassVar[str] = "early exit"
     has_confidence: ClassVar[bool] = True
@@ -34,7 +35,7 @@ class EarlyExitDraft(DraftBase):
 
     kind: Literal["early_exit"]
     layers: Annotated[int, Field(ge=1, le=10_000)]
-    """How many of the target's first layers propose."""
+    """Number of the target's first layers that propose."""
 
     def sentence(self) -> str:
         """See `DraftBase.sentence`."""

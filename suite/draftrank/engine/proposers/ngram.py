@@ -26,18 +26,19 @@ def trust_in_words(tokens_per_match: float | None) -> str:
 
 
 class NgramDraft(DraftBase):
-    """No model at all: copies from the prompt and from what was already emitted."""
+    """Prompt lookup: copies what followed the most recent occurrence of the context's last tokens. Needs no
+    model."""
 
     technique: ClassVar[str] = "n-gram"
 
     kind: Literal["ngram"]
     max_ngram: Annotated[int, Field(ge=1, le=16)] = 3
-    """Longest run of last tokens that is looked up."""
+    """Length of the longest n-gram that is looked up."""
     min_ngram: Annotated[int, Field(ge=1, le=16)] = 1
-    """Shortest run that is still looked up; longer runs go first."""
+    """Length of the shortest n-gram that is looked up; longer ones are tried first."""
     tokens_per_match: TokensPerMatch = None
-    """Most tokens proposed for each token that matches, counted as far back as the two places agree: what agrees for
-    long goes on agreeing. Absent: as many as asked for."""
+    """Maximum number of proposed tokens per matching token; the match counts as far back as both positions
+    agree. Absent: k tokens, whatever the match."""
 
     @model_validator(mode="after")
     def _ordered(self) -> NgramDraft:

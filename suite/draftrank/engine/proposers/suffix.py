@@ -33,20 +33,22 @@ _MAX_TREE_TOKENS = 64
 
 
 class SuffixDraft(DraftBase):
-    """No model at all: copies what most earlier places agree on, the further the longer the match."""
+    """Suffix decoding: copies the continuation that most earlier occurrences of the context's suffix agree
+    on; a longer match is copied further. Needs no model."""
 
     technique: ClassVar[str] = "suffix"
     branches: ClassVar[bool] = True
 
     kind: Literal["suffix"]
     max_match: Annotated[int, Field(ge=1, le=256)] = 24
-    """Longest run of last tokens that is compared."""
+    """Length of the longest suffix that is matched."""
     min_match: Annotated[int, Field(ge=1, le=16)] = 1
-    """Shortest run that is still looked up."""
+    """Length of the shortest suffix that is matched."""
     tokens_per_match: Annotated[float, Field(gt=0.0, le=64.0)] = DEFAULT_TRUST
-    """Most tokens proposed for each token that matches."""
+    """Maximum number of proposed tokens per matching token."""
     min_probability: MinProbability = 0.1
-    """Proposing ends before the token at which fewer than this share of the earlier places still agree."""
+    """Minimum share of the earlier occurrences that must agree on a token; copying ends before the first
+    token below it."""
 
     @model_validator(mode="after")
     def _ordered(self) -> SuffixDraft:
