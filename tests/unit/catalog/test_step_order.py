@@ -43,7 +43,10 @@ def test_sensible_orders_are_taken(steps):
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        ((INT8, DROP), "quantize produces weights that later steps cannot change.*make quantize the last step"),
+        (
+            (INT8, DROP),
+            "quantize produces weights that later steps cannot change.*make quantize the last step",
+        ),
         ((INT8, INT8), "quantize produces weights"),
         ((DROP, RANDOM), "random replaces the model that drop_layers made"),
         (

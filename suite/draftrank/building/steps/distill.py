@@ -103,8 +103,8 @@ class Distill(StepBase):
             "total_variation": "the target's distribution (total variation)",
             "cross_entropy": "the target's own tokens",
         }[self.objective]
-        times = "once" if self.passes == 1 else f"{self.passes} times"
-        return f"distil towards {goal} on {self.data.tokens:,} tokens the target wrote, seen {times}"
+        times = "1 pass" if self.passes == 1 else f"{self.passes} passes"
+        return f"distil towards {goal} on {self.data.tokens:,} tokens that the target generated, {times}"
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""

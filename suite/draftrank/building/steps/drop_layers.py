@@ -59,12 +59,12 @@ class DropLayers(StepBase):
                 "ends": "the first and last ones",
                 "even": "evenly spread",
                 "first": "the first ones",
-                "block_influence": "those with the most block influence",
-                "angular": "without the consecutive ones that turn the hidden state least",
-                "loss": "dropping one by one what the loss feels least",
+                "block_influence": "those with the highest block influence",
+                "angular": "without the consecutive block that rotates the hidden state least",
+                "loss": "dropping one by one the layer whose removal raises the loss least",
             }[self.select or "ends"]
             return f"keep {self.keep} layers, {how}"
-        return f"keep layers {', '.join(map(str, self.keep))}"
+        return f"keep layer{'s' if len(self.keep) > 1 else ''} {', '.join(map(str, self.keep))}"
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""

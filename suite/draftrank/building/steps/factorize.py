@@ -40,7 +40,7 @@ class Factorize(StepBase):
         which = {"all": "all", "attention": "the attention's", "feed_forward": "the feed-forward"}[
             self.matrices
         ]
-        how = ", judged by their outputs" if self.activation_aware else ""
+        how = ", approximating their outputs" if self.activation_aware else ""
         return f"factorize {which} matrices to {self.keep_parameters:.0%} of their parameters{how}"
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:

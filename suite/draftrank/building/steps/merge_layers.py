@@ -29,7 +29,7 @@ class MergeLayers(StepBase):
 
     def sentence(self) -> str:
         """See `StepBase.sentence`."""
-        return f"merge layers, up to {self.group} into one, until {self.keep} are left"
+        return f"merge layers, up to {self.group} into one, until {self.keep} remain"
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""

@@ -41,7 +41,7 @@ class Pretrained(StepBase):
     def sentence(self) -> str:
         """See `StepBase.sentence`."""
         name = getattr(self.source, "repository", None) or getattr(self.source, "path", "")
-        return f"take the model {name} instead"
+        return f"replace it by the model {name}"
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""
@@ -64,7 +64,7 @@ class Random(StepBase):
 
     def sentence(self) -> str:
         """See `StepBase.sentence`."""
-        return f"draw all its weights at random (seed {self.seed})"
+        return f"draw all weights at random (seed {self.seed})"
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""

@@ -69,9 +69,9 @@ class Quantize(StepBase):
 
     def sentence(self) -> str:
         """See `StepBase.sentence`."""
-        gptq = f"to {self.bits or 4} bits by GPTQ, {self.group_size or 64} weights to a scale"
+        gptq = f"to {self.bits or 4} bits by GPTQ, {self.group_size or 64} weights per scale"
         how = _WORDS.get(self.scheme, gptq)
-        but = f", but for {', '.join(self.keep_precise)}" if self.keep_precise else ""
+        but = f", except {', '.join(self.keep_precise)}" if self.keep_precise else ""
         return f"quantize its linear layers {how}{but}"
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:

@@ -48,8 +48,8 @@ class ReadHiddenStates(StepBase):
 
     def sentence(self) -> str:
         """See `StepBase.sentence`."""
-        more = f" and those after layers {', '.join(map(str, self.layers))}" if self.layers else ""
-        return f"let it read the target's last hidden state{more} beside each token"
+        more = f" and the outputs of its layers {', '.join(map(str, self.layers))}" if self.layers else ""
+        return f"read the target's final hidden state{more} beside each token"
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""

@@ -37,7 +37,7 @@ class TieLayers(StepBase):
 
     def sentence(self) -> str:
         """See `StepBase.sentence`."""
-        return f"share the weights of {self.blocks} layers among all"
+        return f"share the weights of {self.blocks} layers between all layers"
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""

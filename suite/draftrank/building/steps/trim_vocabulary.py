@@ -41,7 +41,7 @@ class TrimVocabulary(StepBase):
 
     def sentence(self) -> str:
         """See `StepBase.sentence`."""
-        return f"let the head know the {self.keep_tokens:,} most used tokens only"
+        return f"trim the head to the {self.keep_tokens:,} most frequent tokens"
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""

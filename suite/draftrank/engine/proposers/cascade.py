@@ -58,15 +58,19 @@ class CascadeDraft(ModelBasedDraft):
 
     def sentence(self) -> str:
         """See `DraftBase.sentence`."""
-        followed = "followed" if self.min_probability is None else "most often followed"
+        followed = (
+            "followed the most recent match"
+            if self.min_probability is None
+            else "most often followed earlier matches"
+        )
         agreeing = (
-            "" if self.min_probability is None else f", while {self.min_probability:.0%} of the places agree"
+            "" if self.min_probability is None else f", while {self.min_probability:.0%} of the matches agree"
         )
         few = self.max_model_tokens
         for_few = "" if few is None else f" for at most {few} token{'s' if few > 1 else ''}"
         return (
-            f"copy what {followed} the last {self.max_ngram} to {self.min_ngram} tokens earlier in the context"
-            f"{trust_in_words(self.tokens_per_match)}{agreeing}; where nothing is found, ask a model"
+            f"copy what {followed} of the last {self.max_ngram} to {self.min_ngram} tokens"
+            f"{trust_in_words(self.tokens_per_match)}{agreeing}; without a match, propose with a model"
             f"{for_few}, made {super().sentence()}"
         )
 

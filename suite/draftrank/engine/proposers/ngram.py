@@ -1,4 +1,4 @@
-"""Prompt lookup: propose what followed the last time the same few tokens stood in the context.
+"""Prompt lookup: proposes what followed the most recent occurrence of the context's last tokens.
 
 Source: prompt lookup decoding (Saxena 2023), the model-free draft of transformers and vLLM; to trust a longer match
 for more tokens is from SuffixDecoding (Oliaro et al. 2024, arXiv:2411.04975).
@@ -22,7 +22,7 @@ TokensPerMatch = Annotated[float, Field(gt=0.0, le=64.0)] | None
 
 def trust_in_words(tokens_per_match: float | None) -> str:
     """The end of a draft's sentence that says how much it copies; empty where it does not depend on the match."""
-    return "" if tokens_per_match is None else f", up to {tokens_per_match:g} tokens for each that matches"
+    return "" if tokens_per_match is None else f", up to {tokens_per_match:g} tokens per matching token"
 
 
 class NgramDraft(DraftBase):
@@ -48,9 +48,7 @@ class NgramDraft(DraftBase):
 
     def sentence(self) -> str:
         """See `DraftBase.sentence`."""
-        told = (
-            f"copy what followed the last {self.max_ngram} to {self.min_ngram} tokens earlier in the context"
-        )
+        told = f"copy what followed the most recent match of the last {self.max_ngram} to {self.min_ngram} tokens"
         return told + trust_in_words(self.tokens_per_match)
 
     def uses(self, model: str, folder: str, k: int) -> tuple[ProgramUse, ...]:

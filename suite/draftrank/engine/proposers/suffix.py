@@ -59,9 +59,9 @@ class SuffixDraft(DraftBase):
     def sentence(self) -> str:
         """See `DraftBase.sentence`."""
         return (
-            f"copy what most often followed the last {self.max_match} to {self.min_match} tokens earlier in the "
-            f"context, up to {self.tokens_per_match:g} tokens for each that matches, while {self.min_probability:.0%} "
-            "of the places agree"
+            f"copy what most often followed earlier matches of the last {self.max_match} to {self.min_match} tokens, "
+            f"up to {self.tokens_per_match:g} tokens per matching token, while {self.min_probability:.0%} of the "
+            "matches agree"
         )
 
     def uses(self, model: str, folder: str, k: int) -> tuple[ProgramUse, ...]:
