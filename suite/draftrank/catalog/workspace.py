@@ -186,10 +186,14 @@ class Workspace:
         """One corpus of a target; raises as `target`."""
         self._require("corpus", corpus_id, [path.stem for path in self.corpus_paths(target_id)])
         path = self.root / "drafts" / target_id / "corpora" / f"{corpus_id}.yaml"
-        corpus = self._load(path, Corpus)
-        if corpus.target != target_id:
-            raise InvalidInputError([self._wrong_folder(path, corpus)])
-        return corpus
+        return self._load_corpus(path, _WorkspaceReferences(self))
+
+    def files_of_recipe(self, target_id: str, draft_id: str) -> tuple[Path, ...]:
+        """A recipe's file, then the files that it needs: corpora and prompt prefixes, sorted; raises as `target`."""
+        references = _WorkspaceReferences(self)
+        path = self.root / "drafts" / target_id / f"{draft_id}.yaml"
+        self._load(path, Recipe, references)
+        return (path, *sorted(references.files))
 
     def find_recipe(self, draft_id: str) -> Recipe:
         """The recipe of this id, whichever target it is for.
@@ -306,6 +310,12 @@ class Workspace:
         references = references or _WorkspaceReferences(self)
         return load_declaration(path, model, self.display(path), references.for_file(path))
 
+    def _load_corpus(self, path: Path, references: _WorkspaceReferences) -> Corpus:
+        corpus = self._load(path, Corpus, references)
+        if corpus.target != self._target_of(path):
+            raise InvalidInputError([self._wrong_folder(path, corpus)])
+        return corpus
+
     def _target_of(self, path: Path) -> str:
         """Id of the target in whose folder a file lies; empty outside of all."""
         drafts = self.root / "drafts"
@@ -334,6 +344,8 @@ class _WorkspaceReferences:
     target: str = ""
     """Id of the target in whose folder the referring file lies."""
     read: dict[tuple[str, str], SelfGenerated] = field(default_factory=dict)
+    files: set[Path] = field(default_factory=set)
+    """Files that were referred to."""
 
     def for_file(self, path: Path) -> _WorkspaceReferences:
         """What one file may refer to."""
@@ -359,7 +371,9 @@ class _WorkspaceReferences:
                 f"{self.target} has no corpus {name!r} (fix: `draftrank new corpus {name}`; {listed})"
             )
         try:
-            return self.workspace.corpus(self.target, name).text
+            path = self.workspace.root / "drafts" / self.target / "corpora" / f"{name}.yaml"
+            self.files.add(path)
+            return self.workspace._load_corpus(path, self).text
         except InvalidInputError as error:
             raise ValueError(
                 f"the corpus {name!r} is invalid: {error.problems[0]} (fix: mend that file)"
@@ -382,6 +396,7 @@ class _WorkspaceReferences:
             raise ValueError(f"{path} cannot be read: {error} (fix: save it as UTF-8 text)") from error
         if unseen := unseen_in(text):
             raise ValueError(f"{path} holds the unseen character {unseen} (fix: remove it)")
+        self.files.add(file)
         return tuple(line for line in text.splitlines() if line.strip())
 
 

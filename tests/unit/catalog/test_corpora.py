@@ -213,6 +213,19 @@ def test_prefixes_through_a_link_out_of_the_workspace_are_refused(workspace, tmp
     assert "leaves the workspace" in problems(workspace)
 
 
+def test_the_files_of_a_recipe_are_all_that_it_needs(workspace):
+    drafts = workspace.root / "drafts"
+    (drafts / "prefixes.txt").write_text("What is\n")
+    (drafts / "others.txt").write_text("Why\n")
+    named = write_corpus(
+        workspace, CORPUS.replace("sequence_tokens: 64", "prompt_prefixes: drafts/prefixes.txt")
+    )
+    write_corpus(workspace, CORPUS.replace("id: chat", "id: unused"), "unused")
+    recipe = write_recipe(workspace, "chat")
+    assert workspace.files_of_recipe("tiny", "small") == (recipe, drafts / "prefixes.txt", named)
+    assert workspace.files_of_recipe("tiny", "ngram") == (drafts / "tiny" / "ngram.yaml",)
+
+
 def test_a_new_corpus_is_valid_canonical_and_listed(workspace):
     told = draftrank(workspace.root, "new", "corpus", "mine", "--target", "tiny")
     assert told.code == 0

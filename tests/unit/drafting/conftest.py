@@ -126,7 +126,7 @@ def make_recipe() -> Callable[..., Recipe]:
 @pytest.fixture
 def in_fp32(monkeypatch) -> None:
     """Targets compute in fp32 while drafts are built, whatever this processor can do."""
-    for module in ("corpus", "distillation"):
+    for module in ("text.corpus", "training.distillation"):
         monkeypatch.setattr(f"draftrank.building.{module}.compute_dtype", lambda _: "fp32")
 
 
