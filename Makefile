@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUNNING := $(VENV)/.running
 INSTALLED := $(VENV)/.installed
 INSTALL := $(BIN)/python -m pip install --constraint ci/constraints.txt --editable
-FIRST_LOOK := ngram int8-dynamic depth2-distilled-quick depth6-unhealed early-exit-10
+FIRST_LOOK := suffix-eagle-tree-int8 suffix-eagle suffix ngram int8-dynamic depth2-distilled-quick depth6-unhealed
 
 .PHONY: install llama-cpp run test test-nightly lint bench clean
 

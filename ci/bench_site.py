@@ -40,7 +40,7 @@ def session(drafts: int, machine: str) -> SessionResult:
             name,
             draft=build(
                 name,
-                recipe=build(name).recipe | {"draft": {"kind": "model", "steps": steps}},
+                recipe=build(name).recipe | {"draft": {"kind": "draft_model", "steps": steps}},
                 techniques=("layer dropping", "vocabulary trimming", "quantization"),
                 parameters=1_000_000 * (1 + place % 90),
                 bytes_on_disk=4_000_000 * (1 + place % 90),

@@ -115,7 +115,7 @@ def make_recipe() -> Callable[..., Recipe]:
             "target": "tiny",
             "title": "Small",
             "authors": [{"name": "A"}],
-            "draft": draft or {"kind": "model", "steps": list(steps)},
+            "draft": draft or {"kind": "draft_model", "steps": list(steps)},
             "speculate": {"num_speculative_tokens": 3},
         }
         return Recipe.model_validate_json(json.dumps({**fields, **changes}))

@@ -7,7 +7,7 @@ from pathlib import Path
 from models import save_small_target
 from workspaces import RECIPE, write_workspace
 
-MODEL = "kind: model\n  steps:\n"
+MODEL = "kind: draft_model\n  steps:\n"
 DRAFTS = {
     "early-exit": "kind: early_exit\n  layers: 2",
     "shallow": MODEL + "    - {kind: drop_layers, keep: 2, select: ends}",

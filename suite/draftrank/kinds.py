@@ -38,7 +38,7 @@ STEPS = {
 }
 
 DRAFTS = {
-    "model": "draftrank.engine.proposers.draft_model:ModelDraft",
+    "draft_model": "draftrank.engine.proposers.draft_model:ModelDraft",
     "ngram": "draftrank.engine.proposers.ngram:NgramDraft",
     "suffix": "draftrank.engine.proposers.suffix:SuffixDraft",
     "early_exit": "draftrank.engine.proposers.early_exit:EarlyExitDraft",

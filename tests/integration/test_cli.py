@@ -192,7 +192,9 @@ def test_all_problems_of_all_files_are_named_at_once(root):
     files = {
         "unknown-field": RECIPE.replace("  max_ngram: 3", "  max_gram: 3"),
         "wrong-type": RECIPE.replace("max_ngram: 3", "max_ngram: many"),
-        "unknown-step": RECIPE.replace("kind: ngram\n  max_ngram: 3", "kind: model\n  steps: [{kind: drop}]"),
+        "unknown-step": RECIPE.replace(
+            "kind: ngram\n  max_ngram: 3", "kind: draft_model\n  steps: [{kind: drop}]"
+        ),
         "unknown-target": RECIPE.replace("target: tiny", "target: huge"),
         "zero-k": RECIPE.replace("tokens: 3", "tokens: 0"),
         "other-id": RECIPE,

@@ -247,7 +247,7 @@ def test_a_failed_draft_is_exit_code_one_and_folders_are_those_that_are_named(me
     (measured_root / "drafts" / "tiny" / "too-deep.yaml").write_text(
         RECIPE.replace("id: ngram", "id: too-deep").replace(
             "kind: ngram\n  max_ngram: 3",
-            "kind: model\n  steps: [{kind: drop_layers, keep: 99, select: ends}]",
+            "kind: draft_model\n  steps: [{kind: drop_layers, keep: 99, select: ends}]",
         )
     )
     shutil.rmtree(measured_root / ".draftrank")

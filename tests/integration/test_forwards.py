@@ -22,7 +22,7 @@ from draftrank.progress import SilentProgress
 from tiny_workspace import write_tiny_workspace
 from workspaces import RECIPE, plain_request
 
-MODEL = "kind: model\n  steps:\n"
+MODEL = "kind: draft_model\n  steps:\n"
 SHALLOW = MODEL + "    - {kind: drop_layers, keep: 2, select: ends}"
 THIN = SHALLOW + "\n    - {kind: factorize, keep_parameters: 0.5, activation_aware: false}"
 FORMS = {

@@ -29,7 +29,7 @@ COMMIT = "0" * 40
 def model(*steps: str, calibration: str = "") -> str:
     """A recipe of these steps, each in flow style."""
     lines = "".join(f"    - {step}\n" for step in steps)
-    return f"{HEAD}draft:\n  kind: model\n{calibration}  steps:\n{lines}{SPECULATE}"
+    return f"{HEAD}draft:\n  kind: draft_model\n{calibration}  steps:\n{lines}{SPECULATE}"
 
 
 def pretrained(source: str) -> str:
@@ -121,7 +121,7 @@ RECIPES = {
     "kind that is a module": f"{HEAD}draft:\n  kind: os.system\n{SPECULATE}",
     "unknown step": model("{kind: exec, code: 'import os'}"),
     "step from a file": model("{kind: python, path: step.py}"),
-    "no steps": f"{HEAD}draft:\n  kind: model\n  steps: []\n{SPECULATE}",
+    "no steps": f"{HEAD}draft:\n  kind: draft_model\n  steps: []\n{SPECULATE}",
     "remote code": pretrained(f"{{kind: hub, repository: a/b, revision: {COMMIT}, trust_remote_code: true}}"),
     "wrong order": model(
         "{kind: quantize, scheme: dynamic_int8}", "{kind: drop_layers, keep: 2, select: ends}"

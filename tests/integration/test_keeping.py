@@ -21,7 +21,7 @@ from draftrank.models.loading import load_tokenizer
 from draftrank.workflows.keep import keep_draft
 from workspaces import PROMPTS, RECIPE, write_prompts
 
-DRAFT = """kind: model
+DRAFT = """kind: draft_model
   steps:
     - {kind: drop_layers, keep: [2]}
     - {kind: trim_vocabulary, keep_tokens: 64}
@@ -81,7 +81,7 @@ def test_what_adds_steps_to_a_kept_draft_begins_with_it(kept_root, never_trained
     workspace, before = forget(kept_root)
     folder = kept_root / "drafts" / "tiny"
     text = (folder / "small.yaml").read_text()
-    other = text.replace("id: small", "id: other").replace("kind: model", "kind: cascade")
+    other = text.replace("id: small", "id: other").replace("kind: draft_model", "kind: cascade")
     (folder / "other.yaml").write_text(other)
     more = text.replace("id: small", "id: more").replace(
         "      round_weights: true", "      round_weights: true\n    - {kind: quantize, scheme: dynamic_int8}"

@@ -21,7 +21,7 @@ from workspaces import RECIPE, write_workspace
 pytest.importorskip(
     "llama_cpp", reason="llama-cpp-python is not installed (pip install 'draftrank[llama-cpp]')"
 )
-SHALLOW = "kind: model\n  steps:\n    - {kind: drop_layers, keep: 2, select: ends}"
+SHALLOW = "kind: draft_model\n  steps:\n    - {kind: drop_layers, keep: 2, select: ends}"
 DRAFTS = {
     "packed": SHALLOW + "\n    - {kind: write_gguf, weights: f16}",
     "shallow": SHALLOW,

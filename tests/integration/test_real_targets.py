@@ -102,7 +102,7 @@ def test_every_family_of_steps_makes_a_draft_of_a_real_target(target_id, hybrid,
         "target": target_id,
         "title": hybrid,
         "authors": [{"name": "A"}],
-        "draft": {"kind": "model", "calibration": TEXT, "steps": HYBRIDS[hybrid]},
+        "draft": {"kind": "draft_model", "calibration": TEXT, "steps": HYBRIDS[hybrid]},
         "speculate": {"num_speculative_tokens": 3},
     }
     recipe = Recipe.model_validate_json(json.dumps(fields))

@@ -96,7 +96,7 @@ def test_every_end_token_that_the_target_names_ends_an_output_and_a_disagreement
 
 
 def test_a_session_notes_which_tokens_of_its_outputs_a_trimmed_head_does_not_know(workspace_root):
-    draft = """kind: model
+    draft = """kind: draft_model
   calibration: {kind: self_generated, tokens: 1000, sequence_tokens: 64}
   steps:
     - {kind: trim_vocabulary, keep_tokens: 60}"""
@@ -170,7 +170,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(workspace_root, after):
 def test_a_draft_that_cannot_be_built_does_not_stop_the_others(workspace_root):
     text = RECIPE.replace("id: ngram", "id: too-deep").replace(
         "kind: ngram\n  max_ngram: 3",
-        "kind: model\n  steps:\n    - {kind: drop_layers, keep: 99, select: ends}",
+        "kind: draft_model\n  steps:\n    - {kind: drop_layers, keep: 99, select: ends}",
     )
     (workspace_root / "drafts" / "tiny" / "too-deep.yaml").write_text(text)
     workspace = Workspace.open(workspace_root)
@@ -184,7 +184,7 @@ def test_a_draft_that_cannot_be_built_does_not_stop_the_others(workspace_root):
 
 
 CALIBRATED = """\
-kind: model
+kind: draft_model
   calibration:
     kind: self_generated
     tokens: 1000
@@ -260,9 +260,7 @@ def test_a_prompt_that_outgrows_the_window_is_refused_before_the_run(workspace_r
         assert all(not store.trials(session.id) for session in store.sessions())
 
 
-SHORT = (
-    "kind: model\n  steps:\n    - {kind: pretrained, licence: MIT, source: {kind: local, path: models/short}}"
-)
+SHORT = "kind: draft_model\n  steps:\n    - {kind: pretrained, licence: MIT, source: {kind: local, path: models/short}}"
 
 
 def test_a_draft_with_a_short_window_proposes_nothing_behind_it_and_all_is_told_before(workspace_root):

@@ -91,7 +91,7 @@ def test_what_is_built_is_left_out(measured_root):
 def test_a_sweep_ends_with_a_board_and_its_record(workspace_root):
     broken = RECIPE.replace("id: ngram", "id: broken").replace(
         "kind: ngram\n  max_ngram: 3",
-        "kind: model\n  steps:\n    - {kind: drop_layers, keep: 99, select: ends}",
+        "kind: draft_model\n  steps:\n    - {kind: drop_layers, keep: 99, select: ends}",
     )
     (workspace_root / "drafts" / "tiny" / "broken.yaml").write_text(broken)
     done = draftrank(workspace_root, "sweep", "-d", "ngram", "-d", "broken", "--json")

@@ -16,7 +16,7 @@ from tiny_workspace import write_tiny_workspace
 from workspaces import PROMPTS, RECIPE, plain_request, write_prompts
 
 EVERYTHING = {"prompts": len(PROMPTS), "seed": 1}
-DISTILLED = """kind: model
+DISTILLED = """kind: draft_model
   steps:
     - {kind: drop_layers, keep: 2, select: ends}
     - kind: distill

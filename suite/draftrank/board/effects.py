@@ -152,11 +152,11 @@ def _against_its_halves(
     for other, found in parts.items():
         if found.rule != part.rule:
             continue
-        if found.kind == "model" and found.steps == part.steps:
-            yield other, name, Change(FIRST_COPY, "n-grams go first, the model where they find nothing")
+        if found.kind == "draft_model" and found.steps == part.steps:
+            yield other, name, Change(FIRST_COPY, "copying goes first; the model proposes without a match")
         elif found.kind == "ngram":
             steps = "; then ".join(step.sentence() for step in made.build_steps)
-            yield other, name, Change(MODEL_BEHIND, f"a model goes on where n-grams find nothing: {steps}")
+            yield other, name, Change(MODEL_BEHIND, f"a model proposes where copying finds no match: {steps}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,17 @@ from typing import Any
 from draftrank.board.formats import day, decimal, span, times
 from draftrank.board.recipe_text import recipe_sentence, recipe_yaml
 from draftrank.board.rows import Board, BoardRow
+from draftrank.catalog.programs import ProgramUse
 from draftrank.catalog.target import Target
-from draftrank.catalog.use import Use
 from draftrank.measure.records import DraftBuild
 
 
 def model_card(
-    build: DraftBuild, target: Target, boards: Iterable[Board], uses_: Sequence[Use], facts: dict[str, str]
+    build: DraftBuild,
+    target: Target,
+    boards: Iterable[Board],
+    uses_: Sequence[ProgramUse],
+    facts: dict[str, str],
 ) -> str:
     """The card as Markdown with a YAML head.
 
@@ -103,7 +107,7 @@ def _line(board: Board, row: BoardRow) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _use(use: Use) -> str:
+def _use(use: ProgramUse) -> str:
     remark = f"\n\n{use.remark[:1].upper()}{use.remark[1:]}." if use.remark else ""
     snippet = f"\n\n```{use.language}\n{use.snippet}\n```" if use.snippet else ""
     return f"### {use.program}{remark}{snippet}"

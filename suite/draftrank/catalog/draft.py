@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from draftrank.catalog.base import Declared
+from draftrank.catalog.programs import ProgramUse
 from draftrank.catalog.self_generated import CALIBRATION, SelfGenerated
 from draftrank.catalog.step import StepBase
-from draftrank.catalog.use import Use
 
 if TYPE_CHECKING:
     from draftrank.engine.proposer import Proposer, ProposerContext
@@ -20,9 +20,9 @@ class DraftBase(Declared):
     technique: ClassVar[str]
     """Family shown on the board, e.g. `n-gram`."""
     has_confidence: ClassVar[bool] = False
-    """Whether it gives its tokens probabilities, which `stop_below_confidence` needs."""
+    """Whether proposed tokens have probabilities, which `stop_below_confidence` needs."""
     branches: ClassVar[bool] = False
-    """Whether it knows runners-up, which `branch_above_probability` needs."""
+    """Whether it can propose alternatives, which `branch_above_probability` needs."""
 
     @property
     def build_steps(self) -> tuple[StepBase, ...]:
@@ -31,7 +31,7 @@ class DraftBase(Declared):
 
     @property
     def calibration_text(self) -> SelfGenerated:
-        """What steps that look at activations are shown."""
+        """Text for steps that read activations."""
         return CALIBRATION
 
     @property
@@ -53,7 +53,7 @@ class DraftBase(Declared):
         """How the draft is made, in plain words."""
         return "; then ".join(step.sentence() for step in self.build_steps)
 
-    def uses(self, model: str, folder: str, k: int) -> tuple[Use, ...]:
+    def uses(self, model: str, folder: str, k: int) -> tuple[ProgramUse, ...]:
         """How other programs are given the draft; empty where none is known to take it.
 
         Args:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from draftrank.catalog.base import Declared
+from draftrank.catalog.self_generated import References
 from draftrank.catalog.yaml_file import FieldPath, YamlFile, read_yaml
 from draftrank.errors import InvalidInputError, Problem
 
@@ -34,8 +35,16 @@ _FIXES = {
 }
 
 
-def load_declaration(path: Path, model: type[M], name: str | None = None) -> M:
+def load_declaration(
+    path: Path, model: type[M], name: str | None = None, references: References | None = None
+) -> M:
     """Reads and validates one declaration; its `id`, where it has one, must be the file's stem.
+
+    Args:
+        path: the file.
+        model: what it declares.
+        name: how errors name the file; default: its path.
+        references: what the file may refer to; None: it must be complete in itself.
 
     Raises:
         InvalidInputError: with every problem of the file.
@@ -60,7 +69,7 @@ def load_declaration(path: Path, model: type[M], name: str | None = None) -> M:
             )
         )
     try:
-        loaded = model.model_validate_json(json.dumps(file.data))
+        loaded = model.model_validate_json(json.dumps(file.data), context=references)
     except ValidationError as error:
         problems += explain(error, file, model)
         raise InvalidInputError(problems) from error

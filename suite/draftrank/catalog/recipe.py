@@ -23,37 +23,37 @@ class Author(Declared):
     """Who made the recipe."""
 
     name: Line
-    """Name as it shall appear."""
+    """Name as it appears on the board."""
     github: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9](?:-?[A-Za-z0-9]){0,38}$")] | None = None
-    """Account name, without the @."""
+    """GitHub account, without the @."""
 
 
 class TypicalAcceptance(Declared):
-    """Medusa's lossy rule (Cai et al. 2024, arXiv:2401.10774): a proposed token stands when the target
-    finds it typical, i.e. when its probability is at least min(threshold, alpha · exp(-entropy))."""
+    """Medusa's lossy acceptance rule (Cai et al. 2024, arXiv:2401.10774): a proposed token is accepted if its
+    probability under the target is at least min(threshold, alpha · exp(-entropy))."""
 
     threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.09
-    """Probability that is always enough (epsilon)."""
+    """Probability at which a token is always accepted (epsilon)."""
     alpha: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
-    """Share of exp(-entropy) that is enough where the target is unsure (delta)."""
+    """Factor of exp(-entropy), which lowers the bar where the target is uncertain (delta)."""
 
 
 class Speculate(Declared):
-    """How the draft is used while decoding."""
+    """How the draft is used in decoding."""
 
     num_speculative_tokens: Annotated[int, Field(ge=1, le=MAX_SPECULATIVE_TOKENS)]
-    """Tokens proposed per step at most (k)."""
+    """Maximum number of tokens proposed per step (k)."""
     typical_acceptance: TypicalAcceptance | None = None
-    """Accept typical tokens instead of only those that leave the output unchanged. Lossy: such a draft is
-    ranked apart, with the quality of its outputs beside its speed."""
+    """Accepts typical tokens, which can change the output. Such a draft is lossy: the board ranks it apart
+    and shows the quality of its outputs."""
     stop_below_confidence: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """Stop proposing after a token to which the draft itself gave less probability than this (the token is
-    still proposed); in a tree: do not go on behind one that has less together with all proposed before it. Absent:
-    always propose k. Only for drafts with a model."""
+    """Ends a chain after the first token whose draft probability is below this value; that token is still
+    proposed. In a tree, paths below this joint probability are not extended. Absent: always k tokens. Only
+    for drafts with a model."""
     branch_above_probability: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """Propose a tree: beside the draft's most likely token also those that, with all proposed before them, have at least
-    this probability, and what follows them, k tokens in all; absent: a chain. In greedy decoding, by `suffix` drafts and
-    drafts with a model, of targets in torch; when sampling a chain is proposed."""
+    """Proposes a token tree of at most k nodes: besides the most likely token, every token whose path has at
+    least this joint probability. Absent: a chain. Applies to greedy decoding, to `suffix` drafts and
+    drafts with a model, where the backend supports tree attention; sampling proposes a chain."""
 
 
 class Recipe(Declared):
@@ -64,21 +64,21 @@ class Recipe(Declared):
     schema_version: Literal[1]
     """Version of this file's form."""
     id: Identifier
-    """The draft's name; its file has the same."""
+    """The draft's name, equal to the file's stem."""
     target: Identifier
-    """The target's id; the recipe lies in that target's folder."""
+    """The target's id; the file lies in that target's folder."""
     title: Line
-    """Name for people."""
+    """Title on the board."""
     description: Text | None = None
-    """What the recipe tries and why."""
+    """What the recipe tries, and why."""
     authors: Annotated[tuple[Author, ...], Field(min_length=1)]
-    """Who made it."""
+    """Authors of the recipe."""
     effort: Literal["minutes", "hours"] = "minutes"
-    """How long the build takes on two cores; a run builds drafts of hours only when they are named."""
+    """Build time on two cores. A run builds drafts of `hours` only if they are named."""
     draft: Draft
     """What proposes the tokens."""
     speculate: Speculate
-    """How it is used."""
+    """How the draft is used in decoding."""
 
     @model_validator(mode="after")
     def _confident(self) -> Recipe:

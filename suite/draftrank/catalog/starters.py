@@ -14,6 +14,7 @@ from draftrank.catalog.base import Declared, Identifier, Line
 from draftrank.catalog.formatting import format_file
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.schemas import FOLDER
+from draftrank.catalog.self_generated import Corpus
 from draftrank.catalog.task import Task
 from draftrank.catalog.workspace import Workspace
 from draftrank.errors import InvalidInputError
@@ -33,7 +34,7 @@ authors:
 effort: minutes
 draft:
   # Also: {{kind: ngram, max_ngram: 3, min_ngram: 2}} or {{kind: early_exit, layers: 8}}.
-  kind: model
+  kind: draft_model
   # Done in this order to a copy of the target; `draftrank list steps` shows all steps.
   steps:
     - kind: drop_layers
@@ -42,6 +43,7 @@ draft:
       select: ends
     - kind: distill
       objective: kl
+      # Or the name of a corpus in drafts/{target}/corpora/ (`draftrank new corpus`).
       data:
         kind: self_generated
         tokens: 40_000
@@ -51,6 +53,27 @@ draft:
 speculate:
   # Tokens proposed per step (k). A weak draft wants a small one.
   num_speculative_tokens: 2
+"""
+
+CORPUS = """\
+schema_version: 1
+# The file's name without .yaml; recipes name it: `data: {stem}`.
+id: {id}
+# The target that writes the text.
+target: {target}
+description: What the text is for.
+text:
+  kind: self_generated
+  tokens: 240_000
+  sequence_tokens: 256
+  prompt_temperature: 0.8
+  # How prompts begin, each prefix equally often; without any, a small target writes about few subjects.
+  # Also a text file of the workspace with one prefix a line: `prompt_prefixes: drafts/prompt-prefixes.txt`.
+  prompt_prefixes:
+    - What is
+    - How do I
+    - Write a Python function that
+    - Summarize this article
 """
 
 TASK = """\
@@ -97,6 +120,15 @@ def start_draft(workspace: Workspace, target: str, draft_id: str, author: str) -
     )
 
 
+def start_corpus(workspace: Workspace, target: str, corpus_id: str) -> Path:
+    """Writes a commented corpus; returns its path; raises as `start_draft`."""
+    workspace.require_own()
+    workspace.target(target)
+    path = workspace.root / "drafts" / target / "corpora" / f"{corpus_id}.yaml"
+    text = CORPUS.format(id=_scalar(corpus_id), stem=corpus_id, target=_scalar(target))
+    return _write_new(path, corpus_id, text, Corpus)
+
+
 def start_task(workspace: Workspace, task_id: str) -> Path:
     """Writes a commented task; returns its path; raises as `start_draft`."""
     workspace.require_own()
@@ -108,6 +140,7 @@ def _write_new(path: Path, new_id: str, text: str, model: type[Declared]) -> Pat
     _require(Identifier, new_id, "an id", "use lower-case letters, digits, dots and dashes")
     if path.exists():
         raise InvalidInputError.single("exists already", file=str(path), fix="choose another id")
+    path.parent.mkdir(exist_ok=True)
     path.write_text(text, "utf-8")
     format_file(path, model, FOLDER)
     return path

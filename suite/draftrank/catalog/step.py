@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 
 Phase = Literal[
-    "origin", "structure", "factors", "tying", "head", "sparsity", "input", "healing", "precision"
+    "origin", "structure", "factors", "tying", "head", "sparsity", "input", "training", "quantization"
 ]
-"""What a step changes, which decides where in a recipe it may stand (see `step_order`)."""
+"""What a step changes; decides its position in a recipe (see `step_order`)."""
 Trait = Literal[
     "factors", "trimmed head", "target hidden states", "packed", "int8 at load", "shared layers", "gguf"
 ]
-"""What sets a draft's model apart from an ordinary one of its architecture."""
+"""What makes a draft's model differ from an ordinary model of its architecture."""
 
 
 class StepBase(Declared):
@@ -31,21 +31,21 @@ class StepBase(Declared):
     phase: ClassVar[Phase]
     """What it changes."""
     paper: ClassVar[str]
-    """Where the method comes from."""
+    """Paper of the method."""
     cost: ClassVar[str]
-    """What the build takes, and what the draft gains or loses by it, in a few words."""
+    """Build time, and effect on the draft's speed and agreement."""
     architectures: ClassVar[str] = "all"
-    """Which ones it works on, and why not on others."""
+    """Supported architectures, with the reason for exceptions."""
     code_version: ClassVar[int] = 1
-    """Raised when the step's result changes for equal knobs, so that caches are not reused."""
+    """Incremented when the step's result changes for equal fields; invalidates cached drafts."""
 
     @property
     def trait(self) -> Trait | None:
-        """What it leaves in the model that other programs may not know; None: nothing."""
+        """What the step adds to the model that other programs may not support; None: nothing."""
         return None
 
     def sentence(self) -> str:
-        """The step in plain words."""
+        """One sentence that describes the step."""
         raise TypeError(f"{type(self).__name__} says nothing")  # every subclass overrides this
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:

@@ -1,4 +1,4 @@
-"""In which order the steps of a recipe make sense."""
+"""The order that the steps of a recipe must follow."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def _origin_first(steps: Sequence[StepBase]) -> tuple[str, str] | None:
     return None
 
 
-def _precision_last(steps: Sequence[StepBase]) -> tuple[str, str] | None:
+def _quantized_last(steps: Sequence[StepBase]) -> tuple[str, str] | None:
     for step, later in pairwise(steps):
-        if step.phase == "precision":
+        if step.phase == "quantization":
             return step.kind, later.kind
     return None
 
@@ -62,35 +62,35 @@ def _ordinary_layers(steps: Sequence[StepBase]) -> tuple[str, str] | None:
     return None
 
 
-def _healed_last(steps: Sequence[StepBase]) -> tuple[str, str] | None:
-    healing = [place for place, step in enumerate(steps) if step.phase == "healing"]
-    if healing:
-        for step in steps[healing[-1] + 1 :]:
+def _trained_last(steps: Sequence[StepBase]) -> tuple[str, str] | None:
+    trained = [place for place, step in enumerate(steps) if step.phase == "training"]
+    if trained:
+        for step in steps[trained[-1] + 1 :]:
             if step.phase == "structure":
-                return step.kind, steps[healing[-1]].kind
+                return step.kind, steps[trained[-1]].kind
     return None
 
 
 RULES = (
     OrderRule(
-        "{step} puts another model in the place of what {other} made",
+        "{step} replaces the model that {other} made",
         "make {step} the first step, or remove it",
         _origin_first,
     ),
     OrderRule(
-        "{step} gives weights that no later step can change, and {other} comes after it",
+        "{step} produces weights that later steps cannot change, and {other} follows it",
         "make {step} the last step",
-        _precision_last,
+        _quantized_last,
     ),
     OrderRule(
-        "{step} needs the model as the architecture has it, and {other} has replaced or filled a part of it",
+        "{step} needs the architecture's own modules, and {other} has replaced some of them or added to them",
         "put {step} before {other}",
         _ordinary_layers,
     ),
     OrderRule(
-        "{step} cuts again what {other} has healed",
-        "put {step} before {other}, or heal once more after it",
-        _healed_last,
+        "{step} prunes a model that {other} has already trained",
+        "put {step} before {other}, or train once more after it",
+        _trained_last,
     ),
 )
 """Every rule of order; the documentation lists them."""

@@ -20,11 +20,11 @@ class Target(Declared):
     schema_version: Literal[1]
     """Version of this file's form."""
     id: Identifier
-    """The target's name; its folder in `drafts/` has the same."""
+    """The target's name, equal to the name of its folder in `drafts/`."""
     title: Line
-    """Name for people."""
+    """Title on the board."""
     description: Text | None = None
-    """What a reader should know about it."""
+    """Facts that a reader of the board needs."""
     licence: Line
     """Licence of the weights, as an SPDX expression where one fits."""
     source: Source
@@ -32,7 +32,7 @@ class Target(Declared):
     prompt_format: Literal["chat", "completion"] = "chat"
     """`chat` uses the tokenizer's chat template; `completion` feeds the turns as plain text."""
     context_window: Annotated[int, Field(ge=16, le=10_000_000)] | None = None
-    """Tokens the target may hold; default: what its configuration says."""
+    """Maximum number of tokens in the context; default: the configuration's."""
 
     @field_validator("source")
     @classmethod

@@ -22,7 +22,7 @@ class Task(Declared):
     title: Line
     """Name for people."""
     description: Text | None = None
-    """What the task stands for and where its prompts come from."""
+    """What the task represents, and where its prompts come from."""
     licence: Line
     """Licence of the prompts."""
     source: PromptFile
@@ -41,7 +41,7 @@ class SuiteTask(Declared):
     task: Identifier
     """The task's id."""
     prompts: Annotated[int, Field(ge=1)] | None = None
-    """How many of its prompts, taken at even distances; absent: all."""
+    """Number of prompts, taken at even distances; absent: all."""
 
 
 class Suite(Declared):
@@ -56,13 +56,13 @@ class Suite(Declared):
     title: Line
     """Name for people."""
     description: Text | None = None
-    """What it is good for."""
+    """What the suite is for."""
     tasks: Annotated[tuple[SuiteTask, ...], Field(min_length=1)]
     """The tasks; each appears once."""
     max_new_tokens: Annotated[int, Field(ge=2, le=100_000)] | None = None
-    """Lowers the tasks' own length limit."""
+    """Caps the tasks' own length limits."""
     repeats: Annotated[int, Field(ge=1, le=1000)] = 2
-    """How often every prompt is decoded by every arm."""
+    """How many times each arm decodes each prompt."""
 
     @model_validator(mode="after")
     def _tasks_once(self) -> Suite:

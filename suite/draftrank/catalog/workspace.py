@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TypeVar
 
 from draftrank.catalog.base import Declared
 from draftrank.catalog.loading import load_declaration
+from draftrank.catalog.plain_text import unseen_in
 from draftrank.catalog.prompts import TaskPrompts, read_prompts, select_prompts
 from draftrank.catalog.recipe import Recipe
+from draftrank.catalog.self_generated import Corpus, SelfGenerated
 from draftrank.catalog.sources.base import FetchContext
 from draftrank.catalog.target import Target
 from draftrank.catalog.task import Suite, Task
+from draftrank.catalog.yaml_file import MAX_BYTES
 from draftrank.errors import InvalidInputError, MissingDataError, Problem
 from draftrank.progress import Progress, SilentProgress
 
@@ -28,6 +31,7 @@ class Checked:
     targets: tuple[Target, ...]
     tasks: tuple[Task, ...]
     suites: tuple[Suite, ...]
+    corpora: tuple[Corpus, ...]
     recipes: tuple[Recipe, ...]
     problems: tuple[Problem, ...]
 
@@ -134,6 +138,10 @@ class Workspace:
         found = (self.root / "drafts").glob(f"{target or '*'}/*.yaml")
         return sorted(path for path in found if path.name != "target.yaml")
 
+    def corpus_paths(self, target: str | None = None) -> list[Path]:
+        """All corpus files, of one target or of all, sorted."""
+        return sorted((self.root / "drafts").glob(f"{target or '*'}/corpora/*.yaml"))
+
     def task_paths(self) -> list[Path]:
         """All task files, sorted."""
         return sorted((self.root / "tasks").glob("*.yaml"))
@@ -148,6 +156,7 @@ class Workspace:
             [(path, Target) for path in self.target_paths()]
             + [(path, Task) for path in self.task_paths()]
             + [(path, Suite) for path in self.suite_paths()]
+            + [(path, Corpus) for path in self.corpus_paths()]
             + [(path, Recipe) for path in self.recipe_paths()]
         )
 
@@ -164,7 +173,7 @@ class Workspace:
         return self._load(self.root / "drafts" / target_id / "target.yaml", Target)
 
     def recipe(self, target_id: str, draft_id: str) -> Recipe:
-        """One recipe of a target; raises as `target`."""
+        """One recipe of a target, with the texts of the corpora it names; raises as `target`."""
         known = [path.stem for path in self.recipe_paths(target_id)]
         self._require("draft", draft_id, known)
         path = self.root / "drafts" / target_id / f"{draft_id}.yaml"
@@ -172,6 +181,19 @@ class Workspace:
         if recipe.target != target_id:
             raise InvalidInputError([self._wrong_folder(path, recipe)])
         return recipe
+
+    def corpus(self, target_id: str, corpus_id: str) -> Corpus:
+        """One corpus of a target; raises as `target`."""
+        self._require("corpus", corpus_id, [path.stem for path in self.corpus_paths(target_id)])
+        path = self.root / "drafts" / target_id / "corpora" / f"{corpus_id}.yaml"
+        return self._load_corpus(path, _WorkspaceReferences(self))
+
+    def files_of_recipe(self, target_id: str, draft_id: str) -> tuple[Path, ...]:
+        """A recipe's file, then the files that it needs: corpora and prompt prefixes, sorted; raises as `target`."""
+        references = _WorkspaceReferences(self)
+        path = self.root / "drafts" / target_id / f"{draft_id}.yaml"
+        self._load(path, Recipe, references)
+        return (path, *sorted(references.files))
 
     def find_recipe(self, draft_id: str) -> Recipe:
         """The recipe of this id, whichever target it is for.
@@ -217,11 +239,13 @@ class Workspace:
         problems: list[Problem] = []
         wanted = {path.resolve() for path in paths} if paths else None
 
+        references = _WorkspaceReferences(self)
+
         def load_all(found: list[Path], model: type[T]) -> list[tuple[Path, T]]:
             loaded = []
             for path in found:
                 try:
-                    loaded.append((path, self._load(path, model)))
+                    loaded.append((path, self._load(path, model, references)))
                 except InvalidInputError as error:
                     problems.extend(error.problems)
             return loaded
@@ -229,14 +253,16 @@ class Workspace:
         targets = load_all(self.target_paths(), Target)
         tasks = load_all(self.task_paths(), Task)
         suites = load_all(self.suite_paths(), Suite)
+        corpora = load_all(self.corpus_paths(), Corpus)
         recipes = load_all(self.recipe_paths(), Recipe)
         target_ids = [path.parent.name for path in self.target_paths()]
         task_ids = [path.stem for path in self.task_paths()]
-        for path, recipe in recipes:
-            if recipe.target not in target_ids:
-                problems.append(_unknown("target", recipe.target, target_ids, self.display(path), "target"))
-            elif recipe.target != path.parent.name:
-                problems.append(self._wrong_folder(path, recipe))
+        of_targets: list[tuple[Path, Corpus | Recipe]] = [*corpora, *recipes]
+        for path, one in of_targets:
+            if one.target not in target_ids:
+                problems.append(_unknown("target", one.target, target_ids, self.display(path), "target"))
+            elif one.target != self._target_of(path):
+                problems.append(self._wrong_folder(path, one))
         for path, suite in suites:
             for index, entry in enumerate(suite.tasks):
                 if entry.task not in task_ids:
@@ -252,6 +278,7 @@ class Workspace:
             tuple(target for _, target in targets),
             tuple(task for _, task in tasks),
             tuple(suite for _, suite in suites),
+            tuple(corpus for _, corpus in corpora),
             tuple(recipe for _, recipe in recipes),
             tuple(problems),
         )
@@ -279,21 +306,98 @@ class Workspace:
             ]
         return []
 
-    def _load(self, path: Path, model: type[T]) -> T:
-        return load_declaration(path, model, self.display(path))
+    def _load(self, path: Path, model: type[T], references: _WorkspaceReferences | None = None) -> T:
+        references = references or _WorkspaceReferences(self)
+        return load_declaration(path, model, self.display(path), references.for_file(path))
 
-    def _wrong_folder(self, path: Path, recipe: Recipe) -> Problem:
+    def _load_corpus(self, path: Path, references: _WorkspaceReferences) -> Corpus:
+        corpus = self._load(path, Corpus, references)
+        if corpus.target != self._target_of(path):
+            raise InvalidInputError([self._wrong_folder(path, corpus)])
+        return corpus
+
+    def _target_of(self, path: Path) -> str:
+        """Id of the target in whose folder a file lies; empty outside of all."""
+        drafts = self.root / "drafts"
+        return path.relative_to(drafts).parts[0] if path.is_relative_to(drafts) else ""
+
+    def _wrong_folder(self, path: Path, one: Recipe | Corpus) -> Problem:
+        what, folder = ("corpus", "corpora/") if isinstance(one, Corpus) else ("recipe", "")
         return Problem(
-            f"the recipe is for {recipe.target!r} but lies in the folder of {path.parent.name!r}",
+            f"the {what} is for {one.target!r} but lies in the folder of {self._target_of(path)!r}",
             self.display(path),
             None,
             "target",
-            f"move the file to drafts/{recipe.target}/",
+            f"move the file to drafts/{one.target}/{folder}",
         )
 
     def _require(self, what: str, name: str, known: list[str]) -> None:
         if name not in known:
             raise InvalidInputError([_unknown(what, name, known)])
+
+
+@dataclass(slots=True)
+class _WorkspaceReferences:
+    """What the files of a workspace may refer to; each corpus is read once."""
+
+    workspace: Workspace
+    target: str = ""
+    """Id of the target in whose folder the referring file lies."""
+    read: dict[tuple[str, str], SelfGenerated] = field(default_factory=dict)
+    files: set[Path] = field(default_factory=set)
+    """Files that were referred to."""
+
+    def for_file(self, path: Path) -> _WorkspaceReferences:
+        """What one file may refer to."""
+        return replace(self, target=self.workspace._target_of(path))
+
+    def corpus(self, name: str) -> SelfGenerated:
+        """See `References.corpus`."""
+        if (self.target, name) not in self.read:
+            self.read[self.target, name] = self._read_corpus(name)
+        return self.read[self.target, name]
+
+    def _read_corpus(self, name: str) -> SelfGenerated:
+        known = [path.stem for path in self.workspace.corpus_paths(self.target)]
+        if name not in known:
+            others = [path for path in self.workspace.corpus_paths() if path.stem == name]
+            listed = f"known: {', '.join(known) or 'none'}"
+            if others:
+                raise ValueError(
+                    f"the corpus {name!r} is {self.workspace._target_of(others[0])}'s, not {self.target}'s (fix: copy "
+                    f"the file to drafts/{self.target}/corpora/, or name another corpus; {listed})"
+                )
+            raise ValueError(
+                f"{self.target} has no corpus {name!r} (fix: `draftrank new corpus {name}`; {listed})"
+            )
+        try:
+            path = self.workspace.root / "drafts" / self.target / "corpora" / f"{name}.yaml"
+            self.files.add(path)
+            return self.workspace._load_corpus(path, self).text
+        except InvalidInputError as error:
+            raise ValueError(
+                f"the corpus {name!r} is invalid: {error.problems[0]} (fix: mend that file)"
+            ) from error
+
+    def lines(self, path: str) -> tuple[str, ...]:
+        """See `References.lines`."""
+        root = self.workspace.root
+        file = root / path
+        if not file.resolve().is_relative_to(root.resolve()):
+            raise ValueError(f"the path {path!r} leaves the workspace (fix: copy the file into it)")
+        try:
+            if not file.is_file() or file.stat().st_size > MAX_BYTES:
+                raise ValueError(
+                    f"{path} is not a text file of at most {MAX_BYTES:,} bytes (fix: check the path, which is relative "
+                    "to the workspace)"
+                )
+            text = file.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} cannot be read: {error} (fix: save it as UTF-8 text)") from error
+        if unseen := unseen_in(text):
+            raise ValueError(f"{path} holds the unseen character {unseen} (fix: remove it)")
+        self.files.add(file)
+        return tuple(line for line in text.splitlines() if line.strip())
 
 
 def _unknown(

@@ -20,7 +20,7 @@ def check(
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Validate recipes, tasks, suites and targets; every problem is named at once.
+    """Validate recipes, corpora, tasks, suites and targets; every problem is named at once.
 
     [bold]Example:[/bold] draftrank check --fix
     """
@@ -37,7 +37,8 @@ def check(
             raise InvalidInputError.single(
                 "is not a declaration of this workspace",
                 file=str(path),
-                fix="recipes lie in drafts/<target>/, tasks in tasks/, suites in tasks/suites/",
+                fix="recipes lie in drafts/<target>/, corpora in drafts/<target>/corpora/, tasks in tasks/, suites in "
+                "tasks/suites/",
             )
     checked = opened.check(chosen)
     problems = list(checked.problems)

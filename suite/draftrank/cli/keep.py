@@ -19,7 +19,7 @@ def keep(
 ) -> None:
     """Store a trained draft's weights beside its recipe, so that others need not train it.
 
-    [bold]Example:[/bold] draftrank keep features1-vocab8k
+    [bold]Example:[/bold] draftrank keep eagle-head
     """
     from draftrank.board.formats import size
     from draftrank.catalog.workspace import Workspace

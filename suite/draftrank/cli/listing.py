@@ -16,6 +16,7 @@ class What(StrEnum):
     """What to list."""
 
     drafts = "drafts"
+    corpora = "corpora"
     targets = "targets"
     tasks = "tasks"
     suites = "suites"
@@ -30,7 +31,7 @@ def list_(
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """List drafts, targets, tasks and suites, or the kinds of steps, proposers and sources there are.
+    """List drafts, corpora, targets, tasks and suites, or the kinds of steps, proposers and sources there are.
 
     [bold]Example:[/bold] draftrank list steps
     """
@@ -57,6 +58,18 @@ def list_(
                 }
                 for recipe in checked.recipes
                 if target in (None, recipe.target)
+            ]
+        elif what is What.corpora:
+            rows = [
+                {
+                    "target": one.target,
+                    "corpus": one.id,
+                    "tokens": one.text.tokens,
+                    "sequence_tokens": one.text.sequence_tokens,
+                    "description": one.description or "",
+                }
+                for one in checked.corpora
+                if target in (None, one.target)
             ]
         elif what is What.targets:
             rows = [

@@ -15,6 +15,7 @@ class What(StrEnum):
     """What to start."""
 
     draft = "draft"
+    corpus = "corpus"
     task = "task"
 
 
@@ -26,17 +27,19 @@ def new(
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Write a commented recipe or task to start from; an existing file is never overwritten.
+    """Write a commented recipe, corpus or task to start from; an existing file is never overwritten.
 
     [bold]Example:[/bold] draftrank new draft depth8-distilled --target smollm2-135m-instruct
     """
-    from draftrank.catalog.starters import start_draft, start_task
+    from draftrank.catalog.starters import start_corpus, start_draft, start_task
     from draftrank.catalog.workspace import Workspace
     from draftrank.jobs.session import default_target
 
     opened = Workspace.open(workspace)
     if what is What.task:
         path = start_task(opened, name)
+    elif what is What.corpus:
+        path = start_corpus(opened, target or default_target(opened), name)
     else:
         path = start_draft(opened, target or default_target(opened), name, author)
     shown = opened.display(path)

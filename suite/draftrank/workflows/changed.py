@@ -14,7 +14,7 @@ from draftrank.catalog.workspace import Checked, Workspace
 from draftrank.errors import InvalidInputError, Problem
 
 _DECLARED = ("drafts", "tasks")
-_NOTHING = Checked((), (), (), (), ())
+_NOTHING = Checked((), (), (), (), (), ())
 
 
 @dataclass(frozen=True, slots=True)

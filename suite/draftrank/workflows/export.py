@@ -10,7 +10,7 @@ from pathlib import Path
 from draftrank.board.model_card import model_card
 from draftrank.board.ranking import build_boards
 from draftrank.catalog.backend import Auto, Device
-from draftrank.catalog.use import Use
+from draftrank.catalog.programs import ProgramUse
 from draftrank.catalog.workspace import Workspace
 from draftrank.errors import BuildError, InvalidInputError
 from draftrank.jobs.session import build
@@ -24,7 +24,7 @@ class Exported:
 
     folder: Path
     files: tuple[str, ...]
-    uses: tuple[Use, ...]
+    uses: tuple[ProgramUse, ...]
     """How to run it, or why a program cannot."""
 
 
@@ -57,7 +57,7 @@ def export(
         MissingDataError: the target cannot be had.
     """
     from draftrank.building.export.folder import abilities, copy_folder, export_gguf
-    from draftrank.catalog.abilities import uses_of_model
+    from draftrank.catalog.programs import uses_of_model
     from draftrank.models.cache import FACTS
 
     progress = progress or SilentProgress()

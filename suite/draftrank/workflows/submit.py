@@ -25,7 +25,8 @@ _CHECKLIST = """\
 class Submission:
     """What goes into the pull request."""
 
-    recipe: Path
+    recipe: tuple[Path, ...]
+    """The recipe's file and the corpora that it needs."""
     bundles: tuple[Path, ...]
     title: str
     """The pull request's title."""
@@ -60,7 +61,7 @@ def submit(
     written = publish(result, workspace.published, drafts=(draft,))
     told = standings([result], drafts=[draft])
     return Submission(
-        path,
+        workspace.files_of_recipe(target, draft),
         tuple(written),
         f"Draft for {target}: {draft}",
         _text(recipe, told[0][1][0] if told else None, markdown(told)),

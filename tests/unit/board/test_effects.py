@@ -21,7 +21,7 @@ STEPS = [
 ]
 
 
-def recipe(steps=(), kind="model", **changes):
+def recipe(steps=(), kind="draft_model", **changes):
     draft = {"kind": kind} | ({} if kind == "ngram" else {"steps": list(steps)})
     return build("x").recipe | {"draft": draft} | changes
 

@@ -13,7 +13,7 @@ from workspaces import RECIPE, TARGET
 
 READY_MADE = """\
 draft:
-  kind: model
+  kind: draft_model
   steps:
     - kind: pretrained
       licence: MIT

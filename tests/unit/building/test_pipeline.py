@@ -92,7 +92,7 @@ def test_equal_steps_are_built_once_whatever_the_recipe_is_called(
 
 def made_by(*steps, calibration=None):
     """In any order, sensible or not."""
-    return ModelDraft.model_construct(kind="model", steps=steps, calibration=calibration)
+    return ModelDraft.model_construct(kind="draft_model", steps=steps, calibration=calibration)
 
 
 def test_the_key_covers_all_that_decides_the_draft(monkeypatch):

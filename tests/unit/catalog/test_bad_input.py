@@ -26,7 +26,7 @@ def test_a_valid_workspace_has_no_problems(root):
 
 
 def model_recipe(steps: str) -> str:
-    return RECIPE.replace("kind: ngram\n  max_ngram: 3", f"kind: model\n  steps:\n{steps}")
+    return RECIPE.replace("kind: ngram\n  max_ngram: 3", f"kind: draft_model\n  steps:\n{steps}")
 
 
 RECIPES = {

@@ -21,7 +21,7 @@ RANDOM = {"kind": "random"}
 
 
 def declare(*steps):
-    return ModelDraft.model_validate_json(json.dumps({"kind": "model", "steps": steps}))
+    return ModelDraft.model_validate_json(json.dumps({"kind": "draft_model", "steps": steps}))
 
 
 @pytest.mark.parametrize(
@@ -43,19 +43,22 @@ def test_sensible_orders_are_taken(steps):
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        ((INT8, DROP), "quantize gives weights that no later step can change.*make quantize the last step"),
-        ((INT8, INT8), "quantize gives weights"),
-        ((DROP, RANDOM), "random puts another model in the place of what drop_layers made"),
+        (
+            (INT8, DROP),
+            "quantize produces weights that later steps cannot change.*make quantize the last step",
+        ),
+        ((INT8, INT8), "quantize produces weights"),
+        ((DROP, RANDOM), "random replaces the model that drop_layers made"),
         (
             (DROP, HEAL, FFN),
-            "prune_ffn cuts again what distill has healed.*before distill, or heal once more",
+            "prune_ffn prunes a model that distill has already trained.*before distill, or train once more",
         ),
-        ((TRIM, DROP), "drop_layers needs the model as the architecture has it, and trim_vocabulary"),
+        ((TRIM, DROP), "drop_layers needs the architecture's own modules, and trim_vocabulary"),
         ((THIN, FFN), "put prune_ffn before factorize"),
         ((TIE, THIN), "put factorize before tie_layers"),
         ((SPARSE, FFN), "put prune_ffn before sparsify"),
-        ((SPARSE, THIN), "factorize needs the model as the architecture has it, and sparsify"),
-        ((THIN, SPARSE), "sparsify needs the model as the architecture has it, and factorize"),
+        ((SPARSE, THIN), "factorize needs the architecture's own modules, and sparsify"),
+        ((THIN, SPARSE), "sparsify needs the architecture's own modules, and factorize"),
         ((TIE, SPARSE), "put sparsify before tie_layers"),
     ],
 )

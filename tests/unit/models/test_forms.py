@@ -67,7 +67,7 @@ def test_what_is_loaded_is_what_was_built(
 
     monkeypatch.setattr(pipeline, "_save", remember)
     calibration = {**CORPUS, "tokens": 1_500}
-    recipe = make_recipe(draft={"kind": "model", "steps": steps, "calibration": calibration})
+    recipe = make_recipe(draft={"kind": "draft_model", "steps": steps, "calibration": calibration})
     built = build_draft(recipe, target, folder, cache=tmp_path)
     loaded = load_model(built.folder, "fp32", "cpu")
     with torch.inference_mode():

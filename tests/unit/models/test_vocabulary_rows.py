@@ -77,10 +77,12 @@ def folder(tmp_path_factory):
     return save
 
 
-def opened(target, path, forward="transformers", kind="model", **how):
+def opened(target, path, forward="transformers", kind="draft_model", **how):
     """A draft as a session opens it."""
     context = ProposerContext(target, path, path, "fp32", "cpu", forward, **how)
-    draft = (ModelDraft if kind == "model" else CascadeDraft).model_validate({"kind": kind, "steps": STEPS})
+    draft = (ModelDraft if kind == "draft_model" else CascadeDraft).model_validate(
+        {"kind": kind, "steps": STEPS}
+    )
     return draft.open(context)
 
 

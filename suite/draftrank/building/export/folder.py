@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from draftrank.catalog.abilities import Abilities, abilities_of
+from draftrank.catalog.programs import Abilities, abilities_of
 from draftrank.catalog.step import Trait
 from draftrank.errors import BuildError, InvalidInputError
 from draftrank.models.forms import (

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from draftrank.catalog.self_generated import SelfGenerated
+from draftrank.catalog.self_generated import CorpusText
 from draftrank.catalog.step import Phase, StepBase
 
 if TYPE_CHECKING:
@@ -19,55 +19,61 @@ if TYPE_CHECKING:
 
 
 class Distill(StepBase):
-    """Heals a cut draft; most of its quality comes from the number of tokens seen."""
+    """Trains the draft towards the target's next-token distribution. Agreement grows with the number of
+    tokens seen."""
 
     technique: ClassVar[str] = "distillation"
-    phase: ClassVar[Phase] = "healing"
+    phase: ClassVar[Phase] = "training"
     paper: ClassVar[str] = "Hinton et al. (arXiv:1503.02531), DistillSpec (arXiv:2310.08461)"
     cost: ClassVar[str] = "minutes to hours; the draft costs no more, and agrees more with every token seen"
     trains: ClassVar[bool] = True
 
     kind: Literal["distill"]
     objective: Literal["kl", "reverse_kl", "total_variation", "cross_entropy"] = "kl"
-    """`kl`: divergence from the target's distribution to the draft's; `reverse_kl`: the other way round;
-    `total_variation`: the chance that a sampled token is rejected; `cross_entropy`: the corpus's tokens."""
-    data: SelfGenerated
-    """What it is trained on."""
+    """Training loss. `kl`: KL divergence from the target's distribution to the draft's; `reverse_kl`: the
+    reverse; `total_variation`: the probability that a sampled token is rejected; `cross_entropy`: the
+    corpus's tokens."""
+    data: CorpusText
+    """Training text: the name of a corpus, or a text in place."""
     passes: Annotated[int, Field(ge=1, le=1_000)] = 1
-    """How often the corpus is seen."""
+    """Number of passes over the corpus."""
     learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 5e-4
-    """Peak of the schedule: linear warm-up, then cosine to a tenth (AdamW)."""
+    """Peak learning rate (AdamW); linear warm-up, then cosine decay to a tenth."""
     warmup_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.05
-    """Share of the updates that warm up."""
+    """Share of the updates in the warm-up."""
     batch_sequences: Annotated[int, Field(ge=1, le=4_096)] = 8
     """Sequences per update."""
     weight_decay: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
-    """AdamW's decay of matrices."""
+    """AdamW's weight decay of matrices."""
     gradient_clip: Annotated[float, Field(gt=0.0, le=1_000.0)] = 1.0
-    """Largest norm of the gradient."""
+    """Maximum norm of the gradient."""
     train_head: bool = False
-    """Whether the embedding and the head are trained too, or stay the target's."""
+    """Whether to train the embedding and the head too; otherwise they stay the target's."""
     micro_batch_sequences: Annotated[int, Field(ge=1, le=4_096)] | None = None
-    """Sequences that are in memory together; gradients add up to those of the update. Absent: all of it."""
+    """Sequences per forward and backward; gradients accumulate to those of the whole update. Absent: all
+    sequences at once."""
     on_policy_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    """Share of the updates in which the draft writes the answers itself, as it will when it proposes."""
+    """Share of the updates whose answers the draft writes itself, as it does when it proposes."""
     hidden_weight: Annotated[float, Field(ge=0.0, le=1_000.0)] = 0.0
-    """Weight of the squared distance between the draft's layers and the target's layers they came from,
-    relative to the latter's size; needs `drop_layers` before it, and an unchanged hidden size."""
+    """Weight of the squared distance between hidden states of the draft's layers and of the target's layers
+    they came from, relative to the size of the latter. Needs `drop_layers` before it and an unchanged
+    hidden size."""
     cache_target_states: bool = False
-    """Whether the target reads the corpus once for all passes and recipes, and its final hidden states are
-    kept on disk: saves most of the target's time from the second pass on."""
+    """Whether to run the target over the corpus once and keep its final hidden states on disk, for all passes
+    and recipes. Saves most of the target's time from the second pass on."""
     ttt_steps: Annotated[int, Field(ge=1, le=8)] = 1
-    """After `read_hidden_states`: for how many tokens ahead it is trained. From the second on it reads its own hidden
-    state in place of the target's, as when it proposes (training-time test, EAGLE-3, arXiv:2503.01840)."""
+    """Training-time test of EAGLE-3 (arXiv:2503.01840), after `read_hidden_states`: number of consecutive
+    tokens the draft is trained to predict. From the second on it reads its own hidden state, as it does
+    when it proposes."""
     round_weights: bool = False
-    """Whether the trained weights are rounded to bf16 in the end: what runs in bf16 computes the same, and
-    `draftrank keep` stores them in half the bytes."""
+    """Whether to round the trained weights to bf16: bf16 inference then computes the same, and `draftrank
+    keep` stores half the bytes."""
     evaluations: Annotated[int, Field(ge=0, le=1_000)] = 0
-    """How often agreement on the sequences kept aside is estimated while training, besides before and
+    """Number of evaluations of the agreement on held-out sequences during training, besides those before and
     after."""
     stop_after: Annotated[int, Field(ge=1, le=1_000)] | None = None
-    """Training ends after so many evaluations in a row without a better agreement; absent: never early."""
+    """Ends training after this many evaluations in a row without a better agreement; absent: trains to the
+    end."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the order of sequences."""
 
@@ -97,8 +103,8 @@ class Distill(StepBase):
             "total_variation": "the target's distribution (total variation)",
             "cross_entropy": "the target's own tokens",
         }[self.objective]
-        times = "once" if self.passes == 1 else f"{self.passes} times"
-        return f"distil towards {goal} on {self.data.tokens:,} tokens the target wrote, seen {times}"
+        times = "1 pass" if self.passes == 1 else f"{self.passes} passes"
+        return f"distil towards {goal} on {self.data.tokens:,} tokens that the target generated, {times}"
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""

@@ -21,7 +21,7 @@ LayerIndex = Annotated[int, Field(ge=0, le=10_000)]
 
 
 class DropLayers(StepBase):
-    """Shallower draft: latency falls with depth, agreement falls faster unless it is healed."""
+    """A shallower model. Latency falls with depth; agreement falls faster until the model is distilled."""
 
     technique: ClassVar[str] = "layer dropping"
     phase: ClassVar[Phase] = "structure"
@@ -33,12 +33,12 @@ class DropLayers(StepBase):
 
     kind: Literal["drop_layers"]
     keep: Annotated[int, Field(ge=1, le=10_000)] | Annotated[tuple[LayerIndex, ...], Field(min_length=1)]
-    """How many layers stay, or which (indices from 0, ascending)."""
+    """Number of layers to keep, or their indices (from 0, ascending)."""
     select: Literal["ends", "even", "first", "block_influence", "angular", "loss"] | None = None
-    """With a number in `keep`: `ends` keeps the first and last halves, `even` spreads them, `first`
-    keeps the first ones, `block_influence` drops those with the least influence, `angular` the block of
-    consecutive ones that turns the hidden state least, `loss` one after another the one whose absence the
-    text's loss feels least."""
+    """How layers are chosen if `keep` is a number. `ends` keeps the first and last halves, `even` spreads
+    them, `first` keeps the first ones. `block_influence` drops the layers with the least influence,
+    `angular` the consecutive block that rotates the hidden state least, `loss` one layer after another,
+    each time the one whose removal raises the loss on the calibration text least."""
 
     @model_validator(mode="after")
     def _coherent(self) -> DropLayers:
@@ -59,12 +59,12 @@ class DropLayers(StepBase):
                 "ends": "the first and last ones",
                 "even": "evenly spread",
                 "first": "the first ones",
-                "block_influence": "those with the most block influence",
-                "angular": "without the consecutive ones that turn the hidden state least",
-                "loss": "dropping one by one what the loss feels least",
+                "block_influence": "those with the highest block influence",
+                "angular": "without the consecutive block that rotates the hidden state least",
+                "loss": "dropping one by one the layer whose removal raises the loss least",
             }[self.select or "ends"]
             return f"keep {self.keep} layers, {how}"
-        return f"keep layers {', '.join(map(str, self.keep))}"
+        return f"keep layer{'s' if len(self.keep) > 1 else ''} {', '.join(map(str, self.keep))}"
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""

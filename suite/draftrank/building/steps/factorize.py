@@ -15,7 +15,7 @@ Share = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 class Factorize(StepBase):
-    """Linear layers of the decoder by truncated singular value decomposition."""
+    """Replaces the decoder's linear layers by truncated singular value decompositions."""
 
     technique: ClassVar[str] = "low rank"
     phase: ClassVar[Phase] = "factors"
@@ -24,11 +24,11 @@ class Factorize(StepBase):
 
     kind: Literal["factorize"]
     keep_parameters: Share
-    """Share of each matrix's parameters that its two factors hold; that gives the rank."""
+    """Share of each matrix's parameters that its two factors hold; determines the rank."""
     activation_aware: bool = True
-    """Whether the outputs on the calibration text are approximated, or only the weights."""
+    """Whether to approximate the outputs on the calibration text (true) or the weights (false)."""
     matrices: Literal["all", "attention", "feed_forward"] = "all"
-    """Which matrices of each layer."""
+    """Matrices of each layer to factorize."""
 
     @property
     def trait(self) -> Trait | None:
@@ -40,7 +40,7 @@ class Factorize(StepBase):
         which = {"all": "all", "attention": "the attention's", "feed_forward": "the feed-forward"}[
             self.matrices
         ]
-        how = ", judged by their outputs" if self.activation_aware else ""
+        how = ", approximating their outputs" if self.activation_aware else ""
         return f"factorize {which} matrices to {self.keep_parameters:.0%} of their parameters{how}"
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
@@ -53,7 +53,7 @@ class Factorize(StepBase):
 
 
 class FactorizeHead(StepBase):
-    """The head by truncated singular value decomposition, weighted by what it is shown."""
+    """Replaces the head by a truncated singular value decomposition."""
 
     technique: ClassVar[str] = "low-rank head"
     phase: ClassVar[Phase] = "head"
@@ -62,9 +62,9 @@ class FactorizeHead(StepBase):
 
     kind: Literal["factorize_head"]
     rank: Annotated[int, Field(ge=1, le=100_000)]
-    """Width between the two factors."""
+    """Rank of the factorized head."""
     activation_aware: bool = True
-    """Whether the logits on the calibration text are approximated, or only the weights."""
+    """Whether to approximate the logits on the calibration text (true) or the weights (false)."""
 
     @property
     def trait(self) -> Trait | None:

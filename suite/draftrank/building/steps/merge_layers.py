@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class MergeLayers(StepBase):
-    """Shallower draft that keeps something of every layer; needs healing as dropping does."""
+    """A shallower model whose layers combine the weights of several; needs distillation, as dropping does."""
 
     technique: ClassVar[str] = "layer merging"
     phase: ClassVar[Phase] = "structure"
@@ -23,13 +23,13 @@ class MergeLayers(StepBase):
 
     kind: Literal["merge_layers"]
     keep: Annotated[int, Field(ge=1, le=10_000)]
-    """How many layers are left."""
+    """Number of layers that remain."""
     group: Annotated[int, Field(ge=2, le=64)] = 3
-    """How many become one in a round."""
+    """Maximum number of adjacent layers merged into one per round."""
 
     def sentence(self) -> str:
         """See `StepBase.sentence`."""
-        return f"merge layers, up to {self.group} into one, until {self.keep} are left"
+        return f"merge layers, up to {self.group} into one, until {self.keep} remain"
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Pretrained(StepBase):
-    """A model that somebody trained, with the target's vocabulary."""
+    """A ready-made model with the target's vocabulary."""
 
     technique: ClassVar[str] = "ready-made model"
     phase: ClassVar[Phase] = "origin"
@@ -29,7 +29,7 @@ class Pretrained(StepBase):
     licence: Line
     """Licence of its weights, as an SPDX identifier where there is one."""
     training_data: Line | None = None
-    """What it was trained on, as far as its makers say."""
+    """Its training data, as its authors state it."""
 
     @field_validator("source")
     @classmethod
@@ -41,7 +41,7 @@ class Pretrained(StepBase):
     def sentence(self) -> str:
         """See `StepBase.sentence`."""
         name = getattr(self.source, "repository", None) or getattr(self.source, "path", "")
-        return f"take the model {name} instead"
+        return f"replace it by the model {name}"
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""
@@ -51,7 +51,7 @@ class Pretrained(StepBase):
 
 
 class Random(StepBase):
-    """A control: weights that were never trained. Whatever is no better than this has learnt nothing."""
+    """A control with untrained, random weights."""
 
     technique: ClassVar[str] = "random weights"
     phase: ClassVar[Phase] = "origin"
@@ -60,11 +60,11 @@ class Random(StepBase):
 
     kind: Literal["random"]
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of the weights, drawn as the architecture is initialised."""
+    """Seed of the architecture's own initialization."""
 
     def sentence(self) -> str:
         """See `StepBase.sentence`."""
-        return f"draw all its weights at random (seed {self.seed})"
+        return f"draw all weights at random (seed {self.seed})"
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""

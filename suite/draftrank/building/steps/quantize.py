@@ -33,7 +33,7 @@ class Quantize(StepBase):
     """Less memory traffic per forward, at some loss of agreement."""
 
     technique: ClassVar[str] = "quantization"
-    phase: ClassVar[Phase] = "precision"
+    phase: ClassVar[Phase] = "quantization"
     paper: ClassVar[str] = (
         "GPTQ (arXiv:2210.17323), LLM.int8 (arXiv:2208.07339), QLoRA's NF4 (arXiv:2305.14314), torchao"
     )
@@ -45,15 +45,15 @@ class Quantize(StepBase):
     scheme: Literal[
         "dynamic_int8", "int8_weight_only", "int8_dynamic", "int4_weight_only", "nf4", "llm_int8", "gptq"
     ]
-    """`dynamic_int8`: torch dynamic quantization, CPU only. torchao: `int8_weight_only`; `int8_dynamic`, with
-    int8 activations; `int4_weight_only`, CUDA only. bitsandbytes: `nf4`; `llm_int8`. GPTQModel: `gptq`, which
-    looks at calibration text."""
+    """Quantization method. torch: `dynamic_int8` (CPU only). torchao: `int8_weight_only`; `int8_dynamic` with
+    int8 activations; `int4_weight_only` (CUDA only). bitsandbytes: `nf4`; `llm_int8`. GPTQModel: `gptq`,
+    which reads the calibration text."""
     bits: Literal[2, 3, 4, 8] | None = None
     """Bits per weight, for `gptq`; absent: 4."""
     group_size: Annotated[int, Field(ge=16, le=1_024)] | None = None
-    """Weights of a row that share a scale, for `gptq`; rows must be a multiple of it. Absent: 64."""
+    """Weights of a row per scale, for `gptq`; rows must be a multiple of it. Absent: 64."""
     keep_precise: tuple[ModuleEnding, ...] = ()
-    """Linear layers that stay as they are, by the ends of their names, e.g. `down_proj`, `lm_head`."""
+    """Linear layers to leave unquantized, by the ends of their names, e.g. `down_proj`, `lm_head`."""
 
     @model_validator(mode="after")
     def _only_gptq(self) -> Quantize:
@@ -69,9 +69,9 @@ class Quantize(StepBase):
 
     def sentence(self) -> str:
         """See `StepBase.sentence`."""
-        gptq = f"to {self.bits or 4} bits by GPTQ, {self.group_size or 64} weights to a scale"
+        gptq = f"to {self.bits or 4} bits by GPTQ, {self.group_size or 64} weights per scale"
         how = _WORDS.get(self.scheme, gptq)
-        but = f", but for {', '.join(self.keep_precise)}" if self.keep_precise else ""
+        but = f", except {', '.join(self.keep_precise)}" if self.keep_precise else ""
         return f"quantize its linear layers {how}{but}"
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:

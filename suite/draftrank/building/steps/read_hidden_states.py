@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 class ReadHiddenStates(StepBase):
-    """Each token is read together with the target's hidden state before it; needs `distill` afterwards."""
+    """Turns the model into an EAGLE head: it reads the target's hidden state beside each token. Needs
+    `distill` afterwards."""
 
     technique: ClassVar[str] = "EAGLE head"
     phase: ClassVar[Phase] = "input"
@@ -31,8 +32,8 @@ class ReadHiddenStates(StepBase):
         Annotated[tuple[Annotated[int, Field(ge=0, le=10_000)], ...], Field(min_length=1, max_length=4)]
         | None
     ) = None
-    """Layers of the target, ascending from 0, whose outputs are read beside its last hidden state (for targets in torch);
-    absent: that state alone."""
+    """Target layers (from 0, ascending) whose outputs are read as auxiliary hidden states beside the final
+    one; absent: the final one alone."""
 
     @model_validator(mode="after")
     def _ascending(self) -> ReadHiddenStates:
@@ -47,8 +48,8 @@ class ReadHiddenStates(StepBase):
 
     def sentence(self) -> str:
         """See `StepBase.sentence`."""
-        more = f" and those after layers {', '.join(map(str, self.layers))}" if self.layers else ""
-        return f"let it read the target's last hidden state{more} beside each token"
+        more = f" and the outputs of its layers {', '.join(map(str, self.layers))}" if self.layers else ""
+        return f"read the target's final hidden state{more} beside each token"
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Sparsify(StepBase):
-    """As fast as before on CPU; worth it as a start for healing, or with 2:4 kernels on a GPU."""
+    """Sets weights to zero. Saves no time on CPUs; useful before distillation, or with 2:4 kernels on a GPU."""
 
     technique: ClassVar[str] = "sparsity"
     phase: ClassVar[Phase] = "sparsity"
@@ -28,12 +28,13 @@ class Sparsify(StepBase):
 
     kind: Literal["sparsify"]
     method: Literal["magnitude", "wanda", "sparsegpt"]
-    """Which weights go: the smallest; the smallest times their inputs' norm; or those whose loss the others
-    can best make up for, which then do."""
+    """Criterion of the pruned weights: the smallest (`magnitude`), the smallest products with the norm of
+    their inputs (`wanda`), or those whose removal the remaining weights compensate best, which are then
+    updated (`sparsegpt`)."""
     sparsity: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """Share of the weights that go."""
+    """Share of the weights that become zero."""
     pattern: Annotated[str, StringConstraints(pattern=r"^[1-9]\d?:[1-9]\d?$")] | None = None
-    """Instead: `n:m`, of every m consecutive weights of a row n stay, e.g. `2:4`."""
+    """In place of `sparsity`: `n:m` keeps n of every m consecutive weights of a row, e.g. `2:4`."""
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Sparsify:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class TieLayers(StepBase):
-    """Fewer different bytes per forward at equal depth; needs healing."""
+    """Shares weights between layers: fewer bytes at equal depth; needs distillation."""
 
     technique: ClassVar[str] = "layer tying"
     phase: ClassVar[Phase] = "tying"
@@ -27,8 +27,8 @@ class TieLayers(StepBase):
 
     kind: Literal["tie_layers"]
     blocks: Annotated[int, Field(ge=1, le=10_000)]
-    """How many different layers are left: the model's layers are split into so many consecutive groups, and
-    all of a group use the weights of its first."""
+    """Number of distinct layers that remain: the layers are split into this many consecutive groups, and each
+    group uses the weights of its first layer."""
 
     @property
     def trait(self) -> Trait | None:
@@ -37,7 +37,7 @@ class TieLayers(StepBase):
 
     def sentence(self) -> str:
         """See `StepBase.sentence`."""
-        return f"share the weights of {self.blocks} layers among all"
+        return f"share the weights of {self.blocks} layers between all layers"
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from draftrank.catalog.self_generated import SelfGenerated
+from draftrank.catalog.self_generated import CorpusText
 from draftrank.catalog.step import Phase, StepBase, Trait
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class TrimVocabulary(StepBase):
-    """A smaller head: cheaper forwards, at the price of tokens it can never propose."""
+    """Trims the head to the most frequent tokens: cheaper forwards, but the other tokens are never proposed."""
 
     technique: ClassVar[str] = "vocabulary trimming"
     phase: ClassVar[Phase] = "head"
@@ -28,10 +28,11 @@ class TrimVocabulary(StepBase):
 
     kind: Literal["trim_vocabulary"]
     keep_tokens: Annotated[int, Field(ge=1, le=10_000_000)]
-    """How many tokens the head keeps: those that end an output or that the tokenizer or its chat template marks, and then
-    those that occur most often."""
-    data: SelfGenerated | None = None
-    """The text in which they are counted; absent: the recipe's calibration text."""
+    """Number of tokens the head keeps: end-of-output tokens and those that the tokenizer or its chat template
+    marks, then the most frequent ones."""
+    data: CorpusText | None = None
+    """Text in which tokens are counted: the name of a corpus, or a text in place. Absent: the recipe's
+    calibration text."""
 
     @property
     def trait(self) -> Trait | None:
@@ -40,7 +41,7 @@ class TrimVocabulary(StepBase):
 
     def sentence(self) -> str:
         """See `StepBase.sentence`."""
-        return f"let the head know the {self.keep_tokens:,} most used tokens only"
+        return f"trim the head to the {self.keep_tokens:,} most frequent tokens"
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""

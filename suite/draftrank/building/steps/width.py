@@ -28,8 +28,9 @@ class WidthStep(StepBase):
     cost: ClassVar[str] = "seconds to a minute; time and memory fall with width, agreement steeply"
 
     importance: Literal["magnitude", "activation", "taylor"] = "activation"
-    """What stays: the largest weights; the largest activations on the calibration text, weighed by what
-    reads them; or what the text's loss feels most, to first order."""
+    """Criterion of what is kept: the largest weights (`magnitude`), the largest activations on the
+    calibration text, weighted by the matrices that read them (`activation`), or the largest first-order
+    effect on the loss (`taylor`)."""
 
     def _text(self, context: BuildContext) -> Tensor | None:
         from draftrank.building.text.corpus import calibration_tokens
@@ -45,11 +46,11 @@ class WidthStep(StepBase):
 
 
 class PruneFfn(WidthStep):
-    """Fewer channels in every feed-forward network, which holds most of a layer's weights."""
+    """Fewer channels in every feed-forward network, where most of a layer's weights are."""
 
     kind: Literal["prune_ffn"]
     keep_channels: Count
-    """Channels that stay in each layer."""
+    """Number of channels kept in each layer."""
 
     def sentence(self) -> str:
         """See `StepBase.sentence`."""
@@ -65,16 +66,15 @@ class PruneFfn(WidthStep):
 
 
 class PruneHeads(WidthStep):
-    """Fewer attention heads in every layer: whole query groups, and heads within each group."""
+    """Fewer attention heads in every layer: whole query groups, or heads within each group."""
 
     architectures: ClassVar[str] = "those with separate queries, keys and values; not GPT-2"
 
     kind: Literal["prune_heads"]
     keep_groups: Count | None = None
-    """Query groups (a head of keys and values with the query heads that read it) that stay in each layer;
-    absent: all."""
+    """Number of query groups (one KV head with its query heads) kept in each layer; absent: all."""
     keep_heads_per_group: Count | None = None
-    """Query heads that stay in each group; absent: all."""
+    """Number of query heads kept in each group; absent: all."""
 
     @model_validator(mode="after")
     def _something(self) -> PruneHeads:
@@ -99,13 +99,13 @@ class PruneHeads(WidthStep):
 
 
 class PruneHidden(WidthStep):
-    """A thinner residual stream: every matrix of the model becomes smaller, the head included."""
+    """A narrower residual stream: every matrix of the model shrinks, the head included."""
 
     architectures: ClassVar[str] = "those with RMS norms and a head size of their own; not GPT-2"
 
     kind: Literal["prune_hidden"]
     keep_channels: Count
-    """Channels that stay, the same in all layers."""
+    """Number of channels kept, the same in all layers."""
 
     def sentence(self) -> str:
         """See `StepBase.sentence`."""

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class WriteGguf(StepBase):
-    """The draft as a GGUF file with weights of one type, run by llama.cpp; the target must come as GGUF too."""
+    """Writes the draft as a GGUF file that llama.cpp runs; the target must come as GGUF too."""
 
     technique: ClassVar[str] = "GGUF"
-    phase: ClassVar[Phase] = "precision"
+    phase: ClassVar[Phase] = "quantization"
     paper: ClassVar[str] = "none; the file format and the kernels of llama.cpp"
     cost: ClassVar[str] = "seconds; on CPU a forward of llama.cpp in place of torch's"
     architectures: ClassVar[str] = "Llama and Gemma 3: others are not written yet"
@@ -27,8 +27,8 @@ class WriteGguf(StepBase):
 
     kind: Literal["write_gguf"]
     weights: GgufWeights = "q8_0"
-    """Type of the matrices, as llama.cpp names it; norms stay f32, and matrices whose rows are no multiple of 32
-    become f16."""
+    """Type of the matrices, in llama.cpp's names; norms stay f32, and matrices whose rows are no multiple of
+    32 become f16."""
 
     @property
     def trait(self) -> Trait | None:

@@ -8,10 +8,17 @@ from typing import Any
 
 from draftrank.catalog.base import Declared
 from draftrank.catalog.recipe import Recipe
+from draftrank.catalog.self_generated import Corpus
 from draftrank.catalog.target import Target
 from draftrank.catalog.task import Suite, Task
 
-MODELS: dict[str, type[Declared]] = {"recipe": Recipe, "suite": Suite, "target": Target, "task": Task}
+MODELS: dict[str, type[Declared]] = {
+    "corpus": Corpus,
+    "recipe": Recipe,
+    "suite": Suite,
+    "target": Target,
+    "task": Task,
+}
 """Schema name → the model it describes."""
 
 FOLDER = Path(__file__).parent

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from draftrank.catalog.use import Use
+from draftrank.catalog.programs import ProgramUse
 from draftrank.engine.proposer import Proposal, Proposer, ProposerContext
-from draftrank.engine.proposers.draft_model import BuiltDraft, ModelProposer
+from draftrank.engine.proposers.draft_model import ModelBasedDraft, ModelProposer
 from draftrank.engine.proposers.eagle import EagleProposer
 from draftrank.engine.proposers.ngram import NgramDraft, NgramProposer, TokensPerMatch, trust_in_words
 from draftrank.engine.proposers.suffix import DEFAULT_TRUST, MinProbability, SuffixDraft, SuffixProposer
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
     from draftrank.engine.sampling import Sampler
 
 
-class CascadeDraft(BuiltDraft):
-    """N-grams of the context first, a model made by steps where none is found."""
+class CascadeDraft(ModelBasedDraft):
+    """Prompt lookup or suffix decoding first; a draft model proposes where they find no match."""
 
     technique: ClassVar[str] = "cascade"
 
     kind: Literal["cascade"]
     max_ngram: Annotated[int, Field(ge=1, le=16)] = 4
-    """Longest run of last tokens that is looked up."""
+    """Length of the longest match that is looked up."""
     min_ngram: Annotated[int, Field(ge=1, le=16)] = 2
-    """Shortest run that is still looked up; shorter ones are left to the model."""
+    """Length of the shortest match that is copied; below it the model proposes."""
     tokens_per_match: TokensPerMatch = None
-    """Most tokens copied for each token that matches, counted as far back as the two places agree; absent: as many
-    as asked for."""
+    """Maximum number of copied tokens per matching token; the match counts as far back as both positions
+    agree. Absent: k tokens with prompt lookup, one per matching token with suffix decoding."""
     min_probability: MinProbability | None = None
-    """Earlier places vote as in `suffix` drafts, and copying ends where fewer than this share agree; absent: the most
-    recent place is copied."""
+    """Copies with suffix decoding, and stops before the first token that fewer than this share of the earlier
+    occurrences agree on. Absent: prompt lookup, which copies after the most recent occurrence."""
 
     max_model_tokens: Annotated[int, Field(ge=1, le=64)] | None = None
-    """Most tokens that the model proposes in one step, where copying may propose more; absent: as many as asked for."""
+    """Maximum number of tokens that the model proposes per step, where copying may propose more; absent: k."""
 
     @model_validator(mode="after")
     def _runs_ordered(self) -> Self:
@@ -58,23 +58,28 @@ class CascadeDraft(BuiltDraft):
 
     def sentence(self) -> str:
         """See `DraftBase.sentence`."""
-        followed = "followed" if self.min_probability is None else "most often followed"
+        followed = (
+            "followed the most recent match"
+            if self.min_probability is None
+            else "most often followed earlier matches"
+        )
         agreeing = (
-            "" if self.min_probability is None else f", while {self.min_probability:.0%} of the places agree"
+            "" if self.min_probability is None else f", while {self.min_probability:.0%} of the matches agree"
         )
         few = self.max_model_tokens
         for_few = "" if few is None else f" for at most {few} token{'s' if few > 1 else ''}"
         return (
-            f"copy what {followed} the last {self.max_ngram} to {self.min_ngram} tokens earlier in the context"
-            f"{trust_in_words(self.tokens_per_match)}{agreeing}; where nothing is found, ask a model"
+            f"copy what {followed} of the last {self.max_ngram} to {self.min_ngram} tokens"
+            f"{trust_in_words(self.tokens_per_match)}{agreeing}; without a match, propose with a model"
             f"{for_few}, made {super().sentence()}"
         )
 
-    def uses(self, model: str, folder: str, k: int) -> tuple[Use, ...]:
+    def uses(self, model: str, folder: str, k: int) -> tuple[ProgramUse, ...]:
         """See `DraftBase.uses`."""
         reason = "it takes n-grams or a draft model, not both; the model alone can be exported"
         return tuple(
-            Use(program, "sh", None, reason) for program in ("transformers", "vLLM", "SGLang", "llama.cpp")
+            ProgramUse(program, "sh", None, reason)
+            for program in ("transformers", "vLLM", "SGLang", "llama.cpp")
         )
 
     def open(self, context: ProposerContext) -> CascadeProposer:

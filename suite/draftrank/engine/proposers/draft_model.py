@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from draftrank.catalog.abilities import abilities_of, uses_of_model
 from draftrank.catalog.draft import DraftBase
-from draftrank.catalog.self_generated import CALIBRATION, SelfGenerated
+from draftrank.catalog.programs import ProgramUse, abilities_of, uses_of_model
+from draftrank.catalog.self_generated import CALIBRATION, CorpusText, SelfGenerated
 from draftrank.catalog.step import StepBase
 from draftrank.catalog.step_order import order_fault
 from draftrank.catalog.steps import Step
-from draftrank.catalog.use import Use
 from draftrank.engine.proposer import Proposal, ProposerContext
 from draftrank.engine.proposers.drafting import PLAIN, Drafting, SteppingModel, draft_tokens, drafting_of
 from draftrank.engine.proposers.eagle import EagleProposer
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from draftrank.engine.sampling import Sampler
 
 
-class BuiltDraft(DraftBase):
+class ModelBasedDraft(DraftBase):
     """What all drafts have in common that propose with a model made by steps."""
 
     technique: ClassVar[str] = "model"
@@ -32,9 +31,10 @@ class BuiltDraft(DraftBase):
     branches: ClassVar[bool] = True
 
     steps: Annotated[tuple[Step, ...], Field(min_length=1, max_length=32)]
-    """What is done to a copy of the target, in order."""
-    calibration: SelfGenerated | None = None
-    """The text that steps which look at activations are shown; absent: 4,096 tokens the target wrote."""
+    """Steps applied to a copy of the target, in order."""
+    calibration: CorpusText | None = None
+    """Text for steps that read activations: the name of a corpus, or a text in place. Absent: 4,096 tokens
+    that the target writes."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -100,12 +100,12 @@ class BuiltDraft(DraftBase):
         return EagleProposer(context.target, reader, drafting)
 
 
-class ModelDraft(BuiltDraft):
+class ModelDraft(ModelBasedDraft):
     """A smaller language model over the target's vocabulary."""
 
-    kind: Literal["model"]
+    kind: Literal["draft_model"]
 
-    def uses(self, model: str, folder: str, k: int) -> tuple[Use, ...]:
+    def uses(self, model: str, folder: str, k: int) -> tuple[ProgramUse, ...]:
         """See `DraftBase.uses`."""
         traits = {step.trait for step in self.steps if step.trait is not None}
         return uses_of_model(abilities_of(traits), model, folder, k, gguf_file="DRAFT.gguf")

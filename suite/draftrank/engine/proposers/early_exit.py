@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from draftrank.catalog.draft import DraftBase
-from draftrank.catalog.use import Use
+from draftrank.catalog.programs import ProgramUse
 from draftrank.engine.proposer import Proposal, Proposer, ProposerContext
 from draftrank.engine.proposers.drafting import PLAIN, Drafting, draft_tokens, drafting_of
 from draftrank.errors import IncompatibleDraftError
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 
 class EarlyExitDraft(DraftBase):
-    """Works well only for targets trained to be exited early; costs no memory."""
+    """The target's own first layers and head as the draft. Works well only for targets trained for early
+    exit; costs no memory."""
 
     technique: ClassVar[str] = "early exit"
     has_confidence: ClassVar[bool] = True
@@ -33,18 +34,18 @@ class EarlyExitDraft(DraftBase):
 
     kind: Literal["early_exit"]
     layers: Annotated[int, Field(ge=1, le=10_000)]
-    """How many of the target's first layers propose."""
+    """Number of the target's first layers that propose."""
 
     def sentence(self) -> str:
         """See `DraftBase.sentence`."""
         return f"the target's own first {self.layers} layers with its head"
 
-    def uses(self, model: str, folder: str, k: int) -> tuple[Use, ...]:
+    def uses(self, model: str, folder: str, k: int) -> tuple[ProgramUse, ...]:
         """See `DraftBase.uses`."""
         generate = f"target.generate(**inputs, assistant_early_exit={self.layers})"
         reason = "it has no way to let some of the target's layers propose for all of them"
-        others = (Use(program, "sh", None, reason) for program in ("vLLM", "SGLang", "llama.cpp"))
-        return (Use("transformers", "python", generate, None), *others)
+        others = (ProgramUse(program, "sh", None, reason) for program in ("vLLM", "SGLang", "llama.cpp"))
+        return (ProgramUse("transformers", "python", generate, None), *others)
 
     def open(self, context: ProposerContext) -> EarlyExitProposer:
         """See `DraftBase.open`."""

@@ -1,4 +1,4 @@
-"""Prompt lookup: propose what followed the last time the same few tokens stood in the context.
+"""Prompt lookup: proposes what followed the most recent occurrence of the context's last tokens.
 
 Source: prompt lookup decoding (Saxena 2023), the model-free draft of transformers and vLLM; to trust a longer match
 for more tokens is from SuffixDecoding (Oliaro et al. 2024, arXiv:2411.04975).
@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from draftrank.catalog.draft import DraftBase
-from draftrank.catalog.use import Use
+from draftrank.catalog.programs import ProgramUse
 from draftrank.engine.proposer import Proposal, Proposer, ProposerContext
 
 TokensPerMatch = Annotated[float, Field(gt=0.0, le=64.0)] | None
@@ -22,22 +22,23 @@ TokensPerMatch = Annotated[float, Field(gt=0.0, le=64.0)] | None
 
 def trust_in_words(tokens_per_match: float | None) -> str:
     """The end of a draft's sentence that says how much it copies; empty where it does not depend on the match."""
-    return "" if tokens_per_match is None else f", up to {tokens_per_match:g} tokens for each that matches"
+    return "" if tokens_per_match is None else f", up to {tokens_per_match:g} tokens per matching token"
 
 
 class NgramDraft(DraftBase):
-    """No model at all: copies from the prompt and from what was already emitted."""
+    """Prompt lookup: copies what followed the most recent occurrence of the context's last tokens. Needs no
+    model."""
 
     technique: ClassVar[str] = "n-gram"
 
     kind: Literal["ngram"]
     max_ngram: Annotated[int, Field(ge=1, le=16)] = 3
-    """Longest run of last tokens that is looked up."""
+    """Length of the longest n-gram that is looked up."""
     min_ngram: Annotated[int, Field(ge=1, le=16)] = 1
-    """Shortest run that is still looked up; longer runs go first."""
+    """Length of the shortest n-gram that is looked up; longer ones are tried first."""
     tokens_per_match: TokensPerMatch = None
-    """Most tokens proposed for each token that matches, counted as far back as the two places agree: what agrees for
-    long goes on agreeing. Absent: as many as asked for."""
+    """Maximum number of proposed tokens per matching token; the match counts as far back as both positions
+    agree. Absent: k tokens, whatever the match."""
 
     @model_validator(mode="after")
     def _ordered(self) -> NgramDraft:
@@ -47,12 +48,10 @@ class NgramDraft(DraftBase):
 
     def sentence(self) -> str:
         """See `DraftBase.sentence`."""
-        told = (
-            f"copy what followed the last {self.max_ngram} to {self.min_ngram} tokens earlier in the context"
-        )
+        told = f"copy what followed the most recent match of the last {self.max_ngram} to {self.min_ngram} tokens"
         return told + trust_in_words(self.tokens_per_match)
 
-    def uses(self, model: str, folder: str, k: int) -> tuple[Use, ...]:
+    def uses(self, model: str, folder: str, k: int) -> tuple[ProgramUse, ...]:
         """See `DraftBase.uses`."""
         speculative = json.dumps(
             {
@@ -73,10 +72,10 @@ class NgramDraft(DraftBase):
         own = "the runs it looks up have lengths of its own"
         always = None if self.tokens_per_match is None else f"it proposes {k} tokens whatever matches"
         return (
-            Use("transformers", "python", generate, always),
-            Use("vLLM", "sh", f"vllm serve {model} --speculative-config '{speculative}'", always),
-            Use("SGLang", "sh", sglang, own),
-            Use("llama.cpp", "sh", f"llama-lookup -m TARGET.gguf --draft-max {k} -p PROMPT", own),
+            ProgramUse("transformers", "python", generate, always),
+            ProgramUse("vLLM", "sh", f"vllm serve {model} --speculative-config '{speculative}'", always),
+            ProgramUse("SGLang", "sh", sglang, own),
+            ProgramUse("llama.cpp", "sh", f"llama-lookup -m TARGET.gguf --draft-max {k} -p PROMPT", own),
         )
 
     def open(self, context: ProposerContext) -> NgramProposer:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from draftrank.catalog.draft import DraftBase
-from draftrank.catalog.use import Use
+from draftrank.catalog.programs import ProgramUse
 from draftrank.engine.proposer import Proposal, Proposer, ProposerContext
 from draftrank.engine.proposers.candidates import Candidate, branching_of, proposal_of
 
@@ -33,20 +33,22 @@ _MAX_TREE_TOKENS = 64
 
 
 class SuffixDraft(DraftBase):
-    """No model at all: copies what most earlier places agree on, the further the longer the match."""
+    """Suffix decoding: copies the continuation that most earlier occurrences of the context's suffix agree
+    on; a longer match is copied further. Needs no model."""
 
     technique: ClassVar[str] = "suffix"
     branches: ClassVar[bool] = True
 
     kind: Literal["suffix"]
     max_match: Annotated[int, Field(ge=1, le=256)] = 24
-    """Longest run of last tokens that is compared."""
+    """Length of the longest suffix that is matched."""
     min_match: Annotated[int, Field(ge=1, le=16)] = 1
-    """Shortest run that is still looked up."""
+    """Length of the shortest suffix that is matched."""
     tokens_per_match: Annotated[float, Field(gt=0.0, le=64.0)] = DEFAULT_TRUST
-    """Most tokens proposed for each token that matches."""
+    """Maximum number of proposed tokens per matching token."""
     min_probability: MinProbability = 0.1
-    """Proposing ends before the token at which fewer than this share of the earlier places still agree."""
+    """Minimum share of the earlier occurrences that must agree on a token; copying ends before the first
+    token below it."""
 
     @model_validator(mode="after")
     def _ordered(self) -> SuffixDraft:
@@ -57,12 +59,12 @@ class SuffixDraft(DraftBase):
     def sentence(self) -> str:
         """See `DraftBase.sentence`."""
         return (
-            f"copy what most often followed the last {self.max_match} to {self.min_match} tokens earlier in the "
-            f"context, up to {self.tokens_per_match:g} tokens for each that matches, while {self.min_probability:.0%} "
-            "of the places agree"
+            f"copy what most often followed earlier matches of the last {self.max_match} to {self.min_match} tokens, "
+            f"up to {self.tokens_per_match:g} tokens per matching token, while {self.min_probability:.0%} of the "
+            "matches agree"
         )
 
-    def uses(self, model: str, folder: str, k: int) -> tuple[Use, ...]:
+    def uses(self, model: str, folder: str, k: int) -> tuple[ProgramUse, ...]:
         """See `DraftBase.uses`."""
         speculative = json.dumps(
             {
@@ -74,7 +76,7 @@ class SuffixDraft(DraftBase):
                 "suffix_decoding_min_token_prob": self.min_probability,
             }
         )
-        return (Use("vLLM", "sh", f"vllm serve {model} --speculative-config '{speculative}'", None),)
+        return (ProgramUse("vLLM", "sh", f"vllm serve {model} --speculative-config '{speculative}'", None),)
 
     def open(self, context: ProposerContext) -> SuffixProposer:
         """See `DraftBase.open`."""

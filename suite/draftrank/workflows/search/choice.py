@@ -1,4 +1,4 @@
-"""What a search may choose, and the recipe that a choice stands for."""
+"""The choices of a search, and the recipe of each choice."""
 
 from __future__ import annotations
 
@@ -10,29 +10,28 @@ from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.self_generated import SelfGenerated
 
 RUNGS = 3
-"""How often a model is trained on while others are still looked for."""
+"""Number of training rounds of a model while the search still explores."""
 FIRST_PASSES = 1
-"""Passes over the corpus on the first rung; each further rung adds as many as all before it."""
+"""Passes over the corpus on the first rung; each further rung doubles the total."""
 LEARNING_RATE = 1e-3
-FEATURE_STEPS = 2
-"""Tokens ahead for which drafts that read features are trained."""
+TTT_STEPS = 2
+"""Steps of training-time test of EAGLE heads."""
 MIN_NGRAM = 3
-"""Shortest run that a mixed draft copies; what agrees for less is more often right from a model."""
+"""Shortest match that a cascade copies; below it the model is right more often."""
 MAX_NGRAM = 8
 TOKENS_PER_MATCH = 2.0
 MIN_PROBABILITY = 0.5
-"""Share of the earlier places that must agree where a mixed draft copies: a doubtful copy is worse than the model's
-guess."""
+"""Share of earlier occurrences that must agree before a cascade copies: a doubtful copy is worse than the model's guess."""
 MIN_COPIED_TOKENS, MAX_COPIED_TOKENS = 4, 10
 BRANCH_ABOVE = 0.1
-"""Probability from which on a runner-up is worth a place in the verification."""
+"""Joint probability from which a path joins the tree."""
 TREE_STOPS_BELOW = 0.25
-"""Probability of a whole path below which a tree does not go on."""
+"""Joint probability below which a path is not extended."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What of a target bounds the choices."""
+    """Sizes of a target that bound the choices."""
 
     layers: int
     ffn_channels: int
@@ -41,14 +40,14 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One draft model, but for how long it is trained."""
+    """One draft model, apart from the length of its training."""
 
     layers: int
-    """How many of the target's it keeps."""
-    features: bool
-    """Whether it reads the target's hidden states."""
+    """Number of the target's layers that it keeps."""
+    eagle: bool
+    """Whether it is an EAGLE head, which reads the target's hidden states."""
     vocabulary: int | None
-    """Tokens its head knows; None: all."""
+    """Tokens of its head; None: all."""
     ffn_channels: int | None
     """Feed-forward channels of each layer; None: all."""
 
@@ -56,17 +55,17 @@ class Choice:
     def id(self) -> str:
         """A readable name, the same for the same choice."""
         words = [f"layers{self.layers}"]
-        words += ["features"] if self.features else []
+        words += ["eagle"] if self.eagle else []
         words += [f"vocab{self.vocabulary}"] if self.vocabulary else []
         words += [f"ffn{self.ffn_channels}"] if self.ffn_channels else []
         return "-".join(words)
 
     def in_words(self) -> str:
         """What it is, for a title."""
-        words = [f"{self.layers} {'layer' if self.layers == 1 else 'layers'}"]
-        words += ["reading the target's state"] if self.features else []
-        words += [f"a head over {self.vocabulary:,} tokens"] if self.vocabulary else []
-        words += [f"{self.ffn_channels} channels"] if self.ffn_channels else []
+        layers = f"{self.layers} {'layer' if self.layers == 1 else 'layers'}"
+        words = [f"EAGLE head of {layers}" if self.eagle else layers]
+        words += [f"{self.vocabulary:,}-token head"] if self.vocabulary else []
+        words += [f"{self.ffn_channels:,} FFN channels"] if self.ffn_channels else []
         return ", ".join(words)
 
     def steps(self, shape: Shape, data: SelfGenerated, rung: int) -> list[dict[str, Any]]:
@@ -84,18 +83,18 @@ class Choice:
             )
         if self.vocabulary:
             steps.append({"kind": "trim_vocabulary", "keep_tokens": self.vocabulary, "data": corpus})
-        if self.features:
+        if self.eagle:
             steps.append({"kind": "read_hidden_states", **_depths(shape.layers)})
         for number in range(1, rung + 1):
-            healing = {
+            training = {
                 "kind": "distill",
                 "data": corpus,
                 "passes": self.passes_on(number),
                 "learning_rate": LEARNING_RATE,
             }
-            if self.features:
-                healing["ttt_steps"] = FEATURE_STEPS
-            steps.append({**healing, "cache_target_states": True})
+            if self.eagle:
+                training["ttt_steps"] = TTT_STEPS
+            steps.append({**training, "cache_target_states": True})
         return steps
 
     def passes_on(self, rung: int) -> int:
@@ -162,25 +161,25 @@ class Begun:
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
-    """How a model is used when it is measured."""
+class DraftSettings:
+    """How a draft model proposes in the measured session."""
 
     k: int
-    """Most tokens of the model."""
+    """Maximum number of tokens that the model proposes."""
     copied: int = MAX_COPIED_TOKENS
-    """Most tokens that are copied, where copying goes first."""
-    mixed: bool = False
-    """Whether it does."""
+    """Maximum number of tokens that a cascade copies."""
+    cascade: bool = False
+    """Whether suffix decoding goes first."""
     int8: bool = False
     """Whether its matrices are in int8."""
     stop_below_confidence: float | None = None
-    """Of a chain; a tree stops by what is probable as a whole."""
+    """Confidence stop of a chain; a tree stops by joint probability."""
     tree: bool = False
-    """Whether it proposes runners-up too."""
+    """Whether it proposes a token tree."""
 
     def name_of(self, choice: Choice | Begun) -> str:
         """Id of the recipe of a model that is used like this."""
-        words = ["suffix"] if self.mixed else []
+        words = ["suffix"] if self.cascade else []
         words += [choice.id]
         words += ["tree"] if self.tree else []
         words += ["int8"] if self.int8 else []
@@ -188,13 +187,19 @@ class Use:
 
 
 def recipe_of(
-    target: str, name: str, title: str, steps: list[dict[str, Any]], use: Use, *, description: str = ""
+    target: str,
+    name: str,
+    title: str,
+    steps: list[dict[str, Any]],
+    use: DraftSettings,
+    *,
+    description: str = "",
 ) -> Recipe:
     """A recipe of these steps, as if it had been read from a file."""
     if use.int8:
         steps = [*steps, {"kind": "quantize", "scheme": "dynamic_int8"}]
-    draft: dict[str, Any] = {"kind": "model", "steps": steps}
-    if use.mixed:
+    draft: dict[str, Any] = {"kind": "draft_model", "steps": steps}
+    if use.cascade:
         draft |= {
             "kind": "cascade",
             "max_ngram": MAX_NGRAM,
@@ -202,7 +207,7 @@ def recipe_of(
             "tokens_per_match": TOKENS_PER_MATCH,
             "min_probability": MIN_PROBABILITY,
         }
-    speculate: dict[str, Any] = {"num_speculative_tokens": max(use.k, use.copied) if use.mixed else use.k}
+    speculate: dict[str, Any] = {"num_speculative_tokens": max(use.k, use.copied) if use.cascade else use.k}
     if use.tree:
         speculate |= {"stop_below_confidence": TREE_STOPS_BELOW, "branch_above_probability": BRANCH_ABOVE}
     elif use.stop_below_confidence is not None:
@@ -211,17 +216,16 @@ def recipe_of(
 
 
 def copying_recipes(target: str, copied: int = MAX_COPIED_TOKENS) -> tuple[Recipe, ...]:
-    """What costs nothing and every model must beat: copying up to so many tokens alone, from the most recent place and by
-    votes of all."""
-    why = "Needs no model; what a search finds is measured beside it."
+    """The references that every model must beat: prompt lookup and suffix decoding of up to `copied` tokens."""
+    why = "Needs no model. A search measures its models beside it."
     speculate = {"num_speculative_tokens": copied}
     trusted = {"tokens_per_match": TOKENS_PER_MATCH}
     ngrams = {"kind": "ngram", "max_ngram": MIN_NGRAM + 1, "min_ngram": 1, **trusted}
     votes = {"kind": "suffix", **trusted}
-    by_match = "N-grams, trusted by the length of the match"
+    by_match = "Prompt lookup, longer copies for longer matches"
     return (
         _recipe(target, "ngram-by-match", by_match, why, "minutes", ngrams, speculate),
-        _recipe(target, "suffix", "What most often followed, by suffix", why, "minutes", votes, speculate),
+        _recipe(target, "suffix", "Suffix decoding", why, "minutes", votes, speculate),
     )
 
 

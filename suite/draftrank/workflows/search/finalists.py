@@ -1,4 +1,4 @@
-"""The recipes of a search that are measured in the end."""
+"""The recipes that a search measures."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from dataclasses import replace
 
 from draftrank.catalog.recipe import Recipe
 from draftrank.errors import InvalidInputError
-from draftrank.workflows.search.choice import Use, copying_recipes, recipe_of
+from draftrank.workflows.search.choice import DraftSettings, copying_recipes, recipe_of
 from draftrank.workflows.search.request import SearchRequest
 from draftrank.workflows.search.training import Training
-from draftrank.workflows.search.tried import Tried, by_promise
+from draftrank.workflows.search.tried import Tried, by_predicted_speedup
 
 FINALISTS = 2
-"""Models that are measured in the end."""
+"""Number of models that the session measures."""
 _CONFIDENCE = 0.4
-"""A chain that the model is less sure of ends."""
+"""Confidence below which a chain stops."""
 
 
 def finalists(tried: list[Tried], request: SearchRequest, training: Training) -> tuple[Recipe, ...]:
-    """The most promising models in the ways they can be used, and copying alone.
+    """The models with the highest predicted speedups, each in several settings, and copying alone.
 
     Raises:
         InvalidInputError: none could be built.
     """
-    able = by_promise(tried)
+    able = by_predicted_speedup(tried)
     if not able:
         notes = "; ".join(one.note for one in tried if one.note)
         raise InvalidInputError.single(
@@ -34,22 +34,21 @@ def finalists(tried: list[Tried], request: SearchRequest, training: Training) ->
     copied = able[0].copied
     recipes = list(copying_recipes(request.target, copied))
     for place, one in enumerate(able[:FINALISTS]):
-        promised = one.promise
-        assert promised is not None
+        predicted = one.prediction
+        assert predicted is not None
         steps = one.choice.steps(training.shape, training.data, one.rung)
         uses = [
-            Use(promised.k, copied, mixed=True, stop_below_confidence=_CONFIDENCE),
-            Use(promised.k, copied, mixed=True, tree=True),
+            DraftSettings(predicted.k, copied, cascade=True, stop_below_confidence=_CONFIDENCE),
+            DraftSettings(predicted.k, copied, cascade=True, tree=True),
         ]
         if request.device == "cpu":
             uses += [replace(use, int8=True) for use in uses]
         if not place:
-            uses.append(Use(promised.k, stop_below_confidence=_CONFIDENCE))
+            uses.append(DraftSettings(predicted.k, stop_below_confidence=_CONFIDENCE))
         for use in uses:
-            words = [one.choice.in_words()]
-            words += ["behind copying"] if use.mixed else []
-            words += ["as a tree"] if use.tree else []
-            words += ["in int8"] if use.int8 else []
+            words = [f"{'Suffix decoding, then ' if use.cascade else ''}{one.choice.in_words()}"]
+            words += ["token tree"] if use.tree else []
+            words += ["int8"] if use.int8 else []
             name = use.name_of(one.choice)
             recipes.append(recipe_of(request.target, name, ", ".join(words), steps, use))
     return tuple(recipes)

@@ -1,4 +1,4 @@
-"""What a draft promises before it is measured: from how often it agrees, and what its forwards cost.
+"""Predicts a draft's speedup before it is measured, from its agreement and its forward times.
 
 With a_i the share of texts on which the i-th token ahead agrees, given that those before did, a chain of k tokens
 gives 1 + Σ_j Π_{i≤j} a_i tokens per step, for k forwards of the draft and one of the target over k+1 tokens (Leviathan
@@ -16,11 +16,11 @@ from draftrank.measure.cost.forward_times import ForwardTimes
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The best that a draft can be expected to give."""
+    """The predicted speedup at the best k."""
 
     speedup: float
     k: int
-    """Number of proposed tokens that gives it."""
+    """The k that gives it."""
 
 
 DEAR = 1.5
@@ -35,7 +35,7 @@ def most_copied(times: ForwardTimes, context: int, least: int, most: int) -> int
     return max(worth, default=least)
 
 
-def promise(agreements: Sequence[float], times: ForwardTimes, context: int, most: int) -> Prediction:
+def predict_speedup(agreements: Sequence[float], times: ForwardTimes, context: int, most: int) -> Prediction:
     """The expected speedup at the best k.
 
     Args:

@@ -1,11 +1,11 @@
 """Searches the best draft for a target within a time budget.
 
-An optimiser (TPE of Optuna) chooses models; each is trained in rungs, and what promises less than others on its
-rung is given up (successive halving, Jamieson and Talwalkar 2016, arXiv:1502.07943). The promise comes from agreement
-on text kept aside and from forward times, never from a task, so that nothing is fitted to the prompts that decide.
-Models that recipes of the workspace have trained already take part as they are. The model that promises most is then
-trained on, twice as long each time, for as long as that pays and fits; what time that leaves goes into further models.
-The most promising ones, alone, behind copying, as trees and in int8, are then measured side by side in one session.
+An optimiser (TPE of Optuna) chooses models. Each is trained in rungs, and successive halving (Jamieson and Talwalkar
+2016, arXiv:1502.07943) stops those with low predicted speedups. The prediction uses agreement on held-out text and
+forward times, never a task, so nothing is fitted to the prompts that decide. Models that the workspace's recipes have
+already trained take part as they are. The model with the highest predicted speedup is then trained on, twice as long
+each time, while that pays and fits the budget; the remaining time goes into further models. One session finally
+measures the best models: alone, in cascades with suffix decoding, as trees and in int8.
 
 Every model is a recipe: what is trained lies in the cache, a longer training goes on from a shorter one, and a
 search that was interrupted goes on where it stopped.
@@ -36,17 +36,17 @@ from draftrank.workflows.search.clock import Clock
 from draftrank.workflows.search.finalists import finalists
 from draftrank.workflows.search.request import SearchRequest
 from draftrank.workflows.search.training import Training
-from draftrank.workflows.search.tried import Tried, by_promise
+from draftrank.workflows.search.tried import Tried, by_predicted_speedup
 
 EXPLORING_SHARE = 0.4
 """Share of the budget after which no further model is begun, unless training the best one on gains nothing more."""
 TRAINING_SHARE = 0.7
 """Share of the budget after which no training is begun at all: the rest is for measuring."""
 PAYS = 1.005
-"""A longer training that promises less than this much more is the last."""
+"""Training on ends when it raises the predicted speedup by less than this factor."""
 _FIRST = (
-    {"layers": 1, "features": True, "vocabulary": 8_192, "ffn_channels": 0},
-    {"layers": 4, "features": False, "vocabulary": 8_192, "ffn_channels": 0},
+    {"layers": 1, "eagle": True, "vocabulary": 8_192, "ffn_channels": 0},
+    {"layers": 4, "eagle": False, "vocabulary": 8_192, "ffn_channels": 0},
 )
 """What is tried first, as far as the target allows it: what was fastest for others."""
 _MAX_REPEATS = 100
@@ -137,7 +137,7 @@ class _Seeker:
         self._trained = self._state / "trained.json"
 
     def try_models(self) -> list[Tried]:
-        """Trains one model after the other until the time for it is over, and the most promising one on.
+        """Trains one model after the other until the time for it is over, and the best one on.
 
         Once over it stays so: what the budget leaves may not let the same search go on when it is asked for again.
         """
@@ -149,7 +149,7 @@ class _Seeker:
             tried = self._explore(self._known(), EXPLORING_SHARE, stage)
             tried = self._train_on(tried, stage)
             tried = self._explore(tried, TRAINING_SHARE, stage)
-        if by_promise(tried):
+        if by_predicted_speedup(tried):
             self._trained.write_text(json.dumps([asdict(one) for one in tried]), "utf-8")
         return tried
 
@@ -183,12 +183,12 @@ class _Seeker:
         return tried
 
     def _train_on(self, tried: list[Tried], stage: Stage) -> list[Tried]:
-        """The same with the most promising model trained longer, for as long as that pays and fits."""
+        """The same with the model of the highest predicted speedup trained longer, for as long as that pays and fits."""
         until = self._request.budget_s * TRAINING_SHARE
         if self._deepened.is_file():
             deepened = Tried.read(json.loads(self._deepened.read_text("utf-8")))
             tried = [deepened if one.choice == deepened.choice else one for one in tried]
-        while able := by_promise(tried):
+        while able := by_predicted_speedup(tried):
             best = able[0]
             now = best.choice.passes_on(best.rung)
             longer_s = best.last_s * best.choice.passes_on(best.rung + 1) / now if now else 0.0
@@ -199,16 +199,16 @@ class _Seeker:
             except BuildError as error:
                 one = replace(best, note=str(error))
             else:
-                assert one.promise is not None
-                assert best.promise is not None
+                assert one.prediction is not None
+                assert best.prediction is not None
                 seconds = best.seconds + one.last_s
                 # A recipe's own training was judged on other text, so its first one here is judged by what was before it.
                 if not now and one.agreement is not None and one.agreement_before is not None:
                     pays = one.agreement > one.agreement_before
                 else:
-                    pays = one.promise.speedup >= PAYS * best.promise.speedup
+                    pays = one.prediction.speedup >= PAYS * best.prediction.speedup
                 if not pays:
-                    better = one if one.promise.speedup > best.promise.speedup else best
+                    better = one if one.prediction.speedup > best.prediction.speedup else best
                     one = replace(better, note="trained until it gained nothing more")
                 one = replace(one, seconds=seconds)
             tried = [one if each.choice == one.choice else each for each in tried]
@@ -240,12 +240,12 @@ class _Seeker:
         return study
 
     def _tell(self, study: Any, trial: Any, one: Tried) -> None:
-        if one.promise is None:
+        if one.prediction is None:
             study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
         elif one.rung < RUNGS:
             study.tell(trial, state=self._optuna.trial.TrialState.PRUNED)
         else:
-            study.tell(trial, one.promise.speedup)
+            study.tell(trial, one.prediction.speedup)
 
     def _try(self, choice: Choice, trial: Any) -> Tried:
         began = time.monotonic()
@@ -256,8 +256,8 @@ class _Seeker:
             except BuildError as error:
                 one = Tried(choice, 0, None, None, None, 0.0, note=str(error))
                 break
-            assert one.promise is not None
-            trial.report(one.promise.speedup, rung)
+            assert one.prediction is not None
+            trial.report(one.prediction.speedup, rung)
             if rung < RUNGS and trial.should_prune():
                 one = replace(one, note="given up")
                 break
@@ -270,7 +270,7 @@ def suggest(trial: Any, shape: Shape) -> Choice:
     vocabularies = [size for size in (4_096, 8_192, 16_384, 32_768) if size < shape.vocabulary]
     return Choice(
         layers=trial.suggest_categorical("layers", depths),
-        features=trial.suggest_categorical("features", [True, False]),
+        eagle=trial.suggest_categorical("eagle", [True, False]),
         vocabulary=trial.suggest_categorical("vocabulary", [*vocabularies, 0]) or None,
         ffn_channels=trial.suggest_categorical("ffn_channels", [0, shape.ffn_channels // 2]) or None,
     )

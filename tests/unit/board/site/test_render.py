@@ -122,7 +122,7 @@ def boards():
     model = build(
         "cut",
         recipe=build("cut").recipe
-        | {"draft": {"kind": "model", "steps": [{"kind": "drop_layers", "keep": 6, "select": "even"}]}},
+        | {"draft": {"kind": "draft_model", "steps": [{"kind": "drop_layers", "keep": 6, "select": "even"}]}},
         techniques=("layer dropping",),
         trained=True,
         parameters=41_300_000,

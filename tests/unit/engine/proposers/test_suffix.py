@@ -176,8 +176,8 @@ def test_a_mixed_draft_copies_by_votes_where_its_recipe_says_how_many_must_agree
     voting = CascadeDraft.model_validate_json(json.dumps({**fields, "min_probability": 0.4}))
     assert "n-gram" in plain.techniques
     assert "suffix" in voting.techniques
-    assert "while 40% of the places agree" in voting.sentence()
-    assert "places agree" not in plain.sentence()
+    assert "while 40% of the matches agree" in voting.sentence()
+    assert "matches agree" not in plain.sentence()
 
 
 def test_another_sequence_remembers_nothing_of_the_one_before():

@@ -22,7 +22,9 @@ def timed(target_s, draft_s=None):
 
 def model(name, recipe="steps", weights="weights"):
     made = build(name, weights_sha256=sha(weights))
-    return made.model_copy(update={"recipe": {**made.recipe, "draft": {"kind": "model", "steps": recipe}}})
+    return made.model_copy(
+        update={"recipe": {**made.recipe, "draft": {"kind": "draft_model", "steps": recipe}}}
+    )
 
 
 def session(speedups, arms, machine="cpu-2core", **changes):

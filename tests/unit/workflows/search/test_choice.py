@@ -1,4 +1,4 @@
-"""What a search may choose, and what a choice promises before it is measured."""
+"""What a search may choose, and the speedup that is predicted for it."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from draftrank.workflows.search.choice import (
     RUNGS,
     Begun,
     Choice,
+    DraftSettings,
     Shape,
-    Use,
     copying_recipes,
     passes_of,
     recipe_of,
 )
-from draftrank.workflows.search.predicted_speedup import DEAR, most_copied, promise
+from draftrank.workflows.search.predicted_speedup import DEAR, most_copied, predict_speedup
 
 SHAPE = Shape(layers=30, ffn_channels=1536, vocabulary=49_152)
 DATA = SelfGenerated(kind="self_generated", tokens=10_000, sequence_tokens=128)
 choices = st.builds(
     Choice,
     layers=st.sampled_from([1, 2, 4]),
-    features=st.booleans(),
+    eagle=st.booleans(),
     vocabulary=st.sampled_from([None, 8_192]),
     ffn_channels=st.sampled_from([None, 768]),
 )
 uses = st.builds(
-    Use,
+    DraftSettings,
     k=st.integers(1, 8),
-    mixed=st.booleans(),
+    cascade=st.booleans(),
     int8=st.booleans(),
     stop_below_confidence=st.sampled_from([None, 0.4]),
     tree=st.booleans(),
@@ -48,9 +48,9 @@ def times(draft_s: float, slope: float = 0.0) -> ForwardTimes:
 
 @settings(max_examples=60, deadline=None)
 @given(agreement=st.floats(0.0, 0.99), cost=st.floats(0.0, 1.0), most=st.integers(1, 8))
-def test_a_promise_is_the_speedup_of_leviathan_et_al_at_its_best_k(agreement, cost, most):
+def test_the_prediction_is_the_speedup_of_leviathan_et_al_at_its_best_k(agreement, cost, most):
     expected = {k: (1 - agreement ** (k + 1)) / (1 - agreement) / (k * cost + 1) for k in range(1, most + 1)}
-    found = promise([agreement], times(cost), 256, most)
+    found = predict_speedup([agreement], times(cost), 256, most)
     assert found.speedup == pytest.approx(max(expected.values()))
     assert expected[found.k] == pytest.approx(found.speedup)
 
@@ -65,10 +65,10 @@ def test_copied_tokens_are_as_many_as_little_more_than_one_forward_verifies(slop
 
 
 def test_later_tokens_have_an_agreement_of_their_own_and_verifying_costs():
-    equal = promise([0.7, 0.7], times(0.05), 256, 4)
-    assert promise([0.7, 0.4], times(0.05), 256, 4).speedup < equal.speedup
-    assert promise([0.7, 0.7], times(0.05, slope=0.1), 256, 4).speedup < equal.speedup
-    assert promise([0.7, 0.0], times(0.05), 256, 4).k == 1
+    equal = predict_speedup([0.7, 0.7], times(0.05), 256, 4)
+    assert predict_speedup([0.7, 0.4], times(0.05), 256, 4).speedup < equal.speedup
+    assert predict_speedup([0.7, 0.7], times(0.05, slope=0.1), 256, 4).speedup < equal.speedup
+    assert predict_speedup([0.7, 0.0], times(0.05), 256, 4).k == 1
 
 
 @settings(max_examples=60, deadline=None)
@@ -79,10 +79,10 @@ def test_every_choice_is_a_valid_recipe_and_longer_training_goes_on_from_shorter
         assert longer[: len(shorter)] == shorter
     for rung, steps in enumerate(rungs, start=1):
         recipe = recipe_of("tiny", use.name_of(choice), "Searched", steps, use)
-        healing = [step for step in recipe.draft.build_steps if step.kind == "distill"]
-        assert sum(step.passes for step in healing) == passes_of(choice, rung)
+        training = [step for step in recipe.draft.build_steps if step.kind == "distill"]
+        assert sum(step.passes for step in training) == passes_of(choice, rung)
         assert recipe.draft.build_steps[-1].kind == ("quantize" if use.int8 else "distill")
-        assert recipe.draft.kind == ("cascade" if use.mixed else "model")
+        assert recipe.draft.kind == ("cascade" if use.cascade else "draft_model")
         assert (recipe.speculate.branch_above_probability is not None) == use.tree
         if not use.tree:
             assert recipe.speculate.stop_below_confidence == use.stop_below_confidence
@@ -92,7 +92,7 @@ def test_every_choice_is_a_valid_recipe_and_longer_training_goes_on_from_shorter
 @given(st.tuples(choices, uses), st.tuples(choices, uses))
 def test_a_name_stands_for_one_model_and_one_way_to_use_it(first, second):
     (one, use), (other, another) = first, second
-    same = (one, use.mixed, use.int8, use.tree) == (other, another.mixed, another.int8, another.tree)
+    same = (one, use.cascade, use.int8, use.tree) == (other, another.cascade, another.int8, another.tree)
     assert (use.name_of(one) == another.name_of(other)) == same
 
 
@@ -103,7 +103,7 @@ def test_what_a_recipe_has_trained_goes_on_from_all_of_its_steps(choice, use, ru
     begun = Begun.of(recipe)
     assert begun is not None
     as_it_is = begun.steps(SHAPE, DATA, RUNGS)
-    plain = recipe_of("tiny", begun.id, "As it is", as_it_is, Use(1))
+    plain = recipe_of("tiny", begun.id, "As it is", as_it_is, DraftSettings(1))
     trained = [step for step in recipe.draft.build_steps if step.kind != "quantize"]
     assert list(plain.draft.build_steps) == trained
     longer = begun.steps(SHAPE, DATA, RUNGS + 2)
@@ -115,7 +115,9 @@ def test_what_a_recipe_has_trained_goes_on_from_all_of_its_steps(choice, use, ru
 
 def test_what_trains_nothing_leaves_nothing_to_go_on_from():
     assert all(Begun.of(recipe) is None for recipe in copying_recipes("tiny"))
-    cut = recipe_of("tiny", "cut", "Cut", [{"kind": "drop_layers", "keep": 2, "select": "ends"}], Use(1))
+    cut = recipe_of(
+        "tiny", "cut", "Cut", [{"kind": "drop_layers", "keep": 2, "select": "ends"}], DraftSettings(1)
+    )
     assert Begun.of(cut) is None
 
 

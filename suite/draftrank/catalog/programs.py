@@ -1,4 +1,4 @@
-"""Which other programs can run a draft model, from what sets it apart, and how."""
+"""Which other programs can run a draft, and how they are given it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from draftrank.catalog.step import Trait
-from draftrank.catalog.use import Use
 
 _INEXPRESSIBLE: dict[Trait, str] = {
     "factors": "its matrices are products of thin ones",
@@ -15,6 +14,20 @@ _INEXPRESSIBLE: dict[Trait, str] = {
 }
 _GGUF = "it is a GGUF file, which llama.cpp runs"
 _BESIDE_THE_TARGET = "it reads the target's hidden states, which only draftrank hands to a draft"
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramUse:
+    """How one other program runs a draft, or why it cannot."""
+
+    program: str
+    """Its name."""
+    language: str
+    """Language of the snippet."""
+    snippet: str | None
+    """What to type; None: the program cannot run the draft."""
+    remark: str | None
+    """What to know; without a snippet, the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +67,7 @@ def abilities_of(traits: Collection[Trait]) -> Abilities:
 
 def uses_of_model(
     can: Abilities, model: str, folder: str, k: int, *, gguf_file: str | None
-) -> tuple[Use, ...]:
+) -> tuple[ProgramUse, ...]:
     """How each program is given a draft model.
 
     Args:
@@ -84,13 +97,13 @@ def uses_of_model(
     written = can.gguf is None and gguf_file is not None
     missing = can.gguf or "written with `draftrank export --gguf`"
     return (
-        Use("transformers", "python", generate if can.opens else None, can.transformers),
-        Use(
+        ProgramUse("transformers", "python", generate if can.opens else None, can.transformers),
+        ProgramUse(
             "vLLM",
             "sh",
             None if can.vllm else f"vllm serve {model} --speculative-config '{speculative}'",
             can.vllm,
         ),
-        Use("SGLang", "sh", None if can.vllm else sglang, can.vllm),
-        Use("llama.cpp", "sh", llama if written else None, None if written else missing),
+        ProgramUse("SGLang", "sh", None if can.vllm else sglang, can.vllm),
+        ProgramUse("llama.cpp", "sh", llama if written else None, None if written else missing),
     )
