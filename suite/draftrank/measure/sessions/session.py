@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from draftrank.measure.sessions.bench import Bench
 
 ATTEMPTS = 3
-"""How often a prompt turn is decoded at most while the machine is disturbed."""
+"""Maximum of attempts at a prompt turn while the machine is disturbed."""
 PATIENCE_BLOCKS = 4
 """Prompt turns that stayed disturbed, after which none is decoded again until the end of the repeats."""
 PAUSE_S = 10.0

@@ -12,7 +12,7 @@ from draftrank.measure.statistics.estimates import compare_speed, prompt_spread
 from draftrank.measure.statistics.log_ratio import LogRatio
 
 DEFAULT_PRECISION = 0.02
-"""Relative half-width of every arm's interval at which repeating ends, unless another is asked for."""
+"""Relative half-width of every arm's interval at which repeating ends, unless another is given."""
 
 
 @dataclass(frozen=True, slots=True)
