@@ -167,7 +167,9 @@ def _methods(sessions: int) -> str:
         ["scenario", *names],
         ([scenario, *(_percent(of[name].overall.value) for name in names)] for scenario, of in found.items()),
     )
-    page += "\nShare of A/A sessions (the baseline compared with itself) that each interval calls different:\n\n"
+    page += (
+        "\nShare of A/A sessions (the baseline compared with itself) that each interval calls different:\n\n"
+    )
     page += _table(
         ["scenario", *names],
         (
@@ -248,7 +250,8 @@ def _ranking(sessions: int) -> str:
         "prompts, it is faster with a probability of at least 1 − 2.5 % ÷ (rows − 1). A range counts as right if it "
         "contains every rank that the draft's true speedup allows.\n\n"
         + _table(
-            ["scenario", "ranges that contain the true rank", "sessions with all right", "ranks per range"], rows
+            ["scenario", "ranges that contain the true rank", "sessions with all right", "ranks per range"],
+            rows,
         )
     )
 

@@ -71,7 +71,7 @@ def test_a_killed_run_goes_on_where_it_stopped(root):
     assert moment <= len(kept) < TRIALS
     ran = draftrank(root, *RUN)
     assert ran.code == 0
-    assert f"session {ran.json['session']} goes on where it stopped" in ran.err
+    assert f"session {ran.json['session']} resumes" in ran.err
     assert_sound(root)
     assert kept < trials(root)
     assert len(trials(root)) == TRIALS

@@ -134,6 +134,21 @@ def test_the_readme_is_a_front_page():
     assert any(line.startswith("make run") for line in lines[:40])
 
 
+def test_the_repository_uses_its_terms(capsys):
+    assert script("check_words").main() == 0, capsys.readouterr().out
+
+
+def test_words_that_are_not_used_are_found_where_they_stand():
+    hits = script("check_words").hits
+    assert list(hits("a.py", "MAX_K = 1\nMOST_K = 2\n")) == [(2, "MOST_K", "MAX_, MIN_")]  # (old word)
+    assert list(hits("a.py", 'OLD = "read_features"  # (old word)\n')) == []
+    assert list(hits("a.py", "kin = 1\n")) == []
+    assert [line for line, *_ in hits("docs/a.md", "one\nkin\n")] == [2]
+    assert list(hits("docs/a.md", "<!-- boards: t m -->\nkin\n<!-- /boards -->\n")) == []
+    changelog = "## [Unreleased]\nkin\n## [0.2.0]\nkin\n"
+    assert [line for line, *_ in hits("CHANGELOG.md", changelog)] == [2]
+
+
 def test_the_methodology_names_every_gate_rule_and_word():
     from draftrank.board.words import WORDS
     from draftrank.measure.gates.verdict import GATES

@@ -47,7 +47,7 @@ def test_the_fastest_measured_is_found_and_no_prompt_of_a_task_decides_what_is_t
         found = search(workspace, SHORT, store)
     assert 1 <= len(found.tried) <= 2
     for one in found.tried:
-        assert one.promise is not None, one.note
+        assert one.prediction is not None, one.note
         assert 0 <= one.agreement <= 1
         assert one.cost > 0
         assert one.rung >= RUNGS or one.note == "given up"

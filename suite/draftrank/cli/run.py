@@ -87,7 +87,7 @@ def run(
 ) -> None:
     """Build drafts, measure each against the target on real tasks, and print the ranking.
 
-    An interrupted run goes on where it stopped; a finished one is shown again.
+    An interrupted run resumes; a finished one is shown again.
 
     [bold]Example:[/bold] draftrank run smollm2-135m-instruct --suite quick
     """

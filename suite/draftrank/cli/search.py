@@ -44,9 +44,9 @@ def search(
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Search the best draft for a target: train models, give up what promises little, measure the best.
+    """Search the best draft for a target: train models, stop the weak ones early, measure the best.
 
-    An interrupted search goes on where it stopped.
+    An interrupted search resumes.
 
     [bold]Example:[/bold] draftrank search --target smollm2-135m-instruct --budget 2h
     """
@@ -113,8 +113,8 @@ def _tried(found: Found) -> list[TriedModel]:
             passes=passes_of(one.choice, one.rung),
             agreement=one.agreement,
             cost=one.cost,
-            promise=one.promise.speedup if one.promise else None,
-            k=one.promise.k if one.promise else None,
+            prediction=one.prediction.speedup if one.prediction else None,
+            k=one.prediction.k if one.prediction else None,
             seconds=one.seconds,
         )
         for one in found.tried
@@ -125,15 +125,15 @@ def _print_tried(tried: list[TriedModel]) -> None:
     from draftrank.board.formats import decimal, duration, percent, times
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("model", "passes", "agreement", "cost", "promises", "k", "time", "state"):
+    for name in ("model", "passes", "agreement", "cost", "predicted", "k", "time", "state"):
         table.add_column(name, justify="left" if name in ("model", "state") else "right")
-    for one in sorted(tried, key=lambda one: -(one.promise or 0.0)):
+    for one in sorted(tried, key=lambda one: -(one.prediction or 0.0)):
         table.add_row(
             one.name,
             str(one.passes),
             percent(one.agreement),
             decimal(one.cost),
-            times(one.promise),
+            times(one.prediction),
             str(one.k or "–"),
             duration(one.seconds),
             one.state,

@@ -1,4 +1,4 @@
-"""What a search may choose, and what a choice promises before it is measured."""
+"""What a search may choose, and the predicted speedup of a choice."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from draftrank.workflows.search.choice import (
     passes_of,
     recipe_of,
 )
-from draftrank.workflows.search.predicted_speedup import DEAR, most_copied, promise
+from draftrank.workflows.search.predicted_speedup import DEAR, most_copied, predict
 
 SHAPE = Shape(layers=30, ffn_channels=1536, vocabulary=49_152)
 DATA = SelfGenerated(kind="self_generated", tokens=10_000, sequence_tokens=128)
@@ -50,7 +50,7 @@ def times(draft_s: float, slope: float = 0.0) -> ForwardTimes:
 @given(agreement=st.floats(0.0, 0.99), cost=st.floats(0.0, 1.0), most=st.integers(1, 8))
 def test_a_promise_is_the_speedup_of_leviathan_et_al_at_its_best_k(agreement, cost, most):
     expected = {k: (1 - agreement ** (k + 1)) / (1 - agreement) / (k * cost + 1) for k in range(1, most + 1)}
-    found = promise([agreement], times(cost), 256, most)
+    found = predict([agreement], times(cost), 256, most)
     assert found.speedup == pytest.approx(max(expected.values()))
     assert expected[found.k] == pytest.approx(found.speedup)
 
@@ -65,10 +65,10 @@ def test_copied_tokens_are_as_many_as_little_more_than_one_forward_verifies(slop
 
 
 def test_later_tokens_have_an_agreement_of_their_own_and_verifying_costs():
-    equal = promise([0.7, 0.7], times(0.05), 256, 4)
-    assert promise([0.7, 0.4], times(0.05), 256, 4).speedup < equal.speedup
-    assert promise([0.7, 0.7], times(0.05, slope=0.1), 256, 4).speedup < equal.speedup
-    assert promise([0.7, 0.0], times(0.05), 256, 4).k == 1
+    equal = predict([0.7, 0.7], times(0.05), 256, 4)
+    assert predict([0.7, 0.4], times(0.05), 256, 4).speedup < equal.speedup
+    assert predict([0.7, 0.7], times(0.05, slope=0.1), 256, 4).speedup < equal.speedup
+    assert predict([0.7, 0.0], times(0.05), 256, 4).k == 1
 
 
 @settings(max_examples=60, deadline=None)

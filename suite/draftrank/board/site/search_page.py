@@ -28,7 +28,7 @@ class TriedModel:
     """Share of tokens on text kept aside that it and the target agree on."""
     cost: float | None
     """One of its forwards in forwards of the target."""
-    promise: float | None
+    prediction: float | None
     """Expected speedup at the best k."""
     k: int | None
     seconds: float
@@ -71,10 +71,10 @@ def _trade_off(tried: Sequence[TriedModel]) -> Plot | None:
             "state": one.state,
             "agreement": one.agreement,
             "cost": one.cost,
-            "promise": one.promise,
+            "prediction": one.prediction,
         }
         for one in tried
-        if one.promise is not None
+        if one.prediction is not None
     ]
     if not rows:
         return None
@@ -103,14 +103,14 @@ def _trade_off(tried: Sequence[TriedModel]) -> Plot | None:
                 "encoding": {
                     **place,
                     "color": {"field": "state", "type": "nominal", "title": None},
-                    "size": {"field": "promise", "type": "quantitative", "legend": None},
+                    "size": {"field": "prediction", "type": "quantitative", "legend": None},
                 },
             },
             {
                 "mark": {"type": "text", "dy": -12, "fontSize": 10},
                 "encoding": {
                     **place,
-                    "text": {"field": "promise", "type": "quantitative", "format": ".2f"},
+                    "text": {"field": "prediction", "type": "quantitative", "format": ".2f"},
                 },
             },
         ],
@@ -118,7 +118,7 @@ def _trade_off(tried: Sequence[TriedModel]) -> Plot | None:
     return Plot(
         "trade-off",
         "Agreement against draft cost",
-        "Each point is a model that was trained; beside it stands the speedup that it promises. Further up it is "
+        "Each point is a trained model with its predicted speedup. Further up it is "
         "more often right, further left it is cheaper.",
         spec,
     )

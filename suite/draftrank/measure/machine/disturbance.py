@@ -92,7 +92,7 @@ def _others(stretch: Stretch, cores: int) -> Values | None:
 
 
 def _steal(stretch: Stretch, cores: int) -> Values | None:  # noqa: ARG001
-    """The host of a virtual machine must give it the processors it promised."""
+    """The host of a virtual machine must give it the processors that it shows."""
     return _above(STEAL, [entry.steal for entry in stretch])
 
 

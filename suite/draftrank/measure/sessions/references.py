@@ -25,7 +25,7 @@ METHODS: tuple[ReferenceMethod, ...] = get_args(ReferenceMethod)
 _MAX_ID = 64
 
 _ALWAYS = (
-    "Its key-value cache grows with every token; this engine's is allocated beforehand.",
+    "Its KV cache grows with every token; this engine's is allocated beforehand.",
     "Its times include its own logits processors, stopping criteria and streamer, as every user has them.",
 )
 _SPECULATES = (

@@ -9,7 +9,7 @@ from draftrank.errors import InvalidInputError
 from draftrank.workflows.search.choice import Use, copying_recipes, recipe_of
 from draftrank.workflows.search.request import SearchRequest
 from draftrank.workflows.search.training import Training
-from draftrank.workflows.search.tried import Tried, by_promise
+from draftrank.workflows.search.tried import Tried, by_prediction
 
 FINALISTS = 2
 """Models that are measured in the end."""
@@ -23,7 +23,7 @@ def finalists(tried: list[Tried], request: SearchRequest, training: Training) ->
     Raises:
         InvalidInputError: none could be built.
     """
-    able = by_promise(tried)
+    able = by_prediction(tried)
     if not able:
         notes = "; ".join(one.note for one in tried if one.note)
         raise InvalidInputError.single(
@@ -34,7 +34,7 @@ def finalists(tried: list[Tried], request: SearchRequest, training: Training) ->
     copied = able[0].copied
     recipes = list(copying_recipes(request.target, copied))
     for place, one in enumerate(able[:FINALISTS]):
-        promised = one.promise
+        promised = one.prediction
         assert promised is not None
         steps = one.choice.steps(training.shape, training.data, one.rung)
         uses = [

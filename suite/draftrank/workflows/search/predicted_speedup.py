@@ -1,4 +1,4 @@
-"""What a draft promises before it is measured: from how often it agrees, and what its forwards cost.
+"""The predicted speedup of a draft before it is measured, from its agreement and the cost of its forwards.
 
 With a_i the share of texts on which the i-th token ahead agrees, given that those before did, a chain of k tokens
 gives 1 + Σ_j Π_{i≤j} a_i tokens per step, for k forwards of the draft and one of the target over k+1 tokens (Leviathan
@@ -35,7 +35,7 @@ def most_copied(times: ForwardTimes, context: int, least: int, most: int) -> int
     return max(worth, default=least)
 
 
-def promise(agreements: Sequence[float], times: ForwardTimes, context: int, most: int) -> Prediction:
+def predict(agreements: Sequence[float], times: ForwardTimes, context: int, most: int) -> Prediction:
     """The expected speedup at the best k.
 
     Args:

@@ -1,14 +1,14 @@
 """Searches the best draft for a target within a time budget.
 
-An optimiser (TPE of Optuna) chooses models; each is trained in rungs, and what promises less than others on its
-rung is given up (successive halving, Jamieson and Talwalkar 2016, arXiv:1502.07943). The promise comes from agreement
+An optimiser (TPE of Optuna) chooses models; each is trained in rungs, and models of lower predicted speedup on
+their rung are given up (successive halving, Jamieson and Talwalkar 2016, arXiv:1502.07943). The prediction uses agreement
 on text kept aside and from forward times, never from a task, so that nothing is fitted to the prompts that decide.
-Models that recipes of the workspace have trained already take part as they are. The model that promises most is then
+Models that recipes of the workspace have trained already take part as they are. The best of them by prediction is then
 trained on, twice as long each time, for as long as that pays and fits; what time that leaves goes into further models.
 The most promising ones, alone, behind copying, as trees and in int8, are then measured side by side in one session.
 
 Every model is a recipe: what is trained lies in the cache, a longer training goes on from a shorter one, and a
-search that was interrupted goes on where it stopped.
+search that was interrupted resumes.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from draftrank.workflows.search.clock import Clock
 from draftrank.workflows.search.finalists import finalists
 from draftrank.workflows.search.request import SearchRequest
 from draftrank.workflows.search.training import Training
-from draftrank.workflows.search.tried import Tried, by_promise
+from draftrank.workflows.search.tried import Tried, by_prediction
 
 EXPLORING_SHARE = 0.4
 """Share of the budget after which no further model is begun, unless training the best one on gains nothing more."""
 TRAINING_SHARE = 0.7
 """Share of the budget after which no training is begun at all: the rest is for measuring."""
 PAYS = 1.005
-"""A longer training that promises less than this much more is the last."""
+"""Longer training whose predicted speedup is not this much higher is the last."""
 _FIRST = (
     {"layers": 1, "features": True, "vocabulary": 8_192, "ffn_channels": 0},
     {"layers": 4, "features": False, "vocabulary": 8_192, "ffn_channels": 0},
@@ -133,7 +133,7 @@ class _Seeker:
             tried = self._explore(self._known(), EXPLORING_SHARE, stage)
             tried = self._train_on(tried, stage)
             tried = self._explore(tried, TRAINING_SHARE, stage)
-        if by_promise(tried):
+        if by_prediction(tried):
             self._trained.write_text(json.dumps([asdict(one) for one in tried]), "utf-8")
         return tried
 
@@ -172,7 +172,7 @@ class _Seeker:
         if self._deepened.is_file():
             deepened = Tried.read(json.loads(self._deepened.read_text("utf-8")))
             tried = [deepened if one.choice == deepened.choice else one for one in tried]
-        while able := by_promise(tried):
+        while able := by_prediction(tried):
             best = able[0]
             now = best.choice.passes_on(best.rung)
             longer_s = best.last_s * best.choice.passes_on(best.rung + 1) / now if now else 0.0
@@ -183,16 +183,16 @@ class _Seeker:
             except BuildError as error:
                 one = replace(best, note=str(error))
             else:
-                assert one.promise is not None
-                assert best.promise is not None
+                assert one.prediction is not None
+                assert best.prediction is not None
                 seconds = best.seconds + one.last_s
                 # A recipe's own training was judged on other text, so its first one here is judged by what was before it.
                 if not now and one.agreement is not None and one.agreement_before is not None:
                     pays = one.agreement > one.agreement_before
                 else:
-                    pays = one.promise.speedup >= PAYS * best.promise.speedup
+                    pays = one.prediction.speedup >= PAYS * best.prediction.speedup
                 if not pays:
-                    better = one if one.promise.speedup > best.promise.speedup else best
+                    better = one if one.prediction.speedup > best.prediction.speedup else best
                     one = replace(better, note="trained until it gained nothing more")
                 one = replace(one, seconds=seconds)
             tried = [one if each.choice == one.choice else each for each in tried]
@@ -224,12 +224,12 @@ class _Seeker:
         return study
 
     def _tell(self, study: Any, trial: Any, one: Tried) -> None:
-        if one.promise is None:
+        if one.prediction is None:
             study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
         elif one.rung < RUNGS:
             study.tell(trial, state=self._optuna.trial.TrialState.PRUNED)
         else:
-            study.tell(trial, one.promise.speedup)
+            study.tell(trial, one.prediction.speedup)
 
     def _try(self, choice: Choice, trial: Any) -> Tried:
         began = time.monotonic()
@@ -240,8 +240,8 @@ class _Seeker:
             except BuildError as error:
                 one = Tried(choice, 0, None, None, None, 0.0, note=str(error))
                 break
-            assert one.promise is not None
-            trial.report(one.promise.speedup, rung)
+            assert one.prediction is not None
+            trial.report(one.prediction.speedup, rung)
             if rung < RUNGS and trial.should_prune():
                 one = replace(one, note="given up")
                 break

@@ -21,7 +21,7 @@ from draftrank.workflows.search.choice import (
     Use,
     recipe_of,
 )
-from draftrank.workflows.search.predicted_speedup import most_copied, promise
+from draftrank.workflows.search.predicted_speedup import most_copied, predict
 from draftrank.workflows.search.prompt_prefixes import PROMPT_PREFIXES, PROMPT_TEMPERATURE
 from draftrank.workflows.search.request import SearchRequest
 from draftrank.workflows.search.tried import Tried
@@ -86,7 +86,7 @@ class Training:
         return recipe_of(self._request.target, choice.id, choice.id, steps, Use(k=1))
 
     def look(self, choice: Choice | Begun, rung: int) -> Tried:
-        """Trains a model until this rung, or finds it so, and says what it promises.
+        """Trains a model until this rung, or finds it so, and predicts its speedup.
 
         Raises:
             BuildError: it cannot be built.
@@ -97,7 +97,7 @@ class Training:
         notes = _notes_of(built)
         agreements = [notes["held_out_agreement_after"], *notes.get("held_out_agreement_ahead", ())]
         times = self._times(recipe, built)
-        promised = promise(agreements, times, _CONTEXT, MAX_K)
+        promised = predict(agreements, times, _CONTEXT, MAX_K)
         cost = times.draft_s(1, _CONTEXT) / times.target_s(1, _CONTEXT)
         copied = most_copied(times, _CONTEXT, MIN_COPIED_TOKENS, MAX_COPIED_TOKENS)
         last_s = time.monotonic() - began

@@ -16,7 +16,7 @@ class Tried:
     choice: Choice | Begun
     rung: int
     """How far, from 1 on; 0 when nothing could be built."""
-    promise: Prediction | None
+    prediction: Prediction | None
     """None when nothing could be built."""
     agreement: float | None
     """Share of tokens on text kept aside that it and the target agree on."""
@@ -34,19 +34,23 @@ class Tried:
     """As `agreement`, on the same text, before the last training."""
 
     def in_words(self) -> str:
-        """Its name and what it promises."""
-        what = "could not be built" if self.promise is None else f"promises {self.promise.speedup:.2f}×"
+        """Its name and predicted speedup."""
+        what = (
+            "could not be built" if self.prediction is None else f"predicted {self.prediction.speedup:.2f}×"
+        )
         return f"{self.choice.id} {what}"
 
     @classmethod
     def read(cls, fields: dict[str, Any]) -> Tried:
         """From what `asdict` made of it."""
-        promised, chosen = fields["promise"], fields["choice"]
+        promised, chosen = fields["prediction"], fields["choice"]
         choice = Begun(**chosen) if "recipe" in chosen else Choice(**chosen)
-        return cls(**fields | {"choice": choice, "promise": Prediction(**promised) if promised else None})
+        return cls(**fields | {"choice": choice, "prediction": Prediction(**promised) if promised else None})
 
 
-def by_promise(tried: list[Tried]) -> list[Tried]:
+def by_prediction(tried: list[Tried]) -> list[Tried]:
     """What could be built, the most promising first; of two the one that was trained for longer."""
-    able = [one for one in tried if one.promise is not None]
-    return sorted(able, key=lambda one: (-min(one.rung, RUNGS), -one.promise.speedup if one.promise else 0.0))
+    able = [one for one in tried if one.prediction is not None]
+    return sorted(
+        able, key=lambda one: (-min(one.rung, RUNGS), -one.prediction.speedup if one.prediction else 0.0)
+    )
