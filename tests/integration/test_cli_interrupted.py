@@ -85,7 +85,7 @@ def test_a_stopped_run_says_so_and_leaves_a_whole_store(root):
     process.send_signal(signal.SIGINT)
     stopped = finish(process)
     assert stopped.code == 130
-    assert "the same command goes on from here" in stopped.err
+    assert "run the same command to resume" in stopped.err
     assert stopped.out == ""
     assert_sound(root)
     assert 2 <= len(trials(root)) < TRIALS

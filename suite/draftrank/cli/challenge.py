@@ -1,4 +1,4 @@
-"""`draftrank challenge`: measure a branch's new drafts beside those that lead."""
+"""`draftrank challenge`: measure a branch's new drafts beside the leading ones."""
 
 from __future__ import annotations
 
@@ -24,10 +24,14 @@ from draftrank.cli.output import ConsoleProgress, out, print_json
 
 def challenge(
     since: SinceOption = "main",
-    suite: Annotated[str, typer.Option("--suite", "-s", help="quick, core, full or your own.")] = "quick",
+    suite: Annotated[
+        str, typer.Option("--suite", "-s", help="Suite to measure on: quick, core, full or your own.")
+    ] = "quick",
     dtype: Annotated[Dtype, typer.Option(help=PRECISION_HELP)] = Dtype.fp32,
     device: Annotated[Device, typer.Option(help="Where to run.")] = Device.cpu,
-    incumbents: Annotated[int, typer.Option(help="Leading drafts to measure beside.", min=0, max=20)] = 2,
+    incumbents: Annotated[
+        int, typer.Option(help="Number of leading drafts to measure in the same session.", min=0, max=20)
+    ] = 2,
     budget: Annotated[
         str | None, typer.Option(help="Decoding time for repeats, as for `run`.", metavar="TIME")
     ] = None,
@@ -41,7 +45,7 @@ def challenge(
 ) -> None:
     """Build the drafts that a branch changes and measure them in one session with the leading ones.
 
-    A stranger's recipes run in processes of their own, within limits, and without network once all is fetched.
+    Each recipe runs in its own process, within limits, and without network once everything is fetched.
 
     [bold]Example:[/bold] draftrank challenge --since origin/main --suite core --out bundles
     """
@@ -99,7 +103,7 @@ def challenge(
         if to is not None:
             files += publish(result, to)
     if not planned:
-        out.print("no draft of this branch is to be measured")
+        out.print("this branch changes no draft that must be measured")
     for path in files:
         out.print(f"written: {opened.display(path)}")
     if json:

@@ -20,7 +20,7 @@ def check(
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Validate recipes, tasks, suites and targets; every problem is named at once.
+    """Validate recipes, tasks, suites and targets; print all problems at once.
 
     [bold]Example:[/bold] draftrank check --fix
     """

@@ -13,13 +13,15 @@ from draftrank.cli.output import ConsoleProgress, out, print_json
 def keep(
     draft: Annotated[str, typer.Argument(help="The draft's id.", show_default=False)],
     target: TargetOption = None,
-    device: Annotated[Device, typer.Option(help="Where to build it, if need be.")] = Device.cpu,
+    device: Annotated[
+        Device, typer.Option(help="Where to build it, if it is not in the cache.")
+    ] = Device.cpu,
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Store a trained draft's weights beside its recipe, so that others need not train it.
 
-    [bold]Example:[/bold] draftrank keep features1-vocab8k
+    [bold]Example:[/bold] draftrank keep eagle-head
     """
     from draftrank.board.formats import size
     from draftrank.catalog.workspace import Workspace

@@ -30,7 +30,7 @@ def list_(
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """List drafts, targets, tasks and suites, or the kinds of steps, proposers and sources there are.
+    """List drafts, targets, tasks and suites, or the kinds of steps, proposers and sources.
 
     [bold]Example:[/bold] draftrank list steps
     """

@@ -18,7 +18,7 @@ def remeasure(
     suite: Annotated[
         str | None, typer.Option("--suite", "-s", help="Only boards of this suite.", metavar="ID")
     ] = None,
-    drafts: Annotated[int, typer.Option(help="Leading drafts of each board.", min=1, max=20)] = 2,
+    drafts: Annotated[int, typer.Option(help="Number of leading drafts of each board.", min=1, max=20)] = 2,
     device: Annotated[Device, typer.Option(help="Only boards of this device.")] = Device.cpu,
     to: Annotated[
         Path | None, typer.Option("--out", help="Write the result bundles here.", metavar="DIR")
@@ -26,7 +26,7 @@ def remeasure(
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Measure the drafts that lead the published boards of this machine's class again; exit code 1 when a figure
+    """Measure the leading drafts of this machine's published boards again. Exit code 1 means that a figure
     moved.
 
     [bold]Example:[/bold] draftrank remeasure --suite quick

@@ -31,12 +31,15 @@ def run(
         typer.Option(
             "--draft",
             "-d",
-            help="Only this draft; repeatable. Default: all that build in minutes.",
+            help="Only this draft; repeatable. Default: all recipes with `effort: minutes`.",
             metavar="ID",
         ),
     ] = None,
     suite: Annotated[
-        str, typer.Option("--suite", "-s", help="quick, core, full or your own.", metavar="ID")
+        str,
+        typer.Option(
+            "--suite", "-s", help="Suite to measure on: quick, core, full or your own.", metavar="ID"
+        ),
     ] = "quick",
     task: Annotated[
         list[str] | None, typer.Option("--task", help="Only this task; repeatable.", metavar="ID")
@@ -49,18 +52,22 @@ def run(
     temperature: Annotated[
         list[float] | None,
         typer.Option(
-            help="0, the default, is greedy. Repeatable: each has a session and a board of its own.",
+            help="Sampling temperature; 0, the default, is greedy. Repeatable: each has its own session and board.",
             min=0.0,
             max=10.0,
             show_default=False,
         ),
     ] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Nucleus of this probability.", min=0.001, max=1.0)
+        float | None,
+        typer.Option(
+            help="Sample from the smallest set of tokens with this probability.", min=0.001, max=1.0
+        ),
     ] = None,
-    top_k: Annotated[int | None, typer.Option(help="Only the k most likely tokens.", min=1)] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample from the k most likely tokens.", min=1)] = None,
     repeats: Annotated[
-        int | None, typer.Option(help="Instead of the suite's number.", min=1, max=1000)
+        int | None,
+        typer.Option(help="Repeats of every prompt, instead of the suite's number.", min=1, max=1000),
     ] = None,
     precision: Annotated[
         float, typer.Option(help="Relative half-width of the 95 % intervals to reach.", min=0.001, max=1.0)
@@ -76,12 +83,14 @@ def run(
     reference: Annotated[
         list[ReferenceName] | None,
         typer.Option(
-            help="Measure transformers' generate beside: plain, with the same drafts, or with prompt lookup; "
+            help="Also measure transformers' generate: plain, with the same drafts, or with prompt lookup; "
             "repeatable.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of arm order and sampling.", min=0)] = 0,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Measure anew even what has been measured.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Measure again even if the session is finished.")
+    ] = False,
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:

@@ -30,16 +30,20 @@ if TYPE_CHECKING:
 
 def search(
     target: TargetOption = None,
-    suite: Annotated[str, typer.Option("--suite", "-s", help="Suite that decides.", metavar="ID")] = "quick",
-    budget: Annotated[str, typer.Option(help="Time for all of it, e.g. 30m, 2h.", metavar="TIME")] = "2h",
+    suite: Annotated[
+        str, typer.Option("--suite", "-s", help="Suite on which the best models are measured.", metavar="ID")
+    ] = "quick",
+    budget: Annotated[
+        str, typer.Option(help="Time for the whole search, e.g. 30m, 2h.", metavar="TIME")
+    ] = "2h",
     dtype: Annotated[TorchDtype, typer.Option(help="Precision of the target.")] = TorchDtype.bf16,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.cpu,
     fused: FusedOption = False,
     native: NativeOption = False,
     captured: CapturedOption = False,
-    seed: Annotated[int, typer.Option(help="Seed of the choices and of arm order.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the optimiser and of arm order.", min=0)] = 0,
     folder: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for the recipe and the page.", metavar="DIR")
+        Path, typer.Option("--out", "-o", help="Folder for the recipe and the report.", metavar="DIR")
     ] = Path("search"),
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
