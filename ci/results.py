@@ -49,9 +49,11 @@ def _minor(version: str) -> tuple[int, ...]:
 
 
 def front_board() -> Board:
-    """The board of the front page: of its target on a CPU, the best by the order of `published`."""
+    """The board of the front page: of its target on a CPU, the best by the order of `published` with a ranked draft."""
     return next(
-        board for board in published() if (board.key.target, board.key.device) == (FRONT_TARGET, "cpu")
+        board
+        for board in published()
+        if (board.key.target, board.key.device) == (FRONT_TARGET, "cpu") and board.fastest
     )
 
 
@@ -59,6 +61,15 @@ def machines() -> list[tuple[str, str]]:
     """Target and machine class of all published boards, in alphabetical order, the front page's target first."""
     found = {(board.key.target, board.key.machine_class) for board in published()}
     return sorted(found, key=lambda one: (one[0] != FRONT_TARGET, one))
+
+
+def of_machine(target: str, machine_class: str) -> list[Board]:
+    """The boards of a target on a machine class, best first."""
+    return [
+        board
+        for board in published()
+        if (board.key.target, board.key.machine_class) == (target, machine_class)
+    ]
 
 
 def with_results(page: str) -> str:
@@ -75,11 +86,7 @@ def section(kind: str, names: Sequence[str]) -> str:
     if kind == "leaders":
         return leaders()
     target, machine_class = names
-    boards = [
-        board
-        for board in published()
-        if (board.key.target, board.key.machine_class) == (target, machine_class)
-    ]
+    boards = of_machine(target, machine_class)
     return "\n".join([plain_decoding(boards), *map(whole, boards)])
 
 
@@ -112,11 +119,8 @@ def leaders() -> str:
     """For every target and machine class the fastest lossless draft of its best board."""
     rows = []
     for target, machine_class in machines():
-        board = next(
-            board
-            for board in published()
-            if (board.key.target, board.key.machine_class) == (target, machine_class)
-        )
+        boards = of_machine(target, machine_class)
+        board = next((board for board in boards if board.fastest), boards[0])
         first = board.fastest
         rows.append(
             (

@@ -94,7 +94,7 @@ WORDS: tuple[Word, ...] = (
     Word("overall speedup", "Geometric mean of the tasks' speedups."),
     Word(
         "predicted speedup",
-        "The speedup that forward times and acceptance alone give; no time of a trial enters it.",
+        "The speedup that forward times and acceptance alone give. No time of a trial enters it, except the lookup time of a draft without a model.",
     ),
     Word("engine efficiency", "Predicted decode time ÷ measured decode time."),
     Word(
