@@ -45,6 +45,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python ci/check_words.py
 
 bench: install
 	$(BIN)/python ci/bench_engine.py

@@ -8,12 +8,12 @@ step() { printf '\n== %s\n' "$1"; }
 
 step "environment"
 make install
-step "lint, types, imports"
+step "lint, types, imports, words"
 make lint
 step "declarations"
 .venv/bin/draftrank check
 step "generated files"
-generated=$(.venv/bin/python ci/generate.py)
+generated=$(.venv/bin/python ci/generate.py && .venv/bin/python ci/results.py)
 if [ -n "$generated" ]; then
   printf '%s\nThese were out of date. Commit them.\n' "$generated" >&2
   exit 1

@@ -1,7 +1,7 @@
 """Writes docs/simulation.md: how often intervals, stopping, gates and rank ranges are right.
 
-Some minutes on one core: `nice python ci/simulate_intervals.py`; `--sessions 50` for a glance (which
-writes nothing).
+It takes some minutes on one core: `nice python ci/simulate_intervals.py`. `--sessions 50` is a quick look and writes
+nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from draftrank.measure.validation.simulation import Scenario
 PAGE = Path(__file__).parents[1] / "docs" / "simulation.md"
 SEED = 20_261_123
 SESSIONS = 2_000
-"""With the method in use; a fifth of it with the others, which draw many times."""
+"""With the method in use; a fifth of them with the others, which resample and are slow."""
 STOPPING_SESSIONS = 1_000
 RANKING_SESSIONS = 400
 IN_USE = "jackknife t"
@@ -37,40 +37,40 @@ OTHERS = {name: method for name, method in METHODS.items() if name != IN_USE}
 QUICK = Scenario((3, 3, 3, 2))
 BETWEEN = Scenario((6,) * 6)
 CORE = Scenario((16,) * 8)
-UNEASY = {"noise": 0.05, "lasting_noise": 0.04, "drift": 0.5}
+NOISY_MACHINE = {"noise": 0.05, "lasting_noise": 0.04, "drift": 0.5}
 SCENARIOS: dict[str, Scenario] = {
     "quick: 3, 3, 3, 2 prompts × 1": QUICK,
-    "quick, prompts that differ much (spread 0.35)": replace(QUICK, prompt_spread=0.35),
-    "quick, few prompts that gain much (skewed, 0.3)": replace(QUICK, prompt_spread=0.3, skewed=True),
+    "quick, large prompt spread (0.35)": replace(QUICK, prompt_spread=0.35),
+    "quick, skewed gains (0.3)": replace(QUICK, prompt_spread=0.3, skewed=True),
     "quick, 1 % outliers": replace(QUICK, outliers=0.01),
-    "quick, uneasy machine": replace(QUICK, **UNEASY),
+    "quick, noisy machine": replace(QUICK, **NOISY_MACHINE),
     "quick × 2": replace(QUICK, repeats=2),
     "one task, 8 prompts × 1, drift 0.05": Scenario((8,), drift=0.05),
     "one task, 8 prompts × 1, drift 0.2": Scenario((8,)),
     "6 × 6 × 1": BETWEEN,
-    "6 × 6 × 1, long outputs gain more": replace(
+    "6 × 6 × 1, longer outputs gain more": replace(
         BETWEEN, length_gain=0.6, length_spread=0.5, prompt_spread=0.25
     ),
-    "6 × 6 × 1, noise that lasts (0.95)": replace(BETWEEN, lasting=0.95, lasting_noise=0.06, drift=0.5),
+    "6 × 6 × 1, autocorrelated noise (0.95)": replace(BETWEEN, lasting=0.95, lasting_noise=0.06, drift=0.5),
     "core: 8 × 16 × 1": CORE,
     "core × 2, skewed, 1 % outliers": replace(CORE, repeats=2, prompt_spread=0.3, skewed=True, outliers=0.01),
 }
 TWO = {"drafts": (1.3, 1.1)}
 STOPPING: dict[str, tuple[Scenario, float, int]] = {
-    "quick, ±2 %, prompts differ": (replace(QUICK, repeats=10, **TWO), 0.02, 1),
-    "quick, ±5 %, little spread, noise 0.05": (
+    "quick, ±2 %, usual prompt spread": (replace(QUICK, repeats=10, **TWO), 0.02, 1),
+    "quick, ±5 %, small spread, noise 0.05": (
         replace(QUICK, repeats=10, prompt_spread=0.02, noise=0.05, **TWO), 0.05, 1,
     ),
-    "quick, ±5 %, uneasy machine, 1 % outliers": (
-        replace(QUICK, repeats=10, prompt_spread=0.02, outliers=0.01, **UNEASY, **TWO), 0.05, 1,
+    "quick, ±5 %, noisy machine, 1 % outliers": (
+        replace(QUICK, repeats=10, prompt_spread=0.02, outliers=0.01, **NOISY_MACHINE, **TWO), 0.05, 1,
     ),
-    "6 × 6, ±2 %, little spread, noise 0.08": (
+    "6 × 6, ±2 %, small spread, noise 0.08": (
         replace(BETWEEN, repeats=10, prompt_spread=0.03, noise=0.08, **TWO), 0.02, 1,
     ),
     "6 × 6, ±3 %, noise 0.12, 1 % outliers": (
         replace(BETWEEN, repeats=10, prompt_spread=0.02, noise=0.12, outliers=0.01, **TWO), 0.03, 1,
     ),
-    "core, ±1 %, little spread, noise 0.1": (
+    "core, ±1 %, small spread, noise 0.1": (
         replace(CORE, repeats=6, prompt_spread=0.03, noise=0.1, **TWO), 0.01, 1,
     ),
 }  # fmt: skip
@@ -81,9 +81,9 @@ RANKING: dict[str, Scenario] = {
     "core, 4 equal drafts": replace(CORE, drafts=(1.2,) * 4),
 }
 PUBLISHED = {"noise": 0.06, "lasting_noise": 0.04, "repeats": 2}
-"""As the A/A of published CPU sessions varies from prompt to prompt."""
+"""Noise of the A/A of published CPU sessions, from prompt to prompt."""
 OTHER_MACHINES = 0.02
-"""A spread of machines beyond the one that `verify` reckons with."""
+"""A larger spread between machines than `verify` assumes."""
 VERIFYING: dict[str, Scenario] = {
     "quick: 3, 3, 3, 2 prompts": replace(QUICK, **PUBLISHED),
     "8 × 4 prompts": Scenario((4,) * 8, **PUBLISHED),
@@ -92,45 +92,46 @@ VERIFYING: dict[str, Scenario] = {
     "core: 8 × 16 prompts": replace(CORE, **PUBLISHED),
 }
 
-HEAD = """# Do the intervals hold what they say?
+HEAD = """# Coverage of the intervals
 
-Written by `ci/simulate_intervals.py` (seed {seed:,}); tests run a small part of it. Sessions are drawn from a
-known truth by `measure/validation/simulation.py`, whose docstring has the model: prompts with an own length, pace and speedup
-per draft, drift over the session, noise that lasts from trial to trial (correlation 0.8), noise of the single
-trial, and outliers that take three times as long on average. Arms take turns in the order of the real schedule.
-Unless a row says otherwise, log spreads are 0.15 between the prompts of a task (tasks differ by a factor of 1.65
-either way), 0.02 for either noise, 0.2 of drift; *uneasy* is 0.05, 0.04 and 0.5.
+`ci/simulate_intervals.py` writes this page (seed {seed:,}); tests run a small part of it. It draws sessions from a known
+truth and counts how often intervals, stopping, gates and rank ranges are right. The docstring of
+`measure/validation/simulation.py` describes the model: each prompt has its own length, pace and speedup per draft; the
+machine drifts over the session; noise is partly autocorrelated from trial to trial (correlation 0.8) and partly
+independent; outliers take three times as long on average. Arms take turns in the order of the real schedule.
 
-## Which interval
+Unless a row says otherwise, the spreads of the logarithms are 0.15 between the prompts of a task (tasks differ by a
+factor of 1.65 either way), 0.02 for either noise, and 0.2 for the drift. A *noisy machine* has 0.05, 0.04 and 0.5.
 
-Share of {sessions:,} sessions whose 95 % interval of the overall speedup held the truth: the speedup, as a ratio of
-sums, that endlessly many prompts of these tasks would give. The standard error of a share near 95 % is 0.5 points;
-the other methods judged a fifth as many sessions, and have 1.1.
+## Choice of the interval
+
+The table shows the share of {sessions:,} sessions whose 95 % interval of the overall speedup contained the truth: the
+speedup, as a ratio of sums, that infinitely many prompts of these tasks would give. The standard error of a share near
+95 % is 0.5 points. The other methods judged a fifth as many sessions; their standard error is 1.1 points.
 
 """
 CHOICE = """
-Chosen: **jackknife t**, the t-interval of the log ratio of sums. The jackknife over prompts gives each task's
-standard error with n−1 degrees of freedom; variances add up over tasks, and Welch & Satterthwaite's formula gives
-the degrees of freedom of the whole.
+Chosen: **jackknife t**, the t-interval of the log ratio of sums. The jackknife over prompts gives each task's standard
+error with n−1 degrees of freedom. Variances add up over tasks, and Welch and Satterthwaite's formula gives the degrees
+of freedom of the whole.
 
-- Percentile bootstraps over two or three prompts are far too narrow, also with draws of n−1, and call a quick
-  session's A/A different more than twice as often as they should. A third of all draws from three prompts even
-  consist of one prompt alone; the spread of a percentile cannot show how little three values tell.
-- Stretched by t ÷ 1.96 they come close, but remain short where a few prompts decide, at many times the cost.
-- Paired ratios estimate another figure, the geometric mean over prompts. It is not the time saved: where prompts
-  differ much, or long outputs gain more, it is off by an amount that more prompts do not lower, while its interval
-  narrows: coverage falls.
-- A bootstrap of t itself (studentised) needs an error in every draw; draws of two or three prompts often have none.
+- Percentile bootstraps over two or three prompts are far too narrow, also with draws of n−1. They call a quick session's
+  A/A different more than twice as often as they should. Draws of n−1 from three prompts even consist
+  of one prompt alone in a third of the cases. The spread of a percentile cannot show how little three values say.
+- Stretched by t ÷ 1.96 they are almost right, but too short where a few prompts decide, and much slower.
+- Paired ratios estimate another figure: the geometric mean over prompts, which is not the time saved. Where prompts
+  differ much, or long outputs gain more, more prompts do not reduce the difference, while the interval narrows. So its
+  coverage falls.
+- A studentised bootstrap needs an error in every draw; draws of two or three prompts often have none.
 
-**Where it fails:** a session of one small task, 24 trials, on a machine that drifts by as much within them as
-others do in hundreds. There the drift is as fast as the order of the arms changes and does not cancel, and A/A is
-called different up to twice as often as it should be; no interval over prompts sees that. Every suite has four
-tasks or more. With `--task` and few prompts, trust differences that only just exclude 1 the less; the gate below,
-which tolerates 1 %, is wrong in 3 % of such sessions.
+**Known failure.** In a session of one small task (24 trials) the drift can be as fast as the rotation of the arms. Then
+it does not cancel, and A/A is called different up to twice as often as it should be. No interval over prompts can detect
+this. Every suite has four tasks or more. With `--task` and few prompts, be careful with differences that only just
+exclude 1; the gate below, which tolerates 1 %, is wrong in 3 % of such sessions.
 
-In single tasks the same method stays near 95 % as well, with intervals that say honestly how little two prompts
-tell: they reach 12.7 standard errors to each side. Strong skew is where it falls short: with few prompts that gain
-much, a single task's interval holds the truth {skewed:.1f} % of the time.
+In single tasks the same method stays near 95 % too, with intervals as wide as two prompts justify: 12.7 standard errors
+to each side. Strong skew is the weak point: with few prompts that gain much, a single task's interval contains the truth
+{skewed:.1f} % of the time.
 
 """
 
@@ -166,7 +167,9 @@ def _methods(sessions: int) -> str:
         ["scenario", *names],
         ([scenario, *(_percent(of[name].overall.value) for name in names)] for scenario, of in found.items()),
     )
-    page += "\nShare of A/A sessions (the baseline against itself) that each interval calls different:\n\n"
+    page += (
+        "\nShare of A/A sessions (the baseline compared with itself) that each interval calls different:\n\n"
+    )
     page += _table(
         ["scenario", *names],
         (
@@ -174,15 +177,14 @@ def _methods(sessions: int) -> str:
             for scenario, of in found.items()
         ),
     )
-    skewed = found["quick, few prompts that gain much (skewed, 0.3)"][IN_USE].tasks.value
+    skewed = found["quick, skewed gains (0.3)"][IN_USE].tasks.value
     page += CHOICE.format(skewed=100 * skewed)
-    page += "## The interval in use, and the A/A gates\n\n"
+    page += "## Single tasks and the A/A gates\n\n"
     page += (
         f"`unstable`: the A/A interval ends more than {100 * NOISE_TOLERANCE:.0f} % from 1. `noisy`: its half-width is over "
-        f"{100 * NOISE_WIDTH:.0f} %. Both are "
-        "false alarms here, since the arms are equal; on a machine as noisy as *uneasy* a quick session can "
-        "still be ranked. What the table cannot show is a machine that changes *between* two arms: that is what "
-        f"the gates are for. (Bootstraps above: {RESAMPLES} draws.)\n\n"
+        f"{100 * NOISE_WIDTH:.0f} %. Both are false alarms here, because the arms are equal. A quick session on a noisy "
+        "machine can still be ranked. The table cannot show a machine that changes *between* two arms, which is what the "
+        f"gates are for. The bootstraps above use {RESAMPLES} draws.\n\n"
     )
     page += _table(
         ["scenario", "single tasks", "half-width, median", "A/A half-width, median", "unstable", "noisy"],
@@ -217,11 +219,11 @@ def _stopping(sessions: int) -> str:
         )
         print(f"{name}: done", file=sys.stderr)
     return (
-        "\n## Stopping by itself\n\n"
-        f"{sessions} sessions each, of a baseline, its control and two drafts, that look after every repeat and stop "
-        "when no arm gains from another one: each is narrower than asked, or what its prompts alone leave is "
-        "surely wider. Ten repeats (core: six) are the budget. Stopping at the first narrow interval could "
-        "favour intervals that are narrow by luck; the coverage shows what that costs.\n\n"
+        "\n## Automatic stopping\n\n"
+        f"{sessions} sessions each, of a baseline, its control and two drafts. They check after every repeat and stop when "
+        "no arm gains from another one: its interval is narrower than the target, or the spread between its prompts alone "
+        "makes it wider. The budget is ten repeats (core: six). Stopping at the first narrow interval could favour "
+        "intervals that are narrow by luck; the coverage shows the effect.\n\n"
         + _table(
             ["scenario", "drafts covered", "A/A different", "precision", "spread", "budget", "repeats, mean"],
             rows,
@@ -246,9 +248,10 @@ def _ranking(sessions: int) -> str:
         "\n## Rank ranges\n\n"
         f"{sessions} sessions each. A draft is surely ahead of another if, over their own trials on the same "
         "prompts, it is faster with a probability of at least 1 − 2.5 % ÷ (rows − 1). A range counts as right if it "
-        "holds every rank that the draft's truth allows.\n\n"
+        "contains every rank that the draft's true speedup allows.\n\n"
         + _table(
-            ["scenario", "ranges that hold the true rank", "sessions with all right", "ranks per range"], rows
+            ["scenario", "ranges that contain the true rank", "sessions with all right", "ranks per range"],
+            rows,
         )
     )
 
@@ -261,11 +264,11 @@ def _verifying(sessions: int) -> str:
         rows.append([name, *map(_percent, shares)])
         print(f"{name}: done", file=sys.stderr)
     return (
-        "\n## Verifying\n\n"
-        f"Share of {sessions:,} re-runs, each on another machine of the class, in which `draftrank verify` calls the\n"
-        f"published cost of a step too low. Machines differ by {_percent(MACHINE_SPREAD)} (standard deviation), in the second\n"
-        f"column by {_percent(OTHER_MACHINES)}; single trials vary by 0.06 and 0.04 as on the CPUs of published results, unless\n"
-        "a row says otherwise. Every prompt was decoded once there and once here.\n\n"
+        "\n## Verification\n\n"
+        f"Share of {sessions:,} re-runs, each on another machine of the class, in which `draftrank verify` calls the published cost of a\n"
+        f"step too low. Machines differ by {_percent(MACHINE_SPREAD)} (standard deviation), in the second column by "
+        f"{_percent(OTHER_MACHINES)}. Single trials vary by 0.06 and\n0.04, as on the CPUs of published results, unless a row says "
+        "otherwise. Every prompt was decoded once there and once here.\n\n"
         + _table(
             ["prompts run again", "honest", "honest, machines differ more", "3 % cut", "5 % cut", "10 % cut"],
             rows,

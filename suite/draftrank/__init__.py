@@ -1,6 +1,6 @@
 """draftrank: a benchmark suite and leaderboard for the draft models of speculative decoding.
 
-What the command does, a notebook can do::
+The same from Python::
 
     import draftrank
 
@@ -11,7 +11,7 @@ What the command does, a notebook can do::
         for row in board.rows:
             print(row.rank, row.draft, row.speedup, row.ci)
 
-Names are imported when first used, so that `import draftrank` stays light.
+Names are imported when they are first used, so `import draftrank` is fast.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def test_a_killed_run_goes_on_where_it_stopped(root):
     assert moment <= len(kept) < TRIALS
     ran = draftrank(root, *RUN)
     assert ran.code == 0
-    assert f"session {ran.json['session']} goes on where it stopped" in ran.err
+    assert f"session {ran.json['session']} resumes" in ran.err
     assert_sound(root)
     assert kept < trials(root)
     assert len(trials(root)) == TRIALS
@@ -83,7 +83,7 @@ def test_a_stopped_run_says_so_and_leaves_a_whole_store(root):
     process.send_signal(signal.SIGINT)
     stopped = process.finish()
     assert stopped.code == 130
-    assert "the same command goes on from here" in stopped.err
+    assert "run the same command to resume" in stopped.err
     assert stopped.out == ""
     assert_sound(root)
     assert 2 <= len(trials(root)) < TRIALS

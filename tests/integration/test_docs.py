@@ -8,6 +8,7 @@ import io
 import json
 import re
 from contextlib import redirect_stdout
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,9 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.+?)^```$", page, re.DOTALL | re.MULTILINE)
 
 
-def generator():
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "ci" / "generate.py")
+@cache
+def script(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "ci" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -94,26 +96,57 @@ def test_the_reference_has_an_example_and_a_table_of_every_kind_and_declaration(
     for name in MODELS:
         assert any(f"/{name}.json\n" in block.splitlines(keepends=True)[0] for block in examples)
     tables = re.findall(r"<!-- fields: (\w+) -->", DECLARATIONS)
-    assert sorted(tables) == sorted(generator().definitions())
+    assert sorted(tables) == sorted(script("generate").definitions())
 
 
 def test_the_generated_tables_are_current():
-    assert generator().with_tables(DECLARATIONS) == DECLARATIONS, "run: python ci/generate.py"
+    assert script("generate").with_tables(DECLARATIONS) == DECLARATIONS, "run: python ci/generate.py"
     page = PAGES["docs/methodology.md"]
-    assert generator().with_sections(page) == page, "run: python ci/generate.py"
+    assert script("generate").with_sections(page) == page, "run: python ci/generate.py"
 
 
-def test_the_readmes_boards_are_the_published_ones():
-    from commands import draftrank
+@pytest.mark.parametrize("name", ["README.md", "docs/results.md"])
+def test_the_tables_of_results_are_those_of_the_published_bundles(name):
+    assert script("results").with_results(PAGES[name]) == PAGES[name], "run: python ci/results.py"
 
-    told = draftrank(ROOT, "board", "--published", COLUMNS="300")
-    assert told.code == 0, told.err
-    printed = {line.rstrip() for line in told.out.splitlines()}
-    section = PAGES["README.md"].split("<!-- board -->")[1].split("<!-- /board -->")[0]
-    boards = blocks(section, "")
-    assert boards
-    for board in boards:
-        assert [line for line in board.splitlines() if line.rstrip() not in printed] == []
+
+def test_the_results_page_has_a_section_for_every_published_machine():
+    folders = {
+        (path.parts[-4], path.parts[-2]) for path in (ROOT / "leaderboard" / "results").glob("*/*/*/*.json")
+    }
+    sections = re.findall(r"^<!-- boards: (\S+) (\S+) -->$", PAGES["docs/results.md"], re.MULTILINE)
+    assert sorted(sections) == sorted(folders)
+
+
+def test_the_picture_shows_the_front_pages_board():
+    picture = (ROOT / "docs" / "board.png").read_bytes()
+    shown = script("board_picture").board_of(picture)
+    assert shown == script("results").front_board().key.id, "run: python ci/board_picture.py"
+
+
+def test_the_readme_is_a_front_page():
+    lines = PAGES["README.md"].splitlines()
+    tables = [line for line in lines if line.startswith("|")]
+    board = PAGES["README.md"].split("<!-- board -->")[1].split("<!-- /board -->")[0]
+    assert len(lines) <= 150
+    assert max(map(len, tables)) <= 100
+    assert board.count("\n|") - 2 <= 6
+    assert any(line.startswith("make run") for line in lines[:40])
+
+
+def test_the_repository_uses_its_terms(capsys):
+    assert script("check_words").main() == 0, capsys.readouterr().out
+
+
+def test_words_that_are_not_used_are_found_where_they_stand():
+    hits = script("check_words").hits
+    assert list(hits("a.py", "MAX_K = 1\nMOST_K = 2\n")) == [(2, "MOST_K", "MAX_, MIN_")]  # (old word)
+    assert list(hits("a.py", 'OLD = "read_features"  # (old word)\n')) == []
+    assert list(hits("a.py", "kin = 1\n")) == []
+    assert [line for line, *_ in hits("docs/a.md", "one\nkin\n")] == [2]
+    assert list(hits("docs/a.md", "<!-- boards: t m -->\nkin\n<!-- /boards -->\n")) == []
+    changelog = "## [Unreleased]\nkin\n## [0.2.0]\nkin\n"
+    assert [line for line, *_ in hits("CHANGELOG.md", changelog)] == [2]
 
 
 def test_the_methodology_names_every_gate_rule_and_word():

@@ -1,1 +1,1 @@
-"""What is shown: boards ranked from stored sessions, as records, as JSON and as a static site."""
+"""Boards: ranking of stored sessions, as records, as JSON and as a static site."""

@@ -25,7 +25,7 @@ from draftrank.measure.statistics.ranking_evidence import ratio_of
 
 FIRST_COPY = "n-grams first"
 """The technique of a draft that copies where it can, beside the same model alone."""
-MODEL_BEHIND = "a model behind n-grams"
+MODEL_BEHIND = "a draft model in a cascade"
 """The technique of such a draft, beside n-grams alone."""
 TREE = "a tree of tokens"
 """The technique of a draft that proposes runners-up too, beside the same that proposes chains."""

@@ -1,4 +1,4 @@
-"""The words of the board, each defined once: the methodology page prints this table."""
+"""The terms of the board, each defined once. The methodology page prints this table."""
 
 from __future__ import annotations
 
@@ -8,49 +8,82 @@ from draftrank.measure.statistics.log_ratio import CONFIDENCE, MIN_PROMPTS
 
 
 class Word(NamedTuple):
-    """A word and what it means here."""
+    """A term and its definition."""
 
     word: str
     meaning: str
 
 
 WORDS: tuple[Word, ...] = (
-    Word("target", "The model being accelerated."),
-    Word("draft", "Whatever proposes tokens for it: a model, n-grams, or the target's own early layers."),
-    Word("k", "num_speculative_tokens: tokens proposed per step at most."),
-    Word("step", "One verification forward of the target, over at most k+1 positions."),
+    Word("target", "The model whose decoding is accelerated."),
+    Word(
+        "draft",
+        "What proposes tokens for the target: a draft model, an EAGLE head, text to copy from, or the "
+        "target's own early layers.",
+    ),
+    Word("draft model", "A model of its own that proposes tokens autoregressively."),
+    Word(
+        "EAGLE head",
+        "A draft model that reads hidden states of the target. Only a head of EAGLE-3's published "
+        "architecture is called EAGLE-3.",
+    ),
+    Word(
+        "prompt lookup (n-gram)", "Copying what followed the latest earlier occurrence of the last n tokens."
+    ),
+    Word(
+        "suffix decoding",
+        "Copying what followed earlier occurrences of the longest matching suffix, weighted by "
+        "how often each token followed.",
+    ),
+    Word("early exit", "Proposing with the target's own first layers."),
+    Word("cascade", "Copying where the context repeats itself, and a draft model where it does not."),
+    Word(
+        "token tree",
+        "Several proposed continuations that share their beginnings. One forward verifies all of them with a tree "
+        "attention mask.",
+    ),
+    Word("k", "num_speculative_tokens: the maximum number of tokens proposed per step."),
+    Word("step", "One verification forward of the target over at most k+1 positions."),
     Word(
         "baseline",
-        "Plain autoregressive decoding by the same engine, in the same session, backend and dtype. It runs "
-        "in two arms; what they differ by (A/A) is the session's own noise.",
+        "Plain autoregressive decoding by the same engine, in the same session, backend and dtype. Two arms "
+        "measure it; their difference (A/A) is the session's own noise.",
     ),
     Word(
         "session",
-        "One target on one machine, all arms taking turns on each prompt, so that drift hits all alike.",
+        "One target on one machine in one process. All arms take turns on each prompt, so that drift affects "
+        "all alike.",
+    ),
+    Word(
+        "arm",
+        "One way of decoding in a session: the baseline, its control, a draft, or a reference implementation.",
+    ),
+    Word(
+        "backend",
+        "The code that runs the forwards of target and draft: transformers, cpp, cuda-graphs or llama.cpp.",
     ),
     Word(
         "acceptance length",
-        "Emitted tokens ÷ steps: a ratio of sums over all steps after the prefill. It counts the bonus "
-        "token; accepted tokens past the end or the length limit are not counted. Always between 1 and "
-        "k+1; autoregressive decoding has exactly 1.",
+        "Emitted tokens ÷ steps: a ratio of sums over all steps after the prefill. The bonus token "
+        "counts; accepted tokens past the end or the length limit do not. It lies between 1 and k+1; autoregressive "
+        "decoding has exactly 1.",
     ),
     Word("acceptance rate", "Accepted ÷ proposed tokens."),
     Word(
-        "acceptance by position",
-        "For each position, the share of steps whose token there was accepted, given that it was "
+        "acceptance rate by position",
+        "For position i, the share of steps whose i-th token was accepted, given that it was "
         "proposed and all before it were accepted.",
     ),
-    Word("accept histogram", "How many steps accepted 0, 1, … k tokens."),
+    Word("accept histogram", "The numbers of steps that accepted 0, 1, … k tokens."),
     Word(
         "draft cost c",
-        "Median draft forward ÷ median target forward, both of a single token, timed in the same "
-        "process. For a draft that runs no forwards: its mean time to propose per step ÷ that target "
-        "forward.",
+        "Median draft forward ÷ median target forward, both of a single token, timed in the same process. For "
+        "a draft that runs no forwards: its mean time to propose per step ÷ that target forward.",
     ),
     Word(
         "decode time",
-        "From the first generated token's arrival to the last token's. The prefill (time to the first "
-        "token) is kept apart.",
+        "From the arrival of the first generated token to that of the last. The prefill (time to first "
+        "token, TTFT) is recorded apart.",
     ),
     Word("tokens per second", "Tokens emitted by steps ÷ decode time, sums over all outputs."),
     Word(
@@ -60,34 +93,47 @@ WORDS: tuple[Word, ...] = (
     ),
     Word("overall speedup", "Geometric mean of the tasks' speedups."),
     Word(
+        "predicted speedup",
+        "The speedup that forward times and acceptance alone give. No time of a trial enters it, except the lookup time of a draft without a model.",
+    ),
+    Word("engine efficiency", "Predicted decode time ÷ measured decode time."),
+    Word(
         "interval",
-        f"{CONFIDENCE:.0%} t-interval of the logarithm. Its error comes from leaving out each prompt with "
-        "all its turns and repeats (jackknife), each task by itself; over tasks the degrees of freedom are "
-        f"Welch & Satterthwaite's. A task with fewer than {MIN_PROMPTS} prompts has none.",
+        f"{CONFIDENCE:.0%} t-interval of the logarithm. Its error comes from leaving out each prompt with all its "
+        "turns and repeats (jackknife), for each task by itself. Over tasks, the degrees of freedom are Welch and "
+        f"Satterthwaite's. A task with fewer than {MIN_PROMPTS} prompts has none.",
     ),
     Word(
         "rank",
-        "From 1 + the rows surely ahead, to the number of rows less those surely behind. Surely ahead: faster "
-        "with a probability of at least 1 − 2.5 % ÷ (rows − 1), so that a range holds the true rank 95 % of "
-        "the time. Rows of one session are compared trial by trial on the same prompts, those of different "
-        "sessions by their speedups as independent figures. Rows not told apart share a range, such as 2–4.",
+        "From 1 + the number of rows surely ahead, to the number of rows minus those surely behind. Surely ahead: "
+        "faster with a probability of at least 1 − 2.5 % ÷ (rows − 1), so that a range contains the true rank 95 % of the "
+        "time. Rows of one session are compared trial by trial on the same prompts; rows of different sessions by their "
+        "speedups as independent figures. Rows that cannot be told apart share a range, such as 2–4.",
     ),
     Word(
         "outlier",
-        "A trial whose seconds per step, set against the arm's own and those of the arms beside it, lie beyond "
-        "3.5 robust standard deviations and 5 %. It is flagged, shown, and counted like all others.",
+        "A trial whose seconds per step, relative to its arm's and to those of the arms beside it, lie beyond 3.5 "
+        "robust standard deviations and 5 %. It is marked, shown, and counted like all others.",
+    ),
+    Word("divergence", "The first token at which a greedy output differs from the baseline's."),
+    Word(
+        "numerical tie",
+        "A divergence that rounding explains: both tokens lie within the session's measured rounding of the "
+        "target's best logit; in fp32, both have exactly the best logit. Rounding depends on how many tokens share a forward.",
     ),
     Word(
         "fidelity",
-        "Whether the emitted token ids are the baseline's, output by output, in greedy decoding. In "
-        "fp32 any difference is a break, but where the target gives both tokens exactly the same logit and neither "
-        "is the right one. In every other dtype rounding depends on how many tokens share a "
-        "forward, so a difference is a tie where both tokens lie within the session's measured rounding "
-        "of the target's best logit, and a break elsewhere.",
+        "identical: all greedy outputs equal the baseline's. ties: all divergences are numerical ties. breaks: "
+        "at least one is not.",
+    ),
+    Word(
+        "lossless",
+        "A draft whose verification rule leaves the target's output, or its distribution, unchanged.",
     ),
     Word(
         "lossy",
-        "A draft whose rule may change the output on purpose (typical acceptance). Such rows are ranked "
-        "among themselves, with the quality of their outputs.",
+        "A draft whose rule may change the output on purpose (typical acceptance). Such rows are ranked among "
+        "themselves, with the quality of their outputs.",
     ),
+    Word("contamination check", "The comparison of a draft's training text with the prompts of its tasks."),
 )

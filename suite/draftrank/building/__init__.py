@@ -1,1 +1,1 @@
-"""From a recipe to a draft: the pipeline, its cache, and what the steps need."""
+"""From a recipe to a draft: the pipeline with its cache, compression steps, training and export."""

@@ -1,1 +1,1 @@
-"""What is declared: targets, tasks, suites and recipes, and the workspace that holds them."""
+"""Declarations: targets, tasks, suites and recipes, and the workspace that contains them."""

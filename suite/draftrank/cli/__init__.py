@@ -1,1 +1,1 @@
-"""The command line: one thin file per command over the library."""
+"""The command line: one thin file per command."""

@@ -19,7 +19,7 @@ def build(
         typer.Option(
             "--draft",
             "-d",
-            help="Only this draft; repeatable. Default: all that build in minutes.",
+            help="Only this draft; repeatable. Default: all recipes with `effort: minutes`.",
             metavar="ID",
         ),
     ] = None,

@@ -1,4 +1,4 @@
-"""`draftrank challenge`: measure a branch's new drafts beside those that lead."""
+"""`draftrank challenge`: measure a branch's new drafts beside the leading ones."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def challenge(
 ) -> None:
     """Build the drafts that a branch changes and measure them in one session with the leading ones.
 
-    A stranger's recipes run in processes of their own, within limits, and without network once all is fetched.
+    Each recipe runs in its own process, within limits, and without network once everything is fetched.
 
     [bold]Example:[/bold] draftrank challenge --since origin/main --suite core --out bundles
     """
@@ -107,7 +107,7 @@ def challenge(
         if to is not None:
             files += publish(result, to)
     if not planned:
-        out.print("no draft of this branch is to be measured")
+        out.print("this branch changes no draft that must be measured")
     for path in files:
         out.print(f"written: {opened.display(path)}")
     if json:

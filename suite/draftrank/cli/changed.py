@@ -11,15 +11,15 @@ from draftrank.cli.options import JsonOption, WorkspaceOption
 from draftrank.cli.output import out, print_json
 
 SinceOption = Annotated[
-    str, typer.Option("--since", help="Branch or commit that the work is based on.", metavar="REVISION")
+    str, typer.Option("--since", help="Branch or commit that this branch is based on.", metavar="REVISION")
 ]
 
 
 def changed(since: SinceOption = "main", json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
-    """Say which drafts this branch must measure, and check that no published result was touched.
+    """List the drafts that this branch must measure, and check that it changes no published result.
 
-    Declarations are compared by content with the commit at which the branch left the other one: a reworded
-    description changes nothing.
+    Declarations are compared by content with the commit where the branch began. A reworded description
+    changes nothing.
 
     [bold]Example:[/bold] draftrank changed --since origin/main
     """

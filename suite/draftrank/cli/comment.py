@@ -12,16 +12,18 @@ from draftrank.cli.output import out, print_json
 
 
 def comment(
-    bundles: Annotated[list[Path], typer.Argument(help="Bundle files, or folders that hold some.")],
+    bundles: Annotated[list[Path], typer.Argument(help="Bundle files, or folders with bundles.")],
     draft: Annotated[
         list[str] | None,
-        typer.Option("--draft", "-d", help="Only this draft in question; repeatable.", metavar="ID"),
+        typer.Option(
+            "--draft", "-d", help="Compare only this draft with the others; repeatable.", metavar="ID"
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Print what result bundles say as Markdown: faster, slower or can't tell, prompt by prompt in one session.
+    """Print the comparison of result bundles as Markdown: faster, slower or can't tell, within one session.
 
-    It reads the bundles and nothing else, and trusts none of their texts.
+    It reads only the bundles and escapes all their texts.
 
     [bold]Example:[/bold] draftrank comment bundles --draft depth8-distilled
     """

@@ -13,15 +13,16 @@ from draftrank.cli.output import print_json
 
 def compare(
     first: Annotated[str, typer.Argument(help="A draft's id, or `baseline`.", metavar="A")],
-    second: Annotated[str, typer.Argument(help="Another one.", metavar="B")],
+    second: Annotated[str, typer.Argument(help="Another draft's id, or `baseline`.", metavar="B")],
     target: TargetOption = None,
     session: Annotated[
-        str | None, typer.Option("--session", help="This session, not the newest with both.", metavar="ID")
+        str | None,
+        typer.Option("--session", help="Use this session instead of the newest one with both.", metavar="ID"),
     ] = None,
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Say whether draft A is faster than draft B, how much and how surely, from a session that has both.
+    """Say whether draft A is faster than draft B, by how much and how surely, from a session that has both.
 
     [bold]Example:[/bold] draftrank compare ngram int8-dynamic --target smollm2-135m-instruct
     """

@@ -37,7 +37,7 @@ OPTIONAL = {
 
 
 def doctor(json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
-    """Look at Python, packages, the machine, its load and the workspace; say how to mend what is wrong.
+    """Check Python, packages, the machine, its load and the workspace, and print a fix for each problem.
 
     Exit code 1 means that a required package is missing. Warnings and absent optional packages leave it at 0.
 

@@ -105,7 +105,7 @@ def _container(quota: float | None, memory: int | None, threads: int) -> Iterato
             None
             if enough
             else f"set OMP_NUM_THREADS={max(1, int(quota))}, or raise the container's limit: with more threads "
-            "than that the quota stops them in mid-step",
+            "than that, the quota stops them within a step",
         )
     if memory is not None:
         yield Finding("memory limit", "ok", f"the container may hold {memory / GIB:.1f} GiB")
@@ -120,7 +120,7 @@ def _governor(governor: str | None, frequency_max_hz: float | None) -> Finding:
         "governor",
         "ok" if steady else "warning",
         governor + top,
-        None if steady else "`sudo cpupower frequency-set -g performance` keeps the clock from wandering",
+        None if steady else "`sudo cpupower frequency-set -g performance` keeps the clock constant",
     )
 
 
@@ -131,7 +131,7 @@ def _memory(available: int | None, limit: int | None, total: int) -> Finding:
         "memory",
         "ok" if roomy else "warning",
         f"{free / GIB:.1f} GiB free of {total / GIB:.1f}",
-        None if roomy else "close other programs: the default target with its drafts wants 4 GiB",
+        None if roomy else "close other programs: the default target with its drafts needs 4 GiB",
     )
 
 

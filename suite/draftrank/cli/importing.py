@@ -13,9 +13,7 @@ from draftrank.cli.output import out, print_json
 def import_(
     bundles: Annotated[
         list[str],
-        typer.Argument(
-            help="Bundle files, folders that hold some, or addresses of such that fsspec reaches."
-        ),
+        typer.Argument(help="Bundle files, folders with bundles, or addresses that fsspec reaches."),
     ],
     json: JsonOption = False,
     workspace: WorkspaceOption = None,

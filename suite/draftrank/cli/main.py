@@ -1,6 +1,6 @@
 """The `draftrank` command.
 
-Exit codes: 0 fine, 1 the job found a failure, 2 wrong use. With `--json` the last line of standard
+Exit codes: 0 success, 1 failure, 2 wrong use. With `--json` the last line of standard
 output is one compact JSON object; progress and errors go to standard error.
 """
 
@@ -85,14 +85,14 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 def _stoppable(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, with Ctrl-C as a sentence and exit code 130 rather than a bare end."""
+    """The command; Ctrl-C prints a sentence and exits with code 130."""
 
     @wraps(command)
     def call(*arguments: Any, **options: Any) -> None:
         try:
             command(*arguments, **options)
         except KeyboardInterrupt:
-            sys.stderr.write("\nstopped; the same command goes on from here\n")
+            sys.stderr.write("\nstopped; run the same command to resume\n")
             raise typer.Exit(130) from None
 
     return call
@@ -128,7 +128,7 @@ def main() -> None:
         report_error(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        sys.stderr.write("\nstopped; the same command goes on from here\n")
+        sys.stderr.write("\nstopped; run the same command to resume\n")
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()

@@ -20,7 +20,7 @@ class What(StrEnum):
 
 
 def new(
-    what: Annotated[What, typer.Argument(help="What to start.")],
+    what: Annotated[What, typer.Argument(help="What to write.")],
     name: Annotated[str, typer.Argument(help="Its id: lower-case letters, digits, dots and dashes.")],
     target: TargetOption = None,
     author: Annotated[str, typer.Option(help="Name of the recipe's author.")] = "your name",

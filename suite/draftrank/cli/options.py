@@ -105,7 +105,10 @@ def parse_duration(text: str, option: str) -> float:
 WorkspaceOption = Annotated[
     Path | None,
     typer.Option(
-        "--workspace", "-w", help="Folder with drafts/ and tasks/; default: here or above.", metavar="DIR"
+        "--workspace",
+        "-w",
+        help="Folder with drafts/ and tasks/. Default: the nearest one, here or above.",
+        metavar="DIR",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one compact JSON object as the last line.")]
@@ -114,12 +117,12 @@ TargetOption = Annotated[str | None, typer.Option("--target", "-t", help="Only t
 
 MemoryOption = Annotated[
     float | None,
-    typer.Option("--memory", help="GiB that one isolated job may take.", min=0.1, show_default=False),
+    typer.Option("--memory", help="Memory limit of one isolated job, in GiB.", min=0.1, show_default=False),
 ]
 LimitOption = Annotated[
     str | None,
     typer.Option(
-        "--limit", help="Time that one isolated job may take, e.g. 90m.", metavar="TIME", show_default=False
+        "--limit", help="Time limit of one isolated job, e.g. 90m.", metavar="TIME", show_default=False
     ),
 ]
 

@@ -41,7 +41,7 @@ def predict(
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Predict a draft's speedup on a machine from acceptance measured anywhere and forward times there.
+    """Predict a draft's speedup on a machine, from acceptance measured anywhere and forward times measured there.
 
     [bold]Example:[/bold] draftrank predict ngram --machine amd-epyc --target smollm2-135m-instruct
     """

@@ -19,7 +19,7 @@ def publish(
     to: Annotated[
         str | None,
         typer.Option(
-            help="Instead of the workspace: a folder, or an address that fsspec reaches, e.g. s3://bucket/results.",
+            help="Write to this folder, or to an address that fsspec reaches, e.g. s3://bucket/results.",
             metavar="ADDRESS",
             show_default=False,
         ),
@@ -47,7 +47,7 @@ def publish(
         if not chosen:
             raise InvalidInputError.single(
                 f"there is no finished session {session or ''}".rstrip(),
-                fix="`draftrank show` lists sessions; an unfinished one goes on with the same `draftrank run`",
+                fix="`draftrank show` lists sessions; the same `draftrank run` resumes an unfinished one",
             )
         newest = max(chosen, key=lambda one: one.created_at)
         result = store.result(newest.id)

@@ -40,7 +40,7 @@ def remeasure(
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Measure the drafts that lead the published boards of this machine's class again; exit code 1 when a figure
+    """Measure the leading drafts of this machine's published boards again. Exit code 1 means that a figure
     moved.
 
     [bold]Example:[/bold] draftrank remeasure --suite quick

@@ -31,12 +31,15 @@ def run(
         typer.Option(
             "--draft",
             "-d",
-            help="Only this draft; repeatable. Default: all that build in minutes.",
+            help="Only this draft; repeatable. Default: all recipes with `effort: minutes`.",
             metavar="ID",
         ),
     ] = None,
     suite: Annotated[
-        str, typer.Option("--suite", "-s", help="quick, core, full or your own.", metavar="ID")
+        str,
+        typer.Option(
+            "--suite", "-s", help="Suite to measure on: quick, core, full or your own.", metavar="ID"
+        ),
     ] = "quick",
     task: Annotated[
         list[str] | None, typer.Option("--task", help="Only this task; repeatable.", metavar="ID")
@@ -48,18 +51,22 @@ def run(
     temperature: Annotated[
         list[float] | None,
         typer.Option(
-            help="0, the default, is greedy. Repeatable: each has a session and a board of its own.",
+            help="Sampling temperature; 0, the default, is greedy. Repeatable: each has its own session and board.",
             min=0.0,
             max=10.0,
             show_default=False,
         ),
     ] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Nucleus of this probability.", min=0.001, max=1.0)
+        float | None,
+        typer.Option(
+            help="Sample from the smallest set of tokens with this probability.", min=0.001, max=1.0
+        ),
     ] = None,
-    top_k: Annotated[int | None, typer.Option(help="Only the k most likely tokens.", min=1)] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample from the k most likely tokens.", min=1)] = None,
     repeats: Annotated[
-        int | None, typer.Option(help="Instead of the suite's number.", min=1, max=1000)
+        int | None,
+        typer.Option(help="Repeats of every prompt, instead of the suite's number.", min=1, max=1000),
     ] = None,
     target_ci: Annotated[
         float,
@@ -78,18 +85,20 @@ def run(
     reference: Annotated[
         list[ReferenceName] | None,
         typer.Option(
-            help="Measure transformers' generate beside: plain, with the same drafts, or with prompt lookup; "
+            help="Also measure transformers' generate: plain, with the same drafts, or with prompt lookup; "
             "repeatable.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of arm order and sampling.", min=0)] = 0,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Measure anew even what has been measured.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Measure again even if the session is finished.")
+    ] = False,
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Build drafts, measure each against the target on real tasks, and print the ranking.
 
-    An interrupted run goes on where it stopped; a finished one is shown again.
+    An interrupted run resumes; a finished one is shown again.
 
     [bold]Example:[/bold] draftrank run smollm2-135m-instruct --suite quick
     """

@@ -37,14 +37,14 @@ def search(
     device: DeviceOption = DeviceName.auto,
     seed: Annotated[int, typer.Option(help="Seed of the choices and of arm order.", min=0)] = 0,
     folder: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for the recipe and the page.", metavar="DIR")
+        Path, typer.Option("--out", "-o", help="Folder for the recipe and the report.", metavar="DIR")
     ] = Path("search"),
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Search the best draft for a target: train models, stop those with low predicted speedups, measure the best.
 
-    An interrupted search goes on where it stopped.
+    An interrupted search resumes.
 
     [bold]Example:[/bold] draftrank search --target smollm2-135m-instruct --budget 2h
     """

@@ -13,20 +13,19 @@ from draftrank.cli.output import out, print_json
 
 def site(
     out_dir: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder to write; replaced when it is a site.", metavar="DIR")
+        Path,
+        typer.Option("--out", "-o", help="Folder to write; an older site in it is replaced.", metavar="DIR"),
     ] = Path("site"),
     published: Annotated[
         bool, typer.Option("--published", help="Only the published bundles, not the local store.")
     ] = False,
     url: Annotated[
-        str, typer.Option("--url", help="Where the site will be served; the feed's links begin with it.")
+        str, typer.Option("--url", help="Address of the served site, for links in the feed.")
     ] = "",
     database: Annotated[
         bool, typer.Option(help="Add the SQLite file with every raw trial to the downloads.")
     ] = True,
-    serve: Annotated[
-        bool, typer.Option("--serve", help="Then serve it on this machine until Ctrl-C, for a look.")
-    ] = False,
+    serve: Annotated[bool, typer.Option("--serve", help="Serve it on this machine until Ctrl-C.")] = False,
     port: Annotated[int, typer.Option(help="Port to serve it on; 0: any.", min=0, max=65_535)] = 8000,
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
@@ -76,7 +75,7 @@ def _serve(folder: Path, port: int) -> None:
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (the library's name)
-            """Says nothing of each request."""
+            """Prints no requests."""
 
     try:
         server = ThreadingHTTPServer(("127.0.0.1", port), partial(Quiet, directory=str(folder)))

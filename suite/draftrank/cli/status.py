@@ -29,7 +29,7 @@ def status(
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Show each job of a sweep, running or ended, with its time, its attempts and why it is not done.
+    """Show each job of a sweep, running or ended, with its time, its attempts and the reason if it failed.
 
     [bold]Example:[/bold] draftrank status
     """

@@ -50,7 +50,7 @@ def sweep(
         typer.Option(
             "--draft",
             "-d",
-            help="Only this draft; repeatable. Default: all that build in minutes.",
+            help="Only this draft; repeatable. Default: all recipes with `effort: minutes`.",
             metavar="ID",
         ),
     ] = None,
@@ -68,27 +68,28 @@ def sweep(
     per_session: Annotated[
         int,
         typer.Option(
-            help="Drafts of one session at most; only those of one are compared prompt by prompt.", min=1
+            help="Maximum of drafts per session. Only drafts of one session are compared prompt by prompt.",
+            min=1,
         ),
     ] = 8,
     executor: Annotated[
         ExecutorName,
-        typer.Option(help="Each job in a process of its own, all in this one, or on a Ray cluster."),
+        typer.Option(help="Run each job in its own process, all in this process, or on a Ray cluster."),
     ] = ExecutorName.isolated,
-    address: Annotated[str, typer.Option(help="Of the Ray cluster.")] = "auto",
+    address: Annotated[str, typer.Option(help="Address of the Ray cluster.")] = "auto",
     memory: MemoryOption = None,
     limit: LimitOption = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Measure anew even what has been measured.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan and its time, and do nothing.")
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Measure again even if the session is finished.")
     ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its time only.")] = False,
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Fetch, build and measure for many targets, suites, backends and dtypes; a job that fails stops no other.
 
-    What is measured already is left out. Ctrl-C ends the running job at its next safe point; the same command goes
-    on from there. `draftrank status` looks on.
+    Finished work is left out. Ctrl-C ends the running job at its next safe point, and the same command resumes.
+    `draftrank status` shows the progress.
 
     [bold]Example:[/bold] draftrank sweep smollm2-135m-instruct --suite core --dtype fp32 --dtype bf16 --dry-run
     """

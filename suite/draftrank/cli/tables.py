@@ -95,7 +95,7 @@ def print_arm(summary: SessionSummary, arm: ArmSummary, verdict: str | None) -> 
         "time": f"proposing {percent(arm.timing.propose_share)}, verifying {percent(arm.timing.verify_share)}, "
         f"loop {percent(arm.timing.other_share)}; first token after {duration(arm.timing.prefill_s)}",
         **_prediction(arm.prediction),
-        "outliers": f"{arm.outliers} trials that took oddly long or short, counted like all others"
+        "outliers": f"{arm.outliers} trials of unusual length, counted like all others"
         if arm.outliers
         else "none",
         "output": _output(arm),
@@ -210,7 +210,7 @@ def print_comparison(found: ArmComparison, cautions: Mapping[str, str]) -> None:
 def _sentence(found: ArmComparison) -> str:
     overall = found.overall
     if overall is None:
-        return f"{found.first} and {found.second} decoded nothing in common"
+        return f"{found.first} and {found.second} have no prompt in common"
     if overall.answer == "can't tell":
         return f"can't tell whether {found.first} or {found.second} is faster"
     return f"{found.first} is {times(overall.value)} as fast as {found.second}"

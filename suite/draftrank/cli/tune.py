@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 def tune_k(
     draft: Annotated[str, typer.Argument(help="The draft's id.", show_default=False)],
     target: TargetOption = None,
-    max_k: Annotated[int, typer.Option("--max-k", help="Largest k to look at.", min=1, max=64)] = 8,
+    max_k: Annotated[int, typer.Option("--max-k", help="Largest k to try.", min=1, max=64)] = 8,
     confidence: Annotated[
         list[float] | None,
         typer.Option(
             "--confidence",
-            help="Also measure stopping below this confidence, at the largest k; repeatable.",
+            help="Also measure the largest k with `stop_below_confidence` at this value; repeatable.",
             metavar="P",
         ),
     ] = None,
@@ -51,7 +51,9 @@ def tune_k(
         typer.Option(help="Decoding time for repeats, e.g. 90s, 30m. Default: none.", metavar="TIME"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of arm order and sampling.", min=0)] = 0,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Measure anew even what has been measured.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Measure again even if the session is finished.")
+    ] = False,
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
@@ -133,11 +135,12 @@ def _print(draft: str, found: Tuning) -> None:
     tied = found.tied
     names = ", ".join(variant.arm for variant in tied)
     out.print(
-        f"best: {best.arm}" + (f"; not told apart from it: {names}" if tied else "; all others are slower")
+        f"best: {best.arm}"
+        + (f"; cannot be told apart from it: {names}" if tied else "; all others are slower")
     )
     top = best.measured.interval
     if top is not None and top.high < 1:
-        out.print("no k makes this draft faster than decoding without one here")
+        out.print("no k makes this draft faster than plain decoding here")
     elif any(
         variant.k == found.declared_k and not variant.stop_below_confidence for variant in (best, *tied)
     ):

@@ -23,22 +23,22 @@ def verify(
     prompts: Annotated[
         int | None,
         typer.Option(
-            help="Prompts of each task to run again. Default: what takes about two minutes on a machine of the same "
-            "class, 2 on others.",
+            help="Prompts of each task to measure again. Default: as many as take about two minutes on a machine of "
+            "the same class, 2 on others.",
             min=1,
             show_default=False,
         ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Seed of the sample. Default: drawn, and told.", min=0)
+        int | None, typer.Option(help="Seed of the sample. Default: random, and printed.", min=0)
     ] = None,
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Run a sample of published results again; exit code 1 when one does not hold.
+    """Measure a sample of published results again. Exit code 1 means that one does not hold.
 
-    Hashes of target, recipe, tasks and weights are compared first, then outputs and accept histograms, and
-    the time of a step and speedups where the machine is of the same class.
+    Hashes of target, recipe, tasks and weights are compared first, then outputs and accept histograms. On a
+    machine of the same class, the time of a step and speedups are compared too.
 
     [bold]Example:[/bold] draftrank verify leaderboard/results/smollm2-135m-instruct/ngram/*/*.json
     """

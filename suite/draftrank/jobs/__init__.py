@@ -1,1 +1,1 @@
-"""The plan of a run and who executes it."""
+"""Scheduled work: jobs of fetching, building and measuring, and the executors that run them."""

@@ -72,7 +72,7 @@ class RunRequest:
     seed: int = 0
     """Seed of arm order."""
     fresh: bool = False
-    """Measure anew even what has been measured."""
+    """Measure again even if the session is finished."""
     references: tuple[ReferenceMethod, ...] = ()
     """What transformers' `generate` is measured with beside: plain, with the same draft models
     (`assisted`), with prompt lookup for each n-gram draft."""

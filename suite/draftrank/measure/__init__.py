@@ -1,1 +1,1 @@
-"""Sessions, the records they leave, and what follows from them."""
+"""Sessions and their records, statistics, fidelity, cost model and gates."""

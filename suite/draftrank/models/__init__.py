@@ -1,1 +1,1 @@
-"""A Hugging Face model taken apart and put together again: its architecture, forms, vocabulary and files."""
+"""Hugging Face models taken apart and put together: architecture, forms, vocabularies, stop tokens, GGUF."""

@@ -1,8 +1,9 @@
 """Which tokens end an output: one rule for every target, whatever runs it.
 
-The files of a target name its end tokens in up to four places: `eos_token_id` of `generation_config.json`, that of
-`config.json`, that of its `text_config`, and the tokenizer's end token. Every one of them ends an output. Programs that
-read only the first of these places go on where it lacks what another one names, so that is told.
+The files of a target name its end tokens in up to four places: `eos_token_id` of `generation_config.json`, of
+`config.json` and of its `text_config`, and the tokenizer's end token. Each of them ends an output. Programs
+that read only the first place continue where it lacks a token that another place names, so the session warns
+of such differences.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Results on disk: the SQLite store and the JSON bundles that are published from it."""
+"""Results on disk: the SQLite store and the published JSON bundles."""

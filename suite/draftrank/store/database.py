@@ -1,4 +1,4 @@
-"""How the store's database is opened: which promises every connection keeps.
+"""How the store's database is opened: what every connection guarantees.
 
 In an SQLite file:
 

@@ -1,1 +1,1 @@
-"""What a command does from end to end."""
+"""The work of a command from end to end: sweep, search, tune-k, verify, submit, export, keep."""

@@ -62,7 +62,7 @@ class TuneRequest:
     seed: int = 0
     """Seed of arm order."""
     fresh: bool = False
-    """Measure anew even what has been measured."""
+    """Measure again even if the session is finished."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,10 @@
 """Re-runs a sample of a published result here and says whether it holds.
 
 A bundle's figures are computed from its trials, so a false figure means a false trial. Outputs and accept
-histograms follow from the weights, and anyone can compute them again. Seconds do not: they are held
-against the times of day at which trials began, and against the re-run where the machine is of the same
-class. A draft that was trained cannot be rebuilt bit by bit on another machine; if its weights differ it
-is compared by acceptance length, since refusing would leave every trained draft unverified.
+histograms follow from the weights, and anyone can compute them again. Seconds do not: they are compared with
+the times of day at which trials began, and with the re-run on a machine of the same class. A trained draft
+cannot be rebuilt bit by bit on another machine. If its weights differ, it is compared by acceptance length,
+because otherwise no trained draft could be verified.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ from draftrank.workflows.declared_alike import check_recipe, check_target, check
 MIN_SAMPLE = 2
 """Prompts of each task that are run again at least: the fewest that give an interval."""
 SAMPLE_S = 90.0
-"""Published seconds of what is run again where speed is compared: about two minutes with loading and timing."""
+"""Published seconds that are measured again where speed is compared: about two minutes with loading and
+timing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Identity, canonical form, schemas, prompts: what declarations promise."""
+"""Identity, canonical form, schemas, prompts: what declarations guarantee."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The store in a real PostgreSQL server: the same records, the same promises."""
+"""The store in a real PostgreSQL server: the same records, the same guarantees."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A built draft in the forms that other programs read."""
+"""A built draft in the formats of other programs."""

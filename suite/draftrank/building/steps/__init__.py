@@ -1,1 +1,1 @@
-"""One file per family of compression steps: its declaration, and the call that carries it out."""
+"""Compression steps, one file per family: its declaration and its work."""

@@ -1,1 +1,1 @@
-"""Layers, channels and vocabularies taken out of a model or made smaller."""
+"""Removal and reduction of layers, channels and vocabularies."""

@@ -1,1 +1,1 @@
-"""The text that drafts are calibrated and trained on."""
+"""Text for calibration and training of drafts."""

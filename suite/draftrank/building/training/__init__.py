@@ -1,1 +1,1 @@
-"""Distillation: a draft trained towards its target."""
+"""Distillation: a draft is trained to predict its target."""

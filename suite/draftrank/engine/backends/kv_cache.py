@@ -1,4 +1,4 @@
-"""A preallocated key-value cache that can take back its newest tokens at no cost."""
+"""A preallocated KV cache whose rollback costs nothing."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Where time goes, and what another k, machine or draft would give."""
+"""Cost model: parts of a step, and predictions for another k, machine or draft."""

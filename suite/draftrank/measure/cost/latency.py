@@ -1,18 +1,19 @@
 """Forward times in the session's own process, for the cost of a draft.
 
-The kinds of forward are timed in turn, not one after the other, so that drift does not favour one: what
-they cost relative to each other is what counts. They are timed at a short and at a long context of the
-session, because a forward grows with what it attends to, and one of many tokens grows faster.
+The kinds of forward are timed in turn, not one after the other, so that drift favours none: their relative
+cost is what counts. They are timed at a short and at a long context of the session, because a forward takes
+longer with a longer context, and one of many tokens more so.
 
-A forward is a little faster right after one of its own shape: buffers and compiled kernels are at
-hand. Single-token forwards follow one another when decoding (the baseline's always, a draft's mostly), so
-each is timed after another one; a verification comes after other forwards, and so it is timed.
+A forward is slightly faster right after one of the same shape, because buffers and compiled kernels are at
+hand. Single-token forwards follow one another in decoding (the baseline's always, a draft's mostly), so each
+is timed after another one. A verification follows other forwards, and is timed so.
 
-A machine that others share is faster in one minute than in another, and not equally so for every kind of
-forward. So a session times its forwards again and again between its prompts, and takes the mean of what it found.
+A shared machine is faster in one minute than in another, and not equally so for every kind of forward. So a
+session times its forwards repeatedly between its prompts, and uses the mean.
 
-What nearly every step runs (one token, k+1, the draft's one) decides the prediction and is timed in every
-round; the other sizes, which only other k and shortened proposals need, in every third.
+The forwards of nearly every step (one token, k+1 tokens, one token of the draft) determine the prediction and
+are timed in every round. Other sizes, which only other k and shortened proposals need, are timed in every
+third.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """What decoding with a draft should cost, from forward times and from how many tokens were accepted.
 
-The prediction rests on two things that know nothing of each other: the forwards, timed before the trials
-(`latency`), and what the trials say was proposed and accepted. Not one second of a trial enters the
-predicted speedup, but for what a draft without a model takes to look its tokens up, which no forward
-shows. So where predicted and measured speedup agree, both are believable, and where they do not, either
-the loop costs time or a measurement went wrong.
+The prediction uses two independent sources: forward times, taken before the trials (`latency`), and the
+trials' counts of proposed and accepted tokens. No time of a trial enters it, except the lookup time of a
+draft without a model, which no forward shows. Where predicted and measured speedup agree, both are credible.
+Where they differ, either the loop costs time or a measurement is wrong.
 
 A step that verifies m tokens costs m forwards of the draft and one of the target over m+1 positions:
 
@@ -12,13 +11,13 @@ A step that verifies m tokens costs m forwards of the draft and one of the targe
 
     predicted speedup = Σ emitted tokens · t_target(1) ÷ Σ step(m)
 
-which is acceptance length × t_target(1) ÷ (proposed per step × t_draft + t_target(k+1)) when each step
+This is acceptance length × t_target(1) ÷ (proposed per step × t_draft + t_target(k+1)) when each step
 proposes k tokens. Forward times are read at each trial's own mean context.
 
-Only the *ratios* of forward times are trusted across minutes: the kinds of forward are timed in turn,
-so a slow minute slows them alike, while the same forward may take a third longer ten minutes later on a
-shared machine. Where seconds are asked for (`engine_efficiency`, `StepTime`), they are scaled by what the
-baseline's forwards took within the trials of the same prompts, beside the arm's own.
+Only *ratios* of forward times are trusted across minutes. The kinds of forward are timed in turn, so a slow
+minute affects them alike, while the same forward may take a third longer ten minutes later on a shared
+machine. Where seconds are needed (`engine_efficiency`, `StepTime`), they are scaled by what the baseline's
+forwards took in the trials of the same prompts beside the arm's own.
 """
 
 from __future__ import annotations

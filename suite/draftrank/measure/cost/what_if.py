@@ -1,8 +1,8 @@
 """What a draft should give on a machine where it was not measured.
 
-Acceptance belongs to draft, target and texts: it is the same on every machine, up to rounding. Forward
-times belong to machine and architecture. So acceptance measured anywhere and forward times measured
-there, with this draft or one of the same architecture, make a prediction (`measure.cost.model`).
+Acceptance belongs to draft, target and texts: it is the same on every machine, up to rounding. Forward times
+belong to machine and architecture. So acceptance measured anywhere and forward times measured on one machine,
+with this draft or one of the same architecture, give a prediction for that machine (`measure.cost.model`).
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Whether outputs are the target's own, and how good they are where a rule is lossy."""
+"""Comparison of outputs with the target's own, and quality of lossy outputs."""

@@ -1,11 +1,11 @@
 """Whether a draft left the target's output alone: token ids against the baseline's.
 
-Greedy decoding has one right output, so each trial is compared with the baseline's trial of the same
-cell. In fp32 any difference is a break, but where the target gives both tokens exactly its highest
-logit: then neither is the right one. In any other dtype rounding depends on how many positions a
-forward holds, so a correct loop may choose another token where the target's best ones are all but equal. Such
-a difference is a tie if both tokens lie within the session's measured rounding (`Session.numerics`) of
-the target's best one there; any other is a break.
+Greedy decoding has one right output, so each trial is compared with the baseline's trial of the same prompt,
+turn and repeat. In fp32 any divergence is a break, except where the target gives both tokens exactly its
+highest logit. In any other dtype, rounding depends on the number of positions in a forward, so a correct loop
+may choose another token where the best ones are almost equal. Such a divergence is a numerical tie if both
+tokens lie within the session's measured rounding (`Session.numerics`) of the target's best one; any other is
+a break.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """How far rounding moves the target's logits when several tokens share a forward.
 
-In bf16 and fp16 a matrix product sums in another order, and rounds elsewhere, for one row than for
-several; llama.cpp rounds activations to the blocks of quantized weights besides. So a correct speculative loop may choose another token where the target's two best are all but
-equal. How equal is measured here, on the session's own outputs: the same tokens are fed one at a time
-and in chunks, each way building its own cache as decoding does.
+In bf16 and fp16, a matrix product of one row sums and rounds in another order than one of several rows.
+llama.cpp also rounds activations to the blocks of quantized weights. So a correct speculative loop may choose
+another token where the target's two best are almost equal. The session measures how nearly equal on its own
+outputs: it runs the same tokens one at a time and in chunks, each with its own KV cache, as decoding does.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from draftrank.progress import Stage
 
 MIN_TOKENS = 500
-"""Output tokens on which rounding is measured at least, where the session has as many. In bf16 the largest
-change seen hardly grows beyond (see `docs/methodology.md`), while over two short outputs it is often half
-of what others show, so that honest drafts would be called broken."""
+"""Minimum of output tokens on which rounding is measured, where the session has as many. In bf16 the largest
+change hardly grows beyond (see `docs/methodology.md`). Over two short outputs it is often half as large as
+over others, so that honest drafts would be called broken."""
 DECIMALS = 6
 
 

@@ -1,9 +1,9 @@
 """Whether an arm's samples follow the target's own distribution: a chi-square test within the session.
 
-The loop decodes the same context many times, each with a seed of its own, and the first two tokens of
-every output are counted. The second one has been proposed, judged and perhaps replaced. What should come
-out is computed from the target alone: p(first) · p(second | first). Property tests show the rule to be
-exact on small vocabularies; this shows that nothing around it is broken for this draft on this machine.
+The loop decodes the same context many times, each with its own seed, and the first two tokens of every output
+are counted. The second one was proposed, judged and perhaps replaced. The expected distribution is computed
+from the target alone: p(first) · p(second | first). Property tests show that the rule is exact on small
+vocabularies. This check shows that everything around it works for this draft on this machine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from draftrank.engine.backends.base import Runtime
 
 DRAWS = 100
-"""Outputs drawn for the test, each with a seed of its own."""
+"""Outputs drawn for the test, each with its own seed."""
 NEW_TOKENS = 3
 """One more than is counted: the last token of an output is never proposed."""
 MIN_EXPECTED = 5.0

@@ -1,10 +1,10 @@
 """Whether a draft proposes what its context says, and not what its cache still holds of other tokens.
 
-A stale cache leaves the output right and lowers acceptance, so it is looked for by itself. In greedy modes one
-step of every prompt turn's first repeat is drawn by the session's seed. After the block's times were taken, the
-draft reads the same text anew, in a cache of its own, and is asked how far the tokens that it had proposed lie
-below its best ones; of a tree the path that leads. Rounding explains small gaps, and larger ones in few steps. What was copied from the text must
-be the same tokens.
+A stale KV cache of the draft leaves the output right and lowers acceptance, so it has its own check. In
+greedy modes the session's seed selects one step of every prompt turn's first repeat. After the block's last
+trial, the draft reads the same text again with a fresh cache. The check measures how far the proposed tokens
+(of a tree: the path of its best tokens) lie below the best ones of the fresh cache. Rounding explains small
+gaps, and larger ones in few steps. Tokens copied from the text must be equal.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ if TYPE_CHECKING:
     from draftrank.engine.proposer import Proposal
 
 STALE_GAP = 1.0
-"""Logits by which a fresh cache may prefer another token, beside the largest rounding seen in the arm: the gap's change
-between reading the output in one forward and token by token. torch's dynamic int8 rounds activations by all tokens of a
-forward, so there it is several logits; elsewhere less than one, and 0 with kernels of our own."""
+"""Logits by which a fresh cache may prefer another token, in addition to the largest rounding seen in the
+arm: the change of the gap between reading the output in one forward and token by token. torch's dynamic int8
+rounds activations by all tokens of a forward, so its rounding is several logits; elsewhere it is less than
+one, and 0 in the backends `cpp` and `cuda-graphs`."""
 STALE_SHARE = 0.2
-"""Largest share of the looked-at steps that may be further off: of those with one stale token in the cache, about half are."""
+"""Largest share of checked steps that may exceed the gap. With one stale token in the cache, about half of
+the steps do."""
 MIN_STALE = 3
-"""Steps that must be further off at least, so that a short session is not judged by one or two."""
+"""Minimum of steps that must exceed the gap, so that one or two steps do not decide a short session."""
 
 
 def step_to_check(

@@ -1,1 +1,1 @@
-"""What a result must pass to be ranked."""
+"""Gates: checks that a result must pass to be ranked."""

@@ -20,22 +20,22 @@ from draftrank.measure.gates.audit import place_of
 from draftrank.measure.records import Trial
 
 OVERLAP_S = 0.05
-"""Seconds by which a trial may reach into the next."""
+"""Seconds by which a trial may overlap the next."""
 OVERLAP_SHARE = 0.01
-"""Share of its own time by which it may do so too: clocks are set right while a session runs."""
+"""Share of its own time by which it may do so too, because clocks are adjusted while a session runs."""
 PAUSE_S = 0.25
-"""Seconds that may pass between two trials beyond what is usual in the session."""
+"""Seconds that may pass between two trials beyond the session's usual gap."""
 LOST_SHARE = 0.05
 """Share of an arm's time that may be missing in the gaps between its trials and the next."""
 GAP_SHARE = 0.02
-"""Share of a trial's decode time by which the median gap after an arm's trials may differ from the usual one: honest
-published results stay below 0.005 on CPUs."""
+"""Share of a trial's decode time by which the median gap after an arm's trials may differ from the usual one.
+Honest published results stay below 0.005 on CPUs."""
 GAP_VARIES = 0.5
-"""Share of the usual gap by which it may differ too: 0.25 is the most in published results."""
+"""Share of the usual gap by which it may differ too. The largest in published results is 0.25."""
 GAP_S = 0.003
 """Seconds by which it may differ in any case."""
 MIN_GAPS = 5
-"""Gaps after an arm's trials below which their median is not judged."""
+"""Minimum of gaps after an arm's trials for judging their median."""
 _ERRORS = 4.0
 """Standard errors by which a median must exceed its bound: where the gaps themselves vary, less can be said."""
 _ERROR_OF_MEDIAN = 1.2533 * 1.4826

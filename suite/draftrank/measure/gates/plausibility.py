@@ -26,8 +26,8 @@ from draftrank.measure.statistics.estimates import SpeedComparison, geometric_me
 from draftrank.measure.summaries.summary import ArmSummary, SessionSummary
 
 MIN_FORWARD = 0.7
-"""Least mean time of a verification as a share of the target's fastest single-token forward there:
-published sessions stay above 0.9, and a forward over more tokens is never the faster one."""
+"""Minimum of the mean time of a verification, as a share of the target's fastest single-token forward in the
+session. Published sessions stay above 0.9, and a forward over more tokens is never faster."""
 MIN_PROPOSED = 100
 """Proposals of a model after which at least one must have been accepted."""
 
@@ -38,9 +38,9 @@ Values = dict[str, str]
 
 
 def implausible_speedup(summary: SessionSummary, arm: ArmSummary) -> Values | None:
-    """No draft can be faster than its acceptance length, since each step costs at least one forward of
-    the target. The lower end of the speedup's interval is held against it, overall (as geometric means
-    over the tasks) and in each task, with what the session's A/A leaves to chance."""
+    """No draft can be faster than its acceptance length, because each step costs at least one forward of the
+    target. The lower end of the speedup's interval must not exceed it, overall (as geometric means over the
+    tasks) and in each task, with a tolerance from the session's A/A."""
     if arm.arm.kind != "draft":
         return None
     cases = [(task.task, task.speedup, task.acceptance.length) for task in arm.tasks]
@@ -59,7 +59,8 @@ def implausible_speedup(summary: SessionSummary, arm: ArmSummary) -> Values | No
 
 
 def implausible_acceptance(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
-    """A step emits at least one token and at most k+1, and so does the mean step, in each task too."""
+    """A step emits at least one token and at most k+1, so the acceptance length lies between 1 and k+1, in
+    each task too."""
     most = arm.arm.num_speculative_tokens + 1
     cases = [("over all tasks", arm.acceptance.length)]
     cases += [(f"in {task.task}", task.acceptance.length) for task in arm.tasks]
@@ -71,7 +72,7 @@ def implausible_acceptance(summary: SessionSummary, arm: ArmSummary) -> Values |
 
 def implausible_counts(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     """Histogram, offered and proposed tokens, forwards of the draft and the prompt's length must fit each
-    other, k and the baseline: what was accepted had to be offered before, and what was offered, proposed."""
+    other, k and the baseline: accepted tokens were offered before, and offered tokens were proposed."""
     found = [
         f"{place_of(trial)}: {fault}"
         for judged in _with_baseline(summary, arm)
@@ -84,8 +85,8 @@ def implausible_counts(summary: SessionSummary, arm: ArmSummary) -> Values | Non
 
 
 def implausible_outputs(summary: SessionSummary, arm: ArmSummary) -> Values | None:
-    """An output ends at a stop token or at its task's limit, says which, and nothing follows its end. What
-    is a stop token is read off the baseline's outputs."""
+    """An output ends at a stop token or at its task's limit, states which, and nothing follows its end. The
+    stop tokens are those that end the baseline's outputs."""
     limits = {task.task: task for task in summary.session.tasks}
     ends = Ends.seen_in(_trials(summary, summary.baseline))
     return _first(
@@ -98,7 +99,7 @@ def implausible_outputs(summary: SessionSummary, arm: ArmSummary) -> Values | No
 
 
 def unplanned(summary: SessionSummary, arm: ArmSummary) -> Values | None:
-    """Every prompt turn that counts was planned before it was measured, and counts once: nobody chooses
+    """Every prompt turn that counts was planned before it was measured, and counts once, so nobody can choose
     the prompts afterwards."""
     return _first(
         fault
@@ -108,8 +109,8 @@ def unplanned(summary: SessionSummary, arm: ArmSummary) -> Values | None:
 
 
 def implausible_times(summary: SessionSummary, arm: ArmSummary) -> Values | None:
-    """Proposing and verifying are parts of decoding and cannot take longer than it, and no forward takes
-    no time."""
+    """Proposing and verifying are parts of decoding and cannot take longer than it, and no forward takes zero
+    time."""
     return _first(
         f"{place_of(trial)}: {fault}"
         for judged in _with_baseline(summary, arm)
@@ -119,10 +120,10 @@ def implausible_times(summary: SessionSummary, arm: ArmSummary) -> Values | None
 
 
 def implausible_clock(summary: SessionSummary, arm: ArmSummary) -> Values | None:
-    """The stopwatch and the time of day must agree: a trial ends before the next of its process begins,
-    and between two that follow directly little time passes, as much after every arm. A stopwatch that jumps, or
-    runs slow for one arm, breaks this in the draft's trials or in the baseline's, and so do seconds that were
-    changed afterwards."""
+    """The stopwatch and the time of day must agree. A trial ends before the next of its process begins, and
+    the gap between two that follow directly is short and about the same after every arm. A stopwatch that
+    jumps, or runs slowly for one arm, breaks this in the draft's trials or in the baseline's, and so do
+    seconds that were changed afterwards."""
     arms = {judged.arm.id for judged in _with_baseline(summary, arm)}
     try:
         found = [fault for name, fault in _clocks(_Same(summary)) if name in arms]
@@ -155,9 +156,9 @@ def _clocks(same: _Same) -> tuple[tuple[str, str], ...]:
 
 
 def skipped_work(summary: SessionSummary, arm: ArmSummary) -> Values | None:
-    """A verification is a forward of the target over at least one token, so its mean time in a task cannot
-    be far below the fastest single-token forward that this session saw: its baseline's in the same task,
-    or one timed before the start. An arm below it skips work."""
+    """A verification is a forward of the target over at least one token, so its mean time in a task cannot be
+    far below the session's fastest single-token forward: the baseline's in the same task, or one timed before
+    the start. An arm below it skips work."""
     timed = [
         latency.median_s
         for each in summary.arms
@@ -175,9 +176,9 @@ def skipped_work(summary: SessionSummary, arm: ArmSummary) -> Values | None:
 
 
 def accepts_nothing(summary: SessionSummary, arm: ArmSummary) -> Values | None:
-    """A model of which not one token is accepted reads other token ids than the target (a permuted
-    vocabulary, mixed-up weights) or has unlearnt everything: a defect of its build, not a slow draft. Random
-    weights that are declared as such are a control, and may."""
+    """A model of which no token is accepted reads other token ids than the target (a permuted vocabulary,
+    wrong weights) or has lost all its training: a defect of its build, not a slow draft. Random weights that
+    are declared as such are a control and pass."""
     build = arm.arm.draft
     if build is not None and CONTROL_TECHNIQUE in build.techniques:
         return None

@@ -32,18 +32,18 @@ from draftrank.measure.statistics.log_ratio import MIN_PROMPTS
 from draftrank.measure.summaries.summary import ArmSummary, SessionSummary
 
 NOISE_TOLERANCE = 0.01
-"""How far from 1 the A/A interval may end: less is no matter for a ranking, and by chance alone one
-quiet session in twenty would miss 1 itself. With it, few honest quick sessions and hardly any larger
-ones are called unstable; `docs/simulation.md` has the rates."""
+"""Tolerated distance of the A/A interval from 1. Less does not matter for a ranking, and by chance one quiet
+session in twenty excludes 1 itself. With it, few honest quick sessions and hardly any larger ones are called
+unstable; `docs/simulation.md` has the rates."""
 NOISE_WIDTH = 0.15
-"""Widest half-width of the A/A interval. Honest quick sessions have ±3 to ±9 %, since a t-interval of
-eleven prompts is wide; the intervals of their drafts carry the same noise, so none ranks too well."""
+"""Largest half-width of the A/A interval. Honest quick sessions have ±3 to ±9 %, because a t-interval of
+eleven prompts is wide. The intervals of their drafts contain the same noise, so none ranks too high."""
 DISTURBED_SHARE = 0.1
-"""Largest share of prompt turns that may stay disturbed. All arms of a prompt turn run in the same
-minutes, so a few bad ones widen the intervals; many can shift what is compared."""
+"""Largest share of prompt turns that may stay disturbed. All arms of a prompt turn run in the same minutes,
+so a few disturbed ones widen the intervals; many can bias the comparison."""
 
 SAMPLING_P = 0.001
-"""Probability below which samples are said not to be the target's."""
+"""Probability below which samples do not follow the target's distribution."""
 
 Values = dict[str, str]
 Check = Callable[[SessionSummary, ArmSummary], Values | None]
@@ -117,12 +117,12 @@ def spreads(noise: Interval) -> bool:
 
 
 def _failed(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
-    """The draft could not be built, or decoding with it broke off."""
+    """The draft could not be built, or decoding with it stopped with an error."""
     return None if arm.arm.failure is None else {"failure": arm.arm.failure}
 
 
 def _incomplete(summary: SessionSummary, arm: ArmSummary) -> Values | None:
-    """A missing task or prompt changes what the overall speedup is a mean of."""
+    """A missing task or prompt changes the set that the overall speedup is a mean of."""
     parts = [f"task {task} was skipped" for task in summary.skipped_tasks]
     parts += [
         f"{task.missing} of {task.planned} outputs of {task.task} are missing"
@@ -140,7 +140,7 @@ def _incomplete(summary: SessionSummary, arm: ArmSummary) -> Values | None:
 
 
 def _too_few_prompts(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
-    """One prompt in a task shows nothing of how prompts differ, so no honest interval exists."""
+    """One prompt in a task does not show how prompts differ, so no honest interval exists."""
     for task in arm.tasks:
         if task.speedup is not None and task.speedup.interval is None:
             return {"task": task.task, "least": str(MIN_PROMPTS)}
@@ -148,9 +148,9 @@ def _too_few_prompts(summary: SessionSummary, arm: ArmSummary) -> Values | None:
 
 
 def _not_lossless(summary: SessionSummary, arm: ArmSummary) -> Values | None:
-    """Greedy outputs must be the baseline's, token for token. In any dtype but fp32 an output may
-    leave it where both tokens lie within the session's measured rounding of the target's best one, in fp32 where the target
-    gives both exactly its highest logit (a tie)."""
+    """Greedy outputs must be the baseline's, token for token. In any dtype but fp32 an output may diverge
+    where both tokens lie within the session's measured rounding of the target's best one, in fp32 where the
+    target gives both exactly its highest logit (a numerical tie)."""
     first = arm.fidelity.earliest("break")
     if first is None or arm.arm.lossy:
         return None
@@ -177,8 +177,8 @@ def _samples_differ(summary: SessionSummary, arm: ArmSummary) -> Values | None: 
 
 
 def _unjudged_differences(summary: SessionSummary, arm: ArmSummary) -> Values | None:
-    """In any dtype but fp32 a tie and a break look the same until the target was asked about the place,
-    and until the session's rounding is known."""
+    """In any dtype but fp32, a tie cannot be told from a break until the target's logits at the place and the
+    session's rounding are known."""
     first = arm.fidelity.earliest("unjudged")
     if first is None or arm.arm.lossy:
         return None
@@ -186,9 +186,10 @@ def _unjudged_differences(summary: SessionSummary, arm: ArmSummary) -> Values | 
 
 
 def _stale_proposals(summary: SessionSummary, arm: ArmSummary) -> Values | None:
-    """A draft must propose what its context says. Where its cache still holds other tokens, outputs stay right and
-    acceptance is not the draft's. In greedy modes one step of each prompt turn is proposed anew from a fresh cache; in no more than
-    one in five may a token lie more than a logit and the arm's rounding below that cache's best one."""
+    """A draft must propose what its context says. Where its KV cache still contains other tokens, outputs
+    stay right but acceptance is not the draft's. In greedy modes one step of each prompt turn is proposed
+    again from a fresh cache. In at most one step in five may a token lie further below that cache's best one
+    than a logit and the arm's rounding."""
     stale, checked = stale_steps(summary.trials[arm.arm.id])
     if len(stale) < MIN_STALE or len(stale) <= STALE_SHARE * checked:
         return None
@@ -196,7 +197,7 @@ def _stale_proposals(summary: SessionSummary, arm: ArmSummary) -> Values | None:
 
 
 def _no_noise_floor(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
-    """A session measures its baseline in two arms; what they differ by is its noise floor."""
+    """A session measures its baseline in two arms. Their difference is its noise floor."""
     overall = summary.noise and summary.noise.overall
     return {} if not overall or overall.interval is None else None
 
@@ -214,15 +215,15 @@ def _noisy(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: 
 
 
 def _disturbed(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
-    """The machine must be left to the session: a prompt turn during which other processes, the hypervisor
-    or a lack of memory took its time is decoded again, and no more than a tenth may stay so. Sessions
-    that were not watched pass."""
+    """The machine must be free for the session. A prompt turn during which other processes, the hypervisor or
+    a lack of memory took time is decoded again, and no more than a tenth may stay so. Sessions that were not
+    watched pass."""
     return _not_calm(summary, "disturbed")
 
 
 def _throttled(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
-    """The machine must keep its pace: no more than a tenth of the prompt turns may stay slowed down by a
-    container's quota or by clocks that were held down. Sessions that were not watched pass."""
+    """The machine must keep its speed. No more than a tenth of the prompt turns may stay slowed down by a
+    container's quota or by lowered clocks. Sessions that were not watched pass."""
     return _not_calm(summary, "throttled")
 
 

@@ -1,1 +1,1 @@
-"""What the machine is, and what else it did while a session ran."""
+"""The machine: its class, and disturbances while a session runs."""

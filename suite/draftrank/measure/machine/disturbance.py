@@ -15,19 +15,20 @@ from typing import Literal
 from draftrank.measure.evidence import Conditions
 
 OTHERS_CPUS = 0.25
-"""Processors' worth of other processes: one thread that lags by a quarter holds all others up, because
-they wait for each other after every operation. A quiet machine's own housekeeping stays below 0.05."""
+"""Processors used by other processes. One thread that lags by a quarter delays all others, because they wait
+for each other after every operation. Housekeeping of a quiet machine stays below 0.05."""
 OTHERS_SHARE = 0.02
-"""The same as a share of all processors: what the housekeeping of a large machine may take."""
+"""The same as a share of all processors: the limit for the housekeeping of a large machine."""
 STEAL = 0.05
-"""Quiet guests lose 1 to 3 % to their host all the time; more comes in bursts that hit single arms."""
+"""Share of processor time. Quiet guests lose 1 to 3 % to their host all the time; more comes in bursts that
+affect single arms."""
 MEMORY_STALLED = 0.05
-"""Share of time in which something waited for memory: it is being swapped or compacted, weights included."""
+"""Share of time in which a process waited for memory: it is swapped or compacted, weights included."""
 QUOTA_THROTTLED = 0.02
-"""Share of time in which the quota stopped the process. The scheduler does so in slices of up to 100 ms,
-as long as several decoding steps, so even few of them land on single arms."""
+"""Share of time in which the quota stopped the process. The scheduler stops it for up to 100 ms, as long as
+several decoding steps, so even few stops affect single arms."""
 CLOCK_CHANGE = 0.15
-"""Largest fall of the clock within a stretch. A boost that wanders moves it by less than a tenth."""
+"""Largest fall of the clock within a stretch. Normal boost changes it by less than a tenth."""
 
 Values = dict[str, str]
 Stretch = Sequence[Conditions]
@@ -82,8 +83,8 @@ def disturbance_of(stretch: Iterable[Conditions | None], cores: int) -> Disturba
 
 
 def _others(stretch: Stretch, cores: int) -> Values | None:
-    """Other processes must leave this one its processors. Time of this process, all its threads included,
-    is taken off the busy time of the processors it may use; time of its child processes is not."""
+    """Other processes must leave this one its processors. The time of this process, all its threads included,
+    is subtracted from the busy time of the processors it may use; the time of its child processes is not."""
     most = max((entry.others_cpus or 0.0 for entry in stretch), default=0.0)
     if most <= max(OTHERS_CPUS, OTHERS_SHARE * cores):
         return None
@@ -91,29 +92,29 @@ def _others(stretch: Stretch, cores: int) -> Values | None:
 
 
 def _steal(stretch: Stretch, cores: int) -> Values | None:  # noqa: ARG001
-    """A virtual machine's host must give it the processors it promised."""
+    """The host of a virtual machine must give it the processors that it shows."""
     return _above(STEAL, [entry.steal for entry in stretch])
 
 
 def _memory(stretch: Stretch, cores: int) -> Values | None:  # noqa: ARG001
-    """Nothing on the machine should have to wait for memory (the kernel's pressure figure `some`)."""
+    """No process on the machine should have to wait for memory (the kernel's pressure figure `some`)."""
     return _above(MEMORY_STALLED, [entry.memory_stalled for entry in stretch])
 
 
 def _gpu_shared(stretch: Stretch, cores: int) -> Values | None:  # noqa: ARG001
-    """No other process may compute on the GPU: it would take turns with this one."""
+    """No other process may compute on the GPU, because it would share its time."""
     most = max((entry.gpu_others or 0 for entry in stretch), default=0)
     return {"count": str(most)} if most else None
 
 
 def _quota(stretch: Stretch, cores: int) -> Values | None:  # noqa: ARG001
-    """A container's processor quota must suffice for the threads that compute."""
+    """A container's processor quota must suffice for the computing threads."""
     return _above(QUOTA_THROTTLED, [entry.quota_throttled for entry in stretch])
 
 
 def _gpu_clock(stretch: Stretch, cores: int) -> Values | None:  # noqa: ARG001
-    """The driver must not hold the GPU's clock down for heat or for a failing power supply. Its power limit
-    is no such reason: it belongs to the machine and stands in its fingerprint."""
+    """The driver must not lower the GPU's clock because of heat or a failing power supply. The power limit is
+    no such reason: it belongs to the machine and is part of its fingerprint."""
     held = {reason for entry in stretch for reason in entry.gpu_throttled_by} - {"power limit"}
     return {"reasons": ", ".join(sorted(held))} if held else None
 

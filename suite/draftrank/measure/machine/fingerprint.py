@@ -1,9 +1,9 @@
 """Where a session ran, and the class of machines its numbers speak for.
 
-Rule of the class: on CUDA the device's name; on CPU the processor's name, its best instruction set
-for matrices, the processors in use and, where they are fewer or more, torch's threads. Processors in use
-are those the process may run on, but no more than its container's quota, rounded up: a quota of 1.5 of
-64 processors gives `2c`. Ranks never cross classes.
+On CUDA the class is the name of the device. On CPU it is the processor's name, its best instruction set for
+matrix products, the number of processors in use and, where they differ from that number, torch's threads.
+Processors in use are those that the process may run on, but no more than its container's quota, rounded up: a
+quota of 1.5 of 64 processors gives `2c`. Ranks never cross classes.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The measuring itself: what is planned, in which order, and decoded under a clock."""
+"""Sessions: plan, order of the arms, timed decoding."""

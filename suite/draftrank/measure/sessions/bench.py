@@ -366,7 +366,7 @@ class Bench:
         return GenerateDecoder(self._target, num_speculative_tokens=k, max_ngram=ngram.max_ngram)
 
     def _check_sampling(self, opened: _OpenArm) -> SamplingCheck | None:
-        """Tests the arm's samples in sampling modes; lossy rules promise nothing, so are not tested."""
+        """Tests the arm's samples in sampling modes; lossy rules guarantee nothing and are not tested."""
         known = opened.arm.sampling
         if known or self._plan.mode.greedy or opened.proposer is None or opened.typical is not None:
             return known

@@ -1,7 +1,7 @@
 """Reference arms: what another implementation makes of the same target, drafts and prompts.
 
-They stand in the session like any arm and are never ranked. How each differs from the arm of this engine
-that it stands beside is part of its record, so that no reader has to guess what a gap means.
+Reference arms take part in the session like any other arm and are never ranked. Each record states how the
+reference differs from the arm of this engine beside it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ METHODS: tuple[ReferenceMethod, ...] = get_args(ReferenceMethod)
 _MAX_ID = 64
 
 _ALWAYS = (
-    "Its key-value cache grows with every token; this engine's is allocated beforehand.",
+    "Its KV cache grows with every token; this engine's is allocated beforehand.",
     "Its times include its own logits processors, stopping criteria and streamer, as every user has them.",
 )
 _SPECULATES = (

@@ -1,9 +1,9 @@
 """The order in which arms take their turns.
 
-Every prompt turn is a block that all arms decode back to back. Within a group of as many blocks as arms
-the order rotates, so each arm stands in each place equally often; each group starts from another order,
-so no arm always follows the same one; every second repeat is reversed (ABBA), so that a drift of the
-machine hits all arms alike.
+All arms decode a prompt turn back to back; this is a block. Within a group of as many blocks as arms, the
+order rotates, so each arm stands in each place equally often. Each group starts with another order, so no arm
+always follows the same one. Every second repeat runs in reverse (ABBA), so that drift of the machine affects
+all arms alike.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One session: a target, its baseline twice, and any number of drafts, measured side by side.
 
 The session decides what is run and in which order, hands every finished trial to the journal before
-the next begins, and goes on where an interrupted run of the same plan stopped.
+the next begins, and resumes an interrupted run of the same plan.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from draftrank.measure.sessions.bench import Bench
 
 ATTEMPTS = 3
-"""How often a prompt turn is decoded at most while the machine is disturbed."""
+"""Maximum of attempts at a prompt turn while the machine is disturbed."""
 PATIENCE_BLOCKS = 4
 """Prompt turns that stayed disturbed, after which none is decoded again until the end of the repeats."""
 PAUSE_S = 10.0
@@ -78,7 +78,7 @@ def run_session(
         session = new_session(plan, plan_sha256, machine)
         journal.begin_session(session)
     else:
-        progress.message(f"session {session.id} goes on where it stopped")
+        progress.message(f"session {session.id} resumes")
     done = {trial.key: trial for trial in journal.trials(session.id)}
     process = 1 + max((trial.process for trial in done.values()), default=-1)
     bench.open_arms(session, journal, progress, resumed=bool(done))

@@ -1,1 +1,1 @@
-"""From trials to estimates with intervals, comparisons and ranks."""
+"""Estimates with intervals, comparisons and ranks from trials."""

@@ -1,10 +1,10 @@
 """Logarithms of speed ratios with their standard errors: from prompts to a task, from tasks to a whole.
 
-A task's speedup is a ratio of sums over its prompts, so its error is that of a ratio and not of a mean.
-The jackknife (Quenouille 1949, Tukey 1958) finds it by leaving each prompt out in turn, and comes with
-n−1 degrees of freedom; over tasks, variances add up and Welch & Satterthwaite's formula says how many
-degrees of freedom the whole has. `docs/simulation.md` shows how often the intervals hold the truth, and
-what other methods do.
+The speedup of a task is a ratio of sums over its prompts, so its error is that of a ratio and not of a mean.
+The jackknife (Quenouille 1949, Tukey 1958) estimates it by leaving out each prompt in turn, with n−1 degrees
+of freedom. Over tasks, variances add up, and Welch and Satterthwaite's formula gives the degrees of freedom
+of the whole. `docs/simulation.md` shows how often the intervals contain the truth, and compares other
+methods.
 """
 
 from __future__ import annotations

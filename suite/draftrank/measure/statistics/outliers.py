@@ -1,11 +1,10 @@
 """Trials that took oddly long or short: flagged, counted and kept.
 
-A trial is judged by its seconds per step, since a prompt on which more is accepted is no outlier. On the
-logarithmic scale, the arm's median over all its trials is taken off, then the median over the arms that
-decoded the same block (one sweep of Tukey's median polish): what is left is neither the arm's nor
-the block's. A residual is an outlier beyond 3.5 robust standard deviations of its arm (1.4826 × the
-median absolute deviation; Iglewicz & Hoaglin 1993) and beyond 5 %, which very steady arms would else
-call odd.
+A trial is judged by its seconds per step, because a prompt with a high acceptance is no outlier. On the
+logarithmic scale, the arm's median over all its trials is subtracted, then the median over the arms of the
+same block (one sweep of Tukey's median polish). The residual belongs neither to the arm nor to the block. It
+is an outlier beyond 3.5 robust standard deviations of its arm (1.4826 × the median absolute deviation;
+Iglewicz & Hoaglin 1993) and beyond 5 %, without which very steady arms would have outliers of no weight.
 """
 
 from __future__ import annotations

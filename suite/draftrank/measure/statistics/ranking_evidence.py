@@ -1,9 +1,9 @@
 """Which drafts are surely ahead of which, and the ranks that cannot be excluded.
 
-Arms of one session shared their minutes and their prompts, so the ratio of two drafts is better known
-than the speedup of either: it is estimated from their own trials, prompt by prompt, without the detour
-over the baseline. Rows of different sessions share no minutes; there the difference of their log
-speedups counts, its variance the sum of both.
+The arms of one session share their minutes and their prompts, so the ratio of two drafts is known better than
+the speedup of either. It is estimated from their own trials, prompt by prompt, without the baseline. Rows of
+different sessions share no minutes; they are compared by the difference of their log speedups, whose variance
+is the sum of both.
 """
 
 from __future__ import annotations

@@ -1,22 +1,23 @@
 """What a step of a draft costs in units of a baseline token, against a re-run of the same prompts.
 
-With acceptance known, the time of a step is all that is left of a speedup. Divided by the time of a baseline token
-beside it, it hardly depends on how fast the machine is at that moment. What else it depends on (how many tokens a
-step proposed and verified, how many were held) is the same where a prompt's output, accept histogram and proposal
-sizes are, so published and re-run ratios are compared prompt by prompt:
+With acceptance known, the time of a step is all that is left of a speedup. Divided by the time of a baseline
+token beside it, it hardly depends on the machine's speed at that moment. The rest of what it depends on
+(proposed and verified tokens per step, length of the context) is equal where a prompt's output, accept
+histogram and proposal sizes are equal. So published and re-run ratios are compared prompt by prompt:
 
     log [(draft seconds ÷ baseline seconds) here ÷ (draft seconds ÷ baseline seconds) published]
 
-over equal steps and tokens. Their trimmed mean has a standard error from the spread between prompts, and one more
-component: machines of one class differ, because memory and arithmetic are not equally fast on all of them. It was
-estimated on published results: 23 pairs of sessions that measured the same weights (SmolLM2-135M and Gemma 3 270M on
-two-core EPYC hosts and on an H200; baselines up to a third apart) had mean logarithms with a standard deviation of
-0.016 beyond what their prompts explain (maximum likelihood).
+over equal steps and tokens. The trimmed mean has a standard error from the spread between prompts, and one
+more component: machines of one class differ, because memory and arithmetic are not equally fast on all of
+them. This component was estimated on published results: 23 pairs of sessions that measured the same weights
+(SmolLM2-135M and Gemma 3 270M on two-core EPYC hosts and on an H200; baselines up to a third apart) had mean
+logarithms with a standard deviation of 0.016 beyond what their prompts explain (maximum likelihood).
 
-The published seconds are contradicted when the 95 % interval lies above 1: a step costs surely more here. By chance
-one honest re-run in forty does so, one in twenty if machines differed by 0.02. Of those pairs, each way round and
-with four prompts of each task (24 of equal work in the median), 2 % were contradicted; with a tenth cut from the
-published draft 86 % were, with a twentieth 33 %. With all their prompts these were 98 % and 57 %.
+The published seconds are contradicted when the 95 % interval lies above 1: a step costs surely more here. By
+chance this happens to one honest re-run in forty, or one in twenty if machines differed by 0.02. Of those
+pairs, in both directions and with four prompts of each task (median: 24 of equal work), 2 % were
+contradicted. With a tenth cut from the published draft's times 86 % were, with a twentieth 33 %. With all
+prompts these shares were 98 % and 57 %.
 """
 
 from __future__ import annotations
@@ -31,13 +32,14 @@ from draftrank.measure.statistics.log_ratio import LogRatio, difference
 from draftrank.measure.statistics.standing import standing_trials
 
 MACHINE_SPREAD = 0.016
-"""Standard deviation by which the logarithm of a step's cost differs between two machines of one class."""
+"""Standard deviation of the logarithm of a step's cost between two machines of one class."""
 MACHINE_FREEDOM = 8
-"""Degrees of freedom of that figure: the sessions it was estimated from, less the groups they fall into."""
+"""Degrees of freedom of that estimate: the sessions it comes from, minus the groups they form."""
 TRIMMED = 0.1
-"""Share of the prompts that is left out at either end: single trials may take several times as long by chance."""
+"""Share of the prompts that is left out at either end, because single trials may take several times as long
+by chance."""
 MIN_PROMPTS_ALIKE = 5
-"""Prompts of equal work below which nothing is said."""
+"""Minimum of prompts of equal work for a judgement."""
 Cell = tuple[str, str, int, int]
 
 

@@ -1,1 +1,1 @@
-"""What a session's trials say of each of its arms."""
+"""Summary of a session's trials for each arm."""

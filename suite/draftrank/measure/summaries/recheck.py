@@ -1,10 +1,10 @@
 """A published result against a re-run of some of its prompts: what must agree, and how closely.
 
-Greedy outputs and accept histograms are decided by the weights, so in fp32 they must be equal. In bf16
-and fp16 rounding may turn a choice between tokens that are all but equal: outputs may differ by ties,
-and histograms a little. Seconds belong to a machine and are compared within one machine class: the cost of a
-step, prompt by prompt, which must not be surely higher here than published (`measure.statistics.step_cost`), and
-the speedups, which contradict each other only when their intervals exclude each other.
+The weights determine greedy outputs and accept histograms, so in fp32 these must be equal. In bf16 and fp16,
+rounding may change a choice between almost equal tokens: outputs may differ by ties, and histograms slightly.
+Seconds belong to a machine and are compared within one machine class: the cost of a step, prompt by prompt,
+must not be surely higher here than published (`measure.statistics.step_cost`), and the intervals of the
+speedups must overlap.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Whether the intervals hold what they promise, on sessions with a known truth."""
+"""Coverage of the intervals, on sessions with a known truth."""

@@ -8,7 +8,7 @@ each time, while that pays and fits the budget; the remaining time goes into fur
 measures the best models: alone, in cascades with suffix decoding, as trees and in int8.
 
 Every model is a recipe: what is trained lies in the cache, a longer training goes on from a shorter one, and a
-search that was interrupted goes on where it stopped.
+search that was interrupted resumes.
 """
 
 from __future__ import annotations

@@ -1,0 +1,229 @@
+"""Writes what is generated from the published bundles: the front table of `README.md` and the tables of
+`docs/results.md`. Run it after results were published; a test says when it is due.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+
+from draftrank.board.formats import day, decimal, rank, span, times
+from draftrank.board.ranking import build_boards
+from draftrank.board.rows import Board, BoardRow
+from draftrank.store.bundle import load_results
+from draftrank.version import __version__
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+RESULTS = ROOT / "docs" / "results.md"
+FRONT_TARGET = "smollm2-135m-instruct"
+"""The target of the first run, whose board stands on the front page."""
+FRONT_ROWS = 6
+SECTION = re.compile(
+    r"(<!-- (?P<kind>board|leaders|boards):? ?(?P<names>[\w. -]*?) -->\n).*?(<!-- /(?P=kind) -->)", re.DOTALL
+)
+
+
+@cache
+def published() -> tuple[Board, ...]:
+    """The boards of the published bundles, best first: the newest version, the suite with the most prompts, the
+    fastest baseline."""
+    return tuple(sorted(build_boards(load_results(None, ROOT / "leaderboard" / "results")), key=_order))
+
+
+def _order(board: Board) -> tuple[tuple[int, ...], int, float, str]:
+    newest = board.newest
+    return (
+        tuple(-number for number in _minor(board.key.draftrank_version)),
+        -newest.prompts,
+        -(newest.baseline_tokens_per_second or 0.0),
+        board.key.id,
+    )
+
+
+def _minor(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")[:2]))
+
+
+def front_board() -> Board:
+    """The board of the front page: of its target on a CPU, the best by the order of `published` with a ranked draft."""
+    return next(
+        board
+        for board in published()
+        if (board.key.target, board.key.device) == (FRONT_TARGET, "cpu") and board.fastest
+    )
+
+
+def machines() -> list[tuple[str, str]]:
+    """Target and machine class of all published boards, in alphabetical order, the front page's target first."""
+    found = {(board.key.target, board.key.machine_class) for board in published()}
+    return sorted(found, key=lambda one: (one[0] != FRONT_TARGET, one))
+
+
+def of_machine(target: str, machine_class: str) -> list[Board]:
+    """The boards of a target on a machine class, best first."""
+    return [
+        board
+        for board in published()
+        if (board.key.target, board.key.machine_class) == (target, machine_class)
+    ]
+
+
+def with_results(page: str) -> str:
+    """The page with every section between markers as the published bundles are now."""
+    return SECTION.sub(
+        lambda match: match[1] + section(match["kind"], match["names"].split()) + match[4], page
+    )
+
+
+def section(kind: str, names: Sequence[str]) -> str:
+    """One section: the front page's board, the leading drafts, or all boards of a target and machine class."""
+    if kind == "board":
+        return front()
+    if kind == "leaders":
+        return leaders()
+    target, machine_class = names
+    boards = of_machine(target, machine_class)
+    return "\n".join([plain_decoding(boards), *map(whole, boards)])
+
+
+def front() -> str:
+    """The first rows of the front page's board, below a sentence that says where and how they were measured."""
+    board, newest = front_board(), front_board().newest
+    ranked = [row for row in board.rows if row.rank is not None and not row.lossy][:FRONT_ROWS]
+    return (
+        f"`{board.key.target}` on `{board.key.machine_class}`, {board.key.precision_in_words}, {newest.prompts} "
+        f"prompts of\n{len(board.tasks)} tasks, one request at a time. Plain decoding gives "
+        f"{decimal(newest.baseline_tokens_per_second, 1)} tokens/s. {_version(board)}, {day(newest.measured_at)}.\n\n"
+        + table(
+            ("rank", "draft", "speedup (95 %)", "accept", "tokens/s", "output"),
+            (
+                (
+                    rank(row.rank),
+                    f"`{row.draft}`",
+                    _speedup(row),
+                    decimal(row.acceptance_length),
+                    decimal(row.tokens_per_second, 1),
+                    row.fidelity.status,
+                )
+                for row in ranked
+            ),
+        )
+    )
+
+
+def leaders() -> str:
+    """For every target and machine class the fastest lossless draft of its best board."""
+    rows = []
+    for target, machine_class in machines():
+        boards = of_machine(target, machine_class)
+        board = next((board for board in boards if board.fastest), boards[0])
+        first = board.fastest
+        rows.append(
+            (
+                f"`{target}`",
+                f"`{machine_class}`",
+                board.key.precision_in_words,
+                decimal(board.newest.baseline_tokens_per_second, 1),
+                f"`{first.draft}`" if first else "none is ranked",
+                _speedup(first),
+                decimal(first.tokens_per_second if first else None, 1),
+                board.key.draftrank_version,
+            )
+        )
+    names = (
+        "target",
+        "machine class",
+        "backend",
+        "plain tokens/s",
+        "leading lossless draft",
+        "speedup (95 %)",
+    )
+    return table((*names, "tokens/s", "version"), rows)
+
+
+def plain_decoding(boards: Iterable[Board]) -> str:
+    """What the baseline gives in every backend that was measured."""
+    return table(
+        ("plain decoding", "tokens/s", "suite", "measured", "version"),
+        (
+            (
+                board.key.precision_in_words,
+                decimal(board.newest.baseline_tokens_per_second, 1),
+                board.key.suite,
+                day(board.newest.measured_at),
+                board.key.draftrank_version,
+            )
+            for board in boards
+        ),
+    )
+
+
+def whole(board: Board) -> str:
+    """One board with all its rows."""
+    newest, key = board.newest, board.key
+    noise = newest.noise
+    apart = (
+        f"{times(noise.value)} ({span((noise.interval.low, noise.interval.high)) if noise.interval else '–'})"
+        if noise
+        else "unknown"
+    )
+    head = f"**{key.precision_in_words}, suite `{key.suite}`, {key.mode}.** {_version(board)}, {day(newest.measured_at)}. "
+    head += f"Baseline {decimal(newest.baseline_tokens_per_second, 1)} tokens/s, A/A {apart}, {newest.prompts} prompts.\n\n"
+    names = ("rank", "draft", "k", "speedup (95 %)", "slowest task", "fastest task", "accept", "cost")
+    lines = table((*names, "tokens/s", "output"), map(_cells, board.rows))
+    reasons = [f"- Not ranked: `{row.draft}` {row.reason}.\n" for row in board.rows if not row.ranked]
+    return head + lines + ("\n" + "".join(reasons) if reasons else "")
+
+
+def _cells(row: BoardRow) -> tuple[str, ...]:
+    tasks = sorted((cell.speedup, name) for name, cell in row.per_task.items() if cell.speedup is not None)
+    return (
+        rank(row.rank) + (" lossy" if row.lossy and row.rank else ""),
+        f"`{row.draft}`",
+        str(row.k),
+        _speedup(row),
+        *(f"{times(speedup)} {name}" for speedup, name in (tasks[:1] + tasks[-1:] if tasks else [])),
+        *(["–", "–"] if not tasks else []),
+        decimal(row.acceptance_length),
+        decimal(row.draft_cost),
+        decimal(row.tokens_per_second, 1),
+        row.fidelity.status,
+    )
+
+
+def _speedup(row: BoardRow | None) -> str:
+    return f"{times(row.speedup)} ({span(row.ci)})" if row else "–"
+
+
+def _version(board: Board) -> str:
+    version = board.key.draftrank_version
+    return f"Version {version}" + (" (archived)" if _minor(version) < _minor(__version__) else "")
+
+
+def table(names: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
+    """A Markdown table whose columns are as wide as their widest cell."""
+    lines = [tuple(names), *map(tuple, cells)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(names))]
+    ruled = [lines[0], tuple("-" * width for width in widths), *lines[1:]]
+    return "".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |\n"
+        for line in ruled
+    )
+
+
+def main() -> int:
+    """Writes what is not current; names it."""
+    for path in (README, RESULTS):
+        page = path.read_text("utf-8")
+        if with_results(page) != page:
+            path.write_text(with_results(page), "utf-8")
+            print(f"written: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
