@@ -15,7 +15,7 @@ Theme = Literal["light", "dark"]
 Row = Mapping[str, Any]
 _WIDTH, _HEIGHT = 560, 340
 _KEPT = (
-    "draft", "title", "made", "techniques", "trained", "lossy", "ranked", "complete", "speedup", "low", "high", "tps",
+    "draft", "title", "proposer", "made", "techniques", "trained", "lossy", "ranked", "complete", "speedup", "low", "high", "tps",
     "acceptance", "cost", "parameters", "positions",
 )  # fmt: skip
 """Of a row, what the plots show."""
@@ -113,14 +113,12 @@ def _readable(value: Any) -> Any:
     return short.encode("utf-8", "replace").decode()
 
 
-_HOW = (
-    "datum.trained ? 'trained' : 'training-free'",
-    "length(datum.techniques) > 0 ? datum.techniques[0] : 'unknown'",
-)
-_COLOUR = {"field": "technique", "type": "nominal", "title": "made by"}
+_HOW = "datum.trained ? 'trained' : 'training-free'"
+_COLOUR = {"field": "proposer", "type": "nominal", "title": "proposed by"}
 _SHAPE = {"field": "how", "type": "nominal", "title": None}
 _TOOLTIP = [
     {"field": "title", "title": "draft"},
+    {"field": "proposer", "title": "proposed by"},
     {"field": "made", "title": "made by"},
     {"field": "speedup", "format": ".2f"},
     {"field": "low", "title": "95 % from", "format": ".2f"},
@@ -142,8 +140,7 @@ def _spec(layers: list[dict[str, Any]], *transforms: dict[str, Any]) -> dict[str
         "data": {"name": "drafts"},
         "transform": [
             {"filter": "datum.ranked && isValid(datum.speedup)"},
-            {"calculate": _HOW[0], "as": "how"},
-            {"calculate": _HOW[1], "as": "technique"},
+            {"calculate": _HOW, "as": "how"},
             *transforms,
         ],
         "layer": layers,
@@ -252,9 +249,8 @@ def _by_size(target_parameters: int) -> Plot:
     }
     return Plot(
         SIZE,
-        "Speedup by technique and size",
-        "Each draft's speedup over its size; the colour says by which technique it was made smaller, the shape "
-        "whether it was trained.",
+        "Speedup by proposer and size",
+        "Each draft's speedup over its size. The colour says what proposes, the shape whether it was trained.",
         _spec(
             [_NO_GAIN, *_points(x)],
             {"filter": "isValid(datum.parameters)"},
