@@ -44,7 +44,7 @@
     box.setAttribute("aria-label", "Compare " + row.title);
     box.addEventListener("change", () => board.choose(row.draft, box.checked));
     label.append(box, " compare");
-    row.cells[1].append(label);
+    row.cells[1].querySelector(".chips").after(label);
     boxes.set(row.draft, box);
   });
 

@@ -365,7 +365,7 @@ def test_without_scripts_all_of_it_is_there(visit, folder, main_board):
     assert not found.page.locator("#theme").is_visible()
     assert found.page.locator(".drawing img:visible").count() == 4
     found.page.get_by_role("link", name="The draft middle").first.click()
-    assert "Against its neighbours" in found.page.content()
+    assert "Compared with its neighbours" in found.page.content()
 
 
 def test_the_keyboard_is_enough(ranking):

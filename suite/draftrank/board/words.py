@@ -16,17 +16,20 @@ class Word(NamedTuple):
 
 WORDS: tuple[Word, ...] = (
     Word("target", "The model being accelerated."),
-    Word("draft", "Whatever proposes tokens for it: a model, n-grams, or the target's own early layers."),
+    Word(
+        "draft",
+        "What proposes tokens for the target: a draft model, an EAGLE head, n-grams, suffix decoding, early exit, or a cascade of them.",
+    ),
     Word("k", "num_speculative_tokens: tokens proposed per step at most."),
     Word("step", "One verification forward of the target, over at most k+1 positions."),
     Word(
         "baseline",
-        "Plain autoregressive decoding by the same engine, in the same session and precision. It runs "
-        "in two arms; what they differ by (A/A) is the session's own noise.",
+        "Plain autoregressive decoding with the same backend and dtype in the same session. It runs in two arms; "
+        "the difference between them (A/A) is the session's noise.",
     ),
     Word(
         "session",
-        "One target on one machine, all arms taking turns on each prompt, so that drift hits all alike.",
+        "One target on one machine. All arms take turns on each prompt, so that drift affects them equally.",
     ),
     Word(
         "acceptance length",
@@ -70,20 +73,20 @@ WORDS: tuple[Word, ...] = (
         "From 1 + the rows surely ahead, to the number of rows less those surely behind. Surely ahead: faster "
         "with a probability of at least 1 − 2.5 % ÷ (rows − 1), so that a range holds the true rank 95 % of "
         "the time. Rows of one session are compared trial by trial on the same prompts, those of different "
-        "sessions by their speedups as independent figures. Rows not told apart share a range, such as 2–4.",
+        "sessions by their speedups as independent figures. Rows that cannot be told apart have overlapping ranges, such as 1–3 and 2–4. Boards are sorted by range.",
     ),
     Word(
         "outlier",
-        "A trial whose seconds per step, set against the arm's own and those of the arms beside it, lie beyond "
+        "A trial whose seconds per step, compared with those of its arm and of the arms beside it, lie beyond "
         "3.5 robust standard deviations and 5 %. It is flagged, shown, and counted like all others.",
     ),
     Word(
         "fidelity",
         "Whether the emitted token ids are the baseline's, output by output, in greedy decoding. In "
-        "fp32 any difference is a break, but where the target gives both tokens exactly the same logit and neither "
-        "is the right one. In every other precision rounding depends on how many tokens share a "
-        "forward, so a difference is a tie where both tokens lie within the session's measured rounding "
-        "of the target's best logit, and a break elsewhere.",
+        "fp32 any difference is a break, unless the target gives both tokens exactly the same logit. In every other "
+        "dtype rounding depends on how many tokens share a forward, so a difference "
+        "is a tie where both tokens lie within the session's measured rounding of the target's best logit, and a break "
+        "otherwise.",
     ),
     Word(
         "lossy",

@@ -56,6 +56,13 @@ def test_legends_name_a_draft_by_what_proposes():
     assert "layer dropping" not in drawn
 
 
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_proposer_has_a_colour_of_its_own(theme):
+    """One for each name of `proposer_of` that a model alone can have, and for cascades of the best of them."""
+    colours = config_of(theme)["range"]["category"]
+    assert len(set(colours)) == len(colours) >= 14
+
+
 def test_lossy_drafts_are_shown_but_not_on_the_frontier():
     found = view()
     assert "loose" not in found.plots[0].explanation

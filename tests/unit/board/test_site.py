@@ -363,7 +363,7 @@ def test_a_draft_page_sets_it_against_its_neighbours(out):
     write_site(render_pages(found, plots=False), out)
     text = text_of(out, draft_page("tiny-target", "cut"))
     ratio = found[1].rows[0].speedup / found[1].rows[1].speedup
-    assert "Against its neighbours" in text
+    assert "Compared with its neighbours" in text
     assert f"{ratio:.2f}×" in text
     assert "> 99.9 %" in text.replace("\u00a0", " ")
 
@@ -428,7 +428,7 @@ def test_a_draft_page_tells_how_it_was_made_and_how_to_repeat_it(out):
     assert "20261101-a" in text
     assert "All 16 outputs are the target's own" in text
     assert "target forward" in text  # (where a step's time goes)
-    assert "was to be expected" in text
+    assert "Forward times and acceptance predict a speedup of" in text
 
 
 def test_ties_breaks_and_lossy_outputs_are_told_apart(out):
@@ -461,7 +461,7 @@ def test_ties_breaks_and_lossy_outputs_are_told_apart(out):
     )
     index = text_of(out, "index.html")
     assert "identical up to 2 ties" in index
-    assert "Lossy: the output need not be the target's own" in index
+    assert "Lossy: the output may differ from the target's" in index
     pages = {name: (out / draft_page("tiny-target", name)).read_text() for name in speeds}
     assert "token 4 of math/p1: tie, 0.010 below the target's best logit" in Page(pages["tied"]).text
     told = Page(pages["tied"]).text

@@ -87,7 +87,7 @@ def _trade_off(tried: Sequence[TriedModel]) -> Plot | None:
         "y": {
             "field": "agreement",
             "type": "quantitative",
-            "title": "agreement on text kept aside",
+            "title": "agreement on held-out text",
             "axis": {"format": "%"},
             "scale": {"zero": False, "nice": True, "padding": 12},
         },
@@ -118,7 +118,7 @@ def _trade_off(tried: Sequence[TriedModel]) -> Plot | None:
     return Plot(
         "trade-off",
         "Agreement against draft cost",
-        "Each point is a model that was trained; beside it stands the speedup that it promises. Further up it is "
-        "more often right, further left it is cheaper.",
+        "Each point is a model that was trained, labelled with its predicted speedup. Higher points agree with the target "
+        "more often, points further left are cheaper.",
         spec,
     )
