@@ -21,6 +21,7 @@ from draftrank.measure.records import (
     SessionTask,
     Trial,
 )
+from draftrank.version import __version__
 
 GREEDY = DecodingMode()
 Rate = Callable[[str, str, int], float]
@@ -122,7 +123,7 @@ def session(arms: Sequence[Arm], tasks: Mapping[str, int], *, repeats: int = 2, 
         "finished_at": "2026-11-01T11:00:00Z",
         "suite": "quick",
         "suite_sha256": sha("suite"),
-        "draftrank_version": "0.1.0",
+        "draftrank_version": __version__,
         "target": "tiny-target",
         "target_sha256": sha("target"),
         "target_weights_sha256": sha("weights"),
@@ -169,6 +170,18 @@ def one_after_another(trials: Sequence[Trial]) -> list[Trial]:
         places[found.cell] += 1
         now += timedelta(seconds=found.prefill_s + found.decode_s + 0.01)
     return done
+
+
+def slowed(found: SessionResult, factor: Callable[[Trial], float]) -> SessionResult:
+    """The session with decoding that takes `factor` times as long, trial by trial."""
+
+    def slower(one: Trial) -> Trial:
+        times = factor(one)
+        return one.model_copy(
+            update={name: getattr(one, name) * times for name in ("decode_s", "propose_s", "verify_s")}
+        )
+
+    return found.model_copy(update={"trials": tuple(one_after_another([*map(slower, found.trials)]))})
 
 
 def draft_first(found: SessionResult) -> SessionResult:

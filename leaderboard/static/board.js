@@ -26,7 +26,7 @@
     if (row) row.heat = line;
   }
   rows.forEach((row) => {
-    row.words = [row.draft, row.title, row.made, row.trained ? "trained" : "training-free"].join(" ").toLowerCase();
+    row.words = [row.draft, row.title, row.proposer, row.made, row.trained ? "trained" : "training-free"].join(" ").toLowerCase();
     row.cells = row.line.cells;
     row.still = { rank: row.cells[0].textContent, speedup: row.cells[2].innerHTML };
   });
@@ -35,7 +35,8 @@
   const UP = ["rank", "draft", "cost", "parameters", "bytes", "memory", "output", "build"];
   const headers = [...table.querySelectorAll("th[data-sort]")];
   const value = {
-    rank: (row) => (!row.now ? row.index : row.now.speedup === null ? null : -row.now.speedup),
+    // By range, then by speed: see build_boards. (Speedups stay far below 1e4.)
+    rank: (row) => (!row.now ? row.index : row.now.rank ? (row.now.rank[0] * 1e5 + row.now.rank[1]) * 1e4 - row.now.speedup : null),
     draft: (row) => row.title.toLowerCase(),
     speedup: (row) => (row.now ? row.now.speedup : row.speedup),
   };
@@ -168,12 +169,15 @@
       line.setAttribute("x2", place(to));
     };
     at(".span", shown.low, shown.high);
+    const beyond = (selector, hidden) => chart.querySelectorAll(selector).forEach((arrow) => arrow.toggleAttribute("hidden", hidden));
+    beyond(".left", shown.low >= low);
+    beyond(".right", shown.high <= high);
     at(".value", shown.speedup, shown.speedup);
     chart.setAttribute("aria-label", "speedup " + times(shown.speedup) + (shown.low ? ", interval " + span([shown.low, shown.high]) : ""));
   }
 
   const [low, high, left, right] = ["low", "high", "left", "right"].map((name) => Number(section.dataset[name]));
-  const place = (speedup) => left + Math.min(Math.max((speedup - low) / (high - low), 0), 1) * (right - left);
+  const place = (speedup) => left + Math.min(Math.max(Math.log(speedup / low) / Math.log(high / low), 0), 1) * (right - left);
 
   function order() {
     const key = state.sort.replace(/^-/, "");

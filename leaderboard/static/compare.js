@@ -24,6 +24,7 @@
   };
   const span = (low, high) => (low === null ? "" : ` (${low.toFixed(2)}–${high.toFixed(2)})`);
   const facts = [
+    ["Proposed by", (row) => row.proposer],
     ["Made by", (row) => row.made],
     ["Speedup", (row) => number(2, "×")((row.now || row).speedup) + ((row.now || row).speedup === null ? "" : span((row.now || row).low, (row.now || row).high))],
     ["Rank", (row) => row.cells[0].textContent],
@@ -43,7 +44,7 @@
     box.setAttribute("aria-label", "Compare " + row.title);
     box.addEventListener("change", () => board.choose(row.draft, box.checked));
     label.append(box, " compare");
-    row.cells[1].append(label);
+    row.cells[1].querySelector(".chips").after(label);
     boxes.set(row.draft, box);
   });
 

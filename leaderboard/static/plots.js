@@ -10,7 +10,7 @@
   const live = new Map();
 
   function library() {
-    return new Prediction((resolve, reject) => {
+    return new Promise((resolve, reject) => {
       const script = document.createElement("script");
       script.src = document.documentElement.dataset.root + "static/vega.js";
       script.onload = () => resolve(window.vegaEmbed);

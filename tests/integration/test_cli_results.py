@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from builders import draft_first, result
+from builders import MACHINE, arm_of, draft_first, result, slowed
 from commands import MAX_S, draftrank, several, start
 from draftrank.catalog.workspace import Workspace
+from draftrank.measure.machine.fingerprint import read_machine
 from draftrank.measure.statistics.stopping import spent_s
 from draftrank.store.bundle import publish, read_bundle
 from draftrank.store.store import Store
@@ -131,6 +132,31 @@ def test_published_results_give_the_same_board_without_the_store(measured_root, 
     assert again.code == 0
     assert store_only.json["rows"] == rows
     assert published_only.json["rows"] == []
+
+
+def test_boards_of_this_machine_and_the_fastest_backend_come_first(workspace_root):
+    here = MACHINE.model_copy(update={"machine_class": read_machine("cpu").machine_class})
+    slow = slowed(result({"ngram": 1.5}, id="20261101-slow", machine=here), lambda _: 3)
+    fast = result({"ngram": 1.5}, id="20261101-fast", machine=here, dtype="bf16")
+    elsewhere = slowed(result({"ngram": 1.5}, id="20261101-else"), lambda _: 0.5)
+    old = result({"ngram": 1.5}, id="20261101-old", machine=here, draftrank_version="0.2.5")
+    with Store.open(Workspace.open(workspace_root).store_url) as store:
+        for found in (old, elsewhere, slow, fast):
+            store.add_result(found)
+    (board,) = several(workspace_root, ["board", "--json"])
+    sessions = [head["sessions"][0]["id"] for head in board.json["boards"]]
+    assert sessions == ["20261101-fast", "20261101-slow", "20261101-else", "20261101-old"]
+    assert board.out.count("archived: measured by draftrank 0.2; minor versions are not comparable") == 1
+    assert board.heavy == ()
+
+
+def test_a_column_without_any_figure_is_not_printed(workspace_root):
+    with Store.open(Workspace.open(workspace_root).store_url) as store:
+        store.add_result(result({"ngram": 1.5}, arms=[arm_of("ngram", latencies=())]))
+    (board,) = several(workspace_root, ["board"])
+    header = next(line for line in board.out.splitlines() if line.lstrip().startswith("rank"))
+    assert "cost" not in header
+    assert "tok/s" in header
 
 
 def test_good_bundles_are_imported_beside_bad_ones_and_all_bad_ones_are_named(measured_root):

@@ -9,7 +9,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from builders import MACHINE, arm_of, build, result
+from builders import MACHINE, arm_of, build, result, slowed
 from draftrank.board.formats import rank
 from draftrank.board.ranking import build_boards, contender_of
 from draftrank.board.site import render_site
@@ -70,7 +70,8 @@ def sessions():
     third = result({"quick": 0.9}, id="20261104-c", machine=other, tasks={"chat": 3})
     later = {"created_at": "2026-11-05T10:00:00Z", "finished_at": "2026-11-05T11:00:00Z"}
     fourth = result({"late": 1.7}, id="20261105-d", tasks=tasks, **later)
-    return [first, second, third, fourth]
+    archived = result({"quick": 1.6}, id="20261001-e", tasks={"chat": 3}, draftrank_version="0.2.9")
+    return [first, second, third, fourth, archived]
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +130,11 @@ class Visit:
         script = "lines => lines.filter(line => line.offsetParent).map(line => line.dataset.draft)"
         return self.page.eval_on_selector_all(selector, script)
 
+    def titles(self):
+        """Titles of the ranked lossless drafts, from the top."""
+        links = self.page.locator("#ranking tbody.ranked tr[data-draft] th a").all_inner_texts()
+        return [text.strip().lower() for text in links]
+
     def cells(self, column, selector="#ranking tbody.ranked tr[data-draft]"):
         script = "(lines, column) => lines.map(line => line.cells[column].innerText)"
         return self.page.eval_on_selector_all(selector, script, column)
@@ -160,6 +166,7 @@ def kinds(boards):
     target = main.key.target
     return [
         "index.html",
+        "archive.html",
         board_page(main.key),
         draft_page(target, "middle"),
         draft_page(target, "evil"),
@@ -197,11 +204,11 @@ def test_sorting_by_header_buttons(ranking, main_board):
     assert by_rank == [row.draft for row in main_board.rows if row.rank and not row.lossy]
     ranking.page.get_by_role("button", name="Cost").click()
     assert "sort=cost" in ranking.page.url
-    ranking.page.get_by_role("button", name="Draft, and how").click()
+    ranking.page.locator("th[data-sort=draft] button").click()
     titles = [row.title.lower() for row in main_board.rows if row.rank and not row.lossy]
-    assert [text.split("\n")[0].strip().lower() for text in ranking.cells(1)] == sorted(titles)
-    ranking.page.get_by_role("button", name="Draft, and how").click()
-    assert [text.split("\n")[0].strip().lower() for text in ranking.cells(1)] == sorted(titles, reverse=True)
+    assert ranking.titles() == sorted(titles)
+    ranking.page.locator("th[data-sort=draft] button").click()
+    assert ranking.titles() == sorted(titles, reverse=True)
     assert ranking.page.locator("th[aria-sort]").count() == 1
     assert ranking.page.locator("th[aria-sort]").get_attribute("aria-sort") == "descending"
     heat = ranking.page.eval_on_selector_all(
@@ -358,7 +365,7 @@ def test_without_scripts_all_of_it_is_there(visit, folder, main_board):
     assert not found.page.locator("#theme").is_visible()
     assert found.page.locator(".drawing img:visible").count() == 4
     found.page.get_by_role("link", name="The draft middle").first.click()
-    assert "Against its neighbours" in found.page.content()
+    assert "Compared with its neighbours" in found.page.content()
 
 
 def test_the_keyboard_is_enough(ranking):
@@ -384,6 +391,44 @@ def test_no_page_is_wider_than_the_window(width, visit, server, boards):
             "document.documentElement.scrollWidth - document.documentElement.clientWidth"
         )
         assert over <= 0, address
+
+
+def test_a_row_takes_at_most_two_lines(visit, tmp_path):
+    """With the longest title that recipes have had, and what proposes beside it."""
+    head = [
+        {"kind": "drop_layers"},
+        {"kind": "read_hidden_states"},
+        {"kind": "distill"},
+        {"kind": "quantize"},
+    ]
+    recipe = build("long").recipe | {
+        "title": "Suffix votes, and an EAGLE-3 head in int8 where they find nothing",
+        "draft": {"kind": "cascade", "min_probability": 0.5, "steps": head},
+    }
+    arms = [arm_of("long", draft=trained("long", recipe=recipe)), arm_of("short")]
+    (board,) = build_boards([result({"long": 2.0, "short": 1.5}, arms=arms)])
+    write_site(render_pages([board], plots=False), tmp_path / "site")
+    found = visit((tmp_path / "site" / board_page(board.key)).as_uri())
+    line = found.page.evaluate(
+        "parseFloat(getComputedStyle(document.querySelector('#ranking td')).lineHeight)"
+    )
+    script = "rows => rows.map(row => row.querySelector('th').getBoundingClientRect().height)"
+    heights = found.page.eval_on_selector_all("#ranking tr[data-draft]", script)
+    assert all(height < 3 * line for height in heights)
+
+
+def test_an_interval_beyond_the_axis_is_cut_off_with_an_arrow(visit, tmp_path):
+    wide = slowed(
+        result({"wide": 1.5, "calm": 1.4}),
+        lambda one: 1.0 if one.arm != "wide" else 0.5 if one.prompt == "p0" else 1.3,
+    )
+    (board,) = build_boards([wide])
+    write_site(render_pages([board], plots=False), tmp_path / "site")
+    for scripts in (True, False):
+        found = visit((tmp_path / "site" / board_page(board.key)).as_uri(), java_script_enabled=scripts)
+        assert found.page.locator("tr[data-draft=wide] .beyond.right").is_visible()
+        assert not found.page.locator("tr[data-draft=calm] .beyond.right").is_visible()
+        assert "1×" in found.page.locator("#ranking .axis text").all_text_contents()
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -93,7 +93,8 @@ def _ranked(candidates: Sequence[_Candidate]) -> tuple[BoardRow, ...]:
     for lossy in (False, True):  # a faster draft with another output has not won
         ranked = [found for found in in_order if _may_rank(found.row) and found.row.lossy == lossy]
         standings = stand(map(_contender, ranked))
-        for found in ranked:
+        # By their ranges: of two that are not told apart, the faster may be the less certain. (The sort is stable.)
+        for found in sorted(ranked, key=lambda found: standings[found.row.draft].rank):
             own = standings[found.row.draft]
             placed.append(replace(found.row, rank=own.rank, ahead=own.ahead))
     return (*placed, *(found.row for found in in_order if not _may_rank(found.row)))

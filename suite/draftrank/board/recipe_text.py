@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 
+from draftrank.board.proposers import technique_in_words
 from draftrank.catalog.draft import DraftBase
 from draftrank.catalog.recipe import Draft, Recipe
 from draftrank.measure.records import DraftBuild
@@ -29,7 +30,9 @@ def draft_of(recipe: dict[str, Any]) -> DraftBase | None:
 def recipe_sentence(build: DraftBuild) -> str:
     """How the draft was made, in one sentence; its techniques where the recipe is of another version."""
     draft = draft_of(build.recipe)
-    words = draft.sentence() if draft is not None else ", then ".join(build.techniques)
+    words = (
+        draft.sentence() if draft is not None else ", then ".join(map(technique_in_words, build.techniques))
+    )
     return f"{words[:1].upper()}{words[1:]}." if words else ""
 
 

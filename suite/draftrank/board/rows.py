@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 from pydantic import with_config
 
+from draftrank.board.proposers import proposer_of, technique_in_words
 from draftrank.board.references import DOCUMENTED, ReferenceRow
 from draftrank.board.remarks import remarks_on
 from draftrank.board.reproduce import reproduce_command
@@ -17,6 +18,7 @@ from draftrank.measure.gates.verdict import Finding, Verdict
 from draftrank.measure.records import DraftBuild, Machine, Session
 from draftrank.measure.statistics.estimates import Estimate, Interval
 from draftrank.measure.summaries.summary import ArmSummary, SessionSummary, TaskSummary
+from draftrank.version import __version__
 
 
 @with_config(DOCUMENTED)
@@ -45,6 +47,12 @@ class BoardKey:
         return f"{self.backend} {self.dtype}"
 
     @property
+    def archived(self) -> bool:
+        """Whether another minor version than the running one measured it. How things are measured may change between
+        minor versions, so that their figures are not comparable."""
+        return self.draftrank_version != minor_of(__version__)
+
+    @property
     def id(self) -> str:
         """12 hex digits, the same wherever the board is built."""
         return sha256_of_json(asdict(self))[:12]
@@ -68,8 +76,13 @@ def key_of(session: Session) -> BoardKey:
             ]
         ),
         session.backend,
-        ".".join(session.draftrank_version.split(".")[:2]),
+        minor_of(session.draftrank_version),
     )
+
+
+def minor_of(version: str) -> str:
+    """Major and minor part of a version, e.g. `0.3` of `0.3.1`."""
+    return ".".join(version.split(".")[:2])
 
 
 @with_config(DOCUMENTED)
@@ -141,7 +154,10 @@ class BoardRow:
     """Trials that took oddly long or short; they are counted like all others."""
     per_task: Mapping[str, TaskCell]
     """By task id, in the session's order."""
+    proposer: str
+    """What proposes its tokens, e.g. `suffix decoding + EAGLE head`; `unknown` when the build failed."""
     techniques: tuple[str, ...]
+    """How it was made."""
     trained: bool | None
     """Whether gradient descent made it; None when the build failed, as the next three."""
     k: int
@@ -206,7 +222,7 @@ class BoardSession:
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """Drafts that may be compared, best first; those not ranked come last."""
+    """Drafts that may be compared, by their range of ranks; those not ranked come last."""
 
     key: BoardKey
     rows: tuple[BoardRow, ...]
@@ -222,12 +238,12 @@ class Board:
 
     @property
     def fastest(self) -> BoardRow | None:
-        """The fastest ranked lossless draft; None without one."""
+        """The leading ranked lossless draft: no other one is surely ahead of it; None without one."""
         return next((row for row in self.rows if row.rank is not None and not row.lossy), None)
 
     @property
     def fastest_trained(self) -> BoardRow | None:
-        """The fastest of them that gradient descent made; None without one."""
+        """The leading one of them that gradient descent made; None without one."""
         return next(
             (row for row in self.rows if row.rank is not None and not row.lossy and row.trained), None
         )
@@ -263,7 +279,8 @@ def row_of(summary: SessionSummary, arm: ArmSummary, verdict: Verdict) -> BoardR
         tokens_per_second=arm.timing.tokens_per_second,
         outliers=arm.outliers,
         per_task={task.task: _cell(task) for task in arm.tasks},
-        techniques=build.techniques if build else (),
+        proposer=proposer_of(build.recipe, build.techniques) if build else "unknown",
+        techniques=tuple(map(technique_in_words, build.techniques)) if build else (),
         trained=build.trained if build else None,
         k=arm.arm.num_speculative_tokens,
         backend=arm.arm.backend or session.backend,

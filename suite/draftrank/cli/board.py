@@ -19,21 +19,24 @@ def board(
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Print every board of the local store and the published bundles.
+    """Print every board of the local store and the published bundles: first this machine's, the fastest backend's
+    first, and archived ones last.
 
     [bold]Example:[/bold] draftrank board --target smollm2-135m-instruct --suite quick
     """
     from draftrank.board.as_json import board_document
+    from draftrank.board.order import in_order
     from draftrank.board.ranking import build_boards
     from draftrank.catalog.workspace import Workspace
     from draftrank.cli.results import read_results, require_known
     from draftrank.cli.tables import print_board
+    from draftrank.measure.machine.fingerprint import is_this_machine
 
     opened = Workspace.open(workspace)
     results = read_results(opened, local=not published)
     boards = [
         found
-        for found in build_boards(results)
+        for found in in_order(build_boards(results), is_this_machine)
         if target in (None, found.key.target) and suite in (None, found.key.suite)
     ]
     for found in boards:

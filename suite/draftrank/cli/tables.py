@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from rich.table import Table
 from rich.text import Text
 
-from draftrank.board.formats import day, decimal, duration, percent, rank, size, span, times
+from draftrank.board.formats import UNKNOWN, day, decimal, duration, percent, rank, size, span, times
 from draftrank.board.remarks import remarks_on
 from draftrank.board.rows import Board, BoardRow
 from draftrank.cli.output import out, print_facts, print_table
@@ -24,7 +24,8 @@ _LEGEND = (
 
 
 def print_board(board: Board) -> None:
-    """Prints one board: its head, the ranked rows and, with their reason, the others."""
+    """Prints one board: its head, the ranked rows and, with their reason, the others. Columns without any figure are
+    left out."""
     key, newest = board.key, board.newest
     out.print(
         Text.assemble(
@@ -32,25 +33,41 @@ def print_board(board: Board) -> None:
             f" · {key.suite} · {key.backend_and_dtype} · {key.mode} · {key.machine_class} · {day(newest.measured_at)}",
         )
     )
+    if key.archived:
+        out.print(
+            Text(
+                f"archived: measured by draftrank {key.draftrank_version}; minor versions are not comparable",
+                "yellow",
+            )
+        )
     noise = newest.noise
     apart = "unknown" if noise is None else f"{times(noise.value)} ({span(_ends(noise.interval))})"
     out.print(
         f"baseline {decimal(newest.baseline_tokens_per_second, 1)} tok/s · A/A {apart} · "
         f"{newest.prompts} prompts × {newest.repeats}"
     )
+    left = ("draft", "output")
+    whole = ("draft", "95 % interval", "output", *board.tasks)
+    names = (
+        "rank",
+        "draft",
+        "k",
+        "speedup",
+        "95 % interval",
+        "accept",
+        "cost",
+        "tok/s",
+        *board.tasks,
+        "output",
+    )
+    cells = [_cells(board, row) for row in board.rows]
+    shown = [place for place in range(len(names)) if any(own[place] != UNKNOWN for own in cells)]
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
-    table.add_column("rank", justify="right")
-    table.add_column("draft", no_wrap=True)
-    table.add_column("k", justify="right")
-    table.add_column("speedup", justify="right")
-    table.add_column("95 % interval", justify="right", no_wrap=True)
-    for name in ("accept", "cost", "tok/s"):
-        table.add_column(name, justify="right")
-    for task in board.tasks:
-        table.add_column(task, justify="right", no_wrap=True)
-    table.add_column("output", no_wrap=True)
-    for row in board.rows:
-        table.add_row(*_cells(board, row), style="" if row.ranked else "dim")
+    for place in shown:
+        name = names[place]
+        table.add_column(name, justify="left" if name in left else "right", no_wrap=name in whole)
+    for row, own in zip(board.rows, cells, strict=True):
+        table.add_row(*(own[place] for place in shown), style="" if row.ranked else "dim")
     print_table(table)
     for row in board.rows:
         if not row.ranked:

@@ -46,12 +46,27 @@ def test_all_but_one_output_in_a_million_is_not_all():
 ends = st.tuples(st.floats(0.01, 50), st.floats(0, 50)).map(lambda pair: (pair[0], pair[0] + pair[1]))
 
 
-@given(st.lists(ends, max_size=5))
-def test_a_scale_holds_its_intervals_and_one(spans):
-    scale = charts.Scale.over(spans)
-    assert scale.low <= 1.0 <= scale.high
+@given(st.lists(ends, max_size=5), st.lists(st.floats(0.01, 50), max_size=5))
+def test_a_scale_holds_its_values_and_one_and_never_leaves_the_chart(spans, values):
+    scale = charts.Scale.over(values, spans)
+    assert all(scale.low <= value <= scale.high for value in (1.0, *values))
     for low, high in spans:
         assert 0 < scale.x(low) <= scale.x(high) < charts.WIDTH
+    ticks = scale.ticks
+    assert "1×" in [tick.label for tick in ticks]
+    for left, right in pairwise(ticks):
+        assert right.x - left.x >= 32
+
+
+def test_one_wide_interval_does_not_flatten_the_others():
+    scale = charts.Scale.over([1.5, 2.0, 1.2], [(1.4, 1.6), (1.9, 2.1), (0.01, 400.0)])
+    assert (scale.low, scale.high) == (0.8, 2.5)
+    assert scale.x(2.1) - scale.x(1.9) > 10
+
+
+def test_equal_ratios_are_equally_long():
+    scale = charts.Scale.over([0.5, 4.0])
+    assert scale.x(2.0) - scale.x(1.0) == pytest.approx(scale.x(4.0) - scale.x(2.0), abs=0.02)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=4))

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from builders import MACHINE, arm_of, build, result, sha
+from builders import MACHINE, arm_of, build, result, sha, slowed
 from draftrank.board.ranking import build_boards
 from draftrank.catalog.decoding_mode import DecodingMode
+from draftrank.version import __version__
 
 
 def test_rows_are_sorted_by_speedup_and_unranked_ones_come_last():
@@ -73,9 +74,8 @@ def test_ranks_never_cross_what_must_be_equal(changes):
 
 
 def test_a_patch_version_or_another_seed_stays_on_the_board():
-    (board,) = build_boards(
-        [result({"a": 2.0}), result({"b": 1.5}, id="20261102-b", draftrank_version="0.1.7", seed=4)]
-    )
+    patched = result({"b": 1.5}, id="20261102-b", draftrank_version=f"{__version__}7", seed=4)
+    (board,) = build_boards([result({"a": 2.0}), patched])
     assert [(row.draft, row.session) for row in board.rows] == [("a", "20261101-a"), ("b", "20261102-b")]
     assert len(board.sessions) == 2
 
@@ -87,6 +87,44 @@ def test_rows_that_cannot_be_told_apart_share_a_range_and_say_how_sure_the_rest_
     slow = board.rows[-1]
     assert set(slow.ahead) == {"a", "twin"}
     assert max(slow.ahead.values()) < 0.01
+
+
+@given(
+    st.lists(st.floats(0.5, 3.0), min_size=2, max_size=6),
+    st.lists(st.floats(0.3, 3.0), min_size=6, max_size=6),
+)
+@settings(max_examples=40, deadline=None)
+def test_rows_stand_by_their_range_of_ranks(speeds, gains):
+    """Drafts that gain unequally from prompt to prompt have wide intervals, so that the faster may be the less certain."""
+    names = {f"d{index}": speed for index, speed in enumerate(speeds)}
+
+    def gain(name, task):
+        return gains[int(name[1:])] if name in names and task == "math" else 1.0
+
+    def uneven(one):
+        return 1.0 + (int(one.arm[1:]) * 0.2 if one.arm in names and one.prompt == "p1" else 0.0)
+
+    (board,) = build_boards([slowed(result(names, gain=gain), uneven)])
+    ranked = [row for row in board.rows if row.rank]
+    order = [(row.rank, -row.speedup) for row in ranked]
+    assert order == sorted(order)
+
+
+def test_a_certain_draft_stands_before_a_faster_one_that_is_not():
+    """`wild` is the fastest, but so unevenly that it may be third; `calm` cannot be."""
+
+    def uneven(one):
+        return 1.0 if one.arm != "wild" else 0.5 if one.prompt == "p0" else 1.2
+
+    (board,) = build_boards([slowed(result({"wild": 1.9, "calm": 1.8, "slow": 1.4}), uneven)])
+    rows = {row.draft: row for row in board.rows}
+    assert rows["wild"].speedup > rows["calm"].speedup
+    assert [(row.draft, row.rank) for row in board.rows] == [
+        ("calm", (1, 2)),
+        ("wild", (1, 3)),
+        ("slow", (2, 3)),
+    ]
+    assert board.fastest.draft == "calm"
 
 
 def test_rows_of_different_sessions_are_compared_by_their_speedups():

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from draftrank.board.history import SpeedRecord, speed_records
+from draftrank.board.names import title_of
+from draftrank.board.order import version_of, weight
 from draftrank.board.rows import Board, BoardKey, BoardRow
 from draftrank.board.site import charts
 from draftrank.board.site.addresses import board_page, draft_page
@@ -27,7 +29,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """One coordinate of a board, e.g. its precision, with every value that some board has."""
+    """One coordinate of a board, e.g. its backend, with every value that some board has."""
 
     name: str
     choices: tuple[Choice, ...]
@@ -42,6 +44,8 @@ class BoardView:
     title: str
     scale: charts.Scale
     """Of the interval bars."""
+    columns: frozenset[str]
+    """Columns of the ranking that have a figure in some row."""
     data: dict[str, Any]
     """For the scripts."""
     plots: tuple[Plot, ...]
@@ -49,8 +53,8 @@ class BoardView:
     techniques: tuple[str, ...]
     """Of all rows, sorted."""
     plain: Board
-    """The board with the fastest plain decoding of this target and suite on this machine, in any dtype and
-    backend: a speedup over slow decoding is no achievement."""
+    """The board with the fastest plain decoding of this target and suite on this machine, in any backend and dtype: a
+    speedup over slow decoding is no achievement."""
     switches: tuple[Switch, ...]
 
     def over_plain(self, row: BoardRow) -> float | None:
@@ -65,6 +69,11 @@ class BoardView:
         return row.speedup * own / plain
 
     @property
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks in which some row has a speedup."""
+        return tuple(task for task in self.board.tasks if any(_in_task(row, task) for row in self.board.rows))
+
+    @property
     def specs(self) -> dict[str, Any]:
         """The plots for the scripts, to be filled with the rows of `data`."""
         themes: tuple[Theme, ...] = ("light", "dark")
@@ -74,14 +83,24 @@ class BoardView:
         }
 
 
+_COLUMNS: dict[str, Callable[[BoardRow], object]] = {
+    "tps": lambda row: row.tokens_per_second,
+    "acceptance": lambda row: row.acceptance_length,
+    "cost": lambda row: row.draft_cost is not None,
+    "parameters": lambda row: row.parameters,
+    "bytes": lambda row: row.bytes_on_disk,
+    "memory": lambda row: row.peak_memory_bytes,
+    "build": lambda row: row.build_s,
+}
+"""Columns that a ranking leaves out where no row has this."""
+
 _COORDINATES: tuple[tuple[str, Callable[[BoardKey], str]], ...] = (
     ("Target", lambda key: key.target),
     ("Machine", lambda key: key.machine_class),
-    ("Backend", lambda key: key.backend),
-    ("Dtype", lambda key: key.dtype),
+    ("Backend", lambda key: key.backend_and_dtype),
     ("Decoding", lambda key: key.mode),
     ("Suite", lambda key: key.suite),
-    ("Version", lambda key: key.draftrank_version),
+    ("Version", lambda key: key.draftrank_version + (" (archived)" if key.archived else "")),
 )
 
 
@@ -90,46 +109,25 @@ def views_of(boards: Sequence[Board], *, plots: bool = True) -> tuple[BoardView,
     return tuple(_view(board, boards, plots) for board in boards)
 
 
-def featured(views: Sequence[BoardView]) -> BoardView | None:
-    """The board that the first page shows."""
-    return max(
-        views,
-        key=lambda view: (weight(view.board)[:3], view.plain is view.board, weight(view.board)),
-        default=None,
-    )
-
-
 def heaviest_of_each(views: Sequence[BoardView], plot: str) -> tuple[BoardView, ...]:
-    """Of each target, machine, backend, dtype and mode the board that tells most, where it has this plot."""
+    """Of each target, machine, backend and mode the board that tells most, where it has this plot."""
     found: dict[tuple[str, ...], BoardView] = {}
-    for view in sorted(views, key=lambda view: weight(view.board)):
+    for view in sorted(views, key=lambda view: (version_of(view.board.key), *weight(view.board))):
         if any(one.id == plot for one in view.plots):
             key = view.board.key
-            found[key.target, key.machine_class, key.device, key.backend, key.dtype, key.mode] = view
+            found[key.target, key.machine_class, key.device, key.backend_and_dtype, key.mode] = view
     return tuple(found[place] for place in sorted(found))
-
-
-def weight(board: Board) -> tuple[tuple[int, ...], int, int, str, str]:
-    """What makes one board tell more than another: its version, its prompts, its ranked drafts, its date."""
-    ranked = sum(row.rank is not None for row in board.rows)
-    return _version(board.key), board.newest.prompts, ranked, board.newest.measured_at, board.key.id
-
-
-def title_of(key: BoardKey) -> str:
-    """A board in a few words."""
-    return f"{key.target} · {key.suite} · {key.backend_and_dtype} · {key.mode} · {key.machine_class}"
 
 
 def _view(board: Board, boards: Sequence[Board], plots: bool) -> BoardView:
     address = board_page(board.key)
     data = page_data(board, lambda row: draft_page(board.key.target, row.draft))
-    noise = board.newest.noise
-    reference = (noise.interval.low, noise.interval.high) if noise and noise.interval else None
     return BoardView(
         board,
         address,
         title_of(board.key),
-        charts.Scale.over([reference, *(row.ci for row in board.rows)]),
+        charts.Scale.over([row.speedup for row in board.rows], [row.ci for row in board.rows]),
+        frozenset(name for name, figure in _COLUMNS.items() if any(map(figure, board.rows))),
         data,
         plots_of(data["rows"], board.newest.record.target_parameters) if plots else (),
         speed_records(board.results),
@@ -141,7 +139,8 @@ def _view(board: Board, boards: Sequence[Board], plots: bool) -> BoardView:
 
 def _fastest_plain(board: Board, boards: Sequence[Board]) -> Board:
     def place(key: BoardKey) -> tuple[str, ...]:
-        return key.target, key.target_weights_sha256, key.machine_class, key.suite_sha256, key.mode
+        version = key.draftrank_version
+        return version, key.target, key.target_weights_sha256, key.machine_class, key.suite_sha256, key.mode
 
     alike = [other for other in boards if place(other.key) == place(board.key)]
     return max(alike, key=lambda other: (other.newest.baseline_tokens_per_second or 0.0, other is board))
@@ -166,9 +165,8 @@ def _switches(board: Board, boards: Sequence[Board]) -> tuple[Switch, ...]:
 
 def _nearness(other: Board, board: Board) -> tuple[int, tuple[int, ...], str, str]:
     alike = sum(value_of(other.key) == value_of(board.key) for _, value_of in _COORDINATES)
-    return alike, _version(other.key), other.newest.measured_at, other.key.id
+    return alike, version_of(other.key), other.newest.measured_at, other.key.id
 
 
-def _version(key: BoardKey) -> tuple[int, ...]:
-    parts = key.draftrank_version.split(".")
-    return tuple(int(part) for part in parts) if all(part.isdecimal() for part in parts) else ()
+def _in_task(row: BoardRow, task: str) -> bool:
+    return task in row.per_task and row.per_task[task].speedup is not None

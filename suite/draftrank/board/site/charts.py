@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -10,29 +11,66 @@ from draftrank.board.rows import BoardRow
 
 WIDTH = 180.0
 """Units across an interval chart."""
-_MARGIN = 6.0
+_MARGIN = 8.0
+_REACH = 1.25
+"""How far beyond the outermost value an axis follows the intervals, as a factor."""
+_LEAST = 1.1
+"""The least ratio between the ends of an axis."""
+_MARKS = (1, 2, 0.5, 4, 0.25, 1.5, 3, 0.75, 8, 6, 5, 1.25, 2.5, 0.1, 10, 20, 50, 100, 0.01, 1000)
+"""Speedups that an axis may name, the most useful first."""
+_ROOM = 32.0
+"""Units that a label of an axis takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """One mark of an axis."""
+
+    x: float
+    label: str
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """A linear axis shared by the interval bars of one table; it always shows 1×."""
+    """A logarithmic axis shared by the interval bars of one table; it always shows 1×."""
 
     low: float
     high: float
 
     @classmethod
-    def over(cls, spans: Iterable[tuple[float, float] | None]) -> Scale:
-        """The axis that holds every given interval and 1."""
-        ends = [1.0, *(end for span in spans if span for end in span)]
-        low, high = min(ends), max(ends)
-        if high - low < 0.1:  # nothing but noise: do not blow it up to the full width
-            low, high = low - 0.05, high + 0.05
+    def over(cls, values: Iterable[float | None], spans: Iterable[tuple[float, float] | None] = ()) -> Scale:
+        """The axis that holds every value and 1, and of the intervals what lies near: one that is many times as wide as
+        all the others may not flatten them, so it is cut off.
+
+        Args:
+            values: what must be shown; above 0.
+            spans: intervals of such values.
+        """
+        marks = [1.0, *(value for value in values if value is not None)]
+        low, high = min(marks), max(marks)
+        ends = [end for span in spans if span for end in span]
+        low, high = (
+            min(low, max(min(ends, default=low), low / _REACH)),
+            max(high, min(max(ends, default=high), high * _REACH)),
+        )
+        if high / low < _LEAST:  # nothing but noise: do not blow it up to the full width
+            low, high = low / _LEAST, high * _LEAST
         return cls(low, high)
 
     def x(self, value: float) -> float:
         """Where a value lies, within the chart."""
-        share = (value - self.low) / (self.high - self.low)
+        share = math.log(value / self.low) / math.log(self.high / self.low) if value > 0 else 0.0
         return round(_MARGIN + min(max(share, 0.0), 1.0) * (WIDTH - 2 * _MARGIN), 2)
+
+    @property
+    def ticks(self) -> tuple[Tick, ...]:
+        """Marks with room for their labels, 1× among them, from the left."""
+        found: list[Tick] = []
+        for mark in _MARKS:
+            x = self.x(mark)
+            if self.low <= mark <= self.high and all(abs(tick.x - x) >= _ROOM for tick in found):
+                found.append(Tick(x, f"{mark:g}×"))
+        return tuple(sorted(found, key=lambda tick: tick.x))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from draftrank.board.ranking import contender_of
-from draftrank.board.rows import Board, BoardRow, TaskCell
+from draftrank.board.rows import Board, BoardRow
 from draftrank.board.site import charts
 from draftrank.measure.cost.model import StepTime
 from draftrank.measure.statistics.ranking_evidence import ratio_of
@@ -56,11 +56,12 @@ def entry_of(board: Board, row: BoardRow) -> Entry:
     acceptance = row.summary.acceptance
     positions = acceptance.by_position
     dots = [(value, value) for task in row.summary.tasks for value in task.prompts.values()]
+    speedups = [row.speedup, *(cell.speedup for cell in row.per_task.values())]
     return Entry(
         board,
         row,
         sum(other.rank is not None and other.lossy == row.lossy for other in board.rows),
-        charts.Scale.over([row.ci, *(_near(cell) for cell in row.per_task.values()), *dots]),
+        charts.Scale.over(speedups, [row.ci, *(cell.ci for cell in row.per_task.values()), *dots]),
         charts.bars(acceptance.histogram, _numbers(0, len(acceptance.histogram)), BARS_WIDTH),
         charts.bars([share or 0.0 for share in positions], _numbers(1, len(positions)), BARS_WIDTH, 1.0)
         if row.k and acceptance.steps
@@ -110,13 +111,6 @@ def _against(board: Board, row: BoardRow) -> tuple[Against, ...]:
         low, high = ratio.ends()
         found.append(Against(other, ratio.ratio, (low, high), row.ahead[other.draft], paired))
     return tuple(found)
-
-
-def _near(cell: TaskCell) -> tuple[float, float] | None:
-    """An interval as far as it is worth drawing: few prompts can leave one without end."""
-    if cell.ci is None or cell.speedup is None:
-        return None
-    return max(cell.ci[0], cell.speedup / 2), min(cell.ci[1], cell.speedup * 2)
 
 
 def _numbers(first: int, count: int) -> Sequence[str]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from draftrank.board.formats import rank, span, times
 from draftrank.board.history import speed_records
+from draftrank.board.names import title_of
 from draftrank.board.rows import Board, BoardRow
 from draftrank.board.site.addresses import board_page, draft_page
-from draftrank.board.site.board_view import title_of
 from draftrank.catalog.base import sha256_of_json
 
 _MOST = 100

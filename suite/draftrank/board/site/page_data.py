@@ -42,6 +42,7 @@ def _row(row: BoardRow, page: str, group: int) -> dict[str, Any]:
         "draft": row.draft,
         "title": row.title,
         "page": page,
+        "proposer": row.proposer,
         "techniques": list(row.techniques),
         "made": " + ".join(row.techniques) or "unknown",
         "trained": row.trained,

@@ -15,7 +15,7 @@ Theme = Literal["light", "dark"]
 Row = Mapping[str, Any]
 _WIDTH, _HEIGHT = 560, 340
 _KEPT = (
-    "draft", "title", "made", "techniques", "trained", "lossy", "ranked", "complete", "speedup", "low", "high", "tps",
+    "draft", "title", "proposer", "made", "techniques", "trained", "lossy", "ranked", "complete", "speedup", "low", "high", "tps",
     "acceptance", "cost", "parameters", "positions",
 )  # fmt: skip
 """Of a row, what the plots show."""
@@ -29,9 +29,11 @@ _STEP_COSTS = (0.0, 0.25, 0.5, 1.0, 2.0)
 _PALETTES: dict[Theme, tuple[str, ...]] = {
     "light": (
         "#0f6a5f", "#b4541a", "#4056a1", "#9c2f63", "#6b6f12", "#1f7fb0", "#7a4fb5", "#8a6a4f", "#5c5f66", "#c0392b",
+        "#2f8f3a", "#c2187e", "#a67c00", "#23395d",
     ),
     "dark": (
         "#6fd0c1", "#f0a36b", "#9db0f2", "#ee8fb8", "#c9cd68", "#7cc4ea", "#c3a6f0", "#d3b49a", "#a3a7ae", "#f28b7d",
+        "#8ee08f", "#ff9ae0", "#ffd866", "#c9d6ee",
     ),
 }  # fmt: skip
 _INKS: dict[Theme, tuple[str, str, str]] = {
@@ -83,11 +85,11 @@ def config_of(theme: Theme) -> dict[str, Any]:
             "titleColor": soft,
             "titleFontWeight": 400,
             "orient": "bottom",
-            "columns": 3,
+            "columns": 2,
             "symbolBaseFillColor": soft,
             "symbolBaseStrokeColor": soft,
-            "labelLimit": 200,
-            "symbolLimit": 12,
+            "labelLimit": 260,
+            "symbolLimit": 16,
         },
         "text": {"color": ink},
         "rule": {"color": soft},
@@ -113,14 +115,12 @@ def _readable(value: Any) -> Any:
     return short.encode("utf-8", "replace").decode()
 
 
-_HOW = (
-    "datum.trained ? 'trained' : 'training-free'",
-    "length(datum.techniques) > 0 ? datum.techniques[0] : 'unknown'",
-)
-_COLOUR = {"field": "technique", "type": "nominal", "title": "made by"}
-_SHAPE = {"field": "how", "type": "nominal", "title": None}
+_HOW = "datum.trained ? 'trained' : 'training-free'"
+_COLOUR = {"field": "proposer", "type": "nominal", "title": "proposed by"}
+_SHAPE = {"field": "how", "type": "nominal", "title": None, "legend": {"orient": "top"}}
 _TOOLTIP = [
     {"field": "title", "title": "draft"},
+    {"field": "proposer", "title": "proposed by"},
     {"field": "made", "title": "made by"},
     {"field": "speedup", "format": ".2f"},
     {"field": "low", "title": "95 % from", "format": ".2f"},
@@ -142,8 +142,7 @@ def _spec(layers: list[dict[str, Any]], *transforms: dict[str, Any]) -> dict[str
         "data": {"name": "drafts"},
         "transform": [
             {"filter": "datum.ranked && isValid(datum.speedup)"},
-            {"calculate": _HOW[0], "as": "how"},
-            {"calculate": _HOW[1], "as": "technique"},
+            {"calculate": _HOW, "as": "how"},
             *transforms,
         ],
         "layer": layers,
@@ -200,8 +199,8 @@ def _by_cost(rows: Sequence[Row]) -> Plot:
     return Plot(
         "cost",
         "Speedup against draft cost",
-        f"Each draft's speedup with its interval over the cost of one of its forwards. The dashed steps are the "
-        f"frontier: no lossless draft is both cheaper and faster. On it: {names}.",
+        f"Each draft's speedup with its interval over the cost of one of its forwards. The dashed line is the Pareto "
+        f"frontier: no lossless draft is both cheaper and faster. On the frontier: {names}.",
         _spec([_NO_GAIN, line, *_points(x)], {"filter": "isValid(datum.cost)"}),
     )
 
@@ -236,8 +235,8 @@ def _by_acceptance(rows: Sequence[Row]) -> Plot:
     return Plot(
         "acceptance",
         "Acceptance length against speedup",
-        "Each dashed line joins results whose steps cost equally much beside a plain target forward, in target "
-        "forwards; the uppermost costs nothing, and a result above it would be implausible.",
+        "Results on one dashed line have equal drafting cost per step; the label is that cost in target forwards. On the "
+        "uppermost line drafting costs nothing; a result above it would be implausible.",
         _spec([equal, labels, *_points(x)], {"filter": "isValid(datum.acceptance)"}),
     )
 
@@ -252,9 +251,8 @@ def _by_size(target_parameters: int) -> Plot:
     }
     return Plot(
         SIZE,
-        "Speedup by technique and size",
-        "Each draft's speedup over its size; the colour says by which technique it was made smaller, the shape "
-        "whether it was trained.",
+        "Speedup by proposer and size",
+        "Each draft's speedup over its size. The colour says what proposes, the shape whether it was trained.",
         _spec(
             [_NO_GAIN, *_points(x)],
             {"filter": "isValid(datum.parameters)"},
@@ -300,7 +298,7 @@ def _by_position(rows: Sequence[Row]) -> Plot:
     return Plot(
         "position",
         "Acceptance by position",
-        f"The share of proposed tokens that the target accepted at each position, of the "
-        f"{len(shown)} fastest ranked drafts.",
+        f"The share of proposed tokens that the target accepted at each position, for the {len(shown)} leading "
+        f"drafts.",
         spec,
     )

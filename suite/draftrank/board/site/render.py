@@ -14,10 +14,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from draftrank.board.as_json import board_document
 from draftrank.board.effects import effects_of
 from draftrank.board.formats import FILTERS
+from draftrank.board.names import place_of, title_of
+from draftrank.board.order import in_order, places_of, weight
 from draftrank.board.recipe_text import draft_of, recipe_sentence, recipe_yaml, steps_of
-from draftrank.board.rows import Board
+from draftrank.board.rows import Board, minor_of
 from draftrank.board.site import addresses, charts
-from draftrank.board.site.board_view import featured, heaviest_of_each, title_of, views_of, weight
+from draftrank.board.site.answers import answers_of
+from draftrank.board.site.board_view import heaviest_of_each, views_of
 from draftrank.board.site.csv_table import csv_table
 from draftrank.board.site.draft_view import BARS_WIDTH, Entry, entry_of
 from draftrank.board.site.drawing import VEGA, chart_library, draw
@@ -29,7 +32,10 @@ from draftrank.board.site.overviews import machine_views, target_views, task_vie
 from draftrank.board.site.plots import SIZE, Theme, with_rows
 from draftrank.catalog.target import Target
 from draftrank.catalog.task import Task
+from draftrank.version import __version__
 
+ARCHIVE = "archive.html"
+"""The page of the archived boards; there only if there are any."""
 _THEMES: tuple[Theme, ...] = ("light", "dark")
 _NEVER = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 """Characters that XML forbids, even escaped."""
@@ -91,12 +97,26 @@ def render_pages(
     """
     declared = declared or Declarations()
     source = site_source()
+    boards = in_order(boards)
+    current = [board for board in boards if not board.key.archived]
+    archived = [board for board in boards if board.key.archived]
+    leading = current or archived
     render = _Renderer(environment(source, downloads))
     views = views_of(boards, plots=plots)
-    shown = featured(views)
     files: dict[str, bytes] = {}
 
-    render.page(files, "index.html", "home.html.j2", views=views, view=shown)
+    def home(address: str, template: str, shown: Sequence[Board]) -> None:
+        ids = {board.key.id for board in shown}
+        own = [view for view in views if view.board.key.id in ids]
+        places = places_of(shown)
+        lead = max((place.lead for place in places), key=weight, default=None)
+        view = next((view for view in own if view.board is lead), None)
+        answers = answers_of(places, declared.targets)
+        render.page(files, address, template, answers=answers, views=own, view=view, archive=archived)
+
+    home("index.html", "home.html.j2", leading)
+    if archived:
+        home(ARCHIVE, "archive.html.j2", archived)
     for view in views:
         render.page(files, view.address, "board.html.j2", view=view)
         for plot in view.plots:
@@ -111,7 +131,8 @@ def render_pages(
         render.page(files, addresses.task_page(task.id), "task.html.j2", view=task)
     for machine in machine_views(boards):
         render.page(files, addresses.machine_page(machine.id), "machine.html.j2", view=machine)
-    study = {"boards": boards, "sizes": heaviest_of_each(views, SIZE), "techniques": effects_of(boards)}
+    sizes = heaviest_of_each([view for view in views if view.board in leading], SIZE)
+    study = {"boards": leading, "sizes": sizes, "techniques": effects_of(leading)}
     render.page(files, "study.html", "study.html.j2", **study)
     render.page(files, "methodology.html", "methodology.html.j2", content=methodology(source))
     render.page(files, "submit.html", "submit.html.j2")
@@ -167,6 +188,9 @@ def environment(source: Path, downloads: Sequence[str] = ()) -> Environment:
         machine_page=addresses.machine_page,
         plot_file=addresses.plot_file,
         title_of=title_of,
+        place_of=place_of,
+        running=minor_of(__version__),
+        archive_page=ARCHIVE,
         chart_width=charts.WIDTH,
         bars_width=BARS_WIDTH,
         downloads=tuple(downloads),
@@ -182,8 +206,9 @@ def _draft(
     entries: Sequence[Entry],
     declared: Declarations,
 ) -> None:
-    entries = sorted(entries, key=lambda entry: weight(entry.board), reverse=True)
-    newest = max(entries, key=lambda entry: (entry.row.measured_at, entry.row.session))
+    newest = max(
+        entries, key=lambda entry: (not entry.board.key.archived, entry.row.measured_at, entry.row.session)
+    )
     build = newest.row.build or next((entry.row.build for entry in entries if entry.row.build), None)
     kind = draft_of(build.recipe) if build else None
     known = declared.targets.get(target)

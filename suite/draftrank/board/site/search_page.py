@@ -87,7 +87,7 @@ def _trade_off(tried: Sequence[TriedModel]) -> Plot | None:
         "y": {
             "field": "agreement",
             "type": "quantitative",
-            "title": "agreement on text kept aside",
+            "title": "agreement on held-out text",
             "axis": {"format": "%"},
             "scale": {"zero": False, "nice": True, "padding": 12},
         },

@@ -34,20 +34,11 @@ def read_machine(device: Literal["cpu", "cuda"], *, root: Path = Path("/")) -> M
         root: where `proc` and `sys` lie.
     """
     compute = compute_environment()
-    info = cpu_info(root)
-    cpu = info.get("model name") or platform.processor() or platform.machine()
-    quota = ControlGroups.of_this_process(root).quota_cpus()
-    cores = cores_in_use(len(processors_of_this_process()), quota)
+    cpu, cores, cpu_words = _processor(root)
     gpu = compute.gpu if device == "cuda" else None
-    if gpu is not None:
-        machine_class = _slug(gpu)
-    else:
-        flags = set(info.get("flags", info.get("Features", "")).split())
-        tier = next((tier for tier in _CPU_TIERS if tier in flags), "generic")
-        threads = "" if compute.threads == cores else f" {compute.threads}t"
-        machine_class = _slug(f"{cpu} {tier} {cores}c{threads}")
+    threads = "" if compute.threads == cores else f" {compute.threads}t"
     return Machine(
-        machine_class=machine_class,
+        machine_class=_slug(f"{cpu_words}{threads}" if gpu is None else gpu),
         cpu=cpu,
         cores=cores,
         threads=compute.threads,
@@ -57,6 +48,42 @@ def read_machine(device: Literal["cpu", "cuda"], *, root: Path = Path("/")) -> M
         python=platform.python_version(),
         packages={name: found for name in PACKAGES if (found := package_version(name))},
     )
+
+
+def is_this_machine(machine_class: str, *, root: Path = Path("/")) -> bool:
+    """Whether a class is this machine's, on its processor with any number of threads or on one of its GPUs.
+
+    It does not ask torch, so that commands which only read records stay light.
+
+    Args:
+        machine_class: the class.
+        root: where `proc` and `sys` lie.
+    """
+    own = re.escape(_slug(_processor(root)[2]))
+    return re.fullmatch(rf"{own}(?:-\d+t)?", machine_class) is not None or machine_class in _gpu_classes(root)
+
+
+def _processor(root: Path) -> tuple[str, int, str]:
+    """The processor's name, how many of it are in use, and the words of its class."""
+    info = cpu_info(root)
+    cpu = info.get("model name") or platform.processor() or platform.machine()
+    quota = ControlGroups.of_this_process(root).quota_cpus()
+    cores = cores_in_use(len(processors_of_this_process()), quota)
+    flags = set(info.get("flags", info.get("Features", "")).split())
+    tier = next((tier for tier in _CPU_TIERS if tier in flags), "generic")
+    return cpu, cores, f"{cpu} {tier} {cores}c"
+
+
+def _gpu_classes(root: Path) -> set[str]:
+    """Classes of the GPUs that Nvidia's driver lists."""
+    found = set()
+    for file in (root / "proc/driver/nvidia/gpus").glob("*/information"):
+        try:
+            text = file.read_text()
+        except OSError:
+            continue
+        found |= {_slug(model.strip()) for model in re.findall(r"^Model:(.*)$", text, re.MULTILINE)}
+    return found
 
 
 def cores_in_use(affinity: int, quota_cpus: float | None) -> int:

@@ -44,6 +44,25 @@ def test_each_plot_is_drawn_alike_every_time_and_says_what_it_shows():
     assert "speedup" in texts(draw(with_rows(found.plots[0], found.data["rows"]), "light"))
 
 
+def test_legends_name_a_draft_by_what_proposes():
+    head = [{"kind": "drop_layers"}, {"kind": "read_hidden_states"}, {"kind": "distill"}]
+    recipe = build("a").recipe | {"draft": {"kind": "cascade", "min_probability": 0.5, "steps": head}}
+    made = build("a", recipe=recipe, techniques=("layer dropping", "EAGLE head", "distillation", "suffix"))
+    arms = [arm_of("a", draft=made), arm_of("b")]
+    (found,) = views_of(build_boards([result({"a": 1.5, "b": 1.2}, arms=arms)]))
+    drawn = texts(draw(with_rows(found.plots[0], found.data["rows"]), "light"))
+    assert "suffix decoding + EAGLE head" in drawn
+    assert "n-gram" in drawn
+    assert "layer dropping" not in drawn
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_proposer_has_a_colour_of_its_own(theme):
+    """One for each name of `proposer_of` that a model alone can have, and for cascades of the best of them."""
+    colours = config_of(theme)["range"]["category"]
+    assert len(set(colours)) == len(colours) >= 14
+
+
 def test_lossy_drafts_are_shown_but_not_on_the_frontier():
     found = view()
     assert "loose" not in found.plots[0].explanation

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from builders import MACHINE, arm_of, build, result, sha
+from builders import MACHINE, arm_of, build, result, sha, slowed
 from draftrank.board.ranking import build_boards
 from draftrank.board.site import Declarations, render_site
 from draftrank.board.site.addresses import (
@@ -34,6 +34,7 @@ from draftrank.catalog.task import Task
 from draftrank.errors import InvalidInputError
 from draftrank.measure.evidence import Divergence, Judgement, Numerics, Quality
 from draftrank.measure.gates.verdict import GATES
+from draftrank.version import __version__
 from strategies import session_results
 
 EVIL = [
@@ -178,12 +179,140 @@ def test_every_board_has_a_page_with_all_its_figures(out):
     assert text.index("The draft cut") < text.index("dead")
 
 
-def test_the_first_page_shows_the_fullest_board_and_leads_to_all(out):
+def test_the_first_page_leads_to_all_boards(out):
     found = boards()
     write_site(render_pages(found, plots=False), out)
     page = Page((out / "index.html").read_text(encoding="utf-8"))
-    assert "The draft cut" in page.text  # (fp32: eight prompts; bf16: four)
     assert {board_page(board.key) for board in found} <= set(page.links)
+
+
+def shown_answers(out, results):
+    write_site(render_pages(build_boards(results), plots=False), out)
+    return text_of(out, "index.html").split("The leading board in full")[0]
+
+
+def test_the_first_page_names_the_leading_draft_of_the_fastest_backend(out):
+    """Plain decoding: 10 tokens/s in fp32, 4 in bf16, where a draft gains more but decodes 12 tokens/s at most. The slow
+    board holds more prompts and is newer."""
+    fast = result({"a": 1.5, "b": 1.2}, id="20261101-a")
+    slow = result({"c": 3.0}, id="20261109-b", dtype="bf16", tasks={"chat": 9, "math": 9})
+    text = shown_answers(out, [fast, slowed(slow, lambda _: 2.5)])
+    assert text.index("torch fp32") < text.index("torch bf16")
+    (board,) = (one for one in build_boards([fast]))
+    best = board.rows[0]
+    assert f"Use The draft a n-gram with the torch fp32 backend: {best.speedup:.2f}×" in text
+    assert (
+        f"{best.tokens_per_second:.1f} tokens/s instead of {board.newest.baseline_tokens_per_second:.1f}."
+        in text
+    )
+    assert "reaches more" not in text
+    assert "The draft c" in text
+
+
+def test_the_first_page_tells_when_a_slower_backend_gets_further_with_a_draft(out):
+    """Plain decoding 10 and 8 tokens/s; drafts bring the first to 9, the second to 16."""
+    plain = result({"a": 0.9}, id="20261101-a")
+    drafted = slowed(result({"c": 2.0}, id="20261102-b", dtype="bf16"), lambda _: 1.25)
+    text = shown_answers(out, [plain, drafted])
+    assert "The torch fp32 backend has the fastest plain decoding, 1" in text
+    assert "No lossless draft there is surely faster: the leading one, The draft a, reaches 0.90×" in text
+    assert "torch bf16 reaches more with The draft c n-gram: 1.99×" in text
+
+
+def test_archived_boards_never_lead(out):
+    """The archived board is faster and newer and holds more."""
+    old = result({"a": 3.0}, id="20261109-o", draftrank_version="0.2.9", tasks={"chat": 9, "math": 9})
+    new = slowed(result({"b": 1.5}, id="20261101-n"), lambda _: 4)
+    found = build_boards([old, new])
+    archived, current = sorted(found, key=lambda board: board.key.draftrank_version)
+    write_site(render_pages(found, plots=False), out)
+    check_links(out)
+    page = Page((out / "index.html").read_text(encoding="utf-8"))
+    assert "The draft b" in page.text
+    assert "The draft a" not in page.text
+    assert board_page(archived.key) not in page.links[: page.links.index(board_page(current.key))]
+    assert "1 archived board of earlier versions" in " ".join(page.text.split())
+    archive = text_of(out, "archive.html")
+    assert "not comparable" in archive
+    assert "The draft a" in archive
+    assert "The draft b" not in archive
+    assert "Archived. An earlier minor version" in text_of(out, board_page(archived.key))
+    assert "Archived." not in text_of(out, board_page(current.key))
+    rows = json.loads((out / "index.json").read_text(encoding="utf-8"))["boards"]
+    assert [row["id"] for row in rows] == [current.key.id, archived.key.id]
+
+
+def test_with_archived_results_alone_the_first_page_says_so_and_answers(out):
+    old = result({"a": 2.0}, draftrank_version="0.2.9")
+    text = shown_answers(out, [old])
+    assert f"draftrank {'.'.join(__version__.split('.')[:2])} has no results yet" in text
+    assert "archived: draftrank 0.2" in text
+    assert "Use The draft a" in text
+
+
+def test_no_archive_without_archived_boards(out):
+    write_site(render_pages(boards(), plots=False), out)
+    assert not (out / "archive.html").exists()
+    assert "rchive" not in (out / "index.html").read_text(encoding="utf-8")
+
+
+class Tables(HTMLParser):
+    """Collects each table's columns: heading and the texts of its cells."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tables, self.cell, self.svg = [], None, 0
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("th", "td"):
+            self.tables[-1][-1].append("")
+            self.cell = True
+        elif tag in ("line", "circle") and self.cell:
+            self.handle_data("drawn")
+
+    def handle_endtag(self, tag):
+        if tag in ("th", "td"):
+            self.cell = None
+
+    def handle_data(self, data):
+        if self.cell:
+            self.tables[-1][-1][-1] += data.strip()
+
+    @property
+    def columns(self):
+        """(heading, cells) of each column of each table; rows of a single cell are dividers."""
+        for table in self.tables:
+            lines = [line for line in table[1:] if len(line) == len(table[0])]
+            for place, heading in enumerate(table[0]):
+                if lines and place:
+                    yield heading, [line[place] for line in lines]
+
+
+def test_no_column_of_a_board_is_empty(out):
+    """Without forward times, sizes and memory, and with a task that one draft never saw."""
+    bare = arm_of("bare", latencies=(), peak_memory_bytes=None)
+    found = build_boards([result({"bare": 1.5}, arms=[bare])])
+    write_site(render_pages(found, plots=False), out)
+    columns = [
+        column
+        for address in ("index.html", board_page(found[0].key))
+        for column in Tables((out / address).read_text(encoding="utf-8")).columns
+    ]
+    assert "Speedup" in [heading for heading, _ in columns]
+    assert not [heading for heading, cells in columns if set(cells) <= {"", "–", "none"}]
+    assert "Cost" not in [heading for heading, _ in columns]
+    assert "Params" not in [heading for heading, _ in columns]
+    full = build_boards([result({"a": 1.5}, arms=[arm_of("a", draft=build("a", parameters=9))])])
+    write_site(render_pages(full, plots=False), out)
+    headings = [
+        heading for heading, _ in Tables((out / board_page(full[0].key)).read_text(encoding="utf-8")).columns
+    ]
+    assert {"Cost", "Params", "Memory", "Tokens/s"} <= set(headings)
 
 
 def test_switches_lead_to_the_nearest_board_that_differs(out):
@@ -220,7 +349,7 @@ def test_targets_tasks_and_machines_have_pages(out):
     )
     render_site(boards(), out, declared=Declarations.of([target], [task]))
     assert "A tiny target" in text_of(out, target_page("tiny-target"))
-    assert "Fastest lossless draft" in text_of(out, target_page("tiny-target"))
+    assert "Leading lossless draft" in text_of(out, target_page("tiny-target"))
     assert "Sums" in text_of(out, task_page("math"))
     assert "The draft cut" in text_of(out, task_page("math"))
     assert "The draft cut" in text_of(out, task_page("chat"))  # (not declared here)
@@ -234,7 +363,7 @@ def test_a_draft_page_sets_it_against_its_neighbours(out):
     write_site(render_pages(found, plots=False), out)
     text = text_of(out, draft_page("tiny-target", "cut"))
     ratio = found[1].rows[0].speedup / found[1].rows[1].speedup
-    assert "Against its neighbours" in text
+    assert "Compared with its neighbours" in text
     assert f"{ratio:.2f}×" in text
     assert "> 99.9 %" in text.replace("\u00a0", " ")
 
@@ -299,7 +428,7 @@ def test_a_draft_page_tells_how_it_was_made_and_how_to_repeat_it(out):
     assert "20261101-a" in text
     assert "All 16 outputs are the target's own" in text
     assert "target forward" in text  # (where a step's time goes)
-    assert "was to be expected" in text
+    assert "Forward times and acceptance predict a speedup of" in text
 
 
 def test_ties_breaks_and_lossy_outputs_are_told_apart(out):
@@ -332,7 +461,7 @@ def test_ties_breaks_and_lossy_outputs_are_told_apart(out):
     )
     index = text_of(out, "index.html")
     assert "identical up to 2 ties" in index
-    assert "Lossy: the output need not be the target's own" in index
+    assert "Lossy: the output may differ from the target's" in index
     pages = {name: (out / draft_page("tiny-target", name)).read_text() for name in speeds}
     assert "token 4 of math/p1: tie, 0.010 below the target's best logit" in Page(pages["tied"]).text
     told = Page(pages["tied"]).text
@@ -346,8 +475,8 @@ def test_ties_breaks_and_lossy_outputs_are_told_apart(out):
 def test_a_draft_on_two_boards_has_one_page_with_both(out):
     render_site(boards(), out)
     text = " ".join(pages_of(out)[out / draft_page("tiny-target", "ngram-3")].text.split())
-    assert "Results: quick, bf16" in text
-    assert "Results: quick, fp32" in text
+    assert "Results: quick, torch bf16" in text
+    assert "Results: quick, torch fp32" in text
 
 
 def test_the_methodology_lists_every_word_and_gate(out):

@@ -8,7 +8,7 @@ import pytest
 
 from draftrank.measure.machine.cgroup import ControlGroups
 from draftrank.measure.machine.environment import git_state, job_url, read_environment
-from draftrank.measure.machine.fingerprint import cores_in_use, read_machine
+from draftrank.measure.machine.fingerprint import cores_in_use, is_this_machine, read_machine
 from draftrank.measure.machine.processor import (
     cpu_info,
     frequency_hz,
@@ -162,6 +162,20 @@ def test_the_class_of_a_machine_follows_its_quota(tmp_path):
     assert machine.cores == 1
     threads = "" if machine.threads == 1 else f"-{machine.threads}t"
     assert machine.machine_class == "example-amx-bf16-1c" + threads
+
+
+def test_a_class_is_this_machines_whatever_the_number_of_threads(tmp_path):
+    files = {"user.slice/cpu.max": "10000 100000\n"}
+    gpu = "Model: \t\t NVIDIA H200\nIRQ:   \t\t 11\n"
+    root = container(write(tmp_path, {"proc/cpuinfo": CPUINFO.format(more="")}), "v2", files)
+    write(root, {"proc/driver/nvidia/gpus/0000:01:00.0/information": gpu})
+    own = ["example-amx-bf16-1c", "example-amx-bf16-1c-4t", "nvidia-h200"]
+    others = ["example-amx-bf16-1c-x", "example-amx-bf16-11c", "example-avx2-1c", "nvidia-h2000", "", "1c"]
+    assert [name for name in (*own, *others) if is_this_machine(name, root=root)] == own
+
+
+def test_this_machine_is_known_without_asking_torch():
+    assert is_this_machine(read_machine("cpu").machine_class)
 
 
 def test_another_machines_environment(tmp_path):

@@ -1,0 +1,56 @@
+"""What proposes a draft's tokens, in words, read from its recorded recipe.
+
+Records of every version are read, also of kinds that this version no longer declares, so the recipe is looked at as
+plain values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_ALONE = {"ngram": "n-gram", "suffix": "suffix decoding", "early_exit": "early exit"}
+_MODELS = ("draft_model", "model")  # (the second: before 0.3)
+_CASCADES = ("cascade", "mixed")
+_HEADS = ("read_hidden_states", "read_features")
+_BY_STEP = (
+    ("distill", "distilled draft model"),
+    ("drop_layers", "layer-dropped draft model"),
+    ("merge_layers", "layer-merged draft model"),
+    ("quantize", "quantized draft model"),
+)
+"""What a model is called for the first of these steps that its recipe has: what makes most of the draft comes first."""
+_TECHNIQUES = {"suffix": "suffix decoding", "target features": "EAGLE head"}
+"""Techniques as records before 0.3 spell them."""
+
+
+def proposer_of(recipe: Mapping[str, Any], techniques: Sequence[str]) -> str:
+    """What proposes, e.g. `n-gram`, `EAGLE head`, `suffix decoding + EAGLE head`; of a kind that is not known here, its
+    techniques."""
+    draft = recipe.get("draft")
+    kind = draft.get("kind") if isinstance(draft, Mapping) else None
+    if isinstance(draft, Mapping) and isinstance(kind, str):
+        if kind in _ALONE:
+            return _ALONE[kind]
+        if kind in _MODELS:
+            return _model(draft)
+        if kind in _CASCADES:
+            first = _ALONE["ngram" if draft.get("min_probability") is None else "suffix"]
+            return f"{first} + {_model(draft)}"
+    return " + ".join(map(technique_in_words, techniques)) or "unknown"
+
+
+def technique_in_words(technique: str) -> str:
+    """A recorded technique as it is called today."""
+    return _TECHNIQUES.get(technique, technique)
+
+
+def _model(draft: Mapping[str, Any]) -> str:
+    steps = draft.get("steps")
+    listed = steps if isinstance(steps, list | tuple) else ()
+    kinds = [step.get("kind") for step in listed if isinstance(step, Mapping)]
+    if any(head in kinds for head in _HEADS):
+        return "EAGLE head"
+    if "random" in kinds:
+        return "random draft model"
+    return next((name for kind, name in _BY_STEP if kind in kinds), "draft model")

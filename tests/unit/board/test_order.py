@@ -1,0 +1,80 @@
+"""Which boards lead."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from builders import MACHINE, result, slowed
+from draftrank.board.names import title_of
+from draftrank.board.order import in_order, places_of
+from draftrank.board.ranking import build_boards
+
+
+def session(name, seconds=1.0, **changes):
+    """A session of one draft; plain decoding takes 0.1 × `seconds` per token."""
+    machine = MACHINE.model_copy(update={"machine_class": changes.pop("machine", "here")})
+
+    found = result({name: 1.5}, id=f"20261101-{name}", machine=machine, **changes)
+    return slowed(found, lambda _: seconds)
+
+
+SESSIONS = [
+    session("slow", 4, dtype="fp32"),
+    session("fast", 1, dtype="bf16"),
+    session("fast-few", 0.5, dtype="bf16", tasks={"chat": 3}),
+    session("middle", 2, dtype="fp16"),
+    session("other", 0.1, dtype="bf16", machine="there"),
+    session("old", 0.01, dtype="bf16", draftrank_version="0.2.9"),
+    session("older", 0.001, dtype="bf16", draftrank_version="0.1.0"),
+    session("target", 0.05, dtype="bf16", target="another-target"),
+    session("sampled", 0.2, dtype="fp16", tasks={"chat": 2}),
+]
+
+
+def names(boards):
+    return [board.rows[0].draft for board in boards]
+
+
+@given(st.permutations(SESSIONS))
+@settings(max_examples=10, deadline=None)
+def test_this_machine_and_the_fastest_backend_lead_and_archived_boards_come_last(sessions):
+    boards = in_order(build_boards(sessions), lambda machine: machine == "here")
+    assert names(boards) == [
+        "target", "fast", "fast-few", "middle", "sampled", "slow", "other", "old", "older",
+    ]  # fmt: skip
+
+
+def test_without_a_machine_of_its_own_the_fastest_place_of_a_target_leads():
+    assert names(in_order(build_boards(SESSIONS)))[:3] == ["target", "other", "fast"]
+
+
+def test_a_place_holds_the_boards_of_each_backend():
+    places = places_of(build_boards(SESSIONS))
+    (here,) = (
+        place for place in places if place.machine_class == "here" and place.lead.rows[0].draft == "fast"
+    )
+    assert [names(boards) for boards in here.backends] == [
+        ["fast", "fast-few"],
+        ["middle", "sampled"],
+        ["slow"],
+    ]
+    assert sum(len(boards) for place in places for boards in place.backends) == len(SESSIONS)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "dtype", "label"),
+    [
+        ("torch-native", "bf16", "cpp bf16"),
+        ("torch-eager", "fp32", "transformers fp32"),
+        ("torch-captured", "bf16", "cuda-graphs bf16"),
+        ("torch-fused", "bf16", "fused bf16"),
+        ("llama.cpp", "gguf", "llama.cpp gguf"),
+        ("cpp", "bf16", "cpp bf16"),
+    ],
+)
+def test_backends_of_older_records_have_the_names_of_today(runtime, dtype, label):
+    (board,) = build_boards([result({"a": 1.5}, runtime=runtime, dtype=dtype, draftrank_version="0.2.0")])
+    assert board.key.backend_and_dtype == label
+    assert title_of(board.key) == f"tiny-target: quick, {label}, greedy, cpu-2core (archived, draftrank 0.2)"
