@@ -112,6 +112,6 @@ def test_every_family_of_steps_makes_a_draft_of_a_real_target(target_id, hybrid,
     draft = TorchRuntime.load(built.folder, "fp32", "cpu")
     tokenizer = load_tokenizer(folder.path)
     prompt = tuple(render_turns(tokenizer, target.prompt_format, ["Name three rivers."], [], None))
-    request = Request(prompt, 24, read_stop_tokens(folder.path))
+    request = Request(prompt, 24, read_stop_tokens(folder.path, load_tokenizer(folder.path)))
     plain = autoregressive(runtime, request)
     assert speculative(runtime, ModelProposer(draft), request, 3).token_ids == plain.token_ids

@@ -16,7 +16,7 @@ from draftrank.building.export.gguf import write_gguf
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.catalog.sources.base import FetchContext
 from draftrank.catalog.target import Target
-from draftrank.engine.backends import llama_cpp as module
+from draftrank.engine.backends.llama_cpp import runtime as module
 from draftrank.engine.backends.llama_cpp.runtime import BATCH, LlamaCppRuntime
 from draftrank.engine.backends.transformers.eagle import EagleRuntime
 from draftrank.engine.backends.transformers.runtime import TorchRuntime
