@@ -335,7 +335,9 @@ def test_a_template_with_the_date_gives_one_plan_on_every_day(workspace_root, mo
         checks = {
             one.name: one for one in verify(workspace, workspace_root / "bundles" / path, prompts=1).checks
         }
-        assert {one.status for name, one in checks.items() if name not in ("speedup", "step cost")} == {"holds"}
+        assert {one.status for name, one in checks.items() if name not in ("speedup", "step cost")} == {
+            "holds"
+        }
         # What renders to other tokens is another plan, though no declaration says so.
         monkeypatch.setattr(prompting, "TEMPLATE_DATE", datetime(2027, 2, 2))
         again = run(workspace, request, store)
