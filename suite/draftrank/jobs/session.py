@@ -265,6 +265,8 @@ def resolved(workspace: Workspace, request: RunRequest) -> RunRequest:
     Raises:
         InvalidInputError: what it asks for cannot run.
     """
+    if not workspace.cache.is_dir():  # nothing was ever fetched or measured here, and a plan leaves no trace
+        return request
     recipes = choose_recipes(workspace, request.target, request.drafts)
     try:
         choice = choose_backend(workspace, request, recipes, offline=True)

@@ -159,8 +159,8 @@ def _not_lossless(summary: SessionSummary, arm: ArmSummary) -> Values | None:
 
 def _other_backend(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     """All drafts that are ranked together run in the backend of their session, where the same forward takes the same
-    time. A draft that this backend cannot run may be measured in another one with `--allow-mixed-backends`: its row is
-    shown and not ranked."""
+    time. A draft that this backend cannot run may be measured in another one on request: its row is shown and not
+    ranked."""
     backend, own = arm.arm.backend, summary.session.backend
     if backend is None or backend == own:
         return None

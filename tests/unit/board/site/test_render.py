@@ -475,8 +475,8 @@ def test_ties_breaks_and_lossy_outputs_are_told_apart(out):
 def test_a_draft_on_two_boards_has_one_page_with_both(out):
     render_site(boards(), out)
     text = " ".join(pages_of(out)[out / draft_page("tiny-target", "ngram-3")].text.split())
-    assert "Results: quick, torch bf16" in text
-    assert "Results: quick, torch fp32" in text
+    assert "Results: quick, transformers bf16" in text
+    assert "Results: quick, transformers fp32" in text
 
 
 def test_the_methodology_lists_every_word_and_gate(out):

@@ -83,7 +83,7 @@ def stranger(name="b"):
         (
             arm_of("b", draft=model("b"), latencies=timed(0.2, 0.1)),
             {"dtype": "bf16"},
-            "in bf16, none .* in fp32",
+            "in transformers bf16, none .* in transformers fp32",
         ),
         (stranger(), {"target": "another", "target_weights_sha256": sha("x")}, "nothing of the target"),
     ],
@@ -91,7 +91,7 @@ def stranger(name="b"):
 def test_what_is_missing_is_said_with_the_command_that_measures_it(arm, changes, message):
     with pytest.raises(MissingDataError, match=message) as caught:
         predict_elsewhere([here(), there(arm, **changes)], "a", "gpu-x")
-    assert "draftrank run tiny-target --draft a --dtype fp32" in str(caught.value)
+    assert "draftrank run tiny-target --draft a --backend transformers --dtype fp32" in str(caught.value)
 
 
 def test_unknown_and_ambiguous_names_are_refused():

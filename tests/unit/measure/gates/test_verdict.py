@@ -124,6 +124,10 @@ FAILING = {
         result({"d": 0.99}, histogram=(8, 0, 0, 0), change=lambda one: of_d(one, **SILENT)),
         "proposes nothing: not one token in 128 steps, so this is plain decoding",
     ),
+    "other-backend": (
+        result({"d": 2.0}, arms=[arm_of("d").model_copy(update={"backend": "llama.cpp", "dtype": "q8_0"})]),
+        r"other backend: its model ran in llama\.cpp q8_0, and the session is of transformers",
+    ),
     "unjudged-differences": (result({"d": 2.0}, change=spoil, dtype="bf16"), "in bf16 .* run it again"),
     "too-few-prompts": (
         result({"d": 2.0}, tasks={"chat": 4, "math": 1}),
