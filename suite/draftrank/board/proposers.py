@@ -12,7 +12,7 @@ from typing import Any
 _ALONE = {"ngram": "n-gram", "suffix": "suffix decoding", "early_exit": "early exit"}
 _MODELS = ("draft_model", "model")  # (the second: before 0.3)
 _CASCADES = ("cascade", "mixed")
-_HEADS = ("read_hidden_states", "read_features")
+_HEADS = ("read_hidden_states", "read_features")  # (old word)
 _BY_STEP = (
     ("distill", "distilled draft model"),
     ("drop_layers", "layer-dropped draft model"),
@@ -20,7 +20,7 @@ _BY_STEP = (
     ("quantize", "quantized draft model"),
 )
 """What a model is called for the first of these steps that its recipe has: what makes most of the draft comes first."""
-_TECHNIQUES = {"suffix": "suffix decoding", "target features": "EAGLE head"}
+_TECHNIQUES = {"suffix": "suffix decoding", "target features": "EAGLE head"}  # (old word)
 """Techniques as records before 0.3 spell them."""
 
 

@@ -16,7 +16,12 @@ HEAD = [
     {"kind": "read_hidden_states"},
     {"kind": "distill"},
 ]
-OLD_HEAD = [{"kind": "drop_layers"}, {"kind": "read_features"}, {"kind": "distill"}, {"kind": "quantize"}]
+OLD_HEAD = [
+    {"kind": "drop_layers"},
+    {"kind": "read_features"},
+    {"kind": "distill"},
+    {"kind": "quantize"},
+]  # (old word)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +67,7 @@ def test_any_record_gets_a_name(draft, techniques):
 
 def test_rows_and_plots_carry_it():
     recipe = build("a").recipe | {"draft": {"kind": "mixed", "min_probability": 0.5, "steps": OLD_HEAD}}
-    made = build("a", recipe=recipe, techniques=("layer dropping", "target features", "suffix"))
+    made = build("a", recipe=recipe, techniques=("layer dropping", "target features", "suffix"))  # (old word)
     arms = [arm_of("a", draft=made), arm_of("dead", draft=None, failure="no")]
     (board,) = build_boards([result({"a": 1.5}, arms=arms)])
     assert [row.proposer for row in board.rows] == ["suffix decoding + EAGLE head", "unknown"]
