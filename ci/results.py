@@ -95,7 +95,7 @@ def front() -> str:
     board, newest = front_board(), front_board().newest
     ranked = [row for row in board.rows if row.rank is not None and not row.lossy][:FRONT_ROWS]
     return (
-        f"`{board.key.target}` on `{board.key.machine_class}`, {board.key.precision_in_words}, {newest.prompts} "
+        f"`{board.key.target}` on `{board.key.machine_class}`, {board.key.backend_and_dtype}, {newest.prompts} "
         f"prompts of\n{len(board.tasks)} tasks, one request at a time. Plain decoding gives "
         f"{decimal(newest.baseline_tokens_per_second, 1)} tokens/s. {_version(board)}, {day(newest.measured_at)}.\n\n"
         + table(
@@ -126,7 +126,7 @@ def leaders() -> str:
             (
                 f"`{target}`",
                 f"`{machine_class}`",
-                board.key.precision_in_words,
+                board.key.backend_and_dtype,
                 decimal(board.newest.baseline_tokens_per_second, 1),
                 f"`{first.draft}`" if first else "none is ranked",
                 _speedup(first),
@@ -151,7 +151,7 @@ def plain_decoding(boards: Iterable[Board]) -> str:
         ("plain decoding", "tokens/s", "suite", "measured", "version"),
         (
             (
-                board.key.precision_in_words,
+                board.key.backend_and_dtype,
                 decimal(board.newest.baseline_tokens_per_second, 1),
                 board.key.suite,
                 day(board.newest.measured_at),
@@ -171,7 +171,7 @@ def whole(board: Board) -> str:
         if noise
         else "unknown"
     )
-    head = f"**{key.precision_in_words}, suite `{key.suite}`, {key.mode}.** {_version(board)}, {day(newest.measured_at)}. "
+    head = f"**{key.backend_and_dtype}, suite `{key.suite}`, {key.mode}.** {_version(board)}, {day(newest.measured_at)}. "
     head += f"Baseline {decimal(newest.baseline_tokens_per_second, 1)} tokens/s, A/A {apart}, {newest.prompts} prompts.\n\n"
     names = ("rank", "draft", "k", "speedup (95 %)", "slowest task", "fastest task", "accept", "cost")
     lines = table((*names, "tokens/s", "output"), map(_cells, board.rows))

@@ -149,7 +149,7 @@ def test_a_draft_in_another_backend_is_shown_marked_and_not_ranked(thin_root, ba
 
 
 def test_a_draft_that_turns_out_not_to_fit_fails_and_runs_nowhere_else(thin_root, monkeypatch):
-    """Its recipe promises a plain model: the arm fails with the reason, since nobody asked for another backend."""
+    """Its recipe declares a plain model: the arm fails with the reason, since nobody asked for another backend."""
     monkeypatch.setattr("draftrank.engine.backends.choice._misfit", lambda *_: None)
     result = measured(thin_root, "ngram", "thin", backend="cpp")
     arms = {arm.id: arm for arm in result.session.arms}
