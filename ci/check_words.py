@@ -22,7 +22,7 @@ WORDS: dict[str, str] = {
     r"refuse_overlaps": "check_contamination, contamination check",
     r"\b_?(?:MOST|LEAST)_[A-Z]": "MAX_, MIN_",
     r"[Kk]ey[-/ ]value cache": "KV cache",
-    r"\b[Pp]romises?\b": "predicted speedup, guarantee",
+    r"\b[Pp]romises?\b(?!\()": "predicted speedup, guarantee",
     r"[Bb]ehind n-grams": "in a cascade behind prompt lookup",
     r"\bgo(?:es)? on where\b": "resumes",
     r"nothing that could be told": "no measurable difference, with the interval",

@@ -18,7 +18,7 @@ HEAD = [
 ]
 OLD_HEAD = [
     {"kind": "drop_layers"},
-    {"kind": "read_features"},
+    {"kind": "read_features"},  # (old word)
     {"kind": "distill"},
     {"kind": "quantize"},
 ]  # (old word)

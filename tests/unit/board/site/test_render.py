@@ -202,8 +202,8 @@ def test_the_first_page_names_the_leading_draft_of_the_fastest_backend(out):
     best = board.rows[0]
     assert f"Use The draft a n-gram with the torch fp32 backend: {best.speedup:.2f}×" in text
     assert (
-        f"{best.tokens_per_second:.1f} tokens/s instead of {board.newest.baseline_tokens_per_second:.1f}."
-        in text
+        f"{best.tokens_per_second:.1f} tokens/s instead of {board.newest.baseline_tokens_per_second:.1f} in the "
+        "same session." in text
     )
     assert "reaches more" not in text
     assert "The draft c" in text
@@ -293,8 +293,19 @@ class Tables(HTMLParser):
                     yield heading, [line[place] for line in lines]
 
 
+def test_no_column_of_the_first_page_is_empty_where_no_draft_is_ranked(out):
+    """Alone and with another board without a ranked draft beside it: all their speedups are unknown."""
+    dead = result({"a": 1.0}, arms=[arm_of("a", draft=None, failure="no")], drop=lambda one: one.arm == "a")
+    none = result({}, id="20261102-b", dtype="bf16")
+    write_site(render_pages(build_boards([dead, none]), plots=False), out)
+    text = (out / "index.html").read_text(encoding="utf-8")
+    columns = [(heading, cells) for heading, cells in Tables(text).columns if set(cells) <= {"", "–"}]
+    assert "none is ranked" in text
+    assert columns == []
+
+
 def test_no_column_of_a_board_is_empty(out):
-    """Without forward times, sizes and memory, and with a task that one draft never saw."""
+    """Without forward times, sizes and memory."""
     bare = arm_of("bare", latencies=(), peak_memory_bytes=None)
     found = build_boards([result({"bare": 1.5}, arms=[bare])])
     write_site(render_pages(found, plots=False), out)
