@@ -7,7 +7,6 @@ import json
 
 import pytest
 import torch
-from draftrank.catalog.precision import forward_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,10 +32,9 @@ GREEDY = Sampler(DecodingMode())
 
 def runtimes(name):
     yield TorchRuntime(MODELS[name])
-    for forward in ("fused", "native"):
-        found = TorchRuntime.of(copy.deepcopy(MODELS[name]), forward)
-        if found.name == f"torch-{forward}":
-            yield found
+    found = TorchRuntime.of(copy.deepcopy(MODELS[name]), "native")
+    if found.name == "cpp":
+        yield found
 
 
 RUNTIMES = [(name, runtime) for name in ARCHITECTURES for runtime in runtimes(name)]
@@ -104,7 +102,7 @@ def test_every_token_is_read_behind_its_own_ancestors(name, runtime, prompt, tre
 
 @named
 def test_features_are_those_of_the_path(name, runtime):
-    runtime = TorchRuntime.of(small_model(name), forward_of(runtime.name))
+    runtime = TorchRuntime.of(small_model(name), "native" if runtime.name == "cpp" else "eager")
     runtime.keep_hidden_states()
     runtime.feed([5, 6])
     runtime.feed_tree((7, 8, 9, 10, 11), TokenTree.behind((-1, -1, 0, 1)))
