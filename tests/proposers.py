@@ -11,13 +11,13 @@ import torch
 
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.engine import loop
-from draftrank.engine.proposer import Proposal
+from draftrank.engine.proposer import Proposal, Proposer
 from draftrank.engine.proposers.draft_model import ModelProposer
 from draftrank.engine.sampling import Sampler
 from draftrank.engine.verification import Verdict
 
 
-class ScriptedProposer:
+class ScriptedProposer(Proposer):
     """Proposes the true continuation, each token corrupted with a given probability."""
 
     def __init__(self, output: Sequence[int], prompt_length: int, error_rate: float, seed: int = 0) -> None:
@@ -37,11 +37,8 @@ class ScriptedProposer:
         lies = [3 + self.random.randrange(50) if self.random.random() < self.error_rate else t for t in true]
         return Proposal(lies, forwards=len(lies))
 
-    def accept(self, accepted):
-        self.settled.append(accepted)
-
-    def runtime(self):
-        return None
+    def accept(self, tokens):
+        self.settled.append(tokens)
 
 
 class StaleProposer(ModelProposer):

@@ -9,7 +9,7 @@ from draftrank import Store, TuneRequest, Workspace, build_boards, tune_k
 from draftrank.errors import InvalidInputError
 from draftrank.measure.cost.model import AtK
 from draftrank.workflows.tune import candidates, variant_of
-from workspaces import plain_request
+from workspaces import PLAIN, plain_request
 
 
 def test_the_measured_are_the_most_promising_and_the_declared():
@@ -23,7 +23,7 @@ def test_the_measured_are_the_most_promising_and_the_declared():
 
 def test_a_draft_is_tuned_by_a_session_of_variants(workspace_root):
     workspace = Workspace.open(workspace_root)
-    request = TuneRequest("tiny", "shallow", max_k=5, confidences=(0.2,))
+    request = TuneRequest("tiny", "shallow", max_k=5, confidences=(0.2,), **PLAIN)
     with Store.open(workspace.store_url) as store:
         found = tune_k(workspace, request, store)
         assert tune_k(workspace, request, store) == found  # nothing is measured twice
