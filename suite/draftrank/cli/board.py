@@ -23,19 +23,15 @@ def board(
 
     [bold]Example:[/bold] draftrank board --target smollm2-135m-instruct --suite quick
     """
+    from draftrank.board.archived import archived_boards
     from draftrank.board.as_json import board_document
-    from draftrank.board.ranking import build_boards
     from draftrank.catalog.workspace import Workspace
-    from draftrank.cli.results import read_results, require_known
+    from draftrank.cli.results import open_archive, require_known
     from draftrank.cli.tables import print_board
 
     opened = Workspace.open(workspace)
-    results = read_results(opened, local=not published)
-    boards = [
-        found
-        for found in build_boards(results)
-        if target in (None, found.key.target) and suite in (None, found.key.suite)
-    ]
+    with open_archive(opened, local=not published) as archive:
+        boards = archived_boards(archive, target, suite)
     for found in boards:
         print_board(found)
     if not boards:

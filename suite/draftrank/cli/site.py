@@ -35,26 +35,29 @@ def site(
 
     [bold]Example:[/bold] draftrank site --out site
     """
-    from draftrank.board.ranking import build_boards
+    from draftrank.board.archived import archived_boards
     from draftrank.board.site import Declarations, render_site
     from draftrank.catalog.workspace import Workspace
-    from draftrank.cli.results import read_results
+    from draftrank.cli.results import open_archive
     from draftrank.store.snapshot import database_of
 
     opened = Workspace.open(workspace)
-    results = read_results(opened, local=not published)
+    with open_archive(opened, local=not published) as archive:
+        boards = archived_boards(archive)
+        results = tuple(map(archive.result, archive.sessions)) if database else ()
+        sessions = len(archive.sessions)
     declared = opened.check()
     render_site(
-        build_boards(results),
+        boards,
         out_dir,
         declared=Declarations.of(declared.targets, declared.tasks),
         url=_with_slash(url),
-        downloads={"results.sqlite": database_of(results)} if database and results else {},
+        downloads={"results.sqlite": database_of(results)} if results else {},
     )
     index = (out_dir / "index.html").resolve()
     out.print(f"the site is rendered: {index.as_uri()}")
     if json:
-        print_json({"index": str(index), "sessions": len(results)})
+        print_json({"index": str(index), "sessions": sessions})
     if serve:
         _serve(out_dir.resolve(), port)
 

@@ -31,8 +31,8 @@ class Contender:
     """Id of the session that measured it."""
     speedup: Estimate
     """Over its session's baseline, with an interval."""
-    trials: Sequence[Trial] = ()
-    """Its own, those that count."""
+    trials: Callable[[], Sequence[Trial]] = tuple
+    """Gives its own, those that count; called only where `tasks` do not suffice."""
     cells: str | None = None
     """Equal for contenders of one session that decoded the same cells; None: unknown."""
     tasks: Mapping[str, Estimate] = field(default_factory=dict)
@@ -132,7 +132,7 @@ def ratio_of(first: Contender, second: Contender) -> LogRatio:
     if first.session == second.session:
         if _alike(first, second):
             return mean_of([_ratio_in_task(first.tasks[task], second.tasks[task]) for task in first.tasks])
-        overall = compare_speed(second.trials, first.trials).overall
+        overall = compare_speed(second.trials(), first.trials()).overall
         if overall is not None and overall.log is not None:
             return overall.log
     if first.speedup.log is None or second.speedup.log is None:
