@@ -39,21 +39,20 @@ def site(
     from draftrank.board.site import Declarations, render_site
     from draftrank.catalog.workspace import Workspace
     from draftrank.cli.results import open_archive
-    from draftrank.store.snapshot import database_of
+    from draftrank.store.snapshot import archived_database
 
     opened = Workspace.open(workspace)
-    with open_archive(opened, local=not published) as archive:
-        boards = archived_boards(archive)
-        results = tuple(map(archive.result, archive.sessions)) if database else ()
-        sessions = len(archive.sessions)
     declared = opened.check()
-    render_site(
-        boards,
-        out_dir,
-        declared=Declarations.of(declared.targets, declared.tasks),
-        url=_with_slash(url),
-        downloads={"results.sqlite": database_of(results)} if results else {},
-    )
+    with open_archive(opened, local=not published) as archive:
+        sessions = len(archive.sessions)
+        render_site(
+            archived_boards(archive),
+            out_dir,
+            declared=Declarations.of(declared.targets, declared.tasks),
+            url=_with_slash(url),
+            downloads={"results.sqlite": archived_database(archive)} if database and sessions else {},
+            derived=archive.derived,
+        )
     index = (out_dir / "index.html").resolve()
     out.print(f"the site is rendered: {index.as_uri()}")
     if json:

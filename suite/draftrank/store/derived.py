@@ -33,18 +33,16 @@ class Derived:
 
     def __init__(self, path: Path | None) -> None:
         """Opens the file and makes it where it is absent; None, or one that cannot be used: nothing is kept."""
+        self._connection: sqlite3.Connection | None = None
+        if path is None:
+            return
         try:
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = _opened(path)
-        except (sqlite3.Error, OSError) as error:
-            self._connection = _opened(None)
-            if (
-                path is not None
-                and path.is_file()
-                and not isinstance(error, OSError | sqlite3.OperationalError)
-            ):
-                path.unlink(missing_ok=True)  # it is damaged; the next process makes a new one
+        except (OSError, sqlite3.OperationalError):  # no right to write there, or no room
+            return
+        except sqlite3.DatabaseError:
+            path.unlink(missing_ok=True)  # it is damaged; the next process makes a new one
 
     def __enter__(self) -> Derived:
         return self
@@ -52,7 +50,8 @@ class Derived:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._connection.close()
+        if self._connection is not None:
+            self._connection.close()
 
     def all_of(self, kind: str) -> dict[str, tuple[str, bytes]]:
         """Source and value of every entry of a kind, by name."""
@@ -75,21 +74,21 @@ class Derived:
 
     def _asked(self, query: str, values: tuple[str, ...]) -> list[tuple[Any, ...]]:
         try:
-            return self._connection.execute(query, values).fetchall()
+            return self._connection.execute(query, values).fetchall() if self._connection else []
         except sqlite3.Error:  # damaged, or held by another process for too long
             return []
 
     def _write(self, statement: str, rows: list[tuple[Any, ...]]) -> None:
         try:
-            if rows:
+            if rows and self._connection:
                 with self._connection:
                     self._connection.executemany(statement, rows)
         except sqlite3.Error:
             return
 
 
-def _opened(path: Path | None) -> sqlite3.Connection:
-    connection = sqlite3.connect(path or ":memory:", timeout=_BUSY_S)
+def _opened(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=_BUSY_S)
     try:
         connection.executescript(_LAYOUT)
         if connection.execute("SELECT sha256 FROM code").fetchall() != [(code_sha256(),)]:

@@ -15,13 +15,17 @@ from records_for_tests import a_result
 
 from draftrank.board.archived import archived_boards
 from draftrank.board.ranking import build_boards
+from draftrank.board.site import drawing as drawing_module
+from draftrank.board.site.drawing import kept_drawing
 from draftrank.errors import InvalidInputError, StoreError
 from draftrank.store import archive as archive_module
 from draftrank.store import derived as derived_module
+from draftrank.store import snapshot
 from draftrank.store.archive import SETTLED_NS, Archive
 from draftrank.store.bundle import load_results, part_of, publish, read_in_place
 from draftrank.store.derived import Derived
 from draftrank.store.merging import in_order
+from draftrank.store.snapshot import archived_database, database_of
 from draftrank.store.store import Store
 from forging import version_2
 from strategies import session_results
@@ -245,3 +249,37 @@ def test_pairs_that_did_not_decode_the_same_cells_are_still_compared_trial_by_tr
     for _ in range(2):
         with Derived(tmp_path / "derived.sqlite") as derived:
             assert archived_boards(Archive(None, tmp_path / "results", derived)) == expected
+
+
+def test_the_database_and_the_drawings_are_made_anew_only_when_something_changed(folder, monkeypatch):
+    made = []
+
+    def counting(results):
+        made.append("database")
+        return database_of(results)
+
+    def drawing(spec, theme):
+        made.append(theme)
+        return json.dumps([spec, theme]).encode()
+
+    monkeypatch.setattr(snapshot, "database_of", counting)
+    monkeypatch.setattr(drawing_module, "draw", drawing)
+
+    def look():
+        with Derived(folder.parent / "derived.sqlite") as derived:
+            archive = Archive(None, folder, derived)
+            assert archived_database(archive) == database_of(map(archive.result, archive.sessions))
+            for name, spec, theme in (
+                ("a", {"mark": "bar"}, "light"),
+                ("b", {"mark": "bar"}, "dark"),
+                ("c", {"mark": len(archive.sessions)}, "light"),
+            ):
+                assert kept_drawing(derived, name, spec, theme) == json.dumps([spec, theme]).encode()
+
+    look()
+    assert made == ["database", "light", "dark", "light"]
+    look()
+    assert len(made) == 4
+    publish(a_result("2026-03-03-cccc"), folder)
+    look()
+    assert made[4:] == ["database", "light"]

@@ -15,7 +15,6 @@ from sqlalchemy import create_engine
 from sqlalchemy import inspect as inspect_database
 
 from draftrank.errors import StoreError
-from draftrank.store import schema
 from draftrank.store.database import create_store_engine, writing
 from draftrank.store.schema import HEAD, alembic_config, read_revision
 from draftrank.store.store import Store

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtr
 
 from draftrank.measure.records import Trial
 from draftrank.measure.statistics.estimates import Estimate, compare_speed
@@ -220,6 +219,8 @@ def _against_independent(log: LogRatio, others: Sequence[LogRatio]) -> Floats:
 
 def _t_above_zero(values: Floats, variances: Floats, below: Floats) -> Floats:
     """`below`: Σ variance² ÷ freedom over the parts, of Welch & Satterthwaite's formula."""
+    from scipy.special import stdtr
+
     with np.errstate(divide="ignore", invalid="ignore"):
         found: Floats = stdtr(variances**2 / below, values / np.sqrt(variances))
     # (stdtr of endlessly many degrees of freedom, or of no error at all, is no number.)
