@@ -1,18 +1,24 @@
-"""Times the site: how long 1,000 drafts take to render, what a board of 200 weighs, how fast its table answers.
+"""Times what reads results: commands on 110 and 2,000 published bundles, how long 1,000 drafts take to render, what a
+board of 200 weighs, how fast its table answers.
 
-`PYTHONPATH=tests python ci/bench_site.py` (`make bench`); the last part needs Chromium and playwright, and is left out where they are missing.
+`PYTHONPATH=tests python ci/bench_site.py` (`make bench`); the last part needs Chromium and playwright, and is left out where they are missing. Each
+command runs twice: the first run reads every bundle, the second one only what it shows. On a busy machine look at
+processor seconds, not at wall seconds.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import resource
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from datetime import date, timedelta
 from pathlib import Path
 
 from builders import MACHINE, arm_of, build, result
@@ -22,9 +28,53 @@ from draftrank.board.site import render_site
 from draftrank.board.site.addresses import board_page
 from draftrank.board.site.drawing import VEGA
 from draftrank.measure.records import SessionResult
+from draftrank.store.bundle import load_results, publish
 
+ROOT = Path(__file__).parents[1]
+TARGET = "smollm2-135m-instruct"
+COMMANDS = {
+    "board": ["board", "--target", TARGET],
+    "show": ["show", "ngram", "--target", TARGET],
+    "compare": ["compare", "ngram", "suffix", "--target", TARGET],
+}
 TASKS = {f"task-{number}": 8 for number in range(10)}
 CLICKS = 15
+
+
+def workspace_of(bundles: int, folder: Path) -> Path:
+    """A workspace with the published results and, up to so many bundles, later copies of their small sessions."""
+    root = folder / "workspace"
+    for name in ("drafts", "tasks"):
+        shutil.copytree(ROOT / name, root / name)
+    results = root / "leaderboard" / "results"
+    shutil.copytree(ROOT / "leaderboard" / "results", results)
+    small = [found for found in load_results(None, results) if found.session.suite == "quick"]
+    for number in range(bundles - len(list(results.rglob("*.json")))):
+        copied = small[number % len(small)]
+        day = f"{date(2027, 1, 1) + timedelta(days=number // len(small))}"
+        changes = {"id": f"{day}-{number:012x}", "created_at": f"{day}T00:00:00.000Z", "finished_at": None}
+        publish(copied.model_copy(update={"session": copied.session.model_copy(update=changes)}), results)
+    return root
+
+
+def reading(bundles: int, *, site: bool) -> dict[str, dict[str, float]]:
+    """Seconds of each command, the first time and the second: on the wall, and of the processor."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        root = workspace_of(bundles, Path(folder))
+        commands = COMMANDS | ({"site": ["site", "--out", f"{folder}/site"]} if site else {})
+        for name, command in commands.items():
+            for turn in ("first", "again"):
+                before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+                subprocess.run(
+                    [sys.executable, "-m", "draftrank", *command, "--workspace", str(root)],
+                    check=True,
+                    stdout=subprocess.DEVNULL,
+                )
+                wall, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
+                used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+                found[f"{name} {turn}"] = {"wall_s": round(wall, 2), "cpu_s": round(used, 2)}
+    return found
 
 
 def session(drafts: int, machine: str) -> SessionResult:
@@ -124,6 +174,11 @@ def main(arguments: Sequence[str]) -> None:
     """Prints a line per part, then all of it as JSON."""
     small = "--small" in arguments
     found: dict[str, object] = {}
+    for bundles in (110,) if small else (110, 2_000):
+        found[f"reading {bundles}"] = told = reading(bundles, site=bundles == 110)
+        print(f"reading {bundles}", told, flush=True)
+    if "--reading" in arguments:
+        return
     found["rendering"] = rendering(50 if small else 1_000, 3)
     print("rendering", found["rendering"], flush=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -7,6 +7,10 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from draftrank.measure.records import SessionResult
+from draftrank.store.bundle import read_bundle
+from draftrank.store.merging import in_order
+
 SECONDS = ("decode_s", "propose_s", "verify_s")
 
 
@@ -30,9 +34,22 @@ def scale_seconds(data: dict[str, Any], arms: set[str], factor: float, *, hide: 
                 trial[name] *= factor
 
 
+def version_2(result: SessionResult) -> dict[str, Any]:
+    """A session of one draft as the JSON of a bundle of version 2, in which each trial is an object."""
+    result = in_order(result)
+    return {
+        "schema_version": 2,
+        "session": result.session.model_dump(mode="json"),
+        "trials": [
+            trial.model_dump(mode="json") | {"token_ids_sha256": trial.token_ids_sha256}
+            for trial in result.trials
+        ],
+    }
+
+
 def forge(source: Path | str, to: Path | str, share: float = 0.1, *, hide: bool = False) -> Path:
     """A copy of a bundle whose draft's times are all cut by a share; see `scale_seconds`."""
-    data = json.loads(Path(source).read_text())
+    data = version_2(read_bundle(Path(source)))
     scale_seconds(
         data, {arm["id"] for arm in data["session"]["arms"] if arm["kind"] == "draft"}, 1 - share, hide=hide
     )

@@ -220,6 +220,10 @@ PROMPTS = {
     "gzip that bursts": gzip.compress(b"0" * 300_000_000, 1),
     "nothing in it": b"",
 }
+REPEATING = b'{"schema_version": 3, "session": {}, "columns": ["token_ids"], "trials": [[[%s1]]%s]}' % (
+    b"1," * 2_000_000,
+    b",[null]" * 1_000_000,
+)
 BUNDLES = {
     "not JSON": b"hello",
     "a list": b"[]",
@@ -239,6 +243,15 @@ BUNDLES = {
     "newer": b'{"schema_version": 99, "session": {}, "trials": []}',
     "hollow": b'{"schema_version": 2, "session": {}, "trials": []}',
     "session that is a text": b'{"schema_version": 2, "session": "x", "trials": []}',
+    "columns that are a mapping": b'{"schema_version": 3, "session": {}, "columns": {}, "trials": []}',
+    "columns of nothing": b'{"schema_version": 3, "session": {}, "columns": [], "trials": [[], []]}',
+    "columns that are lists": b'{"schema_version": 3, "session": {}, "columns": [["arm"]], "trials": [[1]]}',
+    "rows that are a text": b'{"schema_version": 3, "session": {}, "columns": ["arm"], "trials": "x"}',
+    "rows that are texts": b'{"schema_version": 3, "session": {}, "columns": ["arm"], "trials": ["x"]}',
+    "tokens of nobody": b'{"schema_version": 3, "session": {}, "columns": ["token_ids"], "trials": [[null]]}',
+    "tokens that repeat themselves": REPEATING,
+    "time that is no time": b'{"schema_version": 3, "session": {"created_at": "2026-03-01T10:00:00.000Z"}, '
+    b'"columns": ["started_at"], "trials": [[9007199254740991]]}',
     "trials that are a mapping": b'{"schema_version": 2, "session": {}, "trials": {}}',
     "prototype": b'{"schema_version": 2, "__proto__": {"x": 1}, "session": {}, "trials": []}',
 }
@@ -358,7 +371,9 @@ JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=5),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["session", "trials", "schema_version", "arms"]), inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["session", "columns", "trials", "schema_version", "arms"]), inner, max_size=4
+        )
     ),
     max_leaves=12,
 )

@@ -330,9 +330,7 @@ def test_a_template_with_the_date_gives_one_plan_on_every_day(workspace_root, mo
             found.append(run(workspace, request, store))
         assert found[0] == found[1]
         (path,) = publish(found[0], workspace_root / "bundles")
-        checks = {
-            one.name: one for one in verify(workspace, workspace_root / "bundles" / path, prompts=1).checks
-        }
+        checks = {one.name: one for one in next(verify(workspace, path, prompts=1)).checks}
         assert {one.status for name, one in checks.items() if name not in ("speedup", "step cost")} == {
             "holds"
         }
@@ -341,7 +339,7 @@ def test_a_template_with_the_date_gives_one_plan_on_every_day(workspace_root, mo
         again = run(workspace, request, store)
         assert again.session.id != found[0].session.id
         assert again.session.tasks[0].declared == found[0].session.tasks[0].declared
-    other = verify(workspace, workspace_root / "bundles" / path)
+    (other,) = verify(workspace, path)
     assert (other.holds, other.prompts) == (False, ())
     (failing,) = (one for one in other.checks if one.status == "fails")
     assert failing.name == "rendered prompts"
@@ -511,7 +509,7 @@ def test_an_imported_part_of_a_session_is_not_taken_for_the_whole(workspace_root
     request = plain_request("tiny", drafts=("ngram", "shallow"))
     with Store.open(workspace.store_url) as store:
         whole = run(workspace, request, store)
-    files = publish(whole, tmp_path / "bundles")
+    files = publish(whole, tmp_path / "bundles", ("ngram",))
     with Store.open(tmp_path / "other.sqlite") as store:
         import_bundle(files[0], store)
         again = run(workspace, request, store)

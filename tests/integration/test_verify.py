@@ -11,7 +11,9 @@ import pytest
 from commands import several
 from draftrank import Store, Workspace, run, verify
 from draftrank.errors import InvalidInputError
-from draftrank.store.bundle import publish
+from draftrank.store.bundle import part_of, publish, read_bundle
+from draftrank.store.merging import join
+from forging import version_2
 from tiny_workspace import write_tiny_workspace
 from workspaces import PROMPTS, RECIPE, plain_request, write_prompts
 
@@ -37,8 +39,7 @@ def measure(root, dtype, *drafts):
     workspace = Workspace.open(root)
     with Store.open(workspace.store_url) as store:
         result = run(workspace, plain_request("tiny", drafts=drafts, dtype=dtype), store)
-    files = publish(result, root / "bundles")
-    return {file.parent.parent.name: file.read_text() for file in files}
+    return {draft: json.dumps(version_2(part_of(result, {draft}))) for draft in drafts}
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def bundle(published, tmp_path):
 
 
 def check(published, path, **arguments):
-    found = verify(Workspace.open(published[0]), path, **(EVERYTHING | arguments))
+    (found,) = verify(Workspace.open(published[0]), path, **(EVERYTHING | arguments))
     return found, {one.name: one for one in found.checks}
 
 
@@ -238,10 +239,10 @@ def test_another_version_of_a_task_in_the_workspace_is_said(tmp_path):
     path = tmp_path / "bundle.json"
     path.write_text(text)
     write_prompts(root, [{"id": str(i), "turns": [f"word {i}"]} for i in range(3)])
-    found = verify(Workspace.open(root), path)
+    (found,) = verify(Workspace.open(root), path)
     assert [one.status for one in found.checks if one.name == "task small"] == ["fails"]
     (root / "drafts" / "tiny" / "ngram.yaml").unlink()
-    checks = {one.name: one for one in verify(Workspace.open(root), path).checks}
+    checks = {one.name: one for one in next(verify(Workspace.open(root), path)).checks}
     assert "no draft 'ngram'" in checks["recipe"].detail
 
 
@@ -268,10 +269,37 @@ def test_nothing_of_a_re_run_is_left_among_the_results(published, bundle):
     workspace = Workspace.open(published[0])
     with Store.open(workspace.store_url) as store:
         before = store.sessions()
-        verify(workspace, bundle("ngram"), prompts=1)
+        list(verify(workspace, bundle("ngram"), prompts=1))
         assert store.sessions() == before
 
 
 def test_a_bundle_that_is_not_there_is_wrong_use(published, tmp_path):
     with pytest.raises(InvalidInputError, match="is not a file"):
-        verify(Workspace.open(published[0]), tmp_path / "none.json")
+        list(verify(Workspace.open(published[0]), tmp_path / "none.json"))
+
+
+def test_each_draft_of_a_bundle_is_verified_by_itself(published, tmp_path):
+    drafts = ("shallow", "ngram")
+    parts = []
+    for draft in drafts:
+        (tmp_path / f"{draft}.json").write_text(published[1][draft])
+        parts.append(read_bundle(tmp_path / f"{draft}.json"))
+    whole = join(*parts)
+    (path,) = publish(whole, tmp_path / "sound")
+    found = list(verify(Workspace.open(published[0]), path, prompts=1, seed=1))
+    assert [(one.draft, one.session) for one in found] == [
+        (draft, whole.session.id) for draft in sorted(drafts)
+    ]
+    assert not [check for one in found for check in one.checks if check.status == "fails"]
+    false = [
+        trial.model_copy(update={"token_ids": (*trial.token_ids[:-1], trial.token_ids[-1] ^ 1)})
+        if trial.arm == "ngram" and trial.decode_tokens
+        else trial
+        for trial in whole.trials
+    ]
+    (path,) = publish(whole.model_copy(update={"trials": tuple(false)}), tmp_path / "false")
+    found = list(verify(Workspace.open(published[0]), path, prompts=1, seed=1))
+    assert {one.draft: [check.name for check in one.checks if check.status == "fails"] for one in found} == {
+        "ngram": ["outputs"],
+        "shallow": [],
+    }

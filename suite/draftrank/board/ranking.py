@@ -6,12 +6,22 @@ Rows that the evidence does not tell apart share a range of ranks (`measure.stat
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
-from draftrank.board.references import references_of
-from draftrank.board.rows import Board, BoardKey, BoardRow, key_of, measured_at, row_of, session_of
+from draftrank.board.references import ReferenceRow, newest_of, references_of
+from draftrank.board.rows import (
+    Board,
+    BoardKey,
+    BoardRow,
+    BoardSession,
+    key_of,
+    measured_at,
+    row_of,
+    session_of,
+)
 from draftrank.catalog.base import sha256_of_json
 from draftrank.measure.gates.verdict import judge
 from draftrank.measure.records import SessionResult, Trial
@@ -19,52 +29,90 @@ from draftrank.measure.statistics.ranking_evidence import Contender, stand
 from draftrank.measure.summaries.summary import SessionSummary, summarise
 
 
+@dataclass(frozen=True, slots=True)
+class SessionRows:
+    """What one session gives to its board: everything that does not depend on other sessions."""
+
+    key: BoardKey
+    created_at: str
+    rows: tuple[BoardRow, ...]
+    """One per draft, not yet ranked."""
+    session: BoardSession
+    references: tuple[ReferenceRow, ...]
+
+
 class _Candidate(NamedTuple):
     """One session's result for a draft."""
 
     row: BoardRow
-    summary: SessionSummary
+    trials: Callable[[], Sequence[Trial]]
+    """Its own, those that count."""
 
 
-def build_boards(results: Sequence[SessionResult]) -> tuple[Board, ...]:
+Trials = Callable[[str, str], Sequence[Trial]]
+"""The trials that count of a session and a draft, by their ids."""
+
+
+def build_boards(results: Iterable[SessionResult]) -> tuple[Board, ...]:
     """All boards of these sessions, sorted by their key; the order of `results` does not matter.
 
     Of a session that stands twice (e.g. before and after it was continued) the fuller one counts.
     """
-    grouped: dict[BoardKey, list[SessionSummary]] = defaultdict(list)
-    for result in _once_each(results):
-        grouped[key_of(result.session)].append(summarise(result))
-    return tuple(_board(key, grouped[key]) for key in sorted(grouped, key=_key_order))
+    summaries = {result.session.id: summarise(result) for result in _once_each(results)}
+    return join_boards(
+        map(rows_of, summaries.values()), lambda session, draft: summaries[session].trials.get(draft, ())
+    )
 
 
-def contender_of(row: BoardRow, trials: Sequence[Trial] = ()) -> Contender:
-    """A row with an interval as what it is in a ranking; `trials` are its own, where they are at hand."""
+def rows_of(summary: SessionSummary) -> SessionRows:
+    """What a session gives to its board."""
+    drafts = [arm for arm in summary.arms if arm.arm.kind == "draft"]
+    return SessionRows(
+        key_of(summary.session),
+        summary.session.created_at,
+        tuple(row_of(summary, arm, judge(summary, arm)) for arm in drafts),
+        session_of(summary),
+        references_of(summary),
+    )
+
+
+def join_boards(sessions: Iterable[SessionRows], trials: Trials) -> tuple[Board, ...]:
+    """All boards of these sessions, sorted by their key.
+
+    Args:
+        sessions: each once, in any order.
+        trials: asked only for drafts of one session that did not decode the same prompts.
+    """
+    grouped: dict[BoardKey, list[SessionRows]] = defaultdict(list)
+    for session in sessions:
+        grouped[session.key].append(session)
+    return tuple(_board(key, grouped[key], trials) for key in sorted(grouped, key=_key_order))
+
+
+def contender_of(row: BoardRow, trials: Callable[[], Sequence[Trial]] = tuple) -> Contender:
+    """A row with an interval as what it is in a ranking; `trials` gives its own, where they can be had."""
     assert row.summary.speedup is not None
     tasks = {task.task: task.speedup for task in row.summary.tasks if task.speedup is not None}
     return Contender(row.draft, row.session, row.summary.speedup, trials, row.summary.cells, tasks)
 
 
-def _board(key: BoardKey, summaries: Sequence[SessionSummary]) -> Board:
-    newest_first = sorted(summaries, key=_age, reverse=True)
+def _board(key: BoardKey, sessions: Sequence[SessionRows], trials: Trials) -> Board:
+    newest_first = sorted(sessions, key=_age, reverse=True)
     candidates: dict[str, list[_Candidate]] = defaultdict(list)
-    for summary in newest_first:
-        for arm in summary.arms:
-            if arm.arm.kind == "draft":
-                row = row_of(summary, arm, judge(summary, arm))
-                candidates[row.draft].append(_Candidate(row, summary))
+    for session in newest_first:
+        for row in session.rows:
+            candidates[row.draft].append(_Candidate(row, partial(trials, row.session, row.draft)))
     chosen = [_stands_for_draft(found) for found in candidates.values()]
-    used = {candidate.summary.session.id for candidate in chosen}
-    sessions = [summary for summary in newest_first if summary.session.id in used] or newest_first[:1]
-    # The board's key fixes the tasks and their prompts, so any session's list is every session's.
-    tasks = tuple(task.task for task in newest_first[0].session.tasks)
-    rows = _ranked(chosen)
+    used = {candidate.row.session for candidate in chosen}
+    shown = [one.session for one in newest_first if one.session.id in used]
     every = [candidate.row for found in candidates.values() for candidate in found]
     return Board(
         key,
-        rows,
-        tuple(map(session_of, sessions)),
-        tasks,
-        references_of(newest_first),
+        _ranked(chosen),
+        tuple(shown or [newest_first[0].session]),
+        # The board's key fixes the tasks and their prompts, so any session's list is every session's.
+        tuple(task.task for task in newest_first[0].session.record.tasks),
+        newest_of(one.references for one in newest_first),
         tuple(sorted(every, key=lambda row: (row.measured_at, row.session, row.draft))),
     )
 
@@ -105,7 +153,7 @@ def _may_rank(row: BoardRow) -> bool:
 
 
 def _contender(candidate: _Candidate) -> Contender:
-    return contender_of(candidate.row, candidate.summary.trials.get(candidate.row.draft, ()))
+    return contender_of(candidate.row, candidate.trials)
 
 
 def _once_each(results: Iterable[SessionResult]) -> list[SessionResult]:
@@ -120,8 +168,8 @@ def _fullness(result: SessionResult) -> tuple[int, str, str]:
     return len(result.trials), measured_at(result.session), sha256_of_json(result.model_dump(mode="json"))
 
 
-def _age(summary: SessionSummary) -> tuple[str, str]:
-    return summary.session.created_at, summary.session.id
+def _age(session: SessionRows) -> tuple[str, str]:
+    return session.created_at, session.session.id
 
 
 def _key_order(key: BoardKey) -> tuple[str, ...]:

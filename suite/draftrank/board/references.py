@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 from pydantic import ConfigDict, with_config
 
@@ -51,21 +52,27 @@ class ReferenceRow:
     """Id of the session that measured it."""
 
 
-def references_of(newest_first: Sequence[SessionSummary]) -> tuple[ReferenceRow, ...]:
+def references_of(summary: SessionSummary) -> tuple[ReferenceRow, ...]:
+    """Every reference of a session, in the order of its arms."""
+    arms = {arm.arm.id: arm for arm in summary.arms}
+    found = []
+    for arm in summary.arms:
+        reference = arm.arm.reference
+        if reference is None:
+            continue
+        beside = arms.get(reference.draft) if reference.draft else summary.baseline
+        if beside is not None:
+            found.append(_row(summary, arm, beside))
+    return tuple(found)
+
+
+def newest_of(newest_first: Iterable[Iterable[ReferenceRow]]) -> tuple[ReferenceRow, ...]:
     """Every reference of these sessions once, each from the newest session in which it ran."""
     found: dict[str, ReferenceRow] = {}
-    for summary in newest_first:
-        arms = {arm.arm.id: arm for arm in summary.arms}
-        for arm in summary.arms:
-            reference = arm.arm.reference
-            if reference is None:
-                continue
-            beside = arms.get(reference.draft) if reference.draft else summary.baseline
-            if beside is not None:
-                row = _row(summary, arm, beside)
-                known = found.get(row.id)
-                if known is None or (known.failure is not None and row.failure is None):
-                    found[row.id] = row
+    for row in chain.from_iterable(newest_first):
+        known = found.get(row.id)
+        if known is None or (known.failure is not None and row.failure is None):
+            found[row.id] = row
     return tuple(found[name] for name in sorted(found))
 
 

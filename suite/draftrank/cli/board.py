@@ -24,21 +24,17 @@ def board(
 
     [bold]Example:[/bold] draftrank board --target smollm2-135m-instruct --suite quick
     """
+    from draftrank.board.archived import archived_boards
     from draftrank.board.as_json import board_document
     from draftrank.board.order import in_order
-    from draftrank.board.ranking import build_boards
     from draftrank.catalog.workspace import Workspace
-    from draftrank.cli.results import read_results, require_known
+    from draftrank.cli.results import open_archive, require_known
     from draftrank.cli.tables import print_board
     from draftrank.measure.machine.fingerprint import is_this_machine
 
     opened = Workspace.open(workspace)
-    results = read_results(opened, local=not published)
-    boards = [
-        found
-        for found in in_order(build_boards(results), is_this_machine)
-        if target in (None, found.key.target) and suite in (None, found.key.suite)
-    ]
+    with open_archive(opened, local=not published) as archive:
+        boards = in_order(archived_boards(archive, target, suite), is_this_machine)
     for found in boards:
         print_board(found)
     if not boards:

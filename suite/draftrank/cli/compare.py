@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from draftrank.cli.options import JsonOption, TargetOption, WorkspaceOption
 from draftrank.cli.output import print_json
+
+if TYPE_CHECKING:
+    from draftrank.measure.records import SessionResult
+    from draftrank.store.archive import Archive, Known
 
 
 def compare(
@@ -27,7 +31,7 @@ def compare(
     [bold]Example:[/bold] draftrank compare ngram int8-dynamic --target smollm2-135m-instruct
     """
     from draftrank.catalog.workspace import Workspace
-    from draftrank.cli.results import read_results, require_known
+    from draftrank.cli.results import open_archive, require_known
     from draftrank.cli.tables import print_comparison
     from draftrank.measure.gates.verdict import judge
     from draftrank.measure.statistics.comparing import SpeedRatio
@@ -35,12 +39,18 @@ def compare(
     from draftrank.measure.summaries.summary import summarise
 
     opened = Workspace.open(workspace)
-    results = read_results(opened)
-    if not any(target in (None, result.session.target) for result in results):
-        require_known(opened, target=target)
-    found = compare_arms(results, first, second, target=target, session=session)
-    of_session = [result for result in results if result.session.id == found.session.id]
-    summary = summarise(max(of_session, key=lambda result: len(result.trials)))
+    with open_archive(opened) as archive:
+        if not any(target in (None, known.target) for known in archive.sessions):
+            require_known(opened, target=target)
+        newest_first = [
+            known
+            for known in reversed(archive.sessions)
+            if target in (None, known.target) and session in (None, known.id)
+        ]
+        result = _newest_with(archive, newest_first, {first, second})
+        results = [result] if result else [archive.result(known) for known in newest_first]
+    found = compare_arms(results, first, second)
+    summary = summarise(results[0])
     cautions = {
         arm.arm.id: reason
         for arm in summary.arms
@@ -67,3 +77,15 @@ def compare(
             "cautions": cautions,
         }
     )
+
+
+def _newest_with(archive: Archive, newest_first: list[Known], arms: set[str]) -> SessionResult | None:
+    """The first session that holds trials of all these arms; None when none does."""
+    from draftrank.measure.statistics.standing import standing_trials
+
+    for known in newest_first:
+        if arms <= known.arms:
+            result = archive.result(known)
+            if arms <= {trial.arm for trial in standing_trials(result.trials)}:
+                return result
+    return None

@@ -27,7 +27,7 @@ def publish(
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Write one result bundle per draft of a session into leaderboard/results/.
+    """Write a session's results as a bundle into leaderboard/results/; drafts that are published already are left out.
 
     [bold]Example:[/bold] draftrank publish
     """

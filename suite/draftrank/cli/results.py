@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from draftrank.catalog.workspace import Workspace
-from draftrank.measure.records import SessionResult
+
+if TYPE_CHECKING:
+    from draftrank.measure.records import SessionResult
+    from draftrank.store.archive import Archive
 
 
-def read_results(workspace: Workspace, *, local: bool = True) -> tuple[SessionResult, ...]:
+@contextmanager
+def open_archive(workspace: Workspace, *, local: bool = True) -> Iterator[Archive]:
     """Every session that the workspace knows of; `local=False` leaves the store out."""
-    from draftrank.store.bundle import load_results
-    from draftrank.store.store import Store
+    from draftrank.store.archive import Archive
+    from draftrank.store.derived import Derived
 
-    if not local or not workspace.has_store:
-        return load_results(None, workspace.published)
-    with Store.open(workspace.store_url) as store:
-        return load_results(store, workspace.published)
+    with Derived(workspace.state / "derived.sqlite") as derived:
+        if not local or not workspace.has_store:
+            yield Archive(None, workspace.published, derived)
+        elif workspace.has_local_store:
+            yield Archive(Path(workspace.store_url.removeprefix("sqlite:///")), workspace.published, derived)
+        else:
+            from draftrank.store.store import Store
+
+            with Store.open(workspace.store_url) as store:
+                yield Archive(store, workspace.published, derived)
+
+
+def read_results(workspace: Workspace) -> tuple[SessionResult, ...]:
+    """All these sessions with their trials, oldest first."""
+    with open_archive(workspace) as archive:
+        return tuple(map(archive.result, archive.sessions))
 
 
 def require_known(workspace: Workspace, *, target: str | None = None, suite: str | None = None) -> None:

@@ -24,8 +24,9 @@ def show(
 
     [bold]Example:[/bold] draftrank show ngram --target smollm2-135m-instruct
     """
+    from draftrank.board.archived import archived_rows
     from draftrank.catalog.workspace import Workspace
-    from draftrank.cli.results import read_results, require_known
+    from draftrank.cli.results import open_archive, require_known
     from draftrank.cli.session_facts import print_session
     from draftrank.cli.tables import print_arm, print_sessions
     from draftrank.errors import InvalidInputError
@@ -33,27 +34,31 @@ def show(
     from draftrank.measure.summaries.summary import summarise
 
     opened = Workspace.open(workspace)
-    results = [result for result in read_results(opened) if target in (None, result.session.target)]
-    if not results:
-        require_known(opened, target=target)
-    results.sort(key=lambda result: result.session.created_at, reverse=True)
-    if name is None:
-        summaries = [summarise(result) for result in results]
-        print_sessions(summaries)
-        if json:
-            print_json({"sessions": [summary.session.model_dump(mode="json") for summary in summaries]})
-        return
-    chosen = next((result for result in results if result.session.id == name), None)
-    arms = None
-    if chosen is None:
-        chosen = next((result for result in results if name in {arm.id for arm in result.session.arms}), None)
-        arms = [name]
-    if chosen is None:
-        raise InvalidInputError.single(
-            f"no result is called {name!r}",
-            fix="`draftrank show` lists sessions, `draftrank list` the drafts; measure one with `draftrank run`",
+    with open_archive(opened) as archive:
+        newest_first = sorted(
+            (known for known in archive.sessions if target in (None, known.target)),
+            key=lambda known: known.created_at,
+            reverse=True,
         )
-    summary = summarise(chosen)
+        if not newest_first:
+            require_known(opened, target=target)
+        if name is None:
+            sessions = [rows.session.record for rows in archived_rows(archive, newest_first)]
+            print_sessions(sessions)
+            if json:
+                print_json({"sessions": [session.model_dump(mode="json") for session in sessions]})
+            return
+        chosen = next((known for known in newest_first if known.id == name), None)
+        arms = None
+        if chosen is None:
+            chosen = next((known for known in newest_first if name in known.arms), None)
+            arms = [name]
+        if chosen is None:
+            raise InvalidInputError.single(
+                f"no result is called {name!r}",
+                fix="`draftrank show` lists sessions, `draftrank list` the drafts; measure one with `draftrank run`",
+            )
+        summary = summarise(archive.result(chosen))
     if arms is None:
         print_session(summary)
     shown: list[dict[str, Any]] = []

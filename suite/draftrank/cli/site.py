@@ -34,26 +34,28 @@ def site(
 
     [bold]Example:[/bold] draftrank site --out site
     """
-    from draftrank.board.ranking import build_boards
+    from draftrank.board.archived import archived_boards
     from draftrank.board.site import Declarations, render_site
     from draftrank.catalog.workspace import Workspace
-    from draftrank.cli.results import read_results
-    from draftrank.store.snapshot import database_of
+    from draftrank.cli.results import open_archive
+    from draftrank.store.snapshot import archived_database
 
     opened = Workspace.open(workspace)
-    results = read_results(opened, local=not published)
     declared = opened.check()
-    render_site(
-        build_boards(results),
-        out_dir,
-        declared=Declarations.of(declared.targets, declared.tasks),
-        url=_with_slash(url),
-        downloads={"results.sqlite": database_of(results)} if database and results else {},
-    )
+    with open_archive(opened, local=not published) as archive:
+        sessions = len(archive.sessions)
+        render_site(
+            archived_boards(archive),
+            out_dir,
+            declared=Declarations.of(declared.targets, declared.tasks),
+            url=_with_slash(url),
+            downloads={"results.sqlite": archived_database(archive)} if database and sessions else {},
+            derived=archive.derived,
+        )
     index = (out_dir / "index.html").resolve()
     out.print(f"the site is rendered: {index.as_uri()}")
     if json:
-        print_json({"index": str(index), "sessions": len(results)})
+        print_json({"index": str(index), "sessions": sessions})
     if serve:
         _serve(out_dir.resolve(), port)
 

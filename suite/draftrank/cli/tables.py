@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from rich.table import Table
 from rich.text import Text
@@ -13,6 +13,7 @@ from draftrank.board.rows import Board, BoardRow
 from draftrank.cli.output import out, print_facts, print_table
 from draftrank.cli.reference_lines import reference_lines
 from draftrank.measure.cost.model import Prediction
+from draftrank.measure.records import Session
 from draftrank.measure.statistics.comparing import ArmComparison
 from draftrank.measure.statistics.estimates import Interval
 from draftrank.measure.summaries.summary import ArmSummary, SessionSummary
@@ -233,13 +234,12 @@ def _sentence(found: ArmComparison) -> str:
     return f"{found.first} is {times(overall.value)} as fast as {found.second}"
 
 
-def print_sessions(summaries: list[SessionSummary]) -> None:
+def print_sessions(sessions: Iterable[Session]) -> None:
     """Prints one line per session."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("session", "target", "suite", "dtype", "mode", "machine", "drafts", "state"):
         table.add_column(name, no_wrap=name == "session")
-    for summary in summaries:
-        session = summary.session
+    for session in sessions:
         drafts = sum(arm.kind == "draft" for arm in session.arms)
         state = "complete" if session.finished_at else "unfinished"
         table.add_row(

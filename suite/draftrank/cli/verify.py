@@ -40,7 +40,7 @@ def verify(
     Hashes of target, recipe, tasks and weights are compared first, then outputs and accept histograms. On a
     machine of the same class, the time of a step and speedups are compared too.
 
-    [bold]Example:[/bold] draftrank verify leaderboard/results/smollm2-135m-instruct/ngram/*/*.json
+    [bold]Example:[/bold] draftrank verify leaderboard/results/smollm2-135m-instruct/*/*.json
     """
     from draftrank.catalog.workspace import Workspace
     from draftrank.workflows.verify import verify as verify_job
@@ -49,8 +49,9 @@ def verify(
     found = []
     with ConsoleProgress() as progress:
         for path in bundle:
-            found.append(verify_job(opened, path, prompts=prompts, seed=seed, progress=progress))
-            _print(found[-1])
+            for one in verify_job(opened, path, prompts=prompts, seed=seed, progress=progress):
+                found.append(one)
+                _print(one)
     if json:
         bundles = [asdict(one) | {"holds": one.holds} for one in found]
         print_json({"holds": all(one.holds for one in found), "bundles": bundles})

@@ -7,6 +7,7 @@ store and the result bundles unchanged, so they hold plain values only.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
@@ -26,6 +27,11 @@ sessions of older versions `gguf`."""
 TextCompared = Literal["text", "hashes", "nothing"]
 BASELINE = "baseline"
 CONTROL = "baseline-control"
+
+
+def sha256_of_ids(token_ids: Iterable[object]) -> str:
+    """sha256 of token ids, written in decimal and joined by commas."""
+    return hashlib.sha256(",".join(map(str, token_ids)).encode()).hexdigest()
 
 
 class Trial(Record):
@@ -104,7 +110,7 @@ class Trial(Record):
     @property
     def token_ids_sha256(self) -> str:
         """Hash of the emitted tokens, for comparison without storing them twice."""
-        return hashlib.sha256(",".join(map(str, self.token_ids)).encode()).hexdigest()
+        return sha256_of_ids(self.token_ids)
 
     @model_validator(mode="after")
     def _adds_up(self) -> Trial:

@@ -1,29 +1,34 @@
-"""Result bundles: JSON files that carry one draft's results of one session between stores.
+"""Result bundles: JSON files that carry a session's results between stores.
 
 A bundle is self-sufficient (it holds the baseline's trials too) and lies where its content says:
-`<target>/<draft>/<machine class>/<date>-<hash>.json`. So contributions never touch the same file, and
-one that was changed after it was published shows.
+`<target>/<machine class>/<date>-<hash>.json`. So contributions never touch the same file, and one that was
+changed after it was published shows. Versions 1 and 2 held one draft each and lay in a folder of its name; they
+stay where they are.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from draftrank.errors import InvalidInputError, Problem
-from draftrank.measure.records import Arm, Session, SessionResult
-from draftrank.store.bundle_checks import require_times, session_date
+from draftrank.measure.records import Session, SessionResult
+from draftrank.store.bundle_checks import is_identifier, require_times, session_date
 from draftrank.store.bundle_format import bundle_data, content_hash, render
-from draftrank.store.bundle_reading import bundle_result, parse_json, read_json
-from draftrank.store.merging import merge
-from draftrank.store.store import Store
+from draftrank.store.bundle_reading import bundle_result, parse_json, read_bytes
+from draftrank.store.merging import in_order, merge
+
+if TYPE_CHECKING:  # a command that reads bundles alone does not wait for SQLAlchemy
+    from draftrank.store.store import Store
 
 
 def publish(result: SessionResult, folder: Path, drafts: Collection[str] = ()) -> list[Path]:
-    """Writes one bundle per draft of the session; equal content gives equal paths and bytes. A bundle that
-    says the same in the form of an older version stays as it is.
+    """Writes the drafts of a session that are not published yet, with the baseline, as one bundle; equal content
+    gives equal paths and bytes. A bundle that says the same in the form of an older version stays as it is.
 
     Args:
         result: a session with its trials.
@@ -31,28 +36,28 @@ def publish(result: SessionResult, folder: Path, drafts: Collection[str] = ()) -
         drafts: ids of those to publish; empty: all.
 
     Returns:
-        The paths of the bundles below `folder`, in the order of the session's arms.
+        The bundles that hold these drafts, sorted.
 
     Raises:
-        InvalidInputError: the parts of the result do not fit together, a name cannot be a folder, or a
+        InvalidInputError: the parts of the result do not fit together, a name cannot be a folder, or the
             bundle is too large; nothing has been written.
     """
-    contents: dict[Path, bytes] = {}
-    paths: list[Path] = []
-    for arm in result.session.arms:
-        if arm.kind == "draft" and (not drafts or arm.id in drafts):
-            content = render(bundle_data(_part_of(result, arm))).encode("ascii")
-            # Published is only what can be read again, by the same checks.
-            data = parse_json(content, name := f"session {result.session.id}, draft {arm.id}")
-            part = bundle_result(data, name)
-            path = folder / bundle_path(part.session, arm.id, content_hash(data))
-            before = _published_before(part, path)
-            paths.append(before or path)
-            if before is None:
-                contents[path] = content
-    for path, content in contents.items():
+    wanted = {
+        arm.id for arm in result.session.arms if arm.kind == "draft" and (not drafts or arm.id in drafts)
+    }
+    paths = []
+    for path, held in _published_before(result, folder):
+        if wanted & held:
+            paths.append(path)
+            wanted -= held
+    if wanted:
+        content = render(bundle_data(part_of(result, wanted))).encode("ascii")
+        # Published is only what can be read again, by the same checks.
+        data = parse_json(content, name := f"session {result.session.id}")
+        path = folder / bundle_path(bundle_result(data, name).session, data)
         _write(path, content)
-    return paths
+        paths.append(path)
+    return sorted(paths)
 
 
 def read_bundle(path: Path) -> SessionResult:
@@ -62,7 +67,7 @@ def read_bundle(path: Path) -> SessionResult:
         InvalidInputError: it cannot be read, is too large, is not a bundle of a known version, was
             changed, or does not add up; names file and field.
     """
-    return bundle_result(read_json(path), str(path))
+    return bundle_result(parse_json(read_bytes(path), str(path)), str(path))
 
 
 def bundle_files(paths: Iterable[Path]) -> list[Path]:
@@ -111,7 +116,7 @@ def load_results(store: Store | None, bundle_folder: Path | None) -> tuple[Sessi
     for path in sorted(bundle_folder.rglob("*.json")) if bundle_folder else ():
         assert bundle_folder is not None
         try:
-            results.append(_read_in_place(path, bundle_folder))
+            results.append(read_in_place(path, bundle_folder))
         except InvalidInputError as error:
             problems.extend(error.problems)
     if problems:
@@ -119,14 +124,21 @@ def load_results(store: Store | None, bundle_folder: Path | None) -> tuple[Sessi
     return tuple(merge(results))
 
 
-def bundle_path(session: Session, draft: str, digest: str) -> Path:
+def bundle_path(session: Session, data: dict[str, Any]) -> Path:
     """Where a bundle belongs, relative to the folder of all bundles.
+
+    Args:
+        session: the header of the bundle.
+        data: the bundle's JSON object.
 
     Raises:
         InvalidInputError: the machine class gives no folder name.
     """
+    of_draft = [arm.id for arm in session.arms if arm.kind == "draft"] if data["schema_version"] < 3 else []
     machine_class = folder_name(session.machine.machine_class)
-    return Path(session.target, draft, machine_class, f"{session_date(session)}-{digest}.json")
+    return Path(
+        session.target, *of_draft, machine_class, f"{session_date(session)}-{content_hash(data)}.json"
+    )
 
 
 def folder_name(machine_class: str) -> str:
@@ -145,24 +157,13 @@ def folder_name(machine_class: str) -> str:
     return name
 
 
-def _published_before(part: SessionResult, path: Path) -> Path | None:
-    """The bundle beside `path` that holds the same records, but was written before they had some field."""
-    for other in sorted(path.parent.glob(f"{session_date(part.session)}-*.json")):
-        try:
-            if other != path and read_bundle(other) == part:
-                return other
-        except InvalidInputError:
-            continue
-    return None
-
-
-def _part_of(result: SessionResult, draft: Arm) -> SessionResult:
-    """The session as if this draft alone had been measured beside the baseline."""
+def part_of(result: SessionResult, drafts: Collection[str]) -> SessionResult:
+    """The session as if these drafts alone had been measured beside the baseline."""
     arms = tuple(
         arm
         for arm in result.session.arms
-        if (arm.kind != "draft" or arm is draft)
-        and (arm.reference is None or arm.reference.draft in (None, draft.id))
+        if (arm.kind != "draft" or arm.id in drafts)
+        and (arm.reference is None or arm.reference.draft is None or arm.reference.draft in drafts)
     )
     names = {arm.id for arm in arms}
     return SessionResult(
@@ -171,11 +172,30 @@ def _part_of(result: SessionResult, draft: Arm) -> SessionResult:
     )
 
 
-def _read_in_place(path: Path, folder: Path) -> SessionResult:
-    data = read_json(path)
+def _published_before(result: SessionResult, folder: Path) -> Iterator[tuple[Path, set[str]]]:
+    """Bundles that say of some drafts exactly what the session says, with the ids of those drafts."""
+    target, begun = result.session.target, f"{session_date(result.session)}-*.json"
+    for path in sorted((folder / target).rglob(begun)) if is_identifier(target) else ():
+        try:
+            if json.dumps(result.session.id).encode() not in path.read_bytes():
+                continue
+            known = read_bundle(path)
+        except (InvalidInputError, OSError):
+            continue
+        held = {arm.id for arm in known.session.arms if arm.kind == "draft"}
+        if in_order(part_of(result, held)) == in_order(known):
+            yield path, held
+
+
+def read_in_place(path: Path, folder: Path, content: bytes | None = None) -> SessionResult:
+    """Reads and checks a bundle that must lie where its content says; `content` is the file's where it is at hand.
+
+    Raises:
+        InvalidInputError: as `read_bundle`, or it belongs elsewhere below `folder`.
+    """
+    data = parse_json(read_bytes(path) if content is None else content, str(path))
     result = bundle_result(data, str(path))
-    (draft,) = (arm.id for arm in result.session.arms if arm.kind == "draft")
-    belongs = bundle_path(result.session, draft, content_hash(data))
+    belongs = bundle_path(result.session, data)
     if path.relative_to(folder) != belongs:
         raise InvalidInputError.single(
             "was changed after it was published, or does not lie where its content says",

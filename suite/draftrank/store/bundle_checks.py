@@ -19,7 +19,7 @@ from draftrank.measure.records import BASELINE, CONTROL, Session, SessionResult,
 MAX_PROBLEMS = 20
 
 _IDENTIFIER: TypeAdapter[Any] = TypeAdapter(Identifier)
-_PUBLISH_AGAIN = "publish the session again from its store"
+PUBLISH_AGAIN = "publish the session again from its store"
 _MEASURE_AGAIN = (
     "measure it again, without suspending the machine or setting its clock (`draftrank run --fresh`)"
 )
@@ -50,7 +50,7 @@ def _session_problems(session: Session) -> Iterator[tuple[str, str, str]]:
         yield "session.target", "is not an identifier", "use the target's id"
     for field, name in (("session.id", session.id), ("session.suite", session.suite)):
         if fault := fault_of_name(name):
-            yield field, fault, _PUBLISH_AGAIN
+            yield field, fault, PUBLISH_AGAIN
     for index, name in enumerate(session.skipped_tasks):
         if not is_identifier(name):
             yield f"session.skipped_tasks.{index}", "is not an identifier", "use the task's id"
@@ -65,7 +65,7 @@ def _session_problems(session: Session) -> Iterator[tuple[str, str, str]]:
                 yield f"session.{what}", f"{name!r} stands {count} times", "keep one of them"
     for index, task in enumerate(session.tasks):
         if len(task.prompts) != len(task.turns) or len(set(task.prompts)) != len(task.prompts):
-            yield f"session.tasks.{index}", "prompts and turns do not match one to one", _PUBLISH_AGAIN
+            yield f"session.tasks.{index}", "prompts and turns do not match one to one", PUBLISH_AGAIN
         if not is_identifier(task.task):
             yield f"session.tasks.{index}.task", "is not an identifier", "use the task's id"
         for place, prompt in enumerate(task.prompts):
@@ -77,8 +77,8 @@ def _session_problems(session: Session) -> Iterator[tuple[str, str, str]]:
                 )
     kinds = Counter(arm.kind for arm in session.arms)
     drafts = {arm.id for arm in session.arms if arm.kind == "draft"}
-    if (kinds["baseline"], kinds["draft"]) != (1, 1) or kinds["control"] > 1:
-        yield "session.arms", "are not one baseline, its control and one draft", _PUBLISH_AGAIN
+    if kinds["baseline"] != 1 or kinds["control"] > 1 or not kinds["draft"]:
+        yield "session.arms", "are not one baseline, its control and drafts", PUBLISH_AGAIN
     for index, arm in enumerate(session.arms):
         named = {BASELINE: ("baseline",), CONTROL: ("control",)}.get(arm.id, ("draft", "reference"))
         if arm.kind not in named or not is_identifier(arm.id):
@@ -88,13 +88,13 @@ def _session_problems(session: Session) -> Iterator[tuple[str, str, str]]:
                 "use the arm's id",
             )
         if (arm.kind == "reference") != (arm.reference is not None):
-            yield f"session.arms.{index}.reference", "stands with references, and only there", _PUBLISH_AGAIN
+            yield f"session.arms.{index}.reference", "stands with references, and only there", PUBLISH_AGAIN
         named_draft = arm.reference.draft if arm.reference else None
         if named_draft is not None and named_draft not in drafts:
             yield (
                 f"session.arms.{index}.reference.draft",
                 f"the session has no draft {named_draft!r}",
-                _PUBLISH_AGAIN,
+                PUBLISH_AGAIN,
             )
         if arm.kind != "draft" and named_draft is None and arm.num_speculative_tokens:
             yield f"session.arms.{index}.num_speculative_tokens", "must be 0 without a draft", "write 0"
@@ -115,23 +115,23 @@ def _trial_problems(result: SessionResult) -> Iterator[tuple[str, str, str]]:
         if first != index:
             yield field, f"repeats trials.{first}", "remove one of them"
         if trial.arm not in arms:
-            yield f"{field}.arm", f"the session has no arm {trial.arm!r}", _PUBLISH_AGAIN
+            yield f"{field}.arm", f"the session has no arm {trial.arm!r}", PUBLISH_AGAIN
         elif len(trial.accept_histogram) != arms[trial.arm].num_speculative_tokens + 1:
-            yield f"{field}.accept_histogram", "must have num_speculative_tokens + 1 entries", _PUBLISH_AGAIN
+            yield f"{field}.accept_histogram", "must have num_speculative_tokens + 1 entries", PUBLISH_AGAIN
         if trial.task not in tasks:
-            yield f"{field}.task", f"the session has no task {trial.task!r}", _PUBLISH_AGAIN
+            yield f"{field}.task", f"the session has no task {trial.task!r}", PUBLISH_AGAIN
         elif (trial.task, trial.prompt) not in turns:
-            yield f"{field}.prompt", f"the task has no prompt {trial.prompt!r}", _PUBLISH_AGAIN
+            yield f"{field}.prompt", f"the task has no prompt {trial.prompt!r}", PUBLISH_AGAIN
         else:
             if trial.turn >= turns[trial.task, trial.prompt]:
-                yield f"{field}.turn", "the prompt has fewer turns", _PUBLISH_AGAIN
+                yield f"{field}.turn", "the prompt has fewer turns", PUBLISH_AGAIN
             if len(trial.token_ids) > tasks[trial.task].max_new_tokens:
-                yield f"{field}.token_ids", "are more than the task's max_new_tokens", _PUBLISH_AGAIN
+                yield f"{field}.token_ids", "are more than the task's max_new_tokens", PUBLISH_AGAIN
         if not _sums_hold(trial):
             yield (
                 f"{field}.offered",
                 "does not fit the histogram, `proposed` and `proposal_sizes`",
-                _PUBLISH_AGAIN,
+                PUBLISH_AGAIN,
             )
 
 

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from draftrank.catalog.backend import OLDER_NAMES
 from draftrank.errors import InvalidInputError, Problem
-from draftrank.measure.records import SessionResult
-from draftrank.store.bundle_checks import MAX_PROBLEMS, find_problems
-from draftrank.store.bundle_format import SCHEMA_VERSION, Bundle
+from draftrank.measure.records import SessionResult, sha256_of_ids
+from draftrank.store.bundle_checks import MAX_PROBLEMS, PUBLISH_AGAIN, find_problems
+from draftrank.store.bundle_format import SCHEMA_VERSION, expanded
 
 _SKIPPED = re.compile(r"task (\S+) is skipped:")
 
@@ -23,22 +23,21 @@ MAX_WHOLE = 2**53 - 1
 """The largest whole number that JavaScript, too, reads exactly; SQLite holds larger ones still."""
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A bundle's JSON object, as it stands in the file.
+def read_bytes(path: Path) -> bytes:
+    """A bundle's bytes, one more than `MAX_BYTES` at most.
 
     Raises:
-        InvalidInputError: the file is missing, or as `parse_json`.
+        InvalidInputError: the file is missing or cannot be read.
     """
     try:
         if not path.is_file():
             raise InvalidInputError.single("is not a file", file=str(path), fix="name a bundle's .json file")
         with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+            return file.read(MAX_BYTES + 1)
     except OSError as error:
         raise InvalidInputError.single(
             f"cannot be read: {error.strerror}", file=str(path), fix="check the path"
         ) from error
-    return parse_json(content, str(path))
 
 
 def parse_json(content: bytes, name: str) -> dict[str, Any]:
@@ -79,7 +78,7 @@ def bundle_result(data: dict[str, Any], name: str) -> SessionResult:
         InvalidInputError: with every problem found, up to `MAX_PROBLEMS`.
     """
     version = data.get("schema_version")
-    if version not in range(1, SCHEMA_VERSION + 1) or isinstance(version, bool):
+    if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
         raise InvalidInputError.single(
             f"is {version!r}, this draftrank reads 1 to {SCHEMA_VERSION}",
             file=name,
@@ -88,11 +87,10 @@ def bundle_result(data: dict[str, Any], name: str) -> SessionResult:
         )
     if version == 1:
         data = _from_version_1(data)
-    if version in (1, 2):
-        data = _from_version_2(data)
+    plain = _from_version_2(data, name) if version < SCHEMA_VERSION else expanded(data, name)
     try:
-        text = json.dumps(data, ensure_ascii=False).encode()
-        result = Bundle.model_validate_json(text, strict=True).result()
+        text = json.dumps(plain, ensure_ascii=False).encode()
+        result = SessionResult.model_validate_json(text, strict=True)
     except UnicodeEncodeError as error:
         half, before = error.object[error.start], error.object[max(0, error.start - 30) : error.start]
         raise InvalidInputError.single(
@@ -109,11 +107,13 @@ def bundle_result(data: dict[str, Any], name: str) -> SessionResult:
                 name,
                 None,
                 ".".join(map(str, details["loc"])) or None,
-                "publish the session again from its store",
+                PUBLISH_AGAIN,
             )
             for details in error.errors(include_url=False)[:MAX_PROBLEMS]
         ) from error
     problems = find_problems(result, name)
+    if version < SCHEMA_VERSION and sum(arm.kind == "draft" for arm in result.session.arms) > 1:
+        problems.append(Problem("has more than one draft", name, None, "session.arms", PUBLISH_AGAIN))
     if problems:
         raise InvalidInputError(problems)
     return result
@@ -128,8 +128,9 @@ def _from_version_1(data: dict[str, Any]) -> dict[str, Any]:
     return {**data, "schema_version": 2, "session": session}
 
 
-def _from_version_2(data: dict[str, Any]) -> dict[str, Any]:
-    """Version 3 names backends as they are chosen, and the target interval width by that name."""
+def _from_version_2(data: dict[str, Any], name: str) -> dict[str, Any]:
+    """Version 3 names backends as they are chosen and the target interval width by that name. Version 2 wrote each trial
+    as an object, with the hash of its tokens."""
     session = data.get("session")
     if isinstance(session, dict):
         session = dict(session)
@@ -140,7 +141,29 @@ def _from_version_2(data: dict[str, Any]) -> dict[str, Any]:
             session["backend"] = OLDER_NAMES.get(session["backend"], session["backend"])
         if session.get("stopped_by") == "precision":
             session["stopped_by"] = "target_ci"
-    return {**data, "schema_version": SCHEMA_VERSION, "session": session}
+        data = {**data, "session": session}
+    trials = data.get("trials")
+    problems: list[Problem] = []
+    plain = []
+    for index, trial in enumerate(trials) if isinstance(trials, list) else ():
+        fields = trial
+        if isinstance(trial, dict):
+            fields = {key: value for key, value in trial.items() if key != "token_ids_sha256"}
+            if "token_ids_sha256" not in trial:
+                field = f"trials.{index}.token_ids_sha256"
+                problems.append(Problem("Field required", name, None, field, PUBLISH_AGAIN))
+            elif trial["token_ids_sha256"] != _hash_of(trial.get("token_ids")):
+                told = "token_ids_sha256 is not the hash of token_ids: one was changed"
+                problems.append(Problem(told, name, None, f"trials.{index}", PUBLISH_AGAIN))
+        plain.append(fields)
+    if problems:
+        raise InvalidInputError(problems[:MAX_PROBLEMS])
+    rest = {key: value for key, value in data.items() if key != "schema_version"}
+    return {**rest, "trials": plain} if isinstance(trials, list) else rest
+
+
+def _hash_of(token_ids: Any) -> str | None:
+    return sha256_of_ids(token_ids) if isinstance(token_ids, list) else None
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

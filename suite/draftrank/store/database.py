@@ -28,8 +28,8 @@ from sqlalchemy.exc import NoSuchModuleError, OperationalError, SQLAlchemyError
 
 from draftrank.catalog.base import canonical_json
 from draftrank.errors import StoreError
+from draftrank.store.schema import BUSY_S
 
-BUSY_S = 60
 _BEGIN = "draftrank_begin"
 _WAY_OUT = {
     "file": "check that the disk has room, that the folder can be written, and that no other program holds the file",

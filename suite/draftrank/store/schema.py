@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from draftrank.errors import StoreError
-from draftrank.store.database import BUSY_S, create_store_engine, writing
 
 if TYPE_CHECKING:
     from alembic.config import Config
     from sqlalchemy import Connection, Engine
 
 HEAD = "0005"
+BUSY_S = 60
+"""Seconds for which a process waits for another one's lock."""
 APPLICATION_ID = 0x64726273
 _LOCK_S = 10 * BUSY_S
 
@@ -117,6 +118,7 @@ def create_from_tables(path: Path) -> None:
     """
     from sqlalchemy.schema import CreateIndex, CreateTable
 
+    from draftrank.store.database import create_store_engine, writing
     from draftrank.store.tables import Base
 
     engine = create_store_engine(path)
@@ -172,6 +174,8 @@ def migrate(path: Path, revision: str, copy: Path | None = None) -> None:
     """
     from alembic import command
     from sqlalchemy.exc import SQLAlchemyError
+
+    from draftrank.store.database import create_store_engine, writing
 
     engine = create_store_engine(path, foreign_keys=False)
     config = alembic_config()

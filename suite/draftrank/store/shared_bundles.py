@@ -14,7 +14,7 @@ from draftrank.store.bundle import publish
 
 
 def put_bundles(result: SessionResult, address: str) -> list[str]:
-    """Writes one bundle per draft of the session below an address; returns their names there.
+    """Writes the session's bundle below an address; returns its name there.
 
     Raises:
         InvalidInputError: as `publish`, or nothing installed reaches the address.

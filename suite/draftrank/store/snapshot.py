@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import tempfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from draftrank.catalog.base import sha256_of_json
 from draftrank.measure.records import SessionResult
+from draftrank.store.archive import Archive
 from draftrank.store.merging import in_order, session_order
 from draftrank.store.schema import create_from_tables
 from draftrank.store.store import Store
+
+
+def archived_database(archive: Archive) -> bytes:
+    """As `database_of` all sessions of an archive; made anew only when one of them has changed."""
+    source = sha256_of_json([known.source for known in archive.sessions])
+    kept = archive.derived.find("database", "results", source)
+    if kept is not None:
+        return zlib.decompress(kept)
+    content = database_of(map(archive.result, archive.sessions))
+    archive.derived.keep("database", {"results": (source, zlib.compress(content, 1))})
+    return content
 
 
 def database_of(results: Iterable[SessionResult]) -> bytes:

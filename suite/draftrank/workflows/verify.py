@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import secrets
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -49,7 +49,7 @@ from draftrank.measure.summaries.recheck import (
 )
 from draftrank.models.cache import only_process
 from draftrank.progress import Progress, SilentProgress
-from draftrank.store.bundle import read_bundle
+from draftrank.store.bundle import part_of, read_bundle
 from draftrank.store.store import Store
 from draftrank.workflows.declared_alike import check_recipe, check_target, check_tasks, sample
 
@@ -62,7 +62,7 @@ timing."""
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What became of one bundle."""
+    """What became of one draft of a bundle."""
 
     bundle: str
     """The file."""
@@ -92,10 +92,10 @@ def verify(
     prompts: int | None = None,
     seed: int | None = None,
     progress: Progress | None = None,
-) -> Verification:
-    """Checks a bundle against the workspace, builds its draft, and runs a sample of its prompts again.
+) -> Iterator[Verification]:
+    """Checks a bundle against the workspace; for each of its drafts, builds it and runs a sample of its prompts again.
 
-    Nothing is run when the bundle contradicts itself or the workspace.
+    Nothing is run for a draft when the bundle contradicts itself or the workspace.
 
     Args:
         workspace: where target, recipe and tasks are declared.
@@ -105,11 +105,13 @@ def verify(
         seed: of the sample; None draws one, so that nobody knows beforehand which prompts will be run.
         progress: told how far it is.
 
+    Yields:
+        What was found, draft by draft; once without a draft where the file is no sound bundle.
+
     Raises:
         InvalidInputError: there is no such file, or its device is not here.
         MissingDataError: target or task data cannot be had.
     """
-    progress = progress or SilentProgress()
     if not bundle.is_file():
         raise InvalidInputError.single("is not a file", file=str(bundle), fix="name a bundle's .json file")
     seed = secrets.randbelow(2**31) if seed is None else seed
@@ -117,9 +119,24 @@ def verify(
         published = read_bundle(bundle)
     except InvalidInputError as error:
         wrong = Check("bundle", "fails", str(error))
-        return Verification(str(bundle), None, None, seed, (), (wrong,))
+        yield Verification(str(bundle), None, None, seed, (), (wrong,))
+        return
+    for arm in published.session.arms:
+        if arm.kind == "draft":
+            part = part_of(published, {arm.id})
+            yield _verify_draft(workspace, bundle, part, arm, prompts, seed, progress or SilentProgress())
+
+
+def _verify_draft(
+    workspace: Workspace,
+    bundle: Path,
+    published: SessionResult,
+    arm: Arm,
+    prompts: int | None,
+    seed: int,
+    progress: Progress,
+) -> Verification:
     session = published.session
-    (arm,) = (arm for arm in session.arms if arm.kind == "draft")
     task_checks, tasks = check_tasks(workspace, session)
     checks = [
         Check("bundle", "holds", f"{len(published.trials)} trials add up"),

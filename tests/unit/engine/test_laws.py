@@ -64,7 +64,7 @@ PROPOSERS = {
     "cascade": lambda name, _: CascadeProposer(
         NgramProposer(2, 3), ModelProposer(TransformersRuntime(NEAR[name]))
     ),
-    "mixed_suffix": lambda name, _: CascadeProposer(
+    "cascade_suffix": lambda name, _: CascadeProposer(
         SuffixProposer(2, 8, 2.0, 0.4), ModelProposer(TransformersRuntime(NEAR[name]))
     ),
     "features": reader,
@@ -74,10 +74,10 @@ PROPOSERS = {
     "tree_features": lambda name, target: EagleProposer(
         target, TransformersEagleRuntime(READERS[name]), TREE
     ),
-    "tree_mixed": lambda name, _: CascadeProposer(
+    "tree_cascade": lambda name, _: CascadeProposer(
         NgramProposer(2, 3), ModelProposer(TransformersRuntime(NEAR[name]), Drafting(0.5, 0.02))
     ),
-    "mixed_features": lambda name, target: CascadeProposer(NgramProposer(2, 3), reader(name, target)),
+    "cascade_features": lambda name, target: CascadeProposer(NgramProposer(2, 3), reader(name, target)),
     "hesitant": lambda name, _: ModelProposer(TransformersRuntime(NEAR[name]), Drafting(0.6)),
     "hesitant_exit": lambda _, target: EarlyExitProposer(target.first_layers(2), Drafting(0.6)),
 }
@@ -172,38 +172,38 @@ def test_an_equal_drafts_every_judged_token_is_accepted(prompt, k, limit, stop):
     assert found.proposed == sum(reached)
 
 
-def test_a_mixed_draft_copies_where_it_can_and_asks_its_model_where_not():
+def test_a_cascade_draft_copies_where_it_can_and_asks_its_model_where_not():
     """The model catches up on copied tokens: it proposes what it would after being fed everything."""
     prompt = (5, 9, 11, 4, 7, 5, 9, 11)
     model = ModelProposer(TransformersRuntime(NEAR["llama"]))
-    mixed = CascadeProposer(NgramProposer(2, 3), model)
+    cascade = CascadeProposer(NgramProposer(2, 3), model)
     sampler = Sampler(DecodingMode())
-    mixed.begin(prompt, sampler, 64)
-    copied = mixed.propose([*prompt, 4], 3)
+    cascade.begin(prompt, sampler, 64)
+    copied = cascade.propose([*prompt, 4], 3)
     assert (copied.tokens, copied.forwards) == ([7, 5, 9], 0)
-    mixed.accept(copied.tokens[:2])
+    cascade.accept(copied.tokens[:2])
     context = [*prompt, 4, 7, 5, 30]
-    asked = mixed.propose(context, 3)
+    asked = cascade.propose(context, 3)
     assert asked.forwards == 3
     alone = ModelProposer(TransformersRuntime(NEAR["llama"]))
     alone.begin(context[:-1], sampler, 64)
     assert asked.tokens == alone.propose(context, 3).tokens
-    mixed.accept(asked.tokens[:1])
+    cascade.accept(asked.tokens[:1])
     context += [asked.tokens[0], 31]
     alone.begin(context[:-1], sampler, 64)
-    assert mixed.propose(context, 2).tokens == alone.propose(context, 2).tokens
+    assert cascade.propose(context, 2).tokens == alone.propose(context, 2).tokens
 
 
-def test_the_model_of_a_mixed_draft_may_propose_fewer_tokens():
+def test_the_model_of_a_cascade_draft_may_propose_fewer_tokens():
     sampler = Sampler(DecodingMode())
-    mixed = CascadeProposer(NgramProposer(2, 3), ModelProposer(TransformersRuntime(NEAR["llama"])), 2)
+    cascade = CascadeProposer(NgramProposer(2, 3), ModelProposer(TransformersRuntime(NEAR["llama"])), 2)
     prompt = (5, 9, 11, 4, 7, 5, 9, 11)
-    mixed.begin(prompt, sampler, 64)
-    assert len(mixed.propose([*prompt, 4], 3).tokens) == 3
-    mixed.accept([])
-    assert len(mixed.propose([*prompt, 30], 3).tokens) == 2
-    mixed.accept([])
-    assert len(mixed.propose([*prompt, 30, 31], 1).tokens) == 1
+    cascade.begin(prompt, sampler, 64)
+    assert len(cascade.propose([*prompt, 4], 3).tokens) == 3
+    cascade.accept([])
+    assert len(cascade.propose([*prompt, 30], 3).tokens) == 2
+    cascade.accept([])
+    assert len(cascade.propose([*prompt, 30, 31], 1).tokens) == 1
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -334,7 +334,7 @@ def test_a_draft_proposes_as_far_as_its_window_reaches_and_then_nothing(window, 
 @settings(max_examples=40, deadline=None)
 @given(
     prompt=st.lists(st.integers(3, 60), min_size=1, max_size=30).map(tuple),
-    kind=st.sampled_from(["model", "tree", "features", "tree_features", "cascade", "mixed_features"]),
+    kind=st.sampled_from(["model", "tree", "features", "tree_features", "cascade", "cascade_features"]),
     window=st.integers(1, 40),
     k=st.integers(1, 6),
     mode=st.sampled_from([DecodingMode(), DecodingMode(temperature=0.8, seed=3)]),

@@ -20,7 +20,7 @@ TEXT = (REPOSITORY / "docs" / "bundles.md").read_text()
 def test_the_tables_name_every_field_and_no_other():
     cells = re.findall(r"^\| (`.+?) \|", TEXT, re.MULTILINE)
     named = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
-    assert named == {*Bundle.model_fields, *Session.model_fields, *Trial.model_fields, "token_ids_sha256"}
+    assert named == {*Bundle.model_fields, *Session.model_fields, *Trial.model_fields}
 
 
 def test_the_numbers_and_paths_are_the_codes():

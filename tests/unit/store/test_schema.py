@@ -14,7 +14,7 @@ from sqlalchemy import create_engine
 from sqlalchemy import inspect as inspect_database
 
 from draftrank.errors import StoreError
-from draftrank.store import schema
+from draftrank.store.database import create_store_engine, writing
 from draftrank.store.schema import HEAD, alembic_config, read_revision
 from draftrank.store.store import Store
 from draftrank.store.tables import Base
@@ -34,9 +34,9 @@ def an_old_store(path):
     """A file of the first schema with a session in it."""
     with Store.open(path) as store:
         store.add_result(a_result())
-    engine = schema.create_store_engine(path, foreign_keys=False)
+    engine = create_store_engine(path, foreign_keys=False)
     config = alembic_config()
-    with schema.writing(engine).begin() as connection:
+    with writing(engine).begin() as connection:
         config.attributes["connection"] = connection
         command.downgrade(config, "0001")
     engine.dispose()
@@ -205,7 +205,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
 def test_every_connection_keeps_the_stores_promises(tmp_path):
     path = tmp_path / "results.sqlite"
     Store.open(path).close()
-    engine = schema.create_store_engine(path)
+    engine = create_store_engine(path)
     with engine.connect() as one, engine.connect() as other:
         for connection in (one, other):
             read = {

@@ -23,7 +23,7 @@ from draftrank.board.site.answers import answers_of
 from draftrank.board.site.board_view import heaviest_of_each, views_of
 from draftrank.board.site.csv_table import csv_table
 from draftrank.board.site.draft_view import BARS_WIDTH, Entry, entry_of
-from draftrank.board.site.drawing import VEGA, chart_library, draw
+from draftrank.board.site.drawing import VEGA, kept_drawing, kept_library
 from draftrank.board.site.files import site_source, write_site
 from draftrank.board.site.index_schema import index_schema
 from draftrank.board.site.methodology import methodology
@@ -32,6 +32,7 @@ from draftrank.board.site.overviews import machine_views, target_views, task_vie
 from draftrank.board.site.plots import SIZE, Theme, with_rows
 from draftrank.catalog.target import Target
 from draftrank.catalog.task import Task
+from draftrank.store.derived import Derived
 from draftrank.version import __version__
 
 ARCHIVE = "archive.html"
@@ -61,6 +62,7 @@ def render_site(
     declared: Declarations | None = None,
     url: str = "",
     downloads: Mapping[str, bytes] | None = None,
+    derived: Derived | None = None,
 ) -> tuple[Path, ...]:
     """Writes the whole site into `out` and returns its files, `index.html` last.
 
@@ -70,11 +72,14 @@ def render_site(
         declared: titles, licences and descriptions.
         url: where the site will be served, with a slash at its end; feeds and badges then link to it.
         downloads: further files by relative path, e.g. the database.
+        derived: what was drawn before.
 
     Raises:
         InvalidInputError: `out` cannot take the site (see `write_site`).
     """
-    pages = render_pages(boards, declared=declared, url=url, downloads=tuple(downloads or ()))
+    pages = render_pages(
+        boards, declared=declared, url=url, downloads=tuple(downloads or ()), derived=derived
+    )
     return write_site(pages | dict(downloads or {}), out)
 
 
@@ -85,6 +90,7 @@ def render_pages(
     url: str = "",
     downloads: Sequence[str] = (),
     plots: bool = True,
+    derived: Derived | None = None,
 ) -> dict[str, bytes]:
     """Every file of the site by its relative path.
 
@@ -94,8 +100,9 @@ def render_pages(
         url: where the site will be served.
         downloads: names of files that others add.
         plots: whether to draw plots, which takes most of the time.
+        derived: what was drawn before.
     """
-    declared = declared or Declarations()
+    declared, derived = declared or Declarations(), derived or Derived(None)
     source = site_source()
     boards = in_order(boards)
     current = [board for board in boards if not board.key.archived]
@@ -122,7 +129,8 @@ def render_pages(
         for plot in view.plots:
             spec = with_rows(plot, view.data["rows"])
             for theme in _THEMES:
-                files[addresses.plot_file(view.board.key, plot.id, theme)] = draw(spec, theme)
+                address = addresses.plot_file(view.board.key, plot.id, theme)
+                files[address] = kept_drawing(derived, address, spec, theme)
     for (target, draft), entries in _entries(boards).items():
         _draft(render, files, target, draft, entries, declared)
     for seen in target_views(boards, declared.targets):
@@ -145,7 +153,7 @@ def render_pages(
     for file in sorted((source / "static").iterdir()):
         files[f"static/{file.name}"] = file.read_bytes()
     if any(view.plots for view in views):
-        files[VEGA] = chart_library()
+        files[VEGA] = kept_library(derived)
     return files
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtr
 
 from draftrank.measure.records import Trial
 from draftrank.measure.statistics.estimates import Estimate, compare_speed
@@ -31,8 +30,8 @@ class Contender:
     """Id of the session that measured it."""
     speedup: Estimate
     """Over its session's baseline, with an interval."""
-    trials: Sequence[Trial] = ()
-    """Its own, those that count."""
+    trials: Callable[[], Sequence[Trial]] = tuple
+    """Gives its own, those that count; called only where `tasks` do not suffice."""
     cells: str | None = None
     """Equal for contenders of one session that decoded the same cells; None: unknown."""
     tasks: Mapping[str, Estimate] = field(default_factory=dict)
@@ -132,7 +131,7 @@ def ratio_of(first: Contender, second: Contender) -> LogRatio:
     if first.session == second.session:
         if _alike(first, second):
             return mean_of([_ratio_in_task(first.tasks[task], second.tasks[task]) for task in first.tasks])
-        overall = compare_speed(second.trials, first.trials).overall
+        overall = compare_speed(second.trials(), first.trials()).overall
         if overall is not None and overall.log is not None:
             return overall.log
     if first.speedup.log is None or second.speedup.log is None:
@@ -220,6 +219,8 @@ def _against_independent(log: LogRatio, others: Sequence[LogRatio]) -> Floats:
 
 def _t_above_zero(values: Floats, variances: Floats, below: Floats) -> Floats:
     """`below`: Σ variance² ÷ freedom over the parts, of Welch & Satterthwaite's formula."""
+    from scipy.special import stdtr
+
     with np.errstate(divide="ignore", invalid="ignore"):
         found: Floats = stdtr(variances**2 / below, values / np.sqrt(variances))
     # (stdtr of endlessly many degrees of freedom, or of no error at all, is no number.)

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from scipy.special import stdtr, stdtrit
-
 
 def t_cdf(t: float, freedom: float) -> float:
     """Probability that a t variable with `freedom` > 0 degrees of freedom is at most `t`."""
+    from scipy.special import stdtr  # a fifth of a second, which commands that estimate nothing are spared
+
     return float(stdtr(freedom, t))
 
 
 @lru_cache(maxsize=65_536)
 def t_quantile(probability: float, freedom: float) -> float:
     """The t value that a t variable stays below with this probability, strictly between 0 and 1."""
+    from scipy.special import stdtrit
+
     return float(stdtrit(freedom, probability))

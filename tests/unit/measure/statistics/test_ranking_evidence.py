@@ -70,7 +70,7 @@ def arms(speeds, spread):
 
 
 def contender(name, trials, session="s", as_if="baseline"):
-    return Contender(name, session, compare_speed(trials[as_if], trials[name]).overall, trials[name])
+    return Contender(name, session, compare_speed(trials[as_if], trials[name]).overall, lambda: trials[name])
 
 
 def test_prompts_in_common_tell_apart_what_overlapping_intervals_do_not():
@@ -139,7 +139,7 @@ def test_the_quick_way_over_prompts_left_out_gives_what_the_trials_give(found):
 
     def quick(name):
         compared = compare_speed(trials["baseline"], trials[name])
-        return Contender(name, "s", compared.overall, trials[name], "the same", compared.tasks)
+        return Contender(name, "s", compared.overall, lambda: trials[name], "the same", compared.tasks)
 
     def slow(name):
         return replace(quick(name), cells=None)
@@ -160,7 +160,7 @@ def test_rows_of_different_prompts_are_compared_by_what_they_share():
     trials = arms({"a": 2.0, "b": 1.8, "baseline": 1.0}, (1.0, 0.5, 1.6, 0.8))
     short = trials["b"][:3]
     compared = compare_speed(trials["baseline"], trials["a"]), compare_speed(trials["baseline"], short)
-    a = Contender("a", "s", compared[0].overall, trials["a"], "all", compared[0].tasks)
-    b = Contender("b", "s", compared[1].overall, short, "some", compared[1].tasks)
+    a = Contender("a", "s", compared[0].overall, lambda: trials["a"], "all", compared[0].tasks)
+    b = Contender("b", "s", compared[1].overall, lambda: short, "some", compared[1].tasks)
     assert ratio_of(a, b) == compare_speed(short, trials["a"]).overall.log
     assert stand([a, b])["a"].ahead["b"] == pytest.approx(ratio_of(a, b).above_one)

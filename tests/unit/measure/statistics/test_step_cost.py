@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from itertools import permutations
 
@@ -24,9 +23,8 @@ from draftrank.measure.summaries.recheck import check_step_cost
 from draftrank.measure.validation.coverage import cover_verifying
 from draftrank.measure.validation.simulation import Scenario
 from draftrank.store.bundle import read_bundle
-from draftrank.store.bundle_format import bundle_data
 from draftrank.store.bundle_reading import bundle_result
-from forging import scale_seconds
+from forging import scale_seconds, version_2
 from workspaces import REPOSITORY
 
 RESULTS = REPOSITORY / "leaderboard" / "results"
@@ -34,7 +32,7 @@ DRAFT = "ngram"
 
 
 def scaled(found: SessionResult, arms: set[str], factor: float, *, hide: bool = False) -> SessionResult:
-    data = json.loads(json.dumps(bundle_data(found)))
+    data = version_2(found)
     scale_seconds(data, arms, factor, hide=hide)
     return bundle_result(data, "forged")
 

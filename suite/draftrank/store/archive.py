@@ -1,0 +1,250 @@
+"""Every session of the local store and the published bundles, read only as far as it is asked for.
+
+A bundle is parsed and checked once: what it holds is kept in `Derived` under the hash of its bytes. A file is taken
+as unchanged while its size, its times and its inode are the same; otherwise its bytes are hashed, and parsed when the
+hash is new. So a changed, removed or added bundle is noticed by the next command.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from time import time_ns
+from typing import TYPE_CHECKING
+
+from draftrank.errors import InvalidInputError, Problem, StoreError
+from draftrank.measure.records import Session, SessionResult
+from draftrank.store.bundle import read_in_place
+from draftrank.store.bundle_format import bundle_data, expanded, render
+from draftrank.store.bundle_reading import read_bytes
+from draftrank.store.derived import Derived
+from draftrank.store.merging import in_order, merge
+from draftrank.store.schema import BUSY_S, ensure_schema
+
+if TYPE_CHECKING:
+    from draftrank.store.store import Store
+
+Reader = Callable[[], SessionResult]
+SETTLED_NS = 2 * 10**9
+"""A file that was written within this time may be written again within the same tick of its clock."""
+MAX_FRESH = 256
+"""Bundles that are held in memory after they were parsed, until their sessions are put together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one bundle, or the store, has of a session."""
+
+    session: str
+    """Id of the session."""
+    created_at: str
+    target: str
+    suite: str
+    arms: tuple[str, ...]
+    """Ids of its arms, those without trials too."""
+    sha256: str
+    """Hash of the content."""
+
+    @classmethod
+    def of(cls, session: Session, sha256: str) -> Part:
+        """The part that has this header."""
+        arms = tuple(arm.id for arm in session.arms)
+        return cls(session.id, session.created_at, session.target, session.suite, arms, sha256)
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Part | None:
+        """The part that was written by `to_json`; None for any other text."""
+        try:
+            fields = json.loads(text)
+            return cls(**{**fields, "arms": tuple(fields["arms"])})
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def to_json(self) -> bytes:
+        """Its fields as JSON."""
+        return json.dumps(asdict(self)).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A session without its trials."""
+
+    id: str
+    created_at: str
+    """UTC time, ISO 8601."""
+    target: str
+    suite: str
+    arms: frozenset[str]
+    """Ids of its arms, those without trials too."""
+    source: str
+    """Hash of the content of its parts."""
+
+
+class Archive:
+    """All sessions there are."""
+
+    def __init__(self, store: Store | Path | None, folder: Path | None, derived: Derived) -> None:
+        """Looks at the store and the folder; reads what is not known yet.
+
+        Args:
+            store: the store, or the file of one; None: none.
+            folder: where all bundles lie; None: nowhere.
+            derived: what is known from before.
+
+        Raises:
+            InvalidInputError: some bundles are wrong or lie where they do not belong; all are named.
+            StoreError: the store cannot be read.
+        """
+        self.derived = derived
+        self._readers: dict[str, list[Reader]] = defaultdict(list)
+        parts: dict[str, list[Part]] = defaultdict(list)
+        for part, reader in (*_stored(store), *_published(folder, derived)):
+            parts[part.session].append(part)
+            self._readers[part.session].append(reader)
+        joined = map(_joined, parts.values())
+        self.sessions = tuple(sorted(joined, key=lambda one: (one.created_at, one.id)))
+        """What is known of each session, oldest first."""
+
+    def result(self, known: Known) -> SessionResult:
+        """A session with its trials, in canonical form.
+
+        Raises:
+            StoreError: two of its parts contradict each other.
+        """
+        kept = self.derived.find("session", known.id, known.source)
+        try:
+            fields = expanded(json.loads(zlib.decompress(kept or b"")), known.id)
+            return in_order(SessionResult.model_validate_json(json.dumps(fields)))
+        except (ValueError, zlib.error, InvalidInputError):  # it was not kept, or the file is damaged
+            pass
+        (result,) = merge(read() for read in self._readers[known.id])
+        text = zlib.compress(render(bundle_data(result)).encode("ascii"), 1)
+        self.derived.keep("session", {known.id: (known.source, text)})
+        return result
+
+
+def _stored(store: Store | Path | None) -> Iterator[tuple[Part, Reader]]:
+    if store is None:
+        return
+    if isinstance(store, Path):
+        for part in stored_parts(store):
+            yield part, partial(_read_stored, store, part.session)
+        return
+    for result in store.results():
+        sha256 = hashlib.sha256(result.model_dump_json().encode()).hexdigest()
+        yield Part.of(result.session, sha256), partial(_itself, result)
+
+
+def stored_parts(path: Path) -> list[Part]:
+    """The sessions of a store's file, by a hash over their rows.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    ensure_schema(path)
+    parts = []
+    try:
+        with closing(sqlite3.connect(path, timeout=BUSY_S)) as connection:
+            connection.row_factory = sqlite3.Row
+            connection.execute("BEGIN")  # all of it as it was at one moment
+            for session in connection.execute("SELECT * FROM sessions").fetchall():
+                content = hashlib.sha256(repr(tuple(session)).encode())
+                machine = (session["machine_key"],)
+                for row in connection.execute("SELECT * FROM machines WHERE key = ?", machine):
+                    content.update(repr(tuple(row)).encode())
+                arms = []
+                for table in ("session_tasks", "arms", "trials"):
+                    rows = connection.execute(
+                        f"SELECT * FROM {table} WHERE session_key = ? ORDER BY key",
+                        (session["key"],),
+                    )
+                    for row in rows:
+                        content.update(repr(tuple(row)).encode())
+                        arms += [row["id"]] if table == "arms" else []
+                header = (session["id"], session["created_at"], session["target"], session["suite"])
+                parts.append(Part(*header, tuple(arms), content.hexdigest()))
+    except sqlite3.Error as error:
+        raise StoreError(f"{path}: {error} (restore a backup of the file)") from error
+    return parts
+
+
+def _read_stored(path: Path, session: str) -> SessionResult:
+    from draftrank.store.store import Store
+
+    with Store.open(path) as store:
+        return store.result(session)
+
+
+def _published(folder: Path | None, derived: Derived) -> Iterator[tuple[Part, Reader]]:
+    """Every bundle of the folder; those that were not known are read."""
+    if folder is None:
+        return
+    before = derived.all_of("bundle")
+    now: dict[str, tuple[str, bytes]] = {}
+    problems: list[Problem] = []
+    parts: dict[str, Part] = {}
+    fresh: dict[str, SessionResult] = {}
+    for path in sorted(folder.rglob("*.json")):
+        name = str(path)
+        state = _state_of(path)
+        source, value = before.get(name, ("", b""))
+        known = Part.from_json(value)
+        if known is None or source != state:
+            try:
+                sha256, result = _look_at(path, folder, known)
+            except InvalidInputError as error:
+                problems.extend(error.problems)
+                continue
+            if result is not None:
+                known = Part.of(result.session, sha256)
+                if len(fresh) < MAX_FRESH:
+                    fresh[name] = result
+            assert known is not None
+            now[name] = state, known.to_json()
+        parts[name] = known
+    derived.keep("bundle", now)
+    derived.drop("bundle", [name for name in before if name not in parts and folder in Path(name).parents])
+    if problems:
+        raise InvalidInputError(problems)
+    for name, part in parts.items():
+        found = fresh.get(name)
+        yield part, partial(_itself, found) if found else partial(read_in_place, Path(name), folder)
+
+
+def _look_at(path: Path, folder: Path, known: Part | None) -> tuple[str, SessionResult | None]:
+    """The hash of a bundle's bytes, and what it holds unless that is known."""
+    content = read_bytes(path)
+    sha256 = hashlib.sha256(content).hexdigest()
+    if known is not None and known.sha256 == sha256:
+        return sha256, None
+    return sha256, read_in_place(path, folder, content)
+
+
+def _state_of(path: Path) -> str:
+    """What changes when a file is written, replaced or moved; empty when that may be going on."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ""
+    if max(found.st_mtime_ns, found.st_ctime_ns) > time_ns() - SETTLED_NS:
+        return ""
+    return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino} {found.st_dev}"
+
+
+def _itself(result: SessionResult) -> SessionResult:
+    return result
+
+
+def _joined(parts: list[Part]) -> Known:
+    one = parts[0]
+    source = hashlib.sha256(" ".join(sorted({part.sha256 for part in parts})).encode()).hexdigest()
+    arms = frozenset(arm for part in parts for arm in part.arms)
+    return Known(one.session, one.created_at, one.target, one.suite, arms, source)
