@@ -44,7 +44,8 @@ def test_a_draft_is_tuned_by_a_session_of_variants(workspace_root):
     # A suite of its own: no board of a declared suite ever holds these rows.
     assert {session.suite for session in sessions} == {"quick-tuning"}
     rows = build_boards([found.session])[0].rows
-    assert all(row.reproduce == "draftrank tune-k shallow --target tiny --suite quick" for row in rows)
+    command = "draftrank tune-k shallow --target tiny --suite quick --backend transformers --dtype fp32 --device cpu"
+    assert {row.reproduce for row in rows} == {command}
 
 
 def test_a_variant_keeps_the_draft_and_takes_a_valid_name(workspace_root):
