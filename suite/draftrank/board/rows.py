@@ -334,12 +334,15 @@ def measured_at(session: Session) -> str:
 def _cell(task: TaskSummary) -> TaskCell:
     return TaskCell(
         task.speedup.value if task.speedup else None,
-        _ends(task.speedup),
+        _pair(task.shown_interval),
         task.acceptance.length,
         task.timing.tokens_per_second,
     )
 
 
 def _ends(estimate: Estimate | None) -> tuple[float, float] | None:
-    interval = estimate.interval if estimate else None
+    return _pair(estimate.interval if estimate else None)
+
+
+def _pair(interval: Interval | None) -> tuple[float, float] | None:
     return (interval.low, interval.high) if interval else None

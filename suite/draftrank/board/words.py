@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from draftrank.measure.statistics.log_ratio import CONFIDENCE, MIN_PROMPTS
+from draftrank.measure.summaries.summary import MIN_SHOWN_PROMPTS
 
 
 class Word(NamedTuple):
@@ -101,7 +102,8 @@ WORDS: tuple[Word, ...] = (
         "interval",
         f"{CONFIDENCE:.0%} t-interval of the logarithm. Its error comes from leaving out each prompt with all its "
         "turns and repeats (jackknife), for each task by itself. Over tasks, the degrees of freedom are Welch and "
-        f"Satterthwaite's. A task with fewer than {MIN_PROMPTS} prompts has none.",
+        f"Satterthwaite's. A task with fewer than {MIN_PROMPTS} prompts has none, and one with fewer than "
+        f"{MIN_SHOWN_PROMPTS} is shown without.",
     ),
     Word(
         "rank",

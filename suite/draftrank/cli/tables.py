@@ -143,7 +143,7 @@ def print_arm(summary: SessionSummary, arm: ArmSummary, verdict: str | None) -> 
         tasks.add_row(
             task.task,
             times(task.speedup.value if task.speedup else None),
-            span(_ends(task.speedup.interval) if task.speedup else None),
+            span(_ends(task.shown_interval)),
             decimal(task.acceptance.length),
             decimal(task.timing.tokens_per_second, 1),
             str(task.outliers),

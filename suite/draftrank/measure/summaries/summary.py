@@ -14,12 +14,16 @@ from draftrank.measure.cost.model import Prediction, predict
 from draftrank.measure.fidelity.divergence import Fidelity, compare_outputs
 from draftrank.measure.fidelity.quality import QualitySummary, summarise_quality
 from draftrank.measure.records import Arm, ForwardLatency, Session, SessionResult, SessionTask, Trial
-from draftrank.measure.statistics.estimates import Estimate, SpeedComparison, compare_speed, ratio
+from draftrank.measure.statistics.estimates import Estimate, Interval, SpeedComparison, compare_speed, ratio
 from draftrank.measure.statistics.outliers import flag_outliers
 from draftrank.measure.statistics.standing import standing_trials
 from draftrank.measure.summaries.stability import Stability, stability_of
 
 UNWATCHED = "the machine was not watched, or its counters could not be read: nobody knows how calm it was"
+
+
+MIN_SHOWN_PROMPTS = 4
+"""Prompts of a task below which its speedup is shown without an interval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,12 @@ class TaskSummary:
     known_share: float | None
     """Share of the tokens in the baseline's outputs that the draft's trimmed head knows; None for a head that knows all
     tokens, and where that was not recorded."""
+
+    @property
+    def shown_interval(self) -> Interval | None:
+        """The speedup's interval, where it has at least `MIN_SHOWN_PROMPTS` prompts: from fewer its width says too little."""
+        enough = len(self.prompts) >= MIN_SHOWN_PROMPTS
+        return self.speedup.interval if self.speedup and enough else None
 
 
 @dataclass(frozen=True, slots=True)
