@@ -9,7 +9,6 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from draftrank.building.steps.distill import SelfGenerated
 from draftrank.building.text.conversation_row import (
     ANSWER,
     PROMPT,
@@ -19,6 +18,7 @@ from draftrank.building.text.conversation_row import (
     row_rules,
 )
 from draftrank.building.text.corpus import _Sampler, self_generated_corpus
+from draftrank.catalog.self_generated import SelfGenerated
 from draftrank.errors import BuildError, InvalidInputError
 from draftrank.models.loading import load_model, load_tokenizer
 from draftrank.models.prompting import ConversationFrame

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from draftrank.building.steps.distill import Distill, SelfGenerated
+from draftrank.building.steps.distill import Distill
 from draftrank.building.surgery.sparsity import sparsify
 from draftrank.building.surgery.vocabulary_trimming import trim_vocabulary
 from draftrank.building.text.conversation_row import ANSWER, TEMPLATE
@@ -18,6 +18,7 @@ from draftrank.building.training.distillation import distill
 from draftrank.building.training.objective import closeness_in_chunks, loss_in_chunks
 from draftrank.building.training.on_policy import rewritten
 from draftrank.building.training.schedule import learning_rate_factor, no_longer_better, split_sequences
+from draftrank.catalog.self_generated import SelfGenerated
 from draftrank.errors import BuildError
 from draftrank.models.forms import HiddenStatesForm
 from draftrank.models.loading import load_model
