@@ -19,6 +19,7 @@ from draftrank import Store, Workspace, run, summarise, verify
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.engine import loop, stamps
 from draftrank.engine.backends import registry
+from draftrank.engine.backends.cpp.runtime import CppRuntime
 from draftrank.engine.backends.transformers.runtime import TransformersRuntime
 from draftrank.engine.loop import Decoding
 from draftrank.engine.proposers.draft_model import ModelDraft, ModelProposer
@@ -67,13 +68,21 @@ class Clock:
 def clock(monkeypatch) -> Clock:
     """The clock of everything in this module: a forward costs its layers, and a little per token."""
     clock = Clock()
-    forward = TransformersRuntime.forward
+    for backend in (TransformersRuntime, CppRuntime):
 
-    def timed(self, tokens, keep=None, tree=None):
-        clock.pass_by(LAYER_S * len(self._cache.layers) * (1 + 0.02 * (len(tokens) - 1)))
-        return forward(self, tokens, keep, tree)
+        def timed(self, tokens, keep=None, tree=None, *, forward=backend.forward):
+            clock.pass_by(LAYER_S * len(self._cache.layers) * (1 + 0.02 * (len(tokens) - 1)))
+            return forward(self, tokens, keep, tree)
 
-    monkeypatch.setattr(TransformersRuntime, "forward", timed)
+        monkeypatch.setattr(backend, "forward", timed)
+    chain = CppRuntime.chain
+
+    def timed_chain(self, unseen, count, stop_below=None):
+        chosen = chain(self, unseen, count, stop_below)
+        clock.pass_by(LAYER_S * len(self._cache.layers) * len(chosen))
+        return chosen
+
+    monkeypatch.setattr(CppRuntime, "chain", timed_chain)
     monkeypatch.setattr(loop, "perf_counter", clock.perf_counter)
     monkeypatch.setattr(stamps, "perf_counter", clock.perf_counter)
     monkeypatch.setattr(latency, "perf_counter", clock.perf_counter)
@@ -161,13 +170,28 @@ def test_a_verifier_that_accepts_one_wrong_token_in_200(root, tmp_path, monkeypa
 
 
 def roll_back_one_short(monkeypatch):
-    forget = TransformersRuntime.rollback
-    monkeypatch.setattr(TransformersRuntime, "rollback", lambda self, count: forget(self, max(0, count - 1)))
+    rollback = TransformersRuntime.rollback
+    monkeypatch.setattr(
+        TransformersRuntime, "rollback", lambda self, count: rollback(self, max(0, count - 1))
+    )
 
 
+def commit_one_too_many(monkeypatch):
+    """Of tokens that were rejected, the first stays."""
+    commit = TransformersRuntime.commit
+
+    def faulty(self, root, path):
+        commit(self, root, (*path, len(path)) if self.length - root > len(path) else path)
+
+    monkeypatch.setattr(TransformersRuntime, "commit", faulty)
+
+
+@pytest.mark.parametrize("break_it", [roll_back_one_short, commit_one_too_many])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_a_cache_rolled_back_one_position_short_starts_no_session(root, tmp_path, monkeypatch, dtype):
-    roll_back_one_short(monkeypatch)
+def test_a_cache_rolled_back_one_position_short_starts_no_session(
+    root, tmp_path, monkeypatch, dtype, break_it
+):
+    break_it(monkeypatch)
     with pytest.raises(
         UnsupportedModelError, match="not computed by the backend transformers as transformers computes it"
     ):
@@ -176,7 +200,7 @@ def test_a_cache_rolled_back_one_position_short_starts_no_session(root, tmp_path
 
 @pytest.mark.parametrize("request_", [{}, {"mode": SAMPLING}], ids=["fp32", "sampling"])
 def test_a_cache_rolled_back_one_position_short(root, tmp_path, monkeypatch, request_):
-    roll_back_one_short(monkeypatch)
+    commit_one_too_many(monkeypatch)
     monkeypatch.setattr(registry, "check_forward", lambda _: None)
     arm, verdict, gates = measure(root, tmp_path, **request_)
     assert not verdict.ranked
@@ -186,7 +210,7 @@ def test_a_cache_rolled_back_one_position_short(root, tmp_path, monkeypatch, req
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_a_wrong_cache_shows_in_the_output_too(root, tmp_path, monkeypatch, dtype):
-    roll_back_one_short(monkeypatch)
+    commit_one_too_many(monkeypatch)
     monkeypatch.setattr(registry, "check_forward", lambda _: None)
     monkeypatch.setattr(bench, "check_cache", lambda *_: None)
     arm, verdict, gates = measure(root, tmp_path, dtype=dtype)

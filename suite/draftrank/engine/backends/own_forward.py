@@ -56,7 +56,8 @@ _READ_TREES: WeakSet[Runtime] = WeakSet()
 
 
 def check_forward(runtime: Runtime) -> None:
-    """Reads a prompt in two pieces, one token, three tokens that are taken back, and five tokens; compares the logits.
+    """Reads a prompt in two pieces, a token, a step of which one token is accepted, tokens that are rolled back, and four more;
+    compares the logits.
 
     What the runtime holds is dropped. One that holds less than 21 tokens is not checked, nor is one without a model of
     torch: llama.cpp's models have no other forward.
@@ -70,9 +71,11 @@ def check_forward(runtime: Runtime) -> None:
         # The first tokens have little to look at, so sinks and biases weigh most there.
         first = text.read(checked, range(_FIRST))
         rows = [text.read(checked, range(_FIRST, prompt), keep=1), text.read(checked, [prompt])]
+        rows.append(text.read(checked, [prompt + 1, prompt + 6, prompt + 7])[:1])
+        checked.commit(prompt + 1, (0,))
         text.read(checked, range(prompt + 6, prompt + 9))
         checked.rollback(3)
-        return [first, torch.cat([*rows, text.read(checked, range(prompt + 1, prompt + 6))])]
+        return [first, torch.cat([*rows, text.read(checked, range(prompt + 2, prompt + 6))])]
 
     def own(model: PreTrainedModel, text: _Text) -> list[Tensor]:
         prompt = text.length
