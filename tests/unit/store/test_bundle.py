@@ -580,7 +580,7 @@ def test_every_wrong_bundle_of_a_folder_is_named(tmp_path):
     ],
 )
 def test_older_bundles_are_read_with_the_names_of_now(published, version, runtime, backend):
-    data = json.loads(published.read_text())
+    data = version_2(read_bundle(published))
     session = data["session"]
     del session["backend"], session["target_ci"]
     session |= {"runtime": runtime, "precision": 0.02, "stopped_by": "precision", "dtype": "gguf"}

@@ -235,6 +235,9 @@ def test_other_architectures_and_forms_are_not_taken():
     stretched.config.rope_parameters = {**stretched.config.rope_parameters, "rope_type": "dynamic"}
     assert not CppDecoder.fits(stretched)
     assert not CppDecoder.fits(changed("llama", "low rank"))
+    factorized = small_model("llama")
+    LowRankForm(module="lm_head", rank=6).prepare(factorized)
+    assert not CppDecoder.fits(factorized)
     biased = LlamaConfig(
         vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, attention_bias=True, mlp_bias=True,
@@ -415,14 +418,11 @@ def test_room_that_an_exit_has_made_is_not_taken_for_the_targets(forward):
 
 
 def test_a_runtime_says_whether_it_drafts_by_itself():
-    """Not with capped logits, a head of two matrices, or outputs of layers to keep; transformers' own forward never."""
+    """Not with capped logits, or outputs of layers to keep; transformers' own forward never."""
     capped = small_model("gemma3")
     capped.config.final_logit_softcapping = 20.0
-    factorized = small_model("llama")
-    LowRankForm(module="lm_head", rank=6).prepare(factorized)
     for model, forward in (
         (capped, "cpp"),
-        (factorized, "cpp"),
         (small_model("llama"), "transformers"),
     ):
         able = runtime_by(model, forward).capabilities
