@@ -18,7 +18,7 @@ def test_a_draft_is_written_with_its_card(measured_root, tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert re.match(r"---\nlicense: \"apache-2.0\"\nbase_model: \"tiny\"", card)
     assert "keep 2 layers" in card
-    rows = [line for line in card.splitlines() if line.startswith("| quick, fp32, greedy |")]
+    rows = [line for line in card.splitlines() if line.startswith("| quick, ")]
     assert len(rows) == 1
     assert re.search(r"\d\.\d\d×", rows[0])
     weights = json.loads((tmp_path / "out" / "draftrank.json").read_text())["weights_sha256"]

@@ -7,6 +7,7 @@ import pytest
 from commands import draftrank, several
 from draftrank import DecodingMode, Store, Workspace, build_boards, render_site, run
 from draftrank.board.as_json import board_document
+from draftrank.board.site.addresses import board_page
 from draftrank.engine.backends.transformers.generate import GenerateDecoder
 from draftrank.errors import InvalidInputError
 from draftrank.store.bundle import load_results, publish, read_bundle
@@ -130,6 +131,6 @@ def test_they_are_on_the_terminal_in_the_json_and_on_the_site(workspace_root, tm
         boards = build_boards(load_results(store, None))
     assert board_document(boards)["references"] == document["references"]
     render_site(boards, tmp_path / "site")
-    page = (tmp_path / "site" / "index.html").read_text()
+    page = (tmp_path / "site" / board_page(boards[0].key)).read_text()
     assert "Other implementations, measured beside" in page
     assert "earliest match" in page

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builders import MACHINE, result, slowed
-from draftrank.board.names import title_of
 from draftrank.board.order import in_order, places_of
 from draftrank.board.ranking import build_boards
 
@@ -61,20 +59,3 @@ def test_a_place_holds_the_boards_of_each_backend():
         ["slow"],
     ]
     assert sum(len(boards) for place in places for boards in place.backends) == len(SESSIONS)
-
-
-@pytest.mark.parametrize(
-    ("runtime", "dtype", "label"),
-    [
-        ("torch-native", "bf16", "cpp bf16"),
-        ("torch-eager", "fp32", "transformers fp32"),
-        ("torch-captured", "bf16", "cuda-graphs bf16"),
-        ("torch-fused", "bf16", "fused bf16"),
-        ("llama.cpp", "gguf", "llama.cpp gguf"),
-        ("cpp", "bf16", "cpp bf16"),
-    ],
-)
-def test_backends_of_older_records_have_the_names_of_today(runtime, dtype, label):
-    (board,) = build_boards([result({"a": 1.5}, runtime=runtime, dtype=dtype, draftrank_version="0.2.0")])
-    assert board.key.backend_and_dtype == label
-    assert title_of(board.key) == f"tiny-target: quick, {label}, greedy, cpu-2core (archived, draftrank 0.2)"

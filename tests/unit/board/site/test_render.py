@@ -58,7 +58,7 @@ class Page(HTMLParser):
         self.links, self.ids, self.tags, self.attributes, self.text = [], [], [], [], ""
         self.scripts, self.data = [], []
         self.open: list[str] = []
-        self.forward(text)
+        self.feed(text)
         self.close()
         assert self.open == []
 
@@ -197,10 +197,10 @@ def test_the_first_page_names_the_leading_draft_of_the_fastest_backend(out):
     fast = result({"a": 1.5, "b": 1.2}, id="20261101-a")
     slow = result({"c": 3.0}, id="20261109-b", dtype="bf16", tasks={"chat": 9, "math": 9})
     text = shown_answers(out, [fast, slowed(slow, lambda _: 2.5)])
-    assert text.index("torch fp32") < text.index("torch bf16")
+    assert text.index("transformers fp32") < text.index("transformers bf16")
     (board,) = (one for one in build_boards([fast]))
     best = board.rows[0]
-    assert f"Use The draft a n-gram with the torch fp32 backend: {best.speedup:.2f}×" in text
+    assert f"Use The draft a n-gram with the transformers fp32 backend: {best.speedup:.2f}×" in text
     assert (
         f"{best.tokens_per_second:.1f} tokens/s instead of {board.newest.baseline_tokens_per_second:.1f} in the "
         "same session." in text
@@ -214,9 +214,9 @@ def test_the_first_page_tells_when_a_slower_backend_gets_further_with_a_draft(ou
     plain = result({"a": 0.9}, id="20261101-a")
     drafted = slowed(result({"c": 2.0}, id="20261102-b", dtype="bf16"), lambda _: 1.25)
     text = shown_answers(out, [plain, drafted])
-    assert "The torch fp32 backend has the fastest plain decoding, 1" in text
+    assert "The transformers fp32 backend has the fastest plain decoding, 1" in text
     assert "No lossless draft there is surely faster: the leading one, The draft a, reaches 0.90×" in text
-    assert "torch bf16 reaches more with The draft c n-gram: 1.99×" in text
+    assert "transformers bf16 reaches more with The draft c n-gram: 1.99×" in text
 
 
 def test_archived_boards_never_lead(out):

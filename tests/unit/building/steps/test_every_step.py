@@ -92,7 +92,7 @@ def test_the_same_recipe_gives_the_same_weights(make_target, make_recipe, tmp_pa
     [
         (SPARSE_HYBRID, {"trimmed_head", "semi_structured", "dynamic_int8"}),
         (THIN_HYBRID, {"low_rank", "tied_layers", "dynamic_int8"}),
-        (FEATURES_HYBRID, {"trimmed_head", "features", "dynamic_int8"}),
+        (FEATURES_HYBRID, {"trimmed_head", "hidden_states", "dynamic_int8"}),
     ],
     ids=["sparse", "thin", "features"],
 )
