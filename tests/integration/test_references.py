@@ -132,5 +132,5 @@ def test_they_are_on_the_terminal_in_the_json_and_on_the_site(workspace_root, tm
     assert board_document(boards)["references"] == document["references"]
     render_site(boards, tmp_path / "site")
     page = (tmp_path / "site" / board_page(boards[0].key)).read_text()
-    assert "Other implementations, measured beside" in page
+    assert "Other implementations in the same session" in page
     assert "earliest match" in page
