@@ -44,7 +44,7 @@ class Branch(NamedTuple):
     parent: int
     """The number, among those told, of the one before it; -1: the context's last token."""
     place: int
-    """In the draft's own tree, once it was fed there; 0: it was not."""
+    """In the draft's own tree, once the draft has read it there; 0: it has not."""
 
 
 @dataclass(frozen=True)

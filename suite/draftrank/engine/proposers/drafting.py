@@ -54,7 +54,7 @@ def drafting_of(context: ProposerContext) -> Drafting:
 def draft_tokens(
     draft: Runtime, sampler: Sampler, unseen: Sequence[int], count: int, drafting: Drafting = PLAIN
 ) -> Proposal:
-    """Proposes up to `count` tokens, one forward each; the draft's last one is not fed back to it.
+    """Proposes up to `count` tokens, one forward each; the draft's last one is not read by it.
 
     The token that falls below `stop_below` is proposed and is the last. It must not be withdrawn: in
     sampling modes a draw that is thrown away because it is unlikely no longer follows the distribution
@@ -64,7 +64,7 @@ def draft_tokens(
     Args:
         draft: the model that proposes.
         sampler: the sequence's mode and random numbers.
-        unseen: the end of the context that the draft has not been fed, at least one token.
+        unseen: the end of the context that the draft has not read, at least one token.
         count: how many at most, at least 1.
         drafting: how far and how wide.
     """

@@ -119,14 +119,14 @@ class CudaGraphsRuntime(Runtime):
         """See `Runtime.forward`; the logits are fp32 and stay on the device."""
         if tree is not None:
             return self._forward_tree(tokens, tree)
-        fed, wanted = len(tokens), keep or len(tokens)
+        total, wanted = len(tokens), keep or len(tokens)
         rows = []
         told = []
-        for begin in range(0, fed, MAX_ROWS):
+        for begin in range(0, total, MAX_ROWS):
             part = tokens[begin : begin + MAX_ROWS]
             self._forward(part)
-            first = max(0, fed - wanted - begin)
-            if begin + MAX_ROWS < fed:
+            first = max(0, total - wanted - begin)
+            if begin + MAX_ROWS < total:
                 told.append(self._states[: len(part)].clone())
                 if first < len(part):
                     rows.append(self._logits(first, len(part)).clone())
@@ -134,7 +134,7 @@ class CudaGraphsRuntime(Runtime):
                 rows.append(self._logits(first, len(part)))
         if told:
             self._told = torch.cat([*told, self._states[: self._last]])
-        self._count = fed
+        self._count = total
         return rows[0] if len(rows) == 1 else torch.cat(rows)
 
     def forward_after(self, last: int, proposed: DeviceTokens) -> Tensor:

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 class _Forward:
     """One forward of the target, and the tokens that `generate` emitted after it."""
 
-    fed: list[int]
-    """Token ids fed; those beyond the sequence so far are candidates."""
+    read: list[int]
+    """Token ids read; those beyond the sequence so far are candidates."""
     began: float
     ended: float = 0.0
     emitted: list[int] = field(default_factory=list)
@@ -183,7 +183,7 @@ class _Watch(BaseStreamer):  # type: ignore[misc]
         for forward in forwards:
             # A step feeds the newest token, which no forward has seen, and the candidates.
             known = len(sequence) if forward is first else 1
-            candidates = forward.fed[known:]
+            candidates = forward.read[known:]
             emitted = forward.emitted
             if forward is first:
                 candidates, emitted = candidates[1:], emitted[1:]
@@ -219,9 +219,9 @@ class _Watch(BaseStreamer):  # type: ignore[misc]
         )
 
     def _begun(self, _module: object, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
-        fed = named.get("input_ids", positional[0] if positional else None)
-        assert fed is not None
-        self._forwards.append(_Forward(fed[0].tolist(), self._now()))
+        ids = named.get("input_ids", positional[0] if positional else None)
+        assert ids is not None
+        self._forwards.append(_Forward(ids[0].tolist(), self._now()))
 
     def _ended(self, *_: object) -> None:
         self._forwards[-1].ended = self._now()
