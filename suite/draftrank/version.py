@@ -3,3 +3,8 @@
 from __future__ import annotations
 
 __version__ = "0.3.0"
+
+
+def minor_of(version: str) -> str:
+    """Major and minor version."""
+    return ".".join(version.split(".")[:2])

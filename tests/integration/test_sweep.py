@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -136,8 +137,12 @@ def test_a_killed_job_is_tried_again_and_loses_nothing(workspace_root):
 
 
 def workers(pid):
-    found = psutil.Process(pid).children(recursive=True)
-    return [one.pid for one in found if WORKER in " ".join(one.cmdline())]
+    found = []
+    for one in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it may end while it is looked at
+            if WORKER in " ".join(one.cmdline()):
+                found.append(one.pid)
+    return found
 
 
 def test_stopping_keeps_what_was_measured_and_the_command_goes_on(workspace_root):

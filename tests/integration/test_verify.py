@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from datetime import datetime, timedelta
 
@@ -11,6 +10,7 @@ import pytest
 from commands import several
 from draftrank import Store, Workspace, run, verify
 from draftrank.errors import InvalidInputError
+from draftrank.measure.records import sha256_of_ids
 from draftrank.store.bundle import part_of, publish, read_bundle
 from draftrank.store.merging import join
 from forging import version_2
@@ -76,8 +76,7 @@ def trials_of(data, arm=None, prompt=None):
 
 def edit_tokens(trial, index=5):
     trial["token_ids"][index] = 40 if trial["token_ids"][index] != 40 else 41
-    text = ",".join(map(str, trial["token_ids"]))
-    trial["token_ids_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    trial["token_ids_sha256"] = sha256_of_ids(trial["token_ids"])
 
 
 def raise_acceptance(trial):
@@ -106,6 +105,37 @@ def test_an_honest_bundle_holds_in_fp32_and_bf16(published, bundle, draft):
     assert {checks[name].status for name in timed} == {"skipped"}
     assert found.prompts == ("small/one", "small/two", "small/three")
     assert "machine class: another-machine there" in found.notes[0]
+
+
+def test_an_honest_bundle_of_a_build_that_rounds_otherwise_holds(published, bundle):
+    def say_bf16(data):
+        data["session"]["dtype"] = "bf16"
+        for arm in data["session"]["arms"]:
+            arm["dtype"] = None
+
+    path = bundle(
+        "ngram", say_bf16
+    )  # measured in fp32: as a program that computes bf16 weights more precisely
+    found, checks = check(published, path)
+    assert found.holds, found.checks
+    assert "but for ties" in checks["outputs"].detail
+
+
+def test_seconds_of_another_minor_version_are_not_compared(published, bundle):
+    path = bundle("ngram", lambda data: data["session"].update(draftrank_version="0.2.0"), elsewhere=False)
+    found, checks = check(published, path)
+    assert found.holds, found.checks
+    for name in ("step cost", "speedup"):
+        assert (checks[name].status, checks[name].detail[:9]) == ("skipped", "draftrank")
+
+
+def test_a_token_that_the_target_does_not_have_is_no_tie(published, bundle):
+    def edit(data):
+        for trial in trials_of(data, "ngram", "two"):
+            trial["token_ids"][5] = 10**6
+            trial["token_ids_sha256"] = sha256_of_ids(trial["token_ids"])
+
+    assert "from token 5 on" in failed(published, bundle("ngram", edit))["outputs"]
 
 
 def test_the_sample_is_seeded_and_no_larger_than_asked(published, bundle):

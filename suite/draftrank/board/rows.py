@@ -18,7 +18,7 @@ from draftrank.measure.gates.verdict import Finding, Verdict
 from draftrank.measure.records import DraftBuild, Machine, Session
 from draftrank.measure.statistics.estimates import Estimate, Interval
 from draftrank.measure.summaries.summary import ArmSummary, SessionSummary, TaskSummary
-from draftrank.version import __version__
+from draftrank.version import __version__, minor_of
 
 
 @with_config(DOCUMENTED)
@@ -78,11 +78,6 @@ def key_of(session: Session) -> BoardKey:
         session.backend,
         minor_of(session.draftrank_version),
     )
-
-
-def minor_of(version: str) -> str:
-    """Major and minor part of a version, e.g. `0.3` of `0.3.1`."""
-    return ".".join(version.split(".")[:2])
 
 
 @with_config(DOCUMENTED)

@@ -13,7 +13,7 @@ from draftrank.jobs.job import Job
 from draftrank.jobs.session import RunRequest, choose_recipes
 from draftrank.measure.records import BASELINE, Session, SessionResult
 from draftrank.models.cache import FACTS, draft_folder, draft_key
-from draftrank.version import __version__
+from draftrank.version import __version__, minor_of
 
 _BUILD_S = {"minutes": 180.0, "hours": 3600.0}
 """What a build takes where no result says it."""
@@ -126,7 +126,6 @@ def _done(
     machine_class: str | None,
 ) -> Session | None:
     wanted = {recipe.id: recipe.content_sha256() for recipe in recipes}
-    minor = __version__.split(".")[:2]
     for result in results:
         session = result.session
         measured = {arm.id: arm.draft.recipe_sha256 for arm in session.arms if arm.draft and not arm.failure}
@@ -136,7 +135,7 @@ def _done(
             and (session.backend, session.device) == (request.backend, request.device)
             and session.dtype == request.dtype
             and session.mode == request.mode
-            and session.draftrank_version.split(".")[:2] == minor
+            and minor_of(session.draftrank_version) == minor_of(__version__)
             and machine_class in (None, session.machine.machine_class)
             and wanted.items() <= measured.items()
             and not (request.tasks or request.repeats)

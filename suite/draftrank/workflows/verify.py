@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from draftrank.catalog.backend import is_backend
 from draftrank.catalog.prompts import TaskPrompts
@@ -21,7 +22,8 @@ from draftrank.catalog.task import Suite, SuiteTask
 from draftrank.catalog.workspace import Workspace
 from draftrank.errors import InvalidInputError, MissingDataError
 from draftrank.jobs.session import build
-from draftrank.measure.fidelity.divergence import Judged, judge_divergence
+from draftrank.measure.fidelity.divergence import Judged
+from draftrank.measure.fidelity.numerics import largest_deviation
 from draftrank.measure.gates.clocks import taken
 from draftrank.measure.gates.timeline import timeline_problems
 from draftrank.measure.machine.fingerprint import read_machine
@@ -51,7 +53,12 @@ from draftrank.models.cache import only_process
 from draftrank.progress import Progress, SilentProgress
 from draftrank.store.bundle import part_of, read_bundle
 from draftrank.store.store import Store
+from draftrank.version import __version__, minor_of
 from draftrank.workflows.declared_alike import check_recipe, check_target, check_tasks, sample
+
+if TYPE_CHECKING:
+    from draftrank.engine.backends.base import Runtime
+    from draftrank.measure.sessions.texts import SessionTexts
 
 MIN_SAMPLE = 2
 """Prompts of each task that are run again at least: the fewest that give an interval."""
@@ -100,8 +107,8 @@ def verify(
     Args:
         workspace: where target, recipe and tasks are declared.
         bundle: the file.
-        prompts: how many of each task to run again; None: as many as took `SAMPLE_S` where the machine is of the
-            same class, else `MIN_SAMPLE`.
+        prompts: how many of each task to run again; None: as many as took `SAMPLE_S` where the machine's class and
+            the minor version are the bundle's, else `MIN_SAMPLE`.
         seed: of the sample; None draws one, so that nobody knows beforehand which prompts will be run.
         progress: told how far it is.
 
@@ -167,14 +174,14 @@ def _verify_draft(
     )
     checks.append(_check_build(arm.draft, built))
     machine = read_machine(session.device)
-    same_machine = machine.machine_class == session.machine.machine_class
-    count = prompts or (_sample_size(published, arm, len(tasks)) if same_machine else MIN_SAMPLE)
+    untimed = _why_not_timed(session, machine)
+    count = prompts or (MIN_SAMPLE if untimed else _sample_size(published, arm, len(tasks)))
     plan = _plan(workspace, session, built, sample(tasks, count, seed), progress)
     checks += [_check_target_weights(session, plan), _check_rendering(session, plan, tasks)]
     if any(check.status == "fails" for check in checks):
         return verification(machine=machine)
     again = _run(workspace, plan, progress)
-    found = _compare(published, again, plan, arm, progress, same_machine=same_machine)
+    found = _compare(published, again, plan, arm, progress, untimed)
     return verification(*found, ran=plan.tasks, machine=machine)
 
 
@@ -222,6 +229,15 @@ def _check_rendering(session: Session, plan: SessionPlan, tasks: Sequence[TaskPr
     if not known:
         return Check("rendered prompts", "skipped", "the bundle is older than their hash")
     return Check("rendered prompts", "holds", f"the same token ids in {len(known)} of {len(here)} tasks")
+
+
+def _why_not_timed(session: Session, machine: Machine) -> str | None:
+    """Why seconds of this session and of here cannot be compared; None where they can."""
+    if machine.machine_class != session.machine.machine_class:
+        return "this machine is of another class"
+    if minor_of(session.draftrank_version) != minor_of(__version__):
+        return f"draftrank {session.draftrank_version} measured it, and this is {__version__}"
+    return None
 
 
 def _sample_size(published: SessionResult, draft: Arm, tasks: int) -> int:
@@ -283,8 +299,7 @@ def _compare(
     plan: SessionPlan,
     arm: Arm,
     progress: Progress,
-    *,
-    same_machine: bool,
+    untimed: str | None,
 ) -> tuple[Check, ...]:
     failure = next((one.failure for one in again.session.arms if one.id == arm.id), None)
     if failure is not None:
@@ -303,10 +318,8 @@ def _compare(
             check_step_cost(published, again, arm.id),
             check_speed(published, again, arm.id, same_weights=same_weights),
         )
-        if same_machine
-        else tuple(
-            Check(name, "skipped", "this machine is of another class") for name in ("step cost", "speedup")
-        )
+        if untimed is None
+        else tuple(Check(name, "skipped", untimed) for name in ("step cost", "speedup"))
     )
     return (
         check_prompt_lengths(pairs),
@@ -317,23 +330,30 @@ def _compare(
 
 
 class _Judging:
-    """Asks the target about places where outputs part; it is loaded when the first one comes up."""
+    """Judges places where outputs part, by the target in transformers and fp32; loaded when the first one comes up.
+
+    Two builds of a backend, or two processors, add in different orders even where all forwards of one session
+    round alike, so a session's own rounding (`Session.numerics`) says nothing here. Each program chose a token that is
+    its best one. So a difference is a tie if both tokens lie, in the reference, within this backend's largest
+    deviation from the reference of the best one.
+    """
 
     def __init__(self, plan: SessionPlan, again: SessionResult, progress: Progress) -> None:
-        from draftrank.measure.sessions.bench import Bench
-
         self._plan, self._again, self._progress = plan, again, progress
-        self._bench: Bench | None = None
+        self._lossy = {arm.id for arm in again.session.arms if arm.lossy}
+        self._texts: SessionTexts
+        self._reference: Runtime | None = None
+        self._deviation = 0.0
 
     def __call__(self, published: Trial, again: Trial, index: int) -> Judged:
         """See `recheck.Judge`."""
-        session = self._again.session
-        if not session.mode.greedy:  # a sampler may turn anywhere, so gaps say nothing
+        # A sampler and a lossy rule may choose tokens far from the best one, so gaps say nothing.
+        if not self._again.session.mode.greedy or again.arm in self._lossy:
             return "unjudged"
-        from draftrank.measure.sessions.bench import Bench
-        from draftrank.measure.sessions.judging import find_divergence
-
-        bench = self._bench = self._bench or Bench.load(self._plan, self._progress)
+        tokens = [trial.token_ids[index : index + 1] for trial in (published, again)]
+        if not all(tokens):  # one is the beginning of the other, which no choice among tokens explains
+            return "break"
+        reference = self._load()
         task = next(i for i, one in enumerate(self._plan.tasks) if one.task.id == again.task)
         prompt = next(i for i, one in enumerate(self._plan.tasks[task].prompts) if one.id == again.prompt)
         answers = {
@@ -342,11 +362,27 @@ class _Judging:
             if (trial.arm, *trial.cell[:2]) == (BASELINE, again.task, again.prompt)
             and (trial.repeat, trial.attempt) == (0, 0)
         }
-        context = bench.texts.render(task, prompt, again.turn, [answers[turn] for turn in range(again.turn)])
-        found = find_divergence(
-            bench.target, context, again.token_ids, published.token_ids, index, bench.texts.text
-        )
-        return judge_divergence(found, session.numerics, session.dtype)
+        context = self._texts.render(task, prompt, again.turn, [answers[turn] for turn in range(again.turn)])
+        reference.reset()
+        reference.reserve(len(context) + index + 1)
+        row = reference.forward((*context, *again.token_ids[:index]), keep=1)[-1].float()
+        known = all(token < len(row) for (token,) in tokens)
+        near = known and all(float(row.max() - row[token]) <= self._deviation for (token,) in tokens)
+        return "tie" if near else "break"
+
+    def _load(self) -> Runtime:
+        if self._reference is None:
+            from draftrank.engine.backends.registry import load_runtime
+            from draftrank.measure.sessions.bench import Bench
+
+            plan = self._plan
+            bench = Bench.load(plan, self._progress)
+            self._texts = bench.texts
+            self._reference = load_runtime(plan.target_folder.path, "fp32", plan.device, "transformers")
+            texts = self._texts.rounding_texts(self._again.trials)
+            with self._progress.stage("measure rounding", len(texts)) as stage:
+                self._deviation = largest_deviation(bench.target, self._reference, texts, stage)
+        return self._reference
 
 
 def _notes(session: Session, machine: Machine) -> list[str]:

@@ -17,7 +17,7 @@ from draftrank.board.formats import FILTERS
 from draftrank.board.names import place_of, title_of
 from draftrank.board.order import in_order, places_of, weight
 from draftrank.board.recipe_text import draft_of, recipe_sentence, recipe_yaml, steps_of
-from draftrank.board.rows import Board, minor_of
+from draftrank.board.rows import Board
 from draftrank.board.site import addresses, charts
 from draftrank.board.site.answers import answers_of
 from draftrank.board.site.board_view import heaviest_of_each, views_of
@@ -33,7 +33,7 @@ from draftrank.board.site.plots import SIZE, Theme, with_rows
 from draftrank.catalog.target import Target
 from draftrank.catalog.task import Task
 from draftrank.store.derived import Derived
-from draftrank.version import __version__
+from draftrank.version import __version__, minor_of
 
 ARCHIVE = "archive.html"
 """The page of the archived boards; there only if there are any."""

@@ -67,6 +67,27 @@ def measure_numerics(
     )
 
 
+def largest_deviation(
+    target: Runtime, reference: Runtime, texts: Sequence[tuple[Sequence[int], Sequence[int]]], stage: Stage
+) -> float:
+    """How far the gap between the target's two best tokens lies from another runtime's of the same model, at most.
+
+    Args:
+        target: decodes one token at a time; its sequence is lost.
+        reference: reads each text in one forward; its sequence is lost.
+        texts: prompts with the target's outputs, as token ids.
+        stage: told of every text.
+    """
+    largest = 0.0
+    for prompt, output in texts:
+        if len(output) > 1:
+            best, gaps = _gaps(target, prompt, output[:-1], 1, None)
+            _, others = _gaps(reference, prompt, output[:-1], len(output), best)
+            largest = max(largest, *(abs(one - other) for one, other in zip(gaps, others, strict=True)))
+        stage.advance()
+    return largest
+
+
 def _percentiles(values: Sequence[float]) -> tuple[float, ...]:
     found: list[float] = np.percentile(values, range(101)).tolist() if values else []
     return tuple(round(value, DECIMALS) for value in found)

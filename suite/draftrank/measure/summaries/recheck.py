@@ -1,8 +1,10 @@
 """A published result against a re-run of some of its prompts: what must agree, and how closely.
 
-The weights determine greedy outputs and accept histograms, so in fp32 these must be equal. In bf16 and fp16,
-rounding may change a choice between almost equal tokens: outputs may differ by ties, and histograms slightly.
-Seconds belong to a machine and are compared within one machine class: the cost of a step, prompt by prompt,
+The weights determine greedy outputs and accept histograms, but for rounding: another build of the engine or
+another processor adds in another order, which may change a choice between almost equal tokens. So outputs may
+differ by ties: both tokens are the target's best one, as far as the backend's logits can tell. Accept histograms
+must be equal in fp32 where outputs are; in bf16 and fp16 they may differ slightly.
+Seconds belong to a machine and are compared within one machine class and one minor version: the cost of a step, prompt by prompt,
 must not be surely higher here than published (`measure.statistics.step_cost`), and the intervals of the
 speedups must overlap.
 """
