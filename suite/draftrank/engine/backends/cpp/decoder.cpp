@@ -57,6 +57,9 @@ inline Lanes load(const float* from) {
     return found;
 }
 
+// x - 0 is x, which compilers know; x + 0 is not where x is -0, and is calculated.
+inline Lanes everywhere(float x) { return x - Lanes{}; }
+
 inline void store(float* to, Lanes values) { std::memcpy(to, &values, sizeof values); }
 
 // a · b + c, said and not left to the compiler: it decides for each loop anew whether the two are one rounding or two.
@@ -99,15 +102,15 @@ inline Lanes interleaved(Lanes even, Lanes odd, std::integer_sequence<int, LANE.
 
 inline Lanes exponential(Lanes x) {
     // Cody and Waite's reduction to |r| <= ln 2 / 2, then the series; relative error below 2e-7. Below -87: 0.
-    const Lanes magic = Lanes{} + 12582912.f;
+    const Lanes magic = everywhere(12582912.f);
     const Whole tiny = x < -87.f;
-    x = tiny ? Lanes{} - 87.f : x;
+    x = tiny ? everywhere(-87.f) : x;
     const Whole huge = x > 88.f;
-    x = huge ? Lanes{} + 88.f : x;
+    x = huge ? everywhere(88.f) : x;
     const Lanes n = (x * 1.44269504f + magic) - magic;
-    const Lanes r = fused(n, Lanes{} + 2.12194440e-4f, fused(n, Lanes{} - 0.693359375f, x));
-    Lanes p = Lanes{} + 1.f / 720;
-    for (const float next : {1.f / 120, 1.f / 24, 1.f / 6, 0.5f, 1.f, 1.f}) p = fused(p, r, Lanes{} + next);
+    const Lanes r = fused(n, everywhere(2.12194440e-4f), fused(n, everywhere(-0.693359375f), x));
+    Lanes p = everywhere(1.f / 720);
+    for (const float next : {1.f / 120, 1.f / 24, 1.f / 6, 0.5f, 1.f, 1.f}) p = fused(p, r, everywhere(next));
     const Whole power = (__builtin_convertvector(n, Whole) + 127) << 23;
     Lanes scale;
     std::memcpy(&scale, &power, sizeof scale);
@@ -218,7 +221,7 @@ template <class Kind, int BLOCKS = 1>
 struct Widened {
     typedef typename Kind::Stored Stored;
     typedef float Read;
-    static constexpr int ROWS = BLOCKS * BLOCK, STEP = 1, MAX_TOKENS = std::max(1, MAX_SUMS / BLOCKS);
+    static constexpr int ROWS = BLOCKS * BLOCK, STEP = 1, MAX_TOKENS = MAX_SUMS;
 
     static int place(int row, int) { return row / BLOCK * BLOCK + Kind::place(row % BLOCK); }
     static void ready(const float* from, int64_t count, Read* to) { std::copy(from, from + count, to); }
@@ -226,26 +229,38 @@ struct Widened {
     // One panel times TOKENS vectors of `steps` inputs: to[token · stride + row].
     template <int TOKENS>
     struct Panel {
+        // Blocks of rows at a time: of several tokens as many as have room for their sums beside weights and an input.
+        static constexpr int together() {
+            int blocks = BLOCKS;
+            while (TOKENS > 1 && blocks > 1 && 2 * blocks * (TOKENS + 1) >= REGISTERS) blocks /= 2;
+            return blocks;
+        }
+
         static void run(
             const Stored* panel, const float* scales, int64_t steps, const Read* x, float* to, int64_t stride
         ) {
-            Lanes sums[TOKENS][2 * BLOCKS] = {};
-            for (int64_t i = 0; i < steps; ++i, panel += ROWS) {
-                __builtin_prefetch(panel + AHEAD / sizeof(Stored));
-                Lanes weights[2 * BLOCKS];
-                DRAFTRANK_UNROLL for (int block = 0; block < BLOCKS; ++block)
-                    Kind::pair(panel + block * BLOCK, weights[2 * block], weights[2 * block + 1]);
-                DRAFTRANK_UNROLL for (int t = 0; t < TOKENS; ++t) {
-                    const Lanes input = Lanes{} + x[t * steps + i];
-                    DRAFTRANK_UNROLL for (int part = 0; part < 2 * BLOCKS; ++part)
-                        sums[t][part] = fused(weights[part], input, sums[t][part]);
+            constexpr int PARTS = 2 * together();
+            for (int row = 0; row < ROWS; row += PARTS * LANES) {
+                Lanes sums[TOKENS][PARTS] = {};
+                const Stored* stored = panel + row;
+                for (int64_t i = 0; i < steps; ++i, stored += ROWS) {
+                    __builtin_prefetch(stored + AHEAD / sizeof(Stored));
+                    Lanes weights[PARTS];
+                    DRAFTRANK_UNROLL for (int part = 0; part < PARTS; part += 2)
+                        Kind::pair(stored + part * LANES, weights[part], weights[part + 1]);
+                    DRAFTRANK_UNROLL for (int t = 0; t < TOKENS; ++t) {
+                        const Lanes input = everywhere(x[t * steps + i]);
+                        DRAFTRANK_UNROLL for (int part = 0; part < PARTS; ++part)
+                            sums[t][part] = fused(weights[part], input, sums[t][part]);
+                    }
                 }
+                DRAFTRANK_UNROLL for (int t = 0; t < TOKENS; ++t)
+                    DRAFTRANK_UNROLL for (int part = 0; part < PARTS; ++part) {
+                        const Lanes sum = sums[t][part];
+                        const int at = row + part * LANES;
+                        store(to + t * stride + at, scales ? sum * load(scales + at) : sum);
+                    }
             }
-            DRAFTRANK_UNROLL for (int t = 0; t < TOKENS; ++t)
-                DRAFTRANK_UNROLL for (int part = 0; part < 2 * BLOCKS; ++part) {
-                    const Lanes sum = sums[t][part];
-                    store(to + t * stride + part * LANES, scales ? sum * load(scales + part * LANES) : sum);
-                }
         }
     };
 };
@@ -525,7 +540,7 @@ struct Rows {
                         Lanes a, b;
                         Number::pair(values + j * size + block * BLOCK, a, b);
                         DRAFTRANK_UNROLL for (int q = 0; q < QUERIES; ++q) {
-                            const Lanes weight = Lanes{} + weights[q * stride + j];
+                            const Lanes weight = everywhere(weights[q * stride + j]);
                             sums[q][0] = fused(weight, a, sums[q][0]);
                             sums[q][1] = fused(weight, b, sums[q][1]);
                         }
@@ -837,7 +852,7 @@ void forward(
                 int64_t c = made.from * Weights::ROWS;
                 for (; c + LANES <= end; c += LANES)
                     store(gate + c, activated(load(gate + c), s.gelu) * load(up + c));
-                for (; c < end; ++c) gate[c] = activated(Lanes{} + gate[c], s.gelu)[0] * up[c];
+                for (; c < end; ++c) gate[c] = activated(everywhere(gate[c]), s.gelu)[0] * up[c];
             }
 #pragma omp barrier
             for (int t = 0; t < tokens; ++t) read(all.gate.data() + int64_t(t) * channels, channels, t);
