@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUNNING := $(VENV)/.running
 INSTALLED := $(VENV)/.installed
 INSTALL := $(BIN)/python -m pip install --constraint ci/constraints.txt --editable
-FIRST_LOOK := suffix-eagle-tree-int8 suffix-eagle suffix ngram int8-dynamic depth2-distilled-quick depth6-unhealed
+FIRST_LOOK := suffix-eagle-tree-int8 suffix-eagle eagle-head suffix ngram depth2-vocab8k-distilled-quick depth6-unhealed
 
 # Without a C++ compiler the fastest backend is missing, so fewer prompts are measured.
 FIRST_SUITE := $(if $(shell command -v g++ || command -v clang++),quick,glance)
@@ -31,7 +31,7 @@ llama-cpp: install
 
 run: $(RUNNING)
 	@status=0; $(BIN)/draftrank run smollm2-135m-instruct --suite $(FIRST_SUITE) $(addprefix --draft ,$(FIRST_LOOK)) || status=$$?; \
-	$(BIN)/draftrank site --out site; exit $$status
+	$(BIN)/draftrank site --local --out site; exit $$status
 
 # As many tests at a time as there are processors, up to four. Those of one file share what they set up.
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder

@@ -100,7 +100,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--target", default="smollm2-135m-instruct")
     parser.add_argument(
-        "--draft", default="depth2-distilled-quick-gguf", help="a draft whose recipe ends in write_gguf"
+        "--draft", default="depth2-distilled-gguf", help="a draft whose recipe ends in write_gguf"
     )
     parser.add_argument("--k", type=int, default=2)
     parser.add_argument("--prompts", type=int, default=4, help="per task")

@@ -15,21 +15,22 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def open_archive(workspace: Workspace, *, local: bool = True) -> Iterator[Archive]:
-    """Every session that the workspace knows of; `local=False` leaves the store out."""
+def open_archive(workspace: Workspace, *, local: bool = True, published: bool = True) -> Iterator[Archive]:
+    """Every session that the workspace knows of, but for those of the store or the published ones where so asked."""
     from draftrank.store.archive import Archive
     from draftrank.store.derived import Derived
 
+    folder = workspace.published if published else None
     with Derived(workspace.state / "derived.sqlite") as derived:
         if not local or not workspace.has_store:
-            yield Archive(None, workspace.published, derived)
+            yield Archive(None, folder, derived)
         elif workspace.has_local_store:
-            yield Archive(Path(workspace.store_url.removeprefix("sqlite:///")), workspace.published, derived)
+            yield Archive(Path(workspace.store_url.removeprefix("sqlite:///")), folder, derived)
         else:
             from draftrank.store.store import Store
 
             with Store.open(workspace.store_url) as store:
-                yield Archive(store, workspace.published, derived)
+                yield Archive(store, folder, derived)
 
 
 def read_results(workspace: Workspace) -> tuple[SessionResult, ...]:

@@ -19,6 +19,9 @@ def site(
     published: Annotated[
         bool, typer.Option("--published", help="Only the published bundles, not the local store.")
     ] = False,
+    local: Annotated[
+        bool, typer.Option("--local", help="Only the local store, not the published bundles.")
+    ] = False,
     url: Annotated[
         str, typer.Option("--url", help="Address of the served site, for links in the feed.")
     ] = "",
@@ -40,9 +43,11 @@ def site(
     from draftrank.cli.results import open_archive
     from draftrank.store.snapshot import archived_database
 
+    if local and published:
+        raise typer.BadParameter("--published leaves out all that --local shows", param_hint="--local")
     opened = Workspace.open(workspace)
     declared = opened.check()
-    with open_archive(opened, local=not published) as archive:
+    with open_archive(opened, local=not published, published=not local) as archive:
         sessions = len(archive.sessions)
         render_site(
             archived_boards(archive),

@@ -57,7 +57,8 @@ def fresh_gap(
     """By how much a fresh cache of the draft prefers other tokens to those of a greedy proposal.
 
     Of a tree, the path that leads is looked at: the draft's most likely token, and the most likely one behind each. The draft
-    reads the output twice, in one forward and one token a forward, since rounding depends on that.
+    reads the output in one forward. If it then prefers another token it reads it again, one token a forward, since
+    rounding depends on that.
 
     Args:
         target: its sequence is lost.
@@ -70,10 +71,12 @@ def fresh_gap(
     Returns:
         the largest gap of the proposed tokens to the draft's best ones, in logits, the smaller one of both readings; 0 for
         copies that are the same ones; None where no gap is known: other tokens were copied, or the draft cannot propose
-        these. And by how much the gap of a token differs at most between the readings.
+        these. And by how much the gap of a token differs at most between the readings; 0 with one.
     """
-    readings = [_gaps(target, proposer, prompt, output, proposal, count, singly) for singly in (False, True)]
-    in_one, by_one = readings
+    in_one = _gaps(target, proposer, prompt, output, proposal, count, singly=False)
+    if in_one is not None and not any(in_one):
+        return 0.0, 0.0
+    by_one = _gaps(target, proposer, prompt, output, proposal, count, singly=True)
     if in_one is None or by_one is None or not all(map(isfinite, (*in_one, *by_one))):
         return None, 0.0
     rounding = max((abs(a - b) for a, b in zip(in_one, by_one, strict=True)), default=0.0)
@@ -87,6 +90,7 @@ def _gaps(
     output: Sequence[int],
     proposal: Proposal,
     count: int,
+    *,
     singly: bool,
 ) -> list[float] | None:
     """Gaps of the leading path's tokens in one reading; none for the same copies, None for others."""

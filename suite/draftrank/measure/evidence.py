@@ -87,7 +87,7 @@ class ProposalCheck(Record):
     were copied from the text, or the draft cannot propose these."""
     rounding: NotNegative
     """By how much the gap of a token differs between a cache that read the output in one forward and one that read it token
-    by token."""
+    by token; 0 where the first one prefers no other token."""
 
 
 class Judgement(Record):

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 MIN_ROUNDS = 12
 """Medians of 4 samples scattered by 3 to 5 % between arms that timed the same forward of the same target."""
 MAX_ROUNDS = 36
-BUDGET_S = 2.0
+BUDGET_S = 1.0
 """Seconds per context after which no further round begins."""
 SELDOM = 3
 """Sizes that few steps need are timed in every so many rounds."""

@@ -26,6 +26,9 @@ MIN_TOKENS = 500
 """Minimum of output tokens on which rounding is measured, where the session has as many. In bf16 the largest
 change hardly grows beyond (see `docs/methodology.md`). Over two short outputs it is often half as large as
 over others, so that honest drafts would be called broken."""
+MIN_EXACT = 150
+"""Output tokens without any change after which a backend counts as one that does not round by the size of a forward, so
+that the other texts are not read."""
 DECIMALS = 6
 
 
@@ -45,7 +48,7 @@ def measure_numerics(
 
     Args:
         target: the model; its sequence is lost.
-        texts: prompts with the target's outputs, as token ids.
+        texts: prompts with the target's outputs, as token ids; see `MIN_EXACT`.
         forward_tokens: the forward sizes to set against 1, each at least 2.
         stage: told of every text.
     """
@@ -53,12 +56,16 @@ def measure_numerics(
     alone: list[float] = []
     for prompt, output in texts:
         if len(output) > 1:
-            best, gaps = _gaps(target, prompt, output[:-1], 1, None)
+            _read(target, prompt, output, max(forward_tokens, default=1))
+            best, gaps = _gaps(target, output[:-1], 1, None)
             alone += gaps
             for size in forward_tokens:
-                _, moved = _gaps(target, prompt, output[:-1], size, best)
+                target.rollback(len(output) - 1)
+                _, moved = _gaps(target, output[:-1], size, best)
                 changes += [abs(one - other) for one, other in zip(gaps, moved, strict=True)]
         stage.advance()
+        if len(alone) >= MIN_EXACT and not any(changes):
+            break
     return Numerics(
         positions=len(changes),
         forward_tokens=tuple(forward_tokens),
@@ -81,8 +88,10 @@ def largest_deviation(
     largest = 0.0
     for prompt, output in texts:
         if len(output) > 1:
-            best, gaps = _gaps(target, prompt, output[:-1], 1, None)
-            _, others = _gaps(reference, prompt, output[:-1], len(output), best)
+            for runtime in (target, reference):
+                _read(runtime, prompt, output, len(output))
+            best, gaps = _gaps(target, output[:-1], 1, None)
+            _, others = _gaps(reference, output[:-1], len(output), best)
             largest = max(largest, *(abs(one - other) for one, other in zip(gaps, others, strict=True)))
         stage.advance()
     return largest
@@ -93,21 +102,21 @@ def _percentiles(values: Sequence[float]) -> tuple[float, ...]:
     return tuple(round(value, DECIMALS) for value in found)
 
 
+def _read(target: Runtime, prompt: Sequence[int], output: Sequence[int], size: int) -> None:
+    """Begins anew with a prompt, with room for its output in forwards of some tokens."""
+    target.reset()
+    target.reserve(len(prompt) + len(output) + size)
+    target.forward(prompt, keep=1)
+
+
 def _gaps(
-    target: Runtime,
-    prompt: Sequence[int],
-    tokens: Sequence[int],
-    size: int,
-    pairs: list[tuple[int, int]] | None,
+    target: Runtime, tokens: Sequence[int], size: int, pairs: list[tuple[int, int]] | None
 ) -> tuple[list[tuple[int, int]], list[float]]:
-    """Logit gaps after each token, fed `size` at a time, between two tokens each.
+    """Logit gaps after each of the next tokens, read `size` at a time, between two tokens each.
 
     Args:
         pairs: the two tokens for each position; None: the two best, which are returned.
     """
-    target.reset()
-    target.reserve(len(prompt) + len(tokens) + size)
-    target.forward(prompt, keep=1)
     rows: list[tuple[int, int]] = []
     gaps: list[float] = []
     for start in range(0, len(tokens), size):

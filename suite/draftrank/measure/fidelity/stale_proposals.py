@@ -1,8 +1,8 @@
 """Whether a draft proposes what its context says, and not what its cache still holds of other tokens.
 
 A stale KV cache of the draft leaves the output right and lowers acceptance, so it has its own check. In
-greedy modes the session's seed selects one step of every prompt turn's first repeat. After the block's last
-trial, the draft reads the same text again with a fresh cache. The check measures how far the proposed tokens
+greedy modes the session's seed selects for each draft some prompt turns, and one step of each. After the
+block's last trial, the draft reads the same text again with a fresh cache. The check measures how far the proposed tokens
 (of a tree: the path of its best tokens) lie below the best ones of the fresh cache. Rounding explains small
 gaps, and larger ones in few steps. Tokens copied from the text must be equal.
 """
@@ -18,9 +18,12 @@ from draftrank.measure.records import Trial
 if TYPE_CHECKING:
     from draftrank.engine.proposer import Proposal
 
+CHECKED_TURNS = 8
+"""Prompt turns that are selected for each draft, on average; of a session of fewer than twice as many, all."""
 STALE_GAP = 1.0
 """Logits by which a fresh cache may prefer another token, in addition to the largest rounding seen in the
-arm: the change of the gap between reading the output in one forward and token by token. torch's dynamic int8
+arm: the change of the gap between reading the output in one forward and token by token, where the first
+reading prefers another token. torch's dynamic int8
 rounds activations by all tokens of a forward, so its rounding is several logits; elsewhere it is less than
 one, and 0 in the backends `cpp` and `cuda-graphs`."""
 STALE_SHARE = 0.2
@@ -31,18 +34,20 @@ MIN_STALE = 3
 
 
 def step_to_check(
-    proposals: Sequence[tuple[int, Proposal]], k: int, room: int, seed: str
+    proposals: Sequence[tuple[int, Proposal]], k: int, room: int, turns: int, seed: str
 ) -> tuple[int, Proposal] | None:
-    """Draws one step, of those that were asked for k tokens; None without any.
+    """Draws whether to check a prompt turn, and one of its steps that were asked for k tokens; None without any.
 
     Args:
         proposals: see `Decoding.proposals`.
         k: how many tokens a step may propose.
         room: most tokens of the output.
+        turns: how many prompt turns the session has.
         seed: of the draw.
     """
+    drawn = random.Random(seed)  # repeatable, not secret
     whole = [(stood, proposal) for stood, proposal in proposals if stood + k < room]
-    return random.Random(seed).choice(whole) if whole else None  # (repeatable, not secret)
+    return drawn.choice(whole) if not drawn.randrange(max(1, turns // CHECKED_TURNS)) and whole else None
 
 
 def stale_steps(trials: Iterable[Trial]) -> tuple[list[Trial], int]:

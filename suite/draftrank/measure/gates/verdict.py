@@ -187,7 +187,7 @@ def _unjudged_differences(summary: SessionSummary, arm: ArmSummary) -> Values | 
 
 def _stale_proposals(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     """A draft must propose what its context says. Where its KV cache still contains other tokens, outputs
-    stay right but acceptance is not the draft's. In greedy modes one step of each prompt turn is proposed
+    stay right but acceptance is not the draft's. In greedy modes steps of some prompt turns are proposed
     again from a fresh cache. In at most one step in five may a token lie further below that cache's best one
     than a logit and the arm's rounding."""
     stale, checked = stale_steps(summary.trials[arm.arm.id])

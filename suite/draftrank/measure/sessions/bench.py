@@ -67,6 +67,7 @@ class Bench:
         self._stop_tokens = read_stop_tokens(plan.target_folder.path, tokenizer)
         self.texts = SessionTexts(plan, tokenizer, target.context_window, self._stop_tokens)
         """What the models are given to read."""
+        self._turns = sum(len(prompt.turns) for entry in plan.tasks for prompt in entry.prompts)
         self._arms: dict[str, _OpenArm] = {}
         self._steps: dict[tuple[object, ...], tuple[int, Proposal]] = {}
         """By the key of a trial that nobody has looked at yet, the step to look at."""
@@ -180,9 +181,8 @@ class Bench:
                 attempt=attempt,
                 conditions=conditions,
             )
-            seed = f"{self._session.seed}/{cell}"
-            k = opened.arm.num_speculative_tokens
-            step = step_to_check(decoding.proposals, k, request.max_new_tokens, seed)
+            seed, k = f"{self._session.seed}/{arm_id}/{cell}", opened.arm.num_speculative_tokens
+            step = step_to_check(decoding.proposals, k, request.max_new_tokens, self._turns, seed)
             if step is not None and repeat == 0:
                 self._steps[trial.key] = step
             return trial

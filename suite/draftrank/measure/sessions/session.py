@@ -44,7 +44,7 @@ PAUSE_S = 10.0
 """Longest wait before another attempt for the disturbance to pass."""
 TIME_AGAIN_S = 600.0
 """Seconds after which forwards are timed again, besides at the session's beginning and end."""
-TIME_AT_END_S = 30.0
+TIME_AT_END_S = 300.0
 """A session that ends sooner after they were timed is not worth another look."""
 
 
