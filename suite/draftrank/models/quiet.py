@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import cache
 from typing import Any
 
 
@@ -45,16 +46,19 @@ def quiet_libraries() -> Iterator[None]:
 
 @contextmanager
 def quiet_gguf() -> Iterator[None]:
-    """As `quiet_transformers`, and without the bar of the GGUF reader, which knows no setting."""
+    """As `quiet_transformers`, and without the bar of the GGUF reader, which knows no setting. Within it `gguf` reads a file
+    once, and maps its names once: transformers reads it for the configuration, the weights and the tokenizer, seconds each."""
+    import gguf
     from transformers import modeling_gguf_pytorch_utils as reader
 
     def plain(items: Iterable[Any], **_: Any) -> Iterable[Any]:
         return items
 
-    original = reader.tqdm
+    bar, read, names = reader.tqdm, gguf.GGUFReader, gguf.get_tensor_name_map
     reader.tqdm = plain
+    gguf.GGUFReader, gguf.get_tensor_name_map = cache(read), cache(names)
     try:
         with quiet_transformers():
             yield
     finally:
-        reader.tqdm = original
+        reader.tqdm, gguf.GGUFReader, gguf.get_tensor_name_map = bar, read, names

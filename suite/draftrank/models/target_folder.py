@@ -155,8 +155,8 @@ def _convert(source: Path, staging: Path, target: Target, progress: Progress) ->
 
 def _read_gguf(source: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
     """The model, the tokenizer, and what of the configuration transformers' reader had otherwise."""
+    import gguf
     import torch
-    from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     from draftrank.models.gguf_config import complete_config, require_all_weights
@@ -171,6 +171,7 @@ def _read_gguf(source: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, 
                 output_loading_info=True,
             )
             tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+            reader = gguf.GGUFReader(str(source))
     except (ValueError, KeyError, NotImplementedError, OSError, RuntimeError) as error:
         raise InvalidInputError.single(
             f"transformers cannot read it: {error}",
@@ -179,7 +180,6 @@ def _read_gguf(source: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, 
             fix="use a GGUF file of an architecture that transformers reads, or a safetensors folder",
         ) from error
     packed.config.__dict__.pop("quantization_config", None)
-    reader = GGUFReader(source)
     config = complete_config(packed.config, source, reader)
     require_all_weights(packed, set(found["missing_keys"]), source, reader)
     before = packed.config.to_dict()
