@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from rich.table import Table
@@ -73,8 +74,12 @@ def print_board(board: Board) -> None:
     for row in board.rows:
         if not row.ranked:
             out.print(Text.assemble(("not ranked: ", "yellow"), f"{row.draft}: {row.reason}"))
+    remarks: dict[str, list[str]] = defaultdict(list)
+    for row in board.rows:
         for remark in row.remarks:
-            out.print(Text.assemble(("remark: ", "cyan"), f"{row.draft}: {remark}"))
+            remarks[remark].append(row.draft)
+    for remark, drafts in remarks.items():
+        out.print(Text.assemble(("remark: ", "cyan"), f"{', '.join(drafts)}: {remark}"))
     for line in reference_lines(board.references):
         out.print(Text.assemble(("reference: ", "cyan"), line))
     for warning in newest.warnings:

@@ -217,7 +217,7 @@ def plan_run(
         seed=request.seed,
         target_ci=request.target_ci,
         budget_s=request.budget_s,
-        warnings=(*skipped.values(), *doubts, *unknown),
+        warnings=(*skipped.values(), *doubts),
         skipped_tasks=tuple(skipped),
         references=references,
         watch=watching(),

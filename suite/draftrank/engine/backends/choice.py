@@ -20,7 +20,7 @@ from draftrank.building.steps.sparsify import Sparsify
 from draftrank.building.surgery.library_quantization import LIBRARY_NAMES
 from draftrank.catalog.backend import Asked, Backend, Device, Dtype
 from draftrank.catalog.step import Trait
-from draftrank.engine.backends.registry import skeleton, why_not, why_not_here
+from draftrank.engine.backends.registry import device_of, skeleton, why_not, why_not_here
 from draftrank.engine.environment import compute_environment
 from draftrank.engine.proposers.early_exit import EarlyExitDraft
 from draftrank.errors import InvalidInputError, Problem
@@ -108,7 +108,7 @@ def choose(asked: Asked, what: Candidates) -> Choice:
     tried: list[str] = []
     misfits: dict[str, str] = {}
     for backend in FASTEST_FIRST if asked.backend == "auto" else (asked.backend,):
-        if asked.backend == "auto" and _of_other_device(backend, device):
+        if asked.backend == "auto" and device_of(backend) not in (None, device):
             continue
         dtype = fastest_dtype(backend, device) if asked.dtype == "auto" else asked.dtype
         reason = why_not_here(backend, device)
@@ -240,13 +240,9 @@ def device_for(asked: Asked) -> Device:
         )
     if asked.device != "auto":
         return asked.device
-    if asked.backend in ("cpp", "llama.cpp"):
+    if asked.backend != "auto" and device_of(asked.backend) == "cpu":
         return "cpu"
     return "cpu" if gpu is None else "cuda"
-
-
-def _of_other_device(backend: Backend, device: Device) -> bool:
-    return (backend, device) in (("cpp", "cuda"), ("cuda-graphs", "cpu"))
 
 
 def _taken(
@@ -284,7 +280,7 @@ def _taken(
 
 def _elsewhere(recipe: Recipe, what: Candidates, beside: Backend, device: Device) -> Place | None:
     for backend in FASTEST_FIRST:
-        if backend != beside and not _of_other_device(backend, device):
+        if backend != beside and not device_of(backend) not in (None, device):
             dtype = fastest_dtype(backend, device)
             if draft_misfit(recipe, what, backend, dtype, device, beside) is None:
                 return Place(backend, dtype)

@@ -104,7 +104,7 @@ def why_not_here(backend: Backend, device: Device) -> str | None:
         if find_spec("llama_cpp") is None:
             return "llama-cpp-python is not installed: pip install 'draftrank[llama-cpp]', or `make llama-cpp` in a checkout"
         return None
-    wanted = _BACKENDS[backend].device
+    wanted = device_of(backend)
     if wanted not in (None, device):
         return f"it runs on {'a GPU' if wanted == 'cuda' else 'the CPU'} only: use --device {wanted}"
     if backend == "cpp":
@@ -117,6 +117,11 @@ def why_not_here(backend: Backend, device: Device) -> str | None:
     if backend == "cuda-graphs" and find_spec("triton") is None:
         return "Triton is not installed, which comes with torch for CUDA"
     return None
+
+
+def device_of(backend: Backend) -> Device | None:
+    """The only device that a backend runs on; None: both."""
+    return "cpu" if backend == "llama.cpp" else _BACKENDS[backend].device
 
 
 def skeleton(folder: Path, dtype: Dtype) -> PreTrainedModel:
