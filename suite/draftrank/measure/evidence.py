@@ -48,7 +48,7 @@ class Conditions(Record):
 class Divergence(Record):
     """The first place at which a greedy output left the baseline's, as the target sees it there.
 
-    The target is fed prompt and common tokens one at a time, as the baseline was; gaps are differences of
+    The target reads prompt and common tokens one at a time, as the baseline was; gaps are differences of
     its logits to that of its best token.
     """
 
@@ -104,7 +104,7 @@ class Judgement(Record):
 class Numerics(Record):
     """How far rounding moves logits between forwards of one token and of several, on the same tokens.
 
-    For every position: the change of the gap between the two tokens that are best when tokens are fed
+    For every position: the change of the gap between the two tokens that are best when tokens are read
     one at a time. A greedy choice can flip only where this gap is smaller than its change.
     """
 

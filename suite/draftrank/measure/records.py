@@ -54,7 +54,7 @@ class Trial(Record):
     started_at: str
     """UTC time, ISO 8601."""
     prompt_tokens: Count
-    """Tokens fed before the first new one."""
+    """Tokens of the prompt, read before the first new one."""
     token_ids: tuple[Count, ...]
     """Every emitted token; the first comes from the prefill."""
     finish: Finish
@@ -134,7 +134,7 @@ class ForwardLatency(Record):
     part: Literal["target", "draft"]
     """Whose forward."""
     tokens: Annotated[int, Field(ge=1)]
-    """Positions fed at once."""
+    """Positions of one forward."""
     context: Count
     """Tokens already held."""
     median_s: Seconds

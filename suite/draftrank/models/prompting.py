@@ -1,4 +1,4 @@
-"""From the turns of a conversation to the token ids that a target is fed.
+"""From the turns of a conversation to the token ids that a target reads.
 
 An answer is spliced in as the very tokens the target emitted: decoding them to text and tokenizing
 that again can give other tokens, and then every later turn would start from another context than the

@@ -62,8 +62,8 @@ if TYPE_CHECKING:
 
 MIN_SAMPLE = 2
 """Prompts of each task that are run again at least: the fewest that give an interval."""
-SAMPLE_S = 90.0
-"""Published seconds that are measured again where speed is compared: about two minutes with loading and
+SAMPLE_S = 120.0
+"""Published seconds that are measured again where speed is compared: two to three minutes with loading and
 timing."""
 
 

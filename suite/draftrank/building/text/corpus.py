@@ -1,6 +1,6 @@
 """Text that the target writes itself, for calibration and distillation.
 
-An instruct model fed only the opening of a user turn writes a plausible user message and then answers
+An instruct model given only the opening of a user turn writes a plausible user message and then answers
 it (Magpie, Xu et al. 2024, arXiv:2406.08464). So no data licence is in the way, no test prompt is copied,
 and the draft sees what it will have to predict. Prompts can also be declared; the answers are the target's
 in either case.
@@ -211,17 +211,17 @@ def write_rows(
     roles = torch.full((count, length), TEMPLATE, dtype=torch.uint8)
     tokens[:, : len(opening)] = torch.tensor(opening)
     cache = StaticCache(config=model.config, max_cache_len=length)
-    fed = 0
+    done = 0
     for position in range(len(opening), length):
-        unseen = tokens[:, fed:position].to(model.device)
+        unseen = tokens[:, done:position].to(model.device)
         output = model(input_ids=unseen, past_key_values=cache, use_cache=True, logits_to_keep=1)
         sampled = sampler.choose(output.logits[:, -1], rows)
         placed = torch.tensor([row.push(token) for row, token in zip(rows, sampled, strict=True)])
         tokens[:, position] = placed[:, 0]
         roles[:, position] = placed[:, 1].to(torch.uint8)
-        pace.advance(count * (position - fed))
-        fed = position
-    pace.advance(count * (length - fed))
+        pace.advance(count * (position - done))
+        done = position
+    pace.advance(count * (length - done))
     return {"tokens": tokens.to(torch.int32), "roles": roles}
 
 

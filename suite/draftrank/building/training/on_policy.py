@@ -40,12 +40,12 @@ def rewritten(
     if not len(places):
         return written
     cache = StaticCache(config=model.config, max_cache_len=length)
-    fed = 0
+    done = 0
     for position in range(int(places[0]), int(places[-1]) + 1):
         output = model(
-            input_ids=written[:, fed:position], past_key_values=cache, use_cache=True, logits_to_keep=1
+            input_ids=written[:, done:position], past_key_values=cache, use_cache=True, logits_to_keep=1
         )
-        fed = position
+        done = position
         scores = output.logits[:, -1].float()
         if temperature == 0.0:
             said = scores.argmax(-1)

@@ -1,4 +1,4 @@
-"""Forward times as functions of how many tokens are fed and how many are held already."""
+"""Forward times as functions of how many tokens are read and how many are in the KV cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MIN_S, MAX_S = 1e-9, 1e6
 Points = tuple[tuple[float, float], ...]
 """(place, seconds), by place."""
 Curves = tuple[tuple[int, Points], ...]
-"""(context, seconds by tokens fed), by context."""
+"""(context, seconds by tokens read), by context."""
 
 
 @dataclass(frozen=True, slots=True)

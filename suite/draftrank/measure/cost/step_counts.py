@@ -25,7 +25,7 @@ class StepCost:
     """Entry i: steps that verify i proposed tokens."""
     draft_forwards: float
     full: float
-    """Steps that accept all they proposed, after which a draft with its own cache is fed two tokens."""
+    """Steps that accept all they proposed, after which a draft with its own cache reads two tokens."""
     lookup_s: float
     """Seconds of proposing without a model."""
 

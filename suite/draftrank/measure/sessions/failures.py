@@ -20,8 +20,8 @@ class CacheError(DraftrankError):
 def check_cache(target: Runtime, request: Request, decoding: Decoding) -> None:
     """Compares what the target holds after a decoding with what its output leaves there.
 
-    Every emitted token but the last has been fed. A stop token may have been accepted in the middle of a
-    step, whose other tokens were fed too.
+    Every emitted token but the last has been read. A stop token may have been accepted in the middle of a
+    step, whose other tokens were read too.
 
     Raises:
         CacheError: rejected tokens were not taken back, or others were lost.

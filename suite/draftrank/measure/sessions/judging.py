@@ -66,7 +66,7 @@ def find_divergence(
     index: int,
     text: Callable[[Sequence[int]], str],
 ) -> Divergence:
-    """What the target, fed one token at a time, says of the place where two outputs part.
+    """What the target, reading one token at a time, says of the place where two outputs part.
 
     Args:
         target: its sequence is lost.

@@ -425,7 +425,7 @@ struct Layer {
     const float* feed_forward_norm;
     Matrix gate, up, feed_forward_output;
     const float* feed_forward_output_norm;  // null: none
-    void *held_keys, *held_values;          // [kv heads, capacity, head size], keys in panels, values in `Rows` of some kind
+    void *cached_keys, *cached_values;          // [kv heads, capacity, head size], keys in panels, values in `Rows` of some kind
     int64_t capacity, kind;                 // a capacity of whole panels
     float* output;  // [tokens, hidden]: where the layer's output is wanted too; null: nowhere
 };
@@ -710,8 +710,8 @@ void attend(
         const int64_t head = begin / per_head, stop = std::min(share.to, (head + 1) * per_head);
         const int queries = int(stop - begin);
         const int64_t held = (head * layer.capacity + base) * size;
-        const auto* keys = static_cast<const typename Keys::Stored*>(layer.held_keys) + held;
-        const auto* values = static_cast<const typename Values::Stored*>(layer.held_values) + held;
+        const auto* keys = static_cast<const typename Keys::Stored*>(layer.cached_keys) + held;
+        const auto* values = static_cast<const typename Values::Stored*>(layer.cached_values) + held;
         float* scores = own.scores.data();
         for (int q = 0; q < queries; ++q) {
             const int64_t place = begin + q - head * per_head;
@@ -823,8 +823,8 @@ void forward(
             for (int64_t place = places.from; place < places.to; ++place) {
                 const int64_t head = place / tokens, t = place % tokens;
                 const int64_t held = head * layer.capacity * size;
-                auto* keys = static_cast<typename Keys::Stored*>(layer.held_keys) + held;
-                auto* values = static_cast<typename Values::Stored*>(layer.held_values) + held;
+                auto* keys = static_cast<typename Keys::Stored*>(layer.cached_keys) + held;
+                auto* values = static_cast<typename Values::Stored*>(layer.cached_values) + held;
                 const float* key = all.made.data() + t * width + asked + head * size;
                 float rotated_key[MAX_HEAD_SIZE];
                 rotated(key, layer.key_norm, s, kind.cosine + t * size, kind.sine + t * size, 1.f, rotated_key);
@@ -872,8 +872,8 @@ void keep(const Shape& s, const Layer* layers, int depth, int64_t start, const i
     for (int number = 0; number < depth; ++number)
         for (int head = 0; head < s.kv_heads; ++head) {
             const int64_t held = head * layers[number].capacity * size;
-            auto* keys = static_cast<typename Keys::Stored*>(layers[number].held_keys) + held;
-            auto* values = static_cast<typename Values::Stored*>(layers[number].held_values) + held;
+            auto* keys = static_cast<typename Keys::Stored*>(layers[number].cached_keys) + held;
+            auto* values = static_cast<typename Values::Stored*>(layers[number].cached_values) + held;
             for (int to = 0; to < count; ++to) {
                 if (places[to] == to) continue;
                 const int64_t from = start + places[to], into = start + to;

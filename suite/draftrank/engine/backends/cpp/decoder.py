@@ -395,7 +395,7 @@ class CppDecoder(DecoderShape):
         if len(keys) == len(self._pointed_to) and all(map(is_, keys, self._pointed_to)):
             return
         for layer, held in zip(self._layers, cache.layers, strict=True):
-            layer.held_keys, layer.held_values = held.keys.data_ptr(), held.values.data_ptr()
+            layer.cached_keys, layer.cached_values = held.keys.data_ptr(), held.values.data_ptr()
             layer.capacity = held.capacity
         self._pointed_to = keys
 

@@ -277,7 +277,7 @@ def project(
     scaled,
     squares,
     norm,
-    fed,
+    product,
     copy,
     copy_stride,
     WIDTH: tl.constexpr,
@@ -290,7 +290,7 @@ def project(
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """With ADDS hidden += read · matrixᵀ, kept in `copy` as well with COPIES; otherwise the product alone is `fed`."""
+    """With ADDS hidden += read · matrixᵀ, kept in `copy` as well with COPIES; otherwise `product` is the product alone."""
     rows = tl.program_id(1) * TILE + tl.arange(0, TILE)
     outputs = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     made = tl.zeros((TILE, COLUMNS), tl.float32)
@@ -305,13 +305,13 @@ def project(
         if COPIES:
             tl.store(copy + rows[:, None] * copy_stride + outputs[None], made, mask=inside)
     else:
-        tl.store(fed + rows[:, None] * OUTPUTS + outputs[None], made, mask=inside)
+        tl.store(product + rows[:, None] * OUTPUTS + outputs[None], made, mask=inside)
 
 
 @triton.jit
 def add_normed(
-    fed,
-    fed_norm,
+    product,
+    product_norm,
     hidden,
     scaled,
     squares,
@@ -325,13 +325,13 @@ def add_normed(
     BLOCK: tl.constexpr,
     COPIES: tl.constexpr,
 ):
-    """hidden += norm(fed), of one token; kept in `copy` as well with COPIES."""
+    """hidden += norm(product), of one token; kept in `copy` as well with COPIES."""
     row = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
     inside = columns < WIDTH
-    read = tl.load(fed + row * WIDTH + columns, mask=inside, other=0.0)
+    read = tl.load(product + row * WIDTH + columns, mask=inside, other=0.0)
     read *= tl.rsqrt(tl.sum(read * read, 0) / WIDTH + eps)
-    read *= tl.load(fed_norm + columns, mask=inside, other=0.0)
+    read *= tl.load(product_norm + columns, mask=inside, other=0.0)
     made = tl.load(hidden + row * WIDTH + columns, mask=inside, other=0.0) + read
     _give(hidden, scaled, squares, norm, made[None], row + tl.arange(0, 1), columns, 0, PARTS, ROWS, WIDTH)
     if COPIES:
