@@ -53,15 +53,16 @@ def _seldom(_: SessionSummary, arm: ArmSummary) -> str | None:
 
 
 def _small_vocabulary(_: SessionSummary, arm: ArmSummary) -> str | None:
-    few = [
-        f"{100 * task.known_share:.1f} % in {task.task}"
+    few = sorted(
+        (task.known_share, task.task)
         for task in arm.tasks
         if task.known_share is not None and task.known_share < MIN_KNOWN_SHARE
-    ]
+    )
     if not few:
         return None
+    told = [f"{100 * share:.1f} % in {task}" for share, task in (few[0], few[-1])[: len(few)]]
     return (
-        f"Its trimmed head knows only {', '.join(few)} of the tokens that the target writes, and every other token is "
+        f"Its trimmed head knows only {' to '.join(told)} of the tokens that the target writes, and every other token is "
         "rejected: raise keep_tokens, or count tokens in text of this kind."
     )
 

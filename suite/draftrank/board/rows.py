@@ -80,6 +80,14 @@ def key_of(session: Session) -> BoardKey:
     )
 
 
+def words_of(version: str, build: DraftBuild | None, field: str) -> str:
+    """A draft's title or description as its recipe had it in a version of draftrank; empty where it has none. Version 0.2
+    called its EAGLE heads EAGLE-3, whose architecture they do not have."""
+    text = build.recipe.get(field) if build else None
+    words = text.strip() if isinstance(text, str) else ""
+    return words.replace("EAGLE-3", "EAGLE") if minor_of(version) == "0.2" else words
+
+
 @with_config(DOCUMENTED)
 @dataclass(frozen=True, slots=True)
 class TaskCell:
@@ -252,10 +260,9 @@ class Board:
 def row_of(summary: SessionSummary, arm: ArmSummary, verdict: Verdict) -> BoardRow:
     """The row of one arm, not yet ranked against others."""
     build, session = arm.arm.draft, summary.session
-    title = build.recipe.get("title") if build else None
     return BoardRow(
         draft=arm.arm.id,
-        title=title if isinstance(title, str) and title.strip() else arm.arm.id,
+        title=words_of(session.draftrank_version, build, "title") or arm.arm.id,
         rank=None,
         ahead={},
         ranked=verdict.ranked,

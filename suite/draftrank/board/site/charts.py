@@ -59,7 +59,8 @@ class Scale:
 
     def x(self, value: float) -> float:
         """Where a value lies, within the chart."""
-        share = math.log(value / self.low) / math.log(self.high / self.low) if value > 0 else 0.0
+        low, high = math.log(self.low), math.log(self.high)  # ratios of extreme values are infinite
+        share = (math.log(value) - low) / (high - low) if value > 0 else 0.0
         return round(_MARGIN + min(max(share, 0.0), 1.0) * (WIDTH - 2 * _MARGIN), 2)
 
     @property

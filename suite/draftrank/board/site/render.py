@@ -17,7 +17,7 @@ from draftrank.board.formats import FILTERS
 from draftrank.board.names import place_of, title_of
 from draftrank.board.order import in_order, places_of, weight
 from draftrank.board.recipe_text import draft_of, recipe_sentence, recipe_yaml, steps_of
-from draftrank.board.rows import Board
+from draftrank.board.rows import Board, words_of
 from draftrank.board.site import addresses, charts
 from draftrank.board.site.answers import answers_of
 from draftrank.board.site.board_view import heaviest_of_each, views_of
@@ -112,18 +112,18 @@ def render_pages(
     views = views_of(boards, plots=plots)
     files: dict[str, bytes] = {}
 
-    def home(address: str, template: str, shown: Sequence[Board]) -> None:
+    def home(address: str, template: str, shown: Sequence[Board], answering: Sequence[Board]) -> None:
         ids = {board.key.id for board in shown}
         own = [view for view in views if view.board.key.id in ids]
-        places = places_of(shown)
-        lead = max((place.lead for place in places), key=weight, default=None)
+        lead = max((place.lead for place in places_of(shown)), key=weight, default=None)
         view = next((view for view in own if view.board is lead), None)
-        answers = answers_of(places, declared.targets)
+        answers = answers_of(places_of(answering), declared.targets)
         render.page(files, address, template, answers=answers, views=own, view=view, archive=archived)
 
-    home("index.html", "home.html.j2", leading)
+    # A machine class that this version has not measured is answered by an archived board, which says so.
+    home("index.html", "home.html.j2", leading, boards)
     if archived:
-        home(ARCHIVE, "archive.html.j2", archived)
+        home(ARCHIVE, "archive.html.j2", archived, archived)
     for view in views:
         render.page(files, view.address, "board.html.j2", view=view)
         for plot in view.plots:
@@ -230,6 +230,7 @@ def _draft(
         entries=entries,
         build=build,
         sentence=recipe_sentence(build) if build else "",
+        description=words_of(newest.board.key.draftrank_version, build, "description"),
         steps=steps_of(build) if build else (),
         recipe=recipe_yaml(build.recipe) if build else "",
         uses=kind.uses(model or f"PATH_OF_{target}", draft, newest.row.k) if kind else (),

@@ -242,6 +242,24 @@ def test_archived_boards_never_lead(out):
     assert [row["id"] for row in rows] == [current.key.id, archived.key.id]
 
 
+def test_a_machine_that_only_an_earlier_version_measured_is_answered_by_it(out):
+    new = result({"b": 1.5}, id="20261101-n")
+    old = result({"a": 3.0}, id="20261109-o", draftrank_version="0.2.9")
+    machine = old.session.machine.model_copy(update={"machine_class": "another-class"})
+    old = old.model_copy(update={"session": old.session.model_copy(update={"machine": machine})})
+    text = shown_answers(out, [old, new])
+    assert text.index("The draft b") < text.index("another-class") < text.index("The draft a")
+    assert "archived: draftrank 0.2" in text
+
+
+def test_the_first_page_begins_with_the_target_that_this_version_measured(out):
+    new = result({"b": 1.5}, id="20261101-n")
+    old = result({"a": 3.0}, id="20261109-o", draftrank_version="0.2.9")
+    old = old.model_copy(update={"session": old.session.model_copy(update={"target": "a-target"})})
+    text = shown_answers(out, [old, new])
+    assert text.index("The draft b") < text.index("The draft a")
+
+
 def test_with_archived_results_alone_the_first_page_says_so_and_answers(out):
     old = result({"a": 2.0}, draftrank_version="0.2.9")
     text = shown_answers(out, [old])
@@ -406,7 +424,7 @@ def test_a_draft_page_tells_how_much_of_each_task_its_head_knows(out):
     row, pages = shown((7, 103))
     assert {task.task: task.known_share for task in row.summary.tasks} == {"chat": 8 / 9, "math": 8 / 10}
     (remark,) = row.remarks
-    assert "knows only 88.9 % in chat, 80.0 % in math of the tokens that the target writes" in remark
+    assert "knows only 80.0 % in math to 88.9 % in chat of the tokens that the target writes" in remark
     assert remark in pages["small"]
     assert "Tokens its head knows" in pages["small"]
     assert "Tokens its head knows" not in pages["whole"]
