@@ -222,6 +222,27 @@ def test_the_site_shows_every_draft_and_can_be_rendered_again(measured_root):
         assert {trial.arm for trial in store.results()[0].trials} >= set(ARMS)
 
 
+def test_the_site_shows_the_store_or_what_is_published_where_that_is_asked(measured_root):
+    local, published, both, neither = several(
+        measured_root,
+        ["site", "--out", "pages", "--local", "--json"],
+        ["site", "--out", "pages", "--published", "--json"],
+        ["site", "--out", "pages", "--json"],
+        ["site", "--out", "pages", "--local", "--published"],
+    )
+    assert (local.json["sessions"], published.json["sessions"], both.json["sessions"]) == (1, 0, 1)
+    several(measured_root, ["publish"])
+    (measured_root / ".draftrank" / "results.sqlite").unlink()
+    local, published = several(
+        measured_root,
+        ["site", "--out", "pages", "--local", "--json"],
+        ["site", "--out", "pages", "--published", "--json"],
+    )
+    assert (local.json["sessions"], published.json["sessions"]) == (0, 1)
+    assert neither.code == 2
+    assert "leaves out all that --local shows" in neither.err
+
+
 def test_the_same_results_give_the_same_site_byte_for_byte(measured_root, tmp_path):
     """In any workspace, process, hash seed and locale, however the results came into it."""
     more = ["run", "--draft", "ngram", "--draft", "int8", "--repeats", "1", "--temperature", "0.7"]
