@@ -113,9 +113,8 @@ def test_an_honest_bundle_of_a_build_that_rounds_otherwise_holds(published, bund
         for arm in data["session"]["arms"]:
             arm["dtype"] = None
 
-    path = bundle(
-        "ngram", say_bf16
-    )  # measured in fp32: as a program that computes bf16 weights more precisely
+    # Measured in fp32, it is as of a program that rounds less.
+    path = bundle("ngram", say_bf16)
     found, checks = check(published, path)
     assert found.holds, found.checks
     assert "but for ties" in checks["outputs"].detail

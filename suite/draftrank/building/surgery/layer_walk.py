@@ -1,4 +1,4 @@
-"""Visits a model's layers one after another on calibration text, each reads what the earlier ones became.
+"""Visits a model's layers one after another on calibration text. Each reads what the earlier ones became.
 
 Methods that change a layer by the inputs it sees (Wanda, SparseGPT, activation-aware factorization) must
 see what the changed layers before it give, and a large model leaves no room for the activations of more

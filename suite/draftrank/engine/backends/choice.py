@@ -280,7 +280,7 @@ def _taken(
 
 def _elsewhere(recipe: Recipe, what: Candidates, beside: Backend, device: Device) -> Place | None:
     for backend in FASTEST_FIRST:
-        if backend != beside and not device_of(backend) not in (None, device):
+        if backend != beside and device_of(backend) in (None, device):
             dtype = fastest_dtype(backend, device)
             if draft_misfit(recipe, what, backend, dtype, device, beside) is None:
                 return Place(backend, dtype)

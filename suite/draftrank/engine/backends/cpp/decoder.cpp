@@ -425,7 +425,7 @@ struct Layer {
     const float* feed_forward_norm;
     Matrix gate, up, feed_forward_output;
     const float* feed_forward_output_norm;  // null: none
-    void *cached_keys, *cached_values;          // [kv heads, capacity, head size], keys in panels, values in `Rows` of some kind
+    void *cached_keys, *cached_values;      // [kv heads, capacity, head size], keys in panels, values in `Rows` of some kind
     int64_t capacity, kind;                 // a capacity of whole panels
     float* output;  // [tokens, hidden]: where the layer's output is wanted too; null: nowhere
 };
