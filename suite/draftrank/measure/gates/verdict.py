@@ -36,8 +36,8 @@ NOISE_TOLERANCE = 0.01
 session in twenty excludes 1 itself. With it, few honest quick sessions and hardly any larger ones are called
 unstable; `docs/simulation.md` has the rates."""
 NOISE_WIDTH = 0.15
-"""Largest half-width of the A/A interval. Honest quick sessions have ±3 to ±9 %, because a t-interval of
-eleven prompts is wide. The intervals of their drafts contain the same noise, so none ranks too high."""
+"""Largest half-width of the A/A interval. Honest sessions of eleven prompts have ±3 to ±9 %, because a t-interval of
+so few is wide. The intervals of their drafts contain the same noise, so none ranks too high."""
 DISTURBED_SHARE = 0.1
 """Largest share of prompt turns that may stay disturbed. All arms of a prompt turn run in the same minutes,
 so a few disturbed ones widen the intervals; many can bias the comparison."""
