@@ -27,6 +27,11 @@
 #define DRAFTRANK_PAIRS
 #endif
 
+// Whether one instruction multiplies two matrices of bf16 numbers (AMX), and this process may use it: `library.py` asks.
+#if defined(DRAFTRANK_MAY_TILE) && defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(DRAFTRANK_PAIRS)
+#define DRAFTRANK_TILES
+#endif
+
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 #define DRAFTRANK_WIDE
 #endif
@@ -309,9 +314,90 @@ struct Pairs {
         }
     };
 };
-typedef Pairs Bf16Weights;
+typedef Pairs Bf16Keys;
 #else
-typedef Widened<Bf16> Bf16Weights;
+typedef Widened<Bf16> Bf16Keys;
+#endif
+
+#if defined(DRAFTRANK_TILES)
+// The same by AMX, of up to 32 tokens at a time: tiles of 16 tokens and of 16 rows, 32 inputs each. A token's sums do not
+// depend on the other rows of its tile.
+struct Tiles {
+    typedef uint16_t Stored;
+    typedef uint16_t Read;
+    static constexpr int SIDE = 16, ROWS = 2 * SIDE, STEP = 32, MAX_TOKENS = 2 * SIDE;
+    static constexpr int64_t TILE = SIDE * STEP, LINE = 64;  // numbers of a tile; bytes of one of its lines
+
+    static int place(int row, int input) {
+        return int(row / SIDE * TILE) + input / 2 * (2 * SIDE) + row % SIDE * 2 + input % 2;
+    }
+
+    static void ready(const float* from, int64_t count, Read* to) {
+        Pairs::ready(from, count, to);
+        std::fill(to + count, to + (count + STEP - 1) / STEP * STEP, Read(0));
+    }
+
+    // What `ldtilecfg` reads: lines of 64 bytes, and how many of them each tile has.
+    struct alignas(64) Sizes {
+        uint8_t palette = 1, start = 0, reserved[14] = {};
+        uint16_t bytes[16] = {};
+        uint8_t lines[16] = {};
+
+        Sizes(int first, int rest) {
+            for (const int tile : {0, 1, 4}) set(tile, first);
+            for (const int tile : {2, 3, 5}) set(tile, rest);
+            for (const int tile : {6, 7}) set(tile, SIDE);
+        }
+
+        void set(int tile, int count) {
+            bytes[tile] = count ? LINE : 0;
+            lines[tile] = uint8_t(count);
+        }
+    };
+
+    template <int TOKENS>
+    struct Panel {
+        static void run(
+            const Stored* panel, const float*, int64_t steps, const Read* x, float* to, int64_t stride
+        ) {
+            static const Sizes sizes(std::min(TOKENS, SIDE), std::max(TOKENS - SIDE, 0));
+            const int64_t length = steps * STEP, across = length * sizeof(Read), below = stride * sizeof(float);
+            __asm__ volatile("" ::: "memory");  // the intrinsics do not say what they read
+            _tile_loadconfig(&sizes);
+            _tile_zero(0);
+            _tile_zero(1);
+            if constexpr (TOKENS > SIDE) {
+                _tile_zero(2);
+                _tile_zero(3);
+            }
+            for (int64_t i = 0; i < steps; ++i, panel += 2 * TILE) {
+                for (int64_t line = 0; line < 2 * SIDE; ++line)
+                    __builtin_prefetch(panel + (AHEAD + line * LINE) / int64_t(sizeof(Stored)));
+                _tile_loadd(6, panel, LINE);
+                _tile_loadd(7, panel + TILE, LINE);
+                _tile_loadd(4, x + i * STEP, across);
+                _tile_dpbf16ps(0, 4, 6);
+                _tile_dpbf16ps(1, 4, 7);
+                if constexpr (TOKENS > SIDE) {
+                    _tile_loadd(5, x + SIDE * length + i * STEP, across);
+                    _tile_dpbf16ps(2, 5, 6);
+                    _tile_dpbf16ps(3, 5, 7);
+                }
+            }
+            _tile_stored(0, to, below);
+            _tile_stored(1, to + SIDE, below);
+            if constexpr (TOKENS > SIDE) {
+                _tile_stored(2, to + SIDE * stride, below);
+                _tile_stored(3, to + SIDE * stride + SIDE, below);
+            }
+            _tile_release();
+            __asm__ volatile("" ::: "memory");
+        }
+    };
+};
+typedef Tiles Bf16Weights;
+#else
+typedef Bf16Keys Bf16Weights;
 #endif
 
 constexpr int64_t parts(int64_t count, int64_t size) { return (count + size - 1) / size; }
@@ -914,7 +1000,7 @@ void any_forward(
     typedef Widened<Fp32> Whole;
     typedef Rows<Fp32> Plain;
     static constexpr decltype(&forward<Whole, Whole, Plain>) BY_WEIGHTS[] = {
-        forward<Whole, Whole, Plain>, forward<Bf16Weights, Bf16Weights, Bf16Rows>, forward<Int8Weights, Whole, Plain>
+        forward<Whole, Whole, Plain>, forward<Bf16Weights, Bf16Keys, Bf16Rows>, forward<Int8Weights, Whole, Plain>
     };
     BY_WEIGHTS[s.weights](s, layers, depth, kinds, input, output, tokens, start, root, threads);
 }
@@ -1232,8 +1318,8 @@ int draftrank_keep(
         if (places[to] < (to ? places[to - 1] + 1 : 0)) return BAD_PLACES;
     for (int number = 0; number < depth && count > 0; ++number)
         if (start < 0 || start + places[count - 1] >= layers[number].capacity) return NO_ROOM;
-    static constexpr decltype(&keep<Bf16Weights, Bf16Rows>) BY_WEIGHTS[] = {
-        keep<Widened<Fp32>, Rows<Fp32>>, keep<Bf16Weights, Bf16Rows>, keep<Widened<Fp32>, Rows<Fp32>>
+    static constexpr decltype(&keep<Bf16Keys, Bf16Rows>) BY_WEIGHTS[] = {
+        keep<Widened<Fp32>, Rows<Fp32>>, keep<Bf16Keys, Bf16Rows>, keep<Widened<Fp32>, Rows<Fp32>>
     };
     BY_WEIGHTS[shape->weights](*shape, layers, depth, start, places, count);
     return 0;

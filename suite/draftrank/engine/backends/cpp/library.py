@@ -30,6 +30,8 @@ KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 """Types of matrices, as the kernels number them."""
 _UNKNOWN_TOKEN, _NO_ROOM, _BAD_PLACES = -1, -2, -3
 """Faults, as `decoder.cpp` numbers them."""
+_ARCH_PRCTL, _ASK_FOR_STATE, _TILE_DATA = 158, 0x1023, 18
+"""System call, its request ARCH_REQ_XCOMP_PERM and the state it names (Linux, Documentation/arch/x86/xstate.rst)."""
 _FOLDER = "DRAFTRANK_KERNELS"
 """Environment variable that names another folder for what is compiled."""
 
@@ -265,7 +267,8 @@ def normed(vectors: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 
 def _compiled(chosen: str) -> Path:
-    made_from = [SOURCE.read_bytes(), " ".join(FLAGS).encode(), _run([chosen, "--version"]), _processor()]
+    flags = (*FLAGS, "-DDRAFTRANK_MAY_TILE") if _may_tile() else FLAGS
+    made_from = [SOURCE.read_bytes(), " ".join(flags).encode(), _run([chosen, "--version"]), _processor()]
     folder = _folder()
     file = folder / f"decoder-{sha256(b'|'.join(made_from)).hexdigest()[:16]}.so"
     if file.exists():
@@ -274,7 +277,7 @@ def _compiled(chosen: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made = Path(scratch) / file.name
-            _run([chosen, *FLAGS, str(SOURCE), "-o", str(made)])
+            _run([chosen, *flags, str(SOURCE), "-o", str(made)])
             made.replace(file)  # another process may have been as fast; the two are alike
     except OSError as error:
         raise InvalidInputError.single(
@@ -283,6 +286,13 @@ def _compiled(chosen: str) -> Path:
             fix=f"name a folder in the environment variable {_FOLDER}, or use --backend transformers",
         ) from error
     return file
+
+
+def _may_tile() -> bool:
+    """Asks Linux to let this process use the processor's tile registers (AMX): whoever does not ask may not."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return False
+    return ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ASK_FOR_STATE, _TILE_DATA) == 0
 
 
 def _folder() -> Path:
