@@ -43,7 +43,6 @@ class Declared(BaseModel):
         frozen=True,
         strict=True,
         allow_inf_nan=False,
-        use_attribute_docstrings=True,
     )
 
     descriptive: ClassVar[frozenset[str]] = frozenset()

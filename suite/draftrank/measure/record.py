@@ -16,7 +16,7 @@ NotNegative = Annotated[float, Field(ge=0.0)]
 class Record(BaseModel):
     """A stored fact: complete, unchangeable, and refusing what it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def utc_now() -> str:

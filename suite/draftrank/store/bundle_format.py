@@ -21,6 +21,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from draftrank.catalog.base import sha256_of_json
+from draftrank.catalog.field_docs import described
 from draftrank.errors import InvalidInputError, Problem
 from draftrank.measure.record import Record
 from draftrank.measure.records import BASELINE, Session, SessionResult, Trial
@@ -138,8 +139,7 @@ def render(data: dict[str, Any]) -> str:
 
 def bundle_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of a bundle; `SCHEMA_FILE` holds the same."""
-    schema = Bundle.model_json_schema()
-    of_trial = Trial.model_json_schema()
+    schema, of_trial = described(Bundle.model_json_schema()), described(Trial.model_json_schema())
     fields = of_trial["properties"]
     fields["token_ids"] = {"anyOf": [fields["token_ids"], {"type": "null"}]}
     fields["started_at"] = {"anyOf": [fields["started_at"], {"type": "integer"}]}

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 from draftrank.board.as_json import NOT_SHOWN, SCHEMA_VERSION
 from draftrank.board.references import ReferenceRow
 from draftrank.board.rows import BoardKey, BoardRow
+from draftrank.catalog.field_docs import described
 from draftrank.measure.records import Machine
 
 _TEXT = {"type": "string"}
@@ -103,7 +104,7 @@ def _object(description: str, properties: dict[str, Any]) -> dict[str, Any]:
 
 def _of(kind: type, definitions: dict[str, Any]) -> dict[str, Any]:
     """A type's schema; what it refers to goes into `definitions`."""
-    schema = TypeAdapter(kind).json_schema(mode="serialization")
+    schema = described(TypeAdapter(kind).json_schema(mode="serialization"))
     definitions |= schema.pop("$defs", {})
     return schema
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from draftrank.catalog.base import Declared
+from draftrank.catalog.field_docs import described
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.self_generated import Corpus
 from draftrank.catalog.target import Target
@@ -31,7 +32,7 @@ def schema_name(model: type[Declared]) -> str:
 
 def generate(name: str) -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of one kind of declaration."""
-    schema = MODELS[name].model_json_schema()
+    schema = described(MODELS[name].model_json_schema())
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 

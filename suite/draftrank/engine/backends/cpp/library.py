@@ -292,7 +292,7 @@ def _may_tile() -> bool:
     """Asks Linux to let this process use the processor's tile registers (AMX): whoever does not ask may not."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return False
-    return ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ASK_FOR_STATE, _TILE_DATA) == 0
+    return bool(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ASK_FOR_STATE, _TILE_DATA) == 0)
 
 
 def _folder() -> Path:
