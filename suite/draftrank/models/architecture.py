@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,12 @@ from draftrank.models.forms import FEATURES
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from draftrank.building.training.training_time_test import TrainingTimeTest
+
+class EarlierForwards(Protocol):
+    """What a model remembers of forwards over the same tokens (training-time test)."""
+
+    def next_forward(self, tokens: Tensor) -> dict[str, Any]:
+        """What the decoder is called with beside the tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +144,7 @@ class Architecture:
         model: PreTrainedModel,
         token_ids: Tensor,
         features: Tensor | None = None,
-        ahead: TrainingTimeTest | None = None,
+        ahead: EarlierForwards | None = None,
     ) -> Tensor:
         """Final hidden states after the norm: [batch, length] int64 to [batch, length, hidden].
 

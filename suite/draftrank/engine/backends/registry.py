@@ -167,6 +167,12 @@ def load_runtime(folder: Path, dtype: Dtype, device: Device, backend: Backend) -
     return open_runtime(load_model(folder, dtype, device), backend)
 
 
+def load_gguf_runtime(file: Path, vocabulary: int | None = None) -> Runtime:
+    """Opens a GGUF file in llama.cpp; `vocabulary` is the width of a logits row, None: the file's own number of tokens."""
+    runtime: Runtime = _class(f"{_HOME}.llama_cpp.runtime:LlamaCppRuntime")(file, vocabulary=vocabulary)
+    return runtime
+
+
 def dtype_of(runtime: Runtime, folder: Path | None = None) -> str:
     """What a runtime's forwards compute in: `int8` for torch's dynamic int8, of a GGUF file its own quantization.
 

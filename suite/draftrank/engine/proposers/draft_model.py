@@ -64,9 +64,8 @@ class ModelBasedDraft(DraftBase):
 
     def open_model(self, context: ProposerContext) -> ModelProposer | EagleProposer:
         """The model as a proposer; raises as `open`."""
-        from draftrank.engine.backends.llama_cpp.runtime import LlamaCppRuntime
         from draftrank.engine.backends.own_forward import check_trees
-        from draftrank.engine.backends.registry import open_eagle_runtime, open_runtime
+        from draftrank.engine.backends.registry import load_gguf_runtime, open_eagle_runtime, open_runtime
         from draftrank.models.forms import GgufForm, HiddenStatesForm
         from draftrank.models.gguf_format import GGUF_FILE
         from draftrank.models.loading import load_model, read_forms
@@ -82,8 +81,7 @@ class ModelBasedDraft(DraftBase):
             what = "a GGUF file, which llama.cpp runs" if is_gguf else "no GGUF file, which llama.cpp needs"
             raise IncompatibleDraftError(f"the backend {context.backend} cannot run the draft: it is {what}")
         if is_gguf:
-            file = LlamaCppRuntime(context.draft_folder / GGUF_FILE, vocabulary=rows)
-            return ModelProposer(file, drafting)
+            return ModelProposer(load_gguf_runtime(context.draft_folder / GGUF_FILE, rows), drafting)
         model = load_model(context.draft_folder, context.dtype, context.device, rows=rows)
         if not any(isinstance(form, HiddenStatesForm) for form in forms):
             draft = open_runtime(model, context.backend)

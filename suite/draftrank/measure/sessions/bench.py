@@ -12,8 +12,7 @@ from draftrank.building.surgery.vocabulary_trimming import known_tokens
 from draftrank.catalog.backend import is_dtype
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.catalog.recipe import TypicalAcceptance
-from draftrank.engine.backends.llama_cpp.runtime import LlamaCppRuntime
-from draftrank.engine.backends.registry import dtype_of, load_runtime
+from draftrank.engine.backends.registry import dtype_of, load_gguf_runtime, load_runtime
 from draftrank.engine.backends.transformers.generate import GenerateDecoder
 from draftrank.engine.environment import memory_bytes, reset_peak_memory
 from draftrank.engine.fresh_proposal import fresh_gap
@@ -399,6 +398,6 @@ class Bench:
 def _open_target(plan: SessionPlan) -> Runtime:
     if plan.backend == "llama.cpp":
         assert plan.target_file is not None
-        return LlamaCppRuntime(plan.target_file)
+        return load_gguf_runtime(plan.target_file)
     assert is_dtype(plan.dtype)
     return load_runtime(plan.target_folder.path, plan.dtype, plan.device, plan.backend)
