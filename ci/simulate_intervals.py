@@ -34,17 +34,20 @@ RANKING_SESSIONS = 400
 IN_USE = "jackknife t"
 OTHERS = {name: method for name, method in METHODS.items() if name != IN_USE}
 
-QUICK = Scenario((3, 3, 3, 2))
+FEW = Scenario((3, 3, 3, 2))
+QUICK = Scenario((6, 6, 8, 8, 6, 6))
 BETWEEN = Scenario((6,) * 6)
 CORE = Scenario((16,) * 8)
 NOISY_MACHINE = {"noise": 0.05, "lasting_noise": 0.04, "drift": 0.5}
 SCENARIOS: dict[str, Scenario] = {
-    "quick: 3, 3, 3, 2 prompts × 1": QUICK,
+    "3, 3, 3, 2 prompts × 1": FEW,
+    "3, 3, 3, 2 prompts, large prompt spread (0.35)": replace(FEW, prompt_spread=0.35),
+    "3, 3, 3, 2 prompts, skewed gains (0.3)": replace(FEW, prompt_spread=0.3, skewed=True),
+    "quick: 6, 6, 8, 8, 6, 6 prompts × 1": QUICK,
     "quick, large prompt spread (0.35)": replace(QUICK, prompt_spread=0.35),
     "quick, skewed gains (0.3)": replace(QUICK, prompt_spread=0.3, skewed=True),
     "quick, 1 % outliers": replace(QUICK, outliers=0.01),
     "quick, noisy machine": replace(QUICK, **NOISY_MACHINE),
-    "quick × 2": replace(QUICK, repeats=2),
     "one task, 8 prompts × 1, drift 0.05": Scenario((8,), drift=0.05),
     "one task, 8 prompts × 1, drift 0.2": Scenario((8,)),
     "6 × 6 × 1": BETWEEN,
@@ -85,7 +88,7 @@ PUBLISHED = {"noise": 0.06, "lasting_noise": 0.04, "repeats": 2}
 OTHER_MACHINES = 0.02
 """A larger spread between machines than `verify` assumes."""
 VERIFYING: dict[str, Scenario] = {
-    "quick: 3, 3, 3, 2 prompts": replace(QUICK, **PUBLISHED),
+    "quick: 6, 6, 8, 8, 6, 6 prompts": replace(QUICK, **PUBLISHED),
     "8 × 4 prompts": Scenario((4,) * 8, **PUBLISHED),
     "8 × 4 prompts, 1 % outliers": Scenario((4,) * 8, outliers=0.01, **PUBLISHED),
     "8 × 4 prompts, quiet (0.02, 0.02)": Scenario((4,) * 8, repeats=2),
@@ -115,8 +118,8 @@ Chosen: **jackknife t**, the t-interval of the log ratio of sums. The jackknife 
 error with n−1 degrees of freedom. Variances add up over tasks, and Welch and Satterthwaite's formula gives the degrees
 of freedom of the whole.
 
-- Percentile bootstraps over two or three prompts are far too narrow, also with draws of n−1. They call a quick session's
-  A/A different more than twice as often as they should. Draws of n−1 from three prompts even consist
+- Percentile bootstraps over two or three prompts are far too narrow, also with draws of n−1. They call the A/A of such
+  a session different more than twice as often as they should. Draws of n−1 from three prompts even consist
   of one prompt alone in a third of the cases. The spread of a percentile cannot show how little three values say.
 - Stretched by t ÷ 1.96 they are almost right, but too short where a few prompts decide, and much slower.
 - Paired ratios estimate another figure: the geometric mean over prompts, which is not the time saved. Where prompts
@@ -126,7 +129,7 @@ of freedom of the whole.
 
 **Known failure.** In a session of one small task (24 trials) the drift can be as fast as the rotation of the arms. Then
 it does not cancel, and A/A is called different up to twice as often as it should be. No interval over prompts can detect
-this. Every suite has four tasks or more. With `--task` and few prompts, be careful with differences that only just
+this. Every suite has three tasks or more. With `--task` and few prompts, be careful with differences that only just
 exclude 1; the gate below, which tolerates 1 %, is wrong in 3 % of such sessions.
 
 In single tasks the same method stays near 95 % too, with intervals as wide as two prompts justify: 12.7 standard errors
@@ -177,7 +180,7 @@ def _methods(sessions: int) -> str:
             for scenario, of in found.items()
         ),
     )
-    skewed = found["quick, skewed gains (0.3)"][IN_USE].tasks.value
+    skewed = found["3, 3, 3, 2 prompts, skewed gains (0.3)"][IN_USE].tasks.value
     page += CHOICE.format(skewed=100 * skewed)
     page += "## Single tasks and the A/A gates\n\n"
     page += (
@@ -207,7 +210,7 @@ def _stopping(sessions: int) -> str:
     rows = []
     for name, (scenario, precision, required) in STOPPING.items():
         found = cover_stopping(scenario, precision, required, sessions, SEED)
-        reasons = [_percent(found.reasons[reason] / sessions) for reason in ("precision", "spread", "budget")]
+        reasons = [_percent(found.reasons[reason] / sessions) for reason in ("target_ci", "spread", "budget")]
         rows.append(
             [
                 name,
@@ -225,7 +228,7 @@ def _stopping(sessions: int) -> str:
         "makes it wider. The budget is ten repeats (core: six). Stopping at the first narrow interval could favour "
         "intervals that are narrow by luck; the coverage shows the effect.\n\n"
         + _table(
-            ["scenario", "drafts covered", "A/A different", "precision", "spread", "budget", "repeats, mean"],
+            ["scenario", "drafts covered", "A/A different", "target CI", "spread", "budget", "repeats, mean"],
             rows,
         )
     )
