@@ -193,6 +193,7 @@ class Architecture:
     ) -> Tensor:
         """Logits [..., vocabulary] of final hidden states [..., hidden], through `head` if given."""
         logits: Tensor = (head or self.head(model))(hidden)
+        logits = logits / getattr(model.config, "logits_scaling", 1.0)
         cap = getattr(model.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -283,8 +284,38 @@ class Architecture:
         config.num_hidden_layers = len(indices)
 
 
+_USUAL = ("model", "layers", "norm", "embed_tokens")
+_FOUR_NORMS = Block(
+    norms=(
+        "input_layernorm",
+        "post_attention_layernorm",
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+    )
+)
 ARCHITECTURES = (
-    Architecture("llama", "model", "layers", "norm", "embed_tokens"),
+    *(Architecture(name, *_USUAL) for name in ("llama", "mistral", "granite")),
+    *(Architecture(name, *_USUAL, per_layer_fields=("layer_types",)) for name in ("qwen2", "qwen3")),
+    Architecture("gemma", *_USUAL, norm_offset=1.0, embedding_grows_with_width=True),
+    Architecture(
+        "gemma2",
+        *_USUAL,
+        per_layer_fields=("layer_types",),
+        block=_FOUR_NORMS,
+        norm_offset=1.0,
+        embedding_grows_with_width=True,
+    ),
+    Architecture(
+        "phi3",
+        *_USUAL,
+        block=Block(
+            queries="qkv_proj", keys="qkv_proj", values="qkv_proj", feed_forward_inputs=("gate_up_proj",)
+        ),
+    ),
+    Architecture(
+        "olmo2", *_USUAL, block=Block(norms=("post_attention_layernorm", "post_feedforward_layernorm"))
+    ),
+    Architecture("smollm3", *_USUAL, per_layer_fields=("layer_types", "no_rope_layers")),
     Architecture(
         "gemma3_text",
         "model",

@@ -1,4 +1,4 @@
-"""Llama and Gemma 3 models on a CPU, by kernels of our own that are compiled for the machine."""
+"""Models on a CPU, by kernels of our own that are compiled for the machine."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from draftrank.engine.backends.blocks import Block, DecoderShape, blocks_of, head_size, is_gelu
+from draftrank.engine.backends.blocks import Block, DecoderShape, Linear, blocks_of, head_size, is_gelu
 from draftrank.engine.token_tree import MAX_TREE_TOKENS
 from draftrank.models.architecture import Architecture
 from draftrank.models.attention_windows import attention_windows
@@ -18,7 +18,7 @@ from draftrank.models.forms import FEATURES, HiddenStateFusion, TrimmedHead
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 MAX_ROWS = MAX_TREE_TOKENS
 """Most tokens of one forward: the bits of a number say which of them a token sees."""
@@ -70,6 +70,8 @@ class _Layer:
     feed_forward_output: Tensor
     feed_forward_output_norm: Tensor | None
     kind: str
+    rotary: bool
+    scale: float
 
 
 @dataclass(slots=True)
@@ -86,7 +88,7 @@ class Held:
 
 
 class CudaGraphsDecoder(DecoderShape):
-    """A Llama or Gemma 3 decoder of plain matrices in bf16 or fp32, from token ids to the tokens most likely to follow."""
+    """A decoder of plain matrices in bf16 or fp32, from token ids to the tokens most likely to follow."""
 
     def __init__(self, model: PreTrainedModel, splits: Splits | None = None) -> None:
         """Joins the model's matrices in memory; `fits` says which models can be given."""
@@ -129,8 +131,9 @@ class CudaGraphsDecoder(DecoderShape):
         if not DecoderShape.fits(model):
             return False
         shape, config = Architecture.of(model), model.config.get_text_config()
+        blocks = blocks_of(model)
         head, fusion = shape.head(model), getattr(model, FEATURES, None)
-        matrices = [matrix for block in blocks_of(model) for matrix in block.matrices]
+        matrices = [matrix.module for block in blocks for matrix in block.matrices]
         matrices.append(head.projection if isinstance(head, TrimmedHead) else head)
         if isinstance(fusion, HiddenStateFusion):
             matrices += [part for part in (fusion.projection, fusion.reduction) if part is not None]
@@ -141,7 +144,16 @@ class CudaGraphsDecoder(DecoderShape):
             and all(_is_plain(matrix, embedding.dtype) for matrix in matrices)
             and head_size(config) in _HEAD_SIZES
             and all(window is None or window >= MAX_ROWS for window in attention_windows(config).values())
-            and getattr(config, "final_logit_softcapping", None) is None
+            and all(_is_known(block, head_size(config)) for block in blocks)
+            and all(
+                getattr(config, name, usual) == usual
+                for name, usual in (
+                    ("final_logit_softcapping", None),
+                    ("embedding_multiplier", 1.0),
+                    ("logits_scaling", 1.0),
+                )
+            )
+            and _rotates_whole_heads(config)
         )
 
     def first(self, count: int) -> CudaGraphsDecoder:
@@ -187,7 +199,7 @@ class CudaGraphsDecoder(DecoderShape):
         given = self._read_inputs(rows)
         followers = [*(layer.attention_norm for layer in self.layers[1:]), self._norm]
         for number, (layer, following) in enumerate(zip(self.layers, followers, strict=True)):
-            cosines, sines = self._turns(layer.kind, capacity)
+            cosines, sines = self._turns(layer.kind, layer.rotary, capacity)
             window = self._windows[layer.kind]
             split = splits.heads
             columns = half if layer.head_norms is not None else min(split.columns, half)
@@ -202,7 +214,7 @@ class CudaGraphsDecoder(DecoderShape):
             split = splits.attention
             launch.attend[(self._kv_heads, -(-rows * group // TILE), blocks)](
                 self.meta, self._asked, cache.keys[number], cache.values[number], self._best_scores, self._totals,
-                self._sums, capacity, self._scale / math.log(2), window or 0,
+                self._sums, capacity, layer.scale / math.log(2), window or 0,
                 QUERIES=self._queries, SHARED=self._kv_heads, SIZE=self._size, ROWS=rows, BLOCK=split.block,
                 BLOCKS=_power(blocks), WINDOWED=window is not None, TILE=TILE, num_warps=split.warps,
                 num_stages=split.stages,
@@ -353,14 +365,14 @@ class CudaGraphsDecoder(DecoderShape):
         )  # fmt: skip
         return 1
 
-    def _turns(self, kind: str, slots: int) -> tuple[Tensor, Tensor]:
+    def _turns(self, kind: str, rotary: bool, slots: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of at least the first `slots` positions, fp32 [positions, size / 2]."""
-        held = self._half_turns.get(kind)
+        held = self._half_turns.get((kind, rotary))
         if held is None or len(held[0]) < slots:
             half = self._size // 2
-            cosines, signed = self._rotation_tables(kind, slots)
+            cosines, signed = self._rotation_tables(kind, rotary, slots)
             held = cosines[:, 0, :half].contiguous(), signed[:, 0, half:].contiguous()
-            self._half_turns[kind] = held
+            self._half_turns[kind, rotary] = held
         return held
 
     def _make_buffers(self) -> None:
@@ -382,7 +394,7 @@ class CudaGraphsDecoder(DecoderShape):
         self._make_room_for(0)
         self._best_values = torch.zeros(rows, self._pieces, **like)
         self._best_places = torch.zeros(rows, self._pieces, dtype=torch.int32, **like)
-        self._half_turns: dict[str, tuple[Tensor, Tensor]] = {}
+        self._half_turns: dict[tuple[str, bool], tuple[Tensor, Tensor]] = {}
 
     def _make_room_for(self, parts: int) -> None:
         """For what queries find in so many blocks of slots."""
@@ -397,22 +409,29 @@ class CudaGraphsDecoder(DecoderShape):
         heads = None
         if block.query_norm is not None and block.key_norm is not None:
             heads = torch.stack([block.query_norm, block.key_norm])
+        assert block.attention_norm is not None
+        assert block.feed_forward_norm is not None
         return _Layer(
             attention_norm=block.attention_norm,
             queries_keys_values=_joined([block.queries, block.keys, block.values], known),
             head_norms=heads,
-            attention_output=_matrix(block.attention_output),
+            attention_output=_matrix(block.attention_output.module),
             attention_output_norm=block.attention_output_norm,
             feed_forward_norm=block.feed_forward_norm,
             feed_forward_inputs=_joined([block.gate, block.up], known),
-            feed_forward_output=_matrix(block.down),
+            feed_forward_output=_matrix(block.down.module),
             feed_forward_output_norm=block.feed_forward_output_norm,
             kind=block.kind,
+            rotary=block.rotary,
+            scale=block.scale,
         )
 
 
-def _joined(modules: Sequence[Any], known: dict[tuple[int, ...], Tensor]) -> Tensor:
+def _joined(linears: Sequence[Linear], known: dict[tuple[int, ...], Tensor]) -> Tensor:
     """Several matrices of the same input as one; the modules are given their parts of it, so they lie in memory once."""
+    modules: list[Any] = list(dict.fromkeys(linear.module for linear in linears))
+    if len(modules) == 1:
+        return _matrix(modules[0])
     key = tuple(module.weight.data_ptr() for module in modules)  # layers may share their weights
     if key not in known:
         with torch.no_grad():
@@ -422,6 +441,24 @@ def _joined(modules: Sequence[Any], known: dict[tuple[int, ...], Tensor]) -> Ten
             module.weight.data = part
         known[key] = known[tuple(part.data_ptr() for part in parts)] = joined
     return known[key]
+
+
+def _is_known(block: Block, size: int) -> bool:
+    """Whether the kernels know all that a layer does: norms before both parts, of each head if of any, and no caps or
+    scales of its own; biases are refused with the matrices."""
+    return (
+        block.attention_norm is not None
+        and block.feed_forward_norm is not None
+        and all(norm is None or len(norm) == size for norm in (block.query_norm, block.key_norm))
+        and block.score_cap is None
+        and block.residual_scale == 1
+    )
+
+
+def _rotates_whole_heads(config: PretrainedConfig) -> bool:
+    found = config.rope_parameters
+    kinds = [found] if "rope_type" in found else [one for one in found.values() if one is not None]
+    return all(one.get("partial_rotary_factor", 1.0) == 1.0 for one in kinds)
 
 
 def _is_plain(module: nn.Module, dtype: torch.dtype) -> bool:
