@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +37,9 @@ SUPPORTED = (
 )
 """Model types that were compared with transformers. A block tells all that their layers do; another family's code could do
 more than its modules and its configuration show."""
-_STATIC_ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})
-"""Kinds of rotary embedding that do not depend on how long the sequence is."""
+_LONGROPE = "longrope"
+_ROTATIONS = frozenset({"default", "linear", "llama3", "yarn", _LONGROPE})
+"""Kinds of rotary embedding that do not depend on how long the sequence is, within the context window."""
 _GELU = {"silu": False, "gelu_pytorch_tanh": True}
 """Activations that our kernels know, by the names of configurations: whether it is GELU."""
 
@@ -115,6 +116,18 @@ class DecoderShape:
         self._size = head_size(config)
         self._eps = float(config.rms_norm_eps)
         self._windows = attention_windows(config)
+        self.context_window = min(
+            [
+                int(config.max_position_embeddings),
+                *(
+                    int(one["original_max_position_embeddings"])
+                    for one in rotations(config)
+                    if one["rope_type"] == _LONGROPE
+                ),
+            ]
+        )
+        """Most tokens. Of LongRoPE's two sets of frequencies the kernels know the one for texts as long as those of pretraining
+        (Ding et al. 2024, arXiv:2402.13753)."""
         self._decoder = getattr(model, self._shape.decoder)
         self._norm = _norm_weight(self._shape, self._shape.norm(model))
         self._input_scale = float(getattr(config, "embedding_multiplier", 1.0))
@@ -128,7 +141,7 @@ class DecoderShape:
         config = model.config.get_text_config()
         return (
             config.model_type in SUPPORTED
-            and _rotation_types(config) <= _STATIC_ROTATIONS
+            and {str(one["rope_type"]) for one in rotations(config)} <= _ROTATIONS
             and not getattr(config, "use_bidirectional_attention", False)
             and _activation(model) in _GELU
             and _is_rms_norm(Architecture.of(model).norm(model), config)
@@ -136,8 +149,9 @@ class DecoderShape:
         )
 
     def _rotation_tables(self, kind: str, rotary: bool, end: int) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines of at least the first `end` positions, fp32 [positions, 1, rotated dimensions]; without
-        rotary embedding of no angle."""
+        """Cosines and signed sines of at least the first `end` positions, fp32 [positions, 1, rotated dimensions];
+        without rotary embedding of no angle. Behind the window of LongRoPE's first frequencies they are those of
+        its end."""
         known = self._rotations.get((kind, rotary))
         if known is None or len(known[0]) < end:
             known = self._rotations[kind, rotary] = self._tables(kind, rotary, max(2 * end, 512))
@@ -146,8 +160,11 @@ class DecoderShape:
     def _tables(self, kind: str, rotary: bool, positions: int) -> tuple[Tensor, Tensor]:
         weight = self._shape.embedding(self._model).weight
         assert isinstance(weight, Tensor)
+        config = self._model.config.get_text_config()
         numbers = torch.arange(positions, device=weight.device)[None]
-        by_kind = "rope_type" not in self._model.config.get_text_config().rope_parameters
+        if self.context_window < config.max_position_embeddings:
+            numbers = numbers.clamp(max=self.context_window - 1)
+        by_kind = "rope_type" not in config.rope_parameters
         cosine, sine = self._decoder.rotary_emb(
             weight[:1, None].float(), numbers, **({"layer_type": kind} if by_kind else {})
         )
@@ -175,6 +192,12 @@ def is_gelu(model: PreTrainedModel) -> bool:
 def head_size(config: PretrainedConfig) -> int:
     """How many numbers a query of one head has."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def rotations(config: PretrainedConfig) -> list[dict[str, Any]]:
+    """The parameters of each rotary embedding of a model."""
+    found = config.rope_parameters
+    return [found] if "rope_type" in found else [one for one in found.values() if one is not None]
 
 
 def _block(shape: Architecture, config: PretrainedConfig, layer: nn.Module, kind: str) -> Block:
@@ -290,9 +313,3 @@ def _is_rms_norm(norm: nn.Module, config: PretrainedConfig) -> bool:
 def _activation(model: PreTrainedModel) -> str:
     config = model.config.get_text_config()
     return str(getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None))
-
-
-def _rotation_types(config: PretrainedConfig) -> set[str]:
-    found = config.rope_parameters
-    kinds = [found] if "rope_type" in found else [one for one in found.values() if one is not None]
-    return {str(one["rope_type"]) for one in kinds}

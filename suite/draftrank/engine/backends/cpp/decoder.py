@@ -503,8 +503,8 @@ def _stored_as(module: nn.Module) -> torch.dtype | None:
 
 def _bias(linear: Linear) -> Tensor | None:
     """Of a linear layer that the kernels can multiply by, fp32 [outputs]."""
-    module: Any = linear.module
-    found: Tensor | None = module.bias() if isinstance(module, DynamicInt8Linear) else module.bias
+    told: Any = linear.module.bias
+    found: Tensor | None = told() if callable(told) else told  # of torch's int8 layers it is a method
     return None if found is None else found.detach()[linear.begin : linear.end].float()
 
 

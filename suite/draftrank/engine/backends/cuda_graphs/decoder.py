@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from draftrank.engine.backends.blocks import Block, DecoderShape, Linear, blocks_of, head_size, is_gelu
+from draftrank.engine.backends.blocks import (
+    Block,
+    DecoderShape,
+    Linear,
+    blocks_of,
+    head_size,
+    is_gelu,
+    rotations,
+)
 from draftrank.engine.token_tree import MAX_TREE_TOKENS
 from draftrank.models.architecture import Architecture
 from draftrank.models.attention_windows import attention_windows
@@ -18,7 +26,7 @@ from draftrank.models.forms import FEATURES, HiddenStateFusion, TrimmedHead
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 MAX_ROWS = MAX_TREE_TOKENS
 """Most tokens of one forward: the bits of a number say which of them a token sees."""
@@ -153,7 +161,10 @@ class CudaGraphsDecoder(DecoderShape):
                     ("logits_scaling", 1.0),
                 )
             )
-            and _rotates_whole_heads(config)
+            and all(
+                one["rope_type"] != "longrope" and one.get("partial_rotary_factor", 1.0) == 1.0
+                for one in rotations(config)
+            )
         )
 
     def first(self, count: int) -> CudaGraphsDecoder:
@@ -453,12 +464,6 @@ def _is_known(block: Block, size: int) -> bool:
         and block.score_cap is None
         and block.residual_scale == 1
     )
-
-
-def _rotates_whole_heads(config: PretrainedConfig) -> bool:
-    found = config.rope_parameters
-    kinds = [found] if "rope_type" in found else [one for one in found.values() if one is not None]
-    return all(one.get("partial_rotary_factor", 1.0) == 1.0 for one in kinds)
 
 
 def _is_plain(module: nn.Module, dtype: torch.dtype) -> bool:

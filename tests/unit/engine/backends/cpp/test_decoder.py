@@ -259,6 +259,13 @@ def test_every_family_is_computed_as_by_transformers(name, forward, dtype):
     assert runtime.capabilities.tree_growth
 
 
+def test_longrope_shortens_the_context_to_its_first_frequencies():
+    """Of 256 tokens to 128, behind which transformers takes the others."""
+    runtime = quick(decoder("phi3"), "cpp")
+    assert runtime.context_window == runtime.first_layers(2).context_window == 128
+    assert quick(decoder("llama"), "cpp").context_window == 256
+
+
 OPTIONS = {
     "bias of queries": (
         ("qwen2", "qwen3", "granite", "smollm3"),
