@@ -29,11 +29,11 @@ def _of_layers(layers: int) -> dict[str, dict]:
         "gemma": {"head_dim": 8},
         "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 8, **some_slide, **capped},
         "phi3": {
+            "original_max_position_embeddings": 128,
             "rope_parameters": {
                 "rope_type": "longrope",
                 "rope_theta": 1e4,
                 "partial_rotary_factor": 0.5,
-                "original_max_position_embeddings": 128,
                 "short_factor": [1.0, 1.5],
                 "long_factor": [2.0, 4.0],
             }
