@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from models import small_model
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -23,6 +21,8 @@ def _of_layers(layers: int) -> dict[str, dict]:
     }
     capped = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
     return {
+        "llama": {},
+        "gemma3": {"head_dim": 8, "num_key_value_heads": 1, **some_slide},
         "mistral": {"sliding_window": 8},
         "qwen2": {**some_slide, "use_sliding_window": True},
         "qwen3": {"head_dim": 8, "attention_bias": True},
@@ -36,7 +36,7 @@ def _of_layers(layers: int) -> dict[str, dict]:
                 "partial_rotary_factor": 0.5,
                 "short_factor": [1.0, 1.5],
                 "long_factor": [2.0, 4.0],
-            }
+            },
         },
         "granite": {
             "embedding_multiplier": 3.0,
@@ -56,31 +56,31 @@ def _of_layers(layers: int) -> dict[str, dict]:
     }
 
 
-FAMILIES = ("llama", "gemma3", *_of_layers(0))
+FAMILIES = tuple(_of_layers(0))
 
 
-def decoder(name: str, *, seed: int = 0, layers: int = 3, window: int = 256) -> PreTrainedModel:
-    """A model of 61 tokens, fp32, whose norms and biases are random as well."""
-    if name in ("llama", "gemma3"):
-        made = small_model(name, seed=seed, layers=layers, window=window)
-    else:
-        torch.manual_seed(seed)
-        made = AutoModelForCausalLM.from_config(
-            CONFIG_MAPPING[name](
-                vocab_size=61,
-                hidden_size=32,
-                intermediate_size=48,
-                num_hidden_layers=layers,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                max_position_embeddings=window,
-                initializer_range=0.3,
-                bos_token_id=1,
-                eos_token_id=2,
-                pad_token_id=0,
-                **_of_layers(layers)[name],
-            )
-        )
+def decoder(
+    name: str, *, seed: int = 0, layers: int = 3, window: int = 256, **others: object
+) -> PreTrainedModel:
+    """A model of 61 tokens, fp32, whose norms and biases are random as well; `others` are settings of its configuration."""
+    torch.manual_seed(seed)
+    settings = {
+        "vocab_size": 61,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": window,
+        "initializer_range": 0.3,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        **_of_layers(layers)[name],
+        **others,
+    }
+    config = CONFIG_MAPPING["gemma3_text" if name == "gemma3" else name](**settings)
+    made = AutoModelForCausalLM.from_config(config)
     chance = torch.Generator().manual_seed(seed)
     for parameter in made.parameters():
         if parameter.dim() == 1:

@@ -37,8 +37,8 @@ SUPPORTED = (
 )
 """Model types that were compared with transformers. A block tells all that their layers do; another family's code could do
 more than its modules and its configuration show."""
-_LONGROPE = "longrope"
-_ROTATIONS = frozenset({"default", "linear", "llama3", "yarn", _LONGROPE})
+LONGROPE = "longrope"
+_ROTATIONS = frozenset({"default", "linear", "llama3", "yarn", LONGROPE})
 """Kinds of rotary embedding that do not depend on how long the sequence is, within the context window."""
 _GELU = {"silu": False, "gelu_pytorch_tanh": True}
 """Activations that our kernels know, by the names of configurations: whether it is GELU."""
@@ -122,7 +122,7 @@ class DecoderShape:
                 *(
                     int(one["original_max_position_embeddings"])
                     for one in rotations(config)
-                    if one["rope_type"] == _LONGROPE
+                    if one["rope_type"] == LONGROPE
                 ),
             ]
         )
