@@ -18,6 +18,7 @@ from torch.ao.nn.quantized.dynamic import Linear as DynamicInt8Linear
 
 from draftrank.models.architecture import Architecture
 from draftrank.models.attention_windows import attention_windows, layer_kinds
+from draftrank.models.layer_parts import Block as BlockNames
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -128,7 +129,7 @@ class DecoderShape:
         )
         """Most tokens. Of LongRoPE's two sets of frequencies the kernels know the one for texts as long as those of pretraining
         (Ding et al. 2024, arXiv:2402.13753)."""
-        self._decoder = getattr(model, self._shape.decoder)
+        self._decoder = model.get_submodule(self._shape.decoder)
         self._norm = _norm_weight(self._shape, self._shape.norm(model))
         self._input_scale = float(getattr(config, "embedding_multiplier", 1.0))
         self._logit_divisor = float(getattr(config, "logits_scaling", 1.0))
@@ -180,7 +181,8 @@ def blocks_of(model: PreTrainedModel) -> list[Block]:
     shape, config = Architecture.of(model), model.config.get_text_config()
     kinds = layer_kinds(config)
     return [
-        _block(shape, config, layer, kind) for layer, kind in zip(shape.layers(model), kinds, strict=True)
+        _block(shape, names, config, layer, kind)
+        for names, layer, kind in zip(shape.blocks, shape.layers(model), kinds, strict=True)
     ]
 
 
@@ -200,8 +202,9 @@ def rotations(config: PretrainedConfig) -> list[dict[str, Any]]:
     return [found] if "rope_type" in found else [one for one in found.values() if one is not None]
 
 
-def _block(shape: Architecture, config: PretrainedConfig, layer: nn.Module, kind: str) -> Block:
-    names = shape.block
+def _block(
+    shape: Architecture, names: BlockNames, config: PretrainedConfig, layer: nn.Module, kind: str
+) -> Block:
     attention, network = getattr(layer, names.attention), getattr(layer, names.feed_forward)
     hidden, size, channels = int(config.hidden_size), head_size(config), int(config.intermediate_size)
     asked, kept = int(config.num_attention_heads) * size, int(config.num_key_value_heads) * size
@@ -209,7 +212,7 @@ def _block(shape: Architecture, config: PretrainedConfig, layer: nn.Module, kind
     gate, up = _split(network, names.feed_forward_inputs, (channels, channels))
     norms = {
         role: None if norm is None else _norm_weight(shape, norm)
-        for role, norm in _norms(shape, layer).items()
+        for role, norm in _norms(names, layer).items()
     }
     return Block(
         **norms,
@@ -238,9 +241,9 @@ def _split(parent: nn.Module, names: Sequence[str], outputs: Sequence[int]) -> l
     return [Linear(modules[0], end - count, end) for end, count in zip(ends, outputs, strict=True)]
 
 
-def _norms(shape: Architecture, layer: nn.Module) -> dict[str, nn.Module | None]:
+def _norms(names: BlockNames, layer: nn.Module) -> dict[str, nn.Module | None]:
     """The norms of a layer by what `Block` calls them: their names tell whether a part's input or what it gives is normed."""
-    attention = getattr(layer, shape.block.attention)
+    attention = getattr(layer, names.attention)
 
     def named(parent: nn.Module, name: str) -> nn.Module | None:
         found = getattr(parent, name, None)
@@ -280,8 +283,8 @@ def _has_plain_layers(model: PreTrainedModel) -> bool:
         *[(channels, hidden)] * 2,
         (hidden, channels),
     ]
-    for layer, block in zip(shape.layers(model), blocks_of(model), strict=True):
-        norms = [norm for norm in _norms(shape, layer).values() if norm is not None]
+    for names, layer, block in zip(shape.blocks, shape.layers(model), blocks_of(model), strict=True):
+        norms = [norm for norm in _norms(names, layer).values() if norm is not None]
         lengths = [None if norm is None else len(norm) for norm in (block.query_norm, block.key_norm)]
         made = {matrix.module: 0 for matrix in block.matrices}
         for matrix in block.matrices:
@@ -290,7 +293,7 @@ def _has_plain_layers(model: PreTrainedModel) -> bool:
             [matrix.shape for matrix in block.matrices] != usual
             or any(getattr(module, "out_features", 0) != outputs for module, outputs in made.items())
             or lengths not in ([None, None], [size, size], [asked, kept])
-            or not all(_is_rms_norm(norm, config) for norm in norms)
+            or not all(_is_rms_norm(norm, config) and type(norm) is type(shape.norm(model)) for norm in norms)
             or not all(_has_no_weights(module) for module in {*layer.modules()} - {*norms, *made})
         ):
             return False
