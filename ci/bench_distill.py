@@ -37,7 +37,6 @@ from draftrank.building.training.target_states import target_states
 from draftrank.building.working_draft import BuildContext, WorkingDraft
 from draftrank.catalog.self_generated import SelfGenerated
 from draftrank.measure.machine.fingerprint import read_machine
-from draftrank.models.architecture import Architecture
 from draftrank.models.loading import compute_dtype, load_model, load_tokenizer
 from draftrank.models.target_folder import ensure_target
 from draftrank.progress import SilentProgress
@@ -82,7 +81,7 @@ def main() -> int:
 
     def cut() -> WorkingDraft:
         model = load_model(folder.path, "fp32", "cpu")
-        draft = WorkingDraft(model, load_tokenizer(folder.path), Architecture.of(model))
+        draft = WorkingDraft(model, load_tokenizer(folder.path))
         depth, half = len(draft.architecture.layers(model)), options.layers // 2
         draft.architecture.keep_layers(model, [*range(half), *range(depth - options.layers + half, depth)])
         return draft

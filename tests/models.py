@@ -20,6 +20,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from families import MORE_FAMILIES
+
 SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>")
 ARCHITECTURES = ("llama", "gemma3", "gpt2")
 """Those that can be cut by layer."""
@@ -94,7 +96,9 @@ WITHOUT_KV_CACHE: dict[str, dict] = {
     "recurrent_gemma": {"lru_width": 32, "attention_window_size": 8},
 }
 """The same of those whose layers keep a state."""
-_OTHERS = {**FAMILIES, **READS_NO_TREES, **WITHOUT_KV_CACHE}
+_OTHERS = {**FAMILIES, **READS_NO_TREES, **WITHOUT_KV_CACHE, **MORE_FAMILIES}
+EVERY_FAMILY = (*ARCHITECTURES, *_OTHERS)
+"""All of which `small_model` makes a model."""
 
 
 def small_model(

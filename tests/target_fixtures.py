@@ -15,7 +15,6 @@ from draftrank.building.working_draft import BuildContext, WorkingDraft
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.sources.base import FetchContext
 from draftrank.catalog.target import Target
-from draftrank.models.architecture import Architecture
 from draftrank.models.loading import load_model, load_tokenizer
 from draftrank.models.target_folder import TargetFolder, ensure_target
 from draftrank.progress import SilentProgress
@@ -101,7 +100,7 @@ def make_context(tmp_path, make_target) -> Callable[..., BuildContext]:
 def make_draft() -> Callable[[BuildContext], WorkingDraft]:
     def make(context: BuildContext) -> WorkingDraft:
         model = load_model(context.target_folder, "fp32", "cpu")
-        return WorkingDraft(model, load_tokenizer(context.target_folder), Architecture.of(model))
+        return WorkingDraft(model, load_tokenizer(context.target_folder))
 
     return make
 

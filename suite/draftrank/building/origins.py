@@ -12,7 +12,6 @@ from safetensors import safe_open
 
 from draftrank.catalog.sources.base import SourceBase
 from draftrank.errors import BuildError
-from draftrank.models.architecture import Architecture
 from draftrank.models.cache import weight_files
 from draftrank.models.loading import load_model, load_tokenizer
 from draftrank.models.quiet import quiet_transformers
@@ -46,8 +45,7 @@ def take_pretrained(draft: WorkingDraft, source: SourceBase, context: BuildConte
         raise BuildError(
             f"it has {stored:,} parameters and the target {most:,}: a draft that is larger than its target gains nothing"
         )
-    model = load_model(folder, "fp32", context.device)
-    draft.model, draft.architecture = model, Architecture.of(model)
+    draft.model = load_model(folder, "fp32", context.device)
 
 
 def _stored_parameters(folder: Path) -> int:

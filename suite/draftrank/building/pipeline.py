@@ -22,7 +22,6 @@ from draftrank.catalog.self_generated import SelfGenerated
 from draftrank.catalog.sources.base import FetchContext
 from draftrank.catalog.target import Target
 from draftrank.errors import BuildError, MissingDataError
-from draftrank.models.architecture import Architecture
 from draftrank.models.cache import (
     CODE_VERSIONS,
     FACTS,
@@ -302,7 +301,7 @@ def _begin(recipe: Recipe, context: BuildContext) -> tuple[WorkingDraft, _Done]:
 
 def _working(folder: Path, device: str) -> WorkingDraft:
     model = load_model(folder, "fp32", device)
-    return WorkingDraft(model, load_tokenizer(folder), Architecture.of(model))
+    return WorkingDraft(model, load_tokenizer(folder))
 
 
 def _run_steps(recipe: Recipe, draft: WorkingDraft, done: int, context: BuildContext) -> None:

@@ -27,7 +27,6 @@ class WorkingDraft:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    architecture: Architecture
     forms: list[Form] = field(default_factory=list)
     """What is done to the saved model when it is loaded, in order; empty for an ordinary folder."""
     notes: dict[str, Any] = field(default_factory=dict)
@@ -36,6 +35,17 @@ class WorkingDraft:
     """How many parameters it has, where a library has packed them so that the model cannot tell."""
     gguf: Path | None = None
     """The file that holds its weights in the end, where llama.cpp is to run it."""
+
+    @property
+    def architecture(self) -> Architecture:
+        """Where the model's parts are, as it is now.
+
+        Raises:
+            BuildError: they are not found; a step that needs none of them does not ask.
+        """
+        from draftrank.models.architecture import Architecture
+
+        return Architecture.of(self.model)
 
     def count_parameters(self) -> int:
         """How many parameters it has; shared ones once."""

@@ -1,7 +1,6 @@
-"""Where the parts of a model are, told once per architecture.
+"""A decoder taken apart: its embedding, its layers and their parts, its head; and put together with other layers.
 
-Steps and early-exit drafting cut models by layer. All they know of an architecture is one row of the
-table below; supporting another one is one more row.
+Everything is found in the model itself (`models.discovery`, `models.layer_parts`).
 """
 
 from __future__ import annotations
@@ -10,16 +9,21 @@ import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import ModelOutput
 
 from draftrank.errors import BuildError
+from draftrank.models.architecture_checks import require_equal, require_same_layers, short_logits
+from draftrank.models.depth import set_depth
+from draftrank.models.discovery import Names, NormRule, embedding_scale, find_names, norm_rule
 from draftrank.models.forms import FEATURES
+from draftrank.models.layer_parts import Block, parts_of
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 
 class EarlierForwards(Protocol):
@@ -30,114 +34,118 @@ class EarlierForwards(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
-    """Names of a decoder layer's parts, as attributes of its modules."""
-
-    attention: str = "self_attn"
-    """In the layer."""
-    queries: str = "q_proj"
-    """In the attention, as the next three."""
-    keys: str = "k_proj"
-    values: str = "v_proj"
-    attention_output: str = "o_proj"
-    feed_forward: str = "mlp"
-    """In the layer."""
-    feed_forward_inputs: tuple[str, ...] = ("gate_proj", "up_proj")
-    """In the feed-forward network: what makes its channels."""
-    feed_forward_output: str = "down_proj"
-    """In the feed-forward network: what reads them."""
-    feed_forward_size: str = "intermediate_size"
-    """The configuration's field of how many there are."""
-    norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
-    """In the layer: norms over the hidden channels."""
-
-    @property
-    def fused(self) -> bool:
-        """Whether one matrix makes queries, keys and values."""
-        return self.queries == self.keys
-
-    def attention_parts(self) -> tuple[str, ...]:
-        """Every matrix of the attention, below the layer."""
-        names = dict.fromkeys((self.queries, self.keys, self.values, self.attention_output))
-        return tuple(f"{self.attention}.{name}" for name in names)
-
-    def feed_forward_parts(self) -> tuple[str, ...]:
-        """Every matrix of the feed-forward network, below the layer."""
-        return tuple(
-            f"{self.feed_forward}.{name}" for name in (*self.feed_forward_inputs, self.feed_forward_output)
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class Architecture:
-    """Names of a causal language model's parts, as attributes of its modules."""
+    """Where the parts of one causal language model are, and what each of its layers consists of.
+
+    It is found anew whenever it is asked for (`of`), since steps change models.
+    """
 
     model_type: str
     """`model_type` of the configuration."""
-    decoder: str
-    """The module below the head: embedding, layers and final norm."""
-    layer_list: str
-    """In the decoder: the decoder layers."""
-    final_norm: str
-    """In the decoder: the norm after the last layer."""
-    token_embedding: str
-    """In the decoder: the token embedding."""
-    output_head: str = "lm_head"
-    """In the model: the projection to the vocabulary."""
-    per_layer_fields: tuple[str, ...] = ()
-    """Lists of the configuration with one entry per layer."""
-    block: Block = Block()
-    """A decoder layer's parts."""
-    norm_offset: float = 0.0
+    names: Names
+    """Of its parts."""
+    blocks: tuple[Block, ...]
+    """The parts of each decoder layer."""
+    norm_kind: Literal["rms", "layer"]
+    """What its final norm is."""
+    norm_offset: float
     """What a norm adds to its weight before it multiplies."""
-    embedding_grows_with_width: bool = False
+    embedding_grows_with_width: bool
     """Whether embeddings are multiplied by the square root of the hidden size."""
 
     @classmethod
-    def of(cls, model_or_config: PreTrainedModel | PretrainedConfig) -> Architecture:
-        """The description that fits a model.
+    def of(cls, model: PreTrainedModel) -> Architecture:
+        """Takes a model apart.
 
         Raises:
-            BuildError: there is none for this architecture.
+            BuildError: it is not a decoder-only language model, or its layers are not found.
         """
-        config = getattr(model_or_config, "config", model_or_config)
-        found = _BY_MODEL_TYPE.get(config.model_type)
-        if found is None:
+        config = model.config.get_text_config()
+        names = find_names(model)
+        decoder = model.get_submodule(names.decoder)
+        layers = getattr(decoder, names.layer_list)
+        hidden = int(config.hidden_size)
+        final = getattr(decoder, names.final_norm) if names.final_norm else None
+        rule = NormRule("layer", 0.0) if final is None else norm_rule(final, hidden)
+        scale = embedding_scale(model.get_submodule(names.token_embedding))
+        return cls(
+            model_type=str(config.model_type),
+            names=names,
+            blocks=tuple(parts_of(layer, hidden) for layer in layers),
+            norm_kind=rule.kind,
+            norm_offset=rule.offset,
+            embedding_grows_with_width=scale != 1.0 and abs(scale / hidden**0.5 - 1.0) < 1e-2,
+        )
+
+    @property
+    def decoder(self) -> str:
+        """Name of the module below the head, in the model."""
+        return self.names.decoder
+
+    @property
+    def output_head(self) -> str:
+        """Name of the projection to the vocabulary, in the model."""
+        return self.names.output_head
+
+    @property
+    def block(self) -> Block:
+        """The parts of every layer.
+
+        Raises:
+            BuildError: the layers differ.
+        """
+        if len(set(self.blocks)) != 1:
             raise BuildError(
-                f"the architecture {config.model_type!r} cannot be cut by layer; supported: "
-                f"{', '.join(_BY_MODEL_TYPE)}"
+                f"the layers of {self.model_type} differ from one another: use steps that take whole layers"
             )
-        return found
+        return self.blocks[0]
 
     def layers(self, model: PreTrainedModel) -> nn.ModuleList:
         """The decoder layers, in order."""
-        layers = getattr(self._decoder(model), self.layer_list)
+        layers = getattr(self._decoder(model), self.names.layer_list)
         assert isinstance(layers, nn.ModuleList)
         return layers
 
+    @property
+    def layers_name(self) -> str:
+        """Name of the list of decoder layers in the model."""
+        return f"{self.decoder}.{self.names.layer_list}"
+
     def layer_name(self, index: int) -> str:
         """Name of a decoder layer in the model."""
-        return f"{self.decoder}.{self.layer_list}.{index}"
+        return f"{self.layers_name}.{index}"
 
     def linear_layers(self, model: PreTrainedModel) -> dict[str, nn.Module]:
         """The matrices of all decoder layers by their names in the model, in order; not the head."""
-        parts = (*self.block.attention_parts(), *self.block.feed_forward_parts())
         names = [
-            f"{self.layer_name(index)}.{part}" for index in range(len(self.layers(model))) for part in parts
+            f"{self.layer_name(index)}.{part}"
+            for index, block in enumerate(self.blocks)
+            for part in (*block.attention_parts(), *block.feed_forward_parts())
         ]
         return {name: model.get_submodule(name) for name in names}
 
+    def matrices_of_a_layer(self) -> tuple[str, ...]:
+        """The names of the matrices that any layer has, below the layer."""
+        parts = ((*block.attention_parts(), *block.feed_forward_parts()) for block in self.blocks)
+        return tuple(dict.fromkeys(name for names in parts for name in names))
+
     def norm(self, model: PreTrainedModel) -> nn.Module:
-        """The norm after the last layer."""
-        return _module(self._decoder(model), self.final_norm)
+        """The norm after the last layer.
+
+        Raises:
+            BuildError: there is none.
+        """
+        if not self.names.final_norm:
+            raise BuildError(f"this {self.model_type} model has no norm after its last layer")
+        return _module(self._decoder(model), self.names.final_norm)
 
     def embedding(self, model: PreTrainedModel) -> nn.Module:
         """The token embedding; its weight has shape [vocabulary, hidden]."""
-        return _module(self._decoder(model), self.token_embedding)
+        return _module(model, self.names.token_embedding)
 
     def head(self, model: PreTrainedModel) -> nn.Module:
         """The projection to the vocabulary; its weight may be the embedding's."""
-        return _module(model, self.output_head)
+        return _module(model, self.names.output_head)
 
     def hidden_states(
         self,
@@ -196,10 +204,19 @@ class Architecture:
     def logits(
         self, model: PreTrainedModel, hidden: Tensor, head: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
-        """Logits [..., vocabulary] of final hidden states [..., hidden], through `head` if given."""
-        logits: Tensor = (head or self.head(model))(hidden)
-        cap = getattr(model.config, "final_logit_softcapping", None)
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+        """Logits [..., vocabulary] of final hidden states [..., hidden], through `head` if given.
+
+        The model's own forward makes them, behind a decoder that gives these states: so it scales and caps them as it does.
+        """
+        states = hidden.reshape(1, -1, hidden.shape[-1])
+        given = _shallow_copy(self._decoder(model))
+        given.forward = lambda *_, **__: _Given(last_hidden_state=states)
+        view = _with_part(model, self.decoder, given)
+        if head is not None:
+            view = _with_part(view, self.output_head, _Head(head))
+        ids = torch.zeros(states.shape[:2], dtype=torch.int64, device=states.device)
+        logits: Tensor = view(input_ids=ids, use_cache=False).logits
+        return logits.reshape(*hidden.shape[:-1], -1)
 
     def keep_layers(self, model: PreTrainedModel, indices: Sequence[int]) -> None:
         """Drops all other layers, in place; the model's configuration follows.
@@ -250,13 +267,12 @@ class Architecture:
             indices: for each, the layer of the model whose configuration it has.
         """
         config = copy.deepcopy(model.config)
-        self._set_depth(config, indices)
+        set_depth(config.get_text_config(), indices)
         decoder = _shallow_copy(self._decoder(model))
-        decoder.config = config
-        setattr(decoder, self.layer_list, nn.ModuleList(layers))
-        view = _shallow_copy(model)
+        decoder.config = config.get_text_config()
+        setattr(decoder, self.names.layer_list, nn.ModuleList(layers))
+        view = _with_part(model, self.decoder, decoder)
         view.config = config
-        setattr(view, self.decoder, decoder)
         return view
 
     def replace_layers(
@@ -267,80 +283,68 @@ class Architecture:
         Raises:
             BuildError: the architecture's layers compute differently at another depth.
         """
-        if getattr(model.config, "scale_attn_by_inverse_layer_idx", False):
-            raise BuildError("the model scales attention by the layer's index, so its layers cannot be moved")
         placed = nn.ModuleList(layers)
+        expected = short_logits(self.view_of(model, placed, indices))
+        twin_config = copy.deepcopy(model.config)
+        set_depth(twin_config.get_text_config(), indices)
+        require_same_layers(type(model), twin_config, self.layers_name, placed)
         for position, layer in enumerate(placed):
             for module in layer.modules():
                 if hasattr(module, "layer_idx"):
                     module.__dict__["layer_idx"] = position
-        setattr(self._decoder(model), self.layer_list, placed)
-        self._set_depth(model.config, indices)
+        setattr(self._decoder(model), self.names.layer_list, placed)
+        set_depth(model.config.get_text_config(), indices)
+        require_equal(expected, model, "moving its layers")
 
     def _decoder(self, model: PreTrainedModel) -> nn.Module:
         return _module(model, self.decoder)
 
-    def _set_depth(self, config: PretrainedConfig, indices: Sequence[int]) -> None:
-        for name in self.per_layer_fields:
-            values = getattr(config, name, None)
-            if values is not None:
-                setattr(config, name, [values[index] for index in indices])
-        config.num_hidden_layers = len(indices)
+
+class _Head(nn.Module):
+    """A function of [positions, hidden] in the place of a head."""
+
+    def __init__(self, head: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._head = head
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[1, positions, hidden] to [1, positions, vocabulary]."""
+        return self._head(hidden[0])[None]
 
 
-ARCHITECTURES = (
-    Architecture("llama", "model", "layers", "norm", "embed_tokens"),
-    Architecture(
-        "gemma3_text",
-        "model",
-        "layers",
-        "norm",
-        "embed_tokens",
-        per_layer_fields=("layer_types",),
-        block=Block(
-            norms=(
-                "input_layernorm",
-                "post_attention_layernorm",
-                "pre_feedforward_layernorm",
-                "post_feedforward_layernorm",
-            )
-        ),
-        norm_offset=1.0,
-        embedding_grows_with_width=True,
-    ),
-    Architecture(
-        "gpt2",
-        "transformer",
-        "h",
-        "ln_f",
-        "wte",
-        block=Block(
-            attention="attn",
-            queries="c_attn",
-            keys="c_attn",
-            values="c_attn",
-            attention_output="c_proj",
-            feed_forward_inputs=("c_fc",),
-            feed_forward_output="c_proj",
-            feed_forward_size="n_inner",
-            norms=("ln_1", "ln_2"),
-        ),
-    ),
-)
-"""Every supported architecture, one row each."""
+@dataclass
+class _Given(ModelOutput):  # type: ignore[misc]  # transformers types it as Any
+    """What a decoder gives, of which only the states are there."""
 
-_BY_MODEL_TYPE = {row.model_type: row for row in ARCHITECTURES}
+    last_hidden_state: Tensor | None = None
+    past_key_values: None = None
+    hidden_states: None = None
+    attentions: None = None
+    cross_attentions: None = None
+    router_logits: None = None
+    cache_params: None = None
 
 
 def _module(parent: nn.Module, name: str) -> nn.Module:
-    module = getattr(parent, name)
-    assert isinstance(module, nn.Module)
-    return module
+    return parent.get_submodule(name)
 
 
-def _shallow_copy(module: nn.Module) -> nn.Module:
+def _shallow_copy(module: nn.Module) -> Any:
     """The same parts in a new module: replacing one of them leaves the original alone."""
     twin = copy.copy(module)
     for registry in ("_modules", "_parameters", "_buffers"):
         twin.__dict__[registry] = dict(module.__dict__[registry])
     return twin
+
+
+def _with_part(model: PreTrainedModel, name: str, part: nn.Module) -> PreTrainedModel:
+    """A model with another module in a place, sharing all else; the original stays as it is."""
+    view = _shallow_copy(model)
+    parent = view
+    *above, last = name.split(".")
+    for step in above:
+        child = _shallow_copy(_module(parent, step))
+        setattr(parent, step, child)
+        parent = child
+    setattr(parent, last, part)
+    return view

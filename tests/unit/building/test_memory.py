@@ -22,7 +22,6 @@ from pydantic import TypeAdapter
 from transformers import LlamaConfig, LlamaForCausalLM
 from draftrank.catalog.sources.base import FetchContext
 from draftrank.catalog.steps import Step
-from draftrank.models.architecture import Architecture
 from draftrank.models.loading import load_model, load_tokenizer
 from draftrank.building.working_draft import BuildContext, WorkingDraft
 from draftrank.catalog.self_generated import SelfGenerated
@@ -53,7 +52,7 @@ step_of = TypeAdapter(Step).validate_json
 for line in sys.stdin:
     for warm in (True, False) if not (root / "cache").exists() else (False,):
         model = load_model(root / "target", "fp32", "cpu")
-        draft = WorkingDraft(model, load_tokenizer(root / "target"), Architecture.of(model))
+        draft = WorkingDraft(model, load_tokenizer(root / "target"))
         size = sum(p.numel() * p.element_size() for p in model.parameters())
         gc.collect()
         peak[0], before = 0, process.memory_info().rss

@@ -107,6 +107,7 @@ class Quantize(StepBase):
             keep_precise=self.keep_precise,
             bits=self.bits or 4,
             group_size=self.group_size or GPTQ_GROUP,
+            parts=draft.architecture.matrices_of_a_layer() if self.scheme == "gptq" else (),
             text=calibration_tokens(context) if self.scheme == "gptq" else None,
         )
         draft.model = quantize_folder(plain, self.scheme, context.device, settings)

@@ -50,6 +50,6 @@ class TieLayers(StepBase):
         group = [place * self.blocks // depth for place in range(depth)]
         sources = tuple(group.index(block) for block in group)
         shape = draft.architecture
-        form = TiedLayersForm(layers=f"{shape.decoder}.{shape.layer_list}", sources=sources)
+        form = TiedLayersForm(layers=shape.layers_name, sources=sources)
         form.prepare(draft.model)
         draft.forms.append(form)

@@ -37,15 +37,20 @@ def feed_forward_scores(draft: WorkingDraft, importance: Importance, tokens: Ten
         importance: the measure.
         tokens: int [sequences, length]; not needed for `magnitude`.
     """
-    block = draft.architecture.block
-    parts = [_parts(layer, block.feed_forward) for layer in draft.architecture.layers(draft.model)]
-    outputs = [part[block.feed_forward_output] for part in parts]
+    shape = draft.architecture
+    networks = [
+        (block, layer.get_submodule(block.feed_forward))
+        for block, layer in zip(shape.blocks, shape.layers(draft.model), strict=True)
+    ]
+    outputs = [network.get_submodule(block.feed_forward_output) for block, network in networks]
     if importance == "magnitude":
         scores = []
-        for part, output in zip(parts, outputs, strict=True):
+        for (block, network), output in zip(networks, outputs, strict=True):
             squares = _squares(output, along=0)
-            for name in block.feed_forward_inputs:
-                squares = squares + _squares(part[name], along=1)
+            for name in block.feed_forward_inputs:  # a fused matrix makes each channel twice
+                squares = squares + _squares(network.get_submodule(name), along=1).view(-1, len(squares)).sum(
+                    0
+                )
             scores.append(squares.sqrt())
         return scores
     assert tokens is not None
@@ -57,14 +62,20 @@ def head_scores(draft: WorkingDraft, importance: Importance, tokens: Tensor | No
 
     With `magnitude`, a head's share of the keys and values that its group uses together is left out.
     """
-    block = draft.architecture.block
-    parts = [_parts(layer, block.attention) for layer in draft.architecture.layers(draft.model)]
-    outputs = [part[block.attention_output] for part in parts]
+    shape = draft.architecture
+    parts = [
+        (
+            layer.get_submodule(f"{block.attention}.{block.queries}"),
+            layer.get_submodule(f"{block.attention}.{block.attention_output}"),
+        )
+        for block, layer in zip(shape.blocks, shape.layers(draft.model), strict=True)
+    ]
+    outputs = [output for _, output in parts]
     size = head_size(draft)
     if importance == "magnitude":
         return [
-            (_squares(output, along=0) + _squares(part[block.queries], along=1)).view(-1, size).sum(1).sqrt()
-            for part, output in zip(parts, outputs, strict=True)
+            (_squares(output, along=0) + _squares(queries, along=1)).view(-1, size).sum(1).sqrt()
+            for queries, output in parts
         ]
     assert tokens is not None
     return _scores_of_inputs(draft, importance, outputs, tokens, unit=size)
@@ -201,10 +212,6 @@ def _differentiable(draft: WorkingDraft) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def _parts(layer: nn.Module, name: str) -> dict[str, nn.Module]:
-    return dict(layer.get_submodule(name).named_children())
 
 
 def _squares(module: nn.Module, along: Literal[0, 1]) -> Tensor:

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from draftrank.errors import BuildError
-from draftrank.models.architecture import Architecture
 from draftrank.models.attention_windows import layer_kinds
 from draftrank.models.matrices import matrix
 from draftrank.models.quiet import quiet_libraries
@@ -47,6 +46,8 @@ class Settings:
     """For GPTQ: bits per weight."""
     group_size: int = GPTQ_GROUP
     """For GPTQ: weights that share a scale."""
+    parts: tuple[str, ...] = ()
+    """For GPTQ: every matrix of a layer, below it."""
     text: Tensor | None = None
     """For GPTQ: int [sequences, length], the text on which each layer's error is made small."""
 
@@ -179,9 +180,7 @@ def _gptq(folder: Path, settings: Settings) -> Any:
 
     assert settings.text is not None
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    block = Architecture.of(config).block
-    parts = (*block.attention_parts(), *block.feed_forward_parts())
-    quantized = [[part] for part in parts if not part.endswith(settings.keep_precise)]
+    quantized = [[part] for part in settings.parts if not part.endswith(settings.keep_precise)]
     rows = [{"input_ids": [row], "attention_mask": [[1] * len(row)]} for row in settings.text.tolist()]
     return GPTQConfig(
         bits=settings.bits,

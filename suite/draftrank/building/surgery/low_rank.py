@@ -40,15 +40,18 @@ def factorize_layers(
         tokens: calibration text, int [sequences, length]; None: only the weights are approximated.
         progress: told how far it is.
     """
-    block = draft.architecture.block
-    parts = {
-        "all": (*block.attention_parts(), *block.feed_forward_parts()),
-        "attention": block.attention_parts(),
-        "feed_forward": block.feed_forward_parts(),
-    }[which]
+    blocks = draft.architecture.blocks
+    parts = [
+        {
+            "all": (*block.attention_parts(), *block.feed_forward_parts()),
+            "attention": block.attention_parts(),
+            "feed_forward": block.feed_forward_parts(),
+        }[which]
+        for block in blocks
+    ]
 
-    def factorize(layer: nn.Module, name: str, moments: dict[str, Tensor]) -> None:
-        for part in parts:
+    def factorize(layer: nn.Module, index: int, name: str, moments: dict[str, Tensor]) -> None:
+        for part in parts[index]:
             module = layer.get_submodule(part)
             outputs, inputs = matrix(module).shape
             rank = saving_rank(outputs, inputs, keep_parameters)
@@ -59,11 +62,13 @@ def factorize_layers(
     with progress.stage("factorize", len(layers)) as stage:
         if tokens is None:
             for index, layer in enumerate(layers):
-                factorize(layer, draft.architecture.layer_name(index), {})
+                factorize(layer, index, draft.architecture.layer_name(index), {})
                 stage.advance()
             return
         for visited in walk_layers(draft, tokens):
-            factorize(visited.layer, visited.name, visited.second_moments(parts))
+            factorize(
+                visited.layer, visited.index, visited.name, visited.second_moments(parts[visited.index])
+            )
             stage.advance()
 
 

@@ -80,10 +80,11 @@ def _by_inputs(
     tokens: Tensor,
     progress: Progress,
 ) -> None:
-    block = draft.architecture.block
-    parts = (*block.attention_parts(), *block.feed_forward_parts())
-    with progress.stage("sparsify", len(draft.architecture.layers(draft.model))) as stage:
+    blocks = draft.architecture.blocks
+    with progress.stage("sparsify", len(blocks)) as stage:
         for visited in walk_layers(draft, tokens):
+            block = blocks[visited.index]
+            parts = (*block.attention_parts(), *block.feed_forward_parts())
             for part, moment in visited.second_moments(parts).items():
                 _thin_out(visited.layer.get_submodule(part), moment, method, sparsity, pattern)
             stage.advance()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from draftrank.building.surgery.fitting import require_channels, require_heads, require_hidden
 from draftrank.building.surgery.importance import (
     Importance,
     feed_forward_scores,
@@ -16,6 +17,7 @@ from draftrank.building.surgery.importance import (
     hidden_scores,
 )
 from draftrank.errors import BuildError
+from draftrank.models.architecture_checks import logits_without, require_equal
 from draftrank.models.resizing import Cut, matrix_cuts, resized
 
 if TYPE_CHECKING:
@@ -34,17 +36,24 @@ def prune_feed_forward(draft: WorkingDraft, keep: int, importance: Importance, t
     Raises:
         BuildError: there are fewer channels.
     """
-    shape, block = draft.architecture, draft.architecture.block
+    shape = draft.architecture
+    size = require_channels(shape, draft.model)
     scores = feed_forward_scores(draft, importance, tokens)
     _require(keep, len(scores[0]), "feed-forward channels per layer", "keep_channels")
     cuts: list[Cut] = []
+    dropped: dict[str, list[int]] = {}
     for index, score in enumerate(scores):
         kept = _best(score, keep, draft)
-        inside = f"{shape.layer_name(index)}.{block.feed_forward}"
-        for name in block.feed_forward_inputs:
-            cuts += matrix_cuts(draft.model, f"{inside}.{name}", "outputs", kept)
-        cuts += matrix_cuts(draft.model, f"{inside}.{block.feed_forward_output}", "inputs", kept)
-    draft.model = resized(draft.model, {block.feed_forward_size: keep}, cuts)
+        block = shape.blocks[index]
+        made = torch.cat([kept, kept + len(score)]) if block.gates == "fused" else kept
+        *inputs, output = (f"{shape.layer_name(index)}.{name}" for name in block.channel_parts())
+        for name in inputs:
+            cuts += matrix_cuts(draft.model, name, "outputs", made)
+        cuts += matrix_cuts(draft.model, output, "inputs", kept)
+        dropped[output] = [channel for channel in range(len(score)) if channel not in set(kept.tolist())]
+    expected = logits_without(draft.model, dropped)
+    draft.model = resized(draft.model, {size: keep}, cuts)
+    require_equal(expected, draft.model, "removing feed-forward channels")
 
 
 def prune_heads(
@@ -68,12 +77,8 @@ def prune_heads(
     Raises:
         BuildError: there are fewer, or the architecture cannot say how many heads it has.
     """
-    shape, block, config = draft.architecture, draft.architecture.block, draft.model.config
-    if block.fused:
-        raise BuildError(
-            f"{config.model_type} derives the size of a head from the number of heads, so it has no model "
-            "with fewer of them: use prune_ffn or drop_layers"
-        )
+    shape, config = draft.architecture, draft.model.config
+    require_heads(shape, draft.model)
     groups = int(config.num_key_value_heads)
     per_group = int(config.num_attention_heads) // groups
     stay, stay_each = keep_groups or groups, keep_heads_per_group or per_group
@@ -81,6 +86,7 @@ def prune_heads(
     _require(stay_each, per_group, "query heads per group", "keep_heads_per_group")
     size = head_size(draft)
     cuts: list[Cut] = []
+    dropped: dict[str, list[int]] = {}
     for index, score in enumerate(head_scores(draft, importance, tokens)):
         grouped = score.view(groups, per_group)
         kept_groups = _best(grouped.sum(1), stay, draft)
@@ -88,13 +94,19 @@ def prune_heads(
             [group * per_group + _best(grouped[group], stay_each, draft) for group in kept_groups]
         )
         query_channels, value_channels = _channels(heads, size), _channels(kept_groups, size)
+        block = shape.blocks[index]
         inside = f"{shape.layer_name(index)}.{block.attention}"
         cuts += matrix_cuts(draft.model, f"{inside}.{block.queries}", "outputs", query_channels)
         for name in (block.keys, block.values):
             cuts += matrix_cuts(draft.model, f"{inside}.{name}", "outputs", value_channels)
-        cuts += matrix_cuts(draft.model, f"{inside}.{block.attention_output}", "inputs", query_channels)
+        output = f"{inside}.{block.attention_output}"
+        cuts += matrix_cuts(draft.model, output, "inputs", query_channels)
+        chosen = set(query_channels.tolist())
+        dropped[output] = [channel for channel in range(groups * per_group * size) if channel not in chosen]
+    expected = logits_without(draft.model, dropped)
     sizes = {"num_attention_heads": stay * stay_each, "num_key_value_heads": stay, "head_dim": size}
     draft.model = resized(draft.model, sizes, cuts)
+    require_equal(expected, draft.model, "removing heads")
 
 
 def prune_hidden(draft: WorkingDraft, keep: int, importance: Importance, tokens: Tensor | None) -> None:
@@ -113,17 +125,13 @@ def prune_hidden(draft: WorkingDraft, keep: int, importance: Importance, tokens:
         BuildError: there are fewer channels, or the architecture ties its width to something else.
     """
     shape, block, config = draft.architecture, draft.architecture.block, draft.model.config
-    if block.fused:
-        raise BuildError(
-            f"{config.model_type} derives the size of a head from the hidden size and centres its norms, so a "
-            "narrower one computes something else: use prune_ffn or drop_layers"
-        )
+    require_hidden(shape, draft.model)
     width = int(config.hidden_size)
     _require(keep, width, "hidden channels", "keep_channels")
     kept = _best(hidden_scores(draft, importance, tokens), keep, draft)
-    cuts = [Cut(f"{shape.decoder}.{shape.token_embedding}.weight", 1, kept)]
+    cuts = [Cut(f"{shape.names.token_embedding}.weight", 1, kept)]
     cuts += matrix_cuts(draft.model, shape.output_head, "inputs", kept)
-    cuts.append(Cut(f"{shape.decoder}.{shape.final_norm}.weight", 0, kept))
+    cuts.append(Cut(f"{shape.decoder}.{shape.names.final_norm}.weight", 0, kept))
     for index in range(len(shape.layers(draft.model))):
         layer = shape.layer_name(index)
         cuts += [Cut(f"{layer}.{name}.weight", 0, kept) for name in block.norms]

@@ -472,14 +472,20 @@ float inverse_root_mean_square(const float* x, int count, float epsilon) {
     return 1.f / std::sqrt(sum / count + epsilon);
 }
 
-void normed(const float* x, const float* weight, int count, float epsilon, float* to) {
-    const float factor = inverse_root_mean_square(x, count, epsilon);
+void weighted(const float* x, float factor, const float* weight, int count, float* to) {
     int i = 0;
     for (; i + LANES <= count; i += LANES) store(to + i, load(x + i) * factor * load(weight + i));
     for (; i < count; ++i) to[i] = x[i] * factor * weight[i];
 }
 
+void normed(const float* x, const float* weight, int count, float epsilon, float* to) {
+    weighted(x, inverse_root_mean_square(x, count, epsilon), weight, count, to);
+}
+
 inline Lanes sigmoid(Lanes x) { return 1.f / (1.f + exponential(-x)); }
+
+// cap · tanh(x / cap)
+inline Lanes capped(Lanes x, float cap) { return cap * (2.f * sigmoid(x * (2.f / cap)) - 1.f); }
 
 inline Lanes activated(Lanes x, int gelu) {
     if (!gelu) return x * sigmoid(x);  // SiLU
@@ -500,17 +506,30 @@ extern "C" {
 // to their weight. Keys and values are held in bf16 beside weights in bf16, else in fp32; keys as weights are, since
 // queries multiply them.
 struct Shape {
-    int32_t hidden, query_heads, kv_heads, head_size, feed_forward, gelu, weights;
-    float epsilon, scale;
+    int32_t hidden, query_heads, kv_heads, head_size;
+    int32_t rotary;  // how many first dimensions of a head are rotated
+    int32_t feed_forward, gelu, weights;
+    float epsilon;
+    float input_scale;  // what the first layer's input is multiplied with
 };
 
+struct Linear {
+    Matrix matrix;
+    const float* bias;  // null: none
+};
+
+// Norms: null where there is none.
 struct Layer {
     const float* attention_norm;
-    Matrix queries, keys, values, attention_output;
-    const float *query_norm, *key_norm, *attention_output_norm;  // null: none
-    const float* feed_forward_norm;
-    Matrix gate, up, feed_forward_output;
-    const float* feed_forward_output_norm;  // null: none
+    Linear queries, keys, values, attention_output;
+    const float *query_norm, *key_norm;  // [head size], or [heads · head size] where `joint_norms`
+    const float *attention_output_norm, *feed_forward_norm;
+    Linear gate, up, feed_forward_output;
+    const float* feed_forward_output_norm;
+    int32_t joint_norms;   // whether all heads of a token are normed together
+    float scale;           // what scores are multiplied with
+    float score_cap;       // which scores are softcapped at; 0: none
+    float residual_scale;  // what attention and the feed-forward network give is multiplied with
     void *cached_keys, *cached_values;      // [kv heads, capacity, head size], keys in panels, values in `Rows` of some kind
     int64_t capacity, kind;                 // a capacity of whole panels
     float* output;  // [tokens, hidden]: where the layer's output is wanted too; null: nowhere
@@ -518,7 +537,7 @@ struct Layer {
 
 // What layers of one kind of attention see and how they are rotated, of a forward's tokens.
 struct Kind {
-    const float *cosine, *sine;  // [tokens, head size]
+    const float *cosine, *sine;  // [tokens, rotary]
     const int64_t* position;     // for each token, how many stand before it
     const int64_t* first;        // for each token, the first position that it sees
     const uint64_t* ancestors;         // for each token, which of up to 64 positions from the root on it sees
@@ -526,7 +545,7 @@ struct Kind {
 
 // The same of all positions.
 struct Positions {
-    const float *cosine, *sine;  // [positions, head size]
+    const float *cosine, *sine;  // [positions, rotary]
     int64_t window;              // how many last positions are seen; 0: all
     int64_t count;               // of positions
 };
@@ -546,7 +565,10 @@ struct Ends {
     int32_t eagle;          // whether a state is read beside each token: `projection` multiplies the two, each RMS-normed
     Typed projection;       // to [hidden] from [2 · hidden]
     const float* norm;
+    Typed thin;              // of a low-rank head, what comes before `head`; no outputs: there is none
     Typed head;
+    float logit_divisor;     // what logits are divided by,
+    float logit_cap;         // and then softcapped at; 0: not
     const int64_t* token_ids;  // of the head's outputs; null: their numbers
 };
 
@@ -579,18 +601,26 @@ struct Own {
     Numbers<Queries> queries;
 };
 
-// A head's vector, normed if that is asked for, rotated, times `factor`.
+// Of a token's heads, one after the other, that of a number: normed if that is asked for, with all of them (`joint`) or by
+// itself, rotated, times `factor`.
 void rotated(
-    const float* x, const float* norm, const Shape& s, const float* cosine, const float* sine, float factor, float* to
+    const float* heads, int number, int count, const float* norm, bool joint, const Shape& s, const float* cosine,
+    const float* sine, float factor, float* to
 ) {
-    const int size = s.head_size, half = size / 2;
+    const int size = s.head_size, end = s.rotary, half = end / 2;
+    const float* x = heads + number * size;
     float scaled[MAX_HEAD_SIZE];
-    if (norm) {
+    if (norm && joint) {
+        const float even = inverse_root_mean_square(heads, count * size, s.epsilon);
+        weighted(x, even, norm + number * size, size, scaled);
+        x = scaled;
+    } else if (norm) {
         normed(x, norm, size, s.epsilon, scaled);
         x = scaled;
     }
     for (int d = 0; d < half; ++d) to[d] = (x[d] * cosine[d] + x[d + half] * sine[d]) * factor;
-    for (int d = half; d < size; ++d) to[d] = (x[d] * cosine[d] + x[d - half] * sine[d]) * factor;
+    for (int d = half; d < end; ++d) to[d] = (x[d] * cosine[d] + x[d - half] * sine[d]) * factor;
+    for (int d = end; d < size; ++d) to[d] = x[d] * factor;
 }
 
 // Bytes of values that all queries read before the next ones: they stay in the nearest cache.
@@ -804,13 +834,15 @@ void attend(
             const int t = int(place / group), number = int(head * group + place % group);
             float one[MAX_HEAD_SIZE];
             rotated(
-                all.made.data() + int64_t(t) * width + number * size, layer.query_norm, s, kind.cosine + t * size,
-                kind.sine + t * size, s.scale, one
+                all.made.data() + int64_t(t) * width, number, s.query_heads, layer.query_norm, layer.joint_norms, s,
+                kind.cosine + t * s.rotary, kind.sine + t * s.rotary, layer.scale, one
             );
             Keys::ready(one, size, own.queries.data() + q * size);
             outs[q] = all.attended.data() + (int64_t(t) * s.query_heads + number) * size;
         }
         multiply<Keys>({keys, nullptr}, stride, size, own.queries.data(), queries, 0, panels, scores, stride);
+        for (int64_t i = 0; layer.score_cap > 0 && i < queries * stride; i += LANES)
+            store(scores + i, capped(load(scores + i), layer.score_cap));
         for (int q = 0; q < queries; ++q) {
             const int t = int((begin + q - head * per_head) / group);
             float* mine = scores + q * stride;
@@ -871,6 +903,8 @@ void forward(
         static thread_local Own<typename Weights::Read, typename Keys::Read> mine;
         auto& own = mine;
         own.hidden.assign(input, input + size_t(tokens) * hidden);
+        if (s.input_scale != 1)
+            for (float& x : own.hidden) x *= s.input_scale;
         own.normed.resize(size_t(std::max(hidden, 1)));
         own.x.resize(size_t(tokens) * length_of<Weights>(std::max({hidden, asked, channels})));
         const auto read = [&](const float* from, int64_t count, int token) {
@@ -878,15 +912,22 @@ void forward(
         };
         const auto read_normed = [&](const float* norm) {
             for (int t = 0; t < tokens; ++t) {
-                normed(own.hidden.data() + int64_t(t) * hidden, norm, hidden, s.epsilon, own.normed.data());
-                read(own.normed.data(), hidden, t);
+                const float* from = own.hidden.data() + int64_t(t) * hidden;
+                if (norm) {
+                    normed(from, norm, hidden, s.epsilon, own.normed.data());
+                    from = own.normed.data();
+                }
+                read(from, hidden, t);
             }
         };
-        const auto product = [&](Matrix matrix, int64_t inputs, int64_t outputs, float* to, int64_t stride) {
+        const auto product = [&](const Linear& of, int64_t inputs, int64_t outputs, float* to, int64_t stride) {
             const Share panels(parts(outputs, Weights::ROWS), thread, count);
-            multiply<Weights>(matrix, outputs, inputs, own.x.data(), tokens, panels.from, panels.to, to, stride);
+            multiply<Weights>(of.matrix, outputs, inputs, own.x.data(), tokens, panels.from, panels.to, to, stride);
+            const int64_t end = std::min(panels.to * Weights::ROWS, outputs);
+            for (int t = 0; of.bias && t < tokens; ++t)
+                for (int64_t row = panels.from * Weights::ROWS; row < end; ++row) to[t * stride + row] += of.bias[row];
         };
-        const auto add = [&](const float* norm) {
+        const auto add = [&](const float* norm, float scale) {
             for (int t = 0; t < tokens; ++t) {
                 const float* more = all.out.data() + int64_t(t) * hidden;
                 if (norm) {
@@ -894,7 +935,7 @@ void forward(
                     more = own.normed.data();
                 }
                 float* to = own.hidden.data() + int64_t(t) * hidden;
-                for (int d = 0; d < hidden; ++d) to[d] += more[d];
+                for (int d = 0; d < hidden; ++d) to[d] += scale * more[d];
             }
         };
         for (int number = 0; number < depth; ++number) {
@@ -911,12 +952,16 @@ void forward(
                 const int64_t held = head * layer.capacity * size;
                 auto* keys = static_cast<typename Keys::Stored*>(layer.cached_keys) + held;
                 auto* values = static_cast<typename Values::Stored*>(layer.cached_values) + held;
-                const float* key = all.made.data() + t * width + asked + head * size;
+                const float* made = all.made.data() + t * width + asked;
+                const float* value = made + shared + head * size;
                 float rotated_key[MAX_HEAD_SIZE];
-                rotated(key, layer.key_norm, s, kind.cosine + t * size, kind.sine + t * size, 1.f, rotated_key);
+                rotated(
+                    made, int(head), s.kv_heads, layer.key_norm, layer.joint_norms, s, kind.cosine + t * s.rotary,
+                    kind.sine + t * s.rotary, 1.f, rotated_key
+                );
                 for (int d = 0; d < size; ++d) {
                     keys[offset<Keys>(start + t, d, size)] = Values::rounded(rotated_key[d]);
-                    values[Values::offset(start + t, d, size)] = Values::rounded(key[shared + d]);
+                    values[Values::offset(start + t, d, size)] = Values::rounded(value[d]);
                 }
             }
 #pragma omp barrier
@@ -926,7 +971,7 @@ void forward(
             for (int t = 0; t < tokens; ++t) read(all.attended.data() + int64_t(t) * asked, asked, t);
             product(layer.attention_output, asked, hidden, all.out.data(), hidden);
 #pragma omp barrier
-            add(layer.attention_output_norm);
+            add(layer.attention_output_norm, layer.residual_scale);
             read_normed(layer.feed_forward_norm);
             product(layer.gate, hidden, channels, all.gate.data(), channels);
             product(layer.up, hidden, channels, all.up.data(), channels);
@@ -944,7 +989,7 @@ void forward(
             for (int t = 0; t < tokens; ++t) read(all.gate.data() + int64_t(t) * channels, channels, t);
             product(layer.feed_forward_output, channels, hidden, all.out.data(), hidden);
 #pragma omp barrier
-            add(layer.feed_forward_output_norm);
+            add(layer.feed_forward_output_norm, layer.residual_scale);
             if (layer.output && thread == 0)
                 std::copy(own.hidden.begin(), own.hidden.begin() + int64_t(tokens) * hidden, layer.output);
         }
@@ -1019,6 +1064,21 @@ void embed(const Ends& ends, int64_t token, int hidden, float* to) {
     for (int d = 0; d < hidden; ++d) to[d] = Stored::one(Stored::rounded(ends.scale * Stored::one(from[d])));
 }
 
+// Logits [count, outputs] of final states.
+void logits_of(const Ends& ends, int hidden, const float* states, int count, float* logits, int threads) {
+    static thread_local Floats thin;
+    const int64_t narrow = ends.thin.outputs, all = count * ends.head.outputs;
+    thin.resize(size_t(count) * narrow);
+    if (narrow) any_product(ends.thin, hidden, states, count, thin.data(), threads);
+    any_product(ends.head, narrow ? narrow : hidden, narrow ? thin.data() : states, count, logits, threads);
+    const float divisor = ends.logit_divisor, cap = ends.logit_cap;
+    if (divisor == 1 && !cap) return;
+    const auto changed = [=](Lanes x) { return cap ? capped(x / divisor, cap) : x / divisor; };
+#pragma omp parallel for num_threads(threads)
+    for (int64_t i = 0; i < all / LANES; ++i) store(logits + i * LANES, changed(load(logits + i * LANES)));
+    for (int64_t i = all / LANES * LANES; i < all; ++i) logits[i] = changed(everywhere(logits[i]))[0];
+}
+
 // The `most` most likely of some logits, the first of equals first, and how likely each is.
 void likeliest(const float* logits, int64_t count, int most, int64_t* tokens, float* shares) {
     int found = 0;
@@ -1062,7 +1122,7 @@ void step(
             out.data() + int64_t(added - wanted + row) * hidden, ends.norm, hidden, s.epsilon,
             states + int64_t(row) * hidden
         );
-    any_product(ends.head, hidden, states, wanted, logits, threads);
+    logits_of(ends, hidden, states, wanted, logits, threads);
 }
 
 int64_t token_of(const Ends& ends, int64_t output) { return ends.token_ids ? ends.token_ids[output] : output; }
@@ -1169,7 +1229,7 @@ int draftrank_forward(
 ) {
     if (const int fault = fault_of(layers, depth, tables, kinds, added, start, parents, places, 0)) return fault;
     const int64_t root = start + added - places;
-    const Sight sight = Sight::of(tables, kinds, shape->head_size, root, parents, places, added);
+    const Sight sight = Sight::of(tables, kinds, shape->rotary, root, parents, places, added);
     any_forward(*shape, layers, depth, sight.kinds.data(), input, output, added, start, root, threads);
     return 0;
 }
@@ -1184,7 +1244,7 @@ int draftrank_read(
     if (const int fault = fault_of(*ends, tokens, added)) return fault;
     if (wanted < 0 || wanted > added) return BAD_PLACES;
     const int64_t root = start + added - places;
-    const Sight sight = Sight::of(tables, kinds, shape->head_size, root, parents, places, added);
+    const Sight sight = Sight::of(tables, kinds, shape->rotary, root, parents, places, added);
     step(*shape, layers, depth, sight.kinds.data(), *ends, tokens, added, states, start, root, wanted, logits, threads);
     return 0;
 }
@@ -1228,7 +1288,7 @@ int draftrank_branch(
     if (const int fault = fault_of(layers, depth, tables, kinds, added, start, nullptr, added, MAX_TREE_TOKENS - 1)) return fault;
     if (const int fault = fault_of(*ends, tokens, added)) return fault;
     if (count < 1 || expanded < 1 || most < 1 || most > ends->head.outputs) return BAD_PLACES;
-    const int hidden = shape->hidden, size = shape->head_size;
+    const int hidden = shape->hidden, size = shape->rotary;
     std::vector<Candidate> all, level;  // parents by their numbers in `all`
     std::vector<size_t> found, behind, now;
     std::vector<int> depths{0};
@@ -1302,6 +1362,13 @@ int draftrank_branch(
     read[0] = forwards;
     read[1] = added + int64_t(depths.size()) - 1;
     return int(found.size());
+}
+
+// Logits [count, outputs] of final states.
+void draftrank_logits(
+    const Shape* shape, const Ends* ends, const float* states, int count, float* logits, int threads
+) {
+    logits_of(*ends, shape->hidden, states, count, logits, threads);
 }
 
 // Vectors [count, size], normed.

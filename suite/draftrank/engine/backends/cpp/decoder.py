@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.ao.nn.quantized.dynamic import Linear as DynamicInt8Linear
 
-from draftrank.engine.backends.blocks import Block, DecoderShape, blocks_of, head_size, is_gelu
+from draftrank.engine.backends.blocks import Block, DecoderShape, Linear, blocks_of, head_size, is_gelu
 from draftrank.engine.backends.cpp.library import (
     KINDS,
+    Biased,
     Candidate,
     Ends,
     Layer,
@@ -38,7 +39,7 @@ from draftrank.engine.backends.cpp.library import (
 from draftrank.engine.backends.cpp.pages import Pages
 from draftrank.engine.token_tree import MAX_TREE_TOKENS, Branch, TokenTree, TreeWidth
 from draftrank.models.architecture import Architecture
-from draftrank.models.forms import FEATURES, TrimmedHead
+from draftrank.models.forms import FEATURES, LowRankLinear, TrimmedHead
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,8 +56,8 @@ Product = Callable[[Tensor], Tensor]
 
 
 class CppDecoder(DecoderShape):
-    """A Llama or Gemma 3 decoder on a CPU: matrices without biases in bf16, in fp32, or all in torch's dynamic int8, whose
-    activations are left in fp32 here. What it returns is fp32."""
+    """A decoder on a CPU, its matrices in bf16, in fp32, or all in torch's dynamic int8, whose activations are left in fp32
+    here. What it returns is fp32."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         """Packs the model's matrices; `fits` says which models can be given.
@@ -66,7 +67,7 @@ class CppDecoder(DecoderShape):
         """
         self._library = library()
         self._pages, self._pages_of_caches = Pages(), Pages()
-        self._packed: dict[nn.Module, Weights] = {}
+        self._packed: dict[Linear, Weights] = {}
         self._held: list[Tensor] = []  # what the structures point to
         self._pointed_to: list[Tensor] = []
         self._told: set[int] = set()  # layers that leave their outputs somewhere
@@ -74,8 +75,8 @@ class CppDecoder(DecoderShape):
         super().__init__(model)
         config = model.config.get_text_config()
         blocks = blocks_of(model)
-        self._kinds = tuple(dict.fromkeys(block.kind for block in blocks))
-        stored = _stored_as(blocks[0].queries)
+        self._kinds = tuple(dict.fromkeys((block.kind, block.rotary) for block in blocks))
+        stored = _stored_as(blocks[0].queries.module)
         assert stored is not None
         self._dtype = torch.bfloat16 if stored == torch.bfloat16 else torch.float32
         self._dimensions = Shape(
@@ -83,28 +84,25 @@ class CppDecoder(DecoderShape):
             query_heads=self._queries,
             kv_heads=self._kv_heads,
             head_size=self._size,
+            rotary=self._rotation_tables(*self._kinds[0], 1)[0].shape[-1],
             feed_forward=int(config.intermediate_size),
             gelu=is_gelu(model),
             weights=KINDS[stored],
             epsilon=self._eps,
-            scale=self._scale,
+            input_scale=self._input_scale,
         )
         self._layers = (Layer * len(blocks))(*(self._layer(block) for block in blocks))
         self._ends = self._ends_of(model)
-        head = self._shape.head(model)
-        kept = head.projection if isinstance(head, TrimmedHead) else head
-        self._head = self.product_of(kept)
 
     @staticmethod
     def fits(model: PreTrainedModel) -> bool:
         """Whether the kernels know this model's forward; see `DecoderShape.fits`."""
         if not DecoderShape.fits(model):
             return False
-        kinds = {_stored_as(matrix) for block in blocks_of(model) for matrix in block.matrices}
-        head = Architecture.of(model).head(model)
+        kinds = {_stored_as(matrix.module) for block in blocks_of(model) for matrix in block.matrices}
         return (
             None not in kinds
-            and _stored_as(head.projection if isinstance(head, TrimmedHead) else head) is not None
+            and all(_multiplies(part) for part in _parts_of(Architecture.of(model).head(model)))
             and len(kinds) == 1
             and head_size(model.config.get_text_config()) <= _MAX_HEAD_SIZE
         )
@@ -112,7 +110,7 @@ class CppDecoder(DecoderShape):
     @property
     def whole(self) -> bool:
         """Whether the kernels know what stands around the layers too, so that `read`, `chain` and `grow_tree` can be called:
-        not with softcapped logits, or a head of another form than a matrix."""
+        not where a trimmed head's logits are softcapped, since that gives the tokens left out a logit too."""
         return self._ends is not None
 
     def first(self, count: int, view: PreTrainedModel) -> CppDecoder:
@@ -125,14 +123,14 @@ class CppDecoder(DecoderShape):
 
     def product_of(self, module: nn.Module) -> Product:
         """The product with a linear layer's matrix; other modules as they are."""
-        return module if _stored_as(module) is None else self._weights(module).times
+        return self._weights(_whole(module)).times if _multiplies(module) else module
 
     def normed_product_of(self, module: nn.Module, parts: int) -> Product | None:
         """The same of vectors whose equal parts are each divided by their root mean square first; None where that is not one
         call."""
-        if _stored_as(module) is None:
+        if not _multiplies(module):
             return None
-        weights = self._weights(module)
+        weights = self._weights(_whole(module))
         return lambda vectors: weights.times(vectors, normed_parts=parts)
 
     def embedded(self, tokens: Sequence[int]) -> Tensor:
@@ -146,10 +144,22 @@ class CppDecoder(DecoderShape):
 
     def logits(self, states: Tensor) -> Tensor:
         """Logits [tokens, vocabulary] of final states [tokens, hidden]."""
-        head = self._shape.head(self._model)
-        spread = head.spread if isinstance(head, TrimmedHead) else None
-        product = self._head if spread is None else lambda states: spread(self._head(states))
-        return self._shape.logits(self._model, states, product)
+        if self._ends is None:
+            head = self._shape.head(self._model)
+            for part in _parts_of(head):
+                states = self.product_of(part)(states)
+            spread = head.spread if isinstance(head, TrimmedHead) else (lambda logits: logits)
+            return self._shape.logits(self._model, states, spread)
+        made = torch.empty(len(states), self._ends.head.outputs)
+        self._library.draftrank_logits(
+            ctypes.byref(self._dimensions),
+            ctypes.byref(self._ends),
+            states.data_ptr(),
+            len(states),
+            made.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return made if self._spread is None else self._spread(made)
 
     def run(
         self,
@@ -339,7 +349,9 @@ class CppDecoder(DecoderShape):
     def _layers_before(self, end: int) -> tuple[Any, ...]:
         """What kernels are told of the layers: them, and how every position before `end` is rotated and what it sees, by
         kind of attention."""
-        tables = [(*self._rotation_tables(kind, end), self._windows[kind]) for kind in self._kinds]
+        tables = [
+            (*self._rotation_tables(kind, rotary, end), self._windows[kind]) for kind, rotary in self._kinds
+        ]
         positions = (Positions * len(tables))(
             *(
                 Positions(cosine.data_ptr(), sine.data_ptr(), window or 0, len(cosine))
@@ -401,7 +413,7 @@ class CppDecoder(DecoderShape):
 
     def _layer(self, block: Block) -> Layer:
         queries, keys, values, attention_output, gate, up, down = (
-            self._weights(matrix).matrix() for matrix in block.matrices
+            Biased(self._weights(matrix).matrix(), self._hold(_bias(matrix))) for matrix in block.matrices
         )
         return Layer(
             attention_norm=self._hold(block.attention_norm),
@@ -417,7 +429,11 @@ class CppDecoder(DecoderShape):
             up=up,
             feed_forward_output=down,
             feed_forward_output_norm=self._hold(block.feed_forward_output_norm),
-            kind=self._kinds.index(block.kind),
+            joint_norms=block.query_norm is not None and len(block.query_norm) > self._size,
+            scale=block.scale,
+            score_cap=block.score_cap or 0.0,
+            residual_scale=block.residual_scale,
+            kind=self._kinds.index((block.kind, block.rotary)),
         )
 
     def _ends_of(self, model: PreTrainedModel) -> Ends | None:
@@ -426,40 +442,44 @@ class CppDecoder(DecoderShape):
         token_ids: Tensor | None = None
         if isinstance(head, TrimmedHead):
             token_ids, self._spread = head.token_ids, head.spread
-            head = head.projection
         weight = embedding.weight
         assert isinstance(weight, Tensor)
         scale: Tensor | None = getattr(embedding, "embed_scale", None)
-        capped = getattr(model.config.get_text_config(), "final_logit_softcapping", None) is not None
-        if _stored_as(head) is None or capped or weight.dtype not in (torch.float32, torch.bfloat16):
+        spoilt = token_ids is not None and self._logit_cap is not None
+        if spoilt or weight.dtype not in (torch.float32, torch.bfloat16):
             return None
         fusion = dict(model.named_children()).get(FEATURES)
         projection = None if fusion is None else fusion.get_submodule("projection")
-        if projection is not None and _stored_as(projection) is None:
+        if projection is not None and not _multiplies(projection):
             return None
+        typed = [self._weights(_whole(part)).typed() for part in _parts_of(head)]
         return Ends(
             embedding=self._hold(weight.detach()),
             rows=len(weight),
             bf16=weight.dtype == torch.bfloat16,
             scale=1.0 if scale is None else float(scale.to(weight.dtype)),
             eagle=projection is not None,
-            projection=Typed() if projection is None else self._weights(projection).typed(),
+            projection=Typed() if projection is None else self._weights(_whole(projection)).typed(),
             norm=self._hold(self._norm),
-            head=self._weights(head).typed(),
+            thin=typed[0] if len(typed) > 1 else Typed(),
+            head=typed[-1],
+            logit_divisor=self._logit_divisor,
+            logit_cap=self._logit_cap or 0.0,
             token_ids=self._hold(token_ids),
         )
 
-    def _weights(self, module: nn.Module) -> Weights:
+    def _weights(self, linear: Linear) -> Weights:
         """A linear layer's matrix, packed once."""
-        if module not in self._packed:
+        if linear not in self._packed:
+            module, rows = linear.module, slice(linear.begin, linear.end)
             if isinstance(module, DynamicInt8Linear):
                 weight = cast("Any", module).weight()
-                packed = Weights(weight.int_repr(), weight.q_per_channel_scales(), self._pages)
+                packed = Weights(weight.int_repr()[rows], weight.q_per_channel_scales()[rows], self._pages)
             else:
                 assert isinstance(module, nn.Linear)
-                packed = Weights(module.weight, None, self._pages)
-            self._packed[module] = packed
-        return self._packed[module]
+                packed = Weights(module.weight[rows], None, self._pages)
+            self._packed[linear] = packed
+        return self._packed[linear]
 
     def _hold(self, tensor: Tensor | None) -> int | None:
         """Where it lies as long as this decoder lives."""
@@ -472,16 +492,35 @@ class CppDecoder(DecoderShape):
 def _stored_as(module: nn.Module) -> torch.dtype | None:
     """The type of a linear layer's weight; None where the kernels cannot multiply by it."""
     if isinstance(module, DynamicInt8Linear):
-        parts = cast("Any", module)
-        if parts.bias() is not None:
-            return None
-        weight = parts.weight()
+        weight = cast("Any", module).weight()
         even = weight.qscheme() == torch.per_channel_affine and not weight.q_per_channel_zero_points().any()
         return torch.int8 if even else None
-    if type(module) is not nn.Linear or getattr(module, "bias", None) is not None:
+    if type(module) is not nn.Linear:
         return None
     plain = module.weight.device.type in ("cpu", "meta") and module.weight.is_contiguous()
     return module.weight.dtype if plain and module.weight.dtype in KINDS else None
+
+
+def _bias(linear: Linear) -> Tensor | None:
+    """Of a linear layer that the kernels can multiply by, fp32 [outputs]."""
+    told: Any = linear.module.bias
+    found: Tensor | None = told() if callable(told) else told  # of torch's int8 layers it is a method
+    return None if found is None else found.detach()[linear.begin : linear.end].float()
+
+
+def _multiplies(module: nn.Module) -> bool:
+    """Whether a linear layer is a matrix that the kernels can multiply by, and nothing else."""
+    return _stored_as(module) is not None and _bias(_whole(module)) is None
+
+
+def _whole(module: nn.Module) -> Linear:
+    return Linear(module, 0, cast("int", module.out_features))
+
+
+def _parts_of(head: nn.Module) -> list[nn.Module]:
+    """The linear layers of a head in the order in which they multiply."""
+    kept = head.projection if isinstance(head, TrimmedHead) else head
+    return [kept.first, kept.second] if isinstance(kept, LowRankLinear) else [kept]
 
 
 def _parents(count: int, tree: TokenTree | None) -> tuple[ctypes.Array[ctypes.c_int64] | None, int]:

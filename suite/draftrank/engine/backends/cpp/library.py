@@ -40,10 +40,10 @@ class Shape(ctypes.Structure):
     """`Shape` of `decoder.cpp`."""
 
     _fields_: ClassVar = [
-        *((name, ctypes.c_int32) for name in ("hidden", "query_heads", "kv_heads", "head_size")),
+        *((name, ctypes.c_int32) for name in ("hidden", "query_heads", "kv_heads", "head_size", "rotary")),
         *((name, ctypes.c_int32) for name in ("feed_forward", "gelu", "weights")),
         ("epsilon", ctypes.c_float),
-        ("scale", ctypes.c_float),
+        ("input_scale", ctypes.c_float),
     ]
 
 
@@ -53,16 +53,24 @@ class Matrix(ctypes.Structure):
     _fields_: ClassVar = [("stored", ctypes.c_void_p), ("scales", ctypes.c_void_p)]
 
 
+class Biased(ctypes.Structure):
+    """`Linear` of `decoder.cpp`."""
+
+    _fields_: ClassVar = [("matrix", Matrix), ("bias", ctypes.c_void_p)]
+
+
 class Layer(ctypes.Structure):
     """`Layer` of `decoder.cpp`."""
 
     _fields_: ClassVar = [
         ("attention_norm", ctypes.c_void_p),
-        *((name, Matrix) for name in ("queries", "keys", "values", "attention_output")),
+        *((name, Biased) for name in ("queries", "keys", "values", "attention_output")),
         *((name, ctypes.c_void_p) for name in ("query_norm", "key_norm", "attention_output_norm")),
         ("feed_forward_norm", ctypes.c_void_p),
-        *((name, Matrix) for name in ("gate", "up", "feed_forward_output")),
+        *((name, Biased) for name in ("gate", "up", "feed_forward_output")),
         ("feed_forward_output_norm", ctypes.c_void_p),
+        ("joint_norms", ctypes.c_int32),
+        *((name, ctypes.c_float) for name in ("scale", "score_cap", "residual_scale")),
         ("cached_keys", ctypes.c_void_p),
         ("cached_values", ctypes.c_void_p),
         ("capacity", ctypes.c_int64),
@@ -98,7 +106,10 @@ class Ends(ctypes.Structure):
         ("eagle", ctypes.c_int32),
         ("projection", Typed),
         ("norm", ctypes.c_void_p),
+        ("thin", Typed),
         ("head", Typed),
+        ("logit_divisor", ctypes.c_float),
+        ("logit_cap", ctypes.c_float),
         ("token_ids", ctypes.c_void_p),
     ]
 
@@ -158,6 +169,8 @@ def library() -> ctypes.CDLL:
         ctypes.c_int, ctypes.c_double, ctypes.c_double, ctypes.c_int, ctypes.c_int, pointer, pointer, ctypes.c_int,
     ]  # fmt: skip
     found.draftrank_branch.restype = ctypes.c_int
+    found.draftrank_logits.argtypes = [pointer, pointer, pointer, ctypes.c_int, pointer, ctypes.c_int]
+    found.draftrank_logits.restype = None
     found.draftrank_normed.argtypes = [pointer, pointer, many, ctypes.c_int, ctypes.c_float, pointer]
     found.draftrank_normed.restype = None
     found.draftrank_product.argtypes = [

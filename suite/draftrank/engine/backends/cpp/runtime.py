@@ -1,4 +1,4 @@
-"""Llama and Gemma 3 models on a CPU, by kernels of our own that are compiled for the machine."""
+"""Models on a CPU, by kernels of our own that are compiled for the machine."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class CppRuntime(Runtime):
         config = model.config.get_text_config()
         self.model = model
         self.vocabulary_size = int(config.vocab_size)
-        self.context_window = int(config.max_position_embeddings)
         self._decoder = decoder or CppDecoder(model)
+        self.context_window = self._decoder.context_window
         self._cache = cache or RollbackCache.of_depth(int(config.num_hidden_layers), self._decoder.zeros)
         self._states = KeptStates(int(config.hidden_size), torch.device("cpu"))
         self._state_capabilities()

@@ -8,8 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
-from draftrank.engine.backends.blocks import Block, DecoderShape, blocks_of, head_size, is_gelu
+from draftrank.engine.backends.blocks import (
+    LONGROPE,
+    Block,
+    DecoderShape,
+    Linear,
+    blocks_of,
+    head_size,
+    is_gelu,
+    rotations,
+)
 from draftrank.engine.token_tree import MAX_TREE_TOKENS
 from draftrank.models.architecture import Architecture
 from draftrank.models.attention_windows import attention_windows
@@ -57,19 +67,30 @@ class Splits:
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
+    """Norms and biases are fp32. A norm that a layer does not have is all ones, and not applied."""
+
     attention_norm: Tensor
-    """fp32, as all norms; what a norm adds to its weight is added."""
+    attention_normed: bool
     queries_keys_values: Tensor
+    queries_keys_values_bias: Tensor | None
     head_norms: Tensor | None
     """[2, size]: of queries and of keys."""
+    joint_norms: tuple[Tensor, Tensor] | None
+    """[heads · size] each, of all heads of a token together."""
     attention_output: Tensor
+    attention_output_bias: Tensor | None
     attention_output_norm: Tensor | None
+    """Times the scale of residuals, as the other one."""
     feed_forward_norm: Tensor
+    feed_forward_normed: bool
     feed_forward_inputs: Tensor
     """[2 · channels, hidden]: gate, then up."""
+    feed_forward_inputs_bias: Tensor | None
     feed_forward_output: Tensor
+    feed_forward_output_bias: Tensor | None
     feed_forward_output_norm: Tensor | None
-    kind: str
+    block: Block
+    """The rest."""
 
 
 @dataclass(slots=True)
@@ -86,7 +107,7 @@ class Held:
 
 
 class CudaGraphsDecoder(DecoderShape):
-    """A Llama or Gemma 3 decoder of plain matrices in bf16 or fp32, from token ids to the tokens most likely to follow."""
+    """A decoder of plain matrices in bf16 or fp32, from token ids to the tokens most likely to follow."""
 
     def __init__(self, model: PreTrainedModel, splits: Splits | None = None) -> None:
         """Joins the model's matrices in memory; `fits` says which models can be given."""
@@ -130,18 +151,22 @@ class CudaGraphsDecoder(DecoderShape):
             return False
         shape, config = Architecture.of(model), model.config.get_text_config()
         head, fusion = shape.head(model), getattr(model, FEATURES, None)
-        matrices = [matrix for block in blocks_of(model) for matrix in block.matrices]
-        matrices.append(head.projection if isinstance(head, TrimmedHead) else head)
+        layers = [matrix.module for block in blocks_of(model) for matrix in block.matrices]
+        matrices = [head.projection if isinstance(head, TrimmedHead) else head]
         if isinstance(fusion, HiddenStateFusion):
             matrices += [part for part in (fusion.projection, fusion.reduction) if part is not None]
         embedding = shape.embedding(model).weight
         assert isinstance(embedding, Tensor)
+        cap = getattr(config, "final_logit_softcapping", None)
         return (
             embedding.dtype in _DTYPES
-            and all(_is_plain(matrix, embedding.dtype) for matrix in matrices)
+            and all(_is_plain(matrix, embedding.dtype) for matrix in (*layers, *matrices))
+            and all(getattr(matrix, "bias", None) is None for matrix in matrices)
             and head_size(config) in _HEAD_SIZES
             and all(window is None or window >= MAX_ROWS for window in attention_windows(config).values())
-            and getattr(config, "final_logit_softcapping", None) is None
+            # capping gives the tokens that a trimmed head leaves out a logit, too
+            and (cap is None or not isinstance(head, TrimmedHead))
+            and all(one["rope_type"] != LONGROPE for one in rotations(config))
         )
 
     def first(self, count: int) -> CudaGraphsDecoder:
@@ -187,24 +212,33 @@ class CudaGraphsDecoder(DecoderShape):
         given = self._read_inputs(rows)
         followers = [*(layer.attention_norm for layer in self.layers[1:]), self._norm]
         for number, (layer, following) in enumerate(zip(self.layers, followers, strict=True)):
-            cosines, sines = self._turns(layer.kind, capacity)
-            window = self._windows[layer.kind]
+            block = layer.block
+            cosines, sines = self._turns(block.kind, block.rotary, capacity)
+            window = self._windows[block.kind]
             split = splits.heads
             columns = half if layer.head_norms is not None else min(split.columns, half)
             launch.queries_keys_values[((self._queries + 2 * self._kv_heads) * (half // columns), tiles)](
                 self.meta, self._scaled, self._squares, layer.queries_keys_values,
-                self._norm if layer.head_norms is None else layer.head_norms, cosines, sines,
+                *self._optional(layer.queries_keys_values_bias, layer.head_norms), cosines, sines,
                 self._asked, cache.keys[number], cache.values[number], capacity, self._eps,
                 WIDTH=width, QUERIES=self._queries, SHARED=self._kv_heads, HALF=half, COLUMNS=columns,
-                BLOCK=split.block, HEAD_NORMS=layer.head_norms is not None, GIVEN=given, PARTS=self._parts,
+                BLOCK=split.block, NORMED=layer.attention_normed, BIASED=layer.queries_keys_values_bias is not None,
+                HEAD_NORMS=layer.head_norms is not None, ROTATES=layer.joint_norms is None, GIVEN=given, PARTS=self._parts,
                 ROWS=rows, TILE=TILE, num_warps=max(split.warps, columns // TILE), num_stages=split.stages,
             )  # fmt: skip
+            for norm, cached in zip(layer.joint_norms or (), (False, True), strict=False):
+                heads = self._kv_heads if cached else self._queries
+                launch.norm_jointly[(rows,)](
+                    self.meta, cache.keys[number] if cached else self._asked, norm, cosines, sines,
+                    (capacity if cached else 1) * self._size, self._eps, HEADS=heads, HALF=half,
+                    STRIDE=(1 if cached else heads) * self._size, CACHED=cached, BLOCK=_power(heads), num_warps=4,
+                )  # fmt: skip
             split = splits.attention
             launch.attend[(self._kv_heads, -(-rows * group // TILE), blocks)](
                 self.meta, self._asked, cache.keys[number], cache.values[number], self._best_scores, self._totals,
-                self._sums, capacity, self._scale / math.log(2), window or 0,
+                self._sums, capacity, block.scale / math.log(2), (block.score_cap or 0.0) / math.log(2), window or 0,
                 QUERIES=self._queries, SHARED=self._kv_heads, SIZE=self._size, ROWS=rows, BLOCK=split.block,
-                BLOCKS=_power(blocks), WINDOWED=window is not None, TILE=TILE, num_warps=split.warps,
+                BLOCKS=_power(blocks), WINDOWED=window is not None, CAPPED=block.score_cap is not None, TILE=TILE, num_warps=split.warps,
                 num_stages=split.stages,
             )  # fmt: skip
             launch.merge[(rows * self._queries,)](
@@ -212,20 +246,22 @@ class CudaGraphsDecoder(DecoderShape):
                 SIZE=self._size, BLOCK=split.block, BLOCKS=_power(blocks), num_warps=4,
             )  # fmt: skip
             given = self._add(
-                self._attended, layer.attention_output, layer.attention_output_norm, layer.feed_forward_norm,
-                splits.attention_output, rows,
+                self._attended, layer.attention_output, layer.attention_output_bias, layer.attention_output_norm,
+                block.residual_scale, layer.feed_forward_norm, splits.attention_output, rows,
             )  # fmt: skip
             split = splits.feed_forward_inputs
             launch.feed_forward_inputs[(-(-self._channels // split.columns), tiles)](
-                self._scaled, self._squares, layer.feed_forward_inputs, self._between, self._eps,
-                WIDTH=width, CHANNELS=self._channels, COLUMNS=split.columns, BLOCK=split.block, GELU=self._gelu,
+                self._scaled, self._squares, layer.feed_forward_inputs,
+                *self._optional(layer.feed_forward_inputs_bias), self._between, self._eps,
+                WIDTH=width, CHANNELS=self._channels, COLUMNS=split.columns, BLOCK=split.block,
+                NORMED=layer.feed_forward_normed, BIASED=layer.feed_forward_inputs_bias is not None, GELU=self._gelu,
                 GIVEN=given, PARTS=self._parts, ROWS=rows, TILE=TILE,
                 num_warps=split.warps, num_stages=split.stages,
             )  # fmt: skip
             place = kept.get(number)
             given = self._add(
-                self._between, layer.feed_forward_output, layer.feed_forward_output_norm, following,
-                splits.feed_forward_output, rows, None if place is None else states[:, place],
+                self._between, layer.feed_forward_output, layer.feed_forward_output_bias,
+                layer.feed_forward_output_norm, block.residual_scale, following, splits.feed_forward_output, rows, None if place is None else states[:, place],
             )  # fmt: skip
         if states.shape[1]:
             launch.tell[(rows,)](
@@ -235,8 +271,9 @@ class CudaGraphsDecoder(DecoderShape):
         split = splits.head
         launch.head[(self._pieces, tiles)](
             self._scaled, self._squares, self._head, self.logits, self._best_values, self._best_places, self._eps,
-            WIDTH=width, VOCABULARY=len(self._head), COLUMNS=split.columns, BLOCK=split.block,
-            PIECES=self._pieces, GIVEN=given, PARTS=self._parts, ROWS=rows, TILE=TILE,
+            self._logit_divisor, self._logit_cap or 0.0,
+            WIDTH=width, VOCABULARY=len(self._head), COLUMNS=split.columns, BLOCK=split.block, PIECES=self._pieces,
+            DIVIDED=self._logit_divisor != 1, CAPPED=self._logit_cap is not None, GIVEN=given, PARTS=self._parts, ROWS=rows, TILE=TILE,
             num_warps=split.warps, num_stages=split.stages,
         )  # fmt: skip
         trimmed = self.token_ids is not None
@@ -303,14 +340,14 @@ class CudaGraphsDecoder(DecoderShape):
         written = self._hidden, self._scaled, self._squares, self.layers[0].attention_norm
         if self.fusion is None:
             self._kernels.embed[(rows,)](
-                self.meta, self._table, *written, self._grown, WIDTH=self.hidden_size, PARTS=self._parts, ROWS=rows,
-                BLOCK=_power(self.hidden_size), num_warps=4,
+                self.meta, self._table, *written, self._grown, self._input_scale, WIDTH=self.hidden_size, PARTS=self._parts,
+                ROWS=rows, BLOCK=_power(self.hidden_size), num_warps=4,
             )  # fmt: skip
             return 1
         split = self._splits.fusion
         pieces = -(-self.hidden_size // split.columns)
         self._kernels.fuse[(pieces, -(-rows // TILE))](
-            self.meta, self._table, self._grown, self.offered, self.fusion.projection.weight, *written,
+            self.meta, self._table, self._grown, self._input_scale, self.offered, self.fusion.projection.weight, *written,
             WIDTH=self.hidden_size, COLUMNS=split.columns, BLOCK=split.block, PARTS=self._parts, ROWS=rows,
             TILE=TILE, num_warps=split.warps, num_stages=split.stages,
         )  # fmt: skip
@@ -320,7 +357,9 @@ class CudaGraphsDecoder(DecoderShape):
         self,
         read: Tensor,
         matrix: Tensor,
+        bias: Tensor | None,
         norm: Tensor | None,
+        scale: float,
         following: Tensor,
         split: Split,
         rows: int,
@@ -331,7 +370,9 @@ class CudaGraphsDecoder(DecoderShape):
         Args:
             read: what is multiplied, [MAX_ROWS, width].
             matrix: [hidden, width].
-            norm: of the product; None: none.
+            bias: [hidden], of the product; None: none.
+            norm: of the product, which scales it as well; None: none.
+            scale: what a product without a norm is multiplied with.
             following: the norm of whoever reads the sum.
             split: how the product is divided.
             rows: how many count.
@@ -341,8 +382,9 @@ class CudaGraphsDecoder(DecoderShape):
         written = self._hidden, self._scaled, self._squares, following
         kept = (self._hidden, 0) if copy is None else (copy, copy.stride(0))
         self._kernels.project[(pieces, -(-rows // TILE))](
-            read, matrix, *written, self._projected, *kept, WIDTH=read.shape[-1], OUTPUTS=width, COLUMNS=split.columns,
-            BLOCK=split.block, ADDS=norm is None, COPIES=copy is not None, PARTS=self._parts, ROWS=rows, TILE=TILE,
+            read, matrix, *self._optional(bias), scale, *written, self._projected, *kept, WIDTH=read.shape[-1],
+            OUTPUTS=width, COLUMNS=split.columns, BLOCK=split.block, BIASED=bias is not None, ADDS=norm is None,
+            SCALED=scale != 1, COPIES=copy is not None, PARTS=self._parts, ROWS=rows, TILE=TILE,
             num_warps=split.warps, num_stages=split.stages,
         )  # fmt: skip
         if norm is None:
@@ -353,14 +395,22 @@ class CudaGraphsDecoder(DecoderShape):
         )  # fmt: skip
         return 1
 
-    def _turns(self, kind: str, slots: int) -> tuple[Tensor, Tensor]:
+    def _optional(self, *tensors: Tensor | None) -> list[Tensor]:
+        """What kernels are given; where there is nothing, something that they do not read."""
+        return [self._norm if tensor is None else tensor for tensor in tensors]
+
+    def _turns(self, kind: str, rotary: bool, slots: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of at least the first `slots` positions, fp32 [positions, size / 2]."""
-        held = self._half_turns.get(kind)
+        held = self._half_turns.get((kind, rotary))
         if held is None or len(held[0]) < slots:
-            half = self._size // 2
-            cosines, signed = self._rotation_tables(kind, slots)
-            held = cosines[:, 0, :half].contiguous(), signed[:, 0, half:].contiguous()
-            self._half_turns[kind] = held
+            cosines, signed = (table[:, 0] for table in self._rotation_tables(kind, rotary, slots))
+            half = cosines.shape[-1] // 2
+            rest = (0, self._size // 2 - half)  # turned by no angle
+            held = (
+                pad(cosines[:, :half], rest, value=1.0).contiguous(),
+                pad(signed[:, half:], rest).contiguous(),
+            )
+            self._half_turns[kind, rotary] = held
         return held
 
     def _make_buffers(self) -> None:
@@ -382,7 +432,7 @@ class CudaGraphsDecoder(DecoderShape):
         self._make_room_for(0)
         self._best_values = torch.zeros(rows, self._pieces, **like)
         self._best_places = torch.zeros(rows, self._pieces, dtype=torch.int32, **like)
-        self._half_turns: dict[str, tuple[Tensor, Tensor]] = {}
+        self._half_turns: dict[tuple[str, bool], tuple[Tensor, Tensor]] = {}
 
     def _make_room_for(self, parts: int) -> None:
         """For what queries find in so many blocks of slots."""
@@ -394,25 +444,64 @@ class CudaGraphsDecoder(DecoderShape):
         self._sums: Tensor = torch.zeros(found, self._size, device=self.device)
 
     def _layer(self, block: Block, known: dict[tuple[int, ...], Tensor]) -> _Layer:
-        heads = None
-        if block.query_norm is not None and block.key_norm is not None:
-            heads = torch.stack([block.query_norm, block.key_norm])
+        heads = [block.queries, block.keys, block.values]
+        joined, bias = _joined(heads, known), _joined_biases(heads)
+        norms = [block.query_norm, block.key_norm]
+        order = self._order_of_heads(block)
+        if order is not None:
+            joined = joined[order]
+            bias = None if bias is None else bias[order]
+            within = order[: self._size]
+            norms = [
+                None if norm is None else norm.view(-1, self._size)[:, within].flatten() for norm in norms
+            ]
+        of_heads = [norm for norm in norms if norm is not None]
+        joint = bool(of_heads) and len(of_heads[0]) > self._size
+        none = torch.ones_like(self._norm)
+        after = [
+            None if norm is None else norm * block.residual_scale
+            for norm in (block.attention_output_norm, block.feed_forward_output_norm)
+        ]
         return _Layer(
-            attention_norm=block.attention_norm,
-            queries_keys_values=_joined([block.queries, block.keys, block.values], known),
-            head_norms=heads,
-            attention_output=_matrix(block.attention_output),
-            attention_output_norm=block.attention_output_norm,
-            feed_forward_norm=block.feed_forward_norm,
+            attention_norm=none if block.attention_norm is None else block.attention_norm,
+            attention_normed=block.attention_norm is not None,
+            queries_keys_values=joined,
+            queries_keys_values_bias=bias,
+            head_norms=torch.stack(of_heads) if of_heads and not joint else None,
+            joint_norms=(of_heads[0], of_heads[1]) if joint else None,
+            attention_output=_matrix(block.attention_output.module),
+            attention_output_bias=_joined_biases([block.attention_output]),
+            attention_output_norm=after[0],
+            feed_forward_norm=none if block.feed_forward_norm is None else block.feed_forward_norm,
+            feed_forward_normed=block.feed_forward_norm is not None,
             feed_forward_inputs=_joined([block.gate, block.up], known),
-            feed_forward_output=_matrix(block.down),
-            feed_forward_output_norm=block.feed_forward_output_norm,
-            kind=block.kind,
+            feed_forward_inputs_bias=_joined_biases([block.gate, block.up]),
+            feed_forward_output=_matrix(block.down.module),
+            feed_forward_output_bias=_joined_biases([block.down]),
+            feed_forward_output_norm=after[1],
+            block=block,
         )
 
+    def _order_of_heads(self, block: Block) -> Tensor | None:
+        """Where in the joined matrix its rows come from, if only some dimensions of a head are rotated: the two halves of these
+        go to the beginnings of the head's halves, where the kernels rotate. Scores do not depend on an order that queries and
+        keys share."""
+        turned = self._rotation_tables(block.kind, block.rotary, 1)[0].shape[-1]
+        if turned == self._size:
+            return None
+        half, rest = turned // 2, (self._size - turned) // 2
+        ranges = [(0, half), (turned, turned + rest), (half, turned), (turned + rest, self._size)]
+        within = torch.cat([torch.arange(*ends) for ends in ranges])
+        rotated = torch.arange(self._queries + self._kv_heads)[:, None] * self._size + within
+        values = torch.arange(self._kv_heads * self._size) + rotated.numel()
+        return torch.cat([rotated.flatten(), values]).to(self._norm.device)
 
-def _joined(modules: Sequence[Any], known: dict[tuple[int, ...], Tensor]) -> Tensor:
+
+def _joined(linears: Sequence[Linear], known: dict[tuple[int, ...], Tensor]) -> Tensor:
     """Several matrices of the same input as one; the modules are given their parts of it, so they lie in memory once."""
+    modules: list[Any] = list(dict.fromkeys(linear.module for linear in linears))
+    if len(modules) == 1:
+        return _matrix(modules[0])
     key = tuple(module.weight.data_ptr() for module in modules)  # layers may share their weights
     if key not in known:
         with torch.no_grad():
@@ -424,11 +513,25 @@ def _joined(modules: Sequence[Any], known: dict[tuple[int, ...], Tensor]) -> Ten
     return known[key]
 
 
+def _joined_biases(linears: Sequence[Linear]) -> Tensor | None:
+    """Of several linear layers, fp32; zeros where only some have one, None where none has."""
+    biases: list[Any] = [linear.module.bias for linear in linears]
+    if all(bias is None for bias in biases):
+        return None
+    device = next(bias for bias in biases if bias is not None).device
+    return torch.cat(
+        [
+            torch.zeros(linear.shape[0], device=device)
+            if bias is None
+            else bias.detach()[linear.begin : linear.end].float()
+            for linear, bias in zip(linears, biases, strict=True)
+        ]
+    )
+
+
 def _is_plain(module: nn.Module, dtype: torch.dtype) -> bool:
-    """Whether this is a matrix of that type and nothing else."""
-    if type(module) is not nn.Linear or getattr(module, "bias", None) is not None:
-        return False
-    return module.weight.dtype == dtype
+    """Whether this is a linear layer with a matrix of that type."""
+    return type(module) is nn.Linear and module.weight.dtype == dtype
 
 
 def _matrix(module: nn.Module) -> Tensor:

@@ -1,4 +1,5 @@
-"""A decoder's forward over a few tokens in six Triton kernels a layer.
+"""A decoder's forward over a few tokens in six Triton kernels a layer, eight where queries and keys of all heads are normed
+together. What a family does not have is left out of its kernels when they are compiled.
 
 What bounds a small model on a GPU is starting kernels and waiting for memory, not arithmetic: so whatever needs no other
 processor's result happens where its input was made. A norm's scale is one number per row and commutes with the matrix
@@ -93,6 +94,12 @@ def _times(part, matrix, outputs, columns, made, WIDTH: tl.constexpr, LAST: tl.c
 
 
 @triton.jit
+def _capped(x, cap):
+    """cap · tanh(x / cap)"""
+    return cap * (2.0 * tl.sigmoid(2.0 * x / cap) - 1.0)
+
+
+@triton.jit
 def embed(
     meta,
     table,
@@ -101,17 +108,18 @@ def embed(
     squares,
     norm,
     grown,
+    input_scale,
     WIDTH: tl.constexpr,
     PARTS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The embeddings of one token, times `grown` and rounded as the model rounds them."""
+    """The embeddings of one token, times `grown` and rounded as the model rounds them, times `input_scale`."""
     row = tl.program_id(0) + tl.arange(0, 1)
     token = tl.load(meta + _IDS + tl.program_id(0))
     columns = tl.arange(0, BLOCK)
     read = tl.load(table + token * WIDTH + columns, mask=columns < WIDTH, other=0.0).to(tl.float32) * grown
-    read = read.to(table.dtype.element_ty).to(tl.float32)
+    read = read.to(table.dtype.element_ty).to(tl.float32) * input_scale
     _give(hidden, scaled, squares, norm, read[None], row, columns, 0, PARTS, ROWS, WIDTH)
 
 
@@ -121,6 +129,7 @@ def queries_keys_values(
     scaled,
     squares,
     matrix,
+    bias,
     head_norms,
     cosines,
     sines,
@@ -135,13 +144,17 @@ def queries_keys_values(
     HALF: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
+    NORMED: tl.constexpr,
+    BIASED: tl.constexpr,
     HEAD_NORMS: tl.constexpr,
+    ROTATES: tl.constexpr,
     GIVEN: tl.constexpr,
     PARTS: tl.constexpr,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Queries, keys or values of a tile of tokens, normed and rotated; keys and values go into the cache.
+    """Queries, keys or values of a tile of tokens, normed and rotated (without ROTATES left to `norm_jointly`); keys and values
+    go into the cache.
 
     A program makes `COLUMNS` of the first half of one head and those of the second half that are rotated with them.
     """
@@ -155,7 +168,6 @@ def queries_keys_values(
     position = tl.load(meta + _POSITIONS + rows)
     cosine = tl.load(cosines + position[:, None] * HALF + lower[None])
     sine = tl.load(sines + position[:, None] * HALF + lower[None])
-    scale = _scale(squares, rows, eps, GIVEN, PARTS, ROWS, WIDTH)
     low = tl.zeros((TILE, COLUMNS), tl.float32)
     high = tl.zeros((TILE, COLUMNS), tl.float32)
     for begin in range(0, WIDTH, BLOCK):
@@ -163,8 +175,13 @@ def queries_keys_values(
         part = _part(scaled, rows, columns, ROWS, WIDTH)
         low = _times(part, matrix, outputs, columns, low, WIDTH, (QUERIES + 2 * SHARED) * 2 * HALF)
         high = _times(part, matrix, outputs + HALF, columns, high, WIDTH, (QUERIES + 2 * SHARED) * 2 * HALF)
-    low *= scale
-    high *= scale
+    if NORMED:
+        scale = _scale(squares, rows, eps, GIVEN, PARTS, ROWS, WIDTH)
+        low *= scale
+        high *= scale
+    if BIASED:
+        low += tl.load(bias + outputs)[None]
+        high += tl.load(bias + outputs + HALF)[None]
     if head < QUERIES + SHARED:
         if HEAD_NORMS:  # the head is whole
             mean = (tl.sum(low * low, 1) + tl.sum(high * high, 1)) / (2 * HALF)
@@ -172,9 +189,10 @@ def queries_keys_values(
             weights = head_norms + tl.where(head < QUERIES, 0, 2 * HALF) + lower
             low *= even * tl.load(weights)[None]
             high *= even * tl.load(weights + HALF)[None]
-        turned = low * cosine - high * sine
-        high = high * cosine + low * sine
-        low = turned
+        if ROTATES:
+            turned = low * cosine - high * sine
+            high = high * cosine + low * sine
+            low = turned
     if head < QUERIES:
         asked = (rows * QUERIES + head)[:, None] * (2 * HALF) + lower[None]
         tl.store(queries + asked, low)
@@ -190,6 +208,45 @@ def queries_keys_values(
 
 
 @triton.jit
+def norm_jointly(
+    meta,
+    vectors,
+    norm,
+    cosines,
+    sines,
+    head_stride,
+    eps,
+    HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    STRIDE: tl.constexpr,
+    CACHED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One token's queries, or with CACHED its keys in the cache, normed over all heads together and rotated, in place.
+
+    `head_stride` and STRIDE say how far apart heads and tokens lie.
+    """
+    row = tl.program_id(0)
+    heads = tl.arange(0, BLOCK)[:, None]
+    columns = tl.arange(0, HALF)[None]
+    inside = heads < HEADS
+    slot = row.to(tl.int64)
+    if CACHED:
+        slot += tl.load(meta + _START)
+    low_places = heads * head_stride + slot * STRIDE + columns
+    low = tl.load(vectors + low_places, mask=inside, other=0.0).to(tl.float32)
+    high = tl.load(vectors + low_places + HALF, mask=inside, other=0.0).to(tl.float32)
+    even = tl.rsqrt(tl.sum(tl.sum(low * low + high * high, 1), 0) / (HEADS * 2 * HALF) + eps)
+    weights = norm + heads * (2 * HALF) + columns
+    low *= even * tl.load(weights, mask=inside, other=0.0)
+    high *= even * tl.load(weights + HALF, mask=inside, other=0.0)
+    turn = tl.load(meta + _POSITIONS + row) * HALF + columns
+    cosine, sine = tl.load(cosines + turn), tl.load(sines + turn)
+    tl.store(vectors + low_places, low * cosine - high * sine, mask=inside)
+    tl.store(vectors + low_places + HALF, high * cosine + low * sine, mask=inside)
+
+
+@triton.jit
 def attend(
     meta,
     queries,
@@ -200,6 +257,7 @@ def attend(
     sums,
     capacity,
     scale,
+    cap,
     window,
     QUERIES: tl.constexpr,
     SHARED: tl.constexpr,
@@ -208,12 +266,13 @@ def attend(
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
     WINDOWED: tl.constexpr,
+    CAPPED: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """Attention of 16 queries that share keys and values to one block of slots, of which `merge` makes the whole
     (Dao et al. 2023, *Flash-Decoding*).
 
-    `scale` counts in powers of two. A token sees what lies before its tree's root, within the window, and its ancestors.
+    `scale` and `cap` count in powers of two. A token sees what lies before its tree's root, within the window, and its ancestors.
     """
     GROUP: tl.constexpr = QUERIES // SHARED
     shared = tl.program_id(0)
@@ -235,6 +294,8 @@ def attend(
         key = tl.load(keys + lines[None] * SIZE + columns[:, None], mask=held[None], other=0.0)
         value = tl.load(values + lines[:, None] * SIZE + columns[None], mask=held[:, None], other=0.0)
         scores = tl.dot(asked, key, input_precision="ieee") * scale
+        if CAPPED:
+            scores = _capped(scores, cap)
         place = slots - root
         bit = tl.minimum(tl.maximum(place, 0), _LAST_PLACE)
         sees = (place[None] < 0) | (((ancestors[:, None] >> bit[None]) & 1) != 0)
@@ -273,6 +334,8 @@ def merge(
 def project(
     read,
     matrix,
+    bias,
+    added_scale,
     hidden,
     scaled,
     squares,
@@ -284,21 +347,28 @@ def project(
     OUTPUTS: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
+    BIASED: tl.constexpr,
     ADDS: tl.constexpr,
+    SCALED: tl.constexpr,
     COPIES: tl.constexpr,
     PARTS: tl.constexpr,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """With ADDS hidden += read · matrixᵀ, kept in `copy` as well with COPIES; otherwise `product` is the product alone."""
+    """With ADDS hidden += read · matrixᵀ + bias, with SCALED times `added_scale`, kept in `copy` as well with COPIES; otherwise
+    `product` is what would be added."""
     rows = tl.program_id(1) * TILE + tl.arange(0, TILE)
     outputs = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     made = tl.zeros((TILE, COLUMNS), tl.float32)
-    if ADDS:
+    if ADDS and not SCALED:
         made = _part(hidden, rows, outputs, ROWS, OUTPUTS)
     for begin in range(0, WIDTH, BLOCK):
         columns = begin + tl.arange(0, BLOCK)
         made = _times(_part(read, rows, columns, ROWS, WIDTH), matrix, outputs, columns, made, WIDTH, OUTPUTS)
+    if BIASED:
+        made += tl.load(bias + outputs, mask=outputs < OUTPUTS, other=0.0)[None]
+    if ADDS and SCALED:
+        made = _part(hidden, rows, outputs, ROWS, OUTPUTS) + added_scale * made
     inside = (rows[:, None] < ROWS) & (outputs[None] < OUTPUTS)
     if ADDS:
         _give(hidden, scaled, squares, norm, made, rows, outputs, tl.program_id(0), PARTS, ROWS, OUTPUTS)
@@ -343,12 +413,15 @@ def feed_forward_inputs(
     scaled,
     squares,
     matrix,
+    bias,
     channels,
     eps,
     WIDTH: tl.constexpr,
     CHANNELS: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
+    NORMED: tl.constexpr,
+    BIASED: tl.constexpr,
     GELU: tl.constexpr,
     GIVEN: tl.constexpr,
     PARTS: tl.constexpr,
@@ -358,7 +431,6 @@ def feed_forward_inputs(
     """channels = activation(gate · norm(hidden)) · (up · norm(hidden))."""
     rows = tl.program_id(1) * TILE + tl.arange(0, TILE)
     outputs = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    scale = _scale(squares, rows, eps, GIVEN, PARTS, ROWS, WIDTH)
     gate = tl.zeros((TILE, COLUMNS), tl.float32)
     up = tl.zeros((TILE, COLUMNS), tl.float32)
     for begin in range(0, WIDTH, BLOCK):
@@ -366,8 +438,13 @@ def feed_forward_inputs(
         part = _part(scaled, rows, columns, ROWS, WIDTH)
         gate = _times(part, matrix, outputs, columns, gate, WIDTH, CHANNELS)
         up = _times(part, matrix + CHANNELS * WIDTH, outputs, columns, up, WIDTH, CHANNELS)
-    gate *= scale
-    up *= scale
+    if NORMED:
+        scale = _scale(squares, rows, eps, GIVEN, PARTS, ROWS, WIDTH)
+        gate *= scale
+        up *= scale
+    if BIASED:
+        gate += tl.load(bias + outputs, mask=outputs < CHANNELS, other=0.0)[None]
+        up += tl.load(bias + CHANNELS + outputs, mask=outputs < CHANNELS, other=0.0)[None]
     if GELU:  # tanh(y) = 2 · sigmoid(2y) - 1
         gate *= tl.sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate))
     else:
@@ -385,11 +462,15 @@ def head(
     best_values,
     best_places,
     eps,
+    divisor,
+    cap,
     WIDTH: tl.constexpr,
     VOCABULARY: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
     PIECES: tl.constexpr,
+    DIVIDED: tl.constexpr,
+    CAPPED: tl.constexpr,
     GIVEN: tl.constexpr,
     PARTS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -406,6 +487,10 @@ def head(
             _part(scaled, rows, columns, ROWS, WIDTH), matrix, outputs, columns, made, WIDTH, VOCABULARY
         )
     made *= scale
+    if DIVIDED:
+        made /= divisor
+    if CAPPED:
+        made = _capped(made, cap)
     inside = (rows[:, None] < ROWS) & (outputs[None] < VOCABULARY)
     tl.store(logits + rows[:, None] * VOCABULARY + outputs[None], made, mask=inside)
     made = tl.where(outputs[None] < VOCABULARY, made, float("-inf"))
@@ -553,6 +638,7 @@ def fuse(
     meta,
     table,
     grown,
+    input_scale,
     offered,
     matrix,
     hidden,
@@ -566,7 +652,7 @@ def fuse(
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """What the first layer of a draft reads that reads features: matrix · [rms(embedding), rms(feature)]."""
+    """What the first layer of a draft reads that reads features: matrix · [rms(embedding), rms(feature)] · input_scale."""
     rows = tl.program_id(1) * TILE + tl.arange(0, TILE)
     outputs = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     tokens = tl.load(meta + _IDS + rows)
@@ -590,6 +676,7 @@ def fuse(
         of_feature = tl.dot(part, weight, of_feature, input_precision="ieee")
     made = of_token * tl.rsqrt(token_squares / WIDTH + 1e-6)[:, None]
     made += of_feature * tl.rsqrt(feature_squares / WIDTH + 1e-6)[:, None]
+    made *= input_scale
     _give(hidden, scaled, squares, norm, made, rows, outputs, tl.program_id(0), PARTS, ROWS, WIDTH)
 
 

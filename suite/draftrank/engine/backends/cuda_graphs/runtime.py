@@ -43,7 +43,7 @@ _ONE_TOKEN_AFTER_ANOTHER = np.array([(2 << row) - 1 for row in range(MAX_ROWS - 
 
 
 class CudaGraphsRuntime(Runtime):
-    """A Llama or Gemma 3 model on a GPU."""
+    """A model on a GPU."""
 
     name: ClassVar[str] = "cuda-graphs"
 

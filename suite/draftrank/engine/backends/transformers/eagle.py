@@ -8,7 +8,6 @@ import torch
 
 from draftrank.engine.backends.eagle import OfferedStates
 from draftrank.engine.backends.transformers.runtime import TransformersRuntime
-from draftrank.models.architecture import Architecture
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +30,6 @@ class TransformersEagleRuntime(OfferedStates, TransformersRuntime):
         states, rows = self._beside(count), ids.shape[1]
         if rows > count:
             states = torch.cat([states, states[-1:].expand(rows - count, -1)])
-        embedded = Architecture.of(self.model).embedding(self.model)(ids)[0]
+        embedded = self.model.get_input_embeddings()(ids)[0]
         read = self._fusion.projection(self._fusion.beside(embedded, states))
         return {"inputs_embeds": read.to(embedded.dtype)[None]}

@@ -14,8 +14,10 @@ from torch import nn
 from torch.ao.nn.quantized.dynamic import Linear as DynamicInt8Linear
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from decoders import FAMILIES, decoder
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.engine.backends.cpp.decoder import MAX_TOKENS, CppDecoder
+from draftrank.engine.backends.own_forward import check_forward, check_trees
 from draftrank.engine.backends.transformers.eagle import TransformersEagleRuntime
 from draftrank.engine.backends.transformers.runtime import TransformersRuntime
 from draftrank.engine.loop import Request, autoregressive, speculative
@@ -26,6 +28,7 @@ from draftrank.engine.proposers.early_exit import EarlyExitProposer
 from draftrank.engine.proposers.ngram import NgramProposer
 from draftrank.engine.sampling import Sampler
 from draftrank.engine.token_tree import TokenTree
+from draftrank.errors import UnsupportedModelError
 from draftrank.models.architecture import Architecture
 from draftrank.models.forms import (
     FEATURES,
@@ -37,8 +40,11 @@ from draftrank.models.forms import (
 from models import small_model
 from runtimes import eagle_by, runtime_by
 
+DRAFTING = tuple(name for name in FAMILIES if name != "gemma2")
+"""Those that draft by themselves with a trimmed head too."""
 NAMES = ("llama", "gemma3")
-MODELS = {name: small_model(name) for name in NAMES}
+"""What is slow runs on these; what makes a family another one, on all."""
+MODELS = {name: decoder(name) for name in FAMILIES}
 tokens = st.lists(st.integers(3, 60), min_size=1, max_size=12)
 prompts = st.lists(st.integers(3, 60), min_size=1, max_size=30).map(tuple)
 
@@ -81,7 +87,7 @@ def test_rolled_back_caches_equal_fresh_ones(name, forward, moves):
 
 
 @every_forward
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("prefill", [1, MAX_TOKENS, MAX_TOKENS + 1, 120])
 def test_long_and_short_forwards_share_one_cache(name, forward, prefill):
     """Also behind a prefill that transformers ran, beyond the sliding window and the first table of rotations."""
@@ -94,9 +100,9 @@ def test_long_and_short_forwards_share_one_cache(name, forward, prefill):
 
 
 @every_forward
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_in_bf16_it_stays_within_the_rounding_of_the_other(name, forward):
-    model = small_model(name).to(torch.bfloat16)
+    model = decoder(name).to(torch.bfloat16)
     sequence = [3 + place * 7 % 50 for place in range(40)]
     exact = fresh(MODELS[name], sequence)[30:]
     far = {}
@@ -107,9 +113,9 @@ def test_in_bf16_it_stays_within_the_rounding_of_the_other(name, forward):
 
 
 @every_forward
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_features_are_the_states_after_the_last_norm(name, forward):
-    runtime = quick(small_model(name), forward)
+    runtime = quick(decoder(name), forward)
     runtime.forward([5, 6])
     runtime.keep_hidden_states()
     sequence = [5, 6, 7, 8, 9]
@@ -120,11 +126,11 @@ def test_features_are_the_states_after_the_last_norm(name, forward):
     torch.testing.assert_close(logits, fresh(MODELS[name], sequence)[-1:], atol=2e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("forward", ["transformers", *FORWARDS])
 def test_outputs_of_layers_are_told_beside_them(name, forward):
     """Of chains, of trees once a path was kept, and of prefills; each reader asks for layers of its own."""
-    runtime = runtime_by(small_model(name), forward)
+    runtime = runtime_by(decoder(name), forward)
     runtime.keep_hidden_states((1,))
     runtime.keep_hidden_states((0, 2))
     sequence = [3 + place % 57 for place in range(MAX_TOKENS + 9)]
@@ -149,8 +155,17 @@ def test_outputs_of_layers_are_told_beside_them(name, forward):
 
 
 @every_forward
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("proposer", ["equal", "stranger", "ngram", "exit", "features", "tree"])
+@pytest.mark.parametrize(
+    ("name", "proposer"),
+    [
+        *(
+            (name, one)
+            for name in NAMES
+            for one in ("equal", "stranger", "ngram", "exit", "features", "tree")
+        ),
+        *((name, "exit") for name in FAMILIES if name not in NAMES),
+    ],
+)
 @settings(max_examples=10, deadline=None)
 @given(prompt=prompts, k=st.integers(1, 8), limit=st.integers(1, 40))
 def test_greedy_speculation_equals_greedy_decoding(name, forward, proposer, prompt, k, limit):
@@ -164,14 +179,14 @@ def test_greedy_speculation_equals_greedy_decoding(name, forward, proposer, prom
 
 
 def near(name):
-    model = small_model(name)
+    model = decoder(name)
     head = model.get_output_embeddings().weight
     head.data = head.data + 0.15 * head.data.flip(0)
     return model
 
 
 def reader(name, forward, target):
-    model = small_model(name, seed=9, layers=1)
+    model = decoder(name, seed=9, layers=1)
     HiddenStatesForm().prepare(model)
     return EagleProposer(target, eagle_by(model, forward))
 
@@ -179,7 +194,7 @@ def reader(name, forward, target):
 PROPOSERS = {
     "equal": lambda name, forward, _: ModelProposer(quick(copy.deepcopy(MODELS[name]), forward)),
     "stranger": lambda name, _, __: ModelProposer(
-        TransformersRuntime(small_model(name, seed=9, layers=1)), Drafting(0.3)
+        TransformersRuntime(decoder(name, seed=9, layers=1)), Drafting(0.3)
     ),
     "ngram": lambda _, __, ___: NgramProposer(1, 3),
     "exit": lambda _, __, target: EarlyExitProposer(target.first_layers(2)),
@@ -189,15 +204,17 @@ PROPOSERS = {
 
 
 def changed(name, change):
-    model = small_model(name)
+    model = decoder(name)
     shape = Architecture.of(model)
     if change == "int8":
         quantize_linear_layers(model)
     elif change == "low rank":
         for place in range(len(shape.layers(model))):
             LowRankForm(module=f"model.layers.{place}.mlp.up_proj", rank=6).prepare(model)
+    elif change == "low-rank head":
+        LowRankForm(module="lm_head", rank=6).prepare(model)
     else:
-        TrimmedHeadForm(module="lm_head", kept=40).prepare(model)
+        TrimmedHeadForm(module="lm_head", kept=40, rank=6 if "low-rank" in change else None).prepare(model)
     return model.eval()
 
 
@@ -206,16 +223,19 @@ def unquantized(model):
     for name, module in list(model.named_modules()):
         if isinstance(module, DynamicInt8Linear):
             weight = module.weight().dequantize()
-            plain = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+            bias = module.bias()
+            plain = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
             plain.weight.data = weight
+            if bias is not None:
+                plain.bias.data = bias.detach()
             model.set_submodule(name, plain)
     return model.requires_grad_(False)
 
 
 @every_forward
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("change", ["int8", "trimmed head"])
-def test_quantized_layers_and_trimmed_heads_are_computed(name, forward, change):
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("change", ["int8", "trimmed head", "low-rank head", "low-rank trimmed head"])
+def test_quantized_layers_and_other_heads_are_computed(name, forward, change):
     model = changed(name, change)
     sequence = [3 + place % 50 for place in range(20)]
     expected = TransformersRuntime(copy.deepcopy(model))
@@ -229,24 +249,141 @@ def test_quantized_layers_and_trimmed_heads_are_computed(name, forward, change):
     )
 
 
+@every_forward
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_is_computed_as_by_transformers(name, forward, dtype):
+    runtime = quick(decoder(name).to(dtype), forward)
+    check_forward(runtime)
+    check_trees(runtime)
+    assert runtime.capabilities.tree_growth
+
+
+def test_longrope_shortens_the_context_to_its_first_frequencies():
+    """Of 256 tokens to 128, behind which transformers takes the others."""
+    runtime = quick(decoder("phi3"), "cpp")
+    assert runtime.context_window == runtime.first_layers(2).context_window == 128
+    assert quick(decoder("llama"), "cpp").context_window == 256
+
+
+OPTIONS = {
+    "bias of queries": (
+        ("qwen2", "qwen3", "granite", "smollm3"),
+        lambda layer: setattr(layer.queries, "bias", None),
+    ),
+    "bias of values": (
+        ("qwen2", "qwen3", "granite", "smollm3"),
+        lambda layer: setattr(layer.values, "bias", None),
+    ),
+    "bias of attention": (
+        ("granite", "smollm3"),
+        lambda layer: setattr(layer.attention_output, "bias", None),
+    ),
+    "bias of up": (("granite",), lambda layer: setattr(layer.up, "bias", None)),
+    "bias of down": (("granite",), lambda layer: setattr(layer.feed_forward_output, "bias", None)),
+    "norm of keys": (("qwen3", "gemma3", "olmo2"), lambda layer: setattr(layer, "key_norm", None)),
+    "joint norms": (("olmo2",), lambda layer: setattr(layer, "joint_norms", 0)),
+    "norm before": (("llama", "phi3"), lambda layer: setattr(layer, "attention_norm", None)),
+    "norm behind": (("gemma2", "olmo2"), lambda layer: setattr(layer, "feed_forward_output_norm", None)),
+    "softcap": (("gemma2",), lambda layer: setattr(layer, "score_cap", 0.0)),
+    "scale": (
+        ("gemma2", "granite"),
+        lambda layer: setattr(layer, "scale", 8**-0.5 if layer.scale < 0.3 else 0.25),
+    ),
+    "scale of residuals": (("granite",), lambda layer: setattr(layer, "residual_scale", 1.0)),
+    "layer without rotary embedding": (("smollm3",), lambda layer: setattr(layer, "kind", 0)),
+}
+"""What tells one family from another: those that have it, and how a layer is made to do without."""
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [(name, option) for option, (names, _) in OPTIONS.items() for name in names]
+)
+def test_an_option_left_out_of_one_layer_is_noticed(name, option):
+    """So the comparisons with transformers see each of them."""
+    runtime = quick(decoder(name), "cpp")
+    OPTIONS[option][1](runtime._decoder._layers[1])
+    with pytest.raises(UnsupportedModelError, match="cpp"):
+        check_forward(runtime)
+
+
+@pytest.mark.parametrize(
+    ("name", "of", "changed"),
+    [
+        ("granite", "_dimensions", {"input_scale": 1.0}),
+        ("granite", "_ends", {"logit_divisor": 1.0}),
+        ("gemma2", "_ends", {"logit_cap": 0.0}),
+        ("gemma", "_ends", {"scale": 1.0}),
+    ],
+)
+def test_what_is_left_out_around_the_layers_is_noticed(name, of, changed):
+    runtime = quick(decoder(name), "cpp")
+    for field, value in changed.items():
+        setattr(getattr(runtime._decoder, of), field, value)
+    with pytest.raises(UnsupportedModelError, match="cpp"):
+        check_forward(runtime)
+
+
+def with_sinks(model):
+    model.model.layers[1].self_attn.sinks = nn.Parameter(torch.zeros(4))
+
+
+def with_another_norm(model):
+    model.model.layers[1].self_attn.v_norm = copy.deepcopy(model.model.norm)
+
+
+def with_another_epsilon(model):
+    model.model.norm.variance_epsilon = 1e-3
+
+
+def with_layer_norms(model):
+    model.model.layers[1].input_layernorm = nn.LayerNorm(32, bias=False)
+
+
+def with_a_biased_head(model):
+    model.lm_head = nn.Linear(32, 61)
+
+
+def with_dynamic_rotation(model):
+    model.config.rope_parameters = {**model.config.rope_parameters, "rope_type": "dynamic"}
+
+
+def with_another_activation(model):
+    model.config.hidden_act = "gelu"
+
+
+def with_a_wider_layer(model):
+    model.model.layers[1].mlp.up_proj = nn.Linear(32, 49, bias=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        with_sinks,
+        with_another_norm,
+        with_another_epsilon,
+        with_layer_norms,
+        with_a_biased_head,
+        with_dynamic_rotation,
+        with_another_activation,
+        with_a_wider_layer,
+    ],
+)
+def test_what_a_block_does_not_tell_is_not_taken(change):
+    model = small_model("llama")
+    assert CppDecoder.fits(model)
+    change(model)
+    assert not CppDecoder.fits(model)
+
+
 def test_other_architectures_and_forms_are_not_taken():
-    assert not CppDecoder.fits(small_model("gpt2"))
-    stretched = small_model("llama")
-    stretched.config.rope_parameters = {**stretched.config.rope_parameters, "rope_type": "dynamic"}
-    assert not CppDecoder.fits(stretched)
+    for name in ("gpt2", "cohere", "gpt_oss", "glm4"):
+        assert not CppDecoder.fits(small_model(name))
     assert not CppDecoder.fits(changed("llama", "low rank"))
-    factorized = small_model("llama")
-    LowRankForm(module="lm_head", rank=6).prepare(factorized)
-    assert not CppDecoder.fits(factorized)
-    biased = LlamaConfig(
-        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, attention_bias=True, mlp_bias=True,
-    )  # fmt: skip
-    assert not CppDecoder.fits(LlamaForCausalLM(biased))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FAMILIES)
 @settings(max_examples=20, deadline=None)
 @given(
     sequence=st.lists(st.integers(3, 60), min_size=2, max_size=90),
@@ -269,7 +406,7 @@ def test_the_kernels_give_the_same_bits_however_tokens_are_divided(name, dtype, 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FAMILIES)
 @settings(max_examples=20, deadline=None)
 @given(
     prompt=st.lists(st.integers(3, 60), min_size=1, max_size=40),
@@ -290,7 +427,7 @@ def test_the_kernels_give_the_same_bits_in_a_tree_as_on_its_paths(name, dtype, p
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FAMILIES)
 @settings(max_examples=25, deadline=None)
 @given(
     prompt=st.lists(st.integers(3, 60), min_size=1, max_size=40),
@@ -328,7 +465,7 @@ def asked(runtime):
 widths = st.builds(Drafting, st.none() | st.floats(0.02, 0.6), st.floats(0.005, 0.5))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FAMILIES)
 @settings(max_examples=40, deadline=None)
 @given(
     prompt=st.lists(st.integers(3, 60), min_size=1, max_size=40),
@@ -354,7 +491,7 @@ def test_a_tree_is_the_one_that_one_forward_after_the_other_grows(name, prompt, 
 
 
 @pytest.mark.parametrize("change", [None, "int8", "trimmed head"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_tree_beside_states_of_the_target_is_the_same(name, change):
     model = reading(name, change)
     found = []
@@ -373,7 +510,7 @@ def test_a_tree_beside_states_of_the_target_is_the_same(name, change):
 
 def reading(name, change):
     """A model that reads three states beside each token."""
-    model = small_model(name, layers=1) if change is None else changed(name, change)
+    model = decoder(name, layers=1) if change is None else changed(name, change)
     HiddenStatesForm(layers=(0, 1)).prepare(model)
     width = model.get_input_embeddings().weight.shape[1]
     torch.manual_seed(1)
@@ -383,7 +520,7 @@ def reading(name, change):
 
 
 @pytest.mark.parametrize("change", [None, "int8", "trimmed head"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DRAFTING)
 def test_a_chain_beside_states_of_the_target_is_the_same(name, change):
     model = reading(name, change)
     width = model.get_input_embeddings().weight.shape[1]
@@ -418,11 +555,10 @@ def test_room_that_an_exit_has_made_is_not_taken_for_the_targets(forward):
 
 
 def test_a_runtime_says_whether_it_drafts_by_itself():
-    """Not with capped logits, or outputs of layers to keep; transformers' own forward never."""
-    capped = small_model("gemma3")
-    capped.config.final_logit_softcapping = 20.0
+    """Not where capping gives the tokens that a trimmed head leaves out a logit, or with outputs of layers to keep;
+    transformers' own forward never."""
     for model, forward in (
-        (capped, "cpp"),
+        (changed("gemma2", "trimmed head"), "cpp"),
         (small_model("llama"), "transformers"),
     ):
         able = runtime_by(model, forward).capabilities
@@ -453,8 +589,8 @@ def test_more_unseen_tokens_than_one_call_reads_are_read_before():
 
 
 NATIVE = {
-    (name, dtype): quick(small_model(name).to(dtype), "cpp")
-    for name in NAMES
+    (name, dtype): quick(decoder(name).to(dtype), "cpp")
+    for name in FAMILIES
     for dtype in (torch.float32, torch.bfloat16)
 }
 

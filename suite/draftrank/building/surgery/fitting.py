@@ -1,0 +1,113 @@
+"""Which models can be made narrower, and in which direction; what cannot is refused before any work."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from draftrank.errors import BuildError
+from draftrank.models.matrices import matrix
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from draftrank.models.architecture import Architecture
+
+_SIZE_NAMES = re.compile(r"inter|ffn|inner|d_ff|mlp")
+"""In the names of configurations' fields for the size of the feed-forward network."""
+_INSTEAD = "use drop_layers, quantize or distill"
+
+
+def require_channels(shape: Architecture, model: PreTrainedModel) -> str:
+    """The configuration's field of how many feed-forward channels a layer has.
+
+    Raises:
+        BuildError: there is none, or some layer's network is not a dense one.
+    """
+    kind = shape.model_type
+    if any(block.experts for block in shape.blocks):
+        raise BuildError(
+            f"feed-forward layers of {kind} are mixtures of experts, and fewer channels of an expert would need another "
+            f"router: {_INSTEAD}"
+        )
+    if not all(block.feed_forward_output for block in shape.blocks):
+        raise BuildError(f"some layers of {kind} have no feed-forward network: {_INSTEAD}")
+    channels = {
+        matrix(layer.get_submodule(block.channel_parts()[-1])).shape[1]
+        for block, layer in zip(shape.blocks, shape.layers(model), strict=True)
+    }
+    config = model.config
+    if len(channels) > 1:
+        raise BuildError(f"the feed-forward networks of this {kind} model differ in size: {_INSTEAD}")
+    field = _field_of(config, channels.pop())
+    if field is None:
+        raise BuildError(
+            f"{kind} derives the size of its feed-forward network from other sizes, so no configuration has fewer channels: "
+            f"{_INSTEAD}"
+        )
+    return field
+
+
+def require_heads(shape: Architecture, model: PreTrainedModel) -> None:
+    """Refuses models whose attention heads cannot be taken out.
+
+    Raises:
+        BuildError: their queries, keys and values are not separate matrices of whole heads.
+    """
+    kind, config = shape.model_type, model.config.get_text_config()
+    if not hasattr(config, "head_dim"):
+        raise BuildError(
+            f"{kind} derives the size of a head from the number of heads, so it has no model with fewer of them: use "
+            "prune_ffn or drop_layers"
+        )
+    reasons = {
+        "fused": "makes queries, keys and values by one matrix",
+        "latent": "makes keys and values of all heads from one latent vector (MLA)",
+        "other": "has layers that are not attention over a KV cache",
+        "none": "has layers without attention",
+    }
+    for mixing, reason in reasons.items():
+        if any(block.mixing == mixing for block in shape.blocks):
+            raise BuildError(
+                f"{kind} {reason}, so there are no heads to take out: use prune_ffn or drop_layers"
+            )
+    heads = int(config.num_attention_heads)
+    groups = int(getattr(config, "num_key_value_heads", None) or heads)
+    size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    for block, layer in zip(shape.blocks, shape.layers(model), strict=True):
+        attention = layer.get_submodule(block.attention)
+        found = [
+            matrix(attention.get_submodule(name)).shape[0]
+            for name in (block.queries, block.keys, block.values)
+        ]
+        if found != [heads * size, groups * size, groups * size] or len(block.attention_matrices) != 4:
+            raise BuildError(
+                f"the attention of {kind} has more than queries, keys and values of each head: use prune_ffn or drop_layers"
+            )
+
+
+def require_hidden(shape: Architecture, model: PreTrainedModel) -> None:
+    """Refuses models whose residual stream cannot be made thinner.
+
+    Raises:
+        BuildError: a part of the model would compute something else.
+    """
+    kind = shape.model_type
+    require_channels(shape, model)
+    require_heads(shape, model)
+    if shape.norm_kind != "rms":
+        raise BuildError(
+            f"{kind} centres its norms, so a narrower stream computes something else: use prune_ffn or drop_layers"
+        )
+
+
+def _field_of(config: PretrainedConfig, size: int) -> str | None:
+    """The field that holds the size of the feed-forward network; GPT-2's holds nothing for four times the hidden size."""
+    held = [
+        name
+        for name, value in vars(config).items()
+        if value == size and type(value) is int and _SIZE_NAMES.search(name)
+    ]
+    if not held and getattr(config, "n_inner", 0) is None:
+        return "n_inner"
+    return held[0] if held else None
