@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from inspect import signature
+from typing import TYPE_CHECKING, NoReturn
 
 from draftrank.errors import UnsupportedModelError
 
@@ -12,6 +13,18 @@ if TYPE_CHECKING:
 FULL = "full_attention"
 SLIDING = "sliding_attention"
 CHUNKED = "chunked_attention"
+SHARED = "dummy"
+"""transformers' name for a layer that reads the keys and values of an earlier one, or none at all."""
+_WINDOWS = ("max_position_embeddings", "max_seq_len", "seq_length")
+"""Fields of configurations that say how many tokens a model reads; others are mapped to the first by transformers."""
+
+
+def context_window(config: PretrainedConfig) -> int | None:
+    """Tokens that a model reads at most, by its configuration; None where that says nothing, as for biases by distance
+    (ALiBi) and recurrent layers."""
+    text = config.get_text_config()
+    found = (getattr(text, name, None) for name in _WINDOWS)
+    return next((int(one) for one in found if one), None)
 
 
 def layer_kinds(config: PretrainedConfig) -> list[str]:
@@ -60,21 +73,37 @@ def attention_windows(config: PretrainedConfig) -> dict[str, int | None]:
     return {FULL: None, SLIDING: window} if getattr(config, "layer_types", None) else {SLIDING: window}
 
 
-def require_kv_cache(model: PreTrainedModel) -> None:
-    """Refuses models that remember a text otherwise than by the keys and values of each token.
+def cache_argument(model: PreTrainedModel) -> str | None:
+    """The argument of a model's forward that takes a cache of transformers; None where it takes none."""
+    known = signature(model.forward).parameters
+    return next((name for name in ("past_key_values", "cache_params") if name in known), None)
+
+
+def require_decoder(model: PreTrainedModel) -> None:
+    """Refuses models that do not continue a text token by token with a cache of transformers.
 
     Raises:
-        UnsupportedModelError: some layers keep a state that tokens cannot be taken back from.
+        UnsupportedModelError: the model is of another kind, or keeps its state elsewhere.
     """
     config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ())
-    others = sorted(str(kind) for kind in kinds - {FULL, SLIDING, CHUNKED})
-    if model._is_stateful or others:
-        raise UnsupportedModelError(
-            f"the architecture {config.model_type!r} is not supported: its layers "
-            f"{f'({chr(44).join(others)}) ' if others else ''}keep a state from which rejected tokens cannot be taken back; "
-            "use a model whose layers all attend over a KV cache"
+    if getattr(model.config, "is_encoder_decoder", False):
+        _refuse(
+            model, "it is the decoder of an encoder-decoder model, which continues another text than its own"
         )
+    if not isinstance(getattr(config, "num_hidden_layers", None), int):
+        _refuse(model, "its configuration does not say how many layers it has (num_hidden_layers)")
+    argument = cache_argument(model)
+    if argument is None or (argument == "cache_params" and set(layer_kinds(config)) == {FULL}):
+        _refuse(
+            model,
+            "it keeps a state outside of a cache of transformers, from which no token can be taken back",
+        )
+
+
+def _refuse(model: PreTrainedModel, reason: str) -> NoReturn:
+    raise UnsupportedModelError(
+        f"the architecture {model.config.model_type!r} is not supported: {reason}; use a decoder-only language model"
+    )
 
 
 def _declared(config: PretrainedConfig, field: str) -> int | None:

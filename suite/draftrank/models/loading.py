@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from draftrank.errors import IncompatibleDraftError, MissingDataError
-from draftrank.models.attention_windows import require_kv_cache
+from draftrank.models.attention_windows import context_window, require_decoder
 from draftrank.models.cache import FACTS, weight_files
 from draftrank.models.forms import (
     FORMS,
@@ -88,7 +88,7 @@ def load_model(
         ) from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise MissingDataError(f"{folder} cannot be opened as a model: {error}") from error
-    require_kv_cache(model)
+    require_decoder(model)
     model.eval()
     model.requires_grad_(False)
     replaced = [
@@ -137,13 +137,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise MissingDataError(f"{folder} has no tokenizer that can be opened: {error}") from error
 
 
-def context_window(folder: Path) -> int:
-    """Tokens that a folder's model reads at most, by its configuration."""
+def window_of_folder(folder: Path) -> int | None:
+    """See `context_window`, of a folder's model."""
     from transformers import AutoConfig
 
     with quiet_transformers():
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    return int(config.get_text_config().max_position_embeddings)
+    return context_window(config)
 
 
 def compute_dtype(device: str) -> DtypeName:

@@ -15,7 +15,7 @@ from draftrank.catalog.base import sha256_of_json
 from draftrank.catalog.sources.base import FetchContext
 from draftrank.catalog.target import Target
 from draftrank.errors import InvalidInputError, MissingDataError
-from draftrank.models.attention_windows import require_kv_cache
+from draftrank.models.attention_windows import context_window, require_decoder
 from draftrank.models.cache import (
     FACTS,
     only_process,
@@ -207,14 +207,13 @@ def _facts(folder: Path, config: PretrainedConfig) -> dict[str, Any]:
     with quiet_transformers(), torch.device("meta"):
         outline = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     outline.tie_weights()
-    require_kv_cache(outline)
-    window = getattr(config.get_text_config(), "max_position_embeddings", None)
+    require_decoder(outline)
     return {
         "weights_sha256": weights_sha256(files),
         "parameters": sum(parameter.numel() for parameter in outline.parameters()),
         "bytes_on_disk": sum(path.stat().st_size for path in files),
         "model_type": str(config.model_type),
-        "context_window": None if window is None else int(window),
+        "context_window": context_window(config),
     }
 
 

@@ -112,6 +112,14 @@ class Runtime(ABC):
     def reset(self) -> None:
         """Drops all tokens."""
 
+    def read_singly(self) -> bool:
+        """Reads tokens one by one from now on, where its model computes several behind others otherwise than alone.
+
+        Returns:
+            whether that is another way than before; False: it knows no other.
+        """
+        return False
+
     def synchronize(self) -> None:
         """Waits until the device has done what it was asked; called before a clock is read."""
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from inspect import signature
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -14,9 +15,10 @@ from draftrank.engine.backends.base import Capabilities, Runtime, check_exit, ch
 from draftrank.engine.backends.hidden_states import FINAL, KeptStates
 from draftrank.engine.backends.kv_cache import RollbackCache
 from draftrank.engine.backends.transformers.attention import use_grouped_attention
+from draftrank.engine.backends.transformers.snapshot_cache import SnapshotCache, cache_for
 from draftrank.errors import UnsupportedModelError
 from draftrank.models.architecture import Architecture
-from draftrank.models.attention_windows import attention_windows
+from draftrank.models.attention_windows import attention_windows, cache_argument, context_window
 from draftrank.models.vocabulary import check_ids
 
 if TYPE_CHECKING:
@@ -44,7 +46,11 @@ def has_slow_row_counts(model: PreTrainedModel) -> bool:
 
 
 class TransformersRuntime(Runtime):
-    """See `Runtime`; logits keep the model's dtype and device."""
+    """See `Runtime`; logits keep the model's dtype and device.
+
+    Models whose layers keep a state that no token can be taken from have a `SnapshotCache`, which tells what their rollback
+    costs. They read chains only.
+    """
 
     name: ClassVar[str] = "transformers"
 
@@ -59,14 +65,20 @@ class TransformersRuntime(Runtime):
         config = model.config.get_text_config()
         self.model = model
         self.vocabulary_size = int(config.vocab_size)
-        # A configuration without a limit is one of biases by distance (ALiBi); a target then declares its own.
-        self.context_window = int(getattr(config, "max_position_embeddings", None) or sys.maxsize)
-        self.capabilities = Capabilities(
-            trees=True, hidden_states=True, layer_outputs=True, first_layers=True
-        )
+        # Without a limit of its own a target declares one.
+        self.context_window = context_window(config) or sys.maxsize
         self._device = next(iter(model.parameters())).device
-        self._pads = self._device.type == "cpu" and has_slow_row_counts(model)
-        self._cache = cache or RollbackCache.of_depth(int(config.num_hidden_layers))
+        self._cache = cache or cache_for(config)
+        self._argument = cache_argument(model)
+        self._selects = "logits_to_keep" in signature(model.forward).parameters
+        self._reads_singly = False
+        self._pads = False
+        kept = isinstance(self._cache, RollbackCache)
+        if kept:
+            self._pads = self._device.type == "cpu" and has_slow_row_counts(model)
+        self.capabilities = Capabilities(
+            trees=kept, hidden_states=True, layer_outputs=True, first_layers=kept
+        )
         self._states = KeptStates(int(config.hidden_size), self._device)
 
     @property
@@ -86,7 +98,31 @@ class TransformersRuntime(Runtime):
         check_ids(tokens, self.vocabulary_size)
         if tree is not None:
             return self._forward_tree(tokens, tree)
-        count, wanted = len(tokens), keep or len(tokens)
+        cache, whole = self._cache, not self._cache.length
+        if isinstance(cache, SnapshotCache):
+            if again := cache.unread:
+                first = len(again) == cache.length
+                cache.read_again()
+                self._read(again, 1, whole=first)
+            cache.begin(tokens)
+        return self._read(tokens, keep or len(tokens), whole=whole)
+
+    def read_singly(self) -> bool:
+        """See `Runtime.read_singly`: some recurrent layers of transformers forget their state when they read several."""
+        before, self._reads_singly = self._reads_singly, isinstance(self._cache, SnapshotCache)
+        self.capabilities = replace(
+            self.capabilities, hidden_states=not self._reads_singly, layer_outputs=not self._reads_singly
+        )
+        return self._reads_singly != before
+
+    def _read(self, tokens: Sequence[int], wanted: int, *, whole: bool) -> Tensor:
+        """Logits after the last `wanted` tokens; `whole`: nothing stands before them."""
+        if self._reads_singly and not whole:
+            return torch.cat([self._call([token], 1) for token in tokens])[-wanted:]
+        return self._call(tokens, wanted)
+
+    def _call(self, tokens: Sequence[int], wanted: int) -> Tensor:
+        count = len(tokens)
         rows = padded_rows(count) if self._pads else count
         if self._cache.length + rows > self.context_window:
             rows = count
@@ -95,11 +131,18 @@ class TransformersRuntime(Runtime):
         self._states.begin(count)
         # A slice of the last rows keeps the stride of all: oneDNN then converts the whole bf16 head first.
         chosen = rows if wanted == count else torch.arange(count - wanted, count, device=self._device)
-        output = self.model(**inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=chosen)
+        output = self.model(**inputs, **self._cached(chosen))
         if rows > count:
             self._cache.rollback(rows - count)
-        logits: Tensor = output.logits[0, :wanted]
+        logits: Tensor = (
+            output.logits[0, :wanted] if self._selects else output.logits[0, count - wanted : count]
+        )
         return logits
+
+    def _cached(self, chosen: int | Tensor) -> dict[str, Any]:
+        """What every forward is told besides its tokens: the cache, and after which tokens logits are wanted."""
+        told: dict[str, Any] = {self._argument or "past_key_values": self._cache, "use_cache": True}
+        return told | ({"logits_to_keep": chosen} if self._selects else {})
 
     def _forward_tree(self, tokens: Sequence[int], tree: TokenTree) -> Tensor:
         count, known = len(tokens), len(tree.parents) - len(tokens)
@@ -114,9 +157,7 @@ class TransformersRuntime(Runtime):
             **inputs,
             attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
             position_ids=root + torch.tensor([tree.depths[known:]], device=self._device),
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=count,
+            **self._cached(count),
         )
         logits: Tensor = output.logits[0]
         return logits
@@ -184,5 +225,6 @@ class TransformersRuntime(Runtime):
     def first_layers(self, count: int) -> TransformersRuntime:
         """See `Runtime.first_layers`."""
         check_exit(count, len(self._cache.layers))
+        assert isinstance(self._cache, RollbackCache)
         view = Architecture.of(self.model).first_layers(self.model, count)
         return TransformersRuntime(view, self._cache.first(count))
