@@ -15,6 +15,8 @@ SLIDING = "sliding_attention"
 CHUNKED = "chunked_attention"
 SHARED = "dummy"
 """transformers' name for a layer that reads the keys and values of an earlier one, or none at all."""
+ATTENTION = frozenset({FULL, SLIDING, CHUNKED, SHARED})
+"""Layers that remember the keys and values of each token, and nothing else."""
 _WINDOWS = ("max_position_embeddings", "max_seq_len", "seq_length")
 """Fields of configurations that say how many tokens a model reads; others are mapped to the first by transformers."""
 
@@ -92,8 +94,9 @@ def require_decoder(model: PreTrainedModel) -> None:
         )
     if not isinstance(getattr(config, "num_hidden_layers", None), int):
         _refuse(model, "its configuration does not say how many layers it has (num_hidden_layers)")
-    argument = cache_argument(model)
-    if argument is None or (argument == "cache_params" and set(layer_kinds(config)) == {FULL}):
+    argument, stateless = cache_argument(model), set(layer_kinds(config)) <= ATTENTION
+    kept_by_modules = any(hasattr(module, "recurrent_states") for module in model.modules())  # RecurrentGemma
+    if argument is None or (argument == "cache_params" and stateless) or kept_by_modules:
         _refuse(
             model,
             "it keeps a state outside of a cache of transformers, from which no token can be taken back",

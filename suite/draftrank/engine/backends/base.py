@@ -112,11 +112,11 @@ class Runtime(ABC):
     def reset(self) -> None:
         """Drops all tokens."""
 
-    def read_singly(self) -> bool:
-        """Reads tokens one by one from now on, where its model computes several behind others otherwise than alone.
+    def compute_otherwise(self) -> bool:
+        """Computes forwards from now on in the next of the ways that it knows, from the fastest to the safest.
 
         Returns:
-            whether that is another way than before; False: it knows no other.
+            whether there was another one.
         """
         return False
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, Cache, get_layer_types_and_kwargs
 
 from draftrank.engine.backends.kv_cache import RollbackCache, RollbackLayer
-from draftrank.models.attention_windows import CHUNKED, FULL, SHARED, SLIDING
+from draftrank.models.attention_windows import ATTENTION, SHARED
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -28,7 +28,7 @@ def cache_for(config: PretrainedConfig) -> RollbackCache | SnapshotCache:
         config: of the model's text part.
     """
     kinds, _ = get_layer_types_and_kwargs(config)
-    if set(kinds) <= {FULL, SLIDING, CHUNKED, SHARED}:
+    if ATTENTION.issuperset(kinds):
         return RollbackCache([_layer(kind, {}) for kind in kinds])
     return SnapshotCache(config)
 
@@ -111,7 +111,7 @@ class SnapshotCache(Cache):  # type: ignore[misc]
 
 
 def _layer(kind: str, arguments: dict[str, Any]) -> Any:
-    if kind in (FULL, SLIDING, CHUNKED):
+    if kind in ATTENTION - {SHARED}:
         return RollbackLayer()
     return DYNAMIC_LAYER_TYPE_MAPPING[kind](**arguments)
 
