@@ -120,7 +120,6 @@ WITH_STATE: dict[str, dict] = {
         "num_experts": 4,
         "mamba_d_state": 8,
         "mamba_dt_rank": 4,
-        "use_mamba_kernels": False,
     },
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "mamba": {"state_size": 8, "time_step_rank": 4},
@@ -192,6 +191,7 @@ def small_model(
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": window,
+            "max_seq_len": window,
             "initializer_range": 0.3,
         }
         # Names that a family does not have would be kept in its configuration.

@@ -81,31 +81,42 @@ def cache_argument(model: PreTrainedModel) -> str | None:
     return next((name for name in ("past_key_values", "cache_params") if name in known), None)
 
 
-def require_decoder(model: PreTrainedModel) -> None:
-    """Refuses models that do not continue a text token by token with a cache of transformers.
+def require_decoder(config: PretrainedConfig) -> None:
+    """Refuses configurations of anything but a language model that continues its own text.
 
     Raises:
-        UnsupportedModelError: the model is of another kind, or keeps its state elsewhere.
+        UnsupportedModelError: an encoder-decoder, a model without a language model's head, or one without layers.
     """
-    config = model.config.get_text_config()
-    if getattr(model.config, "is_encoder_decoder", False):
-        _refuse(
-            model, "it is the decoder of an encoder-decoder model, which continues another text than its own"
-        )
-    if not isinstance(getattr(config, "num_hidden_layers", None), int):
-        _refuse(model, "its configuration does not say how many layers it has (num_hidden_layers)")
-    argument, stateless = cache_argument(model), set(layer_kinds(config)) <= ATTENTION
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if getattr(config, "is_encoder_decoder", False):
+        _refuse(config, "it is an encoder-decoder model, whose decoder continues another text than its own")
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        _refuse(config, "transformers has no causal language model of it (AutoModelForCausalLM)")
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if not isinstance(layers, int) or layers < 1:
+        _refuse(config, f"its configuration says that it has {layers or 'no'} layers (num_hidden_layers)")
+
+
+def require_cache(model: PreTrainedModel) -> None:
+    """Refuses models that remember a text elsewhere than in a cache of transformers.
+
+    Raises:
+        UnsupportedModelError: no token could be taken back from what it remembers.
+    """
+    argument = cache_argument(model)
+    stateless = set(layer_kinds(model.config.get_text_config())) <= ATTENTION
     kept_by_modules = any(hasattr(module, "recurrent_states") for module in model.modules())  # RecurrentGemma
     if argument is None or (argument == "cache_params" and stateless) or kept_by_modules:
         _refuse(
-            model,
+            model.config,
             "it keeps a state outside of a cache of transformers, from which no token can be taken back",
         )
 
 
-def _refuse(model: PreTrainedModel, reason: str) -> NoReturn:
+def _refuse(config: PretrainedConfig, reason: str) -> NoReturn:
     raise UnsupportedModelError(
-        f"the architecture {model.config.model_type!r} is not supported: {reason}; use a decoder-only language model"
+        f"the architecture {config.model_type!r} is not supported: {reason}; use a decoder-only language model"
     )
 
 
