@@ -90,13 +90,63 @@ READS_NO_TREES: dict[str, dict] = {
     "mpt": {},
 }
 """The same of those whose layers cannot be told where a token stands in a tree."""
-WITHOUT_KV_CACHE: dict[str, dict] = {
-    "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
-    "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 2, "expand": 2, "chunk_size": 16},
-    "recurrent_gemma": {"lru_width": 32, "attention_window_size": 8},
+_MAMBA2 = {
+    "mamba_n_heads": 8,
+    "mamba_d_head": 8,
+    "mamba_d_state": 8,
+    "mamba_n_groups": 1,
+    "mamba_chunk_size": 16,
 }
-"""The same of those whose layers keep a state."""
-_OTHERS = {**FAMILIES, **READS_NO_TREES, **WITHOUT_KV_CACHE, **MORE_FAMILIES}
+_LINEAR_AND_FULL = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+WITH_STATE: dict[str, dict] = {
+    "bamba": {"attn_layer_indices": [1], **_MAMBA2},
+    "deepseek_v4": {
+        "head_dim": 16,
+        "qk_rope_head_dim": 8,
+        "q_lora_rank": 16,
+        "sliding_window": 8,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+    },
+    "falcon_h1": {**_MAMBA2, "mamba_d_ssm": 64, "head_dim": 8},
+    "granitemoehybrid": {
+        **_LINEAR_AND_FULL,
+        **_MAMBA2,
+        "shared_intermediate_size": 24,
+        **_EXPERTS,
+    },
+    "jamba": {
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "num_experts": 4,
+        "mamba_d_state": 8,
+        "mamba_dt_rank": 4,
+    },
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
+    "mamba": {"state_size": 8, "time_step_rank": 4},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 2, "expand": 2, "chunk_size": 16},
+    "qwen3_next": {
+        **_LINEAR_AND_FULL,
+        "head_dim": 8,
+        "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 24,
+    },
+}
+"""The same of those whose layers keep a state from which no token can be taken back."""
+NOT_SUPPORTED: dict[str, dict] = {
+    "recurrent_gemma": {"lru_width": 32, "attention_window_size": 8},
+    "rwkv": {},
+    "xlstm": {"num_heads": 4, "qk_dim_factor": 0.5, "v_dim_factor": 1.0},
+}
+"""The same of those that keep their state outside of a cache."""
+_OTHERS = {**MORE_FAMILIES, **FAMILIES, **READS_NO_TREES, **WITH_STATE, **NOT_SUPPORTED}
 EVERY_FAMILY = (*ARCHITECTURES, *_OTHERS)
 """All of which `small_model` makes a model."""
 
@@ -145,6 +195,7 @@ def small_model(
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": window,
+            "max_seq_len": window,
             "initializer_range": 0.3,
         }
         # Names that a family does not have would be kept in its configuration.

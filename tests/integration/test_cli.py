@@ -359,8 +359,8 @@ def test_a_reader_that_leaves_early_is_no_failure_to_complain_about(root):
 @pytest.mark.parametrize(
     ("architecture", "code", "says"),
     [
-        ("mamba2", 1, "'mamba2' is not supported: its layers (linear_attention) keep a state"),
-        ("lfm2", 1, "'lfm2' is not supported: its layers (conv) keep a state"),
+        ("recurrent_gemma", 1, "'recurrent_gemma' is not supported: it keeps a state outside of a cache"),
+        ("mamba2", 2, "drafts/tiny/target.yaml: context_window: "),
         ("bloom", 2, "drafts/tiny/target.yaml: context_window: "),
     ],
 )

@@ -324,7 +324,7 @@ def _build_all(
     progress: Progress,
 ) -> tuple[DraftArm, ...]:
     from draftrank.building.pipeline import build_draft
-    from draftrank.models.loading import context_window
+    from draftrank.models.loading import window_of_folder
     from draftrank.models.target_folder import ensure_target
 
     folder = ensure_target(target, workspace.fetch_context(progress))
@@ -354,7 +354,7 @@ def _build_all(
                     parameters=built.parameters,
                     bytes_on_disk=built.bytes_on_disk,
                     build_s=built.build_s,
-                    context_window=context_window(built.folder) if built.folder else None,
+                    context_window=window_of_folder(built.folder) if built.folder else None,
                 )
                 arms.append(DraftArm(recipe, record, built.folder))
             stage.advance(note=recipe.id)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from inspect import signature
+from typing import TYPE_CHECKING, NoReturn
 
 from draftrank.errors import UnsupportedModelError
 
@@ -12,6 +13,20 @@ if TYPE_CHECKING:
 FULL = "full_attention"
 SLIDING = "sliding_attention"
 CHUNKED = "chunked_attention"
+SHARED = "dummy"
+"""transformers' name for a layer that reads the keys and values of an earlier one, or none at all."""
+ATTENTION = frozenset({FULL, SLIDING, CHUNKED, SHARED})
+"""Layers that remember the keys and values of each token, and nothing else."""
+_WINDOWS = ("max_position_embeddings", "max_seq_len", "seq_length")
+"""Fields of configurations that say how many tokens a model reads; others are mapped to the first by transformers."""
+
+
+def context_window(config: PretrainedConfig) -> int | None:
+    """Tokens that a model reads at most, by its configuration; None where that says nothing, as for biases by distance
+    (ALiBi) and recurrent layers."""
+    text = config.get_text_config()
+    found = (getattr(text, name, None) for name in _WINDOWS)
+    return next((int(one) for one in found if one), None)
 
 
 def layer_kinds(config: PretrainedConfig) -> list[str]:
@@ -60,21 +75,49 @@ def attention_windows(config: PretrainedConfig) -> dict[str, int | None]:
     return {FULL: None, SLIDING: window} if getattr(config, "layer_types", None) else {SLIDING: window}
 
 
-def require_kv_cache(model: PreTrainedModel) -> None:
-    """Refuses models that remember a text otherwise than by the keys and values of each token.
+def cache_argument(model: PreTrainedModel) -> str | None:
+    """The argument of a model's forward that takes a cache of transformers; None where it takes none."""
+    known = signature(model.forward).parameters
+    return next((name for name in ("past_key_values", "cache_params") if name in known), None)
+
+
+def require_decoder(config: PretrainedConfig) -> None:
+    """Refuses configurations of anything but a language model that continues its own text.
 
     Raises:
-        UnsupportedModelError: some layers keep a state that tokens cannot be taken back from.
+        UnsupportedModelError: an encoder-decoder, a model without a language model's head, or one without layers.
     """
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ())
-    others = sorted(str(kind) for kind in kinds - {FULL, SLIDING, CHUNKED})
-    if model._is_stateful or others:
-        raise UnsupportedModelError(
-            f"the architecture {config.model_type!r} is not supported: its layers "
-            f"{f'({chr(44).join(others)}) ' if others else ''}keep a state from which rejected tokens cannot be taken back; "
-            "use a model whose layers all attend over a KV cache"
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if getattr(config, "is_encoder_decoder", False):
+        _refuse(config, "it is an encoder-decoder model, whose decoder continues another text than its own")
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        _refuse(config, "transformers has no causal language model of it (AutoModelForCausalLM)")
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if not isinstance(layers, int) or layers < 1:
+        _refuse(config, f"its configuration says that it has {layers or 'no'} layers (num_hidden_layers)")
+
+
+def require_cache(model: PreTrainedModel) -> None:
+    """Refuses models that remember a text elsewhere than in a cache of transformers.
+
+    Raises:
+        UnsupportedModelError: no token could be taken back from what it remembers.
+    """
+    argument = cache_argument(model)
+    stateless = set(layer_kinds(model.config.get_text_config())) <= ATTENTION
+    kept_by_modules = any(hasattr(module, "recurrent_states") for module in model.modules())  # RecurrentGemma
+    if argument is None or (argument == "cache_params" and stateless) or kept_by_modules:
+        _refuse(
+            model.config,
+            "it keeps a state outside of a cache of transformers, from which no token can be taken back",
         )
+
+
+def _refuse(config: PretrainedConfig, reason: str) -> NoReturn:
+    raise UnsupportedModelError(
+        f"the architecture {config.model_type!r} is not supported: {reason}; use a decoder-only language model"
+    )
 
 
 def _declared(config: PretrainedConfig, field: str) -> int | None:

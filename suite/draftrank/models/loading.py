@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from draftrank.errors import IncompatibleDraftError, MissingDataError
-from draftrank.models.attention_windows import require_kv_cache
+from draftrank.models.attention_windows import context_window, require_cache, require_decoder
 from draftrank.models.cache import FACTS, weight_files
 from draftrank.models.forms import (
     FORMS,
@@ -27,7 +27,9 @@ from draftrank.models.quiet import quiet_libraries, quiet_transformers
 from draftrank.models.vocabulary_rows import cut_rows, pad_rows
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from collections.abc import Sequence
+
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DtypeName = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[DtypeName, torch.dtype] = {
@@ -55,8 +57,8 @@ def load_model(
     Raises:
         IncompatibleDraftError: a form of the draft does not run on this device, or has rows that cannot be cut off.
         BuildError: this build of torch has no engine for it.
-        MissingDataError: the folder cannot be opened as a model.
-        UnsupportedModelError: its layers keep more than keys and values.
+        MissingDataError: the folder cannot be opened as a model, or lacks some of its weights.
+        UnsupportedModelError: it is no decoder-only language model, or keeps its state outside of a cache.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -72,14 +74,17 @@ def load_model(
         raise IncompatibleDraftError(
             "the draft is a GGUF file, which llama.cpp runs and transformers does not"
         )
+    read_config(folder)
     try:
         with quiet_libraries() if is_quantized(folder) else quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(
+            model, told = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=_weights_dtype(folder, dtype, int8 is not None),
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # told instead, as an error is one without names
                 **({"device_map": device} if is_quantized(folder) else {}),
             )
     except ImportError as error:
@@ -88,7 +93,7 @@ def load_model(
         ) from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise MissingDataError(f"{folder} cannot be opened as a model: {error}") from error
-    require_kv_cache(model)
+    require_cache(model)
     model.eval()
     model.requires_grad_(False)
     replaced = [
@@ -96,6 +101,8 @@ def load_model(
     ]
     if replaced:
         fill(model, replaced, {k: v for path in weight_files(folder) for k, v in load_file(path).items()})
+    if not as_saved:
+        _require_weights(folder, model, told, replaced)
     if getattr(model, "hf_quantizer", None) is None:  # a library's own tensors stay as it made them
         _own_memory(model)
     elif device == "cpu":
@@ -113,6 +120,28 @@ def load_model(
     if rows is not None:
         pad_rows(model, rows)
     return model
+
+
+def _require_weights(folder: Path, model: nn.Module, told: dict[str, Any], replaced: Sequence[str]) -> None:
+    """Refuses a folder whose files left weights as random as they were; those of replaced modules were filled."""
+    other = [
+        f"{name} is {list(found)}, not {list(wanted)}" for name, found, wanted in told["mismatched_keys"]
+    ]
+    missing = {
+        name for name in told["missing_keys"] if not name.startswith(tuple(f"{one}." for one in replaced))
+    }
+    named = dict(model.named_parameters(remove_duplicate=False))
+    given = {id(weight) for name, weight in named.items() if name not in missing}
+    lacking = sorted(name for name in missing if name in named and id(named[name]) not in given)
+    if lacking or other:
+        what = (
+            f"misses {len(lacking)} weights, such as {lacking[0]}"
+            if lacking
+            else f"has weights of another shape: {other[0]}"
+        )
+        raise MissingDataError(
+            f"{folder} {what}: its config.json describes another model than its *.safetensors hold; fetch the folder again"
+        )
 
 
 def _own_memory(model: nn.Module) -> None:
@@ -137,13 +166,28 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise MissingDataError(f"{folder} has no tokenizer that can be opened: {error}") from error
 
 
-def context_window(folder: Path) -> int:
-    """Tokens that a folder's model reads at most, by its configuration."""
+def read_config(folder: Path) -> PretrainedConfig:
+    """The configuration of a folder's model.
+
+    Raises:
+        MissingDataError: it has none that transformers can read.
+        UnsupportedModelError: it is not that of a decoder-only language model.
+    """
     from transformers import AutoConfig
 
-    with quiet_transformers():
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    return int(config.get_text_config().max_position_embeddings)
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # configurations are checked by whatever their authors write
+        reason = " ".join(str(error).split()).partition(". ")[0]
+        raise MissingDataError(f"{folder} cannot be opened as a model: {reason}") from error
+    require_decoder(config)
+    return config
+
+
+def window_of_folder(folder: Path) -> int | None:
+    """See `context_window`, of a folder's model."""
+    return context_window(read_config(folder))
 
 
 def compute_dtype(device: str) -> DtypeName:

@@ -15,7 +15,7 @@ from draftrank.catalog.base import sha256_of_json
 from draftrank.catalog.sources.base import FetchContext
 from draftrank.catalog.target import Target
 from draftrank.errors import InvalidInputError, MissingDataError
-from draftrank.models.attention_windows import require_kv_cache
+from draftrank.models.attention_windows import context_window, require_cache
 from draftrank.models.cache import (
     FACTS,
     only_process,
@@ -24,7 +24,7 @@ from draftrank.models.cache import (
     weight_files,
     weights_sha256,
 )
-from draftrank.models.loading import load_tokenizer
+from draftrank.models.loading import load_tokenizer, read_config
 from draftrank.models.quiet import quiet_gguf, quiet_transformers
 from draftrank.progress import Progress
 
@@ -207,21 +207,18 @@ def _facts(folder: Path, config: PretrainedConfig) -> dict[str, Any]:
     with quiet_transformers(), torch.device("meta"):
         outline = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     outline.tie_weights()
-    require_kv_cache(outline)
-    window = getattr(config.get_text_config(), "max_position_embeddings", None)
+    require_cache(outline)
     return {
         "weights_sha256": weights_sha256(files),
         "parameters": sum(parameter.numel() for parameter in outline.parameters()),
         "bytes_on_disk": sum(path.stat().st_size for path in files),
         "model_type": str(config.model_type),
-        "context_window": None if window is None else int(window),
+        "context_window": context_window(config),
     }
 
 
 def _facts_of_foreign_folder(folder: Path, context: FetchContext) -> dict[str, Any]:
     """Facts of a folder that is not ours: hashed once, remembered in the cache for these very files."""
-    from transformers import AutoConfig
-
     files = weight_files(folder)
     decisive = [*files, *folder.glob("config.json")]
     seen = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in decisive]
@@ -230,11 +227,10 @@ def _facts_of_foreign_folder(folder: Path, context: FetchContext) -> dict[str, A
         remembered: dict[str, Any] = json.loads(memory.read_text("utf-8"))
         return remembered
     try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        config = read_config(folder)
         with context.progress.stage(f"hash {folder.name}"):
             facts = _facts(folder, config)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MissingDataError) as error:
         raise InvalidInputError.single(
             f"is no model that transformers can open: {error}",
             file=str(folder),

@@ -6,12 +6,16 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.ao.nn.quantized.dynamic import Linear as DynamicInt8
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 from transformers.pytorch_utils import Conv1D
 
-from draftrank.errors import BuildError, IncompatibleDraftError, MissingDataError
+from draftrank.engine.backends.registry import load_runtime
+from draftrank.errors import BuildError, IncompatibleDraftError, MissingDataError, UnsupportedModelError
 from draftrank.models import forms
-from draftrank.models.loading import compute_dtype, load_model, load_tokenizer
+from draftrank.models.loading import compute_dtype, load_model, load_tokenizer, window_of_folder
+from models import save_small_target, small_model
 
 ARCHITECTURES = ("llama", "gemma3", "gpt2")
 IDS = torch.arange(3, 43).reshape(2, 20)
@@ -126,3 +130,69 @@ def test_nothing_is_printed(make_target, capfd):
     load_model(make_target()[1].path, "fp32", "cpu")
     load_tokenizer(make_target()[1].path)
     assert capfd.readouterr() == ("", "")
+
+
+def changed_config(folder, **fields):
+    save_small_target(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **fields}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "says"),
+    [
+        ({"num_hidden_layers": None}, MissingDataError, "num_hidden_layers"),
+        ({"num_hidden_layers": 0}, UnsupportedModelError, "says that it has no layers"),
+        ({"model_type": "nonsense"}, MissingDataError, "`nonsense`"),
+        ({"hidden_size": "many"}, MissingDataError, "expected int, got str"),
+        ({"model_type": "t5"}, UnsupportedModelError, "'t5' is not supported: it is an encoder-decoder"),
+        ({"model_type": "bart"}, UnsupportedModelError, "'bart' is not supported: it is an encoder-decoder"),
+        (
+            {"model_type": "llava"},
+            UnsupportedModelError,
+            "'llava' is not supported: transformers has no causal",
+        ),
+        ({"model_type": "my", "auto_map": {"AutoConfig": "a.B"}}, MissingDataError, "custom code"),
+        ({"num_hidden_layers": 5}, MissingDataError, r"misses 18 weights, such as model\.layers\.3\."),
+        ({"intermediate_size": 40}, MissingDataError, r"is \[32, 48\], not \[32, 40\]"),
+    ],
+)
+def test_a_folder_of_another_model_is_refused_in_one_sentence(tmp_path, fields, error, says):
+    changed_config(tmp_path, **fields)
+    with pytest.raises(error, match=says) as found:
+        load_model(tmp_path, "fp32", "cpu")
+    assert "\n" not in str(found.value)
+    assert len(str(found.value)) < 400
+
+
+def test_a_missing_tensor_is_named_and_a_tied_one_is_not_missed(tmp_path):
+    save_small_target(tmp_path, "gemma3")
+    weights = load_file(tmp_path / "model.safetensors")
+    assert "lm_head.weight" not in weights
+    load_model(tmp_path, "fp32", "cpu")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        MissingDataError, match=r"misses 1 weights, such as model\.layers\.1\.mlp\.up_proj\.weight"
+    ):
+        load_model(tmp_path, "fp32", "cpu")
+
+
+def test_the_text_part_of_a_vision_language_model_reads_text(tmp_path):
+    text = {**small_model("gemma3").config.to_dict(), "vocab_size": 262}
+    eye = {
+        "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4,
+        "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    config = Gemma3Config(text_config=text, vision_config=eye, mm_tokens_per_image=1)
+    Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
+    runtime = load_runtime(tmp_path, "fp32", "cpu", "transformers")
+    assert (runtime.vocabulary_size, runtime.context_window) == (262, 256)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "window"), [("llama", 96), ("gpt2", 96), ("mpt", 96), ("bloom", None), ("mamba2", None)]
+)
+def test_the_window_is_where_the_family_keeps_it(tmp_path, architecture, window):
+    save_small_target(tmp_path, architecture, window=96)
+    assert window_of_folder(tmp_path) == window

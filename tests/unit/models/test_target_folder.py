@@ -23,7 +23,7 @@ from draftrank.models import target_folder as module
 from draftrank.models.gguf_config import complete_config
 from draftrank.models.target_folder import ensure_target
 from gguf_files import small_gguf_model, write_llama_file, write_target_file
-from models import WITHOUT_KV_CACHE, save_small_target, small_model
+from models import NOT_SUPPORTED, save_small_target, small_model
 from workspaces import REPOSITORY
 
 IDS = torch.arange(3, 23)[None]
@@ -363,15 +363,15 @@ def test_the_declared_targets_are_valid(path):
     )
 
 
-@pytest.mark.parametrize("name", WITHOUT_KV_CACHE)
-def test_targets_that_keep_a_state_are_refused_before_they_are_used(tmp_path, name):
+@pytest.mark.parametrize("name", NOT_SUPPORTED)
+def test_targets_that_keep_their_state_elsewhere_are_refused_before_they_are_used(tmp_path, name):
     save_small_target(tmp_path / "model", name)
     context = FetchContext(tmp_path / "cache", (tmp_path,))
     with pytest.raises(UnsupportedModelError, match=f"the architecture '{name}' is not supported"):
         ensure_target(declare("model", prompt_format="completion"), context)
 
 
-@pytest.mark.parametrize("name", ["bloom", "mpt"])
+@pytest.mark.parametrize("name", ["bloom", "mamba2"])
 def test_a_target_without_a_configured_context_window_must_declare_one(tmp_path, name):
     save_small_target(tmp_path / "model", name)
     context = FetchContext(tmp_path / "cache", (tmp_path,))

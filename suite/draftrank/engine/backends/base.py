@@ -112,6 +112,14 @@ class Runtime(ABC):
     def reset(self) -> None:
         """Drops all tokens."""
 
+    def compute_otherwise(self) -> bool:
+        """Computes forwards from now on in the next of the ways that it knows, from the fastest to the safest.
+
+        Returns:
+            whether there was another one.
+        """
+        return False
+
     def synchronize(self) -> None:
         """Waits until the device has done what it was asked; called before a clock is read."""
 

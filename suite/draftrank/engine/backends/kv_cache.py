@@ -116,10 +116,14 @@ class RollbackLayer(CacheLayerMixin):  # type: ignore[misc]
 
 
 class RollbackCache(Cache):  # type: ignore[misc]
-    """A `RollbackLayer` per decoder layer, in the form that transformers' models take."""
+    """A `RollbackLayer` per decoder layer, in the form that transformers' models take.
 
-    def __init__(self, layers: list[RollbackLayer]) -> None:
+    Layers that read the keys and values of an earlier one have a layer of transformers that stores nothing.
+    """
+
+    def __init__(self, layers: list[Any]) -> None:
         super().__init__(layers=layers)
+        self._stored = [layer for layer in layers if isinstance(layer, RollbackLayer)]
 
     @classmethod
     def of_depth(cls, depth: int, zeros: Zeros = zeros) -> RollbackCache:
@@ -133,24 +137,24 @@ class RollbackCache(Cache):  # type: ignore[misc]
     @property
     def length(self) -> int:
         """Tokens held."""
-        return int(self.layers[0].length)
+        return self._stored[0].length
 
     def reserve(self, capacity: int) -> None:
         """Makes room in every layer."""
-        for layer in self.layers:
+        for layer in self._stored:
             layer.reserve(capacity)
 
     def rollback(self, count: int) -> None:
         """Drops the newest `count` tokens of every layer."""
-        for layer in self.layers:
+        for layer in self._stored:
             layer.length -= count
 
     def keep(self, start: int, places: Sequence[int]) -> None:
         """See `RollbackLayer.keep`, in every layer."""
-        for layer in self.layers:
+        for layer in self._stored:
             layer.keep(start, places)
 
     def reset(self) -> None:
         """Drops all tokens of every layer."""
-        for layer in self.layers:
+        for layer in self._stored:
             layer.length = 0

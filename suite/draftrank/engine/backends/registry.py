@@ -20,7 +20,7 @@ from draftrank.engine.backends.blocks import SUPPORTED
 from draftrank.engine.backends.own_forward import check_forward
 from draftrank.errors import IncompatibleDraftError
 from draftrank.models.gguf_format import GGUF_FILE, quantization_of
-from draftrank.models.loading import DTYPES, load_model
+from draftrank.models.loading import DTYPES, load_model, read_config
 from draftrank.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -129,17 +129,13 @@ def skeleton(folder: Path, dtype: Dtype) -> PreTrainedModel:
 
     Raises:
         MissingDataError: the folder cannot be opened as a model.
+        UnsupportedModelError: see `read_config`.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    from draftrank.errors import MissingDataError
-
-    try:
-        with quiet_transformers(), torch.device("meta"):
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-            model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
-    except (OSError, ValueError) as error:
-        raise MissingDataError(f"{folder} cannot be opened as a model: {error}") from error
+    config = read_config(folder)
+    with quiet_transformers(), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
     found: PreTrainedModel = model.eval()
     return found
 

@@ -164,7 +164,7 @@ def _shape_of(folder: TargetFolder) -> tuple[Shape, int]:
     width = number("hidden_size", "n_embd")
     ffn = config.get("intermediate_size") or config.get("n_inner") or 4 * width
     shape = Shape(number("num_hidden_layers", "n_layer"), int(ffn), number("vocab_size"))
-    return shape, number("max_position_embeddings", "n_positions")
+    return shape, folder.context_window
 
 
 def _notes_of(built: BuiltDraft) -> dict[str, Any]:

@@ -6,7 +6,14 @@ import copy
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    DeepseekV32Config,
+    DeepseekV32ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Zamba2Config,
+    Zamba2ForCausalLM,
+)
 
 from draftrank.engine.backends import registry
 from draftrank.engine.backends.own_forward import check_forward, check_trees
@@ -14,12 +21,21 @@ from draftrank.engine.backends.registry import load_runtime, open_eagle_runtime,
 from draftrank.engine.backends.transformers import runtime as torch_runtime
 from draftrank.engine.backends.transformers.attention import NAME, grouped_attention
 from draftrank.engine.backends.transformers.runtime import TransformersRuntime
+from draftrank.engine.backends.transformers.snapshot_cache import SnapshotCache
 from draftrank.engine.token_tree import TokenTree
 from draftrank.errors import IncompatibleDraftError, UnsupportedModelError
 from draftrank.models.attention_windows import FULL, SLIDING, layer_kinds
 from draftrank.models.forms import HiddenStatesForm, TrimmedHead
 from draftrank.models.loading import quantize_linear_layers
-from models import ARCHITECTURES, FAMILIES, READS_NO_TREES, WITHOUT_KV_CACHE, save_small_target, small_model
+from models import (
+    ARCHITECTURES,
+    FAMILIES,
+    NOT_SUPPORTED,
+    READS_NO_TREES,
+    WITH_STATE,
+    save_small_target,
+    small_model,
+)
 from runtimes import runtime_by
 
 EVERY = (*ARCHITECTURES, *FAMILIES)
@@ -36,17 +52,17 @@ def assert_close(found, expected):
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", [*EVERY, *READS_NO_TREES])
+@pytest.mark.parametrize("name", [*EVERY, *READS_NO_TREES, *WITH_STATE])
 def test_every_family_is_read_in_pieces_and_after_a_rollback_as_by_its_own_forward(name):
     own = small_model(name)
     runtime = TransformersRuntime(copy.deepcopy(own))
+    check_forward(runtime)
+    assert runtime.length == 0
     rows = [runtime.forward(TEXT[:30], keep=1), runtime.forward(TEXT[30:31]).clone()]
     runtime.forward([5, 6, 7])
     runtime.rollback(3)
     rows.append(runtime.forward(TEXT[31:]))
     assert_close(torch.cat(rows), own_logits(own, TEXT)[29:])
-    check_forward(runtime)
-    assert runtime.length == 0
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -81,10 +97,54 @@ def test_trees_are_refused_where_layers_cannot_be_told_of_them(name, dtype):
         check_trees(runtime)
 
 
-@pytest.mark.parametrize("name", WITHOUT_KV_CACHE)
-def test_models_that_keep_a_state_are_refused_when_they_are_opened(tmp_path, name):
-    with pytest.raises(UnsupportedModelError, match=rf"'{name}' is not supported: .* cannot be taken back"):
+@pytest.mark.parametrize("name", NOT_SUPPORTED)
+def test_models_that_keep_a_state_outside_of_a_cache_are_refused_when_they_are_opened(tmp_path, name):
+    with pytest.raises(
+        UnsupportedModelError, match=rf"'{name}' is not supported: it keeps a state .*; use a"
+    ):
         load_runtime(save_small_target(tmp_path, name), "fp32", "cpu", "transformers")
+
+
+def test_a_state_that_is_not_restored_is_noticed(monkeypatch):
+    runtime = TransformersRuntime(small_model("lfm2"))
+    check_forward(runtime)
+    monkeypatch.setattr(
+        SnapshotCache, "rollback", lambda cache, count: cache._tokens.__delitem__(slice(-count, None))
+    )
+    with pytest.raises(UnsupportedModelError, match="logits differ by"):
+        check_forward(runtime)
+
+
+def test_a_single_token_that_transformers_computes_otherwise_than_several_is_noticed():
+    """Zamba2 bounds its time steps only where it reads several."""
+    shape = {"mamba_headdim": 8, "mamba_d_state": 8, "mamba_ngroups": 1, "chunk_size": 16, "n_mamba_heads": 8}
+    torch.manual_seed(0)
+    config = Zamba2Config(
+        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=4, attention_head_dim=16, max_position_embeddings=256, initializer_range=0.3,
+        layers_block_type=["mamba", "hybrid", "mamba"], num_mem_blocks=1, **shape,
+    )  # fmt: skip
+    with pytest.raises(UnsupportedModelError, match=r"zamba2.*logits differ by"):
+        open_runtime(Zamba2ForCausalLM(config).eval(), "transformers")
+
+
+def test_attention_that_a_model_knows_by_name_only_is_computed_by_transformers():
+    """DeepSeek's sparse attention looks whether it is `sdpa`."""
+    torch.manual_seed(0)
+    config = DeepseekV32Config(
+        vocab_size=61, hidden_size=32, intermediate_size=48, moe_intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=4, kv_lora_rank=8, q_lora_rank=16, qk_rope_head_dim=8,
+        qk_nope_head_dim=8, v_head_dim=8, n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1,
+        first_k_dense_replace=1, index_topk=8, index_head_dim=16, index_n_heads=16, max_position_embeddings=256,
+        initializer_range=0.3,
+    )  # fmt: skip
+    runtime = open_runtime(DeepseekV32ForCausalLM(config).eval(), "transformers")
+    assert runtime.model.config._attn_implementation == "sdpa"
+    while runtime.compute_otherwise():
+        pass
+    runtime.model.set_attn_implementation(NAME)
+    with pytest.raises(UnsupportedModelError, match=r"deepseek_v32.*logits differ by"):
+        check_forward(runtime)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from inspect import signature
-from typing import TYPE_CHECKING, ClassVar
+from itertools import product
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from draftrank.engine.backends.base import Capabilities, Runtime, check_exit, check_layers
 from draftrank.engine.backends.hidden_states import FINAL, KeptStates
 from draftrank.engine.backends.kv_cache import RollbackCache
-from draftrank.engine.backends.transformers.attention import use_grouped_attention
+from draftrank.engine.backends.transformers.attention import LIBRARY, NAME, use_grouped_attention
+from draftrank.engine.backends.transformers.snapshot_cache import SnapshotCache, cache_for
 from draftrank.errors import UnsupportedModelError
 from draftrank.models.architecture import Architecture
-from draftrank.models.attention_windows import attention_windows
+from draftrank.models.attention_windows import attention_windows, cache_argument, context_window
 from draftrank.models.vocabulary import check_ids
 
 if TYPE_CHECKING:
@@ -44,7 +47,11 @@ def has_slow_row_counts(model: PreTrainedModel) -> bool:
 
 
 class TransformersRuntime(Runtime):
-    """See `Runtime`; logits keep the model's dtype and device."""
+    """See `Runtime`; logits keep the model's dtype and device.
+
+    Models whose layers keep a state that no token can be taken from have a `SnapshotCache`, which tells what their rollback
+    costs. They read chains only.
+    """
 
     name: ClassVar[str] = "transformers"
 
@@ -59,14 +66,22 @@ class TransformersRuntime(Runtime):
         config = model.config.get_text_config()
         self.model = model
         self.vocabulary_size = int(config.vocab_size)
-        # A configuration without a limit is one of biases by distance (ALiBi); a target then declares its own.
-        self.context_window = int(getattr(config, "max_position_embeddings", None) or sys.maxsize)
-        self.capabilities = Capabilities(
-            trees=True, hidden_states=True, layer_outputs=True, first_layers=True
-        )
+        # Without a limit of its own a target declares one.
+        self.context_window = context_window(config) or sys.maxsize
         self._device = next(iter(model.parameters())).device
-        self._pads = self._device.type == "cpu" and has_slow_row_counts(model)
-        self._cache = cache or RollbackCache.of_depth(int(config.num_hidden_layers))
+        self._cache = cache or cache_for(config)
+        self._argument = cache_argument(model)
+        self._arguments = signature(model.forward).parameters.keys()
+        self._reads_singly = self._pads = False
+        kept = isinstance(self._cache, RollbackCache)
+        if kept:
+            self._pads = self._device.type == "cpu" and has_slow_row_counts(model)
+        self.capabilities = Capabilities(
+            trees=kept, hidden_states=True, layer_outputs=True, first_layers=kept
+        )
+        attention = model.config._attn_implementation
+        attentions = (NAME, LIBRARY) if attention == NAME else (attention,)
+        self._ways = iter([*product(attentions, (False,) if kept else (False, True))][1:])
         self._states = KeptStates(int(config.hidden_size), self._device)
 
     @property
@@ -86,20 +101,63 @@ class TransformersRuntime(Runtime):
         check_ids(tokens, self.vocabulary_size)
         if tree is not None:
             return self._forward_tree(tokens, tree)
-        count, wanted = len(tokens), keep or len(tokens)
+        cache, start = self._cache, self._cache.length
+        if isinstance(cache, SnapshotCache):
+            if again := cache.unread:
+                cache.read_again()
+                self._read(again, 1, start - len(again))
+            cache.begin(tokens)
+        return self._read(tokens, keep or len(tokens), start)
+
+    def compute_otherwise(self) -> bool:
+        """See `Runtime.compute_otherwise`.
+
+        Some models of transformers ask whether attention has one of its own names, and some recurrent layers forget their
+        state when they read several tokens: these are then read one by one.
+        """
+        found = next(self._ways, None)
+        if found is None:
+            return False
+        attention, self._reads_singly = found
+        self.model.set_attn_implementation(attention)
+        told = not self._reads_singly
+        self.capabilities = replace(self.capabilities, hidden_states=told, layer_outputs=told)
+        return True
+
+    def _read(self, tokens: Sequence[int], wanted: int, start: int) -> Tensor:
+        """Logits after the last `wanted` tokens, of which the first stands at `start`."""
+        if self._reads_singly and start:
+            rows = [self._call([token], 1, start + index) for index, token in enumerate(tokens)]
+            return torch.cat(rows)[-wanted:]
+        return self._call(tokens, wanted, start)
+
+    def _call(self, tokens: Sequence[int], wanted: int, start: int) -> Tensor:
+        count = len(tokens)
         rows = padded_rows(count) if self._pads else count
-        if self._cache.length + rows > self.context_window:
+        if start + rows > self.context_window:
             rows = count
         ids = torch.tensor([[*tokens, *([tokens[-1]] * (rows - count))]], device=self._device)
         inputs = self._inputs(ids, count)
         self._states.begin(count)
         # A slice of the last rows keeps the stride of all: oneDNN then converts the whole bf16 head first.
         chosen = rows if wanted == count else torch.arange(count - wanted, count, device=self._device)
-        output = self.model(**inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=chosen)
+        if isinstance(self._cache, SnapshotCache) and "position_ids" in self._arguments:
+            # Some hybrid models would count positions from 0 again.
+            inputs["position_ids"] = torch.arange(start, start + rows, device=self._device)[None]
+        output = self.model(**inputs, **self._cached(chosen))
         if rows > count:
             self._cache.rollback(rows - count)
-        logits: Tensor = output.logits[0, :wanted]
+        logits: Tensor = (
+            output.logits[0, :wanted]
+            if "logits_to_keep" in self._arguments
+            else output.logits[0, count - wanted : count]
+        )
         return logits
+
+    def _cached(self, chosen: int | Tensor) -> dict[str, Any]:
+        """What every forward is told besides its tokens: the cache, and after which tokens logits are wanted."""
+        told: dict[str, Any] = {self._argument or "past_key_values": self._cache, "use_cache": True}
+        return told | ({"logits_to_keep": chosen} if "logits_to_keep" in self._arguments else {})
 
     def _forward_tree(self, tokens: Sequence[int], tree: TokenTree) -> Tensor:
         count, known = len(tokens), len(tree.parents) - len(tokens)
@@ -114,9 +172,7 @@ class TransformersRuntime(Runtime):
             **inputs,
             attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
             position_ids=root + torch.tensor([tree.depths[known:]], device=self._device),
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=count,
+            **self._cached(count),
         )
         logits: Tensor = output.logits[0]
         return logits
@@ -125,7 +181,7 @@ class TransformersRuntime(Runtime):
     def _windows(self) -> dict[str, int | None]:
         """See `attention_windows`; of a model that can read trees."""
         config = self.model.config.get_text_config()
-        if "position_ids" not in signature(self.model.forward).parameters or getattr(config, "alibi", False):
+        if "position_ids" not in self._arguments or getattr(config, "alibi", False):
             raise UnsupportedModelError(
                 f"{config.model_type} takes the distance of two tokens from the order in which they are read, so trees of "
                 "tokens cannot be read: use drafts that propose chains (leave branch_above_probability out)"
@@ -184,5 +240,6 @@ class TransformersRuntime(Runtime):
     def first_layers(self, count: int) -> TransformersRuntime:
         """See `Runtime.first_layers`."""
         check_exit(count, len(self._cache.layers))
+        assert isinstance(self._cache, RollbackCache)
         view = Architecture.of(self.model).first_layers(self.model, count)
         return TransformersRuntime(view, self._cache.first(count))

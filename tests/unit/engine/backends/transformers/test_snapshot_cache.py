@@ -1,0 +1,105 @@
+"""Layers with a state roll back as if nothing had been read, at the cost that is stated."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from draftrank.engine.backends.registry import open_runtime
+from draftrank.engine.backends.transformers.snapshot_cache import SnapshotCache
+from draftrank.engine.loop import Request, autoregressive, speculative
+from models import small_model
+from proposers import ScriptedProposer
+
+SAMPLE = ("deepseek_v4", "falcon_h1", "jamba", "lfm2", "mamba2")
+"""Compressed attention, hybrid layers, layers that read singly, convolutions, and nothing but recurrence."""
+MODELS = {name: small_model(name) for name in SAMPLE}
+RUNTIMES = {name: open_runtime(model, "transformers") for name, model in MODELS.items()}
+
+tokens = st.lists(st.integers(3, 60), min_size=1, max_size=6)
+steps = st.lists(st.tuples(tokens, st.integers(0, 7), st.booleans()), min_size=1, max_size=5)
+
+
+def own_logits(name, text):
+    with torch.inference_mode():
+        return MODELS[name](torch.tensor([text]), use_cache=False).logits[0]
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+@settings(max_examples=5, deadline=None)
+@given(prompt=st.lists(st.integers(3, 60), min_size=1, max_size=20), steps=steps)
+def test_what_was_taken_back_was_never_read(name, prompt, steps):
+    """Whether one step takes back more than the step before has read, all of it, or nothing."""
+    runtime = RUNTIMES[name]
+    runtime.reset()
+    runtime.reserve(64)
+    runtime.forward(prompt, keep=1)
+    text = list(prompt)
+    for read, back, commits in steps:
+        found = runtime.forward(read)
+        text += read
+        torch.testing.assert_close(found, own_logits(name, text)[-len(read) :], atol=2e-4, rtol=1e-3)
+        back = min(back, len(read) if commits else len(text) - 1)
+        if commits:
+            runtime.commit(len(text) - len(read), range(len(read) - back))
+        else:
+            runtime.rollback(back)
+        del text[len(text) - back :]
+        assert runtime.length == len(text)
+    torch.testing.assert_close(
+        runtime.forward([9, 8]), own_logits(name, [*text, 9, 8])[-2:], atol=2e-4, rtol=1e-3
+    )
+
+
+class Forwards:
+    """How many tokens each forward of a model reads."""
+
+    def __init__(self, model):
+        self.read = []
+        model.register_forward_pre_hook(self._begun, with_kwargs=True)
+
+    def _begun(self, _module, _positional, named):
+        self.read.append(named["input_ids"].shape[1])
+
+
+@pytest.mark.parametrize("name", ["lfm2", "mamba2"])
+def test_a_step_that_rejects_reads_its_accepted_tokens_again_and_no_other_step_reads_more(name):
+    model = small_model(name)
+    runtime = open_runtime(model, "transformers")
+    forwards = Forwards(model)
+    request = Request((5, 9, 11, 4), 13)
+    output = autoregressive(runtime, request).token_ids
+    assert forwards.read == [4] + [1] * 12
+    forwards.read.clear()
+    found = speculative(runtime, ScriptedProposer(output, 4, 0.0), request, 3)
+    assert found.token_ids == output
+    assert forwards.read == [4, 4, 4, 4]
+    forwards.read.clear()
+    rejected = [max(set(range(3, 9)) - {token}) for token in output]
+    found = speculative(runtime, ScriptedProposer(rejected, 4, 0.0), request, 3)
+    assert found.token_ids == output
+    assert forwards.read[:6] == [4, 4, 1, 4, 1, 4]
+
+
+def test_a_rollback_behind_the_saved_state_reads_the_whole_text_again():
+    model = small_model("lfm2")
+    runtime = open_runtime(model, "transformers")
+    forwards = Forwards(model)
+    runtime.forward([5, 9, 11, 4])
+    runtime.forward([7])
+    runtime.forward([8])
+    runtime.rollback(4)
+    runtime.forward([30])
+    assert forwards.read == [4, 1, 1, 2, 1]
+
+
+@pytest.mark.parametrize("name", ["bamba", "jamba", "mamba2"])
+def test_such_models_say_that_they_read_no_trees_and_have_no_first_layers(name):
+    runtime = open_runtime(small_model(name), "transformers")
+    assert isinstance(runtime._cache, SnapshotCache)
+    assert not runtime.capabilities.trees
+    assert not runtime.capabilities.first_layers
+    # Mamba of the first kind begins anew with several tokens in transformers, so it reads them one by one.
+    assert runtime.capabilities.hidden_states == (name != "jamba")
