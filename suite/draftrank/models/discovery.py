@@ -89,7 +89,7 @@ def norm_rule(norm: nn.Module, hidden: int) -> NormRule:
     Raises:
         BuildError: it computes something else.
     """
-    twin = copy.deepcopy(norm).to_empty(device="cpu").float()
+    twin = _without_hooks(norm).to_empty(device="cpu").float()
     probe = torch.linspace(-1.0, 3.0, hidden)
 
     def run(weight: float) -> Tensor:
@@ -109,6 +109,15 @@ def norm_rule(norm: nn.Module, hidden: int) -> NormRule:
         if torch.allclose(at_one, (1.0 + offset) * expected, rtol=1e-2, atol=1e-3):
             return NormRule("rms" if kind == "rms" else "layer", round(offset, 2))
     raise BuildError(f"{type(norm).__name__} is neither an RMS norm nor a layer norm")
+
+
+def _without_hooks(module: nn.Module) -> nn.Module:
+    """A copy that shares nothing. Hooks may hold a whole runtime, so they are not copied."""
+    twin = copy.copy(module)
+    for name, value in vars(nn.Module()).items():
+        if "hooks" in name:
+            vars(twin)[name] = value
+    return copy.deepcopy(twin)
 
 
 @torch.no_grad()
