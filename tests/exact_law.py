@@ -100,6 +100,8 @@ def law(target, proposer, k):
     def following(p, q, proposed, _):
         """What `coupled` does, each outcome followed with its probability."""
         found = []
+        if q is None:  # certain of each
+            q = torch.nn.functional.one_hot(proposed, p.shape[-1]).to(p.dtype)
         for row, token in enumerate(proposed.tolist()):
             likely = min(1.0, float(p[row, token] / q[row, token]))
             if not choices.choose([1 - likely, likely]):

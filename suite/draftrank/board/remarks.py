@@ -53,18 +53,39 @@ def _seldom(_: SessionSummary, arm: ArmSummary) -> str | None:
 
 
 def _small_vocabulary(_: SessionSummary, arm: ArmSummary) -> str | None:
-    few = sorted(
+    shares = _known_shares(arm, below=MIN_KNOWN_SHARE)
+    if shares is None or _vocabulary_share(arm) is not None:
+        return None
+    return (
+        f"Its trimmed head knows only {shares} of the tokens that the target writes, and every other token is rejected: "
+        "raise keep_tokens, or count tokens in text of this kind."
+    )
+
+
+def _other_vocabulary(_: SessionSummary, arm: ArmSummary) -> str | None:
+    share, of_outputs = _vocabulary_share(arm), _known_shares(arm)
+    if share is None or of_outputs is None:
+        return None
+    return (
+        f"Its tokenizer is not the target's: it can propose {share:.1%} of the target's vocabulary, and {of_outputs} of the "
+        "tokens that the target writes."
+    )
+
+
+def _vocabulary_share(arm: ArmSummary) -> float | None:
+    return arm.arm.draft.vocabulary_share if arm.arm.draft is not None else None
+
+
+def _known_shares(arm: ArmSummary, below: float | None = None) -> str | None:
+    """The smallest and the largest share of a task's output that the draft can propose, of all tasks or of those below a
+    share; None without any."""
+    found = sorted(
         (task.known_share, task.task)
         for task in arm.tasks
-        if task.known_share is not None and task.known_share < MIN_KNOWN_SHARE
+        if task.known_share is not None and (below is None or task.known_share < below)
     )
-    if not few:
-        return None
-    told = [f"{100 * share:.1f} % in {task}" for share, task in (few[0], few[-1])[: len(few)]]
-    return (
-        f"Its trimmed head knows only {' to '.join(told)} of the tokens that the target writes, and every other token is "
-        "rejected: raise keep_tokens, or count tokens in text of this kind."
-    )
+    ends = (found[0], found[-1])[: len(found)] if found else ()
+    return " to ".join(f"{100 * share:.1f} % in {task}" for share, task in ends) or None
 
 
 def _text_not_compared(_: SessionSummary, arm: ArmSummary) -> str | None:
@@ -81,5 +102,6 @@ REMARKS: tuple[Callable[[SessionSummary, ArmSummary], str | None], ...] = (
     _short_window,
     _seldom,
     _small_vocabulary,
+    _other_vocabulary,
     _text_not_compared,
 )

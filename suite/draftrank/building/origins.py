@@ -11,41 +11,38 @@ import torch
 from safetensors import safe_open
 
 from draftrank.catalog.sources.base import SourceBase
-from draftrank.errors import BuildError
+from draftrank.errors import BuildError, DraftrankError
 from draftrank.models.cache import weight_files
 from draftrank.models.loading import load_model, load_tokenizer
 from draftrank.models.quiet import quiet_transformers
+from draftrank.models.target_folder import ensure_model
+from draftrank.models.vocabulary import check_vocabularies
 
 if TYPE_CHECKING:
     from draftrank.building.working_draft import BuildContext, WorkingDraft
 
 
 def take_pretrained(draft: WorkingDraft, source: SourceBase, context: BuildContext) -> None:
-    """Puts a fetched model in the draft's place.
+    """Puts a fetched model in the draft's place, with its own tokenizer.
 
     Raises:
-        BuildError: it is not a folder, its tokens are not the target's, or it is larger than the target.
+        BuildError: it is no model, has no tokenizer, its tokens are not the target's and the recipe says that they are,
+            or it is larger than the target.
         MissingDataError: it cannot be had, or not be opened.
     """
-    folder = source.fetch(context.fetch)
-    if not folder.is_dir():
-        raise BuildError(f"{folder} is no model folder: name one with config.json and *.safetensors")
-    tokenizer = load_tokenizer(folder)
-    ours, theirs = draft.tokenizer.get_vocab(), tokenizer.get_vocab()
-    if ours != theirs:
-        differing = sorted(
-            token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)
-        )
-        raise BuildError(
-            f"its vocabulary differs from the target's in {len(differing)} tokens, first {differing[0]!r}: "
-            "use a model with the target's tokenizer"
-        )
+    try:
+        folder = ensure_model(source, context.fetch)
+        tokenizer = load_tokenizer(folder)
+        if context.own_vocabulary is None:
+            check_vocabularies(context.target_folder, folder)
+    except DraftrankError as error:
+        raise BuildError(str(error)) from error
     stored, most = _stored_parameters(folder), draft.count_parameters()
     if stored > most:  # asked before it is loaded: it might not even fit
         raise BuildError(
             f"it has {stored:,} parameters and the target {most:,}: a draft that is larger than its target gains nothing"
         )
-    draft.model = load_model(folder, "fp32", context.device)
+    draft.model, draft.tokenizer = load_model(folder, "fp32", context.device), tokenizer
 
 
 def _stored_parameters(folder: Path) -> int:

@@ -15,13 +15,14 @@ from typing import Any
 
 from draftrank.building.kept_drafts import take_kept
 from draftrank.building.shared_drafts import give_shared, take_shared
+from draftrank.building.steps.origin import Pretrained
 from draftrank.building.text.corpus import corpus_key, self_generated_corpus
 from draftrank.building.working_draft import BuildContext, WorkingDraft
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.self_generated import SelfGenerated
-from draftrank.catalog.sources.base import FetchContext
+from draftrank.catalog.sources.base import FetchContext, SourceBase
 from draftrank.catalog.target import Target
-from draftrank.errors import BuildError, MissingDataError
+from draftrank.errors import BuildError, DraftrankError, MissingDataError
 from draftrank.models.cache import (
     CODE_VERSIONS,
     FACTS,
@@ -168,7 +169,13 @@ def _context(
         fetch=fetch,
         calibration=recipe.draft.calibration_text,
         target=target,
+        own_vocabulary=_own_vocabulary(recipe),
     )
+
+
+def _own_vocabulary(recipe: Recipe) -> SourceBase | None:
+    first = recipe.draft.build_steps[0]
+    return first.source if recipe.draft.vocabulary_mode != "same" and isinstance(first, Pretrained) else None
 
 
 def _at_hand(
@@ -317,7 +324,9 @@ def _run_steps(recipe: Recipe, draft: WorkingDraft, done: int, context: BuildCon
             try:
                 step.apply(draft, replace(context, scratch=scratch))
             except Exception as error:  # whatever a step raises, the run goes on without this draft
-                cause = str(error) if isinstance(error, BuildError) else f"{type(error).__name__}: {error}"
+                cause = (
+                    str(error) if isinstance(error, DraftrankError) else f"{type(error).__name__}: {error}"
+                )
                 raise BuildError(f"{recipe.id}: step {number} ({step.kind}) failed: {cause}") from error
 
 

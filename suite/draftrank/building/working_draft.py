@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from draftrank.catalog.self_generated import CALIBRATION, SelfGenerated
-from draftrank.catalog.sources.base import FetchContext
+from draftrank.catalog.sources.base import FetchContext, SourceBase
 from draftrank.catalog.target import Target
 from draftrank.models.forms import Form, TiedLayersForm
 from draftrank.models.gguf_format import GGUF_FILE
 from draftrank.models.quiet import quiet_transformers
+from draftrank.models.target_folder import ensure_model
 from draftrank.progress import Progress
 
 if TYPE_CHECKING:
@@ -94,3 +95,16 @@ class BuildContext:
     """The target's declaration, for what its folder does not tell; None: it is not known."""
     corpora: set[str] = field(default_factory=set)
     """Keys of the corpora that this build has read."""
+    own_vocabulary: SourceBase | None = None
+    """Where the draft's model comes from, if its tokenizer is another than the target's; None: it is the target's."""
+
+    @property
+    def model_folder(self) -> Path:
+        """The model that the draft is made from: the target, or the ready-made one with another tokenizer. It gives the
+        draft its tokens and, in distillation, its teacher.
+
+        Raises: see `ensure_model`.
+        """
+        if self.own_vocabulary is None:
+            return self.target_folder
+        return ensure_model(self.own_vocabulary, self.fetch)

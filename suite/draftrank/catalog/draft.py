@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from draftrank.catalog.base import Declared
 from draftrank.catalog.programs import ProgramUse
@@ -11,6 +11,10 @@ from draftrank.catalog.step import StepBase
 
 if TYPE_CHECKING:
     from draftrank.engine.proposer import Proposer, ProposerContext
+
+
+Vocabulary = Literal["same", "token_intersection", "string_match"]
+"""How the tokens of a draft's model become the target's."""
 
 
 class DraftBase(Declared):
@@ -38,6 +42,11 @@ class DraftBase(Declared):
     def has_weights(self) -> bool:
         """Whether a model of its own must be built before it can propose."""
         return False
+
+    @property
+    def vocabulary_mode(self) -> Vocabulary:
+        """How its model's tokens become the target's; `same` for drafts without a model."""
+        return "same"
 
     @property
     def techniques(self) -> tuple[str, ...]:

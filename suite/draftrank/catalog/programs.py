@@ -107,3 +107,19 @@ def uses_of_model(
         ProgramUse("SGLang", "sh", None if can.vllm else sglang, can.vllm),
         ProgramUse("llama.cpp", "sh", llama if written else None, None if written else missing),
     )
+
+
+def uses_of_other_vocabulary(folder: str, k: int) -> tuple[ProgramUse, ...]:
+    """The same of a draft model with another tokenizer than the target's; arguments as for `uses_of_model`."""
+    generate = (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f'draft = AutoModelForCausalLM.from_pretrained("{folder}", dtype="auto")\n'
+        f'draft_tokenizer = AutoTokenizer.from_pretrained("{folder}")\n'
+        f"draft.generation_config.num_assistant_tokens = {k}\n"
+        "target.generate(**inputs, assistant_model=draft, tokenizer=tokenizer, assistant_tokenizer=draft_tokenizer)"
+    )
+    reason = "it takes draft models with the target's vocabulary only"
+    return (
+        ProgramUse("transformers", "python", generate, None),
+        *(ProgramUse(program, "sh", None, reason) for program in ("vLLM", "SGLang", "llama.cpp")),
+    )

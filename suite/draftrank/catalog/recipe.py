@@ -95,6 +95,18 @@ class Recipe(Declared):
         return self
 
     @model_validator(mode="after")
+    def _one_text(self) -> Recipe:
+        if (
+            self.speculate.branch_above_probability is not None
+            and self.draft.vocabulary_mode == "string_match"
+        ):
+            raise ValueError(
+                "speculate.branch_above_probability asks for alternatives, and `vocabulary: string_match` proposes one "
+                "text (fix: remove it, or write `vocabulary: token_intersection`)"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _trees_are_lossless(self) -> Recipe:
         if (
             self.speculate.branch_above_probability is not None

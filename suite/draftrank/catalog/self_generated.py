@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from draftrank.catalog.base import Declared, Identifier, Line, RelativePath
 from draftrank.catalog.prompt_rows import PromptFile, ReadRows
+from draftrank.catalog.sources.base import SourceBase
 
 
 class References(Protocol):
@@ -18,12 +19,17 @@ class References(Protocol):
         """The text of a corpus; `ValueError` with a fix where there is none of this name."""
         ...
 
+    def source_of_target(self, name: str) -> SourceBase:
+        """Where the weights of a target come from; `ValueError` with a fix where there is none of this name."""
+        ...
+
     def lines(self, path: str) -> tuple[str, ...]:
         """The lines of a text file that are not blank; `ValueError` with a fix where it cannot be read."""
         ...
 
 
-def _references(info: ValidationInfo, what: str) -> References:
+def references_of(info: ValidationInfo, what: str) -> References:
+    """What a file may refer to; `ValueError` with a fix outside a workspace, where `what` is unknown."""
     if info.context is None:
         raise ValueError(f"{what} is only known inside a workspace (fix: write its content here)")
     found: References = info.context
@@ -32,13 +38,13 @@ def _references(info: ValidationInfo, what: str) -> References:
 
 def _lines_of_file(value: Any, info: ValidationInfo) -> Any:
     if isinstance(value, str):
-        return _references(info, f"the file {value!r}").lines(value)
+        return references_of(info, f"the file {value!r}").lines(value)
     return tuple(value) if isinstance(value, list) else value
 
 
 def _text_of_corpus(value: Any, info: ValidationInfo) -> Any:
     if isinstance(value, str):
-        return _references(info, f"the corpus {value!r}").corpus(value)
+        return references_of(info, f"the corpus {value!r}").corpus(value)
     if isinstance(value, dict):
         # As JSON again: a validator is handed Python's lists, which strict fields refuse for tuples.
         return SelfGenerated.model_validate_json(json.dumps(value), context=info.context)

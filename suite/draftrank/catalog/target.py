@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+import json
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationInfo, field_validator
 
 from draftrank.catalog.base import Declared, Identifier, Line, Text
+from draftrank.catalog.self_generated import references_of
 from draftrank.catalog.sources import Source
 from draftrank.catalog.sources.base import SourceBase
 from draftrank.catalog.sources.inline import InlineSource
@@ -40,3 +42,18 @@ class Target(Declared):
         if isinstance(source, InlineSource):
             raise ValueError("weights cannot be written inline (fix: use `wheel`, `hub`, `url` or `local`)")
         return source
+
+
+def _source_of_target(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, str):
+        return references_of(info, f"the target {value!r}").source_of_target(value)
+    if isinstance(value, dict):
+        # As JSON again: a validator is handed Python's lists, which strict fields refuse for tuples.
+        return TypeAdapter(Source).validate_json(json.dumps(value))
+    return value
+
+
+ModelSource = Annotated[
+    Source, BeforeValidator(_source_of_target, json_schema_input_type=Identifier | Source)
+]
+"""The id of a declared target, or where a model comes from; either way the value is the source."""

@@ -14,7 +14,7 @@ from draftrank.catalog.plain_text import unseen_in
 from draftrank.catalog.prompts import TaskPrompts, read_prompts, select_prompts
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.self_generated import Corpus, SelfGenerated
-from draftrank.catalog.sources.base import FetchContext
+from draftrank.catalog.sources.base import FetchContext, SourceBase
 from draftrank.catalog.target import Target
 from draftrank.catalog.task import Suite, Task
 from draftrank.catalog.yaml_file import MAX_BYTES
@@ -377,6 +377,22 @@ class _WorkspaceReferences:
         except InvalidInputError as error:
             raise ValueError(
                 f"the corpus {name!r} is invalid: {error.problems[0]} (fix: mend that file)"
+            ) from error
+
+    def source_of_target(self, name: str) -> SourceBase:
+        """See `References.source_of_target`."""
+        path = self.workspace.root / "drafts" / name / "target.yaml"
+        known = [found.parent.name for found in self.workspace.target_paths()]
+        if name not in known:
+            raise ValueError(
+                f"there is no target {name!r} (fix: write a source, or one of {', '.join(known)})"
+            )
+        try:
+            self.files.add(path)
+            return self.workspace.target(name).source
+        except InvalidInputError as error:
+            raise ValueError(
+                f"the target {name!r} is invalid: {error.problems[0]} (fix: mend that file)"
             ) from error
 
     def lines(self, path: str) -> tuple[str, ...]:

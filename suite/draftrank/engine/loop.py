@@ -172,7 +172,7 @@ def speculative(
     k = num_speculative_tokens
     _check_room(target, request)
     draft = proposer.runtime()
-    if draft is not None and draft.vocabulary_size != target.vocabulary_size:
+    if draft is not None and not proposer.translates and draft.vocabulary_size != target.vocabulary_size:
         raise ProposerError(
             f"its logits have {draft.vocabulary_size} entries and the target's {target.vocabulary_size}: open the "
             "draft with the target's number of rows"

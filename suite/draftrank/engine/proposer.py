@@ -57,6 +57,11 @@ class Proposal:
 class Proposer(ABC):
     """Proposes continuations of one sequence at a time."""
 
+    @property
+    def translates(self) -> bool:
+        """Whether its model's tokens are not the target's, whose tokens it proposes all the same."""
+        return False
+
     @abstractmethod
     def begin(self, prompt: Sequence[int], sampler: Sampler, reserve: int) -> None:
         """Starts a sequence: the target has read `prompt`; the sequence will have at most `reserve` tokens."""
@@ -74,6 +79,10 @@ class Proposer(ABC):
 
     def runtime(self) -> Runtime | None:
         """The model that proposes, for measuring its forwards; None without one."""
+        return None
+
+    def known(self) -> frozenset[int] | None:
+        """The target's tokens that its model can ever propose; None: all that its head knows, by the target's ids."""
         return None
 
     def device_steps(self, target: Runtime, sampler: Sampler, count: int) -> DeviceSteps | None:

@@ -283,10 +283,12 @@ def resolved(workspace: Workspace, request: RunRequest) -> RunRequest:
 
 def _origin(recipe: Recipe, context: FetchContext) -> Path | None:
     """Folder of the ready-made model that a draft begins with; where it cannot be had its build will say so."""
+    from draftrank.models.target_folder import ensure_model
+
     for step in recipe.draft.build_steps:
         if isinstance(step, Pretrained):
             try:
-                folder = step.source.fetch(context)
+                folder = ensure_model(step.source, context)
             except DraftrankError:
                 return None
             return folder if (folder / "config.json").is_file() else None

@@ -165,8 +165,11 @@ class DraftBuild(Record):
     context_window: Count | None = None
     """Tokens that its model reads at most; None without weights of its own, and in sessions of older versions."""
     unknown_tokens: tuple[Count, ...] | None = None
-    """Tokens of the baseline's outputs in this session that the draft's trimmed head does not know, ascending; None for a
-    head that knows all tokens, and in sessions of older versions."""
+    """Tokens of the baseline's outputs in this session that the draft can never propose, ascending: its trimmed head does
+    not know them, or its vocabulary does not. None for a draft that knows all tokens, and in sessions of older versions."""
+    vocabulary_share: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    """Share of the target's vocabulary that a draft with another vocabulary can propose; None for a draft with the target's,
+    and in sessions of older versions."""
     text_compared: TextCompared | None = None
     """By what the text that the draft was made with was compared with the prompts of the session's tasks: the `text`
     itself, kept `hashes` of it, or `nothing`, at least for a part of it. None for a draft made without text, and in

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +25,7 @@ from draftrank.models.forms import (
 )
 from draftrank.models.packed_int8 import use_packed_kernel
 from draftrank.models.quiet import quiet_libraries, quiet_transformers
-from draftrank.models.vocabulary_rows import cut_rows, pad_rows
+from draftrank.models.vocabulary_rows import cut_rows, know_only, pad_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +41,13 @@ DTYPES: dict[DtypeName, torch.dtype] = {
 
 
 def load_model(
-    folder: Path, dtype: DtypeName, device: str, *, as_saved: bool = False, rows: int | None = None
+    folder: Path,
+    dtype: DtypeName,
+    device: str,
+    *,
+    as_saved: bool = False,
+    rows: int | None = None,
+    known: Sequence[int] | None = None,
 ) -> PreTrainedModel:
     """Loads a causal language model for inference: evaluation mode, no gradients.
 
@@ -53,6 +60,7 @@ def load_model(
         device: `cpu` or `cuda`.
         as_saved: without the draft's forms: the ordinary model that its folder holds.
         rows: how many rows the target's vocabulary has, for a draft beside it (`vocabulary_rows`); None: as saved.
+        known: the only tokens that its head is to answer for, ascending (`vocabulary_rows.know_only`); None: all.
 
     Raises:
         IncompatibleDraftError: a form of the draft does not run on this device, or has rows that cannot be cut off.
@@ -109,6 +117,8 @@ def load_model(
         use_packed_kernel(model)
     if rows is not None:
         cut_rows(model, rows)
+    if known is not None:
+        know_only(model, known)
     if int8:
         quantize_linear_layers(model, int8.keep_precise)
     if getattr(model, "hf_quantizer", None) is None:
@@ -188,6 +198,15 @@ def read_config(folder: Path) -> PretrainedConfig:
 def window_of_folder(folder: Path) -> int | None:
     """See `context_window`, of a folder's model."""
     return context_window(read_config(folder))
+
+
+def row_count(folder: Path) -> int:
+    """Rows of the vocabulary of a folder's model, by its configuration."""
+    from transformers import AutoConfig
+
+    with quiet_transformers():
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    return int(config.get_text_config().vocab_size)
 
 
 def compute_dtype(device: str) -> DtypeName:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from draftrank.catalog.base import sha256_of_json
-from draftrank.catalog.sources.base import FetchContext
+from draftrank.catalog.sources.base import FetchContext, SourceBase
 from draftrank.catalog.target import Target
 from draftrank.errors import InvalidInputError, MissingDataError
 from draftrank.models.attention_windows import context_window, require_cache
@@ -64,22 +64,39 @@ def ensure_target(target: Target, context: FetchContext) -> TargetFolder:
         UnsupportedModelError: the engine cannot run its architecture.
     """
     folder = context.cache / "targets" / f"{target.id}-{target.content_sha256()[:16]}-v{_CONVERSION}"
+    folder, facts = _ensure(target.source, target.id, folder, context)
+    return _checked(target, folder, facts or _facts_of_foreign_folder(folder, context))
+
+
+def ensure_model(source: SourceBase, context: FetchContext) -> Path:
+    """Fetches a model and makes it a folder that can be loaded, once per cache.
+
+    Raises:
+        MissingDataError: it cannot be had now.
+        InvalidInputError: it is neither a folder nor a GGUF file that transformers reads.
+    """
+    name = sha256_of_json(source.model_dump(mode="json"))[:16]
+    folder, _ = _ensure(source, f"model {name}", context.cache / "models" / f"{name}-v{_CONVERSION}", context)
+    return folder
+
+
+def _ensure(
+    source: SourceBase, name: str, folder: Path, context: FetchContext
+) -> tuple[Path, dict[str, Any] | None]:
+    """Where a fetched model lies, and the facts of one that was converted to `folder`; None: it is a folder itself."""
     facts = _read_facts(folder)
     if facts is None:
-        with only_process(folder, context.progress, f"the target {target.id}"):
+        with only_process(folder, context.progress, f"the {name}"):
             facts = _read_facts(folder)
             if facts is None:
-                source = target.source.fetch(context)
-                if source.is_dir():
-                    folder, facts = source, _facts_of_foreign_folder(source, context)
-                else:
-                    _require_gguf(source)
-                    publish_folder(
-                        folder, lambda staging: _convert(source, staging, target, context.progress)
-                    )
-                    facts = _read_facts(folder)
-                    assert facts is not None
-    return _checked(target, folder, facts)
+                fetched = source.fetch(context)
+                if fetched.is_dir():
+                    return fetched, None
+                _require_gguf(fetched)
+                publish_folder(folder, lambda staging: _convert(fetched, staging, name, context.progress))
+                facts = _read_facts(folder)
+                assert facts is not None
+    return folder, facts
 
 
 def gguf_file(target: Target, context: FetchContext) -> Path:
@@ -136,9 +153,9 @@ def _require_gguf(path: Path) -> None:
         )
 
 
-def _convert(source: Path, staging: Path, target: Target, progress: Progress) -> None:
+def _convert(source: Path, staging: Path, name: str, progress: Progress) -> None:
     """Reads a GGUF file into memory as fp32 and saves it the ordinary way."""
-    with progress.stage(f"convert {target.id}", 3) as stage:
+    with progress.stage(f"convert {name}", 3) as stage:
         stage.advance(0, "reading the weights")
         model, tokenizer, restored = _read_gguf(source)
         stage.advance(1, "saving")

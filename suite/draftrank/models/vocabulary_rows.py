@@ -10,8 +10,10 @@ target's count when it is opened, so every runtime sees equal vocabularies:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from draftrank.errors import IncompatibleDraftError
@@ -71,6 +73,51 @@ def pad_rows(model: PreTrainedModel, rows: int) -> None:
     else:
         replace_module(model, shape.output_head, PaddedHead(head, known, rows).to(weight.device).eval())
     config.vocab_size = rows
+
+
+@torch.no_grad()
+def know_only(model: PreTrainedModel, token_ids: Sequence[int]) -> None:
+    """Lets the head answer for some tokens only, in place; the others get probability 0.
+
+    Args:
+        model: any, not yet in dynamic int8.
+        token_ids: the model's own ids, ascending; a trimmed head must know them.
+
+    Raises:
+        IncompatibleDraftError: the head is of a form from which no rows can be taken.
+    """
+    shape = Architecture.of(model)
+    head = shape.head(model)
+    rows = int(model.config.get_text_config().vocab_size)
+    wanted = torch.tensor(token_ids, device=next(model.parameters()).device)
+    if isinstance(head, TrimmedHead):
+        head.projection = _taken(head.projection, torch.isin(head.token_ids, wanted).nonzero()[:, 0])
+        head.token_ids = wanted
+        return
+    trimmed = TrimmedHead(_taken(head, wanted), len(wanted), rows)
+    trimmed.token_ids = wanted
+    replace_module(model, shape.output_head, trimmed.eval())
+
+
+def _taken(head: nn.Module, rows: Tensor) -> nn.Module:
+    """The head with some rows only; a plain head itself stays, since an embedding may share its weights."""
+    if isinstance(head, LowRankLinear):
+        head.second = _some_rows(head.second, rows)
+        return head
+    return _some_rows(head, rows)
+
+
+def _some_rows(head: nn.Module, rows: Tensor) -> nn.Linear:
+    if type(head) is not nn.Linear:
+        raise IncompatibleDraftError(
+            f"token_intersection leaves out rows of the draft's head, and those of a {type(head).__name__} cannot be: keep "
+            "the head out of quantization (`keep_precise`), or use `vocabulary: string_match`"
+        )
+    taken = nn.Linear(head.in_features, len(rows), bias=head.bias is not None, device="meta")
+    taken.weight = nn.Parameter(head.weight[rows], requires_grad=False)
+    if head.bias is not None:
+        taken.bias = nn.Parameter(head.bias[rows], requires_grad=False)
+    return taken
 
 
 def _cut_head(head: nn.Module, rows: int) -> None:

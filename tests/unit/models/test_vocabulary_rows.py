@@ -28,7 +28,6 @@ from draftrank.models.forms import (
     quantize_linear_layers,
 )
 from draftrank.models.loading import load_model
-from draftrank.models.vocabulary import check_vocabularies
 from exact_law import TableRuntime, law, own_law
 from gguf_files import small_gguf_model
 from models import small_model, small_tokenizer
@@ -285,16 +284,6 @@ def test_a_draft_that_was_opened_otherwise_is_refused():
     target, draft = (TransformersRuntime(model_of("llama", rows)) for rows in (FEW, MANY))
     with pytest.raises(ProposerError, match="64 entries and the target's 61"):
         speculative(target, ModelProposer(draft), Request((5, 9), 4), 2)
-
-
-def test_tokens_that_one_tokenizer_alone_knows_are_named(tmp_path):
-    for name, more in (("target", []), ("draft", ["<extra>"])):
-        tokenizer = small_tokenizer()
-        tokenizer.add_tokens(more)
-        tokenizer.save_pretrained(tmp_path / name)
-    message = "differ in 1 tokens, first '<extra>': no id in the target and id 262 in the draft"
-    with pytest.raises(IncompatibleDraftError, match=message):
-        check_vocabularies(tmp_path / "target", tmp_path / "draft")
 
 
 UNKNOWN = [-1, FEW, 63, 5_000, 10_000_000, 2**40]

@@ -35,6 +35,9 @@ class Distill(StepBase):
     corpus's tokens."""
     data: CorpusText
     """Training text: the name of a corpus, or a text in place."""
+    teacher: Literal["target", "origin"] = "target"
+    """Whose distribution the draft learns. `origin`: that of the `pretrained` model which it began with, for a draft
+    with a vocabulary of its own; the text is the target's, in the draft's tokens."""
     passes: Annotated[int, Field(ge=1, le=1_000)] = 1
     """Number of passes over the corpus."""
     learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 5e-4
@@ -97,10 +100,11 @@ class Distill(StepBase):
 
     def sentence(self) -> str:
         """See `StepBase.sentence`."""
+        whose = "the target's" if self.teacher == "target" else "the ready-made model's"
         goal = {
-            "kl": "the target's distribution (KL)",
-            "reverse_kl": "the target's distribution (reverse KL)",
-            "total_variation": "the target's distribution (total variation)",
+            "kl": f"{whose} distribution (KL)",
+            "reverse_kl": f"{whose} distribution (reverse KL)",
+            "total_variation": f"{whose} distribution (total variation)",
             "cross_entropy": "the target's own tokens",
         }[self.objective]
         times = "1 pass" if self.passes == 1 else f"{self.passes} passes"

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from draftrank.catalog.base import Line
-from draftrank.catalog.sources import Source
 from draftrank.catalog.sources.base import SourceBase
 from draftrank.catalog.step import Phase, StepBase
+from draftrank.catalog.target import ModelSource
 
 if TYPE_CHECKING:
     from draftrank.building.working_draft import BuildContext, WorkingDraft
 
 
 class Pretrained(StepBase):
-    """A ready-made model with the target's vocabulary."""
+    """A ready-made model, with the target's vocabulary or its own."""
 
     technique: ClassVar[str] = "ready-made model"
     phase: ClassVar[Phase] = "origin"
@@ -24,8 +25,8 @@ class Pretrained(StepBase):
     cost: ClassVar[str] = "the download; agreement and speed are those of the model"
 
     kind: Literal["pretrained"]
-    source: Source
-    """Where its folder comes from: a repository of the hub at a full commit, or a local folder."""
+    source: ModelSource
+    """Where it comes from: the id of a declared target, or a source. A folder (`hub`, `local`), or a GGUF file."""
     licence: Line
     """Licence of its weights, as an SPDX identifier where there is one."""
     training_data: Line | None = None
@@ -33,15 +34,14 @@ class Pretrained(StepBase):
 
     @field_validator("source")
     @classmethod
-    def _a_folder(cls, source: SourceBase) -> SourceBase:
-        if source.kind not in ("hub", "local"):  # type: ignore[attr-defined]
-            raise ValueError("a model is a folder (fix: use a source of kind `hub` or `local`)")
+    def _a_model(cls, source: SourceBase) -> SourceBase:
+        if source.kind == "inline":  # type: ignore[attr-defined]
+            raise ValueError("a model is a folder or a GGUF file (fix: use a source of another kind)")
         return source
 
     def sentence(self) -> str:
         """See `StepBase.sentence`."""
-        name = getattr(self.source, "repository", None) or getattr(self.source, "path", "")
-        return f"replace it by the model {name}"
+        return f"replace it by the model {_name(self.source)}"
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""
@@ -71,3 +71,12 @@ class Random(StepBase):
         from draftrank.building.origins import draw_at_random
 
         draw_at_random(draft, self.seed)
+
+
+def _name(source: SourceBase) -> str:
+    """What a model is called by where it comes from."""
+    parts = getattr(source, "parts", None)
+    if parts:
+        return PurePosixPath(parts[0].path).stem
+    named = (getattr(source, field, None) for field in ("repository", "path", "url"))
+    return next((str(name) for name in named if name), "")

@@ -54,7 +54,7 @@ class TrimVocabulary(StepBase):
         from draftrank.models.stop_tokens import read_stop_tokens
 
         tokens = self_generated_corpus(self.data or context.calibration, context).tokens
-        stop_tokens = read_stop_tokens(context.target_folder, draft.tokenizer)
+        stop_tokens = read_stop_tokens(context.model_folder, draft.tokenizer)
         draft.notes["kept_tokens_share_of_text"] = trim_vocabulary(
             draft, tokens, self.keep_tokens, stop_tokens
         )

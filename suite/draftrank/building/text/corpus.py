@@ -31,9 +31,12 @@ from draftrank.building.text.conversation_row import (
 from draftrank.catalog.base import sha256_of_json
 from draftrank.catalog.prompts import prompts_of
 from draftrank.catalog.self_generated import SelfGenerated
+from draftrank.errors import BuildError
 from draftrank.models.cache import only_process, publish_file, remove_folder, scratch_folder
 from draftrank.models.loading import compute_dtype, load_model, load_tokenizer
 from draftrank.models.stop_tokens import read_stop_tokens, stop_ids_of_config
+from draftrank.models.token_bytes import TokenBytes
+from draftrank.models.translation import Translation
 from draftrank.progress import Stage
 
 if TYPE_CHECKING:
@@ -88,7 +91,61 @@ def self_generated_corpus(spec: SelfGenerated, context: BuildContext) -> Corpus:
                 joined = {name: torch.cat([part[name] for part in parts]) for name in ("tokens", "roles")}
                 publish_file(final, lambda path: save_file(joined, path))
                 remove_folder(scratch)
+    return Corpus.read(final) if context.own_vocabulary is None else _retokenized(final, spec, context)
+
+
+def _retokenized(written: Path, spec: SelfGenerated, context: BuildContext) -> Corpus:
+    """The target's text in the draft's own tokens, from the cache or made now; see `retokenized`."""
+    folder = context.model_folder
+    key = sha256_of_json([written.stem, CODE_VERSION, _tokenizer_sha256(folder)])
+    final = corpus_path(context.cache, key)
+    if not final.is_file():
+        with (
+            only_process(final, context.progress, "the same corpus"),
+            context.progress.stage("tokenize the corpus"),
+        ):
+            target, own = (TokenBytes(load_tokenizer(path)) for path in (context.target_folder, folder))
+            found = retokenized(Corpus.read(written), Translation(target, own), spec.sequence_tokens)
+            publish_file(final, lambda path: save_file(found, path))
     return Corpus.read(final)
+
+
+def retokenized(corpus: Corpus, translation: Translation, length: int) -> dict[str, Tensor]:
+    """A corpus of the target's in the tokens of a draft with another tokenizer.
+
+    Runs of one role are tokenized each by itself, and rows are cut anew from the joined text of all rows; what does not
+    fill the last one is left out.
+
+    Args:
+        corpus: in the target's tokens.
+        translation: from the target's tokens to the draft's.
+        length: tokens of a row.
+
+    Returns:
+        `tokens` int32 and `roles` uint8, both [sequences, length].
+
+    Raises:
+        BuildError: the text does not fill a row.
+    """
+    tokens: list[int] = []
+    roles: list[int] = []
+    for row, row_roles in zip(corpus.tokens.tolist(), corpus.roles.tolist(), strict=True):
+        translation.begin()
+        pairs = zip(row_roles, row, strict=True)
+        for place, (role, run) in enumerate(itertools.groupby(pairs, key=lambda pair: pair[0])):
+            own = translation.read([token for _, token in run], opens=place == 0)
+            tokens += own
+            roles += [role] * len(own)
+    count = len(tokens) // length
+    if not count:
+        raise BuildError(
+            f"the corpus has {len(tokens)} tokens of the draft's, fewer than a row of {length}: raise data.tokens"
+        )
+    kept = count * length
+    return {
+        "tokens": torch.tensor(tokens[:kept], dtype=torch.int32).view(count, length),
+        "roles": torch.tensor(roles[:kept], dtype=torch.uint8).view(count, length),
+    }
 
 
 def corpus_path(cache: Path, key: str) -> Path:

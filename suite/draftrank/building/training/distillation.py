@@ -44,6 +44,7 @@ from draftrank.building.training.schedule import (
 from draftrank.building.training.target_states import target_states
 from draftrank.building.training.trainable import decay_groups, unfreeze, zeros_of
 from draftrank.building.training.training_time_test import TrainingTimeTest
+from draftrank.catalog.base import sha256_of_json
 from draftrank.errors import BuildError
 from draftrank.models.architecture import Architecture
 from draftrank.models.cache import publish_file
@@ -79,6 +80,8 @@ class _State:
 def distill(spec: Distill, draft: WorkingDraft, context: BuildContext) -> dict[str, Any]:
     """Trains `draft.model` in place and returns what is worth noting: losses, the agreement of the
     most likely tokens on held-out answers before and after, tokens seen, seconds.
+
+    With the teacher `origin` the ready-made model stands for the target in all of this.
 
     Weights, gradients and losses are fp32; where `compute_dtype` is bf16, matrices are multiplied in
     bf16 (autocast), and the target runs in bf16.
@@ -135,7 +138,7 @@ class _Trainer:
         self.dtype: DtypeName = compute_dtype(context.device)
         self.draft = draft.model.eval()
         self.shape = draft.architecture
-        self.target = load_model(context.target_folder, self.dtype, context.device)
+        self.target = load_model(context.model_folder, self.dtype, context.device)
         self.target_shape = Architecture.of(self.target)
         self.trained = unfreeze(self.draft, self.shape, with_head=spec.train_head)
         self.zeros = zeros_of(draft)
@@ -149,6 +152,8 @@ class _Trainer:
         self.states: Tensor | None = None
         if spec.cache_target_states:
             key = corpus_key(spec.data, context)
+            if context.own_vocabulary is not None:
+                key = sha256_of_json([key, context.own_vocabulary.model_dump(mode="json")])
             self.states = target_states(self.target, corpus, key, context, self.read_layers)
         self.matching: HiddenMatching | None = None
         if spec.hidden_weight:

@@ -14,8 +14,7 @@ from pydantic import Field, model_validator
 
 from draftrank.catalog.programs import ProgramUse
 from draftrank.engine.proposer import Proposal, Proposer, ProposerContext
-from draftrank.engine.proposers.draft_model import ModelBasedDraft, ModelProposer
-from draftrank.engine.proposers.eagle import EagleProposer
+from draftrank.engine.proposers.draft_model import ModelBasedDraft, ModelBasedProposer
 from draftrank.engine.proposers.ngram import NgramDraft, NgramProposer, TokensPerMatch, trust_in_words
 from draftrank.engine.proposers.suffix import DEFAULT_TRUST, MinProbability, SuffixDraft, SuffixProposer
 
@@ -99,7 +98,7 @@ class CascadeProposer(Proposer):
     def __init__(
         self,
         first: NgramProposer | SuffixProposer,
-        model: ModelProposer | EagleProposer,
+        model: ModelBasedProposer,
         max_model_tokens: int | None = None,
     ) -> None:
         """Puts the two together.
@@ -141,6 +140,15 @@ class CascadeProposer(Proposer):
     def device_steps(self, target: Runtime, sampler: Sampler, count: int) -> DeviceSteps | None:
         """See `Proposer.device_steps`; the model proposes while the host looks for something to copy."""
         return self._model.device_steps(target, sampler, count, self._most, self._first.propose)
+
+    @property
+    def translates(self) -> bool:
+        """See `Proposer.translates`."""
+        return self._model.translates
+
+    def known(self) -> frozenset[int] | None:
+        """See `Proposer.known`."""
+        return self._model.known()
 
     def runtime(self) -> Runtime:
         """See `Proposer.runtime`."""

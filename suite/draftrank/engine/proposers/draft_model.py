@@ -1,14 +1,22 @@
-"""A draft model with a cache of its own, made from the target by the recipe's steps."""
+"""A draft model with a KV cache of its own, made by the recipe's steps."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from draftrank.catalog.draft import DraftBase
-from draftrank.catalog.programs import ProgramUse, abilities_of, uses_of_model
+from draftrank.building.steps.distill import Distill
+from draftrank.catalog.draft import DraftBase, Vocabulary
+from draftrank.catalog.programs import (
+    ProgramUse,
+    abilities_of,
+    uses_of_model,
+    uses_of_other_vocabulary,
+)
 from draftrank.catalog.self_generated import CALIBRATION, CorpusText, SelfGenerated
 from draftrank.catalog.step import StepBase
 from draftrank.catalog.step_order import order_fault
@@ -16,6 +24,7 @@ from draftrank.catalog.steps import Step
 from draftrank.engine.proposer import Proposal, ProposerContext
 from draftrank.engine.proposers.drafting import PLAIN, Drafting, SteppingModel, draft_tokens, drafting_of
 from draftrank.engine.proposers.eagle import EagleProposer
+from draftrank.engine.proposers.other_vocabulary import OtherVocabularyProposer
 from draftrank.errors import IncompatibleDraftError
 
 if TYPE_CHECKING:
@@ -32,6 +41,10 @@ class ModelBasedDraft(DraftBase):
 
     steps: Annotated[tuple[Step, ...], Field(min_length=1, max_length=32)]
     """Steps applied to a copy of the target, in order."""
+    vocabulary: Vocabulary = "same"
+    """How the draft's tokens become the target's. `same`: both have one tokenizer. For a `pretrained` model with
+    another one, without loss (Timor et al., arXiv:2502.05202): `token_intersection` restricts the draft to tokens
+    that both vocabularies have; `string_match` turns the draft's text into the target's tokens."""
     calibration: CorpusText | None = None
     """Text for steps that read activations: the name of a corpus, or a text in place. Absent: 4,096 tokens
     that the target writes."""
@@ -42,6 +55,43 @@ class ModelBasedDraft(DraftBase):
         if fault is not None:
             raise ValueError(fault)
         return self
+
+    @model_validator(mode="after")
+    def _other_vocabulary(self) -> Self:
+        if self.vocabulary == "same":
+            if any(isinstance(step, Distill) and step.teacher == "origin" for step in self.steps):
+                raise ValueError(
+                    "`teacher: origin` is for drafts with a vocabulary of their own, and this one has the target's (fix: "
+                    "remove it from distill)"
+                )
+            return self
+        traits = {step.trait for step in self.steps}
+        if "target hidden states" in traits:
+            raise ValueError(
+                "read_hidden_states reads the target's states token by token, so the draft must have the target's tokens "
+                "(fix: remove `vocabulary`, or remove read_hidden_states)"
+            )
+        if self.steps[0].kind != "pretrained":
+            raise ValueError(
+                f"`vocabulary: {self.vocabulary}` is for a model with another tokenizer, and this draft is a copy of the "
+                "target (fix: make `pretrained` the first step, or remove `vocabulary`)"
+            )
+        if any(isinstance(step, Distill) and step.teacher == "target" for step in self.steps):
+            raise ValueError(
+                "distill cannot compare the distributions of two vocabularies (fix: write `teacher: origin`, the ready-made "
+                "model, which reads the target's text in the draft's tokens)"
+            )
+        if "gguf" in traits and self.vocabulary == "token_intersection":
+            raise ValueError(
+                "token_intersection leaves out rows of the draft's head, and those of a GGUF file stay as they are (fix: "
+                "write `vocabulary: string_match`, or remove write_gguf)"
+            )
+        return self
+
+    @property
+    def vocabulary_mode(self) -> Vocabulary:
+        """See `DraftBase.vocabulary_mode`."""
+        return self.vocabulary
 
     @property
     def calibration_text(self) -> SelfGenerated:
@@ -60,34 +110,34 @@ class ModelBasedDraft(DraftBase):
 
     def sentence(self) -> str:
         """See `DraftBase.sentence`."""
-        return "from a copy of the target: " + super().sentence()
+        return "from a copy of the target: " + super().sentence() + _IN_WORDS[self.vocabulary]
 
-    def open_model(self, context: ProposerContext) -> ModelProposer | EagleProposer:
+    def open_model(self, context: ProposerContext) -> ModelBasedProposer:
         """The model as a proposer; raises as `open`."""
         from draftrank.engine.backends.own_forward import check_trees
         from draftrank.engine.backends.registry import load_gguf_runtime, open_eagle_runtime, open_runtime
         from draftrank.models.forms import GgufForm, HiddenStatesForm
         from draftrank.models.gguf_format import GGUF_FILE
         from draftrank.models.loading import load_model, read_forms
-        from draftrank.models.vocabulary import check_vocabularies
 
         if context.draft_folder is None:
             raise IncompatibleDraftError("the draft has not been built: run `draftrank build` first")
-        check_vocabularies(context.target_folder, context.draft_folder)
         forms, drafting = read_forms(context.draft_folder), drafting_of(context)
-        rows = context.target.vocabulary_size
+        tokens = self._tokens(context, context.draft_folder, drafting)
         is_gguf = any(isinstance(form, GgufForm) for form in forms)
         if is_gguf != (context.backend == "llama.cpp"):
             what = "a GGUF file, which llama.cpp runs" if is_gguf else "no GGUF file, which llama.cpp needs"
             raise IncompatibleDraftError(f"the backend {context.backend} cannot run the draft: it is {what}")
         if is_gguf:
-            return ModelProposer(load_gguf_runtime(context.draft_folder / GGUF_FILE, rows), drafting)
-        model = load_model(context.draft_folder, context.dtype, context.device, rows=rows)
+            return tokens.proposer(load_gguf_runtime(context.draft_folder / GGUF_FILE, tokens.rows))
+        model = load_model(
+            context.draft_folder, context.dtype, context.device, rows=tokens.rows, known=tokens.known
+        )
         if not any(isinstance(form, HiddenStatesForm) for form in forms):
             draft = open_runtime(model, context.backend)
             if drafting.branch_above is not None:
                 check_trees(draft)
-            return ModelProposer(draft, drafting)
+            return tokens.proposer(draft)
         if not context.target.capabilities.hidden_states:
             raise IncompatibleDraftError(
                 f"the runtime {context.target.name} does not tell a model's hidden states"
@@ -97,18 +147,63 @@ class ModelBasedDraft(DraftBase):
             check_trees(reader)
         return EagleProposer(context.target, reader, drafting)
 
+    def _tokens(self, context: ProposerContext, folder: Path, drafting: Drafting) -> _Tokens:
+        """How the model is loaded beside the target's vocabulary, and what proposes with it; raises as `open`."""
+        from draftrank.building.surgery.vocabulary_trimming import known_tokens
+        from draftrank.engine.proposers.string_match import StringMatchProposer
+        from draftrank.engine.proposers.token_intersection import TokenIntersectionProposer
+        from draftrank.models.loading import load_tokenizer, row_count
+        from draftrank.models.token_bytes import TokenBytes
+        from draftrank.models.translation import Translation
+        from draftrank.models.vocabulary import SharedTokens, check_vocabularies
+
+        rows = context.target.vocabulary_size
+        if self.vocabulary == "same":
+            check_vocabularies(context.target_folder, folder)
+            return _Tokens(lambda draft: ModelProposer(draft, drafting), rows)
+        target, own = (TokenBytes(load_tokenizer(path)) for path in (context.target_folder, folder))
+        translation = Translation(target, own)
+        if self.vocabulary == "string_match":
+            return _Tokens(lambda draft: StringMatchProposer(draft, translation, drafting))
+        shared = SharedTokens.of(target, own).within(rows, row_count(folder), known_tokens(folder))
+        return _Tokens(
+            lambda draft: TokenIntersectionProposer(draft, translation, drafting, shared, rows),
+            known=sorted(shared.to_draft.values()),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    """How a draft's vocabulary stands to the target's."""
+
+    proposer: Callable[[Runtime], ModelProposer | OtherVocabularyProposer]
+    """Makes the proposer of the draft's runtime."""
+    rows: int | None = None
+    """How many rows the draft is loaded with; None: its own."""
+    known: Sequence[int] | None = None
+    """The only tokens that its head answers for, by its own ids; None: all."""
+
+
+_IN_WORDS: dict[Vocabulary, str] = {
+    "same": "",
+    "token_intersection": "; then propose only tokens that both vocabularies have",
+    "string_match": "; then turn its text into the target's tokens",
+}
+
 
 class ModelDraft(ModelBasedDraft):
-    """A smaller language model over the target's vocabulary."""
+    """A smaller language model, over the target's vocabulary or one of its own."""
 
     kind: Literal["draft_model"]
 
     def uses(self, model: str, folder: str, k: int) -> tuple[ProgramUse, ...]:
         """See `DraftBase.uses`."""
+        if self.vocabulary != "same":
+            return uses_of_other_vocabulary(folder, k)
         traits = {step.trait for step in self.steps if step.trait is not None}
         return uses_of_model(abilities_of(traits), model, folder, k, gguf_file="DRAFT.gguf")
 
-    def open(self, context: ProposerContext) -> ModelProposer | EagleProposer:
+    def open(self, context: ProposerContext) -> ModelBasedProposer:
         """See `DraftBase.open`."""
         return self.open_model(context)
 
@@ -161,3 +256,7 @@ class ModelProposer(SteppingModel):
     def runtime(self) -> Runtime:
         """See `Proposer.runtime`."""
         return self._draft
+
+
+ModelBasedProposer = ModelProposer | EagleProposer | OtherVocabularyProposer
+"""Whatever proposes with a model of its own."""

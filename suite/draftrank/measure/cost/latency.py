@@ -25,6 +25,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from draftrank.measure.records import ForwardLatency
+from draftrank.models.vocabulary_rows import STAND_IN
 
 if TYPE_CHECKING:
     from draftrank.engine.backends.base import Runtime
@@ -120,7 +121,7 @@ def _prepare(
         return kinds
     if draft.length:  # an early exit shares the target's cache, and both are always at the same token
         return [_Kind("draft", draft, 1, often=True), *kinds]
-    draft.forward(prompt, keep=1)
+    draft.forward([_readable(token, draft) for token in prompt], keep=1)
     return [_Kind("draft", draft, 2, often=False), _Kind("draft", draft, 1, often=True), *kinds]
 
 
@@ -146,7 +147,8 @@ def _time_in_turn(kinds: Sequence[_Kind], token: int, *, warm_up: bool) -> list[
 def _time_one(kind: _Kind, token: int) -> float:
     from draftrank.engine.sampling import most_likely_after
 
-    tokens, runtime = [token] * kind.tokens, kind.runtime
+    runtime = kind.runtime
+    tokens = [_readable(token, runtime)] * kind.tokens
     if runtime.capabilities.device:
         return runtime.forward_s(tokens)
     runtime.synchronize()
@@ -160,3 +162,8 @@ def _time_one(kind: _Kind, token: int) -> float:
     elapsed = perf_counter() - started
     runtime.rollback(kind.tokens)
     return elapsed
+
+
+def _readable(token: int, runtime: Runtime) -> int:
+    """A token that the runtime can read: a draft with another vocabulary than the target's may have fewer."""
+    return token if token < runtime.vocabulary_size else STAND_IN

@@ -237,13 +237,18 @@ class Bench:
             return measure_numerics(self._target, texts, sorted(sizes), stage)
 
     def note_unknown_tokens(self, trials: Iterable[Trial]) -> None:
-        """Keeps for each draft with a trimmed head which tokens of the baseline's outputs it can never propose."""
+        """Keeps for each draft with a trimmed head or another vocabulary which tokens of the baseline's outputs it can never
+        propose."""
         said = {token for trial in trials if trial.arm == BASELINE for token in trial.token_ids}
         for planned in self._plan.drafts:
             opened = self._arms.get(planned.recipe.id)
-            known = known_tokens(planned.folder) if planned.folder else None
-            if opened is not None and opened.arm.draft is not None and known is not None:
-                noted = {"unknown_tokens": tuple(sorted(said - known))}
+            if opened is None or opened.proposer is None or opened.arm.draft is None:
+                continue
+            shared = opened.proposer.known()
+            known = known_tokens(planned.folder) if shared is None and planned.folder else shared
+            if known is not None:
+                share = None if shared is None else len(shared) / self._target.vocabulary_size
+                noted = {"unknown_tokens": tuple(sorted(said - known)), "vocabulary_share": share}
                 draft = opened.arm.draft.model_copy(update=noted)
                 self._take(opened, opened.arm.model_copy(update={"draft": draft}))
 

@@ -68,7 +68,11 @@ def reference_arms(methods: Sequence[ReferenceMethod], recipes: Sequence[Recipe]
         elif suited:
             arms += [_arm(method, recipe) for recipe in suited]
         else:
-            needed = "with a model of its own" if method == "assisted" else "of the kind ngram"
+            needed = (
+                "with a model of its own and the target's vocabulary"
+                if method == "assisted"
+                else "of the kind ngram"
+            )
             raise InvalidInputError.single(
                 f"{_spelled(method)} needs a draft {needed}, and the run has none",
                 field="--reference",
@@ -84,7 +88,7 @@ def reference_arms(methods: Sequence[ReferenceMethod], recipes: Sequence[Recipe]
 
 def _suits(recipe: Recipe, method: ReferenceMethod) -> bool:
     if method == "assisted":
-        return isinstance(recipe.draft, ModelDraft)
+        return isinstance(recipe.draft, ModelDraft) and recipe.draft.vocabulary == "same"
     return method == "prompt_lookup" and isinstance(recipe.draft, NgramDraft)
 
 
