@@ -6,11 +6,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.engine.backends.registry import open_runtime
 from draftrank.engine.loop import Request, autoregressive, speculative
+from draftrank.engine.proposers.draft_model import ModelProposer
+from draftrank.engine.proposers.drafting import Drafting
 from draftrank.engine.proposers.ngram import NgramProposer
+from draftrank.engine.sampling import Sampler
 from models import FAMILIES, READS_NO_TREES, WITH_STATE, small_model
-from proposers import ScriptedProposer
+from proposers import ScriptedProposer, Steps, check_fresh
 
 SAMPLE = (
     "bloom", "cohere2", "deepseek_v3", "deepseek_v4", "falcon_h1", "gemma2", "glm4", "gpt_neox", "gpt_oss", "jamba", "lfm2",
@@ -57,6 +61,19 @@ def is_same(model, prompt, found, expected):
 @pytest.mark.parametrize("name", SAMPLE)
 def test_speculation_says_what_the_target_says_alone(name):
     check_law(name, range(1), (0.5,))
+
+
+@pytest.mark.parametrize("drafting", [Drafting(), Drafting(None, 0.05)], ids=["chain", "tree"])
+@pytest.mark.parametrize("name", ["falcon_h1", "jamba", "lfm2"])
+def test_a_draft_with_a_state_proposes_as_with_a_fresh_one(name, drafting):
+    """Where it is asked for a tree, it goes on behind the most probable token of each level alone."""
+    target, draft = (open_runtime(small_model(one), "transformers") for one in ("llama", name))
+    sampler = Sampler(DecodingMode())
+    proposer = ModelProposer(draft, drafting)
+    found = Steps(seed=3).run(target, proposer, (5, 9, 11, 4, 7), sampler, 4, 8)
+    assert sum(len(proposal.tokens) for _, _, proposal in found) > 8
+    other = ModelProposer(open_runtime(small_model(name), "transformers"), drafting)
+    check_fresh(lambda: (target, other), found, sampler, thresholds=(0.05,))
 
 
 @pytest.mark.nightly

@@ -34,7 +34,8 @@ def branching_of(context: ProposerContext) -> float | None:
         return None
     if not context.target.capabilities.trees:
         raise IncompatibleDraftError(
-            f"the backend {context.target.name} verifies chains of tokens only: leave branch_above_probability out"
+            f"the backend {context.target.name} verifies chains of tokens only with this target: leave "
+            "branch_above_probability out"
         )
     from draftrank.engine.backends.own_forward import check_trees
 

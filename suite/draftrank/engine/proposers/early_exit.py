@@ -53,7 +53,7 @@ class EarlyExitDraft(DraftBase):
 
         if not context.target.capabilities.first_layers:
             raise IncompatibleDraftError(
-                f"the backend {context.target.name} cannot run a model's first layers alone"
+                f"the backend {context.target.name} cannot run the first layers of this target alone: use another draft"
             )
         view, drafting = context.target.first_layers(self.layers), drafting_of(context)
         check_forward(view)

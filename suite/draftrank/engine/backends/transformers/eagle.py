@@ -8,6 +8,7 @@ import torch
 
 from draftrank.engine.backends.eagle import OfferedStates
 from draftrank.engine.backends.transformers.runtime import TransformersRuntime
+from draftrank.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +19,17 @@ class TransformersEagleRuntime(OfferedStates, TransformersRuntime):
     """See `EagleHead`."""
 
     def __init__(self, model: PreTrainedModel) -> None:
+        """Wraps a head.
+
+        Raises:
+            UnsupportedModelError: its layer keeps a state, so that tokens would be read again without their hidden states.
+        """
         super().__init__(model)
+        if not self.capabilities.trees:
+            raise UnsupportedModelError(
+                f"an EAGLE head of a layer that keeps a state ({model.config.model_type}) cannot be run: make it of a layer "
+                "whose attention has a KV cache"
+            )
         self._begin_head(model)
 
     @torch.inference_mode()

@@ -71,7 +71,7 @@ class TransformersRuntime(Runtime):
         self._device = next(iter(model.parameters())).device
         self._cache = cache or cache_for(config)
         self._argument = cache_argument(model)
-        self._arguments = signature(model.forward).parameters.keys()
+        self._arguments = frozenset(signature(model.forward).parameters)
         self._reads_singly = self._pads = False
         kept = isinstance(self._cache, RollbackCache)
         if kept:

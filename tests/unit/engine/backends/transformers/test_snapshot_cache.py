@@ -8,8 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftrank.engine.backends.registry import open_runtime
+from draftrank.engine.backends.transformers.eagle import TransformersEagleRuntime
 from draftrank.engine.backends.transformers.snapshot_cache import SnapshotCache
 from draftrank.engine.loop import Request, autoregressive, speculative
+from draftrank.engine.proposer import ProposerContext
+from draftrank.engine.proposers.candidates import branching_of
+from draftrank.engine.proposers.early_exit import EarlyExitDraft
+from draftrank.errors import IncompatibleDraftError, UnsupportedModelError
 from models import small_model
 from proposers import ScriptedProposer
 
@@ -96,10 +101,17 @@ def test_a_rollback_behind_the_saved_state_reads_the_whole_text_again():
 
 
 @pytest.mark.parametrize("name", ["bamba", "jamba", "mamba2"])
-def test_such_models_say_that_they_read_no_trees_and_have_no_first_layers(name):
+def test_such_models_say_that_they_read_no_trees_and_have_no_first_layers(name, tmp_path):
     runtime = open_runtime(small_model(name), "transformers")
     assert isinstance(runtime._cache, SnapshotCache)
     assert not runtime.capabilities.trees
     assert not runtime.capabilities.first_layers
     # Mamba of the first kind begins anew with several tokens in transformers, so it reads them one by one.
     assert runtime.capabilities.hidden_states == (name != "jamba")
+    context = ProposerContext(runtime, None, tmp_path, "fp32", "cpu", branch_above_probability=0.1)
+    with pytest.raises(IncompatibleDraftError, match="chains of tokens only with this target"):
+        branching_of(context)
+    with pytest.raises(IncompatibleDraftError, match="first layers of this target"):
+        EarlyExitDraft(kind="early_exit", layers=1).open(context)
+    with pytest.raises(UnsupportedModelError, match="EAGLE head of a layer that keeps a state"):
+        TransformersEagleRuntime(runtime.model)
