@@ -120,7 +120,7 @@ MORE_FAMILIES: dict[str, dict[str, Any]] = {
         "chunk_size": 16,
         "mamba_headdim": 8,
         "adapter_rank": 4,
-        "layer_types": ["linear_attention", "hybrid", "linear_attention"],
+        "layers_block_type": ["linear_attention", "hybrid", "linear_attention"],
         "use_mamba_kernels": False,
         "num_key_value_heads": 4,
     },

@@ -306,7 +306,11 @@ def _working(folder: Path, device: str) -> WorkingDraft:
 
 def _run_steps(recipe: Recipe, draft: WorkingDraft, done: int, context: BuildContext) -> None:
     steps = recipe.draft.build_steps
+    checked = False
     for number, step in enumerate(steps[done:], start=done + 1):
+        if not checked and step.phase != "origin":
+            _check_steps(recipe, draft, number)
+            checked = True
         with context.progress.stage(f"{recipe.id}: step {number} of {len(steps)}, {step.kind}"):
             scratch = context.scratch / f"step-{number}"
             scratch.mkdir(exist_ok=True)
@@ -315,6 +319,15 @@ def _run_steps(recipe: Recipe, draft: WorkingDraft, done: int, context: BuildCon
             except Exception as error:  # whatever a step raises, the run goes on without this draft
                 cause = str(error) if isinstance(error, BuildError) else f"{type(error).__name__}: {error}"
                 raise BuildError(f"{recipe.id}: step {number} ({step.kind}) failed: {cause}") from error
+
+
+def _check_steps(recipe: Recipe, draft: WorkingDraft, first: int) -> None:
+    """Asks the steps from number `first` on, so that none is refused after hours of another one's work."""
+    for number, step in enumerate(recipe.draft.build_steps[first - 1 :], start=first):
+        try:
+            step.check(draft)
+        except BuildError as error:
+            raise BuildError(f"{recipe.id}: step {number} ({step.kind}) cannot be done: {error}") from error
 
 
 def _save(draft: WorkingDraft, facts: dict[str, Any], staging: Path, began: float) -> None:

@@ -48,6 +48,13 @@ class StepBase(Declared):
         """One sentence that describes the step."""
         raise TypeError(f"{type(self).__name__} says nothing")  # every subclass overrides this
 
+    def check(self, draft: WorkingDraft) -> None:
+        """Refuses a model whose architecture cannot have the step; asked before any step is applied.
+
+        Raises:
+            BuildError: it cannot; the message says why, and what would work.
+        """
+
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """Changes the draft in place.
 

@@ -236,6 +236,19 @@ class Architecture:
             )
         self.replace_layers(model, [layers[index] for index in indices], indices)
 
+    def require_cut(
+        self, model: PreTrainedModel, indices: Sequence[int], layers: Iterable[nn.Module] | None = None
+    ) -> None:
+        """Refuses layers that would be others when a model of them is opened; arguments as for `view_of`.
+
+        Raises:
+            BuildError: the architecture's layers compute differently at another depth or index.
+        """
+        config = copy.deepcopy(model.config)
+        set_depth(config.get_text_config(), indices)
+        chosen = layers or [self.layers(model)[index] for index in indices]
+        require_same_layers(type(model), config, self.layers_name, chosen)
+
     def first_layers(self, model: PreTrainedModel, count: int) -> PreTrainedModel:
         """A model of the first `count` layers, the final norm and the head, sharing every weight.
 
@@ -280,9 +293,7 @@ class Architecture:
         """
         placed = nn.ModuleList(layers)
         expected = short_logits(self.view_of(model, placed, indices))
-        twin_config = copy.deepcopy(model.config)
-        set_depth(twin_config.get_text_config(), indices)
-        require_same_layers(type(model), twin_config, self.layers_name, placed)
+        self.require_cut(model, indices, placed)
         for position, layer in enumerate(placed):
             for module in layer.modules():
                 if hasattr(module, "layer_idx"):

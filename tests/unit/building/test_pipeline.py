@@ -276,3 +276,15 @@ def test_a_changed_draft_is_not_trusted(make_target, make_recipe, tmp_path):
         stream.write(b"x")
     with pytest.raises(MissingDataError, match="was changed"):
         build_draft(make_recipe(DROP), target, folder, cache=tmp_path)
+
+
+def test_a_later_step_that_the_family_cannot_have_is_refused_before_the_first_is_applied(
+    make_target, make_recipe, tmp_path, monkeypatch
+):
+    target, folder = make_target("gpt2")
+    monkeypatch.setattr(Architecture, "keep_layers", lambda *_: pytest.fail("a step was applied"))
+    recipe = make_recipe(
+        {"kind": "drop_layers", "keep": 2, "select": "ends"}, {"kind": "prune_heads", "keep_groups": 1}
+    )
+    with pytest.raises(BuildError, match=r"step 2 \(prune_heads\) cannot be done: gpt2 .* use prune_ffn"):
+        build_draft(recipe, target, folder, cache=tmp_path)

@@ -36,7 +36,7 @@ SAMPLE = (
     "starcoder2",
 )
 FAMILIES = [pytest.param(name, marks=() if name in SAMPLE else pytest.mark.nightly) for name in EVERY_FAMILY]
-INDEX_MATTERS = {"minimax": "derives what a layer computes from its index", "zamba2": "does not run"}
+INDEX_MATTERS = {"minimax": "derives what a layer computes from its index"}
 """Families whose layers cannot be moved, and what is said of them."""
 
 
@@ -103,8 +103,6 @@ def without_layer(model, shape, index):
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.inference_mode()
 def test_a_view_of_the_first_layers_runs_them_alone(name):
-    if name == "zamba2":
-        pytest.skip("its second layer is a part of another one")
     model = small_model(name)
     shape = Architecture.of(model)
     before = model(IDS, use_cache=False).logits

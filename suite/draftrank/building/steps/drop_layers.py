@@ -66,6 +66,12 @@ class DropLayers(StepBase):
             return f"keep {self.keep} layers, {how}"
         return f"keep layer{'s' if len(self.keep) > 1 else ''} {', '.join(map(str, self.keep))}"
 
+    def check(self, draft: WorkingDraft) -> None:
+        """See `StepBase.check`."""
+        from draftrank.building.surgery.fitting import require_depth
+
+        require_depth(draft, self.keep)
+
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""
         from draftrank.building.surgery.layer_selection import choose_layers

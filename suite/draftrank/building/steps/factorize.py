@@ -43,6 +43,10 @@ class Factorize(StepBase):
         how = ", approximating their outputs" if self.activation_aware else ""
         return f"factorize {which} matrices to {self.keep_parameters:.0%} of their parameters{how}"
 
+    def check(self, draft: WorkingDraft) -> None:
+        """See `StepBase.check`."""
+        _ = draft.architecture  # refuses a model whose parts are not found
+
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""
         from draftrank.building.surgery.low_rank import factorize_layers
@@ -74,6 +78,10 @@ class FactorizeHead(StepBase):
     def sentence(self) -> str:
         """See `StepBase.sentence`."""
         return f"factorize the head to rank {self.rank}"
+
+    def check(self, draft: WorkingDraft) -> None:
+        """See `StepBase.check`."""
+        _ = draft.architecture  # refuses a model whose parts are not found
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""

@@ -51,6 +51,12 @@ class ReadHiddenStates(StepBase):
         more = f" and the outputs of its layers {', '.join(map(str, self.layers))}" if self.layers else ""
         return f"read the target's final hidden state{more} beside each token"
 
+    def check(self, draft: WorkingDraft) -> None:
+        """See `StepBase.check`."""
+        from draftrank.building.surgery.fitting import require_embeddings_read
+
+        require_embeddings_read(draft)
+
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""
         from transformers import AutoConfig

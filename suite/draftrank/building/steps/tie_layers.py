@@ -39,6 +39,12 @@ class TieLayers(StepBase):
         """See `StepBase.sentence`."""
         return f"share the weights of {self.blocks} layers between all layers"
 
+    def check(self, draft: WorkingDraft) -> None:
+        """See `StepBase.check`."""
+        from draftrank.building.surgery.fitting import require_alike
+
+        require_alike(draft)
+
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""
         from draftrank.errors import BuildError

@@ -43,6 +43,10 @@ class TrimVocabulary(StepBase):
         """See `StepBase.sentence`."""
         return f"trim the head to the {self.keep_tokens:,} most frequent tokens"
 
+    def check(self, draft: WorkingDraft) -> None:
+        """See `StepBase.check`."""
+        _ = draft.architecture  # refuses a model whose parts are not found
+
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""
         from draftrank.building.surgery.vocabulary_trimming import trim_vocabulary

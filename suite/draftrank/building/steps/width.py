@@ -58,6 +58,12 @@ class PruneFfn(WidthStep):
             f"keep the {self.keep_channels:,} feed-forward channels of each layer with the {self._measure()}"
         )
 
+    def check(self, draft: WorkingDraft) -> None:
+        """See `StepBase.check`."""
+        from draftrank.building.surgery.fitting import require_channels
+
+        require_channels(draft.architecture, draft.model)
+
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""
         from draftrank.building.surgery.width import prune_feed_forward
@@ -90,6 +96,12 @@ class PruneHeads(WidthStep):
         ]
         return f"keep {' and '.join(filter(None, parts))}, those with the {self._measure()}"
 
+    def check(self, draft: WorkingDraft) -> None:
+        """See `StepBase.check`."""
+        from draftrank.building.surgery.fitting import require_heads
+
+        require_heads(draft.architecture, draft.model)
+
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""
         from draftrank.building.surgery.width import prune_heads
@@ -110,6 +122,12 @@ class PruneHidden(WidthStep):
     def sentence(self) -> str:
         """See `StepBase.sentence`."""
         return f"keep the {self.keep_channels:,} hidden channels with the {self._measure()}"
+
+    def check(self, draft: WorkingDraft) -> None:
+        """See `StepBase.check`."""
+        from draftrank.building.surgery.fitting import require_hidden
+
+        require_hidden(draft.architecture, draft.model)
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from inspect import signature
 from typing import TYPE_CHECKING
 
 from draftrank.errors import BuildError
 from draftrank.models.matrices import matrix
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from transformers import PretrainedConfig, PreTrainedModel
 
+    from draftrank.building.working_draft import WorkingDraft
     from draftrank.models.architecture import Architecture
 
 _SIZE_NAMES = re.compile(r"inter|ffn|inner|d_ff|mlp")
@@ -55,11 +59,6 @@ def require_heads(shape: Architecture, model: PreTrainedModel) -> None:
         BuildError: their queries, keys and values are not separate matrices of whole heads.
     """
     kind, config = shape.model_type, model.config.get_text_config()
-    if not hasattr(config, "head_dim"):
-        raise BuildError(
-            f"{kind} derives the size of a head from the number of heads, so it has no model with fewer of them: use "
-            "prune_ffn or drop_layers"
-        )
     reasons = {
         "fused": "makes queries, keys and values by one matrix",
         "latent": "makes keys and values of all heads from one latent vector (MLA)",
@@ -71,6 +70,11 @@ def require_heads(shape: Architecture, model: PreTrainedModel) -> None:
             raise BuildError(
                 f"{kind} {reason}, so there are no heads to take out: use prune_ffn or drop_layers"
             )
+    if not hasattr(config, "head_dim"):
+        raise BuildError(
+            f"{kind} derives the size of a head from the number of heads, so it has no model with fewer of them: use "
+            "prune_ffn or drop_layers"
+        )
     heads = int(config.num_attention_heads)
     groups = int(getattr(config, "num_key_value_heads", None) or heads)
     size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
@@ -98,6 +102,50 @@ def require_hidden(shape: Architecture, model: PreTrainedModel) -> None:
     if shape.norm_kind != "rms":
         raise BuildError(
             f"{kind} centres its norms, so a narrower stream computes something else: use prune_ffn or drop_layers"
+        )
+
+
+def require_depth(draft: WorkingDraft, keep: int | Sequence[int]) -> None:
+    """Refuses models of which a cut is known to fail: these layers, or of a number the first ones.
+
+    Raises:
+        BuildError: no configuration describes them.
+    """
+    shape = draft.architecture
+    depth = len(shape.blocks)
+    wanted = range(min(keep, depth)) if isinstance(keep, int) else [index for index in keep if index < depth]
+    shape.require_cut(draft.model, wanted)
+
+
+def require_alike(draft: WorkingDraft) -> None:
+    """Refuses models whose layers have different parameters, so that one cannot have the weights of another.
+
+    Raises:
+        BuildError: they have.
+    """
+    shape = draft.architecture
+    kinds = {
+        tuple((name, tuple(parameter.shape)) for name, parameter in layer.named_parameters())
+        for layer in shape.layers(draft.model)
+    }
+    if len(kinds) > 1:
+        raise BuildError(
+            f"the layers of {shape.model_type} are of different kinds, so one cannot have the weights of another: use "
+            "drop_layers"
+        )
+
+
+def require_embeddings_read(draft: WorkingDraft) -> None:
+    """Refuses models that read token ids only, or end in no norm.
+
+    Raises:
+        BuildError: it is such a model.
+    """
+    shape = draft.architecture
+    shape.norm(draft.model)
+    if "inputs_embeds" not in signature(draft.model.get_submodule(shape.decoder).forward).parameters:
+        raise BuildError(
+            f"{shape.model_type} reads token ids and no vectors: use a draft model without the target's states"
         )
 
 

@@ -1,0 +1,79 @@
+"""What a family cannot have is refused before anything is built, with the reason and what would work."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from draftrank.building.surgery.fitting import (
+    require_alike,
+    require_channels,
+    require_depth,
+    require_embeddings_read,
+    require_heads,
+    require_hidden,
+)
+from draftrank.errors import BuildError
+from draftrank.models.architecture import Architecture
+from models import small_model
+
+
+def draft_of(name):
+    model = small_model(name)
+    return SimpleNamespace(model=model, architecture=Architecture.of(model))
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("llama", "intermediate_size"),
+        ("opt", "ffn_dim"),
+        ("gpt2", "n_inner"),
+        ("phi3", "intermediate_size"),
+        ("gpt_bigcode", "n_inner"),
+        ("falcon", "ffn_hidden_size"),
+    ],
+)
+def test_the_size_of_the_feed_forward_network_is_found_in_the_configuration(name, field):
+    draft = draft_of(name)
+    assert require_channels(draft.architecture, draft.model) == field
+
+
+@pytest.mark.parametrize(
+    ("require", "name", "reason"),
+    [
+        (require_channels, "mixtral", "mixtures of experts, .* router: use drop_layers"),
+        (require_channels, "mamba2", "no feed-forward network: use drop_layers"),
+        (require_channels, "bloom", "derives the size of its feed-forward network"),
+        (require_heads, "phi3", "by one matrix"),
+        (require_heads, "deepseek_v3", r"latent vector \(MLA\)"),
+        (require_heads, "lfm2", "not attention over a KV cache"),
+        (require_heads, "gpt_neo", "derives the size of a head"),
+        (require_hidden, "jais2", "centres its norms"),
+    ],
+)
+def test_widths_that_a_family_cannot_have_are_refused(require, name, reason):
+    draft = draft_of(name)
+    with pytest.raises(BuildError, match=reason):
+        require(draft.architecture, draft.model)
+
+
+def test_layers_of_different_kinds_share_no_weights():
+    require_alike(draft_of("llama"))
+    with pytest.raises(BuildError, match="layers of lfm2 are of different kinds"):
+        require_alike(draft_of("lfm2"))
+
+
+def test_layers_that_depend_on_their_index_are_refused_before_they_are_moved():
+    require_depth(draft_of("deepseek_v3"), 2)
+    require_depth(draft_of("llama"), [0, 2, 7])  # what is not there is for the step to say
+    draft = draft_of("minimax")
+    with pytest.raises(BuildError, match="derives what a layer computes from its index"):
+        require_depth(draft, 2)
+    assert len(draft.architecture.layers(draft.model)) == 3
+
+
+def test_models_that_read_vectors_may_read_hidden_states():
+    for name in ("llama", "opt", "bloom"):
+        require_embeddings_read(draft_of(name))
