@@ -132,9 +132,9 @@ class DecoderShape:
         (Ding et al. 2024, arXiv:2402.13753)."""
         self._decoder = model.get_submodule(self._shape.decoder)
         self._norm = _norm_weight(self._shape, self._shape.norm(model))
-        self._input_scale = float(getattr(config, "embedding_multiplier", 1.0))
-        self._logit_divisor = float(getattr(config, "logits_scaling", 1.0))
-        self._logit_cap: float | None = getattr(config, "final_logit_softcapping", None)
+        self._input_scale = float(declared(config, "embedding_multiplier", 1.0))
+        self._logit_divisor = float(declared(config, "logits_scaling", 1.0))
+        self._logit_cap: float | None = declared(config, "final_logit_softcapping", None)
         self._rotations: dict[tuple[str, bool], tuple[Tensor, Tensor]] = {}
 
     @staticmethod
@@ -194,6 +194,11 @@ def is_gelu(model: PreTrainedModel) -> bool:
 def head_size(config: PretrainedConfig) -> int:
     """How many numbers a query of one head has."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def declared(config: PretrainedConfig, name: str, otherwise: Any) -> Any:
+    """A setting of a configuration whose family has it; its model ignores it in any other."""
+    return getattr(config, name) if hasattr(type(config), name) else otherwise
 
 
 def rotations(config: PretrainedConfig) -> list[dict[str, Any]]:

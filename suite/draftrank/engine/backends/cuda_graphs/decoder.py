@@ -16,6 +16,7 @@ from draftrank.engine.backends.blocks import (
     DecoderShape,
     Linear,
     blocks_of,
+    declared,
     head_size,
     is_gelu,
     rotations,
@@ -157,7 +158,7 @@ class CudaGraphsDecoder(DecoderShape):
             matrices += [part for part in (fusion.projection, fusion.reduction) if part is not None]
         embedding = shape.embedding(model).weight
         assert isinstance(embedding, Tensor)
-        cap = getattr(config, "final_logit_softcapping", None)
+        cap = declared(config, "final_logit_softcapping", None)
         return (
             embedding.dtype in _DTYPES
             and all(_is_plain(matrix, embedding.dtype) for matrix in (*layers, *matrices))

@@ -259,6 +259,21 @@ def test_every_family_is_computed_as_by_transformers(name, forward, dtype):
     assert runtime.capabilities.tree_growth
 
 
+@every_forward
+@pytest.mark.parametrize("name", FAMILIES)
+def test_heads_of_every_family_read_states_as_by_transformers(name, forward):
+    runtime = eagle_by(reading(name, None), forward)
+    check_forward(runtime)
+    check_trees(runtime)
+
+
+def test_settings_that_a_family_does_not_have_are_ignored():
+    model = small_model("llama")
+    model.config.embedding_multiplier = model.config.logits_scaling = 3.0
+    model.config.final_logit_softcapping = 1.0
+    check_forward(quick(model, "cpp"))
+
+
 def test_longrope_shortens_the_context_to_its_first_frequencies():
     """Of 256 tokens to 128, behind which transformers takes the others."""
     runtime = quick(decoder("phi3"), "cpp")
