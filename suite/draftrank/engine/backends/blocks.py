@@ -201,6 +201,11 @@ def declared(config: PretrainedConfig, name: str, otherwise: Any) -> Any:
     return getattr(config, name) if hasattr(type(config), name) else otherwise
 
 
+def caps_logits(model: PreTrainedModel) -> bool:
+    """Whether the logits are softcapped."""
+    return declared(model.config.get_text_config(), "final_logit_softcapping", None) is not None
+
+
 def rotations(config: PretrainedConfig) -> list[dict[str, Any]]:
     """The parameters of each rotary embedding of a model."""
     found = config.rope_parameters
