@@ -227,7 +227,8 @@ def test_what_a_recipe_lets_expect_is_what_its_model_shows(tmp_path, architectur
                     assert opened.name == backend
     assert {("thin", "cpp", False), ("int8", "cpp", True), ("reader", "cpp", True)} <= checked
     if architecture == "llama":
-        assert {("int8-precise", "cpp", False), ("reader-of-layers", "cpp", True)} <= checked
+        assert {("int8-precise", "cpp", False), ("thin-head", "cpp", True)} <= checked
+        assert ("reader-of-layers", "cpp", True) in checked
 
 
 def test_commands_print_the_backend_and_doctor_explains_the_choice(workspace_root):

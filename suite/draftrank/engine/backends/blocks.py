@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.ao.nn.quantized.dynamic import Linear as DynamicInt8Linear
 
+from draftrank.errors import BuildError
 from draftrank.models.architecture import Architecture
 from draftrank.models.attention_windows import attention_windows, layer_kinds
 from draftrank.models.layer_parts import Block as BlockNames
@@ -131,9 +132,9 @@ class DecoderShape:
         (Ding et al. 2024, arXiv:2402.13753)."""
         self._decoder = model.get_submodule(self._shape.decoder)
         self._norm = _norm_weight(self._shape, self._shape.norm(model))
-        self._input_scale = float(getattr(config, "embedding_multiplier", 1.0))
-        self._logit_divisor = float(getattr(config, "logits_scaling", 1.0))
-        self._logit_cap: float | None = getattr(config, "final_logit_softcapping", None)
+        self._input_scale = float(declared(config, "embedding_multiplier", 1.0))
+        self._logit_divisor = float(declared(config, "logits_scaling", 1.0))
+        self._logit_cap: float | None = declared(config, "final_logit_softcapping", None)
         self._rotations: dict[tuple[str, bool], tuple[Tensor, Tensor]] = {}
 
     @staticmethod
@@ -145,8 +146,7 @@ class DecoderShape:
             and {str(one["rope_type"]) for one in rotations(config)} <= _ROTATIONS
             and not getattr(config, "use_bidirectional_attention", False)
             and _activation(model) in _GELU
-            and _is_rms_norm(Architecture.of(model).norm(model), config)
-            and _has_plain_layers(model)
+            and _is_told_by_blocks(model)
         )
 
     def _rotation_tables(self, kind: str, rotary: bool, end: int) -> tuple[Tensor, Tensor]:
@@ -194,6 +194,16 @@ def is_gelu(model: PreTrainedModel) -> bool:
 def head_size(config: PretrainedConfig) -> int:
     """How many numbers a query of one head has."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def declared(config: PretrainedConfig, name: str, otherwise: Any) -> Any:
+    """A setting of a configuration whose family has it; its model ignores it in any other."""
+    return getattr(config, name) if hasattr(type(config), name) else otherwise
+
+
+def caps_logits(model: PreTrainedModel) -> bool:
+    """Whether the logits are softcapped."""
+    return declared(model.config.get_text_config(), "final_logit_softcapping", None) is not None
 
 
 def rotations(config: PretrainedConfig) -> list[dict[str, Any]]:
@@ -271,9 +281,16 @@ def _norm_weight(shape: Architecture, norm: nn.Module) -> Tensor:
     return weight.detach().float() + shape.norm_offset
 
 
-def _has_plain_layers(model: PreTrainedModel) -> bool:
+def _is_told_by_blocks(model: PreTrainedModel) -> bool:
     """Whether a block tells all that is in every layer, and its parts have the sizes that the configuration says."""
-    shape, config = Architecture.of(model), model.config.get_text_config()
+    config = model.config.get_text_config()
+    try:
+        shape = Architecture.of(model)
+        final = shape.norm(model)
+    except BuildError:
+        return False
+    if not _is_rms_norm(final, config) or not all(map(_is_usual, shape.blocks)):
+        return False
     size, hidden, channels = head_size(config), int(config.hidden_size), int(config.intermediate_size)
     asked, kept = int(config.num_attention_heads) * size, int(config.num_key_value_heads) * size
     usual = [
@@ -293,11 +310,17 @@ def _has_plain_layers(model: PreTrainedModel) -> bool:
             [matrix.shape for matrix in block.matrices] != usual
             or any(getattr(module, "out_features", 0) != outputs for module, outputs in made.items())
             or lengths not in ([None, None], [size, size], [asked, kept])
-            or not all(_is_rms_norm(norm, config) and type(norm) is type(shape.norm(model)) for norm in norms)
+            or not all(_is_rms_norm(norm, config) and type(norm) is type(final) for norm in norms)
             or not all(_has_no_weights(module) for module in {*layer.modules()} - {*norms, *made})
         ):
             return False
     return True
+
+
+def _is_usual(names: BlockNames) -> bool:
+    """Whether a layer is attention and one gated feed-forward network."""
+    attends = names.mixing in ("separate", "fused") and names.attention_output
+    return bool(attends and names.feed_forward and names.gates != "none" and not names.other_matrices)
 
 
 def _has_no_weights(module: nn.Module) -> bool:

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
+from draftrank.building.steps.factorize import FactorizeHead
 from draftrank.building.steps.quantize import Quantize
 from draftrank.building.steps.read_hidden_states import ReadHiddenStates
 from draftrank.building.steps.sparsify import Sparsify
+from draftrank.building.steps.trim_vocabulary import TrimVocabulary
 from draftrank.building.surgery.library_quantization import LIBRARY_NAMES
 from draftrank.catalog.backend import Asked, Backend, Device, Dtype
 from draftrank.catalog.step import Trait
+from draftrank.engine.backends.blocks import caps_logits
 from draftrank.engine.backends.registry import device_of, skeleton, why_not, why_not_here
 from draftrank.engine.environment import compute_environment
 from draftrank.engine.proposers.early_exit import EarlyExitDraft
@@ -202,8 +205,18 @@ def _misfit(recipe: Recipe, what: Candidates, backend: Backend, dtype: Dtype, de
             dtype = "fp32"
             if backend == "cpp" and _partly(step, _model(folder, "fp32")):
                 return "some matrices of its layers are int8 and others are not"
-        elif backend != "transformers" and step.trait == "factors":
+        elif (
+            backend != "transformers"
+            and step.trait == "factors"
+            and not (backend == "cpp" and isinstance(step, FactorizeHead))
+        ):
             return "its matrices are products of thin ones"
+        elif (
+            backend == "cuda-graphs"
+            and isinstance(step, TrimVocabulary)
+            and caps_logits(_model(folder, dtype))
+        ):
+            return "its logits are softcapped behind a trimmed head"
         elif (
             backend == "cuda-graphs"
             and isinstance(step, Sparsify)

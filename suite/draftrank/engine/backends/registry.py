@@ -211,4 +211,4 @@ def _what_is_unknown(model: PreTrainedModel) -> str:
     kind = str(model.config.get_text_config().model_type)
     if kind not in SUPPORTED:
         return f"the architecture {kind} is not written for it (known: {', '.join(SUPPORTED)})"
-    return f"a part of this {kind} model is not written for it, such as matrices of several types or products of thin ones"
+    return f"a part of this {kind} model is not written for it, such as matrices of several types, products of thin ones or the size of its heads"

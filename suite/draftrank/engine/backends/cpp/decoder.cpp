@@ -522,14 +522,14 @@ struct Linear {
 struct Layer {
     const float* attention_norm;
     Linear queries, keys, values, attention_output;
-    const float *query_norm, *key_norm;  // [head size], or [heads · head size] where `joint_norms`
+    const float *query_norm, *key_norm;     // [head size], or [heads · head size] where `joint_norms`
     const float *attention_output_norm, *feed_forward_norm;
     Linear gate, up, feed_forward_output;
     const float* feed_forward_output_norm;
-    int32_t joint_norms;   // whether all heads of a token are normed together
-    float scale;           // what scores are multiplied with
-    float score_cap;       // which scores are softcapped at; 0: none
-    float residual_scale;  // what attention and the feed-forward network give is multiplied with
+    int32_t joint_norms;                    // whether all heads of a token are normed together
+    float scale;                            // what scores are multiplied with
+    float score_cap;                        // which scores are softcapped at; 0: none
+    float residual_scale;                   // what attention and the feed-forward network give is multiplied with
     void *cached_keys, *cached_values;      // [kv heads, capacity, head size], keys in panels, values in `Rows` of some kind
     int64_t capacity, kind;                 // a capacity of whole panels
     float* output;  // [tokens, hidden]: where the layer's output is wanted too; null: nowhere
@@ -565,10 +565,10 @@ struct Ends {
     int32_t eagle;          // whether a state is read beside each token: `projection` multiplies the two, each RMS-normed
     Typed projection;       // to [hidden] from [2 · hidden]
     const float* norm;
-    Typed thin;              // of a low-rank head, what comes before `head`; no outputs: there is none
+    Typed thin;             // of a low-rank head, what comes before `head`; no outputs: there is none
     Typed head;
-    float logit_divisor;     // what logits are divided by,
-    float logit_cap;         // and then softcapped at; 0: not
+    float logit_divisor;    // what logits are divided by,
+    float logit_cap;        // and then softcapped at; 0: not
     const int64_t* token_ids;  // of the head's outputs; null: their numbers
 };
 

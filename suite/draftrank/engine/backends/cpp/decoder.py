@@ -150,12 +150,13 @@ class CppDecoder(DecoderShape):
                 states = self.product_of(part)(states)
             spread = head.spread if isinstance(head, TrimmedHead) else (lambda logits: logits)
             return self._shape.logits(self._model, states, spread)
-        made = torch.empty(len(states), self._ends.head.outputs)
+        read = states.float().contiguous()
+        made = torch.empty(len(read), self._ends.head.outputs)
         self._library.draftrank_logits(
             ctypes.byref(self._dimensions),
             ctypes.byref(self._ends),
-            states.data_ptr(),
-            len(states),
+            read.data_ptr(),
+            len(read),
             made.data_ptr(),
             torch.get_num_threads(),
         )

@@ -16,6 +16,7 @@ from draftrank.engine.backends.blocks import (
     DecoderShape,
     Linear,
     blocks_of,
+    caps_logits,
     head_size,
     is_gelu,
     rotations,
@@ -157,7 +158,6 @@ class CudaGraphsDecoder(DecoderShape):
             matrices += [part for part in (fusion.projection, fusion.reduction) if part is not None]
         embedding = shape.embedding(model).weight
         assert isinstance(embedding, Tensor)
-        cap = getattr(config, "final_logit_softcapping", None)
         return (
             embedding.dtype in _DTYPES
             and all(_is_plain(matrix, embedding.dtype) for matrix in (*layers, *matrices))
@@ -165,7 +165,7 @@ class CudaGraphsDecoder(DecoderShape):
             and head_size(config) in _HEAD_SIZES
             and all(window is None or window >= MAX_ROWS for window in attention_windows(config).values())
             # capping gives the tokens that a trimmed head leaves out a logit, too
-            and (cap is None or not isinstance(head, TrimmedHead))
+            and not (caps_logits(model) and isinstance(head, TrimmedHead))
             and all(one["rope_type"] != LONGROPE for one in rotations(config))
         )
 

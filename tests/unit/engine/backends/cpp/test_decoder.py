@@ -259,6 +259,21 @@ def test_every_family_is_computed_as_by_transformers(name, forward, dtype):
     assert runtime.capabilities.tree_growth
 
 
+@every_forward
+@pytest.mark.parametrize("name", FAMILIES)
+def test_heads_of_every_family_read_states_as_by_transformers(name, forward):
+    runtime = eagle_by(reading(name, None), forward)
+    check_forward(runtime)
+    check_trees(runtime)
+
+
+def test_settings_that_a_family_does_not_have_are_ignored():
+    model = small_model("llama")
+    model.config.embedding_multiplier = model.config.logits_scaling = 3.0
+    model.config.final_logit_softcapping = 1.0
+    check_forward(quick(model, "cpp"))
+
+
 def test_longrope_shortens_the_context_to_its_first_frequencies():
     """Of 256 tokens to 128, behind which transformers takes the others."""
     runtime = quick(decoder("phi3"), "cpp")
@@ -384,7 +399,7 @@ def test_other_architectures_and_forms_are_not_taken():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     sequence=st.lists(st.integers(3, 60), min_size=2, max_size=90),
     cuts=st.lists(st.integers(1, 89), max_size=8),
@@ -407,7 +422,7 @@ def test_the_kernels_give_the_same_bits_however_tokens_are_divided(name, dtype, 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     prompt=st.lists(st.integers(3, 60), min_size=1, max_size=40),
     parents=st.lists(st.integers(0, 11), min_size=1, max_size=12),
@@ -428,7 +443,7 @@ def test_the_kernels_give_the_same_bits_in_a_tree_as_on_its_paths(name, dtype, p
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     prompt=st.lists(st.integers(3, 60), min_size=1, max_size=40),
     unseen=st.lists(st.integers(3, 60), min_size=1, max_size=MAX_TOKENS),
@@ -466,7 +481,7 @@ widths = st.builds(Drafting, st.none() | st.floats(0.02, 0.6), st.floats(0.005, 
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     prompt=st.lists(st.integers(3, 60), min_size=1, max_size=40),
     unseen=st.lists(st.integers(3, 60), min_size=1, max_size=12),

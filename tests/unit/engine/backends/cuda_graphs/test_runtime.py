@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from decoders import FAMILIES, decoder
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.engine import loop
 from draftrank.engine.backends.cuda_graphs import runtime as captured_runtime
@@ -156,6 +157,55 @@ def test_forwards_equal_those_of_transformers(name, dtype):
     assert runtime.length == 84
     runtime.reset()
     close(runtime.forward(text[:5]), wanted[:5], dtype)
+
+
+def family(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A model of two heads of a size that the kernels know, a quarter of it rotated where a family allows that."""
+    settings = {"hidden_size": 64, "intermediate_size": 40, "num_attention_heads": 2}
+    settings["num_key_value_heads"] = 2 if name == "olmo2" else 1
+    if name in ("gemma", "gemma2", "gemma3", "qwen3"):
+        settings["head_dim"] = 32
+    if name in ("gemma2", "gemma3", "mistral", "qwen2", "smollm3"):
+        settings["sliding_window"] = 64
+    if name == "phi3":
+        settings["rope_parameters"] = {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "partial_rotary_factor": 0.25,
+        }
+    return decoder(name, layers=2, **settings).to(DEVICE, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("granite", "olmo2") else pytest.param(name, marks=at_night)
+        for name in FAMILIES
+        if name not in NAMES
+    ],
+)
+def test_every_family_is_computed_as_by_transformers(name, dtype):
+    made = family(name, dtype)
+    made.set_attn_implementation("eager")
+    runtime = captured(copy.deepcopy(made))
+    close(runtime.forward(TEXT[:6]), expected(made, TEXT[:6]), dtype)
+    if CUDA or name not in ("granite", "olmo2"):
+        check_forward(runtime)
+        check_trees(runtime)
+
+
+def test_what_the_kernels_do_not_know_is_not_taken():
+    """LongRoPE, heads of another size than a power of two, capped logits of a trimmed head."""
+    two = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    long = decoder("phi3").config.rope_parameters | {"partial_rotary_factor": 0.125}
+    assert CudaGraphsRuntime.fits(family("phi3"))
+    for made in (
+        decoder("phi3", hidden_size=64, rope_parameters=long, **two),
+        decoder("llama", hidden_size=96, **two),
+        trimmed(family("gemma2")),
+    ):
+        assert not CudaGraphsRuntime.fits(made)
 
 
 @pytest.mark.skipif(not CUDA, reason="numpy's products, by which Triton interprets, depend on a row's place")
