@@ -7,9 +7,11 @@ from datetime import datetime
 
 import pytest
 from safetensors.torch import load_file
+from tokenizers import pre_tokenizers
 from transformers.utils import chat_template_utils
 
 from draftrank import Store, Workspace, build_boards, run, summarise, verify
+from draftrank.board.remarks import remarks_on
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.engine.backends.transformers import runtime as torch_runtime
 from draftrank.engine.backends.transformers.attention import NAME
@@ -20,8 +22,9 @@ from draftrank.models import prompting
 from draftrank.models.loading import load_tokenizer
 from draftrank.progress import SilentProgress
 from draftrank.store.bundle import publish
-from models import ARCHITECTURES, save_small_target, small_tokenizer
+from models import ARCHITECTURES, save_small_target, small_model, small_tokenizer
 from tiny_workspace import write_tiny_workspace
+from vocabularies import byte_level
 from workspaces import PROMPTS, RECIPE, plain_request, write_prompts
 
 DRAFTS = ["early-exit", "int8", "ngram", "shallow"]
@@ -114,6 +117,54 @@ def test_a_session_notes_which_tokens_of_its_outputs_a_trimmed_head_does_not_kno
     assert builds["shallow"].unknown_tokens is None
     (task,) = next(arm for arm in summarise(result).arms if arm.arm.id == "trimmed").tasks
     assert task.known_share == sum(token in known for token in said) / len(said)
+
+
+LETTERS = [*"abcdefghijklmnoprstuwy", *sorted(pre_tokenizers.ByteLevel.alphabet())[-128:]]
+
+
+@pytest.mark.parametrize("way", ["token_intersection", "string_match"])
+def test_a_draft_with_another_vocabulary_is_measured_and_its_row_says_what_it_can_propose(
+    workspace_root, way
+):
+    tokenizer = byte_level((("b", "a"), ("e", "r")), letters=LETTERS)
+    small_model("llama", layers=1, vocabulary=len(tokenizer)).save_pretrained(
+        workspace_root / "models" / "other"
+    )
+    tokenizer.save_pretrained(workspace_root / "models" / "other")
+    draft = f"""kind: draft_model
+  vocabulary: {way}
+  steps:
+    - {{kind: pretrained, licence: MIT, source: {{kind: local, path: models/other}}}}"""
+    text = RECIPE.replace("id: ngram", "id: other").replace("kind: ngram\n  max_ngram: 3", draft)
+    (workspace_root / "drafts" / "tiny" / "other.yaml").write_text(text)
+    workspace = Workspace.open(workspace_root)
+    with Store.open(workspace.store_url) as store:
+        result = run(workspace, plain_request("tiny", drafts=("other",)), store)
+        with pytest.raises(InvalidInputError, match="the target's vocabulary"):
+            run(workspace, plain_request("tiny", drafts=("other",), references=("assisted",)), store)
+    (arm,) = [one for one in result.session.arms if one.id == "other"]
+    assert arm.failure is None
+    assert {(entry.part, entry.tokens) for entry in arm.latencies} >= {("draft", 1), ("target", 4)}
+    # The draft has some of the 256 bytes and other merges: with text it can say all tokens of these bytes.
+    target, own = load_tokenizer(workspace_root / "models" / "tiny"), tokenizer.get_vocab()
+    texts = {
+        piece: token for piece, token in target.get_vocab().items() if token not in target.all_special_ids
+    }
+    sayable = {
+        token
+        for piece, token in texts.items()
+        if piece in own or (way == "string_match" and set(piece) <= own.keys())
+    }
+    assert arm.draft.vocabulary_share == len(sayable) / len(target)
+    outputs = {(t.arm, *t.cell): t.token_ids for t in result.trials}
+    assert all(ids == outputs["baseline", *cell] for (name, *cell), ids in outputs.items() if name == "other")
+    said = {token for t in result.trials if t.arm == "baseline" for token in t.token_ids}
+    assert arm.draft.unknown_tokens == tuple(sorted(said - sayable))
+    summary = summarise(result)
+    remarks = remarks_on(summary, next(one for one in summary.arms if one.arm.id == "other"))
+    assert any(
+        f"can propose {len(sayable) / len(target):.1%} of the target's vocabulary" in one for one in remarks
+    )
 
 
 def test_a_second_run_measures_nothing(workspace_root):

@@ -27,7 +27,8 @@ def keep_draft(
         The description and the file of weights.
 
     Raises:
-        InvalidInputError: target or draft are unknown, or the draft has no weights of its own.
+        InvalidInputError: target or draft are unknown, or the draft has no weights of its own, or another
+            vocabulary.
         BuildError: it cannot be built, or its weights or its text take too much room.
         MissingDataError: the target cannot be had.
     """
@@ -36,6 +37,12 @@ def keep_draft(
     if not recipe.draft.has_weights:
         raise InvalidInputError.single(
             f"the draft {draft!r} has no weights of its own", field="draft", fix="it needs no keeping"
+        )
+    if recipe.draft.vocabulary_mode != "same":
+        raise InvalidInputError.single(
+            f"the draft {draft!r} has a vocabulary of its own, and kept weights are completed by the target's",
+            field="draft",
+            fix="build it from its recipe, or share built drafts (DRAFTRANK_SHARED)",
         )
     from draftrank.building.kept_drafts import keep, keep_hashes  # loads torch: wrong names fail before
     from draftrank.building.pipeline import build_draft, write_text

@@ -245,3 +245,38 @@ def test_published_recipes_keep_their_identity():
         for build in builds:
             recipe = Recipe.model_validate(build["recipe"], strict=False)
             assert recipe.content_sha256() == build["recipe_sha256"]
+
+
+PRETRAINED = """kind: draft_model
+  vocabulary: string_match
+  steps:
+    - {kind: pretrained, licence: MIT, source: SOURCE}
+"""
+
+
+def test_a_ready_made_model_may_be_a_declared_target(tmp_path):
+    """It is then the model that the target's file names, whatever the target is called."""
+    workspace = Workspace.open(write_workspace(tmp_path))
+    path = tmp_path / "drafts" / "tiny" / "other.yaml"
+
+    def recipe(source):
+        draft = PRETRAINED.replace("SOURCE", source)
+        path.write_text(
+            RECIPE.replace("id: ngram", "id: other").replace("kind: ngram\n  max_ngram: 3\n", draft)
+        )
+        return workspace.recipe("tiny", "other")
+
+    named, written = recipe("tiny"), recipe("{kind: local, path: models/tiny}")
+    assert named.content_sha256() == written.content_sha256()
+    assert named.draft.steps[0].source == workspace.target("tiny").source
+    target = tmp_path / "drafts" / "tiny" / "target.yaml"
+    recipe("tiny")
+    assert target in workspace.files_of_recipe("tiny", "other")
+    with pytest.raises(InvalidInputError, match=r"there is no target 'another'.*one of tiny"):
+        recipe("another")
+    with pytest.raises(InvalidInputError, match=r"source.*path"):
+        recipe("{kind: local}")
+    with pytest.raises(InvalidInputError, match="a folder or a GGUF file"):
+        recipe("{kind: inline, prompts: [{turns: [x]}]}")
+    with pytest.raises(InvalidInputError, match=r"steps.0.*source"):
+        recipe("7")

@@ -426,12 +426,12 @@ def test_a_draft_page_tells_how_much_of_each_task_its_head_knows(out):
     (remark,) = row.remarks
     assert "knows only 80.0 % in math to 88.9 % in chat of the tokens that the target writes" in remark
     assert remark in pages["small"]
-    assert "Tokens its head knows" in pages["small"]
-    assert "Tokens its head knows" not in pages["whole"]
+    assert "Tokens it can propose" in pages["small"]
+    assert "Tokens it can propose" not in pages["whole"]
     row, pages = shown(())
     assert [task.known_share for task in row.summary.tasks] == [1, 1]
     assert row.remarks == ()
-    assert "Tokens its head knows" in pages["small"]
+    assert "Tokens it can propose" in pages["small"]
 
 
 def test_badges_are_drawings_of_rank_and_speedup(out):

@@ -24,6 +24,7 @@ from draftrank.models.vocabulary import SharedTokens
 from draftrank.models.vocabulary_rows import know_only
 from exact_law import TableRuntime, law, own_law
 from models import small_model
+from proposers import Constant, Steps, check_fresh
 from vocabularies import TEXTS, byte_level, tokenizers_of_all_kinds
 
 KINDS = {name: TokenBytes(tokenizer) for name, tokenizer in tokenizers_of_all_kinds().items()}
@@ -98,6 +99,44 @@ class Script(TableRuntime):
                 logits[self.script[place]] = 9.0
             rows.append(logits)
         return torch.stack(rows)[-(keep or len(tokens)) :]
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    way=st.sampled_from(sorted(WAYS)),
+    pair=st.sampled_from(PAIRS),
+    seed=st.integers(0, 99),
+    text=TEXTS,
+    special=st.booleans(),
+)
+def test_greedy_output_is_the_targets_own(way, pair, seed, text, special):
+    """Random models say anything: bytes that are no text, special tokens, rows beyond the vocabulary."""
+    target, draft = (KINDS[kind] for kind in pair)
+    runtime = random_model(target, seed)
+    vocabulary, drafting = WAYS[way]
+    proposer = proposer_of(
+        vocabulary, target, draft, runtime.vocabulary_size, random_model(draft, seed + 1), drafting
+    )
+    first, *_, last = target.special
+    prompt = (first, *target.encode(text), *((last, first) if special else ()), *target.encode("a"))
+    request = Request(prompt, 16)
+    assert speculative(runtime, proposer, request, 3).token_ids == autoregressive(runtime, request).token_ids
+
+
+@pytest.mark.parametrize(("way", "ours", "theirs"), [(way, *PAIRS[i]) for i, way in enumerate(WAYS)])
+def test_each_proposal_is_that_of_a_draft_that_reads_the_context_anew(way, ours, theirs):
+    target, draft = KINDS[ours], KINDS[theirs]
+    rows, sampler = rows_of(target), Constant(DecodingMode())
+    vocabulary, drafting = WAYS[way]
+
+    def make():
+        return random_model(target, 1), proposer_of(
+            vocabulary, target, draft, rows, random_model(draft, 2), drafting
+        )
+
+    steps = Steps(7, max(target.of_token))
+    found = steps.run(*make(), [*target.encode("ab ca")], sampler, k=4, steps=12)
+    check_fresh(make, found, sampler, thresholds=(0.1, 0.02))
 
 
 LINES = "abab ca.\n\ncaba é ab\nba 你 abc 🙂.\n ab"
