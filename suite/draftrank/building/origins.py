@@ -37,7 +37,11 @@ def take_pretrained(draft: WorkingDraft, source: SourceBase, context: BuildConte
             check_vocabularies(context.target_folder, folder)
     except DraftrankError as error:
         raise BuildError(str(error)) from error
-    stored, most = _stored_parameters(folder), draft.count_parameters()
+    # The target's own file, too, may hold buffers that are no parameters.
+    stored, most = (
+        _stored_parameters(folder),
+        max(draft.count_parameters(), _stored_parameters(context.target_folder)),
+    )
     if stored > most:  # asked before it is loaded: it might not even fit
         raise BuildError(
             f"it has {stored:,} parameters and the target {most:,}: a draft that is larger than its target gains nothing"

@@ -232,3 +232,14 @@ def test_a_gguf_file_is_taken(make_target, make_recipe, tmp_path):
     with torch.inference_mode():
         found = load_model(built.folder, "fp32", "cpu")(IDS).logits
         torch.testing.assert_close(found, model(IDS).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_as_large_as_the_target_is_taken_though_its_file_holds_more_than_parameters(
+    make_target, make_recipe, tmp_path
+):
+    target, folder = make_target("deepseek_v3")  # its routers' biases are buffers
+    shutil.copytree(folder.path, tmp_path / "other")
+    step = {"kind": "pretrained", "licence": "MIT", "source": {"kind": "local", "path": "other"}}
+    fetch = FetchContext(tmp_path / "cache", (tmp_path,))
+    built = build_draft(make_recipe(step), target, folder, cache=tmp_path / "cache", fetch=fetch)
+    assert built.parameters == folder.parameters
