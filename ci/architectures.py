@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 import warnings
@@ -72,6 +73,8 @@ DRAFTS: dict[str, dict[str, Any]] = {
 BACKENDS = ("transformers", "cpp", "cuda-graphs")
 COLUMNS = (*BACKENDS, *DRAFTS)
 REQUEST = Request(prompt=tuple(range(3, 15)), max_new_tokens=20)
+_BUILT = re.compile(r" /\S*/drafts/[0-9a-f]{64}")
+"""The folder of a draft, which another run has elsewhere."""
 FAILED = "FAILED: "
 """Begins what was not refused in words."""
 
@@ -155,7 +158,7 @@ def outcome(run: Callable[[], None]) -> str | None:
     try:
         run()
     except DraftrankError as error:
-        told, cause = " ".join(str(error).split()), error.__cause__
+        told, cause = _BUILT.sub("", " ".join(str(error).split())), error.__cause__
         unforeseen = not isinstance(cause, DraftrankError) and f"failed: {type(cause).__name__}:" in told
         return f"{FAILED}{told}" if unforeseen else told
     except Exception as error:  # noqa: BLE001  # what was not foreseen is what the table shows

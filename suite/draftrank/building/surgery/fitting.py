@@ -84,7 +84,13 @@ def require_heads(shape: Architecture, model: PreTrainedModel) -> None:
             matrix(attention.get_submodule(name)).shape[0]
             for name in (block.queries, block.keys, block.values)
         ]
-        if found != [heads * size, groups * size, groups * size] or len(block.attention_matrices) != 4:
+        others = {
+            parameter.numel()
+            for name, parameter in attention.named_parameters()
+            if name.split(".")[0] not in block.attention_matrices
+        }
+        whole = found == [heads * size, groups * size, groups * size] and others <= {size}
+        if not whole or len(block.attention_matrices) != 4:
             raise BuildError(
                 f"the attention of {kind} has more than queries, keys and values of each head: use prune_ffn or drop_layers"
             )

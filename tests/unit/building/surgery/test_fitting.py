@@ -49,6 +49,7 @@ def test_the_size_of_the_feed_forward_network_is_found_in_the_configuration(name
         (require_heads, "phi3", "by one matrix"),
         (require_heads, "deepseek_v3", r"latent vector \(MLA\)"),
         (require_heads, "lfm2", "not attention over a KV cache"),
+        (require_heads, "gpt_oss", "more than queries, keys and values of each head"),
         (require_heads, "gpt_neo", "derives the size of a head"),
         (require_hidden, "jais2", "centres its norms"),
     ],
