@@ -40,7 +40,11 @@ def take_pretrained(draft: WorkingDraft, source: SourceBase, context: BuildConte
             f"its vocabulary differs from the target's in {len(differing)} tokens, first {differing[0]!r}: "
             "use a model with the target's tokenizer"
         )
-    stored, most = _stored_parameters(folder), draft.count_parameters()
+    # the target's own file, too, holds buffers that are no parameters
+    stored, most = (
+        _stored_parameters(folder),
+        max(draft.count_parameters(), _stored_parameters(context.target_folder)),
+    )
     if stored > most:  # asked before it is loaded: it might not even fit
         raise BuildError(
             f"it has {stored:,} parameters and the target {most:,}: a draft that is larger than its target gains nothing"

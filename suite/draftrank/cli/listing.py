@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from draftrank.catalog.architectures import ran_on_families
 from draftrank.cli.options import JsonOption, TargetOption, WorkspaceOption
 from draftrank.cli.output import out, print_json, print_problems, print_table
 
@@ -23,6 +24,7 @@ class What(StrEnum):
     steps = "steps"
     proposers = "proposers"
     sources = "sources"
+    architectures = "architectures"
 
 
 def list_(
@@ -31,13 +33,16 @@ def list_(
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """List drafts, corpora, targets, tasks and suites, or the kinds of steps, proposers and sources there are.
+    """List drafts, corpora, targets, tasks and suites, the kinds of steps, proposers and sources there are, or what runs
+    on which family of models.
 
     [bold]Example:[/bold] draftrank list steps
     """
     rows: list[dict[str, Any]]
     if what in (What.steps, What.proposers, What.sources):
         rows = _kinds(what)
+    elif what is What.architectures:
+        rows = _architectures()
     else:
         from draftrank.catalog.workspace import Workspace
 
@@ -99,6 +104,8 @@ def list_(
                 for one in checked.suites
             ]
     _print_rows(rows)
+    if json and what is What.architectures:  # the reasons, too, which fill no table
+        rows = [{"family": name, **cells} for name, cells in ran_on_families().items()]
     if json:
         print_json({what.value: rows})
 
@@ -116,6 +123,17 @@ def _kinds(what: What) -> list[dict[str, Any]]:
             row |= {"cost": loaded.cost, "architectures": loaded.architectures, "source": loaded.paper}
         rows.append({**row, "fields": ", ".join(knobs)})
     return rows
+
+
+def _architectures() -> list[dict[str, Any]]:
+    return [
+        {
+            "family": name,
+            "runs": ", ".join(column for column, reason in cells.items() if reason is None),
+            "does_not": ", ".join(column for column, reason in cells.items() if reason is not None),
+        }
+        for name, cells in ran_on_families().items()
+    ]
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:

@@ -308,7 +308,8 @@ def quantize_linear_layers(model: nn.Module, keep_precise: Sequence[str] = ()) -
     """Replaces linear layers by their dynamic int8 form, in place: int8 weights with one scale per
     output channel, activations quantized per forward.
 
-    A head that shares the embedding's weight gets its own int8 copy; the embedding stays fp32.
+    A head that shares the embedding's weight gets its own int8 copy; the embedding stays fp32. Matrices
+    whose weights the model's code reads by itself, as in state-space layers, stay as they are.
 
     Args:
         model: an fp32 model.
@@ -328,13 +329,48 @@ def quantize_linear_layers(model: nn.Module, keep_precise: Sequence[str] = ()) -
     for name, module in list(model.named_modules()):
         if is_transposed(module):
             replace_module(model, name, unfolded(module))
+    read = _read_directly(model)
     chosen = {
         name: per_channel_dynamic_qconfig
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not name.endswith(tuple(keep_precise))
+        if isinstance(module, nn.Linear) and module not in read and not name.endswith(tuple(keep_precise))
     }
     with quiet_transformers():
         quantize_dynamic(model, chosen, dtype=torch.qint8, inplace=True)  # type: ignore[no-untyped-call]
+
+
+@torch.inference_mode()
+def _read_directly(model: nn.Module) -> set[nn.Module]:
+    """Linear layers whose weight something else than their own forward reads while the model runs."""
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    running: set[nn.Module] = set()
+    found: set[nn.Module] = set()
+
+    def enter(module: nn.Module, _arguments: object) -> None:
+        running.add(module)
+
+    def leave(module: nn.Module, _arguments: object, _output: object) -> None:
+        running.discard(module)
+
+    def spy(module: nn.Module, name: str) -> object:
+        if name == "weight" and module not in running:
+            found.add(module)
+        return nn.Module.__getattr__(module, name)
+
+    handles = [
+        hook
+        for one in linear
+        for hook in (one.register_forward_pre_hook(enter), one.register_forward_hook(leave))
+    ]
+    nn.Linear.__getattr__ = spy  # type: ignore[method-assign, assignment]
+    try:
+        ids = torch.zeros(1, 8, dtype=torch.int64, device=next(model.parameters()).device)
+        model(ids, use_cache=False)
+    finally:
+        del nn.Linear.__getattr__
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 def _shape(module: nn.Module) -> tuple[int, int]:

@@ -91,7 +91,7 @@ def parts_of(layer: nn.Module, hidden: int) -> Block:
         name for name, module in layer.named_modules() if is_matrix(module) and not _inside(layer, name)
     ]
     mixer = _mixer(layer, matrices)
-    network = _feed_forward(layer, mixer)
+    network = _feed_forward(layer, matrices, mixer)
     attention = _attention(layer, mixer, matrices, hidden)
     attended = {_joined(attention.attention, name) for name in attention.attention_matrices}
     within = None if mixer is None else _joined(mixer, "")
@@ -187,17 +187,16 @@ def _attention(layer: nn.Module, mixer: str | None, matrices: list[str], hidden:
     )
 
 
-def _feed_forward(layer: nn.Module, mixer: str | None) -> str:
+def _feed_forward(layer: nn.Module, matrices: list[str], mixer: str | None) -> str:
     for name, child in layer.named_children():
         named = _FEED_FORWARD.search(name) or _FEED_FORWARD_CLASS.search(type(child).__name__)
-        if named and name != mixer and not is_norm(child) and _has_weights(child):
+        # quantized matrices are no parameters, and stacked experts no matrices
+        multiplies = any(one.startswith(f"{name}.") for one in matrices) or any(
+            True for _ in child.parameters()
+        )
+        if named and name != mixer and not is_norm(child) and multiplies:
             return name
     return ""
-
-
-def _has_weights(module: nn.Module) -> bool:
-    """Also such that are no parameters, as torch keeps those of int8 layers."""
-    return any(True for _ in module.parameters()) or any(is_matrix(part) for part in module.modules())
 
 
 def _network_parts(layer: nn.Module, attention: Block, network: str, rest: list[str]) -> Block:

@@ -82,3 +82,14 @@ def test_a_model_that_is_larger_than_the_target_is_refused_before_it_is_loaded(
             cache=tmp_path / "cache",
             fetch=FetchContext(tmp_path / "cache", (tmp_path,)),
         )
+
+
+def test_a_model_as_large_as_the_target_is_taken_though_its_file_holds_more_than_parameters(
+    make_target, make_recipe, tmp_path
+):
+    target, folder = make_target("deepseek_v3")  # its routers' biases are buffers
+    shutil.copytree(folder.path, tmp_path / "other")
+    step = {"kind": "pretrained", "licence": "MIT", "source": {"kind": "local", "path": "other"}}
+    fetch = FetchContext(tmp_path / "cache", (tmp_path,))
+    built = build_draft(make_recipe(step), target, folder, cache=tmp_path / "cache", fetch=fetch)
+    assert built.parameters == folder.parameters

@@ -11,6 +11,7 @@ from draftrank.errors import BuildError
 from draftrank.models import discovery
 from draftrank.models.architecture import Architecture
 from draftrank.models.discovery import NormRule, norm_rule
+from draftrank.models.forms import quantize_linear_layers
 from models import EVERY_FAMILY, small_model
 
 IDS = torch.arange(3, 43).reshape(2, 20)
@@ -109,6 +110,22 @@ def test_a_view_of_the_first_layers_runs_them_alone(name):
     view = shape.first_layers(model, 2)
     torch.testing.assert_close(view(IDS, use_cache=False).logits, without_layer(model, shape, 2))
     assert torch.equal(model(IDS, use_cache=False).logits, before)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.inference_mode()
+def test_every_family_is_quantized(name):
+    model = small_model(name)
+    own = model(IDS, use_cache=False).logits
+    quantize_linear_layers(model)
+    found = model(IDS, use_cache=False).logits
+    if name not in (
+        "mamba",
+        "mamba2",
+        "falcon_mamba",
+    ):  # their code reads the weights of all but the smallest
+        assert not torch.equal(found, own)
+    assert torch.cosine_similarity(found, own, -1).mean() > 0.7
 
 
 @pytest.mark.parametrize(

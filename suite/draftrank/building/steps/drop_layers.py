@@ -29,7 +29,7 @@ class DropLayers(StepBase):
     cost: ClassVar[str] = (
         "seconds (`loss`: minutes); time and memory fall with depth, agreement nearly to nothing"
     )
-    architectures: ClassVar[str] = "all; not GPT-2 models that scale attention by the layer's index"
+    architectures: ClassVar[str] = "all but those that compute by the layer's index (MiniMax)"
 
     kind: Literal["drop_layers"]
     keep: Annotated[int, Field(ge=1, le=10_000)] | Annotated[tuple[LayerIndex, ...], Field(min_length=1)]

@@ -25,6 +25,8 @@ class TieLayers(StepBase):
     paper: ClassVar[str] = "ALBERT (arXiv:1909.11942), MobileLLM (arXiv:2402.14905)"
     cost: ClassVar[str] = "seconds; fewer parameters at equal depth, agreement nearly to nothing"
 
+    architectures: ClassVar[str] = "those with layers of one kind"
+
     kind: Literal["tie_layers"]
     blocks: Annotated[int, Field(ge=1, le=10_000)]
     """Number of distinct layers that remain: the layers are split into this many consecutive groups, and each

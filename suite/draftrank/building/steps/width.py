@@ -48,6 +48,8 @@ class WidthStep(StepBase):
 class PruneFfn(WidthStep):
     """Fewer channels in every feed-forward network, where most of a layer's weights are."""
 
+    architectures: ClassVar[str] = "those with dense feed-forward networks of a size of their own"
+
     kind: Literal["prune_ffn"]
     keep_channels: Count
     """Number of channels kept in each layer."""
@@ -74,7 +76,9 @@ class PruneFfn(WidthStep):
 class PruneHeads(WidthStep):
     """Fewer attention heads in every layer: whole query groups, or heads within each group."""
 
-    architectures: ClassVar[str] = "those with separate queries, keys and values; not GPT-2"
+    architectures: ClassVar[str] = (
+        "those with separate matrices of queries, keys and values, and a head size of their own"
+    )
 
     kind: Literal["prune_heads"]
     keep_groups: Count | None = None
@@ -113,7 +117,7 @@ class PruneHeads(WidthStep):
 class PruneHidden(WidthStep):
     """A narrower residual stream: every matrix of the model shrinks, the head included."""
 
-    architectures: ClassVar[str] = "those with RMS norms and a head size of their own; not GPT-2"
+    architectures: ClassVar[str] = "those of `prune_ffn` and `prune_heads` with RMS norms"
 
     kind: Literal["prune_hidden"]
     keep_channels: Count

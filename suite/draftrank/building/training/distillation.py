@@ -51,6 +51,8 @@ from draftrank.models.forms import FEATURES, HiddenStatesForm
 from draftrank.models.loading import DTYPES, DtypeName, compute_dtype, load_model
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from draftrank.building.working_draft import BuildContext, WorkingDraft
 
 CHECKPOINT_S = 30.0
@@ -124,6 +126,19 @@ def distill(spec: Distill, draft: WorkingDraft, context: BuildContext) -> dict[s
     }
 
 
+@torch.inference_mode()
+def _training_dtype(model: PreTrainedModel, device: str) -> DtypeName:
+    """See `compute_dtype`; fp32 where code of the model's family adds tensors of two types under autocast (DBRX)."""
+    dtype = compute_dtype(device)
+    if dtype != "fp32":
+        try:
+            with torch.autocast(device, DTYPES[dtype]):
+                model(torch.zeros(1, 4, dtype=torch.int64, device=device), use_cache=False)
+        except RuntimeError:
+            return "fp32"
+    return dtype
+
+
 class _Trainer:
     """The draft, its target, the optimizer and the text."""
 
@@ -132,8 +147,8 @@ class _Trainer:
         self.corpus = corpus
         self.checkpoint: Path = context.scratch / "checkpoint.pt"
         self.device = context.device
-        self.dtype: DtypeName = compute_dtype(context.device)
         self.draft = draft.model.eval()
+        self.dtype: DtypeName = _training_dtype(self.draft, context.device)
         self.shape = draft.architecture
         self.target = load_model(context.target_folder, self.dtype, context.device)
         self.target_shape = Architecture.of(self.target)

@@ -95,6 +95,12 @@ def test_it_works_in_bf16_too(make_context, make_draft, monkeypatch, architectur
     assert {parameter.dtype for parameter in draft.model.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize(("name", "dtype"), [("llama", "bf16"), ("dbrx", "fp32")])
+def test_a_family_that_cannot_train_in_bf16_does_in_fp32(monkeypatch, name, dtype):
+    monkeypatch.setattr(distillation, "compute_dtype", lambda _: "bf16")
+    assert distillation._training_dtype(small_model(name), "cpu") == dtype
+
+
 @pytest.mark.parametrize("train_head", [False, True])
 def test_the_head_is_trained_only_if_asked(make_context, make_draft, train_head):
     context = make_context()

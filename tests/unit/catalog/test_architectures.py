@@ -1,0 +1,59 @@
+"""The table of what runs on which family is the one that its script makes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from draftrank.catalog.architectures import FILE, ran_on_families
+from draftrank.kinds import STEPS
+from models import EVERY_FAMILY
+
+ROOT = Path(__file__).parents[3]
+FAMILIES = ran_on_families()
+UNMENDED = {"falcon-alibi"}
+"""Families of which the table shows failures: batches cannot be generated with Falcon's biases by distance."""
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("architectures", ROOT / "ci" / "architectures.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_shows_the_table_and_what_failed_is_known(script):
+    assert script.PAGE.read_text() == script.page(FAMILIES), "run: python ci/architectures.py"
+    assert set(FAMILIES) <= set(EVERY_FAMILY)
+    assert len(FAMILIES) >= 40
+    columns = json.loads(FILE.read_text())["columns"]
+    assert columns == list(script.COLUMNS)
+    assert set(STEPS) - set(columns) == {"write_gguf"}
+    assert all(list(cells) == columns for cells in FAMILIES.values())
+    failed = {
+        name
+        for name, cells in FAMILIES.items()
+        if any(reason and reason.startswith(script.FAILED) for reason in cells.values())
+    }
+    assert failed == UNMENDED
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_cell_is_what_running_it_gives(script, name, tmp_path):
+    family = script.Family(name, tmp_path)
+    found = {column: script.outcome(lambda column=column: family.run(column)) for column in script.COLUMNS}
+    ran = {column for column, reason in found.items() if reason is None}
+    assert ran == {column for column, reason in FAMILIES[name].items() if reason is None}
+
+
+def test_what_is_not_refused_in_words_is_shown_as_failed(script):
+    def fall():
+        raise KeyError("layer")
+
+    assert script.outcome(fall) == "FAILED: KeyError: 'layer'"
+    assert script.outcome(lambda: None) is None
