@@ -96,7 +96,9 @@ def _times(part, matrix, outputs, columns, made, WIDTH: tl.constexpr, LAST: tl.c
 @triton.jit
 def _capped(x, cap):
     """cap · tanh(x / cap)"""
-    return cap * (2.0 * tl.sigmoid(2.0 * x / cap) - 1.0)
+    rest = tl.exp(-2.0 * tl.abs(x) / cap)  # never large
+    most = cap * (1.0 - rest) / (1.0 + rest)
+    return tl.where(x < 0, -most, most)
 
 
 @triton.jit

@@ -161,7 +161,12 @@ def test_forwards_equal_those_of_transformers(name, dtype):
 
 def family(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A model of two heads of a size that the kernels know, a quarter of it rotated where a family allows that."""
-    settings = {"hidden_size": 64, "intermediate_size": 40, "num_attention_heads": 2}
+    settings = {
+        "hidden_size": 64,
+        "intermediate_size": 40,
+        "num_attention_heads": 2,
+        "initializer_range": 0.15,
+    }
     settings["num_key_value_heads"] = 2 if name == "olmo2" else 1
     if name in ("gemma", "gemma2", "gemma3", "qwen3"):
         settings["head_dim"] = 32
