@@ -195,6 +195,11 @@ def _feed_forward(layer: nn.Module, mixer: str | None) -> str:
     return ""
 
 
+def _has_weights(module: nn.Module) -> bool:
+    """Also such that are no parameters, as torch keeps those of int8 layers."""
+    return any(True for _ in module.parameters()) or any(is_matrix(part) for part in module.modules())
+
+
 def _network_parts(layer: nn.Module, attention: Block, network: str, rest: list[str]) -> Block:
     """Adds the feed-forward network to the attention."""
     prefix = _joined(network, "")
