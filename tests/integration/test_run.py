@@ -616,10 +616,12 @@ def test_other_architectures_are_measured_with_text_matching_drafts(tmp_path, ar
 
 
 def test_a_session_whose_target_is_not_computed_as_transformers_does_does_not_start(tmp_path, monkeypatch):
+    """Attention leaves the sinks out, and there is no other way of computing it."""
     workspace = Workspace.open(write_tiny_workspace(tmp_path, "gpt_oss"))
     monkeypatch.setattr(
         torch_runtime, "use_grouped_attention", lambda model: model.set_attn_implementation(NAME)
     )
+    monkeypatch.setattr(torch_runtime.TransformersRuntime, "compute_otherwise", lambda _: False)
     with Store.open(workspace.store_url) as store:
         with pytest.raises(
             UnsupportedModelError,
@@ -627,6 +629,19 @@ def test_a_session_whose_target_is_not_computed_as_transformers_does_does_not_st
         ):
             run(workspace, plain_request("tiny", drafts=("ngram",)), store)
         assert not store.sessions()
+
+
+def test_a_model_that_is_not_computed_as_transformers_does_is_computed_by_its_own_attention(
+    tmp_path, monkeypatch
+):
+    workspace = Workspace.open(write_tiny_workspace(tmp_path, "gpt_oss"))
+    monkeypatch.setattr(
+        torch_runtime, "use_grouped_attention", lambda model: model.set_attn_implementation(NAME)
+    )
+    with Store.open(workspace.store_url) as store:
+        result = run(workspace, plain_request("tiny", drafts=("ngram",)), store)
+    (arm,) = (arm for arm in summarise(result).arms if arm.arm.kind == "draft")
+    assert (arm.arm.failure, arm.fidelity.status) == (None, "identical")
 
 
 def test_a_draft_that_is_not_computed_as_transformers_does_is_a_failed_arm(workspace_root, monkeypatch):

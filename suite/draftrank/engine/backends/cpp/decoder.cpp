@@ -28,7 +28,7 @@
 #endif
 
 // Whether one instruction multiplies two matrices of bf16 numbers (AMX), and this process may use it: `library.py` asks.
-#if defined(DRAFTRANK_MAY_TILE) && defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(DRAFTRANK_PAIRS)
+#if defined(MAY_TILE) && defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(DRAFTRANK_PAIRS)
 #define DRAFTRANK_TILES
 #endif
 

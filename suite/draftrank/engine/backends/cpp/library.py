@@ -280,7 +280,7 @@ def normed(vectors: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 
 def _compiled(chosen: str) -> Path:
-    flags = (*FLAGS, "-DDRAFTRANK_MAY_TILE") if _may_tile() else FLAGS
+    flags = (*FLAGS, "-DMAY_TILE") if _may_tile() else FLAGS
     made_from = [SOURCE.read_bytes(), " ".join(flags).encode(), _run([chosen, "--version"]), _processor()]
     folder = _folder()
     file = folder / f"decoder-{sha256(b'|'.join(made_from)).hexdigest()[:16]}.so"

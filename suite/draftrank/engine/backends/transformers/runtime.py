@@ -15,7 +15,7 @@ import torch
 from draftrank.engine.backends.base import Capabilities, Runtime, check_exit, check_layers
 from draftrank.engine.backends.hidden_states import FINAL, KeptStates
 from draftrank.engine.backends.kv_cache import RollbackCache
-from draftrank.engine.backends.transformers.attention import LIBRARY, NAME, use_grouped_attention
+from draftrank.engine.backends.transformers.attention import NAME, use_grouped_attention
 from draftrank.engine.backends.transformers.snapshot_cache import SnapshotCache, cache_for
 from draftrank.errors import UnsupportedModelError
 from draftrank.models.architecture import Architecture
@@ -80,7 +80,9 @@ class TransformersRuntime(Runtime):
             trees=kept, hidden_states=True, layer_outputs=True, first_layers=kept
         )
         attention = model.config._attn_implementation
-        attentions = (NAME, LIBRARY) if attention == NAME else (attention,)
+        attentions = (
+            (NAME, model.get_correct_attn_implementation(None)) if attention == NAME else (attention,)
+        )
         self._ways = iter([*product(attentions, (False,) if kept else (False, True))][1:])
         self._states = KeptStates(int(config.hidden_size), self._device)
 
