@@ -12,6 +12,7 @@ from draftrank.catalog.workspace import Workspace
 from draftrank.errors import InvalidInputError, MissingDataError, UnsupportedModelError
 from draftrank.jobs.session import build
 from draftrank.models.description import UNKNOWN_LICENCE, describe_model
+from draftrank.models.target_folder import ensure_target
 from draftrank.progress import SilentProgress
 from draftrank.workflows import first_recipes as recipes_module
 from draftrank.workflows.new_target import target_from_folder, target_from_hub
@@ -125,6 +126,19 @@ def test_without_a_commit_that_of_main_is_pinned_and_the_file_says_so(workspace,
     target = workspace.target("new")
     assert target.source.revision == COMMIT
     assert "the commit that `main` named when it was declared" in target.description
+
+
+def test_a_declared_repository_is_fetched_without_copies_of_its_weights(workspace, hub):
+    hub.hold(**CHAT)
+    (hub.folder / "original").mkdir()
+    for name in ("consolidated.safetensors", "original/model.safetensors", "pytorch_model.bin", "run.py"):
+        (hub.folder / name).write_text("another program's")
+    declare(workspace)
+    folder = ensure_target(workspace.target("new"), workspace.fetch_context()).path
+    assert folder.name == COMMIT
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    assert "model.safetensors" in names
+    assert not [name for name in names if name.startswith(("consolidated", "original", "pytorch", "run"))]
 
 
 @pytest.mark.parametrize(
