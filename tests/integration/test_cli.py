@@ -76,7 +76,7 @@ def test_json_is_the_last_line_of_every_command(measured_root):
         "build": ({"drafts"}, ["tiny", "-d", "ngram"]),
         "list": ({"drafts"}, []),
         "check": ({"files", "rewritten", "problems"}, []),
-        "new": ({"file"}, ["task", "ours"]),
+        "new": ({"file", "files", "open_questions"}, ["task", "ours"]),
         "board": ({"rows", "boards", "schema_version"}, []),
         "show": ({"session", "arms"}, ["ngram"]),
         "compare": ({"session", "tasks"}, ["ngram", "baseline"]),
@@ -147,6 +147,12 @@ WRONG_USE = [
     (["new", "draft", "x", "--target", "huge"], "there is no target 'huge'"),
     (["new", "draft", "x", "--author", "two\nlines"], "cannot be an author's name"),
     (["new", "task", "small"], "exists already"),
+    (["new", "task", "x", "--from-hub", "a/b"], "takes one of --from-hub and --from-folder"),
+    (["new", "target", "x"], "takes one of --from-hub and --from-folder"),
+    (["new", "target", "x", "--from-hub", "a/b", "--from-folder", "c"], "takes one of --from-hub"),
+    (["new", "target", "x", "--from-hub", "a"], "'a' is no repository of the hub"),
+    (["new", "target", "tiny", "--from-hub", "a/b"], "exists already"),
+    (["new", "target", "x", "--from-folder", "nowhere"], "is not a folder"),
     (["board", "--target", "huge"], "there is no target 'huge'"),
     (["board", "--suite", "nope"], "there is no suite 'nope'"),
     (["show", "nope"], "no result is called 'nope'"),
@@ -338,6 +344,30 @@ def test_new_declarations_pass_their_check_and_are_listed(root):
     assert checked.code == 0, checked.err
     assert {*names, "ngram"} == {row["draft"] for row in drafts.json["drafts"]}
     assert {*names, "small"} == {row["task"] for row in tasks.json["tasks"]}
+
+
+def test_a_target_from_a_folder_is_declared_and_lists_what_it_leaves_open(measured_root):
+    started, checked, listed = several(
+        measured_root,
+        ["new", "target", "again", "--from-folder", "models/tiny", "--json"],
+        ["check"],
+        ["list", "--target", "again", "--json"],
+    )
+    assert started.code == 0, started.err
+    assert "written: drafts/again/target.yaml" in started.out
+    assert "to be decided: the tokenizer has no chat template" in started.out
+    assert started.json["files"][0] == str(measured_root / "drafts" / "again" / "target.yaml")
+    assert len(started.json["open_questions"]) == started.out.count("to be decided: ")
+    assert checked.code == 0, checked.err
+    assert {row["draft"] for row in listed.json["drafts"]} == {"ngram", "suffix", "early-exit-1"}
+
+
+def test_a_target_of_the_hub_without_a_network_is_a_failure_in_one_sentence(root):
+    (outcome,) = several(root, ["new", "target", "x", "--from-hub", "a/b"], DRAFTRANK_OFFLINE="1")
+    assert outcome.code == 1
+    (line,) = outcome.err.strip().splitlines()[-1:]
+    assert line.startswith("error: a/b@main could not be fetched from the hub")
+    assert "Traceback" not in outcome.err
 
 
 def test_text_of_a_declaration_is_never_markup(root):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from ruamel.yaml import YAML
 
 from draftrank.board.proposers import technique_in_words
 from draftrank.catalog.draft import DraftBase
+from draftrank.catalog.formatting import yaml_text
 from draftrank.catalog.recipe import Draft, Recipe
 from draftrank.measure.records import DraftBuild
 
@@ -46,12 +45,7 @@ def recipe_yaml(recipe: dict[str, Any]) -> str:
     """The recipe as YAML, its fields in the order in which recipes are written."""
     known = [name for name in Recipe.model_fields if name in recipe]
     ordered = {name: recipe[name] for name in [*known, *sorted(recipe.keys() - set(known))]}
-    writer = YAML()
-    writer.width = _LINE_WIDTH
-    writer.indent(mapping=2, sequence=4, offset=2)
-    text = io.StringIO()
-    writer.dump(_kind_first(ordered), text)
-    return text.getvalue()
+    return yaml_text(_kind_first(ordered), _LINE_WIDTH)
 
 
 def _kind_first(value: Any) -> Any:

@@ -10,6 +10,7 @@ import io
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -49,6 +50,16 @@ def canonical_text(text: str, model: type[Declared], schema_path: str) -> str:
         if _same_content(form, text):
             return header + form
     return header + text
+
+
+def yaml_text(content: Any, line_width: int = 4096) -> str:
+    """A value as YAML in block style, fields in the order given."""
+    writer = YAML()
+    writer.width = line_width
+    writer.indent(mapping=2, sequence=4, offset=2)
+    text = io.StringIO()
+    writer.dump(content, text)
+    return text.getvalue()
 
 
 def is_canonical(path: Path, model: type[Declared], schema_folder: Path) -> bool:

@@ -112,10 +112,10 @@ def start_draft(workspace: Workspace, target: str, draft_id: str, author: str) -
     """
     workspace.require_own()
     workspace.target(target)
-    _require(Line, author, "an author's name", "write one line of text")
+    require_text(Line, author, "an author's name", "write one line of text")
     path = workspace.root / "drafts" / target / f"{draft_id}.yaml"
     names = {"id": draft_id, "target": target, "author": author}
-    return _write_new(
+    return write_new(
         path, draft_id, RECIPE.format(**{key: _scalar(text) for key, text in names.items()}), Recipe
     )
 
@@ -126,27 +126,42 @@ def start_corpus(workspace: Workspace, target: str, corpus_id: str) -> Path:
     workspace.target(target)
     path = workspace.root / "drafts" / target / "corpora" / f"{corpus_id}.yaml"
     text = CORPUS.format(id=_scalar(corpus_id), stem=corpus_id, target=_scalar(target))
-    return _write_new(path, corpus_id, text, Corpus)
+    return write_new(path, corpus_id, text, Corpus)
 
 
 def start_task(workspace: Workspace, task_id: str) -> Path:
     """Writes a commented task; returns its path; raises as `start_draft`."""
     workspace.require_own()
     path = workspace.root / "tasks" / f"{task_id}.yaml"
-    return _write_new(path, task_id, TASK.format(id=_scalar(task_id), stem=task_id), Task)
+    return write_new(path, task_id, TASK.format(id=_scalar(task_id), stem=task_id), Task)
 
 
-def _write_new(path: Path, new_id: str, text: str, model: type[Declared]) -> Path:
-    _require(Identifier, new_id, "an id", "use lower-case letters, digits, dots and dashes")
-    if path.exists():
-        raise InvalidInputError.single("exists already", file=str(path), fix="choose another id")
-    path.parent.mkdir(exist_ok=True)
+def write_new(path: Path, new_id: str, text: str, model: type[Declared]) -> Path:
+    """Writes a valid declaration in canonical form; returns its path.
+
+    Raises:
+        InvalidInputError: the id is malformed, or the file exists.
+    """
+    require_new(path, new_id)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, "utf-8")
     format_file(path, model, FOLDER)
     return path
 
 
-def _require(kind: Any, text: str, what: str, fix: str) -> None:
+def require_new(path: Path, new_id: str) -> None:
+    """Refuses an id or a file to write; raises as `write_new`."""
+    require_text(Identifier, new_id, "an id", "use lower-case letters, digits, dots and dashes")
+    if path.exists():
+        raise InvalidInputError.single("exists already", file=str(path), fix="choose another id")
+
+
+def require_text(kind: Any, text: str, what: str, fix: str) -> None:
+    """Refuses a text that is not of a kind of pydantic's.
+
+    Raises:
+        InvalidInputError: it is not; the message names `what` and the fix.
+    """
     try:
         TypeAdapter(kind).validate_python(text)
     except ValidationError:

@@ -11,7 +11,12 @@ from draftrank.catalog.base import RelativePath, Sha256
 from draftrank.catalog.sources.base import FetchContext, SourceBase, check_sha256
 from draftrank.errors import MissingDataError
 
-MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "tokenizer.model", "*.jinja")
+_DESCRIBING = ("*.json", "*.txt", "tokenizer.model", "*.jinja")
+MODEL_FILES = ("*.safetensors", *_DESCRIBING)
+NOT_READ = ("*/*", "consolidated*.safetensors")
+"""Copies of the same weights for other programs (Mistral's, and those in folders): transformers opens none of them."""
+CARD = "README.md"
+"""The model card of a repository."""
 
 
 class HubSource(SourceBase):
@@ -50,13 +55,51 @@ class HubSource(SourceBase):
                 found = Path(hf_hub_download(filename=self.path, **place))
             else:
                 with context.progress.stage(f"fetch {self.repository}"):
-                    found = Path(snapshot_download(allow_patterns=list(MODEL_FILES), **place))
+                    found = Path(
+                        snapshot_download(
+                            allow_patterns=list(MODEL_FILES), ignore_patterns=list(NOT_READ), **place
+                        )
+                    )
         except Exception as error:  # the hub's client raises many kinds; all mean "not to be had now"
-            raise MissingDataError(
-                f"{self.repository}@{self.revision[:8]} could not be fetched from the hub "
-                f"({type(error).__name__}). It needs network access, and a token in HF_TOKEN where "
-                "the repository is gated"
-            ) from error
+            raise _missing(f"{self.repository}@{self.revision[:8]}", error) from error
         if self.path is not None and self.sha256 is not None:
             check_sha256(found, self.sha256, f"{self.repository}/{self.path}")
         return found
+
+
+def fetch_description(repository: str, revision: str, context: FetchContext) -> Path:
+    """Fetches what a model repository says about its model, without its weights: configuration, tokenizer, model card.
+
+    Args:
+        repository: `owner/name` on the hub.
+        revision: a commit, branch or tag.
+        context: where things go and whether anything may be fetched.
+
+    Returns:
+        A folder in the hub's layout; its name is the full commit.
+
+    Raises:
+        MissingDataError: the hub cannot be reached, or has no such repository or revision.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        with context.progress.stage(f"read {repository}"):
+            return Path(
+                snapshot_download(
+                    repository,
+                    revision=revision,
+                    allow_patterns=[*_DESCRIBING, CARD],
+                    ignore_patterns=list(NOT_READ),
+                    local_files_only=context.offline,
+                )
+            )
+    except Exception as error:  # as above
+        raise _missing(f"{repository}@{revision}", error) from error
+
+
+def _missing(what: str, error: Exception) -> MissingDataError:
+    return MissingDataError(
+        f"{what} could not be fetched from the hub ({type(error).__name__}). It needs network access, and a token in "
+        "HF_TOKEN where the repository is gated"
+    )

@@ -60,6 +60,10 @@ class Choice:
         words += [f"ffn{self.ffn_channels}"] if self.ffn_channels else []
         return "-".join(words)
 
+    def fits(self, shape: Shape) -> bool:
+        """Whether it is smaller than the target."""
+        return self.layers < shape.layers and (self.vocabulary or 0) < shape.vocabulary
+
     def in_words(self) -> str:
         """What it is, for a title."""
         layers = f"{self.layers} {'layer' if self.layers == 1 else 'layers'}"
@@ -100,6 +104,13 @@ class Choice:
     def passes_on(self, rung: int) -> int:
         """Passes over the text that a rung adds."""
         return _doubled(rung - 1)
+
+
+FIRST = (
+    Choice(layers=1, eagle=True, vocabulary=8_192, ffn_channels=None),
+    Choice(layers=4, eagle=False, vocabulary=8_192, ffn_channels=None),
+)
+"""What is tried first, as far as the target allows it: what was fastest for others."""
 
 
 def _declared(data: SelfGenerated) -> dict[str, Any]:

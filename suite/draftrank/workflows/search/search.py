@@ -31,7 +31,7 @@ from draftrank.measure.records import SessionResult
 from draftrank.measure.sessions.session import run_session
 from draftrank.measure.summaries.summary import summarise
 from draftrank.progress import Progress, SilentProgress, Stage
-from draftrank.workflows.search.choice import RUNGS, Choice, Shape
+from draftrank.workflows.search.choice import FIRST, RUNGS, Choice, Shape
 from draftrank.workflows.search.clock import Clock
 from draftrank.workflows.search.finalists import finalists
 from draftrank.workflows.search.request import SearchRequest
@@ -44,11 +44,6 @@ TRAINING_SHARE = 0.7
 """Share of the budget after which no training is begun at all: the rest is for measuring."""
 PAYS = 1.005
 """Training on ends when it raises the predicted speedup by less than this factor."""
-_FIRST = (
-    {"layers": 1, "eagle": True, "vocabulary": 8_192, "ffn_channels": 0},
-    {"layers": 4, "eagle": False, "vocabulary": 8_192, "ffn_channels": 0},
-)
-"""What is tried first, as far as the target allows it: what was fastest for others."""
 _MAX_REPEATS = 100
 """So often in a row the optimiser may choose what is known before the search ends."""
 
@@ -231,12 +226,9 @@ class _Seeker:
             load_if_exists=True,
         )
         if not study.trials:
-            for first in _FIRST:
-                if (
-                    first["layers"] < self.training.shape.layers
-                    and first["vocabulary"] < self.training.shape.vocabulary
-                ):
-                    study.enqueue_trial(first)
+            for first in FIRST:
+                if first.fits(self.training.shape):
+                    study.enqueue_trial(asdict(first) | {"ffn_channels": first.ffn_channels or 0})
         return study
 
     def _tell(self, study: Any, trial: Any, one: Tried) -> None:

@@ -1,0 +1,75 @@
+"""The targets that are declared with a source on the hub, checked on tiny models of their families and real depth."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from draftrank.building.working_draft import WorkingDraft
+from draftrank.catalog.workspace import Workspace
+from draftrank.models.architecture_checks import short_logits
+from models import small_model, small_tokenizer
+from workspaces import REPOSITORY
+
+WORKSPACE = Workspace.open(REPOSITORY)
+SHAPES = {
+    "gemma-2-2b-it": ("gemma2", 26),
+    "gpt-oss-20b": ("gpt_oss", 24),
+    "gpt2": ("gpt2", 12),
+    "llama-2-7b-chat": ("llama", 32),
+    "llama-3.1-8b-instruct": ("llama", 32),
+    "llama-3.2-1b-instruct": ("llama", 16),
+    "mistral-7b-instruct-v0.3": ("mistral", 32),
+    "olmo-2-1b": ("olmo2", 16),
+    "olmo-2-1b-instruct": ("olmo2", 16),
+    "phi-3-mini-4k-instruct": ("phi3", 32),
+    "qwen2.5-0.5b-instruct": ("qwen2", 24),
+    "qwen3-0.6b": ("qwen3", 28),
+    "qwen3-1.7b": ("qwen3", 28),
+    "qwen3-4b": ("qwen3", 36),
+    "qwen3-8b": ("qwen3", 36),
+    "smollm2-1.7b-instruct": ("llama", 24),
+}
+"""Family and number of layers of each, by its publisher's configuration."""
+
+
+def test_every_target_of_the_hub_is_known_here_and_has_recipes():
+    of_the_hub = {
+        target.id for target in WORKSPACE.check().targets if type(target.source).__name__ == "HubSource"
+    }
+    assert of_the_hub == set(SHAPES)
+    for target_id, (_, layers) in SHAPES.items():
+        assert f"{layers}-layer" in WORKSPACE.target(target_id).description
+        kinds = {recipe.draft.kind for recipe in recipes_of(target_id)}
+        assert kinds == {"ngram", "suffix", "early_exit", "draft_model"}, target_id
+
+
+def recipes_of(target_id):
+    return [WORKSPACE.recipe(target_id, path.stem) for path in WORKSPACE.recipe_paths(target_id)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "targets"),
+    [(shape, [name for name in SHAPES if SHAPES[name] == shape]) for shape in sorted({*SHAPES.values()})],
+    ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_recipes_fit_their_family_at_its_depth(shape, targets):
+    family, layers = shape
+    for recipe in (recipe for target_id in targets for recipe in recipes_of(target_id)):
+        draft = WorkingDraft(small_model(family, layers=layers), small_tokenizer())
+        found, model = draft.architecture, draft.model
+        if recipe.draft.kind == "early_exit":
+            count = recipe.draft.layers
+            assert count == round(layers / 3)
+            found.require_cut(model, range(count))
+            assert short_logits(found.first_layers(model, count)).isfinite().all()
+        elif recipe.draft.kind == "draft_model":
+            drop, _, read, *trainings = recipe.draft.steps
+            assert {step.kind for step in trainings} == {"distill"}
+            for step in recipe.draft.steps:
+                step.check(draft)
+            ids = torch.arange(3, 11)[None]
+            states = found.states_of_layers(model, ids, read.layers)
+            assert states.shape[1] == 8
+            found.keep_layers(model, drop.keep)  # compares the cut with what the original computes
+            assert model.config.get_text_config().num_hidden_layers == 1
