@@ -30,11 +30,12 @@ from draftrank.catalog.architectures import FILE  # noqa: E402
 from draftrank.catalog.recipe import Recipe  # noqa: E402
 from draftrank.catalog.sources.base import FetchContext  # noqa: E402
 from draftrank.catalog.target import Target  # noqa: E402
+from draftrank.engine.backends.blocks import SUPPORTED  # noqa: E402
 from draftrank.engine.backends.registry import open_runtime  # noqa: E402
 from draftrank.engine.loop import Request, autoregressive, speculative  # noqa: E402
 from draftrank.engine.proposer import ProposerContext  # noqa: E402
-from draftrank.errors import DraftrankError  # noqa: E402
-from draftrank.models.loading import load_model  # noqa: E402
+from draftrank.errors import DraftrankError, IncompatibleDraftError  # noqa: E402
+from draftrank.models.loading import load_model, window_of_folder  # noqa: E402
 from draftrank.models.target_folder import TargetFolder, ensure_target  # noqa: E402
 from models import EVERY_FAMILY, small_model, small_tokenizer  # noqa: E402
 
@@ -73,8 +74,8 @@ DRAFTS: dict[str, dict[str, Any]] = {
 BACKENDS = ("transformers", "cpp", "cuda-graphs")
 COLUMNS = (*BACKENDS, *DRAFTS)
 REQUEST = Request(prompt=tuple(range(3, 15)), max_new_tokens=20)
-_BUILT = re.compile(r" /\S*/drafts/[0-9a-f]{64}")
-"""The folder of a draft, which another run has elsewhere."""
+_BUILT = re.compile(r" /\S*/(drafts/[0-9a-f]{64}|model)(?= )")
+"""The folder of a model, which another run has elsewhere."""
 FAILED = "FAILED: "
 """Begins what was not refused in words."""
 
@@ -98,6 +99,7 @@ class Family:
                     "licence": "MIT",
                     "source": {"kind": "local", "path": "model"},
                     "prompt_format": "completion",
+                    **({} if window_of_folder(root / "model") else {"context_window": 256}),
                 }
             )
         )
@@ -116,6 +118,8 @@ class Family:
     def _run_backend(self, backend: Any) -> None:
         device = "cuda" if backend == "cuda-graphs" and torch.cuda.is_available() else "cpu"
         model = load_model(self._folder.path, "fp32", device)
+        if backend == "cuda-graphs" and device == "cpu" and model.config.model_type in SUPPORTED:
+            raise IncompatibleDraftError("it needs a GPU, and the table was made on a machine without one")
         decoded = autoregressive(open_runtime(model, backend), REQUEST)
         own = load_model(self._folder.path, "fp32", device)
         ids = list(REQUEST.prompt)
@@ -159,7 +163,7 @@ def outcome(run: Callable[[], None]) -> str | None:
         run()
     except DraftrankError as error:
         told, cause = _BUILT.sub("", " ".join(str(error).split())), error.__cause__
-        unforeseen = not isinstance(cause, DraftrankError) and f"failed: {type(cause).__name__}:" in told
+        unforeseen = not isinstance(cause, DraftrankError) and f": {type(cause).__name__}: " in told
         return f"{FAILED}{told}" if unforeseen else told
     except Exception as error:  # noqa: BLE001  # what was not foreseen is what the table shows
         return f"{FAILED}{type(error).__name__}: {' '.join(str(error).split())}"
@@ -228,8 +232,8 @@ cell on a tiny random model, and a ✓ says that the draft was built, its propos
 target's own, token for token. The model's parts are found in its module tree
 ([`models/discovery.py`](../suite/draftrank/models/discovery.py)). `draftrank list architectures` shows the same table.
 
-- `transformers`, `cpp`, `cuda-graphs`: the [backend](backends.md) decodes the model and agrees with its own forward. A
-  machine without a GPU refuses `cuda-graphs`.
+- `transformers`, `cpp`, `cuda-graphs`: the [backend](backends.md) decodes the model and agrees with its own forward. `cuda-graphs`
+  needs a GPU; without one, only what is not written for it is known.
 - `copying`: n-grams of the context; `early exit`: the first two of three layers.
 - The other columns are steps of a recipe ([declarations](declarations.md)), each alone; `read hidden states` with
   `drop_layers` before it and `distill` after it.

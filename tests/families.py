@@ -1,4 +1,4 @@
-"""Settings of tiny models of further decoder families, by `model_type`; see `models.small_model`.
+"""Settings of tiny models of decoder families, by `model_type`; see `models.small_model`.
 
 A name may have a suffix after a dash for another variant of one family.
 """
@@ -9,6 +9,7 @@ from typing import Any
 
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 _ROUTED = {**_EXPERTS, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+_LOCAL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 _LATENT = {
     "kv_lora_rank": 8,
     "q_lora_rank": 16,
@@ -17,30 +18,130 @@ _LATENT = {
     "v_head_dim": 8,
     "num_key_value_heads": 4,
 }
-_MAMBA = {
+_TWO_SLIDE = {
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+}
+_MAMBA2 = {
     "mamba_n_heads": 8,
     "mamba_d_head": 8,
     "mamba_d_state": 8,
     "mamba_n_groups": 1,
     "mamba_chunk_size": 16,
 }
-_GATED_DELTA = {
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
-}
-_TWO_SLIDE = {
-    "sliding_window": 8,
-    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
-}
+_LINEAR_AND_FULL = {"layer_types": ["linear_attention", "linear_attention", "full_attention"]}
 
+FAMILIES: dict[str, dict[str, Any]] = {
+    "cohere": {},
+    "cohere2": _TWO_SLIDE,
+    "deepseek_v3": {
+        "moe_intermediate_size": 24,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+        **_LATENT,
+    },
+    "falcon": {"alibi": False},
+    "gemma2": {"sliding_window": 8, "head_dim": 8, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 8},
+    "glm4": {"head_dim": 8},
+    "gpt_neox": {},
+    "gpt_oss": {"sliding_window": 8, "head_dim": 8, **_LOCAL_EXPERTS},
+    "gptj": {"rotary_dim": 4},
+    "granite": {},
+    "mistral": {"sliding_window": 8},
+    "mixtral": {"sliding_window": 8, **_LOCAL_EXPERTS},
+    "olmo2": {},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.3},
+    "phi": {},
+    "phi3": {"sliding_window": 8},
+    "qwen2": {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1},
+    "qwen3_moe": {
+        "sliding_window": 8,
+        "use_sliding_window": True,
+        "head_dim": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+    },
+    "smollm3": {},
+    "starcoder2": {"sliding_window": 8},
+}
+"""Settings of other architectures, by `model_type`."""
+READS_NO_TREES: dict[str, dict[str, Any]] = {
+    "bloom": {},
+    "falcon-alibi": {"alibi": True},
+    "gpt_neo": {"window_size": 8, "attention_types": [[["global", "local", "local"], 1]]},
+    "llama4_text": {
+        "head_dim": 8,
+        "intermediate_size_mlp": 48,
+        "attention_chunk_size": 16,
+        "layer_types": ["chunked_attention", "chunked_attention", "full_attention"],
+        **_LOCAL_EXPERTS,
+    },
+    "mpt": {},
+}
+"""The same of those whose layers cannot be told where a token stands in a tree."""
+WITH_STATE: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [2], **_MAMBA2},
+    "deepseek_v4": {
+        "head_dim": 16,
+        "qk_rope_head_dim": 8,
+        "q_lora_rank": 16,
+        "sliding_window": 8,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+    },
+    "falcon_h1": {**_MAMBA2, "mamba_d_ssm": 64, "head_dim": 8},
+    "granitemoehybrid": {
+        **_LINEAR_AND_FULL,
+        **_MAMBA2,
+        "shared_intermediate_size": 24,
+        **_LOCAL_EXPERTS,
+    },
+    "jamba": {
+        "attn_layer_period": 3,
+        "attn_layer_offset": 2,
+        "num_experts": 4,
+        "mamba_d_state": 8,
+        "mamba_dt_rank": 4,
+    },
+    "lfm2": {"layer_types": ["conv", "conv", "full_attention"]},
+    "mamba": {"state_size": 8, "time_step_rank": 4},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 2, "expand": 2, "chunk_size": 16},
+    "qwen3_next": {
+        **_LINEAR_AND_FULL,
+        "head_dim": 8,
+        "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 24,
+    },
+}
+"""The same of those whose layers keep a state from which no token can be taken back."""
+NOT_SUPPORTED: dict[str, dict[str, Any]] = {
+    "minimax": {
+        "head_dim": 8,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "block_size": 16,
+        **_LINEAR_AND_FULL,
+    },
+    "recurrent_gemma": {"lru_width": 32, "attention_window_size": 8},
+    "rwkv": {},
+    "xlstm": {"num_heads": 4, "qk_dim_factor": 0.5, "v_dim_factor": 1.0},
+}
+"""The same of those that keep their state outside of a cache."""
 MORE_FAMILIES: dict[str, dict[str, Any]] = {
     "afmoe": {**_ROUTED, "head_dim": 8, "num_dense_layers": 1, "num_shared_experts": 1, "sliding_window": 8},
     "apertus": {},
     "arcee": {},
-    "bamba": {**_MAMBA, "attn_layer_indices": [1]},
     "biogpt": {},
     "bitnet": {},
     "codegen": {"rotary_dim": 4, "n_ctx": 256},
@@ -53,46 +154,20 @@ MORE_FAMILIES: dict[str, dict[str, Any]] = {
     "ernie4_5": {"head_dim": 8},
     "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24},
     "exaone4": {"head_dim": 8, **_TWO_SLIDE},
-    "falcon_h1": {**_MAMBA, "mamba_d_ssm": 64, "mamba_expand": 2},
     "falcon_mamba": {"state_size": 8},
     "flex_olmo": {**_EXPERTS},
     "gemma": {"head_dim": 8},
     "glm": {"head_dim": 8},
     "glm4_moe": {**_ROUTED, "head_dim": 8},
     "gpt_bigcode": {"n_inner": 48},
-    "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
-    "granitemoehybrid": {
-        **_MAMBA,
-        "num_local_experts": 4,
-        "num_experts_per_tok": 2,
-        "shared_intermediate_size": 24,
-        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
-    },
-    "granitemoeshared": {"num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 24},
+    "granitemoe": {**_LOCAL_EXPERTS},
+    "granitemoeshared": {**_LOCAL_EXPERTS, "shared_intermediate_size": 24},
     "helium": {"head_dim": 8},
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8, "num_experts": 4, "moe_topk": 2},
     "jais2": {"head_dim": 8},
-    "jamba": {
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "mamba_d_state": 8,
-        "attn_layer_period": 3,
-        "attn_layer_offset": 1,
-        "expert_layer_period": 2,
-        "expert_layer_offset": 1,
-        "use_mamba_kernels": False,
-    },
-    "jetmoe": {"kv_channels": 8, "num_local_experts": 4, "num_experts_per_tok": 2},
-    "mamba": {"state_size": 8},
-    "minimax": {
-        "head_dim": 8,
-        "num_local_experts": 4,
-        "num_experts_per_tok": 2,
-        "block_size": 16,
-        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
-    },
-    "minimax_m2": {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "jetmoe": {"kv_channels": 8, **_LOCAL_EXPERTS},
+    "minimax_m2": {"head_dim": 8, **_LOCAL_EXPERTS},
     "ministral": {"head_dim": 8, **_TWO_SLIDE},
     "ministral3": {"head_dim": 8},
     "nanochat": {},
@@ -101,14 +176,13 @@ MORE_FAMILIES: dict[str, dict[str, Any]] = {
     "olmo3": _TWO_SLIDE,
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
     "persimmon": {},
-    "phimoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "phimoe": {**_LOCAL_EXPERTS},
     "qwen2_moe": {
         **_EXPERTS,
         "shared_expert_intermediate_size": 24,
         "decoder_sparse_step": 2,
     },
     "qwen3": {"head_dim": 8},
-    "qwen3_next": {**_EXPERTS, **_GATED_DELTA, "head_dim": 8, "shared_expert_intermediate_size": 24},
     "seed_oss": {"head_dim": 8},
     "stablelm": {},
     "vaultgemma": {"head_dim": 8, "query_pre_attn_scalar": 8, **_TWO_SLIDE},
@@ -125,4 +199,4 @@ MORE_FAMILIES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4,
     },
 }
-"""Those that `models` does not name."""
+"""Families that only discovery and the table of architectures run."""

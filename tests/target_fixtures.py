@@ -15,10 +15,11 @@ from draftrank.building.working_draft import BuildContext, WorkingDraft
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.sources.base import FetchContext
 from draftrank.catalog.target import Target
+from draftrank.models.attention_windows import context_window
 from draftrank.models.loading import load_model, load_tokenizer
 from draftrank.models.target_folder import TargetFolder, ensure_target
 from draftrank.progress import SilentProgress
-from models import small_model, small_tokenizer
+from models import ARCHITECTURES, small_model, small_tokenizer
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
@@ -56,7 +57,8 @@ def make_target(tmp_path_factory, make_tokenizer) -> Callable[..., tuple[Target,
         if key not in made:
             root = tmp_path_factory.mktemp("targets")
             tokenizer = make_tokenizer(CHATML if prompt_format == "chat" else None)
-            model = small_model(architecture, layers=LAYERS, vocabulary=len(tokenizer))
+            depth = {"layers": LAYERS} if architecture in ARCHITECTURES else {}  # others list their layers
+            model = small_model(architecture, **depth, vocabulary=len(tokenizer))
             model.save_pretrained(root / "model")
             tokenizer.save_pretrained(root / "model")
             fields = {
@@ -66,6 +68,7 @@ def make_target(tmp_path_factory, make_tokenizer) -> Callable[..., tuple[Target,
                 "licence": "Apache-2.0",
                 "source": {"kind": "local", "path": "model"},
                 "prompt_format": prompt_format,
+                **({} if context_window(model.config) else {"context_window": 256}),
             }
             target = Target.model_validate_json(json.dumps(fields))
             made[key] = target, ensure_target(target, FetchContext(root / "cache", (root,)))

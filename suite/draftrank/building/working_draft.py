@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from draftrank.catalog.self_generated import CALIBRATION, SelfGenerated
 from draftrank.catalog.sources.base import FetchContext, SourceBase
 from draftrank.catalog.target import Target
-from draftrank.models.forms import Form, TiedLayersForm
+from draftrank.models.forms import Form, LowRankForm, TiedLayersForm, TrimmedHeadForm
 from draftrank.models.gguf_format import GGUF_FILE
 from draftrank.models.quiet import quiet_transformers
 from draftrank.models.target_folder import ensure_model
@@ -66,7 +66,9 @@ class WorkingDraft:
         if state is not None:
             state = {name: value.clone() if name.startswith(tied) else value for name, value in state.items()}
         with quiet_transformers():
-            self.model.save_pretrained(folder, state_dict=state)
+            # Some families rename modules in their files, and what was put in their place is found by its own name.
+            renamed = not any(isinstance(form, LowRankForm | TrimmedHeadForm) for form in self.forms)
+            self.model.save_pretrained(folder, state_dict=state, save_original_format=renamed)
             self.tokenizer.save_pretrained(folder)
 
 

@@ -17,6 +17,7 @@ from transformers.utils import ModelOutput
 
 from draftrank.errors import BuildError
 from draftrank.models.architecture_checks import require_equal, require_same_layers, short_logits
+from draftrank.models.attention_windows import RECURRENT, layer_kinds
 from draftrank.models.depth import set_depth
 from draftrank.models.discovery import Names, NormRule, embedding_scale, find_names, norm_rule
 from draftrank.models.forms import FEATURES
@@ -213,7 +214,7 @@ class Architecture:
         given.forward = lambda *_, **__: _Given(last_hidden_state=states)
         view = _with_part(model, self.decoder, given)
         if head is not None:
-            view = _with_part(view, self.output_head, _Head(head))
+            view = _with_part(view, self.output_head, _Head(head, self.head(model)))
         ids = torch.zeros(states.shape[:2], dtype=torch.int64, device=states.device)
         logits: Tensor = view(input_ids=ids, use_cache=False).logits
         return logits.reshape(*hidden.shape[:-1], -1)
@@ -239,6 +240,7 @@ class Architecture:
                 f"the model has layers 0 to {len(layers) - 1}; {list(indices)} does not name some of them in "
                 "ascending order"
             )
+        self.require_counting(model, indices)
         self.replace_layers(model, [layers[index] for index in indices], indices)
 
     def require_cut(
@@ -253,6 +255,24 @@ class Architecture:
         set_depth(config.get_text_config(), indices)
         chosen = layers or [self.layers(model)[index] for index in indices]
         require_same_layers(type(model), config, self.layers_name, chosen)
+
+    def require_counting(self, model: PreTrainedModel, indices: Sequence[int]) -> None:
+        """Refuses layers of which none counts the tokens it has read, where another one of the model does.
+
+        Args:
+            model: the model.
+            indices: which of its layers are to make a model.
+
+        Raises:
+            BuildError: they are recurrent ones of a hybrid.
+        """
+        kinds = layer_kinds(model.config.get_text_config())
+        counting = [index for index, kind in enumerate(kinds) if kind not in RECURRENT]
+        if counting and not set(counting) & set(indices):
+            raise BuildError(
+                f"{self.model_type} counts tokens in its attention layers, and none is among the layers "
+                f"{', '.join(map(str, indices))}: keep one of {', '.join(map(str, counting))}"
+            )
 
     def first_layers(self, model: PreTrainedModel, count: int) -> PreTrainedModel:
         """A model of the first `count` layers, the final norm and the head, sharing every weight.
@@ -314,9 +334,10 @@ class Architecture:
 class _Head(nn.Module):
     """A function of [positions, hidden] in the place of a head."""
 
-    def __init__(self, head: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, head: Callable[[Tensor], Tensor], original: nn.Module) -> None:
         super().__init__()
         self._head = head
+        self.weight = getattr(original, "weight", None)  # Mamba's code asks for its dtype
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[1, positions, hidden] to [1, positions, vocabulary]."""

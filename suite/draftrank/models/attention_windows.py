@@ -17,6 +17,8 @@ SHARED = "dummy"
 """transformers' name for a layer that reads the keys and values of an earlier one, or none at all."""
 ATTENTION = frozenset({FULL, SLIDING, CHUNKED, SHARED})
 """Layers that remember the keys and values of each token, and nothing else."""
+RECURRENT = frozenset({"conv", "linear_attention"})
+"""Layers that keep one state whatever they have read, and do not count tokens."""
 _WINDOWS = ("max_position_embeddings", "max_seq_len", "seq_length")
 """Fields of configurations that say how many tokens a model reads; others are mapped to the first by transformers."""
 
@@ -107,7 +109,8 @@ def require_cache(model: PreTrainedModel) -> None:
     argument = cache_argument(model)
     stateless = set(layer_kinds(model.config.get_text_config())) <= ATTENTION
     kept_by_modules = any(hasattr(module, "recurrent_states") for module in model.modules())  # RecurrentGemma
-    if argument is None or (argument == "cache_params" and stateless) or kept_by_modules:
+    own_cache = not model._supports_default_dynamic_cache()  # MiniMax
+    if argument is None or (argument == "cache_params" and stateless) or kept_by_modules or own_cache:
         _refuse(
             model.config,
             "it keeps a state outside of a cache of transformers, from which no token can be taken back",

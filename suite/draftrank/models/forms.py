@@ -64,6 +64,12 @@ class TrimmedHead(nn.Module):
         self.register_buffer("token_ids", torch.arange(kept))
         self.vocabulary = vocabulary
 
+    @property
+    def weight(self) -> Tensor:
+        """Of the projection, since the code of some models (Mamba) asks for its head's dtype."""
+        found: Tensor = self.projection.weight  # type: ignore[assignment]
+        return found
+
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., hidden] to logits [..., vocabulary]."""
         return self.spread(self.projection(hidden))
@@ -329,7 +335,7 @@ def quantize_linear_layers(model: nn.Module, keep_precise: Sequence[str] = ()) -
     for name, module in list(model.named_modules()):
         if is_transposed(module):
             replace_module(model, name, unfolded(module))
-    read = _read_directly(model)
+    read = weights_read_directly(model)
     chosen = {
         name: per_channel_dynamic_qconfig
         for name, module in model.named_modules()
@@ -340,7 +346,7 @@ def quantize_linear_layers(model: nn.Module, keep_precise: Sequence[str] = ()) -
 
 
 @torch.inference_mode()
-def _read_directly(model: nn.Module) -> set[nn.Module]:
+def weights_read_directly(model: nn.Module) -> set[nn.Module]:
     """Linear layers whose weight something else than their own forward reads while the model runs."""
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     running: set[nn.Module] = set()

@@ -13,7 +13,8 @@ from draftrank.engine.proposers.draft_model import ModelProposer
 from draftrank.engine.proposers.drafting import Drafting
 from draftrank.engine.proposers.ngram import NgramProposer
 from draftrank.engine.sampling import Sampler
-from models import FAMILIES, READS_NO_TREES, WITH_STATE, small_model
+from families import FAMILIES, READS_NO_TREES, WITH_STATE
+from models import small_model
 from proposers import ScriptedProposer, Steps, check_fresh
 
 SAMPLE = (

@@ -18,6 +18,7 @@ from draftrank.building.surgery.vocabulary_trimming import (
     most_used_tokens,
     trim_vocabulary,
 )
+from draftrank.engine.backends.registry import load_runtime
 from draftrank.errors import BuildError
 from draftrank.models.forms import LowRankLinear, TrimmedHead
 from draftrank.models.loading import load_model
@@ -166,6 +167,26 @@ def test_a_built_draft_tells_which_tokens_its_head_knows(make_target, make_recip
     assert len(known) == 40
     whole = make_recipe({"kind": "drop_layers", "keep": [0]})
     assert known_tokens(build_draft(whole, target, folder, cache=tmp_path).folder) is None
+
+
+@pytest.mark.usefixtures("in_fp32")
+@pytest.mark.parametrize(
+    ("architecture", "head"),
+    [
+        ("gpt_neox", {"kind": "trim_vocabulary", "keep_tokens": 40}),  # whose head has another name in files
+        ("gpt_neox", {"kind": "factorize_head", "rank": 8}),
+        ("mamba2", {"kind": "trim_vocabulary", "keep_tokens": 40}),  # whose code asks for its head's dtype
+    ],
+)
+def test_heads_of_other_families_are_found_again(make_target, make_recipe, tmp_path, architecture, head):
+    target, folder = make_target(architecture, "completion")
+    recipe = make_recipe(draft={"kind": "draft_model", "steps": [head], "calibration": CORPUS})
+    built = build_draft(recipe, target, folder, cache=tmp_path)
+    runtime = load_runtime(built.folder, "fp32", "cpu", "transformers")  # compared with its own forward
+    known = known_tokens(built.folder)
+    assert (known is None) == (head["kind"] == "factorize_head")
+    logits = runtime.forward([5, 6])
+    assert known is None or set(logits[0].isfinite().nonzero()[:, 0].tolist()) == known
 
 
 @given(

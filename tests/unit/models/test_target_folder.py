@@ -22,8 +22,9 @@ from draftrank.errors import InvalidInputError, MissingDataError, UnsupportedMod
 from draftrank.models import target_folder as module
 from draftrank.models.gguf_config import complete_config
 from draftrank.models.target_folder import ensure_target
+from families import NOT_SUPPORTED
 from gguf_files import small_gguf_model, write_llama_file, write_target_file
-from models import NOT_SUPPORTED, save_small_target, small_model
+from models import save_small_target, small_model
 from workspaces import REPOSITORY
 
 IDS = torch.arange(3, 23)[None]

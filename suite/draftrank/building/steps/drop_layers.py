@@ -69,8 +69,10 @@ class DropLayers(StepBase):
     def check(self, draft: WorkingDraft) -> None:
         """See `StepBase.check`."""
         from draftrank.building.surgery.fitting import require_depth
+        from draftrank.building.surgery.layer_selection import named_layers
 
-        require_depth(draft, self.keep)
+        named = named_layers(self.keep, self.select, len(draft.architecture.blocks))
+        require_depth(draft, self.keep if named is None else named)
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""

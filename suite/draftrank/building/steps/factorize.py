@@ -81,7 +81,9 @@ class FactorizeHead(StepBase):
 
     def check(self, draft: WorkingDraft) -> None:
         """See `StepBase.check`."""
-        _ = draft.architecture  # refuses a model whose parts are not found
+        from draftrank.building.surgery.fitting import require_called_head
+
+        require_called_head(draft)
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from inspect import signature
 from typing import TYPE_CHECKING
 
+import torch
+
 from draftrank.errors import BuildError
+from draftrank.models.attention_windows import ATTENTION, layer_kinds
+from draftrank.models.forms import weights_read_directly
 from draftrank.models.matrices import matrix
+from draftrank.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
 
     from draftrank.building.working_draft import WorkingDraft
     from draftrank.models.architecture import Architecture
+    from draftrank.models.layer_parts import Block
 
 _SIZE_NAMES = re.compile(r"inter|ffn|inner|d_ff|mlp")
 """In the names of configurations' fields for the size of the feed-forward network."""
@@ -41,6 +49,13 @@ def require_channels(shape: Architecture, model: PreTrainedModel) -> str:
         for block, layer in zip(shape.blocks, shape.layers(model), strict=True)
     }
     config = model.config
+    if any(
+        _has_weights_of_channels(block, layer)
+        for block, layer in zip(shape.blocks, shape.layers(model), strict=True)
+    ):
+        raise BuildError(
+            f"the feed-forward networks of {kind} norm their channels, so fewer of them compute something else: {_INSTEAD}"
+        )
     if len(channels) > 1:
         raise BuildError(f"the feed-forward networks of this {kind} model differ in size: {_INSTEAD}")
     field = _field_of(config, channels.pop())
@@ -94,6 +109,36 @@ def require_heads(shape: Architecture, model: PreTrainedModel) -> None:
             raise BuildError(
                 f"the attention of {kind} has more than queries, keys and values of each head: use prune_ffn or drop_layers"
             )
+    _require_head_size(
+        model,
+        f"{shape.layer_name(0)}.{shape.blocks[0].attention}.{shape.blocks[0].attention_output}",
+        heads,
+        groups,
+        size,
+    )
+
+
+def _require_head_size(model: PreTrainedModel, output: str, heads: int, groups: int, size: int) -> None:
+    """Refuses architectures whose model of fewer heads has heads of another size.
+
+    Args:
+        model: the model.
+        output: name of a layer's attention output.
+        heads: its query heads.
+        groups: its heads of keys and values.
+        size: channels of a head.
+    """
+    config = copy.deepcopy(model.config)
+    fewer = groups if groups < heads else 1
+    for name, value in (("num_attention_heads", fewer), ("num_key_value_heads", fewer), ("head_dim", size)):
+        setattr(config.get_text_config(), name, value)
+    with quiet_transformers(), torch.device("meta"):
+        twin = type(model)(config)
+    if matrix(twin.get_submodule(output)).shape[1] != fewer * size:
+        raise BuildError(
+            f"{config.model_type} derives the size of its attention from the hidden size, so it has no model with fewer "
+            "heads: use prune_ffn or drop_layers"
+        )
 
 
 def require_hidden(shape: Architecture, model: PreTrainedModel) -> None:
@@ -105,6 +150,11 @@ def require_hidden(shape: Architecture, model: PreTrainedModel) -> None:
     kind = shape.model_type
     require_channels(shape, model)
     require_heads(shape, model)
+    if any(block.other_matrices for block in shape.blocks):
+        raise BuildError(
+            f"the layers of {kind} have matrices beside those of attention and feed-forward network, whose sizes a narrower "
+            "stream would change too: use prune_ffn or drop_layers"
+        )
     if shape.norm_kind != "rms":
         raise BuildError(
             f"{kind} centres its norms, so a narrower stream computes something else: use prune_ffn or drop_layers"
@@ -112,15 +162,23 @@ def require_hidden(shape: Architecture, model: PreTrainedModel) -> None:
 
 
 def require_depth(draft: WorkingDraft, keep: int | Sequence[int]) -> None:
-    """Refuses models of which a cut is known to fail: these layers, or of a number the first ones.
+    """Refuses models of which a cut is known to fail.
+
+    Args:
+        draft: the model.
+        keep: the layers that stay; or how many, where it is not known yet which.
 
     Raises:
-        BuildError: no configuration describes them.
+        BuildError: no configuration describes them, or they count no tokens.
     """
     shape = draft.architecture
     depth = len(shape.blocks)
-    wanted = range(min(keep, depth)) if isinstance(keep, int) else [index for index in keep if index < depth]
+    if isinstance(keep, int):
+        shape.require_cut(draft.model, range(min(keep, depth)))
+        return
+    wanted = [index for index in keep if index < depth]
     shape.require_cut(draft.model, wanted)
+    shape.require_counting(draft.model, wanted)
 
 
 def require_alike(draft: WorkingDraft) -> None:
@@ -142,7 +200,7 @@ def require_alike(draft: WorkingDraft) -> None:
 
 
 def require_embeddings_read(draft: WorkingDraft) -> None:
-    """Refuses models that read token ids only, or end in no norm.
+    """Refuses models that read token ids only, end in no norm, or whose layers keep a state.
 
     Raises:
         BuildError: it is such a model.
@@ -152,6 +210,38 @@ def require_embeddings_read(draft: WorkingDraft) -> None:
     if "inputs_embeds" not in signature(draft.model.get_submodule(shape.decoder).forward).parameters:
         raise BuildError(
             f"{shape.model_type} reads token ids and no vectors: use a draft model without the target's states"
+        )
+    if not set(layer_kinds(draft.model.config.get_text_config())) <= ATTENTION:
+        raise BuildError(
+            f"layers of {shape.model_type} keep a state, from which no token can be taken back without reading others again, "
+            "and the target's hidden states of those are gone: use a draft model without the target's states"
+        )
+
+
+def _has_weights_of_channels(block: Block, layer: nn.Module) -> bool:
+    """Whether a dense feed-forward network has parameters of its channels beside its matrices."""
+    if not block.feed_forward:
+        return False
+    network = layer.get_submodule(block.feed_forward)
+    matrices = (*block.feed_forward_inputs, block.feed_forward_output)
+    size = matrix(network.get_submodule(block.feed_forward_output)).shape[1]
+    return any(
+        size in parameter.shape and name.rpartition(".")[0] not in matrices
+        for name, parameter in network.named_parameters()
+    )
+
+
+def require_called_head(draft: WorkingDraft) -> None:
+    """Refuses models that look at the one matrix of their head.
+
+    Raises:
+        BuildError: two matrices cannot take its place.
+    """
+    shape = draft.architecture
+    if shape.head(draft.model) in weights_read_directly(draft.model):
+        raise BuildError(
+            f"the code of {shape.model_type} reads the weight of its head by itself, so the head must stay one matrix: use "
+            "trim_vocabulary or quantize"
         )
 
 

@@ -17,6 +17,34 @@ LOSS_SEQUENCES = 8
 """`loss` runs the model once per candidate, so it looks at the first sequences of the text only."""
 
 
+def named_layers(keep: int | Sequence[int], select: Selection | None, depth: int) -> tuple[int, ...] | None:
+    """Indices of the layers that stay, ascending, where nothing has to be measured to tell them; else None.
+
+    Args:
+        keep: how many, or which.
+        select: with a number: how they are chosen (see `DropLayers.select`).
+        depth: layers of the model.
+
+    Raises:
+        BuildError: the model has fewer layers than that.
+    """
+    wanted = keep if isinstance(keep, int) else max(keep) + 1
+    if wanted > depth:
+        raise BuildError(
+            f"the model has {depth} layers, so {wanted} of them cannot be kept: write at most {depth}"
+            if isinstance(keep, int)
+            else f"the model has layers 0 to {depth - 1}: there is no layer {wanted - 1}"
+        )
+    if not isinstance(keep, int):
+        return tuple(keep)
+    if select == "ends":
+        first = (keep + 1) // 2
+        return (*range(first), *range(depth - (keep - first), depth))
+    if select == "even":
+        return evenly_spaced(keep, depth)
+    return tuple(range(keep)) if select == "first" or keep == depth else None
+
+
 def choose_layers(
     keep: int | Sequence[int], select: Selection | None, draft: WorkingDraft, context: BuildContext
 ) -> tuple[int, ...]:
@@ -32,22 +60,10 @@ def choose_layers(
         BuildError: the model has fewer layers than that.
     """
     depth = len(draft.architecture.layers(draft.model))
-    wanted = keep if isinstance(keep, int) else max(keep) + 1
-    if wanted > depth:
-        raise BuildError(
-            f"the model has {depth} layers, so {wanted} of them cannot be kept: write at most {depth}"
-            if isinstance(keep, int)
-            else f"the model has layers 0 to {depth - 1}: there is no layer {wanted - 1}"
-        )
-    if not isinstance(keep, int):
-        return tuple(keep)
-    if select == "ends":
-        first = (keep + 1) // 2
-        return (*range(first), *range(depth - (keep - first), depth))
-    if select == "even":
-        return evenly_spaced(keep, depth)
-    if select == "first" or keep == depth:
-        return tuple(range(keep))
+    named = named_layers(keep, select, depth)
+    if named is not None:
+        return named
+    assert isinstance(keep, int)
     tokens = calibration_tokens(context)
     with context.progress.stage("score the layers"):
         if select == "angular":

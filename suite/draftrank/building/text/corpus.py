@@ -32,6 +32,7 @@ from draftrank.catalog.base import sha256_of_json
 from draftrank.catalog.prompts import prompts_of
 from draftrank.catalog.self_generated import SelfGenerated
 from draftrank.errors import BuildError
+from draftrank.models.batch_decoding import BatchDecoder
 from draftrank.models.cache import only_process, publish_file, remove_folder, scratch_folder
 from draftrank.models.loading import compute_dtype, load_model, load_tokenizer
 from draftrank.models.stop_tokens import read_stop_tokens, stop_ids_of_config
@@ -254,8 +255,6 @@ def write_rows(
     Returns:
         `tokens` int32 and `roles` uint8, both [count, sequence_tokens], on the CPU.
     """
-    from transformers import StaticCache
-
     length, opening = spec.sequence_tokens, rules.frame.opening
     sampler = _Sampler(rules, spec, generator, int(model.config.get_text_config().vocab_size))
     rows = [
@@ -267,12 +266,11 @@ def write_rows(
     tokens = torch.zeros(count, length, dtype=torch.int64)
     roles = torch.full((count, length), TEMPLATE, dtype=torch.uint8)
     tokens[:, : len(opening)] = torch.tensor(opening)
-    cache = StaticCache(config=model.config, max_cache_len=length)
+    decoder = BatchDecoder(model, length)
     done = 0
     for position in range(len(opening), length):
-        unseen = tokens[:, done:position].to(model.device)
-        output = model(input_ids=unseen, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        sampled = sampler.choose(output.logits[:, -1], rows)
+        logits = decoder.next_logits(tokens[:, done:position].to(model.device))
+        sampled = sampler.choose(logits, rows)
         placed = torch.tensor([row.push(token) for row, token in zip(rows, sampled, strict=True)])
         tokens[:, position] = placed[:, 0]
         roles[:, position] = placed[:, 1].to(torch.uint8)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from draftrank.models.batch_decoding import BatchDecoder
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -32,21 +34,15 @@ def rewritten(
     Returns:
         int64 [sequences, length].
     """
-    from transformers import StaticCache
-
     written = tokens.clone()
-    length = tokens.shape[1]
     places = own[:, 1:].any(0).nonzero().flatten() + 1
     if not len(places):
         return written
-    cache = StaticCache(config=model.config, max_cache_len=length)
+    decoder = BatchDecoder(model, tokens.shape[1])
     done = 0
     for position in range(int(places[0]), int(places[-1]) + 1):
-        output = model(
-            input_ids=written[:, done:position], past_key_values=cache, use_cache=True, logits_to_keep=1
-        )
+        scores = decoder.next_logits(written[:, done:position]).float()
         done = position
-        scores = output.logits[:, -1].float()
         if temperature == 0.0:
             said = scores.argmax(-1)
         else:

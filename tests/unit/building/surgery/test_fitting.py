@@ -8,6 +8,7 @@ import pytest
 
 from draftrank.building.surgery.fitting import (
     require_alike,
+    require_called_head,
     require_channels,
     require_depth,
     require_embeddings_read,
@@ -51,7 +52,10 @@ def test_the_size_of_the_feed_forward_network_is_found_in_the_configuration(name
         (require_heads, "lfm2", "not attention over a KV cache"),
         (require_heads, "gpt_oss", "more than queries, keys and values of each head"),
         (require_heads, "gpt_neo", "derives the size of a head"),
+        (require_channels, "bitnet", "norm their channels"),
+        (require_heads, "helium", "size of its attention from the hidden size"),
         (require_hidden, "jais2", "centres its norms"),
+        (require_hidden, "falcon_h1", "matrices beside those of attention and feed-forward network"),
     ],
 )
 def test_widths_that_a_family_cannot_have_are_refused(require, name, reason):
@@ -75,6 +79,24 @@ def test_layers_that_depend_on_their_index_are_refused_before_they_are_moved():
     assert len(draft.architecture.layers(draft.model)) == 3
 
 
+def test_a_hybrid_keeps_a_layer_that_counts_tokens():
+    require_depth(draft_of("lfm2"), (0, 2))
+    require_depth(draft_of("mamba2"), (0, 1))  # the model counts by itself
+    with pytest.raises(BuildError, match="none is among the layers 0, 1: keep one of 2$"):
+        require_depth(draft_of("lfm2"), (0, 1))
+    draft = draft_of("lfm2")
+    with pytest.raises(BuildError, match="keep one of 2$"):
+        draft.architecture.keep_layers(draft.model, (1,))
+
+
+def test_a_head_whose_weight_the_model_reads_stays_one_matrix():
+    require_called_head(draft_of("llama"))
+    with pytest.raises(BuildError, match="the code of mamba2 reads the weight of its head"):
+        require_called_head(draft_of("mamba2"))
+
+
 def test_models_that_read_vectors_may_read_hidden_states():
     for name in ("llama", "opt", "bloom"):
         require_embeddings_read(draft_of(name))
+    with pytest.raises(BuildError, match="layers of lfm2 keep a state"):
+        require_embeddings_read(draft_of("lfm2"))

@@ -19,6 +19,7 @@ from draftrank.building.text.conversation_row import (
 )
 from draftrank.building.text.corpus import _Sampler, self_generated_corpus
 from draftrank.catalog.self_generated import SelfGenerated
+from draftrank.engine.backends.registry import load_runtime
 from draftrank.errors import BuildError, InvalidInputError
 from draftrank.models.loading import load_model, load_tokenizer
 from draftrank.models.prompting import ConversationFrame
@@ -48,6 +49,23 @@ def test_greedy_answers_are_the_targets_own(make_context, architecture, prompt_f
     assert (best - given)[answers].max() < 1e-3
     prompts = corpus.roles[:, 1:] == PROMPT
     assert (best - given)[prompts].max() > 0.1  # sampled, not greedy
+
+
+@pytest.mark.usefixtures("in_fp32")
+@pytest.mark.parametrize("architecture", ["mamba2", "lfm2", "jamba"])
+def test_answers_of_layers_with_a_state_are_what_the_engine_decodes(make_context, architecture):
+    context = make_context(architecture, "completion")
+    corpus = self_generated_corpus(spec(tokens=192), context)
+    runtime = load_runtime(context.target_folder, "fp32", "cpu", "transformers")
+    compared = 0
+    for tokens, roles in zip(corpus.tokens.tolist(), corpus.roles.tolist(), strict=True):
+        runtime.reset()
+        for place, token in enumerate(tokens[:-1], start=1):
+            logits = runtime.forward([token])[0]
+            if roles[place] == ANSWER:
+                assert logits.max() - logits[tokens[place]] < 1e-3
+                compared += 1
+    assert compared > 20
 
 
 @pytest.mark.usefixtures("in_fp32")

@@ -331,8 +331,9 @@ def test_hidden_states_can_only_be_matched_where_they_came_from(make_context, ma
         distill(spec(hidden_weight=1.0), draft, context)
 
 
-def test_the_draft_writes_only_its_own_places():
-    model = small_model("llama")
+@pytest.mark.parametrize("architecture", ["llama", "falcon-alibi", "mamba2", "jamba"])
+def test_the_draft_writes_only_its_own_places(architecture):
+    model = small_model(architecture)
     tokens = torch.randint(3, 60, (3, 20), generator=torch.Generator().manual_seed(0))
     own = torch.zeros(3, 20, dtype=torch.bool)
     own[0, 5:12], own[2, 10:] = True, True

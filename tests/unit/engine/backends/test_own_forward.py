@@ -27,15 +27,8 @@ from draftrank.errors import IncompatibleDraftError, UnsupportedModelError
 from draftrank.models.attention_windows import FULL, SLIDING, layer_kinds
 from draftrank.models.forms import HiddenStatesForm, TrimmedHead
 from draftrank.models.loading import quantize_linear_layers
-from models import (
-    ARCHITECTURES,
-    FAMILIES,
-    NOT_SUPPORTED,
-    READS_NO_TREES,
-    WITH_STATE,
-    save_small_target,
-    small_model,
-)
+from families import FAMILIES, NOT_SUPPORTED, READS_NO_TREES, WITH_STATE
+from models import ARCHITECTURES, save_small_target, small_model
 from runtimes import runtime_by
 
 EVERY = (*ARCHITECTURES, *FAMILIES)
@@ -225,6 +218,17 @@ def test_every_backend_and_form_passes(name, forward, change):
     view = runtime_by(changed(name, change), forward).first_layers(2)
     check_forward(view)
     check_trees(view)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "jetmoe", "hunyuan_v1_moe"])
+def test_experts_in_int8_pass_and_another_text_does_not(name):
+    """A token may be rounded to another expert, which changes its logits by more than rounding."""
+    model = changed(name, "int8")
+    runtime = open_runtime(model, "transformers")
+    forward = runtime.forward
+    runtime.forward = lambda tokens, *rest: forward([(token + 1) % 61 for token in tokens], *rest)
+    with pytest.raises(UnsupportedModelError, match="logits differ by"):
+        check_forward(runtime)
 
 
 @pytest.mark.parametrize("forward", ["transformers", "cpp"])

@@ -41,8 +41,7 @@ def padded_rows(count: int) -> int:
 def has_slow_row_counts(model: PreTrainedModel) -> bool:
     """Whether the model's matrices are multiplied by MKL in single precision."""
     head = model.get_output_embeddings()
-    weight = getattr(head, "weight", None)
-    plain = isinstance(weight, torch.Tensor) and weight.dtype == torch.float32
+    plain = isinstance(head, torch.nn.Linear) and head.weight.dtype == torch.float32
     return plain and bool(torch.backends.mkl.is_available())  # type: ignore[no-untyped-call]
 
 
