@@ -29,7 +29,9 @@ class DropLayers(StepBase):
     cost: ClassVar[str] = (
         "seconds (`loss`: minutes); time and memory fall with depth, agreement nearly to nothing"
     )
-    architectures: ClassVar[str] = "all but those that compute by the layer's index (MiniMax)"
+    architectures: ClassVar[str] = (
+        "all but those that compute by the layer's index; of a hybrid, an attention layer stays"
+    )
 
     kind: Literal["drop_layers"]
     keep: Annotated[int, Field(ge=1, le=10_000)] | Annotated[tuple[LayerIndex, ...], Field(min_length=1)]

@@ -25,7 +25,7 @@ class ReadHiddenStates(StepBase):
     phase: ClassVar[Phase] = "input"
     paper: ClassVar[str] = "EAGLE (arXiv:2401.15077); layers: EAGLE-3 (arXiv:2503.01840)"
     cost: ClassVar[str] = "nothing; one more matrix per forward, and worthless until it is trained"
-    architectures: ClassVar[str] = "all that end in a norm, with the target's hidden size"
+    architectures: ClassVar[str] = "all that end in a norm and keep no state, with the target's hidden size"
 
     kind: Literal["read_hidden_states"]
     layers: (

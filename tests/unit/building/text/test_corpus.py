@@ -55,10 +55,10 @@ def test_greedy_answers_are_the_targets_own(make_context, architecture, prompt_f
 @pytest.mark.parametrize("architecture", ["mamba2", "lfm2", "jamba"])
 def test_answers_of_layers_with_a_state_are_what_the_engine_decodes(make_context, architecture):
     context = make_context(architecture, "completion")
-    corpus = self_generated_corpus(spec(tokens=192), context)
+    corpus = self_generated_corpus(spec(), context)
     runtime = load_runtime(context.target_folder, "fp32", "cpu", "transformers")
     compared = 0
-    for tokens, roles in zip(corpus.tokens.tolist(), corpus.roles.tolist(), strict=True):
+    for tokens, roles in zip(corpus.tokens[:3].tolist(), corpus.roles[:3].tolist(), strict=True):
         runtime.reset()
         for place, token in enumerate(tokens[:-1], start=1):
             logits = runtime.forward([token])[0]
