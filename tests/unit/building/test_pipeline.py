@@ -174,7 +174,9 @@ def test_a_failing_step_is_named_and_leaves_nothing(
 
 
 def test_more_layers_than_there_are_is_a_build_error(make_target, make_recipe, tmp_path):
-    with pytest.raises(BuildError, match=r"step 1 \(drop_layers\) cannot be done: the model has 4 layers.*at most 4"):
+    with pytest.raises(
+        BuildError, match=r"step 1 \(drop_layers\) cannot be done: the model has 4 layers.*at most 4"
+    ):
         build_draft(make_recipe({**DROP, "keep": 9}), *make_target(), cache=tmp_path)
 
 
