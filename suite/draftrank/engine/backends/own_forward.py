@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -173,7 +174,11 @@ class _Text:
         ids = self._tokens[places].to(self._device)
         with library_attention(model):
             if self._features is None:
-                logits: Tensor = model(ids, use_cache=False).logits[:, rows]
+                # All rows of a long text and a large vocabulary would take a gigabyte.
+                if "logits_to_keep" in signature(model.forward).parameters:
+                    logits: Tensor = model(ids, use_cache=False, logits_to_keep=rows).logits
+                else:
+                    logits = model(ids, use_cache=False).logits[:, rows]
             else:
                 shape = Architecture.of(model)
                 hidden = shape.hidden_states(model, ids, self._features[places.to(self._device)])
