@@ -135,7 +135,8 @@ def load_model(
 def _require_weights(folder: Path, model: nn.Module, told: dict[str, Any], replaced: Sequence[str]) -> None:
     """Refuses a folder whose files left weights as random as they were; those of replaced modules were filled."""
     other = [
-        f"{name} is {list(found)}, not {list(wanted)}" for name, found, wanted in told["mismatched_keys"]
+        f"{name} is {list(found)}, not {list(wanted)}"
+        for name, found, wanted in sorted(told["mismatched_keys"])
     ]
     missing = {
         name for name in told["missing_keys"] if not name.startswith(tuple(f"{one}." for one in replaced))

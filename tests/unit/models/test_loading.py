@@ -154,7 +154,7 @@ def changed_config(folder, **fields):
         ),
         ({"model_type": "my", "auto_map": {"AutoConfig": "a.B"}}, MissingDataError, "custom code"),
         ({"num_hidden_layers": 5}, MissingDataError, r"misses 18 weights, such as model\.layers\.3\."),
-        ({"intermediate_size": 40}, MissingDataError, r"is \[32, 48\], not \[32, 40\]"),
+        ({"intermediate_size": 40}, MissingDataError, r"down_proj.weight is \[32, 48\], not \[32, 40\]"),
     ],
 )
 def test_a_folder_of_another_model_is_refused_in_one_sentence(tmp_path, fields, error, says):
