@@ -105,7 +105,7 @@ def load_model(
     model.eval()
     model.requires_grad_(False)
     replaced = [
-        name for form in forms if not isinstance(form, DynamicInt8Form) and (name := form.prepare(model))
+        name for form in forms if not isinstance(form, DynamicInt8Form) for name in form.prepare(model)
     ]
     if replaced:
         fill(model, replaced, {k: v for path in weight_files(folder) for k, v in load_file(path).items()})
@@ -134,13 +134,13 @@ def load_model(
 
 def _require_weights(folder: Path, model: nn.Module, told: dict[str, Any], replaced: Sequence[str]) -> None:
     """Refuses a folder whose files left weights as random as they were; those of replaced modules were filled."""
+    filled = tuple(f"{one}." for one in replaced)
     other = [
         f"{name} is {list(found)}, not {list(wanted)}"
         for name, found, wanted in sorted(told["mismatched_keys"])
+        if not name.startswith(filled)
     ]
-    missing = {
-        name for name in told["missing_keys"] if not name.startswith(tuple(f"{one}." for one in replaced))
-    }
+    missing = {name for name in told["missing_keys"] if not name.startswith(filled)}
     named = dict(model.named_parameters(remove_duplicate=False))
     given = {id(weight) for name, weight in named.items() if name not in missing}
     lacking = sorted(name for name in missing if name in named and id(named[name]) not in given)

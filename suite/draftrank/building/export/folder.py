@@ -10,6 +10,7 @@ from draftrank.catalog.step import Trait
 from draftrank.errors import BuildError, InvalidInputError
 from draftrank.models.forms import (
     DynamicInt8Form,
+    Eagle3Form,
     GgufForm,
     HiddenStatesForm,
     LowRankForm,
@@ -22,6 +23,7 @@ _TRAITS: tuple[tuple[type, Trait], ...] = (
     (LowRankForm, "factors"),
     (TrimmedHeadForm, "trimmed head"),
     (HiddenStatesForm, "target hidden states"),
+    (Eagle3Form, "target hidden states"),
     (DynamicInt8Form, "int8 at load"),
     (TiedLayersForm, "shared layers"),
     (GgufForm, "gguf"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from draftrank.building.steps.distill import Distill
+from draftrank.building.steps.eagle_head import EagleHead, HeadFields
 from draftrank.catalog.draft import DraftBase, Vocabulary
 from draftrank.catalog.programs import (
     ProgramUse,
@@ -116,7 +117,7 @@ class ModelBasedDraft(DraftBase):
         """The model as a proposer; raises as `open`."""
         from draftrank.engine.backends.own_forward import check_trees
         from draftrank.engine.backends.registry import load_gguf_runtime, open_eagle_runtime, open_runtime
-        from draftrank.models.forms import GgufForm, HiddenStatesForm
+        from draftrank.models.forms import Eagle3Form, GgufForm, HiddenStatesForm
         from draftrank.models.gguf_format import GGUF_FILE
         from draftrank.models.loading import load_model, read_forms
 
@@ -133,7 +134,7 @@ class ModelBasedDraft(DraftBase):
         model = load_model(
             context.draft_folder, context.dtype, context.device, rows=tokens.rows, known=tokens.known
         )
-        if not any(isinstance(form, HiddenStatesForm) for form in forms):
+        if not any(isinstance(form, HiddenStatesForm | Eagle3Form) for form in forms):
             draft = open_runtime(model, context.backend)
             if drafting.branch_above is not None:
                 check_trees(draft)
@@ -196,12 +197,38 @@ class ModelDraft(ModelBasedDraft):
 
     kind: Literal["draft_model"]
 
+    @model_validator(mode="after")
+    def _no_head(self) -> Self:
+        if self.steps[0].kind == "eagle_head":
+            raise ValueError(
+                "eagle_head makes an EAGLE head (fix: write `kind: eagle`, which begins with it, and remove the step)"
+            )
+        return self
+
     def uses(self, model: str, folder: str, k: int) -> tuple[ProgramUse, ...]:
         """See `DraftBase.uses`."""
         if self.vocabulary != "same":
             return uses_of_other_vocabulary(folder, k)
         traits = {step.trait for step in self.steps if step.trait is not None}
         return uses_of_model(abilities_of(traits), model, folder, k, gguf_file="DRAFT.gguf")
+
+    def open(self, context: ProposerContext) -> ModelBasedProposer:
+        """See `DraftBase.open`."""
+        return self.open_model(context)
+
+
+class EagleDraft(HeadFields, ModelBasedDraft):
+    """An EAGLE head: one layer that reads the target's hidden states."""
+
+    kind: Literal["eagle"]
+    steps: Annotated[tuple[Step, ...], Field(max_length=32)] = ()
+    """Steps applied to the head, in order."""
+
+    @property
+    def build_steps(self) -> tuple[StepBase, ...]:
+        """See `DraftBase.build_steps`."""
+        declared = self.model_dump(include=set(HeadFields.model_fields))
+        return (EagleHead.model_validate({"kind": "eagle_head", **declared}), *self.steps)
 
     def open(self, context: ProposerContext) -> ModelBasedProposer:
         """See `DraftBase.open`."""
