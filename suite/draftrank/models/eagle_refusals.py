@@ -41,10 +41,10 @@ def refuse_other_methods(config: Mapping[str, Any], file: str) -> None:
     """
     nested = config.get("eagle_config") or {}
     named = {
+        **{key: [key] for key, value in {**nested, **config}.items() if value},
         "speculators_model_type": [config.get("speculators_model_type")],
         "architectures": config.get("architectures") or [],
         "model_type": [config.get("model_type")],
-        **{key: [key] for key, value in {**nested, **config}.items() if value},
     }
     for what, words, _ in _METHODS:
         for field, values in named.items():

@@ -176,7 +176,7 @@ def test_maps_of_the_whole_vocabulary_are_no_vocabulary_of_its_own(tmp_path: Pat
 
 
 def without(name: str) -> Change:
-    return lambda _config, weights: weights.pop(name) and None
+    return lambda _config, weights: weights.__delitem__(name)
 
 
 def weight(name: str, change: Callable[[Tensor], Tensor]) -> Change:
