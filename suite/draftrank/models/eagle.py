@@ -21,13 +21,16 @@ if TYPE_CHECKING:
 class Eagle3Fusion(nn.Module):
     """What an EAGLE-3 head makes of the target's states."""
 
-    def __init__(self, width: int, layers: Sequence[int], target_width: int | None = None) -> None:
+    def __init__(
+        self, width: int, layers: Sequence[int], target_width: int | None = None, *, bias: bool = False
+    ) -> None:
         """Begins with the output of the last of the layers alone, as far as it has the head's size.
 
         Args:
             width: the head's hidden size.
             layers: layers of the target whose outputs are read, ascending, from 0.
             target_width: the target's hidden size; None: the head's.
+            bias: whether `fc` adds one.
         """
         super().__init__()
         self.layers = tuple(layers)
@@ -35,8 +38,10 @@ class Eagle3Fusion(nn.Module):
         wide = width if target_width is None else target_width
         self.state_width = (len(self.layers) + 1) * wide
         """Numbers that a runtime tells of each token: outputs of the layers, then the final state, which is not read."""
-        self.fc = nn.Linear(len(self.layers) * wide, width, bias=False)
+        self.fc = nn.Linear(len(self.layers) * wide, width, bias=bias)
         with torch.no_grad():
+            if bias:
+                self.fc.bias.zero_()
             self.fc.weight.zero_()[:, -wide:] = torch.eye(width, wide)
 
     def reduce(self, states: Tensor) -> Tensor:

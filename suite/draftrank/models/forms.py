@@ -233,6 +233,8 @@ class Eagle3Form(Declared):
     """Hidden size of the target; absent: the head's own."""
     norm_before_residual: bool = False
     """See `Eagle3Layer`."""
+    bias: bool = False
+    """Whether `fc` adds one."""
 
     def prepare(self, model: PreTrainedModel) -> tuple[str, ...]:
         """Puts an empty layer in place and adds an untrained fusion; returns their names."""
@@ -241,7 +243,8 @@ class Eagle3Form(Declared):
         assert isinstance(layers, nn.ModuleList)
         made = Eagle3Layer(layers[0], width, norm_before_residual=self.norm_before_residual)
         layers[0] = _like(made, embedding)
-        model.add_module(FEATURES, _like(Eagle3Fusion(width, self.layers, self.target_width), embedding))
+        fusion = Eagle3Fusion(width, self.layers, self.target_width, bias=self.bias)
+        model.add_module(FEATURES, _like(fusion, embedding))
         return ("model.layers.0", FEATURES)
 
 

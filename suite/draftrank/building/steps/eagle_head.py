@@ -7,12 +7,14 @@ target's, which does not exist yet.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from draftrank.catalog.base import Declared
+from draftrank.building.steps.origin import source_name
+from draftrank.catalog.base import Declared, Line
 from draftrank.catalog.step import Phase, StepBase, Trait
+from draftrank.catalog.target import ModelSource
 
 if TYPE_CHECKING:
     from draftrank.building.working_draft import BuildContext, WorkingDraft
@@ -29,6 +31,13 @@ class HeadFields(Declared):
     aux_hidden_states: Annotated[tuple[LayerIndex, ...], Field(min_length=1, max_length=8)] | None = None
     """Auxiliary hidden states that the head reads, ascending, as Hugging Face numbers `hidden_states`: index i is what
     layer i reads. Absent: the published convention, 2, n // 2 and n - 3 of n layers."""
+    source: ModelSource | None = None
+    """A published head: a folder with `config.json` and safetensors in the layout of the EAGLE repositories, of SpecForge and
+    SGLang, or of `speculators`. Absent: a new head, to be trained."""
+    licence: Line | None = None
+    """Licence of its weights, as an SPDX identifier where there is one; with `source`."""
+    training_data: Line | None = None
+    """Its training data, as its authors state it; with `source`."""
     begin_with: Annotated[int, Field(ge=0, le=10_000)] | None = None
     """Target layer whose weights the head begins with, where the sizes agree; absent: the last one."""
 
@@ -39,15 +48,28 @@ class HeadFields(Declared):
             raise ValueError("the states must be ascending and named once (fix: sort them)")
         return layers
 
+    @model_validator(mode="after")
+    def _new_or_published(self) -> Self:
+        if self.source is not None:
+            told = [name for name in ("aux_hidden_states", "begin_with") if getattr(self, name) is not None]
+            if told:
+                raise ValueError(f"a published head says itself what it reads (fix: remove {told[0]})")
+            if self.licence is None:
+                raise ValueError("the licence of a published head is missing (fix: add `licence`)")
+            if self.source.kind == "inline":  # type: ignore[attr-defined]
+                raise ValueError("a published head is a folder (fix: use a source of another kind)")
+        elif self.licence is not None or self.training_data is not None:
+            raise ValueError("licence and training_data are those of a published head (fix: add `source`)")
+        return self
+
 
 class EagleHead(HeadFields, StepBase):
-    """Puts an EAGLE head of the target in the copy's place. Needs `distill` afterwards."""
+    """Puts an EAGLE head of the target in the copy's place: a published one, or a new one that needs `distill` afterwards."""
 
     technique: ClassVar[str] = "EAGLE head"
     phase: ClassVar[Phase] = "origin"
     paper: ClassVar[str] = "EAGLE-3 (arXiv:2503.01840)"
-    cost: ClassVar[str] = "nothing; worthless until it is trained"
-    architectures: ClassVar[str] = "all whose layers are attention and a feed-forward network"
+    cost: ClassVar[str] = "the download of a published head; a new one is worthless until it is trained"
 
     kind: Literal["eagle_head"]
 
@@ -58,6 +80,8 @@ class EagleHead(HeadFields, StepBase):
 
     def sentence(self) -> str:
         """See `StepBase.sentence`."""
+        if self.source is not None:
+            return f"replace it by the EAGLE-3 head {source_name(self.source)}, which reads the target's hidden states"
         named = self.aux_hidden_states
         which = (
             "hidden states of three layers"
@@ -68,9 +92,21 @@ class EagleHead(HeadFields, StepBase):
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""
-        from draftrank.building.surgery.eagle_head import new_eagle3_head, published_layers
+        from draftrank.building.surgery.eagle_head import (
+            model_of_published,
+            new_eagle3_head,
+            published_layers,
+        )
         from draftrank.errors import BuildError
+        from draftrank.models.eagle_layouts import read_published_head
 
+        if self.source is not None:
+            folder = self.source.fetch(context.fetch)
+            if not folder.is_dir():
+                raise BuildError(f"{folder} is no folder: name the folder of a published head")
+            draft.model, forms = model_of_published(read_published_head(folder), draft.model)
+            draft.forms += forms
+            return
         depth = len(draft.architecture.blocks)
         for field, last in (
             ("aux_hidden_states", (self.aux_hidden_states or (0,))[-1]),

@@ -1,4 +1,5 @@
-"""A new EAGLE-3 head for a target, which begins with the weights of one of its layers."""
+"""EAGLE-3 heads as models of transformers: new ones, which begin with the weights of a layer of their target, and published
+ones."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from draftrank.errors import BuildError
 from draftrank.models.architecture import Architecture
 from draftrank.models.attention_windows import context_window
 from draftrank.models.eagle import Eagle3Layer, eagle3_layer
-from draftrank.models.forms import Eagle3Form
+from draftrank.models.eagle_head import PublishedHead, check_against
+from draftrank.models.forms import FEATURES, Eagle3Form, TrimmedHead, TrimmedHeadForm
 from draftrank.models.matrices import matrix
 
 if TYPE_CHECKING:
@@ -60,6 +62,104 @@ def new_eagle3_head(
         final = made.get_submodule("model.norm")
         final.weight = nn.Parameter(matrix(shape.norm(target)) + shape.norm_offset, requires_grad=False)
     return made.to(target.device), form
+
+
+def model_of_published(
+    head: PublishedHead, target: PreTrainedModel
+) -> tuple[PreTrainedModel, list[Eagle3Form | TrimmedHeadForm]]:
+    """A published head as a model, and its forms.
+
+    Args:
+        head: what was read.
+        target: a copy of the target, whose embedding and head it uses where it has none of its own.
+
+    Raises:
+        BuildError: its architecture is not EAGLE-3, or it reads the target's embeddings as a hidden state.
+        IncompatibleDraftError: it was made for another target.
+    """
+    check_against(head, target.config)
+    if head.architecture != "eagle3":
+        raise BuildError(
+            "it is a head of the first EAGLE architecture, which is not run here: it can be measured in a serving engine"
+        )
+    shape, config = Architecture.of(target), target.config.get_text_config()
+    layers = tuple(index - 1 for index in head.layers_of(int(config.num_hidden_layers)))
+    if layers[0] < 0:
+        raise BuildError("it reads hidden_states[0], the token embeddings, which is no output of a layer")
+    form = Eagle3Form(
+        layers=layers,
+        target_width=int(config.hidden_size),
+        norm_before_residual=head.norm_before_residual,
+        bias="fc.bias" in head.tensors,
+    )
+    forms: list[Eagle3Form | TrimmedHeadForm] = [form]
+    ends = {name: getattr(config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    made = LlamaForCausalLM(LlamaConfig(**(head.config | ends | {"tie_word_embeddings": False})))
+    form.prepare(made)
+    tensors = {_renamed(name): value.to(target.dtype) for name, value in head.tensors.items()}
+    tensors.setdefault("model.embed_tokens.weight", matrix(shape.embedding(target)))
+    if head.token_ids is None:
+        tensors.setdefault("lm_head.weight", matrix(shape.head(target)))
+    else:
+        trimmed = TrimmedHeadForm(module="lm_head", kept=head.said_tokens)
+        trimmed.prepare(made)
+        forms.append(trimmed)
+        tensors["lm_head.projection.weight"] = tensors.pop("lm_head.weight")
+        tensors["lm_head.token_ids"] = head.token_ids
+    made = made.to(target.dtype)
+    biases = {
+        name: torch.zeros_like(value)
+        for name, value in made.state_dict().items()
+        if name.endswith("_proj.bias") and name not in tensors
+    }
+    made.load_state_dict(tensors | biases)
+    made.generation_config = target.generation_config
+    return made.to(target.device).eval().requires_grad_(False), forms
+
+
+def published_of(model: PreTrainedModel, form: Eagle3Form) -> PublishedHead:
+    """A head of ours as it is published: the inverse of `model_of_published`, with the rows of the target that its head has.
+
+    Args:
+        model: the head, not quantized.
+        form: how it reads the target.
+    """
+    config = model.config
+    trimmed = model.get_output_embeddings()
+    state = dict(model.state_dict())
+    token_ids = trimmed.token_ids if isinstance(trimmed, TrimmedHead) else None
+    if token_ids is not None:
+        state["lm_head.weight"] = state.pop("lm_head.projection.weight")
+        del state["lm_head.token_ids"]
+    del state["model.embed_tokens.weight"]
+    fields = (
+        "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
+        "hidden_act", "rms_norm_eps", "rope_parameters", "max_position_embeddings", "attention_bias",
+    )  # fmt: skip
+    return PublishedHead(
+        architecture="eagle3",
+        config={name: getattr(config, name) for name in fields},
+        aux_layers=tuple(layer + 1 for layer in form.layers),
+        norm_before_residual=form.norm_before_residual,
+        token_ids=token_ids,
+        tensors={_canonical(name): value for name, value in state.items()},
+    )
+
+
+def _renamed(name: str) -> str:
+    """Of a weight by its canonical name, the name in a model of transformers."""
+    first, _, rest = name.partition(".")
+    return {
+        "fc": f"{FEATURES}.fc.{rest}",
+        "layer": f"model.layers.0.{rest}",
+        "lm_head": name,
+    }.get(first, f"model.{name}")
+
+
+def _canonical(name: str) -> str:
+    """The inverse."""
+    shorter = name.removeprefix(f"{FEATURES}.").removeprefix("model.")
+    return shorter.replace("layers.0.", "layer.", 1)
 
 
 def head_skeleton(target: PreTrainedModel) -> PreTrainedModel:

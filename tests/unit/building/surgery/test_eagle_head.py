@@ -1,85 +1,121 @@
-"""New EAGLE-3 heads of targets of several families, and the head's forward by another computation."""
+"""EAGLE-3 heads as models: what they compute, published ones, and new ones of several families of targets."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch.nn.functional import linear, rms_norm, silu, softmax
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from draftrank.building.surgery.eagle_head import head_skeleton, new_eagle3_head, published_layers
+from draftrank.building.surgery.eagle_head import (
+    head_skeleton,
+    model_of_published,
+    new_eagle3_head,
+    published_layers,
+    published_of,
+)
 from draftrank.engine.backends.registry import open_eagle_runtime
-from draftrank.errors import BuildError
+from draftrank.errors import BuildError, IncompatibleDraftError
 from draftrank.models.architecture import Architecture
+from draftrank.models.eagle_layouts import read_published_head
+from draftrank.models.forms import Eagle3Form
+from eagle_heads import (
+    EAGLE3_CONFIG,
+    EAGLE_CONFIG,
+    HIDDEN,
+    IDS,
+    VOCABULARY,
+    eagle3_forward,
+    eagle3_weights,
+    eagle_weights,
+    save_head,
+)
 from models import small_eagle3, small_model
 
 
-def rotated(vectors, theta=10_000.0):
-    """Rotary embedding of [length, heads, size], written with complex numbers (Su et al. 2021, arXiv:2104.09864)."""
-    length, _, size = vectors.shape
-    angles = torch.outer(torch.arange(length), theta ** (-torch.arange(0, size, 2) / size))
-    halves = torch.complex(vectors[..., : size // 2].double(), vectors[..., size // 2 :].double())
-    turned = halves * torch.exp(1j * angles)[:, None]
-    return torch.cat([turned.real, turned.imag], -1)
-
-
-def published_forward(state, tokens, states, *, norm_before_residual, epsilon=1e-6):
-    """What the paper's head computes, fp64: own states and logits [length, ...] of tokens and states [length, hidden].
-
-    Args:
-        state: weights by the names of a model of transformers.
-        tokens: ids [length].
-        states: beside them, [length, hidden].
-        norm_before_residual: see `Eagle3Layer`.
-        epsilon: of the norms.
-    """
-
-    def weight(name):
-        return state[f"model.layers.0.{name}.weight"].double()
-
-    def normed(vectors, scale):
-        return rms_norm(vectors, vectors.shape[-1:], eps=epsilon) * scale
-
-    embedded = state["model.embed_tokens.weight"][tokens].double()
-    states = states.double()
-    beside = normed(states, weight("hidden_norm"))
-    read = torch.cat([normed(embedded, weight("input_layernorm")), beside], -1)
-    length, size, heads, groups = len(tokens), 8, 4, 2
-    queries = rotated(linear(read, weight("self_attn.q_proj")).view(length, heads, size))
-    keys = rotated(linear(read, weight("self_attn.k_proj")).view(length, groups, size))
-    values = linear(read, weight("self_attn.v_proj")).view(length, groups, size)
-    attended = torch.empty(length, heads, size, dtype=torch.float64)
-    for head in range(heads):
-        group = head // (heads // groups)
-        scores = queries[:, head] @ keys[:, group].T / size**0.5
-        scores = scores.masked_fill(torch.ones(length, length).triu(1).bool(), float("-inf"))
-        attended[:, head] = softmax(scores, -1) @ values[:, group]
-    hidden = (beside if norm_before_residual else states) + linear(
-        attended.flatten(1), weight("self_attn.o_proj")
-    )
-    inner = normed(hidden, weight("post_attention_layernorm"))
-    gated = silu(linear(inner, weight("mlp.gate_proj"))) * linear(inner, weight("mlp.up_proj"))
-    own = hidden + linear(gated, weight("mlp.down_proj"))
-    return own, linear(normed(own, state["model.norm.weight"].double()), state["lm_head.weight"].double())
+def doubled(head):
+    return {name: value.double() for name, value in head.tensors.items()}
 
 
 @pytest.mark.parametrize("backend", ["transformers", "cpp"])
 @pytest.mark.parametrize("norm_before_residual", [False, True])
 def test_the_head_computes_what_is_published(backend, norm_before_residual):
-    head = small_eagle3(norm_before_residual=norm_before_residual)
-    state, tokens = head.state_dict(), [5, 9, 31, 7, 7, 40, 12]
+    model = small_eagle3(norm_before_residual=norm_before_residual)
+    form = Eagle3Form(layers=(0, 1), norm_before_residual=norm_before_residual)
+    published = published_of(model, form)
+    embedding, tokens = model.get_input_embeddings().weight.double(), [5, 9, 31, 7, 7, 40, 12]
     told = torch.randn(len(tokens), 3 * 32, generator=torch.Generator().manual_seed(1))
-    beside = linear(told[:, :64], state["feature_fusion.fc.weight"])
-    runtime = open_eagle_runtime(head, backend)
-    torch.testing.assert_close(runtime.reduced(told).float(), beside, atol=1e-4, rtol=1e-4)
+
+    def by_paper(tokens, states):
+        return eagle3_forward(
+            doubled(published), published.config, embedding[tokens], states,
+            norm_before_residual=norm_before_residual,
+        )  # fmt: skip
+
+    runtime = open_eagle_runtime(model, backend)
+    beside = runtime.reduced(told)
     runtime.offer(beside)
     logits = runtime.forward(tokens)
-    own, expected = published_forward(state, tokens, beside, norm_before_residual=norm_before_residual)
+    own, expected = by_paper(tokens, told[:, :64].double())
     torch.testing.assert_close(logits.double(), expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(runtime._own_states().double(), own, atol=1e-4, rtol=1e-4)
-    # A token further ahead reads what the layer gave for the one before it.
-    longer = torch.cat([beside, own[-1:].float()])
-    _, expected = published_forward(state, [*tokens, 3], longer, norm_before_residual=norm_before_residual)
+    # A token further ahead reads what the layer gave for the one before it, and `fc` has no part in that.
+    published.tensors["fc.weight"] = torch.eye(32)
+    _, expected = by_paper([*tokens, 3], torch.cat([beside.double(), own[-1:]]))
     torch.testing.assert_close(runtime.forward([3])[-1].double(), expected[-1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layer", ["midlayer", "layers.0"])
+@pytest.mark.parametrize("change", ["as it is", "all tokens", "the target's head", "biases"])
+def test_a_published_head_computes_the_same_as_a_model(tmp_path, layer, change):
+    weights, config = eagle3_weights(layer), dict(EAGLE3_CONFIG)
+    every_token = change in ("all tokens", "the target's head")
+    if every_token:
+        for name in ("d2t", "t2d", "lm_head.weight"):
+            del weights[name]
+        config["draft_vocab_size"] = VOCABULARY
+        if change == "all tokens":
+            weights["lm_head.weight"] = torch.randn(VOCABULARY, HIDDEN)
+    elif change == "biases":
+        weights["fc.bias"] = torch.randn(HIDDEN)
+        for part in "qkv":
+            name = f"{layer}.self_attn.{part}_proj"
+            weights[f"{name}.bias"] = torch.randn(len(weights[f"{name}.weight"]))
+    head = read_published_head(save_head(tmp_path / "head", config, weights))
+    torch.manual_seed(3)
+    target = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=HIDDEN, intermediate_size=24, vocab_size=VOCABULARY, num_hidden_layers=8, num_attention_heads=4
+        )
+    ).eval()  # fmt: skip
+    model, forms = model_of_published(head, target)
+    assert forms[0].layers == (1, 3, 4)
+    tokens, told = [3, 5, 0, 39, 8], torch.randn(5, 4 * HIDDEN)
+    runtime = open_eagle_runtime(model, "transformers" if change == "biases" else "cpp")
+    runtime.offer(runtime.reduced(told))
+    logits = runtime.forward(tokens)
+    all_weights = doubled(head)
+    ids = torch.arange(VOCABULARY) if every_token else IDS
+    all_weights.setdefault("lm_head.weight", target.lm_head.weight[ids].double())
+    embedded = target.get_input_embeddings().weight[tokens].double()
+    _, expected = eagle3_forward(all_weights, head.config, embedded, told[:, : 3 * HIDDEN].double())
+    torch.testing.assert_close(logits[:, ids].double(), expected, atol=1e-4, rtol=1e-4)
+    assert int(logits.isfinite().sum()) == expected.numel()
+    if change != "biases":  # those of a matrix without one are written as zeros
+        again = published_of(model, forms[0])
+        for name, value in head.tensors.items():
+            assert torch.equal(again.tensors[name], value)
+
+
+def test_what_is_made_for_another_target_is_refused(tmp_path):
+    head = read_published_head(save_head(tmp_path, EAGLE3_CONFIG, eagle3_weights()))
+    with pytest.raises(IncompatibleDraftError, match="made for another target"):
+        model_of_published(head, small_model("llama", layers=8))
+    first = read_published_head(save_head(tmp_path / "first", EAGLE_CONFIG, eagle_weights()))
+    target = LlamaForCausalLM(
+        LlamaConfig(hidden_size=HIDDEN, vocab_size=VOCABULARY, num_hidden_layers=8, num_attention_heads=4)
+    )
+    with pytest.raises(BuildError, match="first EAGLE architecture"):
+        model_of_published(first, target)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "qwen3", "phi3", "mixtral"])
