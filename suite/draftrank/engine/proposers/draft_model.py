@@ -69,8 +69,8 @@ class ModelBasedDraft(DraftBase):
         traits = {step.trait for step in self.steps}
         if "target hidden states" in traits:
             raise ValueError(
-                "read_hidden_states reads the target's states token by token, so the draft must have the target's tokens "
-                "(fix: remove `vocabulary`, or remove read_hidden_states)"
+                "an EAGLE head reads the target's states token by token, so the draft must have the target's tokens (fix: "
+                "remove `vocabulary`)"
             )
         if self.steps[0].kind != "pretrained":
             raise ValueError(
