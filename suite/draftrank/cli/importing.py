@@ -18,7 +18,7 @@ def import_(
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Read result bundles into the local store; what it has already stays as it is.
+    """Read result bundles and parity records into the local store; what it has already stays as it is.
 
     A file that is no good bundle is named and left out; the others are imported.
 
@@ -26,7 +26,8 @@ def import_(
     """
     from draftrank.catalog.workspace import Workspace
     from draftrank.errors import InvalidInputError, Problem
-    from draftrank.store.bundle import bundle_files, import_bundle
+    from draftrank.store.bundle import bundle_files
+    from draftrank.store.parity_bundle import import_file
     from draftrank.store.shared_bundles import bundles_here
     from draftrank.store.store import Store
 
@@ -36,7 +37,7 @@ def import_(
         files = bundle_files(places)
         for file in files:
             try:
-                import_bundle(file, store)
+                import_file(file, store)
             except InvalidInputError as error:
                 problems += error.problems
     if problems:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from draftrank.cli.options import JsonOption, WorkspaceOption
 from draftrank.cli.output import out, print_json
 
+if TYPE_CHECKING:
+    from draftrank.catalog.workspace import Workspace
+    from draftrank.measure.parity import Parity
+
 
 def publish(
     session: Annotated[
         str | None,
-        typer.Argument(help="Session to publish. Default: the newest finished one.", show_default=False),
+        typer.Argument(
+            help="Session, or parity record, to publish. Default: the newest finished session.",
+            show_default=False,
+        ),
     ] = None,
     to: Annotated[
         str | None,
@@ -42,6 +49,10 @@ def publish(
     if to is None:
         opened.require_own()
     with Store.open(opened.store_url) as store:
+        for parity in store.parities():
+            if parity.id == session:
+                _publish_parity(opened, parity, to, json)
+                return
         finished = [one for one in store.sessions() if one.finished_at is not None]
         chosen = [one for one in finished if session in (None, one.id)]
         if not chosen:
@@ -60,3 +71,12 @@ def publish(
         out.print(f"written: {path if to else opened.display(Path(path))}")
     if json:
         print_json({"session": newest.id, "files": written})
+
+
+def _publish_parity(workspace: Workspace, parity: Parity, to: str | None, json: bool) -> None:
+    from draftrank.store.parity_bundle import publish_parity
+
+    written = publish_parity(parity, Path(to) if to else workspace.published_parities)
+    out.print(f"written: {written if to else workspace.display(written)}")
+    if json:
+        print_json({"parity": parity.id, "files": [str(written)]})

@@ -21,16 +21,18 @@ def open_archive(workspace: Workspace, *, local: bool = True, published: bool = 
     from draftrank.store.derived import Derived
 
     folder = workspace.published if published else None
+    parities = workspace.published_parities if published else None
     with Derived(workspace.state / "derived.sqlite") as derived:
         if not local or not workspace.has_store:
-            yield Archive(None, folder, derived)
+            yield Archive(None, folder, derived, parities)
         elif workspace.has_local_store:
-            yield Archive(Path(workspace.store_url.removeprefix("sqlite:///")), folder, derived)
+            file = Path(workspace.store_url.removeprefix("sqlite:///"))
+            yield Archive(file, folder, derived, parities)
         else:
             from draftrank.store.store import Store
 
             with Store.open(workspace.store_url) as store:
-                yield Archive(store, folder, derived)
+                yield Archive(store, folder, derived, parities)
 
 
 def read_results(workspace: Workspace) -> tuple[SessionResult, ...]:

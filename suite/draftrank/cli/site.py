@@ -56,6 +56,7 @@ def site(
             url=_with_slash(url),
             downloads={"results.sqlite": archived_database(archive)} if database and sessions else {},
             derived=archive.derived,
+            parities=archive.parities,
         )
     index = (out_dir / "index.html").resolve()
     out.print(f"the site is rendered: {index.as_uri()}")

@@ -21,12 +21,14 @@ from time import time_ns
 from typing import TYPE_CHECKING
 
 from draftrank.errors import InvalidInputError, Problem, StoreError
+from draftrank.measure.parity import Parity
 from draftrank.measure.records import Session, SessionResult
 from draftrank.store.bundle import read_in_place
 from draftrank.store.bundle_format import bundle_data, expanded, render
 from draftrank.store.bundle_reading import read_bytes
 from draftrank.store.derived import Derived
 from draftrank.store.merging import in_order, merge
+from draftrank.store.parity_bundle import read_parities
 from draftrank.store.schema import BUSY_S, ensure_schema
 
 if TYPE_CHECKING:
@@ -91,13 +93,20 @@ class Known:
 class Archive:
     """All sessions there are."""
 
-    def __init__(self, store: Store | Path | None, folder: Path | None, derived: Derived) -> None:
+    def __init__(
+        self,
+        store: Store | Path | None,
+        folder: Path | None,
+        derived: Derived,
+        parity_folder: Path | None = None,
+    ) -> None:
         """Looks at the store and the folder; reads what is not known yet.
 
         Args:
             store: the store, or the file of one; None: none.
             folder: where all bundles lie; None: nowhere.
             derived: what is known from before.
+            parity_folder: where all published parity records lie; None: nowhere.
 
         Raises:
             InvalidInputError: some bundles are wrong or lie where they do not belong; all are named.
@@ -112,6 +121,21 @@ class Archive:
         joined = map(_joined, parts.values())
         self.sessions = tuple(sorted(joined, key=lambda one: (one.created_at, one.id)))
         """What is known of each session, oldest first."""
+        self._places = store, parity_folder
+
+    @property
+    def parities(self) -> tuple[Parity, ...]:
+        """Every draft's parity with other engines, oldest first; read anew at each look.
+
+        Raises:
+            InvalidInputError: some published records are wrong; all are named.
+            StoreError: the store cannot be read.
+        """
+        store, folder = self._places
+        found = {
+            one.id: one for one in (*_stored_parities(store), *(read_parities(folder) if folder else ()))
+        }
+        return tuple(sorted(found.values(), key=lambda one: (one.created_at, one.id)))
 
     def result(self, known: Known) -> SessionResult:
         """A session with its trials, in canonical form.
@@ -129,6 +153,15 @@ class Archive:
         text = zlib.compress(render(bundle_data(result)).encode("ascii"), 1)
         self.derived.keep("session", {known.id: (known.source, text)})
         return result
+
+
+def _stored_parities(store: Store | Path | None) -> tuple[Parity, ...]:
+    from draftrank.store.store import Store
+
+    if isinstance(store, Path):
+        with Store.open(store) as opened:
+            return opened.parities()
+    return store.parities() if store is not None else ()
 
 
 def _stored(store: Store | Path | None) -> Iterator[tuple[Part, Reader]]:

@@ -55,7 +55,7 @@ def publish(result: SessionResult, folder: Path, drafts: Collection[str] = ()) -
         # Published is only what can be read again, by the same checks.
         data = parse_json(content, name := f"session {result.session.id}")
         path = folder / bundle_path(bundle_result(data, name).session, data)
-        _write(path, content)
+        write_bundle(path, content)
         paths.append(path)
     return sorted(paths)
 
@@ -98,8 +98,13 @@ def import_bundle(path: Path, store: Store) -> SessionResult:
         InvalidInputError: as `read_bundle`, or its times contradict each other.
         StoreError: it contradicts what the store has of the session.
     """
-    result = read_bundle(path)
-    require_times(result, str(path))
+    return import_parsed(parse_json(read_bytes(path), str(path)), str(path), store)
+
+
+def import_parsed(data: dict[str, Any], name: str, store: Store) -> SessionResult:
+    """The same of a bundle's JSON object; errors name the file as `name`."""
+    result = bundle_result(data, name)
+    require_times(result, name)
     store.join_result(result)
     return result
 
@@ -205,7 +210,7 @@ def read_in_place(path: Path, folder: Path, content: bytes | None = None) -> Ses
     return result
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_bundle(path: Path, content: bytes) -> None:
     """Writes a file as a whole or not at all; an equal one is left alone."""
     if path.is_file() and path.read_bytes() == content:
         return

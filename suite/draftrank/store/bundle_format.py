@@ -126,12 +126,12 @@ def content_hash(data: dict[str, Any]) -> str:
 
 def render(data: dict[str, Any]) -> str:
     """The bundle's text."""
-    trials = ",\n    ".join(_compact(trial) for trial in data["trials"])
+    trials = ",\n    ".join(compact(trial) for trial in data["trials"])
     return (
         "{\n"
         f'  "schema_version": {data["schema_version"]},\n'
-        f'  "session": {_spread(data["session"], "  ")},\n'
-        f'  "columns": {_compact(data["columns"], spaced=True)},\n'
+        f'  "session": {spread(data["session"], "  ")},\n'
+        f'  "columns": {compact(data["columns"], spaced=True)},\n'
         f'  "trials": [\n    {trials}\n  ]\n'
         "}\n"
     )
@@ -194,20 +194,21 @@ def _wrong(name: str, field: str, message: str) -> InvalidInputError:
     return InvalidInputError([Problem(message, name, None, field, PUBLISH_AGAIN)])
 
 
-def _spread(value: Any, indent: str) -> str:
-    """Mappings and lists of such over lines; anything else, lists of plain values too, on one."""
+def spread(value: Any, indent: str) -> str:
+    """JSON text: mappings and lists of such over lines; anything else, lists of plain values too, on one."""
     deeper = indent + "  "
     if isinstance(value, dict) and value:
-        entries = [f"{_compact(key)}: {_spread(value[key], deeper)}" for key in sorted(value)]
+        entries = [f"{compact(key)}: {spread(value[key], deeper)}" for key in sorted(value)]
         opening, closing = "{", "}"
     elif isinstance(value, list) and any(isinstance(entry, dict | list) for entry in value):
-        entries = [_spread(entry, deeper) for entry in value]
+        entries = [spread(entry, deeper) for entry in value]
         opening, closing = "[", "]"
     else:
-        return _compact(value, spaced=True)
+        return compact(value, spaced=True)
     return f"{opening}\n{deeper}" + f",\n{deeper}".join(entries) + f"\n{indent}{closing}"
 
 
-def _compact(value: Any, *, spaced: bool = False) -> str:
+def compact(value: Any, *, spaced: bool = False) -> str:
+    """JSON text on one line."""
     separators = (", ", ": ") if spaced else (",", ":")
     return json.dumps(value, sort_keys=True, separators=separators)

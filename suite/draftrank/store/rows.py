@@ -13,9 +13,10 @@ from sqlalchemy.orm import DeclarativeBase
 
 from draftrank.catalog.base import sha256_of_json
 from draftrank.errors import StoreError
+from draftrank.measure.parity import Parity
 from draftrank.measure.record import Record
 from draftrank.measure.records import Arm, Machine, Session, SessionTask, Trial
-from draftrank.store.tables import ArmRow, MachineRow, SessionRow, SessionTaskRow, TrialRow
+from draftrank.store.tables import ArmRow, MachineRow, ParityRow, SessionRow, SessionTaskRow, TrialRow
 
 R = TypeVar("R", bound=Record)
 
@@ -67,6 +68,11 @@ def to_session(row: SessionRow) -> Session:
 def to_trial(row: TrialRow) -> Trial:
     """The record of a trial's row; raises as `to_session`."""
     return _to_record(Trial, row)
+
+
+def to_parity(row: ParityRow) -> Parity:
+    """The record of a parity's row; raises as `to_session`."""
+    return _to_record(Parity, row)
 
 
 def _to_record(model: type[R], row: DeclarativeBase) -> R:

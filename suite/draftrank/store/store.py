@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from sqlalchemy import Engine, insert, make_url, update
+from sqlalchemy import Engine, insert, make_url, select, update
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session as Transaction
 
 from draftrank.errors import StoreError
 from draftrank.measure.evidence import Numerics
+from draftrank.measure.parity import Parity
 from draftrank.measure.records import Arm, Session, SessionResult, StoppedBy, Trial
 from draftrank.store.database import create_server_engine, create_store_engine, shown, store_errors, writing
 from draftrank.store.merging import describe, in_order, join
@@ -32,9 +33,9 @@ from draftrank.store.queries import (
     session_rows,
     trial_row,
 )
-from draftrank.store.rows import arm_values, to_session, to_trial, trial_values
+from draftrank.store.rows import arm_values, to_parity, to_session, to_trial, trial_values
 from draftrank.store.schema import ensure_schema, ensure_server_schema
-from draftrank.store.tables import ArmRow, SessionRow, TrialRow
+from draftrank.store.tables import ArmRow, ParityRow, SessionRow, TrialRow
 
 _URL = "sqlite:///"
 
@@ -224,6 +225,21 @@ class Store:
         with self._writing() as transaction:
             remove_session(transaction, existing_session_row(transaction, session_id))
 
+    def add_parity(self, parity: Parity) -> None:
+        """Stores a draft's parity with another engine; an identical one is ignored.
+
+        Raises:
+            StoreError: the id exists with other content.
+        """
+        with self._writing() as transaction:
+            known = transaction.scalar(select(ParityRow).filter_by(id=parity.id))
+            if known is None:
+                transaction.add(ParityRow(**parity.model_dump(mode="json")))
+            elif to_parity(known) != Parity.model_validate(parity.model_dump(mode="json")):
+                raise StoreError(
+                    f"parity {parity.id} exists with other content (keep the one that was measured)"
+                )
+
     # -- reading ---------------------------------------------------------------------------------
 
     def find_session(self, plan_sha256: str) -> Session | None:
@@ -257,6 +273,12 @@ class Store:
             return tuple(
                 read_result(transaction, row) for row in session_rows(transaction, *of_target(target))
             )
+
+    def parities(self) -> tuple[Parity, ...]:
+        """Every draft's parity with other engines, from the oldest to the newest."""
+        with self._reading() as transaction:
+            rows = transaction.scalars(select(ParityRow).order_by(ParityRow.created_at, ParityRow.id))
+            return tuple(map(to_parity, rows))
 
     @contextmanager
     def _writing(self) -> Iterator[Transaction]:

@@ -1,4 +1,4 @@
-"""The tables of the results store: the fields of `measure/records.py`, one column each.
+"""The tables of the results store: the fields of `measure/records.py` and `measure/parity.py`, one column each.
 
 A column has the name of the record's field; nested values are JSON. Nothing derived is kept. Short
 integer keys tie the tables together, and natural constraints see to it that no fact is stored twice.
@@ -183,3 +183,38 @@ class TrialRow(Base):
     conditions: Mapped[dict[str, Any] | None] = mapped_column(JSON_OR_NULL)
     proposal_sizes: Mapped[list[int] | None] = mapped_column(JSON_OR_NULL)
     judgement: Mapped[dict[str, Any] | None] = mapped_column(JSON_OR_NULL)
+
+
+class ParityRow(Base):
+    """A draft in another engine beside this one; see `measure.parity.Parity`."""
+
+    __tablename__ = "parities"
+    __table_args__ = (Index(None, "target", "draft", "created_at"),)
+
+    key: Mapped[int] = mapped_column(primary_key=True)
+    id: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[str]
+    draftrank_version: Mapped[str]
+    target: Mapped[str]
+    target_sha256: Mapped[str]
+    target_weights_sha256: Mapped[str]
+    draft: Mapped[str]
+    build: Mapped[dict[str, Any]] = mapped_column(JSON)
+    num_speculative_tokens: Mapped[int]
+    engine: Mapped[str]
+    engine_version: Mapped[str]
+    speculation: Mapped[dict[str, Any]] = mapped_column(JSON)
+    form: Mapped[str]
+    export_sha256: Mapped[str | None]
+    differs: Mapped[list[str]] = mapped_column(JSON)
+    suite: Mapped[str]
+    suite_sha256: Mapped[str]
+    tasks: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    skipped_tasks: Mapped[list[str]] = mapped_column(JSON)
+    backend: Mapped[str]
+    dtype: Mapped[str]
+    device: Mapped[str]
+    machine: Mapped[dict[str, Any]] = mapped_column(JSON)
+    rounding: Mapped[float]
+    rounding_positions: Mapped[int]
+    turns: Mapped[list[dict[str, Any]]] = mapped_column(JSON)

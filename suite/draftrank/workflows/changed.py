@@ -72,9 +72,12 @@ def _state_at(root: Path, commit: str) -> Checked:
 
 
 def _bundle_changes(workspace: Workspace, base: str) -> tuple[tuple[Path, ...], list[Problem]]:
-    folder = workspace.published.relative_to(workspace.root).as_posix()
+    folders = [
+        f"{path.relative_to(workspace.root).as_posix()}/"
+        for path in (workspace.published, workspace.published_parities)
+    ]
     listed = git_bytes(
-        workspace.root, "diff", "--relative", "--name-status", "--no-renames", "-z", base, "--", f"{folder}/"
+        workspace.root, "diff", "--relative", "--name-status", "--no-renames", "-z", base, "--", *folders
     )
     words = (listed or b"").decode(errors="replace").split("\0")
     added: list[Path] = []
@@ -83,7 +86,9 @@ def _bundle_changes(workspace: Workspace, base: str) -> tuple[tuple[Path, ...], 
         if not name.endswith(".json"):
             continue
         if status == "A":
-            added.append(workspace.root / name)
+            path = workspace.root / name
+            if path.is_relative_to(workspace.published):
+                added.append(path)
         else:
             problems.append(
                 Problem(

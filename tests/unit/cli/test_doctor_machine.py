@@ -105,6 +105,7 @@ def told(monkeypatch, tmp_path, capsys):
     """What the command prints and exits with, where `installed` says which packages there are."""
     busy = Finding("load", "warning", "others keep 1.99 of 2 processors busy", "stop other work")
     monkeypatch.setattr(doctor_command, "look_at_machine", lambda: [busy])
+    monkeypatch.setenv("PATH", "")  # no engine of this machine
     root = write_workspace(tmp_path)
 
     def tell(installed):
@@ -139,7 +140,11 @@ def test_an_absent_optional_package_and_a_busy_machine_are_no_failure(told):
     assert code == 0
     assert findings["load"]["status"] == "warning"
     absent = {what: finding["fix"] for what, finding in findings.items() if finding["status"] == "absent"}
-    assert absent.keys() == EXTRAS.keys()
+    engines = {"engine vllm": "engine-vllm", "engine llama.cpp": "engine-llama-cpp"}
+    assert absent.keys() == EXTRAS.keys() | engines.keys()
+    for engine, made_by in engines.items():
+        assert f"`make {made_by}`" in absent[engine]
+        assert f"{made_by}:" in (REPOSITORY / "Makefile").read_text()
     for package, extra in EXTRAS.items():
         assert absent[package].startswith(f"pip install 'draftrank[{extra}]'"), package
     assert "`make llama-cpp`" in absent["llama-cpp-python"]

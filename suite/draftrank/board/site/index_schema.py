@@ -8,9 +8,11 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from draftrank.board.as_json import NOT_SHOWN, SCHEMA_VERSION
+from draftrank.board.parity import NOT_SHOWN as NOT_SHOWN_OF_PARITY
 from draftrank.board.references import ReferenceRow
 from draftrank.board.rows import BoardKey, BoardRow
 from draftrank.catalog.field_docs import described
+from draftrank.measure.parity import Parity
 from draftrank.measure.records import Machine
 
 _TEXT = {"type": "string"}
@@ -64,10 +66,16 @@ def index_schema() -> dict[str, Any]:
         "Row": row,
         "Session": _object("One session.", _SESSION),
     }
+    parity = _of(Parity, definitions)["properties"] | _PARITY
+    definitions["Parity"] = _object(
+        "A draft in another engine beside this one.",
+        {name: value for name, value in parity.items() if name not in NOT_SHOWN_OF_PARITY},
+    )
     document = {
         "schema_version": {"const": SCHEMA_VERSION},
         "boards": {"type": "array", "items": {"$ref": "#/$defs/Board"}},
         "rows": {"type": "array", "items": {"$ref": "#/$defs/Row"}},
+        "parities": {"type": "array", "items": {"$ref": "#/$defs/Parity"}},
     }
     whole = _object("Every board of a draftrank site, with its rows.", document)
     # (A single board's head stands beside its rows once more, for scripts that read one board.)
@@ -89,6 +97,46 @@ _SESSION = {
     "backend": _TEXT,
     "prompts": {"type": "integer"},
     "repeats": {"type": "integer"},
+}
+
+_LENGTHS = {
+    "type": "object",
+    "properties": {
+        "here": {"description": "Acceptance length in this engine.", **_FIGURE},
+        "there": {"description": "Acceptance length in the other.", **_FIGURE},
+        "ratio": {"description": "`there` ÷ `here`; over tasks, the geometric mean of theirs.", **_FIGURE},
+        "ci": {"anyOf": [{"type": "null"}, {"type": "array", "items": {"type": "number"}, "maxItems": 2}]},
+    },
+    "required": ["ci", "here", "ratio", "there"],
+    "additionalProperties": False,
+}
+_AGREEMENT = {
+    "type": "object",
+    "properties": {name: {"type": "integer"} for name in ("compared", "ties", "breaks")},
+    "required": ["breaks", "compared", "ties"],
+    "additionalProperties": False,
+}
+_PARITY = {
+    "machine_class": _TEXT,
+    "recipe_sha256": _TEXT,
+    "weights_sha256": {"type": ["string", "null"]},
+    "verdict": {"enum": ["holds", "fails", "undecided"]},
+    "reasons": {"description": "Why it does not hold.", "type": "array", "items": _TEXT},
+    "acceptance": _LENGTHS,
+    "per_task": {"type": "object", "additionalProperties": _LENGTHS},
+    "tokens_per_second": {
+        "type": "object",
+        "properties": dict.fromkeys(("plain_here", "draft_here", "plain_there", "draft_there"), _FIGURE),
+        "required": ["draft_here", "draft_there", "plain_here", "plain_there"],
+        "additionalProperties": False,
+    },
+    "outputs": {"description": "There, with the draft against without.", **_AGREEMENT},
+    "target_outputs": {"description": "Without the draft, there against here.", **_AGREEMENT},
+    "disagreements": {
+        "description": "Prompts whose counts contradict the output.",
+        "type": "array",
+        "items": _TEXT,
+    },
 }
 
 

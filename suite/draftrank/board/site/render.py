@@ -16,6 +16,7 @@ from draftrank.board.effects import effects_of
 from draftrank.board.formats import FILTERS
 from draftrank.board.names import place_of, title_of
 from draftrank.board.order import in_order, places_of, weight
+from draftrank.board.parity import Proof, parity_document, proofs_of
 from draftrank.board.recipe_text import draft_of, recipe_sentence, recipe_yaml, steps_of
 from draftrank.board.rows import Board, words_of
 from draftrank.board.site import addresses, charts
@@ -32,6 +33,7 @@ from draftrank.board.site.overviews import machine_views, target_views, task_vie
 from draftrank.board.site.plots import SIZE, Theme, with_rows
 from draftrank.catalog.target import Target
 from draftrank.catalog.task import Task
+from draftrank.measure.parity import Parity, report_of
 from draftrank.store.derived import Derived
 from draftrank.version import __version__, minor_of
 
@@ -63,6 +65,7 @@ def render_site(
     url: str = "",
     downloads: Mapping[str, bytes] | None = None,
     derived: Derived | None = None,
+    parities: Sequence[Parity] = (),
 ) -> tuple[Path, ...]:
     """Writes the whole site into `out` and returns its files, `index.html` last.
 
@@ -73,12 +76,18 @@ def render_site(
         url: where the site will be served, with a slash at its end; feeds and badges then link to it.
         downloads: further files by relative path, e.g. the database.
         derived: what was drawn before.
+        parities: drafts in other engines.
 
     Raises:
         InvalidInputError: `out` cannot take the site (see `write_site`).
     """
     pages = render_pages(
-        boards, declared=declared, url=url, downloads=tuple(downloads or ()), derived=derived
+        boards,
+        declared=declared,
+        url=url,
+        downloads=tuple(downloads or ()),
+        derived=derived,
+        parities=parities,
     )
     return write_site(pages | dict(downloads or {}), out)
 
@@ -91,6 +100,7 @@ def render_pages(
     downloads: Sequence[str] = (),
     plots: bool = True,
     derived: Derived | None = None,
+    parities: Sequence[Parity] = (),
 ) -> dict[str, bytes]:
     """Every file of the site by its relative path.
 
@@ -101,6 +111,7 @@ def render_pages(
         downloads: names of files that others add.
         plots: whether to draw plots, which takes most of the time.
         derived: what was drawn before.
+        parities: drafts in other engines.
     """
     declared, derived = declared or Declarations(), derived or Derived(None)
     source = site_source()
@@ -132,7 +143,8 @@ def render_pages(
                 address = addresses.plot_file(view.board.key, plot.id, theme)
                 files[address] = kept_drawing(derived, address, spec, theme)
     for (target, draft), entries in _entries(boards).items():
-        _draft(render, files, target, draft, entries, declared)
+        proofs = proofs_of(one for one in parities if (one.target, one.draft) == (target, draft))
+        _draft(render, files, target, draft, entries, declared, proofs)
     for seen in target_views(boards, declared.targets):
         render.page(files, addresses.target_page(seen.id), "target.html.j2", view=seen)
     for task in task_views(boards, declared.tasks):
@@ -147,7 +159,8 @@ def render_pages(
     render.page(files, "data.html", "data.html.j2", boards=boards)
     news = news_of(boards)
     render.page(files, "feed.xml", "feed.xml.j2", news=news, url=url)
-    files["index.json"] = _json(board_document(boards))
+    proved = [parity_document(one, report_of(one)) for one in parities]
+    files["index.json"] = _json(board_document(boards) | {"parities": proved})
     files["index.schema.json"] = _json(index_schema())
     files["results.csv"] = csv_table(boards).encode("utf-8", "replace")
     for file in sorted((source / "static").iterdir()):
@@ -213,6 +226,7 @@ def _draft(
     draft: str,
     entries: Sequence[Entry],
     declared: Declarations,
+    proofs: Sequence[Proof],
 ) -> None:
     newest = max(
         entries, key=lambda entry: (not entry.board.key.archived, entry.row.measured_at, entry.row.session)
@@ -235,6 +249,7 @@ def _draft(
         recipe=recipe_yaml(build.recipe) if build else "",
         uses=kind.uses(model or f"PATH_OF_{target}", draft, newest.row.k) if kind else (),
         exports=kind.has_weights if kind else False,
+        proofs=proofs,
     )
     render.page(files, addresses.badge(target, draft), "badge.svg.j2", badge=charts.badge(newest.row))
 

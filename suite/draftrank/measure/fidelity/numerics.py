@@ -97,6 +97,34 @@ def largest_deviation(
     return largest
 
 
+Top = Sequence[Sequence[tuple[int, float]]]
+"""Of each token of an output, another program's most likely token ids there with their log-probabilities, best first."""
+
+
+def deviation_from(
+    target: Runtime, texts: Sequence[tuple[Sequence[int], Sequence[int], Top]], stage: Stage
+) -> tuple[float, int]:
+    """The same for another program of which log-probabilities are known: the largest deviation, and over how many positions.
+
+    Args:
+        target: decodes one token at a time; its sequence is lost.
+        texts: prompts with the program's outputs, as token ids, and what it says of each position.
+        stage: told of every text.
+    """
+    deviations: list[float] = []
+    for prompt, output, top in texts:
+        told = [(best, second) for best, second, *_ in top[1:]]  # the first position follows the prompt
+        if told:
+            _read(target, prompt, output, 1)
+            pairs = [(best[0], second[0]) for best, second in told]
+            _, gaps = _gaps(target, output[: len(told)], 1, pairs)
+            deviations += [
+                abs(gap - (best[1] - second[1])) for gap, (best, second) in zip(gaps, told, strict=True)
+            ]
+        stage.advance()
+    return max(deviations, default=0.0), len(deviations)
+
+
 def _percentiles(values: Sequence[float]) -> tuple[float, ...]:
     found: list[float] = np.percentile(values, range(101)).tolist() if values else []
     return tuple(round(value, DECIMALS) for value in found)

@@ -35,7 +35,8 @@ class SessionTexts:
         self._plan = plan
         self._tokenizer = tokenizer
         self._context_window = context_window
-        self._stop_tokens = stop_tokens
+        self.stop_tokens = stop_tokens
+        """Ids that end an output."""
 
     def render(
         self, task_index: int, prompt_index: int, turn: int, answers: Sequence[Sequence[int]]
@@ -49,7 +50,7 @@ class SessionTexts:
             turns,
             answers,
             entry.task.system_prompt,
-            self._stop_tokens,
+            self.stop_tokens,
         )
         return tuple(rendered)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -95,15 +95,27 @@ def compare_speed(baseline: Iterable[Trial], other: Iterable[Trial]) -> SpeedCom
     Equal records give equal numbers, whatever the order of the trials.
     """
     pairs = pair_trials(baseline, other)
-    estimates: dict[str, Estimate] = {}
+    by_prompt = _sums_by_prompt(pairs)
+    overall, estimates = compare_rates({task: list(sums.values()) for task, sums in by_prompt.items()})
     alone: dict[str, dict[str, float]] = {}
-    for task, prompts in _sums_by_prompt(pairs).items():
-        found = _of_task(np.array(list(prompts.values())))
-        if found is not None:
-            estimates[task] = found
+    for task, prompts in by_prompt.items():
+        if task in estimates:
             values = {prompt: _speedup(*sums) for prompt, sums in prompts.items()}
             alone[task] = {prompt: value for prompt, value in values.items() if value is not None}
-    return SpeedComparison(_overall(estimates), estimates, len(pairs), alone)
+    return SpeedComparison(overall, estimates, len(pairs), alone)
+
+
+def compare_rates(
+    tasks: Mapping[str, Sequence[Sequence[float]]],
+) -> tuple[Estimate | None, dict[str, Estimate]]:
+    """(Σ a ÷ Σ b) ÷ (Σ c ÷ Σ d) of each task, and the geometric mean over the tasks, with the intervals of `compare_speed`.
+
+    Args:
+        tasks: of each task its prompts' (a, b, c, d), none negative. A task without such a ratio is left out.
+    """
+    found = {task: _of_task(np.array(rows, dtype=np.float64)) for task, rows in tasks.items() if len(rows)}
+    estimates = {task: estimate for task, estimate in found.items() if estimate is not None}
+    return _overall(estimates), estimates
 
 
 def prompt_spread(baseline: Iterable[Trial], other: Iterable[Trial]) -> LogRatio | None:

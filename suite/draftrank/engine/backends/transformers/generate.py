@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -74,9 +74,19 @@ class GenerateDecoder:
         self._k = num_speculative_tokens
         self._max_ngram = max_ngram
 
-    def decode(self, request: Request) -> Decoding:
-        """Decodes one sequence; times are wall clock, between the same two moments as the engine's."""
+    def decode(self, request: Request, first: int | None = None) -> Decoding:
+        """Decodes one sequence; times are wall clock, between the same two moments as the engine's.
+
+        Args:
+            request: the sequence.
+            first: the output's first token where it is known. Every forward is then a step behind it, as in the engine,
+                and the first of them reads the prompt too: `decode_s` contains that.
+        """
         device = next(iter(self._target.parameters())).device
+        if first is not None:
+            request = replace(
+                request, prompt=(*request.prompt, first), max_new_tokens=request.max_new_tokens - 1
+            )
         watch = _Watch(request.prompt, device)
         ids = torch.tensor([request.prompt], device=device)
         arguments: dict[str, Any] = {} if self._draft is None else {"assistant_model": self._draft}
@@ -98,7 +108,7 @@ class GenerateDecoder:
                 streamer=watch,
                 **arguments,
             )
-        return watch.decoding(request, self._k)
+        return watch.decoding(request, self._k, first)
 
     def _settings(self, request: Request) -> GenerationConfig:
         mode = request.mode
@@ -174,8 +184,8 @@ class _Watch(BaseStreamer):  # type: ignore[misc]
             for hook in hooks:
                 hook.remove()
 
-    def decoding(self, request: Request, k: int) -> Decoding:
-        """What was seen, in the engine's terms."""
+    def decoding(self, request: Request, k: int, begun: int | None) -> Decoding:
+        """What was seen, in the engine's terms; `begun` is the output's first token where it was given."""
         forwards = self._forwards
         first, later = forwards[0], forwards[1:]
         sequence = list(self._prompt)
@@ -185,7 +195,7 @@ class _Watch(BaseStreamer):  # type: ignore[misc]
             known = len(sequence) if forward is first else 1
             candidates = forward.read[known:]
             emitted = forward.emitted
-            if forward is first:
+            if forward is first and begun is None:
                 candidates, emitted = candidates[1:], emitted[1:]
             if emitted:
                 steps.append(_Step(candidates, emitted, request.stop_tokens))
@@ -198,7 +208,8 @@ class _Watch(BaseStreamer):  # type: ignore[misc]
             sizes[step.candidates] += 1
             for index in range(min(step.judged, step.accepted + 1)):
                 offered[index] += 1
-        tokens = sequence[len(self._prompt) :]
+        tokens = sequence[len(self._prompt) - (begun is not None) :]
+        began = first.arrived if begun is None else self._started
         arrivals = [first.arrived, *(forward.arrived for forward in later)]
         return Decoding(
             token_ids=tuple(tokens),
@@ -209,13 +220,13 @@ class _Watch(BaseStreamer):  # type: ignore[misc]
             proposal_sizes=tuple(sizes),
             proposed=sum(step.judged for step in steps),
             draft_forwards=self._draft_forwards,
-            prefill_s=arrivals[0] - self._started,
-            decode_s=arrivals[-1] - arrivals[0],
+            prefill_s=began - self._started,
+            decode_s=arrivals[-1] - began,
             # Without candidates, what lies between two forwards is the loop's own.
             propose_s=sum(forward.began - before for before, forward in zip(arrivals, later, strict=False))
             if k
             else 0.0,
-            verify_s=sum(forward.ended - forward.began for forward in later),
+            verify_s=sum(forward.ended - forward.began for forward in (later if begun is None else forwards)),
         )
 
     def _begun(self, _module: object, positional: tuple[Any, ...], named: dict[str, Any]) -> None:

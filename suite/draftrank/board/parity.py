@@ -1,0 +1,83 @@
+"""Parity in words, and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from draftrank.board.formats import decimal
+from draftrank.measure.parity import EngineName, LengthRatio, Parity, ParityReport, report_of
+
+NOT_SHOWN = ("build", "tasks", "machine", "turns")
+"""Fields of a record that the document leaves out."""
+ENGINES: dict[EngineName, str] = {"vllm": "vLLM", "llama.cpp": "llama.cpp", "transformers": "transformers"}
+"""Names as their projects write them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """A draft's newest parity with one engine."""
+
+    parity: Parity
+    report: ParityReport
+
+    @property
+    def engine(self) -> str:
+        """The engine and its version."""
+        return f"{ENGINES[self.parity.engine]} {self.parity.engine_version}"
+
+    @property
+    def sentence(self) -> str:
+        """What was found, in one sentence."""
+        lengths = self.report.overall
+        found = lengths.ratio
+        ends = f", {found.interval.low:.2f} to {found.interval.high:.2f}" if found and found.interval else ""
+        ratio = f" (ratio {found.value:.2f}{ends})" if found else ""
+        outputs = self.report.outputs.sentence()
+        same = (
+            ""
+            if not self.report.target.ties + self.report.target.breaks
+            else (f"; without the draft, outputs there against here: {self.report.target.sentence()}")
+        )
+        return (
+            f"{self.engine}: acceptance length {decimal(lengths.there)} against {decimal(lengths.here)} here{ratio}, "
+            f"outputs {outputs}{same}"
+        )
+
+
+def proofs_of(parities: Iterable[Parity]) -> tuple[Proof, ...]:
+    """Of each engine, dtype and backend the newest record, by engine."""
+    newest: dict[tuple[str, str, str], Parity] = {}
+    for parity in sorted(parities, key=lambda one: (one.created_at, one.id)):
+        newest[parity.engine, parity.dtype, parity.backend] = parity
+    return tuple(Proof(newest[key], report_of(newest[key])) for key in sorted(newest))
+
+
+def parity_document(parity: Parity, report: ParityReport) -> dict[str, Any]:
+    """The report with the record's header, plain JSON values only."""
+    header = parity.model_dump(mode="json", exclude=set(NOT_SHOWN))
+    return header | {
+        "machine_class": parity.machine.machine_class,
+        "recipe_sha256": parity.build.recipe_sha256,
+        "weights_sha256": parity.build.weights_sha256,
+        "verdict": report.verdict,
+        "reasons": list(report.reasons),
+        "acceptance": _lengths(report.overall),
+        "per_task": {task: _lengths(lengths) for task, lengths in report.tasks.items()},
+        "tokens_per_second": asdict(report.speeds),
+        "outputs": asdict(report.outputs),
+        "target_outputs": asdict(report.target),
+        "disagreements": list(report.disagreements),
+    }
+
+
+def _lengths(lengths: LengthRatio) -> dict[str, Any]:
+    found = lengths.ratio
+    interval = found.interval if found else None
+    return {
+        "here": lengths.here,
+        "there": lengths.there,
+        "ratio": found.value if found else None,
+        "ci": [interval.low, interval.high] if interval else None,
+    }

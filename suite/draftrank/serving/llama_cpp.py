@@ -1,0 +1,180 @@
+"""llama.cpp: its `llama-server`, given GGUF files.
+
+Every event of the stream is one token with the counts of proposed and accepted tokens so far, so a step that proposed
+some begins where the first count grows. Tokens of an unfinished character are not in the stream; the whole output is
+then asked for once more.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any, ClassVar
+
+from draftrank.serving.base import (
+    Completion,
+    CompletionRequest,
+    Engine,
+    Launch,
+    Method,
+    Served,
+    Speculation,
+    own_engines,
+)
+from draftrank.serving.http import Client, ServerError
+
+VARIABLE = "DRAFTRANK_LLAMA_SERVER"
+_CACHE_TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+
+class LlamaCpp(Engine):
+    """See `Engine`."""
+
+    name: ClassVar[str] = "llama.cpp"
+    get: ClassVar[str] = f"run `make engine-llama-cpp`, or name a llama-server by {VARIABLE}"
+    methods: ClassVar[frozenset[Method]] = frozenset({"ngram", "draft_model", "eagle3"})
+
+    @classmethod
+    def find(cls, root: Path) -> Path | None:
+        """See `Engine.find`."""
+        named = os.environ.get(VARIABLE)
+        if named:
+            return Path(named)
+        own = own_engines(root) / "llama.cpp" / "build" / "bin" / "llama-server"
+        if own.is_file():
+            return own
+        command = shutil.which("llama-server")
+        return Path(command) if command else None
+
+    def version(self) -> str:
+        """See `Engine.version`."""
+        try:
+            told = subprocess.run([self.program, "--version"], capture_output=True, text=True, timeout=60)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise ServerError(f"{self.program} does not run: {error}") from error
+        found = re.search(r"build (\d+)|version: (\d+)", told.stderr + told.stdout)
+        if told.returncode or found is None:
+            raise ServerError(f"{self.program} does not tell its version: {told.stderr.strip()[-300:]}")
+        return f"b{found[1] or found[2]}"
+
+    def launch(self, served: Served, speculation: Speculation | None) -> Launch:
+        """See `Engine.launch`."""
+        cache = _CACHE_TYPES[served.dtype]
+        command = [
+            *(str(self.program), "--model", str(served.model), "--alias", served.name),
+            *("--host", "127.0.0.1", "--port", str(served.port), "--no-webui", "--offline"),
+            *("--ctx-size", str(served.context), "--parallel", "1", "--cache-ram", "0"),
+            *("--flash-attn", "off"),
+            *("--cache-type-k", cache, "--cache-type-v", cache),
+            *("--threads", str(served.threads), "--threads-batch", str(served.threads)),
+        ]
+        if _has_amx():  # its AMX kernels crash on some machines
+            command.append("--no-repack")
+        if speculation is not None:
+            command += arguments(speculation, cache)
+        return Launch(tuple(command))
+
+    async def complete(self, client: Client, request: CompletionRequest) -> Completion:
+        """See `Engine.complete`."""
+        body: dict[str, Any] = {
+            "prompt": list(request.prompt),
+            "n_predict": request.max_new_tokens,
+            "temperature": 0,
+            "cache_prompt": False,
+            "return_tokens": True,
+        }
+        if request.top:
+            body["n_probs"] = request.top
+        began = perf_counter()
+        moments: list[float] = []
+        tokens: list[int] = []
+        counts: list[tuple[int, int, int]] = []
+        top: list[tuple[tuple[int, float], ...]] = []
+        end: dict[str, Any] | None = None
+        async for arrived, event in client.events(
+            "/completion", {**body, "stream": True, "timings_per_token": True}
+        ):
+            if "error" in event:
+                raise ServerError(f"llama-server refused the request: {event['error']}")
+            if event.get("stop"):
+                end = event
+            elif event.get("tokens"):
+                moments.append(arrived)
+                tokens += event["tokens"]
+                counts.append(_counts(event["timings"]))
+                top += [_most_likely(entry) for entry in event.get("completion_probabilities", ())]
+        if end is None or not tokens:
+            raise ServerError(f"llama-server's answer ended after {len(tokens)} tokens without saying why")
+        emitted, proposed, accepted = _counts(end["timings"])
+        if len(tokens) < emitted:
+            whole = await client.json("/completion", {**body, "stream": False})
+            tokens = list(whole.get("tokens", ()))
+            top = [_most_likely(entry) for entry in whole.get("completion_probabilities", ())]
+        accepted -= past_the_end(counts, emitted)
+        disagreement = None
+        if len(tokens) != emitted:
+            disagreement = f"it counts {emitted} tokens, and {len(tokens)} came"
+        elif not 0 <= accepted <= max(0, emitted - 1):
+            disagreement = f"it counts {accepted} accepted tokens among {emitted}"
+        return Completion(
+            token_ids=tuple(tokens),
+            finish="stop" if tokens[-1] in request.stop_tokens else "length",
+            accepted=accepted,
+            proposed=proposed,
+            prefill_s=moments[0] - began,
+            decode_s=moments[-1] - moments[0],
+            disagreement=disagreement,
+            top=tuple(top),
+        )
+
+
+def arguments(speculation: Speculation, cache: str) -> list[str]:
+    """The options for a draft; `cache` is the type of its KV cache."""
+    k = str(speculation.num_speculative_tokens)
+    if speculation.method == "ngram":
+        # It looks up runs of one length, and proposes nothing where fewer tokens than that follow the match.
+        return [
+            *("--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", str(speculation.min_ngram)),
+            *("--spec-ngram-simple-size-m", k),
+        ]
+    kind = "draft-eagle3" if speculation.method == "eagle3" else "draft-simple"
+    return [
+        *("--spec-type", kind, "--spec-draft-model", str(speculation.model)),
+        *("--spec-draft-n-max", k, "--spec-draft-n-min", "0", "--spec-draft-p-min", "0"),
+        *("--spec-draft-type-k", cache, "--spec-draft-type-v", cache),
+    ]
+
+
+def past_the_end(counts: Sequence[tuple[int, int, int]], emitted: int) -> int:
+    """How many accepted tokens lie behind the end of an output.
+
+    Args:
+        counts: at every token of the stream: tokens emitted, proposed and accepted so far.
+        emitted: tokens of the whole output.
+    """
+    proposed, accepted = counts[-1][1:]
+    begun = next(index for index, count in enumerate(counts) if count[1] == proposed)
+    if begun == 0:  # nothing was ever proposed, or nothing but that is in the stream
+        return 0
+    of_last_step = accepted - counts[begun - 1][2]
+    return max(0, of_last_step + 1 - (emitted - counts[begun][0] + 1))
+
+
+def _counts(timings: dict[str, Any]) -> tuple[int, int, int]:
+    return timings["predicted_n"], timings.get("draft_n", 0), timings.get("draft_n_accepted", 0)
+
+
+def _most_likely(entry: dict[str, Any]) -> tuple[tuple[int, float], ...]:
+    return tuple((one["id"], one["logprob"]) for one in entry["top_logprobs"])
+
+
+def _has_amx() -> bool:
+    try:
+        return "amx_tile" in Path("/proc/cpuinfo").read_text("utf-8", "replace")
+    except OSError:
+        return False

@@ -1,0 +1,45 @@
+"""Sends requests to a server, in turn."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from draftrank.serving.base import Completion, CompletionRequest, Engine
+from draftrank.serving.http import Client
+
+ATTEMPTS = 3
+"""Maximum of requests for one output while the server's figures contradict it: on a busy machine its stream joins steps."""
+
+
+def in_turn(
+    engine: Engine,
+    client: Client,
+    requests: Sequence[CompletionRequest],
+    done: Callable[[], None] = lambda: None,
+) -> list[Completion]:
+    """Completions of requests, each sent when the one before is complete.
+
+    Args:
+        engine: what the server runs.
+        client: talks to it.
+        requests: what to send.
+        done: called behind each.
+
+    Raises:
+        ServerError: see `Engine.complete`.
+    """
+
+    async def send() -> list[Completion]:
+        found = []
+        for request in requests:
+            completion = await engine.complete(client, request)
+            for _ in range(ATTEMPTS - 1):
+                if completion.disagreement is None:
+                    break
+                completion = await engine.complete(client, request)
+            found.append(completion)
+            done()
+        return found
+
+    return asyncio.run(send())

@@ -1,0 +1,526 @@
+"""From a draft's id to a proof in another engine: export, decode here, decode there, compare.
+
+Both engines get the same token ids, one prompt at a time, and choose greedily. Both propose k tokens in every step and
+verify chains, whatever else the recipe asks for, since that is what other engines do.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from draftrank.board.parity import ENGINES
+from draftrank.catalog.backend import Auto, Backend, Device, Dtype, is_dtype
+from draftrank.catalog.recipe import Recipe
+from draftrank.catalog.workspace import Workspace
+from draftrank.engine.proposer import Proposer, ProposerContext
+from draftrank.engine.proposers.draft_model import ModelBasedDraft
+from draftrank.engine.proposers.ngram import NgramDraft
+from draftrank.errors import BuildError, InvalidInputError
+from draftrank.jobs.session import RunRequest, alone, plan_run
+from draftrank.measure.evidence import Divergence
+from draftrank.measure.fidelity.divergence import first_difference
+from draftrank.measure.fidelity.numerics import MIN_TOKENS, deviation_from, largest_deviation
+from draftrank.measure.machine.fingerprint import package_version, read_machine
+from draftrank.measure.parity import EngineName, Output, Parity, ParityTurn
+from draftrank.measure.record import utc_now
+from draftrank.measure.sessions.judging import find_divergence
+from draftrank.measure.sessions.plan import DraftArm, SessionPlan
+from draftrank.measure.sessions.texts import SessionTexts
+from draftrank.progress import Progress, SilentProgress
+from draftrank.serving.base import Completion, CompletionRequest, Engine, Method, Served, Speculation
+from draftrank.serving.engines import find_engine
+from draftrank.serving.process import free_port, running
+from draftrank.serving.sending import in_turn
+from draftrank.version import __version__
+
+if TYPE_CHECKING:
+    from draftrank.engine.backends.base import Runtime
+    from draftrank.engine.loop import Decoding, Request
+
+_NAME = "draftrank"
+_SPARE = 16
+"""Tokens of context beyond the longest prompt with its output."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParityRequest:
+    """What a user asks to have proved."""
+
+    target: str
+    """Id of the target."""
+    draft: str
+    """Id of the draft."""
+    engine: EngineName
+    """In which engine."""
+    suite: str = "quick"
+    """Id of the suite whose prompts are decoded."""
+    tasks: tuple[str, ...] = ()
+    """Only these tasks of the suite."""
+    backend: Backend | Auto = "auto"
+    """What runs the forwards here."""
+    dtype: Dtype | Auto = "fp32"
+    """What both engines compute in. In fp32 outputs are equal but for exact ties; in others rounding decides more often."""
+    device: Device | Auto = "cpu"
+    """Where they run."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A prompt turn, and what this engine made of it."""
+
+    task: str
+    prompt: str
+    turn: int
+    request: Request
+    plain: Decoding
+    draft: Decoding
+
+
+@dataclass(frozen=True, slots=True)
+class _Here:
+    """This engine with its models."""
+
+    plan: SessionPlan
+    target: Runtime
+    proposer: Proposer
+    texts: SessionTexts
+    k: int
+
+
+@dataclass(frozen=True, slots=True)
+class _There:
+    """What the other engine made of every prompt turn."""
+
+    version: str
+    plain: Sequence[Output]
+    draft: Sequence[Output]
+    rounding: float
+    rounding_positions: int
+
+
+def parity(workspace: Workspace, asked: ParityRequest, progress: Progress | None = None) -> Parity:
+    """Exports a draft, runs it in another engine and here on the same prompts, and records both.
+
+    Raises:
+        InvalidInputError: the request or a declaration is wrong, or the draft is of a kind that the engine does not have.
+        BuildError: the draft cannot be built or exported.
+        MissingDataError: the engine is not here, or the target, or the data of every task, cannot be had.
+        ServerError: the engine does not start or breaks off; with the end of its log.
+    """
+    progress = progress or SilentProgress()
+    recipe = workspace.recipe(asked.target, asked.draft)
+    engine = None if asked.engine == "transformers" else find_engine(asked.engine, workspace.root)
+    _require_method(recipe, asked.engine)
+    with alone(workspace, progress):
+        plan = plan_run(workspace, _run_request(asked), progress)
+    (arm,) = plan.drafts
+    if arm.build is None or arm.failure is not None:
+        raise BuildError(arm.failure or f"{recipe.id} could not be built")
+    scratch = workspace.cache / "scratch" / f"parity-{uuid.uuid4().hex[:12]}"
+    try:
+        exported = _export(workspace, asked, arm, scratch / recipe.id, progress)
+        with alone(workspace, progress):
+            here = _open(plan, arm)
+            turns = list(_decode_here(here, progress))
+            speculation = _speculation(recipe, exported, here.k)
+            if engine is None:
+                there = _generate(here, turns, speculation, progress)
+            else:
+                log = workspace.state / "logs" / f"parity-{recipe.id}-{asked.engine}.log"
+                log.unlink(missing_ok=True)
+                model = _target_model(workspace, plan, asked.engine, scratch, progress)
+                there = _serve(engine, model, here, turns, speculation, log, progress)
+            return _record(asked, arm, here, turns, there, speculation)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+# -- the draft -----------------------------------------------------------------------------------
+
+
+def _require_method(recipe: Recipe, engine: str) -> None:
+    if not isinstance(recipe.draft, NgramDraft) and not recipe.draft.has_weights:
+        raise InvalidInputError.single(
+            f"{engine} has no draft of the kind {recipe.draft.kind!r}",
+            field="draft",
+            fix="name an n-gram draft or one with a model",
+        )
+
+
+def _export(
+    workspace: Workspace, asked: ParityRequest, arm: DraftArm, to: Path, progress: Progress
+) -> Path | None:
+    """The folder, or for llama.cpp the file, that the engine is given; None for a draft without weights.
+
+    Raises:
+        BuildError: the draft has no such form.
+    """
+    from draftrank.building.export.folder import abilities
+    from draftrank.workflows.export import export
+
+    if arm.folder is None:
+        return None
+    can = abilities(arm.folder)
+    if can.transformers and can.vllm and can.gguf:  # no program opens it
+        raise BuildError(f"{asked.draft} cannot be exported for {asked.engine}: {can.vllm}")
+    gguf = asked.engine == "llama.cpp"
+    done = export(workspace, asked.target, asked.draft, to, (), gguf=gguf, progress=progress)
+    return next(path for path in done.folder.iterdir() if path.suffix == ".gguf") if gguf else done.folder
+
+
+def _speculation(recipe: Recipe, exported: Path | None, k: int) -> Speculation:
+    draft = recipe.draft
+    if isinstance(draft, NgramDraft):
+        return Speculation("ngram", k, None, draft.max_ngram, draft.min_ngram)
+    assert exported is not None
+    return Speculation(_method(exported), k, exported)
+
+
+def _method(exported: Path) -> Method:
+    """What kind of draft an exported folder or file holds."""
+    config = (exported.parent if exported.is_file() else exported) / "config.json"
+    architectures = json.loads(config.read_text("utf-8")).get("architectures") or ()
+    named = " ".join(map(str, architectures)).lower()
+    return "eagle3" if "eagle3" in named else "eagle" if "eagle" in named else "draft_model"
+
+
+def _target_model(
+    workspace: Workspace, plan: SessionPlan, engine: str, scratch: Path, progress: Progress
+) -> Path:
+    """The target as the engine reads it: for llama.cpp its own GGUF file, or one with the weights that are decoded here."""
+    if engine != "llama.cpp":
+        return plan.target_folder.path
+    if plan.target_file is not None:
+        return plan.target_file
+    from draftrank.building.export.gguf import write_gguf
+    from draftrank.models.loading import load_model
+    from draftrank.models.target_folder import gguf_file
+
+    source = gguf_file(plan.target, workspace.fetch_context(progress))
+    file = scratch / f"{plan.target.id}.gguf"
+    with progress.stage("write the target as GGUF"):
+        weights = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}[plan.dtype]
+        model = load_model(plan.target_folder.path, "fp32", "cpu")
+        write_gguf(model, source, plan.target.id, file, weights)  # type: ignore[arg-type]
+    return file
+
+
+def _run_request(asked: ParityRequest) -> RunRequest:
+    return RunRequest(
+        target=asked.target,
+        drafts=(asked.draft,),
+        suite=asked.suite,
+        tasks=asked.tasks,
+        backend=asked.backend,
+        dtype="auto" if asked.backend == "llama.cpp" else asked.dtype,
+        device=asked.device,
+    )
+
+
+# -- here ----------------------------------------------------------------------------------------
+
+
+def _open(plan: SessionPlan, arm: DraftArm) -> _Here:
+    from draftrank.engine.backends.registry import load_gguf_runtime, load_runtime
+    from draftrank.models.loading import load_tokenizer
+    from draftrank.models.stop_tokens import read_stop_tokens
+
+    folder = plan.target_folder
+    tokenizer = load_tokenizer(folder.path)
+    if plan.target_file is not None:
+        target = load_gguf_runtime(plan.target_file)
+    else:
+        assert is_dtype(plan.dtype)
+        target = load_runtime(folder.path, plan.dtype, plan.device, plan.backend)
+    target.context_window = min(target.context_window, folder.context_window)
+    texts = SessionTexts(plan, tokenizer, target.context_window, read_stop_tokens(folder.path, tokenizer))
+    texts.check_room()
+    context = ProposerContext(
+        target=target,
+        draft_folder=arm.folder,
+        target_folder=folder.path,
+        dtype=plan.dtype if is_dtype(plan.dtype) else "fp32",
+        device=plan.device,
+        backend=arm.backend or plan.backend,
+    )
+    draft, k = arm.recipe.draft, arm.recipe.speculate.num_speculative_tokens
+    proposer: Proposer
+    if isinstance(draft, NgramDraft):
+        proposer = draft.model_copy(update={"tokens_per_match": None}).open(context)
+    elif isinstance(draft, ModelBasedDraft):  # of a cascade, the model alone
+        proposer = draft.open_model(context)
+        k = getattr(draft, "max_model_tokens", None) or k
+    else:
+        proposer = draft.open(context)
+    return _Here(plan, target, proposer, texts, k)
+
+
+def _decode_here(here: _Here, progress: Progress) -> Iterator[_Asked]:
+    from draftrank.engine.loop import Request, autoregressive, speculative
+
+    plan = here.plan
+    turns = sum(len(prompt.turns) for entry in plan.tasks for prompt in entry.prompts)
+    with progress.stage("decode here", turns) as stage:
+        for index, entry in enumerate(plan.tasks):
+            for place, prompt in enumerate(entry.prompts):
+                answers: list[tuple[int, ...]] = []
+                for turn in range(len(prompt.turns)):
+                    rendered = here.texts.render(index, place, turn, answers)
+                    request = Request(rendered, entry.max_new_tokens, here.texts.stop_tokens)
+                    plain = autoregressive(here.target, request)
+                    draft = speculative(here.target, here.proposer, request, here.k)
+                    yield _Asked(entry.task.id, prompt.id, turn, request, plain, draft)
+                    answers.append(plain.token_ids)
+                    stage.advance(note=f"{entry.task.id}/{prompt.id}")
+
+
+# -- there ---------------------------------------------------------------------------------------
+
+
+def _serve(
+    engine: Engine,
+    model: Path,
+    here: _Here,
+    turns: Sequence[_Asked],
+    speculation: Speculation,
+    log: Path,
+    progress: Progress,
+) -> _There:
+    """Decodes in a server, first without the draft, then with it."""
+    needed = max(tokens for _, tokens in here.plan.tokens_needed())
+    context = min(needed + here.k + _SPARE, here.target.context_window)
+    requests = [
+        CompletionRequest(turn.request.prompt, turn.request.max_new_tokens, turn.request.stop_tokens)
+        for turn in turns
+    ]
+    threads = read_machine(here.plan.device).threads
+    outputs: list[list[Completion]] = []
+    told: list[Completion] = []
+    for draft in (None, speculation):
+        port = free_port()
+        dtype = here.plan.dtype if is_dtype(here.plan.dtype) else "fp16"
+        launch = engine.launch(Served(model, _NAME, port, context, dtype, threads), draft)
+        what = f"{engine.name} {'with' if draft else 'without'} the draft"
+        with ExitStack() as stack:
+            with progress.stage(f"start {what}"):
+                client = stack.enter_context(
+                    running(launch.command, port, log, name=_NAME, environment=launch.environment)
+                )
+            in_turn(engine, client, [replace(requests[0], max_new_tokens=8)])  # warms it up
+            with progress.stage(f"decode in {what}", len(requests)) as stage:
+                outputs.append(in_turn(engine, client, requests, stage.advance))
+            if draft is None:
+                few = requests[: _enough([len(output.token_ids) for output in outputs[0]])]
+                with progress.stage("ask for log-probabilities", len(few)) as stage:
+                    told = in_turn(
+                        engine, client, [replace(request, top=2) for request in few], stage.advance
+                    )
+    with progress.stage("measure rounding", len(told)) as stage:
+        texts = [
+            (turn.request.prompt, one.token_ids, one.top) for turn, one in zip(turns, told, strict=False)
+        ]
+        rounding, positions = deviation_from(here.target, texts, stage)
+    plain, drafted = ([_output(one) for one in found] for found in outputs)
+    return _There(engine.version(), plain, drafted, rounding, positions)
+
+
+def _enough(lengths: Sequence[int]) -> int:
+    """How many outputs have `MIN_TOKENS` tokens."""
+    tokens = 0
+    for count, length in enumerate(lengths, start=1):
+        tokens += length
+        if tokens >= MIN_TOKENS:
+            return count
+    return len(lengths)
+
+
+def _output(found: Completion) -> Output:
+    return Output(
+        token_ids=found.token_ids,
+        steps=max(0, found.steps),
+        proposed=found.proposed,
+        decode_s=found.decode_s,
+        disagreement=found.disagreement,
+    )
+
+
+def _generate(here: _Here, turns: Sequence[_Asked], speculation: Speculation, progress: Progress) -> _There:
+    """Decodes with transformers' `generate`, in this process."""
+    from draftrank.engine.backends.registry import load_runtime, open_runtime
+    from draftrank.engine.backends.transformers.generate import GenerateDecoder
+    from draftrank.models.loading import load_model
+
+    plan = here.plan
+    assert is_dtype(plan.dtype)
+    target = load_runtime(plan.target_folder.path, plan.dtype, plan.device, "transformers")
+    draft = None
+    if speculation.model is not None:
+        model = load_model(speculation.model, plan.dtype, plan.device, as_saved=True)
+        draft = open_runtime(model, "transformers")
+    plain = GenerateDecoder(target)
+    drafting = GenerateDecoder(
+        target, draft=draft, num_speculative_tokens=here.k, max_ngram=speculation.max_ngram or None
+    )
+    outputs: tuple[list[Output], list[Output]] = ([], [])
+    with progress.stage("decode with generate", len(turns)) as stage:
+        for turn in turns:
+            one = plain.decode(turn.request)
+            outputs[0].append(_of_decoding(one))
+            if len(one.token_ids) > 1:
+                # Its first forward verifies proposals already; behind the first token it does what ours does.
+                one = drafting.decode(turn.request, one.token_ids[0])
+            outputs[1].append(_of_decoding(one))
+            stage.advance()
+    texts = [(turn.request.prompt, turn.plain.token_ids) for turn in turns]
+    texts = texts[: _enough([len(output) for _, output in texts])]
+    with progress.stage("measure rounding", len(texts)) as stage:
+        rounding = largest_deviation(here.target, target, texts, stage)
+    version = package_version("transformers") or ""
+    return _There(version, *outputs, rounding, sum(len(output) - 1 for _, output in texts))
+
+
+def _of_decoding(found: Decoding) -> Output:
+    return Output(
+        token_ids=found.token_ids, steps=found.steps, proposed=found.proposed, decode_s=found.decode_s
+    )
+
+
+# -- the record ----------------------------------------------------------------------------------
+
+
+def _record(
+    asked: ParityRequest,
+    arm: DraftArm,
+    here: _Here,
+    turns: Sequence[_Asked],
+    there: _There,
+    speculation: Speculation,
+) -> Parity:
+    plan, now = here.plan, utc_now()
+    assert arm.build is not None
+    return Parity(
+        id=f"{now[:10]}-{uuid.uuid4().hex[:12]}",
+        created_at=now,
+        draftrank_version=__version__,
+        target=plan.target.id,
+        target_sha256=plan.target.content_sha256(),
+        target_weights_sha256=plan.target_folder.weights_sha256,
+        draft=arm.recipe.id,
+        build=arm.build,
+        num_speculative_tokens=here.k,
+        engine=asked.engine,
+        engine_version=there.version,
+        speculation=_told(speculation),
+        form=_form(speculation),
+        export_sha256=_export_sha256(speculation),
+        differs=tuple(_differences(arm.recipe, asked.engine)),
+        suite=plan.suite.id,
+        suite_sha256=plan.suite.content_sha256(),
+        tasks=plan.session_tasks,
+        skipped_tasks=plan.skipped_tasks,
+        backend=plan.backend,
+        dtype=plan.dtype,
+        device=plan.device,
+        machine=read_machine(plan.device),
+        rounding=there.rounding,
+        rounding_positions=there.rounding_positions,
+        turns=tuple(
+            _turn(here, turn, plain, draft)
+            for turn, plain, draft in zip(turns, there.plain, there.draft, strict=True)
+        ),
+    )
+
+
+def _turn(here: _Here, turn: _Asked, plain: Output, draft: Output) -> ParityTurn:
+    own = turn.plain.token_ids
+    there = plain.token_ids or ()
+    outputs = [
+        output.model_copy(update={"token_ids": None if output.token_ids == own else output.token_ids})
+        for output in (_of_decoding(turn.draft), plain, draft)
+    ]
+    return ParityTurn(
+        task=turn.task,
+        prompt=turn.prompt,
+        turn=turn.turn,
+        prompt_tokens=len(turn.request.prompt),
+        plain_here=_of_decoding(turn.plain),
+        draft_here=outputs[0],
+        plain_there=outputs[1],
+        draft_there=outputs[2],
+        plain_divergence=_divergence(here, turn.request.prompt, own, there),
+        draft_divergence=_divergence(here, turn.request.prompt, there, draft.token_ids or ()),
+    )
+
+
+def _divergence(
+    here: _Here, prompt: Sequence[int], expected: Sequence[int], found: Sequence[int]
+) -> Divergence | None:
+    index = first_difference(expected, found)
+    if index is None:
+        return None
+    return find_divergence(here.target, prompt, expected, found, index, here.texts.text)
+
+
+def _told(speculation: Speculation) -> dict[str, str | int]:
+    told: dict[str, str | int] = {
+        "method": speculation.method,
+        "num_speculative_tokens": speculation.num_speculative_tokens,
+    }
+    if speculation.method == "ngram":
+        told |= {"max_ngram": speculation.max_ngram, "min_ngram": speculation.min_ngram}
+    return told
+
+
+def _form(speculation: Speculation) -> str:
+    if speculation.model is None:
+        return "settings"
+    return "GGUF" if speculation.model.is_file() else "safetensors"
+
+
+def _export_sha256(speculation: Speculation) -> str | None:
+    from draftrank.models.cache import weight_files, weights_sha256
+
+    if speculation.model is None:
+        return None
+    model = speculation.model
+    return weights_sha256([model] if model.is_file() else weight_files(model))
+
+
+def _differences(recipe: Recipe, engine: EngineName) -> Iterator[str]:
+    """What the recipe asks for beyond k, and what the engine does in another way."""
+    draft, speculate = recipe.draft, recipe.speculate
+    if isinstance(draft, NgramDraft):
+        if draft.tokens_per_match is not None:
+            yield "Both propose k tokens whatever matches; the recipe copies more the longer the match is."
+        if engine == "llama.cpp":
+            yield (
+                f"llama.cpp looks up runs of {draft.min_ngram} tokens only, and copies nothing where fewer than that follow "
+                "the match."
+            )
+        else:
+            yield f"{ENGINES[engine]} copies from the earliest match in the context, this engine from the latest."
+        if engine == "transformers" and draft.min_ngram > 1:
+            yield f"transformers looks up single tokens too; this engine at least {draft.min_ngram} tokens."
+        return
+    if recipe.draft.kind == "cascade":
+        yield "The model alone was run in both; the recipe copies from the context first."
+    if speculate.stop_below_confidence is not None:
+        yield (
+            "Both propose k tokens in every step; the recipe ends a chain below a confidence of "
+            f"{speculate.stop_below_confidence:g}."
+        )
+    if speculate.branch_above_probability is not None:
+        yield "Both verify chains; the recipe proposes token trees."
+    if speculate.typical_acceptance is not None:
+        yield "Both leave the output unchanged; the recipe accepts by a lossy rule."
+    if any(step.trait == "int8 at load" for step in draft.build_steps):
+        yield "The exported weights are the plain ones; here they are turned into int8."
+    if engine == "llama.cpp":
+        yield "The exported matrices are float16."

@@ -1,0 +1,297 @@
+"""A server that speaks as vLLM's or llama.cpp's does, for tests: tokens follow a rule, steps a script, faults are asked for.
+
+Started as a program it is given `FORM FAULT` and what the engine would be: with `--model DIR` it decodes with that model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+VOCABULARY = 97
+
+
+def next_token(context: list[int]) -> int:
+    """The model: any rule will do that depends on what stands before."""
+    return (7 * context[-1] + 3 * context[-2] + len(context)) % VOCABULARY
+
+
+def output_of(prompt: list[int], limit: int, stop: frozenset[int] = frozenset()) -> list[int]:
+    """What the model says, one token at a time."""
+    context = list(prompt)
+    while len(context) - len(prompt) < limit:
+        context.append(next_token(context))
+        if context[-1] in stop:
+            break
+    return context[len(prompt) :]
+
+
+@dataclass
+class Step:
+    """What one step emitted, and what the server counts."""
+
+    tokens: list[int]
+    accepted: int = 0
+    proposed: int = 0
+
+
+@dataclass
+class ModelServer:
+    """How it behaves."""
+
+    form: str = "vllm"
+    script: tuple[int | None, ...] = ()
+    """Accepted tokens of each step in turn, over and over; None: a step without proposals. Empty: no draft."""
+    k: int = 3
+    stop: frozenset[int] = frozenset()
+    """llama.cpp knows its stop tokens by itself."""
+    fault: str = ""
+    name: str = "draftrank"
+    unfinished: frozenset[int] = frozenset()
+    """Tokens that llama.cpp does not stream, since they end within a character."""
+    requests: list[dict[str, Any]] = field(default_factory=list)
+
+    def top(self, _context: list[int], token: int) -> dict[int, float]:
+        """Log-probabilities of the two most likely tokens behind a context, the second first."""
+        return {(token + 1) % VOCABULARY: -2.0, token: -0.5}
+
+    def steps(self, prompt: list[int], limit: int, stop: frozenset[int]) -> list[Step]:
+        """Decodes; the first is the prefill."""
+        expected = output_of(prompt, limit, stop)
+        steps = [Step(expected[:1])]
+        done = 1
+        while done < len(expected):
+            scripted = self.script[(len(steps) - 1) % len(self.script)] if self.script else None
+            accepted, proposed = (0, 0) if scripted is None else (scripted, self.k)
+            if self.form == "llama.cpp" and proposed:
+                proposed = min(proposed, limit - done - 1)
+                accepted = min(accepted, proposed)
+            emitted = expected[done : done + accepted + 1]
+            steps.append(Step(emitted, accepted, proposed))
+            done += len(emitted)
+        return steps
+
+
+@contextmanager
+def serving(server: ModelServer, port: int = 0) -> Iterator[int]:
+    """Serves in a thread; gives its port."""
+    with ThreadingHTTPServer(("127.0.0.1", port), _handler(server)) as http:
+        http.daemon_threads, http.block_on_close = True, False
+        thread = threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        try:
+            yield http.server_address[1]
+        finally:
+            http.shutdown()
+            thread.join()
+
+
+def _handler(server: ModelServer) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            if self.path == "/health":
+                self._send(503 if server.fault == "never ready" else 200, {})
+            elif self.path == "/v1/models":
+                name = "another" if server.fault == "wrong model" else server.name
+                self._send(200, {"data": [{"id": name}]})
+            else:
+                self._send(404, {"error": "not found"})
+
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            server.requests.append(asked)
+            if server.fault == "refuses":
+                self._send(400, {"error": {"message": "the prompt is too long"}})
+                return
+            answer = _vllm(server, asked) if self.path == "/v1/completions" else _llama_cpp(server, asked)
+            if not asked.get("stream"):
+                self._send(200, answer[-1])
+                return
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            for number, event in enumerate(answer):
+                if number == 2:
+                    self._fail()
+                    if server.fault == "cut":
+                        return
+                if server.fault == "no end" and number == len(answer) - 1:
+                    break
+                self._chunk(b"data: " + json.dumps(event).encode() + b"\n\n")
+            if server.form == "vllm" and server.fault != "no end":
+                self._chunk(b"data: [DONE]\n\n")
+            self._chunk(b"")
+
+        def _fail(self) -> None:
+            if server.fault == "dies":
+                os._exit(7)
+            if server.fault == "hangs":
+                time.sleep(30)
+            if server.fault == "cut":
+                self._chunk(b'data: {"choi')
+                self.close_connection = True
+
+        def _chunk(self, content: bytes) -> None:
+            self.wfile.write(f"{len(content):x}\r\n".encode() + content + b"\r\n")
+            self.wfile.flush()
+
+        def _send(self, status: int, value: Any) -> None:
+            content = json.dumps(value).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    return Handler
+
+
+def _vllm(server: ModelServer, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    steps = server.steps(asked["prompt"], asked["max_tokens"], frozenset(asked["stop_token_ids"]))
+    tokens = [token for step in steps for token in step.tokens]
+    emitted = [step.tokens for step in steps]
+    if server.fault == "joins steps":
+        emitted = [emitted[0], emitted[1] + emitted[2], *emitted[3:]]
+    events: list[dict[str, Any]] = []
+    context = list(asked["prompt"])
+    for number, part in enumerate(emitted):
+        last = number == len(emitted) - 1
+        ended = "stop" if tokens[-1] in asked["stop_token_ids"] else "length"
+        choice: dict[str, Any] = {"token_ids": part, "finish_reason": ended if last else None}
+        if asked.get("logprobs"):
+            choice["logprobs"] = {"top_logprobs": []}
+            for token in part:
+                told = server.top(context, token)
+                choice["logprobs"]["top_logprobs"].append({f"token_id:{one}": told[one] for one in told})
+                context.append(token)
+        events.append({"choices": [choice]})
+    usage: dict[str, Any] = {"choices": [], "usage": {"completion_tokens": len(tokens)}}
+    if server.script:
+        drafted = [step for step in steps[1:] if step.proposed]
+        accepted = [step.accepted for step in drafted]
+        if server.fault == "wrong counts":
+            accepted = [*accepted[:-1], accepted[-1] + 1, 1]
+        usage["metrics"] = {
+            "speculative_decoding": {
+                "num_draft_tokens": sum(step.proposed for step in drafted),
+                "num_accepted_draft_tokens": sum(accepted),
+                "per_step_accepted": accepted,
+            }
+        }
+    return [*events, usage]
+
+
+def _llama_cpp(server: ModelServer, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    steps = server.steps(asked["prompt"], asked["n_predict"], server.stop)
+    events: list[dict[str, Any]] = []
+    proposed = accepted = emitted = 0
+    tokens: list[int] = []
+
+    def timings() -> dict[str, int]:
+        drafted = {"draft_n": proposed, "draft_n_accepted": accepted} if proposed else {}
+        return {"predicted_n": emitted, **drafted}
+
+    for step in steps:
+        proposed += step.proposed
+        accepted += step.accepted
+        for token in step.tokens:
+            emitted += 1
+            tokens.append(token)
+            if token not in server.unfinished:
+                events.append({"tokens": [token], "stop": False, "timings": timings()})
+    if server.fault == "wrong counts":
+        accepted += len(tokens)
+    end = {"stop": True, "tokens": [] if asked.get("stream") else tokens, "timings": timings()}
+    return [*events, end]
+
+
+class DecodingServer(ModelServer):
+    """Decodes with models of transformers, each forward anew over the whole text, and verifies a draft's chains."""
+
+    def __init__(self, model: str, speculation: str | None, fault: str, name: str) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        torch.set_num_threads(1)
+        told = json.loads(speculation) if speculation else {}
+        super().__init__("vllm", (0,) if told else (), told.get("num_speculative_tokens", 0), name=name)
+        self._target = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        self._draft = (
+            AutoModelForCausalLM.from_pretrained(told["model"], dtype=torch.float32) if told else None
+        )
+        if self._draft is not None and fault == "swapped layers":
+            layers = self._draft.model.layers
+            layers[0], layers[1] = layers[1], layers[0]
+
+    def top(self, context: list[int], _token: int) -> dict[int, float]:
+        values, tokens = self._logits(self._target, context)[-1].log_softmax(-1).topk(2)
+        return dict(zip(tokens.tolist()[::-1], values.tolist()[::-1], strict=True))
+
+    def steps(self, prompt: list[int], limit: int, stop: frozenset[int]) -> list[Step]:
+        context = [*prompt, int(self._logits(self._target, prompt)[-1].argmax())]
+        steps = [Step(context[-1:])]
+        while len(context) - len(prompt) < limit and context[-1] not in stop:
+            proposed = list(context)
+            for _ in range(self.k if self._draft is not None else 0):
+                proposed.append(int(self._logits(self._draft, proposed)[-1].argmax()))
+            choices = self._logits(self._target, proposed).argmax(-1)[len(context) - 1 :].tolist()
+            candidates = proposed[len(context) :]
+            accepted = next(
+                (
+                    at
+                    for at, (one, other) in enumerate(zip(candidates, choices, strict=False))
+                    if one != other
+                ),
+                len(candidates),
+            )
+            emitted = choices[: accepted + 1][: limit - len(context) + len(prompt)]
+            ends = [at for at, token in enumerate(emitted) if token in stop]
+            emitted = emitted[: ends[0] + 1] if ends else emitted
+            steps.append(Step(emitted, accepted, len(candidates)))
+            context += emitted
+        return steps
+
+    @staticmethod
+    def _logits(model: Any, tokens: list[int]) -> Any:
+        import torch
+
+        with torch.inference_mode():
+            return model(torch.tensor([tokens])).logits[0]
+
+
+def _given(arguments: list[str], option: str) -> str | None:
+    return arguments[arguments.index(option) + 1] if option in arguments else None
+
+
+def main(form: str, fault: str, *arguments: str) -> None:
+    """Serves until it is ended."""
+    if "-c" in arguments:  # as Python: what is the version?
+        print("0.32.0")
+        return
+    if fault == "ends at once":
+        sys.exit("no weights here")
+    given = list(arguments)
+    model, name = _given(given, "--model"), _given(given, "--served-model-name") or "draftrank"
+    server = ModelServer(form, (1, 0, None), fault=fault, name=name)
+    if model is not None:
+        server = DecodingServer(model, _given(given, "--speculative-config"), fault, name)
+    print("listening", flush=True)
+    with serving(server, int(_given(given, "--port") or 0)):
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,80 @@
+"""Servers as processes: ready, named, ended, and told of when they are not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from draftrank.serving.base import CompletionRequest
+from draftrank.serving.http import Client, ServerError
+from draftrank.serving.process import free_port, running
+from draftrank.serving.vllm import Vllm
+from model_server import output_of
+
+SERVER = Path(__file__).parents[2] / "model_server.py"
+
+
+def command(port: int, fault: str = "", form: str = "vllm") -> list[str]:
+    return [sys.executable, str(SERVER), form, fault, "--port", str(port)]
+
+
+def test_a_server_answers_and_its_group_ends_with_it(tmp_path: Path) -> None:
+    port, pids = free_port(), tmp_path / "pids"
+    # A shell that starts another process and then the server: both must go.
+    script = f"sleep 600 & echo $! $$ > {pids}; exec {' '.join(repr(word) for word in command(port))}"
+    with running(["sh", "-c", script], port, tmp_path / "log", name="draftrank") as client:
+        request = CompletionRequest((1, 2), 6, frozenset())
+        found = asyncio.run(Vllm(Path("python")).complete(client, request))
+        assert found.token_ids == tuple(output_of([1, 2], 6))
+    for pid in map(int, pids.read_text().split()):
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert "listening" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("ends at once", "ended before it was ready"),
+        ("never ready", "not ready after 1 s"),
+        ("wrong model", "serves another and not draftrank"),
+    ],
+)
+def test_a_server_that_does_not_come_up_is_told_with_its_log(tmp_path: Path, fault: str, told: str) -> None:
+    port, log = free_port(), tmp_path / "log"
+    start_s = 1.0 if fault == "never ready" else 30.0
+    with (
+        pytest.raises(ServerError, match=told) as error,
+        running(command(port, fault), port, log, name="draftrank", start_s=start_s),
+    ):
+        pass
+    assert ("no weights here" if fault == "ends at once" else "listening") in str(error.value)
+
+
+def test_a_program_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ServerError, match="cannot be started"),
+        running(["/no/such/server"], free_port(), tmp_path / "log", name="draftrank"),
+    ):
+        pass
+
+
+def test_a_server_that_dies_in_the_middle_is_told_with_its_exit_code(tmp_path: Path) -> None:
+    port = free_port()
+    with (
+        pytest.raises(ServerError, match=r"broke off[\s\S]*ended with code 7[\s\S]*listening"),
+        running(command(port, "dies"), port, tmp_path / "log", name="draftrank") as client,
+    ):
+        _ask(client)
+
+
+def _ask(client: Client) -> None:
+    try:
+        asyncio.run(Vllm(Path("python")).complete(client, CompletionRequest((1, 2), 20, frozenset())))
+    finally:
+        time.sleep(0.2)  # until the process has ended
