@@ -76,7 +76,7 @@ class EagleHead(HeadFields, StepBase):
     @property
     def trait(self) -> Trait | None:
         """See `StepBase.trait`."""
-        return "target hidden states"
+        return "EAGLE-3 head"
 
     def sentence(self) -> str:
         """See `StepBase.sentence`."""

@@ -12,12 +12,7 @@ from pydantic import Field, model_validator
 from draftrank.building.steps.distill import Distill
 from draftrank.building.steps.eagle_head import EagleHead, HeadFields
 from draftrank.catalog.draft import DraftBase, Vocabulary
-from draftrank.catalog.programs import (
-    ProgramUse,
-    abilities_of,
-    uses_of_model,
-    uses_of_other_vocabulary,
-)
+from draftrank.catalog.programs import ProgramUse, uses_of_model
 from draftrank.catalog.self_generated import CALIBRATION, CorpusText, SelfGenerated
 from draftrank.catalog.step import StepBase
 from draftrank.catalog.step_order import order_fault
@@ -66,8 +61,8 @@ class ModelBasedDraft(DraftBase):
                     "remove it from distill)"
                 )
             return self
-        traits = {step.trait for step in self.steps}
-        if "target hidden states" in traits:
+        traits = self.traits
+        if traits & {"target hidden states", "EAGLE-3 head"}:
             raise ValueError(
                 "an EAGLE head reads the target's states token by token, so the draft must have the target's tokens (fix: "
                 "remove `vocabulary`)"
@@ -108,6 +103,10 @@ class ModelBasedDraft(DraftBase):
     def has_weights(self) -> bool:
         """See `DraftBase.has_weights`."""
         return True
+
+    def uses(self, model: str, folder: str, k: int) -> tuple[ProgramUse, ...]:
+        """See `DraftBase.uses`."""
+        return uses_of_model(self.traits, model, folder, k)
 
     def sentence(self) -> str:
         """See `DraftBase.sentence`."""
@@ -204,13 +203,6 @@ class ModelDraft(ModelBasedDraft):
                 "eagle_head makes an EAGLE head (fix: write `kind: eagle`, which begins with it, and remove the step)"
             )
         return self
-
-    def uses(self, model: str, folder: str, k: int) -> tuple[ProgramUse, ...]:
-        """See `DraftBase.uses`."""
-        if self.vocabulary != "same":
-            return uses_of_other_vocabulary(folder, k)
-        traits = {step.trait for step in self.steps if step.trait is not None}
-        return uses_of_model(abilities_of(traits), model, folder, k, gguf_file="DRAFT.gguf")
 
     def open(self, context: ProposerContext) -> ModelBasedProposer:
         """See `DraftBase.open`."""
