@@ -34,15 +34,15 @@ class Proof:
         found = lengths.ratio
         ends = f", {found.interval.low:.2f} to {found.interval.high:.2f}" if found and found.interval else ""
         ratio = f" (ratio {found.value:.2f}{ends})" if found else ""
-        outputs = self.report.outputs.sentence()
-        same = (
+        outputs, target = self.report.outputs, self.report.target
+        alike = (
             ""
-            if not self.report.target.ties + self.report.target.breaks
-            else (f"; without the draft, outputs there against here: {self.report.target.sentence()}")
+            if target.sentence() == "identical"
+            else f"; without the draft, {target.sentence()} from those here"
         )
         return (
             f"{self.engine}: acceptance length {decimal(lengths.there)} against {decimal(lengths.here)} here{ratio}, "
-            f"outputs {outputs}{same}"
+            f"outputs {outputs.sentence()}{alike}"
         )
 
 

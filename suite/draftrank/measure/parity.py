@@ -164,13 +164,12 @@ class Agreement:
     """Outputs that differ for no excuse."""
 
     def sentence(self) -> str:
-        """In words: `identical`, `2 of 40 differ (numerical ties)`."""
-        if not self.ties + self.breaks:
+        """In words: `identical`, `2 of 40 differ by rounding (numerical ties)`, `2 of 40 differ, 1 beyond rounding`."""
+        differing = self.ties + self.breaks
+        if not differing:
             return "identical"
-        kinds = [f"{self.ties} numerical ties"] * bool(self.ties) + [f"{self.breaks} divergences"] * bool(
-            self.breaks
-        )
-        return f"{self.ties + self.breaks} of {self.compared} differ ({', '.join(kinds)})"
+        how = f", {self.breaks} beyond rounding" if self.breaks else " by rounding (numerical ties)"
+        return f"{differing} of {self.compared} differ{how}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,10 +57,11 @@ class LlamaCpp(Engine):
             told = subprocess.run([self.program, "--version"], capture_output=True, text=True, timeout=60)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise ServerError(f"{self.program} does not run: {error}") from error
-        found = re.search(r"build (\d+)|version: (\d+)", told.stderr + told.stdout)
+        text = told.stderr + told.stdout
+        found = re.search(r"build (\d+)", text) or re.search(r"version: (\d+)", text)
         if told.returncode or found is None:
             raise ServerError(f"{self.program} does not tell its version: {told.stderr.strip()[-300:]}")
-        return f"b{found[1] or found[2]}"
+        return f"b{found[1]}"
 
     def launch(self, served: Served, speculation: Speculation | None) -> Launch:
         """See `Engine.launch`."""

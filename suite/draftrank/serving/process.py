@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +20,14 @@ _GRACE_S = 15.0
 """Seconds that a server gets to end by itself."""
 _LOOK_S = 0.25
 _TAIL_LINES = 25
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1
+
+
+def _end_with_parent() -> None:
+    """In the new process: it is asked to end when the one that started it was killed."""
+    assert _LIBC is not None
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def free_port() -> int:
@@ -62,6 +72,7 @@ def running(
                 stderr=stream,
                 env={**os.environ, **(environment or {})},
                 start_new_session=True,  # a process group of its own: it may start more processes
+                preexec_fn=_end_with_parent if _LIBC is not None else None,
             )
         except OSError as error:
             raise ServerError(f"{command[0]} cannot be started: {error.strerror or error}") from error

@@ -84,8 +84,16 @@ class Vllm(Engine):
                 *("--enable-per-request-metrics", "--per-request-spec-decode-metrics", "detailed"),
                 *("--speculative-config", json.dumps(configuration(speculation))),
             ]
-        offline = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-        return Launch(tuple(command), {**offline, "VLLM_CPU_KVCACHE_SPACE": str(_KV_CACHE_GIB)})
+        # By itself it leaves a processor to its scheduler, which waits while another process computes.
+        reserved = max(0, len(os.sched_getaffinity(0)) - served.threads)
+        environment = {
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+            "VLLM_CPU_KVCACHE_SPACE": str(_KV_CACHE_GIB),
+            "VLLM_CPU_NUM_OF_RESERVED_CPU": str(reserved),
+        }
+        return Launch(tuple(command), environment)
 
     async def complete(self, client: Client, request: CompletionRequest) -> Completion:
         """See `Engine.complete`."""

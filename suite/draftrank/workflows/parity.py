@@ -191,6 +191,7 @@ def _target_model(
     from draftrank.models.target_folder import gguf_file
 
     source = gguf_file(plan.target, workspace.fetch_context(progress))
+    scratch.mkdir(parents=True, exist_ok=True)
     file = scratch / f"{plan.target.id}.gguf"
     with progress.stage("write the target as GGUF"):
         weights = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}[plan.dtype]

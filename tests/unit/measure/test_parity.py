@@ -82,8 +82,8 @@ def test_outputs_may_differ_by_rounding_and_by_nothing_else(field):
     broken = report_of(a_parity([parted(3, 0.2, field=field), a_turn(prompt="p1")]))
     assert (tie.verdict, broken.verdict) == ("holds", "fails")
     told = (tie.outputs, broken.outputs) if field == "draft_divergence" else (tie.target, broken.target)
-    assert told[0].sentence() == "1 of 2 differ (1 numerical ties)"
-    assert told[1].sentence() == "1 of 2 differ (1 divergences)"
+    assert told[0].sentence() == "1 of 2 differ by rounding (numerical ties)"
+    assert told[1].sentence() == "1 of 2 differ, 1 beyond rounding"
 
 
 def test_counts_that_contradict_an_output_fail_and_are_named():

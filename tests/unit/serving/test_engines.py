@@ -146,3 +146,23 @@ def test_an_engine_that_is_not_here_says_how_to_get_it(
     server.parent.mkdir(parents=True)
     server.touch()
     assert find_engine("llama.cpp", tmp_path).program == server
+
+
+@pytest.mark.parametrize(
+    ("engine", "said", "version"),
+    [
+        (Vllm, "0.32.0+cpu", "0.32.0"),
+        (LlamaCpp, "version: 0.6.0-dev (build 11434, commit abc)", "b11434"),
+        (LlamaCpp, "version: 6543 (abc)", "b6543"),
+    ],
+)
+def test_versions_are_those_that_programs_tell(
+    tmp_path: Path, engine: type[Engine], said: str, version: str
+) -> None:
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\necho '{said}'\n")
+    program.chmod(0o755)
+    assert engine(program).version() == version
+    program.write_text("#!/bin/sh\necho 'no such module' >&2\nexit 1\n")
+    with pytest.raises(ServerError, match="no such module"):
+        engine(program).version()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -71,6 +72,28 @@ def test_a_server_that_dies_in_the_middle_is_told_with_its_exit_code(tmp_path: P
         running(command(port, "dies"), port, tmp_path / "log", name="draftrank") as client,
     ):
         _ask(client)
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="other systems do not tell a process that its parent has ended"
+)
+def test_a_server_ends_when_the_process_that_started_it_is_killed(tmp_path: Path) -> None:
+    port, pid = free_port(), tmp_path / "pid"
+    words = ["sh", "-c", f"echo $$ > {pid}; exec {' '.join(repr(word) for word in command(port))}"]
+    code = (
+        "import pathlib, time; from draftrank.serving.process import running\n"
+        f"with running({words!r}, {port}, pathlib.Path({str(tmp_path / 'log')!r}), name='draftrank'):\n"
+        "    print('ready', flush=True); time.sleep(600)"
+    )
+    starter = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert starter.stdout is not None
+    assert starter.stdout.readline() == b"ready\n"
+    starter.kill()
+    starter.wait()
+    until = time.monotonic() + 20
+    while Path(f"/proc/{pid.read_text().strip()}/cmdline").exists():
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def _ask(client: Client) -> None:

