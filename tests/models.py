@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
@@ -132,8 +134,18 @@ def small_tokenizer(template: str | None = None) -> PreTrainedTokenizerFast:
 
 def save_small_target(folder: Path, architecture: str = "llama", **shape: int) -> Path:
     """A random model with its tokenizer in the hub's layout."""
-    tokenizer = small_tokenizer()
-    model = small_model(architecture, vocabulary=len(tokenizer), **shape)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in _small_target(architecture, *shape.items()).items():
+        (folder / name).write_bytes(content)
     return folder
+
+
+@cache
+def _small_target(architecture: str, *shape: tuple[str, int]) -> dict[str, bytes]:
+    """Its files; to make them takes longer than to write them."""
+    tokenizer = small_tokenizer()
+    model = small_model(architecture, vocabulary=len(tokenizer), **dict(shape))
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from safetensors import safe_open
@@ -19,6 +20,7 @@ from draftrank.jobs.session import build
 from draftrank.models.cache import draft_key
 from draftrank.models.loading import load_tokenizer
 from draftrank.workflows.keep import keep_draft
+from tiny_workspace import write_tiny_workspace
 from workspaces import PROMPTS, RECIPE, write_prompts
 
 DRAFT = """kind: draft_model
@@ -33,15 +35,23 @@ DRAFT = """kind: draft_model
 KEPT = ("kept/small.json", "kept/small.safetensors")
 
 
-@pytest.fixture
-def kept_root(workspace_root):
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A workspace that keeps a draft. Not to be changed."""
+    root = write_tiny_workspace(tmp_path_factory.mktemp("kept") / "workspace")
     text = RECIPE.replace("id: ngram", "id: small").replace("kind: ngram\n  max_ngram: 3", DRAFT)
-    folder = workspace_root / "drafts" / "tiny"
+    folder = root / "drafts" / "tiny"
     (folder / "small.yaml").write_text(text)
-    outcome = draftrank(workspace_root, "keep", "small", "--json")
+    outcome = draftrank(root, "keep", "small", "--json")
     assert outcome.code == 0, outcome.err
     assert outcome.json["bytes"] == (folder / KEPT[1]).stat().st_size
-    return workspace_root
+    return root
+
+
+@pytest.fixture
+def kept_root(kept, tmp_path):
+    """A copy of it to change."""
+    return Path(shutil.copytree(kept, tmp_path / "workspace"))
 
 
 @pytest.fixture

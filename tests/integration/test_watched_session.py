@@ -5,9 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from commands import MAX_S
 from draftrank import Store, Workspace, run, summarise
 from draftrank.measure.gates import clocks
 from draftrank.measure.gates.timeline import timeline_problems
@@ -102,16 +104,21 @@ def inject(monkeypatch):
 def test_a_prompt_turn_with_a_pause_in_it_is_decoded_again(workspace, inject, monkeypatch):
     """A stopwatch that stood still could not be told from a pause, so its trials do not stand."""
     inject(lambda _: 0.0)
-    monkeypatch.setattr(clocks, "PAUSE_S", 2.0)
+    monkeypatch.setattr(clocks, "PAUSE_S", MAX_S)  # no machine is that busy
     added, paused = Store.add_trial, []
 
     def add(self, session_id, trial):
         if not paused and trial.position == 0:
             paused.append(trial.cell)
-            time.sleep(2.5)
         added(self, session_id, trial)
 
+    def later():
+        now = datetime.now(UTC) + len(paused) * timedelta(seconds=2 * MAX_S)
+        return now.isoformat(timespec="milliseconds")
+
     monkeypatch.setattr(Store, "add_trial", add)
+    for module in (bench, session):
+        monkeypatch.setattr(module, "utc_now", later)
     result = measured(workspace)
     again = {trial.cell for trial in result.trials if trial.attempt}
     assert again == set(paused)
@@ -120,7 +127,8 @@ def test_a_prompt_turn_with_a_pause_in_it_is_decoded_again(workspace, inject, mo
 
 
 @pytest.mark.skipif(KernelCounters().read().busy_s is None, reason="no counters of processors here")
-def test_a_second_torch_process_is_caught(workspace):
+def test_a_second_torch_process_is_caught(workspace, monkeypatch):
+    monkeypatch.setattr(session, "PATIENCE_BLOCKS", 1)
     task = workspace.root / "tasks" / "small.yaml"  # long enough for the kernel's counters
     task.write_text(task.read_text().replace("max_new_tokens: 12", "max_new_tokens: 150"))
     burner = subprocess.Popen([sys.executable, "-c", BURN], stdout=subprocess.PIPE, text=True)

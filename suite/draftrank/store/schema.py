@@ -1,7 +1,7 @@
 """The version of a store's tables: a new file gets the newest, an older one is brought to it.
 
 Before a file is changed it is copied whole, beside itself. A file lock lets one process migrate while
-others wait; whoever finds the newest schema takes no lock and does not even import Alembic.
+others wait; whoever finds the newest schema takes no lock. Only a migration imports Alembic.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _create(path: Path) -> None:
     unfinished = path.with_name(f"{path.name}.new")
     for leftover in path.parent.glob(f"{escape(unfinished.name)}*"):
         leftover.unlink()
-    migrate(unfinished, HEAD)
+    create_from_tables(unfinished)
     os.replace(unfinished, path)
 
 

@@ -15,7 +15,7 @@ from sqlalchemy import inspect as inspect_database
 
 from draftrank.errors import StoreError
 from draftrank.store.database import create_store_engine, writing
-from draftrank.store.schema import HEAD, alembic_config, read_revision
+from draftrank.store.schema import HEAD, alembic_config, migrate, read_revision
 from draftrank.store.store import Store
 from draftrank.store.tables import Base
 from records import a_result
@@ -56,9 +56,15 @@ def test_a_new_store_has_the_newest_schema_and_leaves_no_backup(tmp_path):
     assert {entry.name for entry in path.parent.iterdir()} == {"results.sqlite", "results.sqlite.lock"}
 
 
-def test_the_migrations_lead_to_exactly_the_tables_of_the_code(tmp_path):
+@pytest.mark.parametrize(
+    "make",
+    [lambda path: migrate(path, HEAD), lambda path: Store.open(path).close()],
+    ids=["migrated", "new"],
+)
+def test_the_migrations_lead_to_exactly_the_tables_of_the_code(tmp_path, make):
+    """And so has a new store."""
     path = tmp_path / "results.sqlite"
-    Store.open(path).close()
+    make(path)
     engine = create_engine(f"sqlite:///{path}")
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
