@@ -6,9 +6,10 @@ import json
 
 import pytest
 
+from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.workspace import Workspace
 from draftrank.serving.base import Speculation
-from draftrank.workflows.parity import _differences, _method, _speculation
+from draftrank.workflows.parity import _differences, _speculation
 from workspaces import REPOSITORY
 
 TARGET = "smollm2-135m-instruct"
@@ -18,21 +19,14 @@ def recipe(name: str):
     return Workspace.open(REPOSITORY).recipe(TARGET, name)
 
 
-@pytest.mark.parametrize(
-    ("architecture", "method"),
-    [
-        ("LlamaForCausalLM", "draft_model"),
-        ("LlamaForCausalLMEagle3", "eagle3"),
-        ("Eagle3DraftModel", "eagle3"),
-        ("EagleLlamaForCausalLM", "eagle"),
-        (None, "draft_model"),
-    ],
-)
-def test_the_kind_of_draft_is_read_off_what_was_exported(tmp_path, architecture, method):
-    config = {"architectures": [architecture]} if architecture else {}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "head.gguf").touch()
-    assert _method(tmp_path) == _method(tmp_path / "head.gguf") == method
+@pytest.mark.parametrize(("kind", "method"), [("draft_model", "draft_model"), ("eagle", "eagle3")])
+def test_the_kind_of_draft_is_told(tmp_path, kind, method):
+    steps = [{"kind": "quantize", "scheme": "dynamic_int8"}]
+    fields = recipe("ngram").model_dump(mode="json", exclude_none=True) | {
+        "draft": {"kind": kind, "steps": steps}
+    }
+    found = Recipe.model_validate_json(json.dumps(fields))
+    assert _speculation(found, tmp_path, 4) == Speculation(method, 4, tmp_path)
 
 
 def test_ngrams_are_settings_alone():
