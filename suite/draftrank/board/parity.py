@@ -7,12 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from draftrank.board.formats import decimal
-from draftrank.measure.parity import EngineName, LengthRatio, Parity, ParityReport, report_of
+from draftrank.catalog.programs import NAMES
+from draftrank.measure.parity import LengthRatio, Parity, ParityReport, report_of
 
 NOT_SHOWN = ("build", "tasks", "machine", "turns")
 """Fields of a record that the document leaves out."""
-ENGINES: dict[EngineName, str] = {"vllm": "vLLM", "llama.cpp": "llama.cpp", "transformers": "transformers"}
-"""Names as their projects write them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +24,7 @@ class Proof:
     @property
     def engine(self) -> str:
         """The engine and its version."""
-        return f"{ENGINES[self.parity.engine]} {self.parity.engine_version}"
+        return f"{NAMES[self.parity.engine]} {self.parity.engine_version}"
 
     @property
     def sentence(self) -> str:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from draftrank.board.parity import ENGINES
 from draftrank.catalog.backend import Auto, Backend, Device, Dtype, is_dtype
+from draftrank.catalog.programs import NAMES
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.workspace import Workspace
 from draftrank.engine.proposer import Proposer, ProposerContext
@@ -493,7 +493,7 @@ def _differences(recipe: Recipe, engine: EngineName) -> Iterator[str]:
                 "the match."
             )
         else:
-            yield f"{ENGINES[engine]} copies from the earliest match in the context, this engine from the latest."
+            yield f"{NAMES[engine]} copies from the earliest match in the context, this engine from the latest."
         if engine == "transformers" and draft.min_ngram > 1:
             yield f"transformers looks up single tokens too; this engine at least {draft.min_ngram} tokens."
         return

@@ -24,7 +24,7 @@ from draftrank.engine.backends.blocks import (
 from draftrank.engine.token_tree import MAX_TREE_TOKENS
 from draftrank.models.architecture import Architecture
 from draftrank.models.attention_windows import attention_windows
-from draftrank.models.eagle import eagle3_layer
+from draftrank.models.eagle import Eagle3Fusion, eagle3_layer
 from draftrank.models.forms import FEATURES, HiddenStateFusion, TrimmedHead
 
 if TYPE_CHECKING:
@@ -133,7 +133,8 @@ class CudaGraphsDecoder(DecoderShape):
         grown = self.hidden_size**0.5 if self._shape.embedding_grows_with_width else 1.0
         self._grown = float(torch.tensor(grown, dtype=self.dtype))
         fusion = getattr(model, FEATURES, None)
-        self.fusion: HiddenStateFusion | None = fusion
+        self.fusion: HiddenStateFusion | Eagle3Fusion | None = fusion
+        self._head_layer = eagle3_layer(model)
         self._pieces = -(-len(self._head) // self._splits.head.columns)
         narrowest = min(
             split.columns
@@ -149,7 +150,7 @@ class CudaGraphsDecoder(DecoderShape):
     @staticmethod
     def fits(model: PreTrainedModel) -> bool:
         """Whether the kernels know this model's forward; see `DecoderShape.fits`."""
-        if not DecoderShape.fits(model) or eagle3_layer(model) is not None:
+        if not DecoderShape.fits(model):
             return False
         shape, config = Architecture.of(model), model.config.get_text_config()
         head, fusion = shape.head(model), getattr(model, FEATURES, None)
@@ -157,6 +158,8 @@ class CudaGraphsDecoder(DecoderShape):
         matrices = [head.projection if isinstance(head, TrimmedHead) else head]
         if isinstance(fusion, HiddenStateFusion):
             matrices += [part for part in (fusion.projection, fusion.reduction) if part is not None]
+        elif isinstance(fusion, Eagle3Fusion):
+            matrices.append(fusion.fc)
         embedding = shape.embedding(model).weight
         assert isinstance(embedding, Tensor)
         return (
@@ -218,12 +221,13 @@ class CudaGraphsDecoder(DecoderShape):
             window = self._windows[block.kind]
             split = splits.heads
             columns = half if layer.head_norms is not None else min(split.columns, half)
+            paired = block.embedding_norm is not None
             launch.queries_keys_values[((self._queries + 2 * self._kv_heads) * (half // columns), tiles)](
-                self.meta, self._scaled, self._squares, layer.queries_keys_values,
+                self.meta, self._pairs if paired else self._scaled, self._squares, layer.queries_keys_values,
                 *self._optional(layer.queries_keys_values_bias, layer.head_norms), cosines, sines,
                 self._asked, cache.keys[number], cache.values[number], capacity, self._eps,
-                WIDTH=width, QUERIES=self._queries, SHARED=self._kv_heads, HALF=half, COLUMNS=columns,
-                BLOCK=split.block, NORMED=layer.attention_normed, BIASED=layer.queries_keys_values_bias is not None,
+                WIDTH=2 * width if paired else width, QUERIES=self._queries, SHARED=self._kv_heads, HALF=half, COLUMNS=columns,
+                BLOCK=split.block, NORMED=layer.attention_normed and not paired, BIASED=layer.queries_keys_values_bias is not None,
                 HEAD_NORMS=layer.head_norms is not None, ROTATES=layer.joint_norms is None, GIVEN=given, PARTS=self._parts,
                 ROWS=rows, TILE=TILE, num_warps=max(split.warps, columns // TILE), num_stages=split.stages,
             )  # fmt: skip
@@ -259,12 +263,13 @@ class CudaGraphsDecoder(DecoderShape):
                 GIVEN=given, PARTS=self._parts, ROWS=rows, TILE=TILE,
                 num_warps=split.warps, num_stages=split.stages,
             )  # fmt: skip
-            place = kept.get(number)
+            # what an EAGLE-3 head reads of itself is its layer's output, in the place of the final state
+            place = -1 if paired and states.shape[1] else kept.get(number)
             given = self._add(
                 self._between, layer.feed_forward_output, layer.feed_forward_output_bias,
                 layer.feed_forward_output_norm, block.residual_scale, following, splits.feed_forward_output, rows, None if place is None else states[:, place],
             )  # fmt: skip
-        if states.shape[1]:
+        if states.shape[1] and self._head_layer is None:
             launch.tell[(rows,)](
                 self._hidden, self._squares, self._norm, states[:, -1], states.stride(0), self._eps,
                 WIDTH=width, GIVEN=given, PARTS=self._parts, ROWS=rows, BLOCK=_power(width), num_warps=4,
@@ -323,16 +328,19 @@ class CudaGraphsDecoder(DecoderShape):
         """Starts the kernel that makes one feature of a target's states.
 
         Args:
-            states: [at least rows, parts · hidden] in the model's type, rows a multiple of `TILE`.
+            states: [at least rows, parts · hidden] in the model's type, rows a multiple of `TILE`; the last part is the final
+                state.
             rows: how many.
             reduced: [at least rows, hidden], written.
         """
         assert self.fusion is not None
-        assert self.fusion.reduction is not None
-        split = self._splits.fusion
+        eagle3 = isinstance(self.fusion, Eagle3Fusion)
+        matrix = self.fusion.fc if isinstance(self.fusion, Eagle3Fusion) else self.fusion.reduction
+        assert matrix is not None
+        split, parts = self._splits.fusion, len(self.fusion.layers)
         self._kernels.reduce[(-(-self.hidden_size // split.columns), rows // TILE)](
-            states, self.fusion.reduction.weight, reduced, WIDTH=self.hidden_size,
-            PARTS=len(self.fusion.layers) + 1, COLUMNS=split.columns, BLOCK=split.block, TILE=TILE,
+            states, matrix.weight, reduced, WIDTH=self.hidden_size,
+            PARTS=parts if eagle3 else parts + 1, TOLD=parts + 1, NORMED=not eagle3, COLUMNS=split.columns, BLOCK=split.block, TILE=TILE,
             num_warps=split.warps, num_stages=split.stages,
         )  # fmt: skip
 
@@ -343,6 +351,15 @@ class CudaGraphsDecoder(DecoderShape):
             self._kernels.embed[(rows,)](
                 self.meta, self._table, *written, self._grown, self._input_scale, WIDTH=self.hidden_size, PARTS=self._parts,
                 ROWS=rows, BLOCK=_power(self.hidden_size), num_warps=4,
+            )  # fmt: skip
+            return 1
+        if isinstance(self.fusion, Eagle3Fusion):
+            assert self._head_layer is not None
+            block = self.layers[0].block
+            self._kernels.pair[(rows,)](
+                self.meta, self._table, self.offered, block.embedding_norm, block.attention_norm, self._hidden, self._pairs,
+                self._eps, WIDTH=self.hidden_size, NORM_BEFORE_RESIDUAL=self._head_layer.norm_before_residual,
+                BLOCK=_power(self.hidden_size), num_warps=4,
             )  # fmt: skip
             return 1
         split = self._splits.fusion
@@ -425,6 +442,8 @@ class CudaGraphsDecoder(DecoderShape):
         self.logits = torch.zeros(rows, len(self._head), **like)
         self._hidden = torch.zeros(rows, self.hidden_size, **like)
         self._scaled = torch.zeros(rows, self.hidden_size, dtype=self.dtype, **like)
+        paired = 0 if self._head_layer is None else 2 * self.hidden_size
+        self._pairs = torch.zeros(rows, paired, dtype=self.dtype, **like)
         self._squares = torch.zeros(rows, self._parts, **like)
         self._projected = torch.zeros(rows, self.hidden_size, **like)
         self._asked = torch.zeros(rows, self._queries * self._size, dtype=self.dtype, **like)

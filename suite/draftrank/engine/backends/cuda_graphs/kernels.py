@@ -683,17 +683,53 @@ def fuse(
 
 
 @triton.jit
+def pair(
+    meta,
+    table,
+    offered,
+    embedding_norm,
+    state_norm,
+    hidden,
+    scaled,
+    eps,
+    WIDTH: tl.constexpr,
+    NORM_BEFORE_RESIDUAL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """What an EAGLE-3 head's attention reads of one token, [2 · WIDTH]: its normed embedding, then the normed state beside it.
+    The layer adds to the state, or to the normed one."""
+    row = tl.program_id(0)
+    token = tl.load(meta + _IDS + row)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < WIDTH
+    embedded = tl.load(table + token * WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
+    embedded *= tl.rsqrt(tl.sum(embedded * embedded, 0) / WIDTH + eps)
+    embedded *= tl.load(embedding_norm + columns, mask=inside, other=0.0)
+    state = tl.load(offered + row * WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
+    normed = state * tl.rsqrt(tl.sum(state * state, 0) / WIDTH + eps)
+    normed *= tl.load(state_norm + columns, mask=inside, other=0.0)
+    tl.store(scaled + row * 2 * WIDTH + columns, embedded, mask=inside)
+    tl.store(scaled + (row * 2 + 1) * WIDTH + columns, normed, mask=inside)
+    if NORM_BEFORE_RESIDUAL:
+        state = normed
+    tl.store(hidden + row * WIDTH + columns, state, mask=inside)
+
+
+@triton.jit
 def reduce(
     states,
     matrix,
     reduced,
     WIDTH: tl.constexpr,
     PARTS: tl.constexpr,
+    TOLD: tl.constexpr,
+    NORMED: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """The target's states as one feature each: matrix · [rms(part) of each layer]."""
+    """The target's states as one each: matrix · the first PARTS of the TOLD parts, each of them by its root mean square where
+    NORMED."""
     rows = tl.program_id(1) * TILE + tl.arange(0, TILE)
     outputs = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     chosen = outputs < WIDTH
@@ -704,11 +740,13 @@ def reduce(
         for begin in range(0, WIDTH, BLOCK):
             columns = begin + tl.arange(0, BLOCK)
             within = columns < WIDTH
-            places = rows[:, None] * (PARTS * WIDTH) + part * WIDTH + columns[None]
+            places = rows[:, None] * (TOLD * WIDTH) + part * WIDTH + columns[None]
             read = tl.load(states + places, mask=within[None], other=0.0)
             squares += tl.sum(read.to(tl.float32) * read.to(tl.float32), 1)
             lines = matrix + outputs[None] * (PARTS * WIDTH) + part * WIDTH + columns[:, None]
             weight = tl.load(lines, mask=within[:, None] & chosen[None], other=0.0)
             of_part = tl.dot(read, weight, of_part, input_precision="ieee")
-        made += of_part * tl.rsqrt(squares / WIDTH + 1e-6)[:, None]
+        if NORMED:
+            of_part *= tl.rsqrt(squares / WIDTH + 1e-6)[:, None]
+        made += of_part
     tl.store(reduced + rows[:, None] * WIDTH + outputs[None], made, mask=chosen[None])

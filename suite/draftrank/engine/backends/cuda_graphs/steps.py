@@ -14,6 +14,7 @@ from draftrank.engine.backends.cuda_graphs.recording import Recording, Reports
 from draftrank.engine.device_tokens import DeviceTokens
 from draftrank.engine.proposer import DeviceStep
 from draftrank.engine.verification import coupled
+from draftrank.models.forms import HiddenStateFusion
 
 if TYPE_CHECKING:
     from draftrank.catalog.decoding_mode import DecodingMode
@@ -149,7 +150,7 @@ class CudaGraphSteps:
         draft, fusion = self._draft.decoder, self._draft.decoder.fusion
         if fusion is not None:
             states = self._target.states_of(fusion.layers)
-            if fusion.reduction is None:
+            if isinstance(fusion, HiddenStateFusion) and fusion.reduction is None:
                 draft.offered.copy_(states)
             else:
                 draft.reduce(states, TILE if self._count < TILE else MAX_ROWS, draft.offered)

@@ -28,6 +28,7 @@ from draftrank.engine.backends.cuda_graphs.runtime import CudaGraphsRuntime
 from draftrank.engine.backends.cuda_graphs.steps import CudaGraphSteps
 from draftrank.engine.backends.own_forward import check_forward, check_trees
 from draftrank.engine.backends.registry import open_eagle_runtime, open_runtime, why_not
+from draftrank.engine.backends.transformers.eagle import TransformersEagleRuntime
 from draftrank.engine.backends.transformers.generate import GenerateDecoder
 from draftrank.engine.loop import Decoding, Request, autoregressive, speculative
 from draftrank.engine.proposer import Proposal
@@ -42,7 +43,7 @@ from draftrank.engine.token_tree import TokenTree
 from draftrank.engine.verification import coupled
 from draftrank.errors import InvalidInputError, UnsupportedModelError
 from draftrank.models.architecture import Architecture
-from draftrank.models.forms import HiddenStatesForm, TrimmedHeadForm
+from draftrank.models.forms import Eagle3Form, HiddenStatesForm, TrimmedHeadForm
 from draftrank.models.vocabulary_rows import cut_rows, pad_rows
 from models import small_model
 from proposers import Constant, Steps, check_fresh
@@ -307,6 +308,32 @@ def reader(seed: int = 4, layers: tuple[int, ...] = (0,)) -> PreTrainedModel:
     return trimmed(made)
 
 
+def eagle3(seed: int = 4, *, norm_before_residual: bool = False) -> PreTrainedModel:
+    """An EAGLE-3 head with a trimmed head over the vocabulary."""
+    made = model("llama", seed=seed, layers=1)
+    Eagle3Form(layers=(0, 1), norm_before_residual=norm_before_residual).prepare(made)
+    torch.manual_seed(seed)
+    for part in (made.feature_fusion, made.model.layers[0]):
+        for weight in part.parameters():
+            weight.data = torch.randn_like(weight) * 0.2 + (weight.ndim == 1)
+    return trimmed(made)
+
+
+@pytest.mark.parametrize("norm_before_residual", [False, True])
+def test_an_eagle3_head_computes_what_it_does_in_transformers(norm_before_residual):
+    made = eagle3(norm_before_residual=norm_before_residual)
+    fast = CudaGraphsEagleRuntime(copy.deepcopy(made))
+    slow = TransformersEagleRuntime(made)
+    told = torch.randn(6, 3 * 48, device=DEVICE)
+    for runtime in (fast, slow):
+        runtime.offer(runtime.reduced(told).clone())
+    close(fast.forward(TEXT[:6])[:, 3:43], slow.forward(TEXT[:6])[:, 3:43])
+    for token in TEXT[6:9]:  # beside its own states
+        close(fast.forward([token])[:, 3:43], slow.forward([token])[:, 3:43])
+    tree = TokenTree.behind((-1, -1, 0))
+    close(fast.forward(TEXT[9:13], tree=tree)[:, 3:43], slow.forward(TEXT[9:13], tree=tree)[:, 3:43])
+
+
 def test_a_trimmed_head_answers_for_all_tokens():
     made = trimmed(model("llama"))
     runtime = captured(copy.deepcopy(made))
@@ -364,6 +391,9 @@ def proposer_on(target: CudaGraphsRuntime, name: str, kind: str):
     def reading(how: Drafting | None = None, layers: tuple[int, ...] = (0,)):
         return EagleProposer(target, CudaGraphsEagleRuntime(reader(layers=layers)), how or Drafting())
 
+    def head(how: Drafting | None = None):
+        return EagleProposer(target, CudaGraphsEagleRuntime(eagle3()), how or Drafting())
+
     copies = NgramProposer(1, 3)
     made = {
         "ngram": lambda: copies,
@@ -375,14 +405,16 @@ def proposer_on(target: CudaGraphsRuntime, name: str, kind: str):
         "features": reading,
         "states": lambda: reading(layers=()),
         "features tree": lambda: reading(Drafting(branch_above=0.05)),
+        "eagle3": head,
+        "eagle3 tree": lambda: head(Drafting(branch_above=0.05)),
         "mixed model": lambda: CascadeProposer(copies, near(), 2),
         "cascade": lambda: CascadeProposer(copies, reading(), 2),
     }
     return made[kind]()
 
 
-SOON = ("chain", "exit", "features tree")
-AT_NIGHT = ("stops", "cascade", "ngram", "tree", "itself", "features", "states")
+SOON = ("chain", "exit", "eagle3", "eagle3 tree")
+AT_NIGHT = ("features tree", "stops", "cascade", "ngram", "tree", "itself", "features", "states")
 
 
 @pytest.mark.parametrize(
@@ -416,7 +448,7 @@ def test_greedy_speculation_equals_greedy_decoding(targets, name, proposer):
         "tree",
         *(
             pytest.param(one, marks=at_night)
-            for one in ("chain", "stops", "exit", "features tree", "cascade")
+            for one in ("chain", "stops", "exit", "features tree", "eagle3 tree", "cascade")
         ),
     ],
 )
@@ -429,7 +461,11 @@ def test_each_proposal_is_that_of_a_fresh_cache(targets, proposer):
 
 @pytest.mark.parametrize(
     "proposer",
-    ["mixed model", *(pytest.param(one, marks=at_night) for one in ("chain", "features", "cascade"))],
+    [
+        "mixed model",
+        "eagle3",
+        *(pytest.param(one, marks=at_night) for one in ("chain", "features", "cascade")),
+    ],
 )
 def test_each_proposal_of_the_device_is_that_of_a_fresh_cache(monkeypatch, targets, proposer):
     """Also the first, and behind what was copied."""
@@ -451,8 +487,8 @@ def test_each_proposal_of_the_device_is_that_of_a_fresh_cache(monkeypatch, targe
     check_fresh(lambda: (target, proposer_on(target, "llama", proposer)), found, GREEDY)
 
 
-@at_night
-def test_a_reader_proposes_what_it_proposes_in_the_slower_runtime(monkeypatch):
+@pytest.mark.parametrize("head", [pytest.param(reader, marks=at_night), eagle3])
+def test_a_reader_proposes_what_it_proposes_in_the_slower_runtime(monkeypatch, head):
     """Its tokens are read with its own states, those that the target has verified with the target's."""
     made, text = model("llama"), tuple(TEXT[:15])
     proposed: dict[str, list[list[int]]] = {"cuda-graphs": [], "transformers": []}
@@ -472,7 +508,7 @@ def test_a_reader_proposes_what_it_proposes_in_the_slower_runtime(monkeypatch):
     drafted = {}
     for forward in ("cuda-graphs", "transformers"):
         target = open_runtime(copy.deepcopy(made), forward)
-        proposer = EagleProposer(target, open_eagle_runtime(reader(), forward))
+        proposer = EagleProposer(target, open_eagle_runtime(head(), forward))
         if forward == "transformers":
             monkeypatch.setattr(EagleProposer, "propose", watched_propose)
         drafted[forward] = speculative(target, proposer, Request(text, 8), 3)
@@ -494,6 +530,7 @@ SAMPLING = DecodingMode(temperature=1.0, top_k=30, top_p=0.95)
         ("llama", "chain", 0.15),
         ("llama", "cascade", 0.4),
         ("llama", "features", 0.6),
+        ("llama", "eagle3", 0.6),
         ("gemma3", "cascade", 0.2),
     ],
 )
