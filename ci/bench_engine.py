@@ -165,10 +165,8 @@ def main() -> int:
             decoded[name].append((len(tokens), seconds))
             if name == ("model", "ours") and decoding is not None:
                 middle = (*prompt, *tokens[: options.tokens // 2])
-                latencies = {
-                    (one.part, one.tokens): one.median_s
-                    for one in measure_latencies(target, drafting, options.k, (middle,))
-                }
+                (timed,) = measure_latencies(target, [(drafting, options.k)], (middle,))
+                latencies = {(one.part, one.tokens): one.median_s for one in timed}
                 for kind, median in latencies.items():
                     forwards.setdefault(kind, []).append(median)
                 one, several = latencies["target", 1], latencies["target", options.k + 1]

@@ -136,7 +136,7 @@ def answering(site: Path, board: Board) -> dict[str, float] | None:
     if chromium is None:
         return None
     script = """async actions => {
-        const painted = () => new Prediction(done => requestAnimationFrame(() => setTimeout(done)));
+        const painted = () => new Promise(done => requestAnimationFrame(() => setTimeout(done)));
         const times = { sort: [], filter: [] };
         for (let round = 0; round < actions; round++) {
             for (const kind of ["sort", "filter"]) {

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
+from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -15,6 +18,8 @@ from draftrank.measure.statistics.standing import standing_trials
 from draftrank.measure.summaries.summary import summarise
 from draftrank.store.archive import Archive, Known
 
+T = TypeVar("T")
+
 
 def archived_boards(
     archive: Archive, target: str | None = None, suite: str | None = None
@@ -24,9 +29,56 @@ def archived_boards(
     Raises:
         StoreError: two parts of a session contradict each other.
     """
-    chosen = [
+    return _joined(archive, _chosen(archive, target, suite))
+
+
+def shown_boards(archive: Archive, target: str | None = None, suite: str | None = None) -> tuple[Board, ...]:
+    """The same boards in any order, of each what a table shows: without `results`, and rows without `ahead`.
+
+    A board is computed once for its sessions, and kept, so that of many sessions none is read again. Raises as
+    `archived_boards`.
+    """
+    keys = archive.derived.all_of("board key")
+    sessions: dict[str, list[Known]] = defaultdict(list)
+    for known in _chosen(archive, target, suite):
+        source, key = keys.get(known.id, ("", b""))
+        sessions[key.decode() if source == known.source else ""].append(known)
+    found, new, unknown = [], {}, sessions.pop("", [])
+    for known, rows in zip(unknown, archived_rows(archive, unknown), strict=True):
+        sessions[rows.key.id].append(known)
+        new[known.id] = known.source, rows.key.id.encode()
+    archive.derived.keep("board key", new)
+    for key, own in sessions.items():
+        source = hashlib.sha256(" ".join(sorted(known.source for known in own)).encode()).hexdigest()
+        board = _read(Board, archive.derived.find("board", key, source))
+        if board is None:
+            (whole,) = _joined(archive, own)
+            board = replace(whole, rows=tuple(replace(row, ahead={}) for row in whole.rows), results=())
+            _keep(archive, "board", {key: (source, board)})
+        found.append(board)
+    return tuple(found)
+
+
+def archived_rows(archive: Archive, sessions: Sequence[Known]) -> list[SessionRows]:
+    """What these sessions give to their boards; raises as `archived_boards`."""
+    found, new = [], {}
+    for known in sessions:
+        rows = _read(SessionRows, archive.derived.find("rows", known.id, known.source))
+        if rows is None:
+            rows = rows_of(summarise(archive.result(known)))
+            new[known.id] = known.source, rows
+        found.append(rows)
+    _keep(archive, "rows", new)
+    return found
+
+
+def _chosen(archive: Archive, target: str | None, suite: str | None) -> list[Known]:
+    return [
         known for known in archive.sessions if target in (None, known.target) and suite in (None, known.suite)
     ]
+
+
+def _joined(archive: Archive, chosen: Sequence[Known]) -> tuple[Board, ...]:
     by_id = {known.id: known for known in chosen}
 
     @cache
@@ -42,30 +94,24 @@ def archived_boards(
     return join_boards(archived_rows(archive, chosen), trials)
 
 
-def archived_rows(archive: Archive, sessions: Sequence[Known]) -> list[SessionRows]:
-    """What these sessions give to their boards; raises as `archived_boards`."""
-    kept = archive.derived.all_of("rows")
-    found, new = [], {}
-    for known in sessions:
-        source, text = kept.get(known.id, ("", b""))
-        rows = _read(text) if source == known.source else None
-        if rows is None:
-            rows = rows_of(summarise(archive.result(known)))
-            text = _adapter().dump_json(rows)
-            if _read(text) == rows:  # not kept where JSON loses something: it knows no infinite number
-                new[known.id] = known.source, text
-        found.append(rows)
-    archive.derived.keep("rows", new)
-    return found
-
-
-def _read(text: bytes) -> SessionRows | None:
+def _read(kind: type[T], text: bytes | None) -> T | None:
     try:
-        return _adapter().validate_json(text)
+        return None if text is None else _adapter(kind).validate_json(text)
     except ValidationError:
         return None
 
 
+def _keep(archive: Archive, name: str, entries: dict[str, tuple[str, T]]) -> None:
+    """Keeps values with their sources, but not where JSON loses something: it knows no infinite number."""
+    texts = {
+        key: (source, _adapter(type(value)).dump_json(value)) for key, (source, value) in entries.items()
+    }
+    same = {
+        key: kept for key, kept in texts.items() if _read(type(entries[key][1]), kept[1]) == entries[key][1]
+    }
+    archive.derived.keep(name, same)
+
+
 @cache
-def _adapter() -> TypeAdapter[SessionRows]:
-    return TypeAdapter(SessionRows)
+def _adapter(kind: type[T]) -> TypeAdapter[T]:
+    return TypeAdapter(kind)

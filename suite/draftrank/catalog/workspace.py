@@ -1,4 +1,8 @@
-"""A workspace on disk: any folder with `drafts/` and `tasks/`, and the state kept beside them."""
+"""A workspace on disk: any folder with `drafts/` and `tasks/`, and the state kept beside them.
+
+The forms of declarations are imported when one is read: commands that show results read none, and the union of all kinds
+takes longer to import than they take altogether.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +10,20 @@ import os
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from draftrank.catalog.base import Declared
-from draftrank.catalog.loading import load_declaration
 from draftrank.catalog.plain_text import unseen_in
-from draftrank.catalog.prompts import TaskPrompts, read_prompts, select_prompts
-from draftrank.catalog.recipe import Recipe
-from draftrank.catalog.self_generated import Corpus, SelfGenerated
-from draftrank.catalog.sources.base import FetchContext, SourceBase
-from draftrank.catalog.target import Target
-from draftrank.catalog.task import Suite, Task
-from draftrank.catalog.yaml_file import MAX_BYTES
 from draftrank.errors import InvalidInputError, MissingDataError, Problem
 from draftrank.progress import Progress, SilentProgress
+
+if TYPE_CHECKING:
+    from draftrank.catalog.prompts import TaskPrompts
+    from draftrank.catalog.recipe import Recipe
+    from draftrank.catalog.self_generated import Corpus, SelfGenerated
+    from draftrank.catalog.sources.base import FetchContext, SourceBase
+    from draftrank.catalog.target import Target
+    from draftrank.catalog.task import Suite, Task
 
 T = TypeVar("T", bound=Declared)
 
@@ -123,6 +127,8 @@ class Workspace:
 
     def fetch_context(self, progress: Progress | None = None) -> FetchContext:
         """What sources need to fetch on this workspace's behalf."""
+        from draftrank.catalog.sources.base import FetchContext
+
         data = os.environ.get("DRAFTRANK_DATA", "")
         roots = (self.root, *(Path(entry).resolve() for entry in data.split(os.pathsep) if entry))
         offline = os.environ.get("DRAFTRANK_OFFLINE", "") not in ("", "0")
@@ -157,6 +163,11 @@ class Workspace:
 
     def declaration_paths(self) -> list[tuple[Path, type[Declared]]]:
         """Every declaration of the workspace with the model it must satisfy."""
+        from draftrank.catalog.recipe import Recipe
+        from draftrank.catalog.self_generated import Corpus
+        from draftrank.catalog.target import Target
+        from draftrank.catalog.task import Suite, Task
+
         return (
             [(path, Target) for path in self.target_paths()]
             + [(path, Task) for path in self.task_paths()]
@@ -173,12 +184,16 @@ class Workspace:
         Raises:
             InvalidInputError: it does not exist or is invalid.
         """
+        from draftrank.catalog.target import Target
+
         known = [path.parent.name for path in self.target_paths()]
         self._require("target", target_id, known)
         return self._load(self.root / "drafts" / target_id / "target.yaml", Target)
 
     def recipe(self, target_id: str, draft_id: str) -> Recipe:
         """One recipe of a target, with the texts of the corpora it names; raises as `target`."""
+        from draftrank.catalog.recipe import Recipe
+
         known = [path.stem for path in self.recipe_paths(target_id)]
         self._require("draft", draft_id, known)
         path = self.root / "drafts" / target_id / f"{draft_id}.yaml"
@@ -195,6 +210,8 @@ class Workspace:
 
     def files_of_recipe(self, target_id: str, draft_id: str) -> tuple[Path, ...]:
         """A recipe's file, then the files that it needs: corpora and prompt prefixes, sorted; raises as `target`."""
+        from draftrank.catalog.recipe import Recipe
+
         references = _WorkspaceReferences(self)
         path = self.root / "drafts" / target_id / f"{draft_id}.yaml"
         self._load(path, Recipe, references)
@@ -216,11 +233,15 @@ class Workspace:
 
     def task(self, task_id: str) -> Task:
         """One task; raises as `target`."""
+        from draftrank.catalog.task import Task
+
         self._require("task", task_id, [path.stem for path in self.task_paths()])
         return self._load(self.root / "tasks" / f"{task_id}.yaml", Task)
 
     def suite(self, suite_id: str) -> Suite:
         """One suite; raises as `target`."""
+        from draftrank.catalog.task import Suite
+
         self._require("suite", suite_id, [path.stem for path in self.suite_paths()])
         return self._load(self.root / "tasks" / "suites" / f"{suite_id}.yaml", Suite)
 
@@ -228,6 +249,8 @@ class Workspace:
         self, suite: Suite, progress: Progress | None = None
     ) -> tuple[list[TaskPrompts], dict[str, str]]:
         """The suite's prompts by task, and for each task whose data cannot be had now, why."""
+        from draftrank.catalog.prompts import read_prompts, select_prompts
+
         context = self.fetch_context(progress)
         found: list[TaskPrompts] = []
         skipped: dict[str, str] = {}
@@ -241,6 +264,11 @@ class Workspace:
 
     def check(self, paths: list[Path] | None = None) -> Checked:
         """Validates every declaration (or those at `paths`) and the references between them."""
+        from draftrank.catalog.recipe import Recipe
+        from draftrank.catalog.self_generated import Corpus
+        from draftrank.catalog.target import Target
+        from draftrank.catalog.task import Suite, Task
+
         problems: list[Problem] = []
         wanted = {path.resolve() for path in paths} if paths else None
 
@@ -290,6 +318,8 @@ class Workspace:
 
     def _check_local_data(self, path: Path, task: Task) -> list[Problem]:
         """Reads task data that needs no fetching, so that `check` sees a bad file at once."""
+        from draftrank.catalog.prompts import read_prompts
+
         if task.source.kind not in ("local", "inline"):  # type: ignore[attr-defined]
             return []
         try:
@@ -312,10 +342,14 @@ class Workspace:
         return []
 
     def _load(self, path: Path, model: type[T], references: _WorkspaceReferences | None = None) -> T:
+        from draftrank.catalog.loading import load_declaration
+
         references = references or _WorkspaceReferences(self)
         return load_declaration(path, model, self.display(path), references.for_file(path))
 
     def _load_corpus(self, path: Path, references: _WorkspaceReferences) -> Corpus:
+        from draftrank.catalog.self_generated import Corpus
+
         corpus = self._load(path, Corpus, references)
         if corpus.target != self._target_of(path):
             raise InvalidInputError([self._wrong_folder(path, corpus)])
@@ -327,7 +361,7 @@ class Workspace:
         return path.relative_to(drafts).parts[0] if path.is_relative_to(drafts) else ""
 
     def _wrong_folder(self, path: Path, one: Recipe | Corpus) -> Problem:
-        what, folder = ("corpus", "corpora/") if isinstance(one, Corpus) else ("recipe", "")
+        what, folder = ("corpus", "corpora/") if path.parent.name == "corpora" else ("recipe", "")
         return Problem(
             f"the {what} is for {one.target!r} but lies in the folder of {self._target_of(path)!r}",
             self.display(path),
@@ -402,6 +436,8 @@ class _WorkspaceReferences:
 
     def lines(self, path: str) -> tuple[str, ...]:
         """See `References.lines`."""
+        from draftrank.catalog.yaml_file import MAX_BYTES
+
         root = self.workspace.root
         file = root / path
         if not file.resolve().is_relative_to(root.resolve()):

@@ -24,7 +24,7 @@ def board(
 
     [bold]Example:[/bold] draftrank board --target smollm2-135m-instruct --suite quick
     """
-    from draftrank.board.archived import archived_boards
+    from draftrank.board.archived import archived_boards, shown_boards
     from draftrank.board.as_json import board_document
     from draftrank.board.order import in_order
     from draftrank.catalog.workspace import Workspace
@@ -34,7 +34,8 @@ def board(
 
     opened = Workspace.open(workspace)
     with open_archive(opened, local=not published) as archive:
-        boards = in_order(archived_boards(archive, target, suite), is_this_machine)
+        found_in = archived_boards if json else shown_boards
+        boards = in_order(found_in(archive, target, suite), is_this_machine)
     for found in boards:
         print_board(found)
     if not boards:

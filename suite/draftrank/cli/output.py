@@ -6,10 +6,11 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
-from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -54,9 +55,26 @@ def print_facts(facts: Mapping[str, str]) -> None:
 
 
 def print_table(table: Table) -> None:
-    """Prints a table as wide as its content: a narrow terminal breaks lines, no figure is cut off."""
-    natural = Measurement.get(out, out.options.update(max_width=10_000), table).maximum
-    _console(width=natural).print(table, crop=False)
+    """Prints a table without lines, as wide as its content: a narrow terminal breaks lines, no figure is cut off. rich
+    itself takes many times as long for the same text."""
+    columns = table.columns
+    rows = [[str(cell) for cell in row] for row in zip(*(column.cells for column in columns), strict=True)]
+    styles = [str(row.style or "") for row in table.rows]
+    if table.show_header:
+        rows.insert(0, [str(column.header) for column in columns])
+        styles.insert(0, str(table.header_style))
+    widths = [
+        max(cell_len(line) for cell in cells for line in cell.split("\n"))
+        for cells in zip(*rows, strict=True)
+    ]
+    text = Text()
+    for row, style in zip(rows, styles, strict=True):
+        for line in zip_longest(*(cell.split("\n") for cell in row), fillvalue=""):
+            for column, width, part in zip(columns, widths, line, strict=True):
+                room = " " * (width - cell_len(part))
+                padded = room + part if column.justify == "right" else part + room
+                text.append(padded, style or column.style).append("\n" if column is columns[-1] else "  ")
+    out.print(text, end="")
 
 
 def report_error(error: DraftrankError) -> None:

@@ -25,6 +25,7 @@ def show(
     [bold]Example:[/bold] draftrank show ngram --target smollm2-135m-instruct
     """
     from draftrank.board.archived import archived_rows
+    from draftrank.board.remarks import remarks_on
     from draftrank.catalog.workspace import Workspace
     from draftrank.cli.results import open_archive, require_known
     from draftrank.cli.session_facts import print_session
@@ -58,6 +59,11 @@ def show(
                 f"no result is called {name!r}",
                 fix="`draftrank show` lists sessions, `draftrank list` the drafts; measure one with `draftrank run`",
             )
+        if arms is not None and not json:
+            (rows,) = archived_rows(archive, [chosen])  # quicker than its trials
+            if row := next((row for row in rows.rows if row.draft == name), None):
+                print_arm(row.session, row.summary, row.remarks, row.reason)
+                return
         summary = summarise(archive.result(chosen))
     if arms is None:
         print_session(summary)
@@ -66,7 +72,7 @@ def show(
         if arms is not None and arm.arm.id not in arms:
             continue
         reason = judge(summary, arm).reason if arm.arm.kind == "draft" else None
-        print_arm(summary, arm, reason)
+        print_arm(summary.session.id, arm, remarks_on(summary, arm), reason)
         shown.append({**asdict(arm), "arm": arm.arm.model_dump(mode="json"), "reason": reason})
     if json:
         print_json(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.table import Table
 from rich.text import Text
 
 from draftrank.board.formats import UNKNOWN, day, decimal, duration, percent, rank, size, span, times
-from draftrank.board.remarks import remarks_on
 from draftrank.board.rows import Board, BoardRow
 from draftrank.cli.output import out, print_facts, print_table
 from draftrank.cli.reference_lines import reference_lines
@@ -17,7 +16,7 @@ from draftrank.measure.cost.model import Prediction
 from draftrank.measure.records import Session
 from draftrank.measure.statistics.comparing import ArmComparison
 from draftrank.measure.statistics.estimates import Interval
-from draftrank.measure.summaries.summary import ArmSummary, SessionSummary
+from draftrank.measure.summaries.summary import ArmSummary
 
 _LEGEND = (
     "Speedup over the autoregressive baseline of the same session: geometric mean over tasks, 95 % interval. "
@@ -103,10 +102,10 @@ def _cells(board: Board, row: BoardRow) -> list[str]:
     ]
 
 
-def print_arm(summary: SessionSummary, arm: ArmSummary, verdict: str | None) -> None:
-    """Prints all that one session knows of one arm."""
+def print_arm(session: str, arm: ArmSummary, remarks: Sequence[str], verdict: str | None) -> None:
+    """Prints all that one session, named by its id, knows of one arm."""
     made = arm.arm.draft
-    out.print(Text.assemble(("\n" + arm.arm.id, "bold"), f" in session {summary.session.id}"))
+    out.print(Text.assemble(("\n" + arm.arm.id, "bold"), f" in session {session}"))
     speedup = arm.speedup
     facts = {
         "speedup": f"{times(speedup.value if speedup else None)} ({span(_ends(speedup.interval) if speedup else None)})",
@@ -130,7 +129,6 @@ def print_arm(summary: SessionSummary, arm: ArmSummary, verdict: str | None) -> 
         facts["build"] = duration(made.build_s)
         facts["recipe"] = made.recipe_sha256
         facts["weights"] = made.weights_sha256 or "none of its own"
-    remarks = remarks_on(summary, arm)
     if remarks:
         facts["remarks"] = " ".join(remarks)
     if arm.arm.reference is not None:

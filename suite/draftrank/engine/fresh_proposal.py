@@ -61,7 +61,7 @@ def fresh_gap(
     rounding depends on that.
 
     Args:
-        target: its sequence is lost.
+        target: its sequence is lost, where the proposer reads it.
         proposer: what proposed; it begins anew, and is told of the output as of tokens that others proposed.
         prompt: what the sequence began with.
         output: what stood before the step, at least one token.
@@ -104,12 +104,14 @@ def _gaps(
     if draft is None:
         proposer.begin(prompt, Sampler(DecodingMode()), reserve)
     else:
-        target.reset()
-        target.reserve(reserve)
-        target.forward(prompt, keep=1)
+        if proposer.reads_target:
+            target.reset()
+            target.reserve(reserve)
+            target.forward(prompt, keep=1)
         proposer.begin(prompt, asked, reserve)
         if len(output) > 1:
-            target.forward(output[:-1], keep=1)
+            if proposer.reads_target:
+                target.forward(output[:-1], keep=1)
             proposer.observe(output[1:-1])
         for end in range(len(prompt) + 1, len(text) if singly else 0):
             if draft.length < end:

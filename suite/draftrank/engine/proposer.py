@@ -62,6 +62,11 @@ class Proposer(ABC):
         """Whether its model's tokens are not the target's, whose tokens it proposes all the same."""
         return False
 
+    @property
+    def reads_target(self) -> bool:
+        """Whether it reads the target's hidden states or KV cache. If not, it needs the text alone."""
+        return False
+
     @abstractmethod
     def begin(self, prompt: Sequence[int], sampler: Sampler, reserve: int) -> None:
         """Starts a sequence: the target has read `prompt`; the sequence will have at most `reserve` tokens."""

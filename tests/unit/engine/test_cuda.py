@@ -57,7 +57,7 @@ def test_sampling_is_reproducible():
 def test_forward_times_memory_and_machine_are_the_gpus():
     target = TransformersRuntime(small_model("llama").to("cuda"))
     reset_peak_memory("cuda")
-    latencies = measure_latencies(target, None, 3, [PROMPT])
+    (latencies,) = measure_latencies(target, [(None, 3)], [PROMPT])
     assert {(one.part, one.tokens) for one in latencies} >= {("target", 1), ("target", 4)}
     now, peak = memory_bytes("cuda")
     assert 0 < now <= peak

@@ -14,6 +14,8 @@ from torch import nn
 
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.engine.backends.registry import open_eagle_runtime, open_runtime
+from draftrank.engine.fresh_proposal import fresh_gap
+from draftrank.engine.loop import Request, speculative
 from draftrank.engine.proposers.cascade import CascadeProposer
 from draftrank.engine.proposers.draft_model import ModelProposer
 from draftrank.engine.proposers.drafting import Drafting
@@ -190,3 +192,17 @@ def test_the_law_speaks_of_one_stale_token(forward, how):
     draft = fresh.model(how)
     with pytest.raises(AssertionError, match="instead of"):
         check_fresh(lambda: (fresh.target, draft), found, GREEDY, (BRANCH,))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_look_at_a_step_reads_the_target_only_for_drafts_that_read_it(kind):
+    made, prompt = Made("llama", "cpp", kind), (5, 6, 7, 5, 6, 7, 5, 6)
+    decoding = speculative(made.target, made.proposer, Request(prompt, 24), 4)
+    stood, proposal = decoding.proposals[len(decoding.proposals) // 2]
+    assert stood + 4 < 24
+    made.target.reset()
+    made.target.forward((9, 8))
+    gap, _ = fresh_gap(made.target, made.proposer, prompt, decoding.token_ids[:stood], proposal, 4)
+    assert gap == 0.0
+    assert (made.target.length != 2) == made.proposer.reads_target
+    assert made.proposer.reads_target == any(word in kind for word in ("features", "exit"))

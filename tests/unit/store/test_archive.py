@@ -7,13 +7,15 @@ import os
 import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 
 from builders import result as measured
-from draftrank.board.archived import archived_boards
+from draftrank.board import archived as archived_module
+from draftrank.board.archived import archived_boards, shown_boards
 from draftrank.board.ranking import build_boards
 from draftrank.board.site import drawing as drawing_module
 from draftrank.board.site.drawing import kept_drawing
@@ -238,6 +240,40 @@ def test_boards_are_those_of_the_results_and_are_computed_once(tmp_path, monkeyp
     assert boards() == expected
     assert boards(suite="core") == tuple(board for board in expected if board.key.suite == "core")
     assert boards(target="another") == ()
+
+
+def test_boards_that_are_shown_are_kept_for_their_sessions(tmp_path, monkeypatch):
+    folder = tmp_path / "results"
+    publish(measured({"ngram": 1.5, "suffix": 1.2}, id="20261101-a"), folder)
+    publish(measured({"ngram": 0.9}, id="20261103-c", suite="core"), folder)
+
+    def expected():
+        return {
+            board.key.id: replace(board, rows=tuple(replace(row, ahead={}) for row in board.rows), results=())
+            for board in build_boards(load_results(None, folder))
+        }
+
+    def shown(**chosen):
+        with Derived(tmp_path / "derived.sqlite") as derived:
+            found = shown_boards(Archive(None, folder, derived), **chosen)
+        return {board.key.id: board for board in found}
+
+    before = expected()
+    assert shown() == before
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            archived_module, "archived_rows", lambda *_: []
+        )  # from here on no session's rows are read
+        assert shown() == before
+        core = {key: board for key, board in before.items() if board.key.suite == "core"}
+        assert shown(suite="core") == core
+        assert shown(target="another") == {}
+    publish(measured({"ngram": 1.7, "faster": 2.0}, id="20261104-d"), folder)
+    after = expected()
+    assert after != before
+    assert shown() == shown() == after
+    next(folder.rglob("*.json")).unlink()
+    assert shown() == expected()
 
 
 def test_pairs_that_did_not_decode_the_same_cells_are_still_compared_trial_by_trial(tmp_path):

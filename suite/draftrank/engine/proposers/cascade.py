@@ -160,6 +160,11 @@ class CascadeProposer(Proposer):
         """See `Proposer.translates`."""
         return self._model.translates
 
+    @property
+    def reads_target(self) -> bool:
+        """See `Proposer.reads_target`."""
+        return self._model.reads_target
+
     def known(self) -> frozenset[int] | None:
         """See `Proposer.known`."""
         return self._model.known()

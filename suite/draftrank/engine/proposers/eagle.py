@@ -35,6 +35,11 @@ class EagleProposer(SteppingModel):
         self._known = 0
         """How many tokens of the context have their features: all of them, whenever something is proposed."""
 
+    @property
+    def reads_target(self) -> bool:
+        """See `Proposer.reads_target`."""
+        return True
+
     def begin(self, prompt: Sequence[int], sampler: Sampler, reserve: int) -> None:
         """See `Proposer.begin`; the target has just read the prompt.
 

@@ -70,6 +70,11 @@ class EarlyExitProposer(Proposer):
         self._drafting = drafting
         self._sampler: Sampler | None = None
 
+    @property
+    def reads_target(self) -> bool:
+        """See `Proposer.reads_target`."""
+        return True
+
     def begin(self, prompt: Sequence[int], sampler: Sampler, reserve: int) -> None:
         """See `Proposer.begin`; the target's prefill has filled the shared cache already."""
         self._sampler = sampler

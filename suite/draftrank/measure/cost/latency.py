@@ -9,18 +9,20 @@ hand. Single-token forwards follow one another in decoding (the baseline's alway
 is timed after another one. A verification follows other forwards, and is timed so.
 
 A shared machine is faster in one minute than in another, and not equally so for every kind of forward. So a
-session times its forwards repeatedly between its prompts, and uses the mean.
+session times its forwards repeatedly between its prompts, and uses the mean. All arms take part in the same rounds:
+the target's forward of so many tokens is the same for each of them, and is timed once.
 
-The forwards of nearly every step (one token, k+1 tokens, one token of the draft) determine the prediction and
-are timed in every round. Other sizes, which only other k and shortened proposals need, are timed in every
-third.
+The forwards of nearly every step of some arm (one token, k+1 tokens, one token of the draft) determine the prediction
+and are timed in every round. Other sizes, which only other k and shortened proposals need, are timed in every third.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 MIN_ROUNDS = 12
 """Medians of 4 samples scattered by 3 to 5 % between arms that timed the same forward of the same target."""
 MAX_ROUNDS = 36
-BUDGET_S = 1.0
+BUDGET_S = 2.0
 """Seconds per context after which no further round begins."""
 SELDOM = 3
 """Sizes that few steps need are timed in every so many rounds."""
@@ -42,12 +44,27 @@ EVERY_SIZE_TO = 6
 _LARGER = (9, 13, 17, 25, 33, 49, 65)
 
 
+Timed = tuple["Runtime | None", int]
+"""What is timed of an arm: the draft's own runtime, if it has one, and k, 0 without speculation."""
+
+
+class ForwardError(Exception):
+    """A forward failed while it was timed."""
+
+    def __init__(self, arms: Sequence[int], reason: Exception) -> None:
+        super().__init__(str(reason))
+        self.arms, self.reason = arms, reason
+        """Places of the arms whose steps run it, and why it failed."""
+
+
 class _Kind(NamedTuple):
     part: Literal["target", "draft"]
     runtime: Runtime
     tokens: int
     often: bool
-    """Whether nearly every step runs it."""
+    """Whether nearly every step of some arm runs it."""
+    arms: tuple[int, ...]
+    """Places of the arms whose steps run it."""
 
 
 def verification_sizes(num_speculative_tokens: int) -> tuple[int, ...]:
@@ -62,34 +79,36 @@ def verification_sizes(num_speculative_tokens: int) -> tuple[int, ...]:
 
 
 def measure_latencies(
-    target: Runtime, draft: Runtime | None, num_speculative_tokens: int, prompts: Sequence[Sequence[int]]
-) -> tuple[ForwardLatency, ...]:
-    """Times the forwards that decoding is made of, at each of the given contexts.
+    target: Runtime, arms: Sequence[Timed], prompts: Sequence[Sequence[int]]
+) -> list[tuple[ForwardLatency, ...]]:
+    """Times the forwards that the arms' decoding is made of, at each of the given contexts, and returns each arm's own.
 
     Of the target: see `verification_sizes`. Of a draft with a cache of its own: one token, and two, since
     after a step that accepted everything it lags behind by two.
 
     Args:
         target: the target's runtime; its sequence is lost.
-        draft: the draft's own runtime, if it has one; its sequence is lost.
-        num_speculative_tokens: k; 0 for an autoregressive arm.
+        arms: what takes part; the sequences of their drafts are lost.
         prompts: the contexts to time them in; sizes that do not fit the window are left out.
+
+    Raises:
+        ForwardError: with the arms to leave out.
     """
-    found: list[ForwardLatency] = []
-    for prompt in prompts:
-        kinds = _prepare(target, draft, num_speculative_tokens, prompt)
-        times = _time_in_turn(kinds, prompt[-1], warm_up=not found)
-        found += [
-            ForwardLatency(
+    found: list[list[ForwardLatency]] = [[] for _ in arms]
+    for number, prompt in enumerate(prompts):
+        kinds = _prepare(target, arms, prompt)
+        times = _time_in_turn(kinds, prompt[-1], warm_up=not number)
+        for kind, taken in zip(kinds, times, strict=True):
+            latency = ForwardLatency(
                 part=kind.part,
                 tokens=kind.tokens,
                 context=len(prompt),
                 median_s=statistics.median(taken),
                 samples=len(taken),
             )
-            for kind, taken in zip(kinds, times, strict=True)
-        ]
-    return tuple(found)
+            for arm in kind.arms:
+                found[arm].append(latency)
+    return [tuple(own) for own in found]
 
 
 def averaged(looks: Iterable[ForwardLatency]) -> tuple[ForwardLatency, ...]:
@@ -106,23 +125,37 @@ def _mean(entries: Sequence[ForwardLatency]) -> ForwardLatency:
     return entries[0].model_copy(update={"median_s": total / samples, "samples": samples})
 
 
-def _prepare(
-    target: Runtime, draft: Runtime | None, num_speculative_tokens: int, prompt: Sequence[int]
-) -> list[_Kind]:
-    target.reset()
-    if draft is not None:
-        draft.reset()
-    target.forward(prompt, keep=1)
-    sizes = verification_sizes(num_speculative_tokens)
+def read_anew(runtime: Runtime, prompt: Sequence[int]) -> None:
+    """Begins a new sequence with a prompt of the target's tokens."""
+    runtime.reset()
+    runtime.forward([_readable(token, runtime) for token in prompt], keep=1)
+
+
+def _prepare(target: Runtime, arms: Sequence[Timed], prompt: Sequence[int]) -> list[_Kind]:
+    drafts: list[_Kind] = []
+    often: dict[int, set[int]] = {}
+    sizes: dict[int, list[int]] = defaultdict(list)
+    for draft, _ in arms:
+        if draft is not None:
+            draft.reset()
+    read_anew(target, prompt)
     room = target.context_window - len(prompt)
-    steady = {1, num_speculative_tokens + 1} if draft is not None else set(range(num_speculative_tokens + 2))
-    kinds = [_Kind("target", target, size, size in steady) for size in sizes if size <= max(1, room)]
-    if draft is None:
-        return kinds
-    if draft.length:  # an early exit shares the target's cache, and both are always at the same token
-        return [_Kind("draft", draft, 1, often=True), *kinds]
-    draft.forward([_readable(token, draft) for token in prompt], keep=1)
-    return [_Kind("draft", draft, 2, often=False), _Kind("draft", draft, 1, often=True), *kinds]
+    for place, (draft, k) in enumerate(arms):
+        for size in verification_sizes(k):
+            if size <= max(1, room):
+                sizes[size].append(place)
+        often[place] = {1, k + 1} if draft is not None else set(range(k + 2))
+        if draft is None:
+            continue
+        if not draft.length:  # an early exit shares the target's cache, and both are always at the same token
+            with _blamed((place,)):
+                read_anew(draft, prompt)
+            drafts.append(_Kind("draft", draft, 2, often=False, arms=(place,)))
+        drafts.append(_Kind("draft", draft, 1, often=True, arms=(place,)))
+    return drafts + [
+        _Kind("target", target, size, any(size in often[place] for place in places), tuple(places))
+        for size, places in sorted(sizes.items())
+    ]
 
 
 def _time_in_turn(kinds: Sequence[_Kind], token: int, *, warm_up: bool) -> list[list[float]]:
@@ -144,7 +177,20 @@ def _time_in_turn(kinds: Sequence[_Kind], token: int, *, warm_up: bool) -> list[
     return times
 
 
+@contextmanager
+def _blamed(arms: Sequence[int]) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise ForwardError(arms, error) from error
+
+
 def _time_one(kind: _Kind, token: int) -> float:
+    with _blamed(kind.arms):
+        return _forward_s(kind, token)
+
+
+def _forward_s(kind: _Kind, token: int) -> float:
     from draftrank.engine.sampling import most_likely_after
 
     runtime = kind.runtime

@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
-from draftrank.engine.proposers.ngram import NgramDraft
-from draftrank.engine.proposers.suffix import SuffixDraft
 from draftrank.measure.records import Arm, SessionTask, Trial
 
-_COPYING = {NgramDraft.technique, SuffixDraft.technique}
-"""What needs no forward of a draft's model to propose."""
+_COPYING = {"n-gram", "suffix"}
+"""Techniques, as records name them, that need no forward of a draft's model to propose."""
 TIME_TOLERANCE_S = 1e-6
 """What rounding may add to a sum of seconds."""
 

@@ -15,8 +15,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-import psutil
-
 from draftrank.engine.environment import compute_environment
 from draftrank.measure.machine.cgroup import ControlGroups
 from draftrank.measure.machine.processor import cpu_info, processors_of_this_process
@@ -33,6 +31,8 @@ def read_machine(device: Literal["cpu", "cuda"], *, root: Path = Path("/")) -> M
         device: where the session computes.
         root: where `proc` and `sys` lie.
     """
+    import psutil  # not for `is_this_machine`
+
     compute = compute_environment()
     cpu, cores, cpu_words = _processor(root)
     gpu = compute.gpu if device == "cuda" else None

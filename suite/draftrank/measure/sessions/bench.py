@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,14 +21,14 @@ from draftrank.engine.loop import Decoding, Request, autoregressive, speculative
 from draftrank.engine.proposer import Proposal, Proposer, ProposerContext
 from draftrank.engine.proposers.ngram import NgramDraft
 from draftrank.errors import IncompatibleDraftError
-from draftrank.measure.cost.latency import averaged, measure_latencies
+from draftrank.measure.cost.latency import ForwardError, averaged, measure_latencies, read_anew
 from draftrank.measure.evidence import Numerics, ProposalCheck, SamplingCheck
 from draftrank.measure.fidelity.numerics import measure_numerics
 from draftrank.measure.fidelity.sampling_check import check_sampling
 from draftrank.measure.fidelity.stale_proposals import step_to_check
 from draftrank.measure.machine.conditions import ThisMachine, Watch
 from draftrank.measure.record import utc_now
-from draftrank.measure.records import BASELINE, Arm, ForwardLatency, Session, Trial
+from draftrank.measure.records import BASELINE, Arm, Session, Trial
 from draftrank.measure.sessions.failures import check_cache, reason_of
 from draftrank.measure.sessions.plan import DraftArm, SessionPlan, trial_seed
 from draftrank.measure.sessions.schedule import Block, cell_of
@@ -52,6 +53,11 @@ class _OpenArm:
     typical: TypicalAcceptance | None = None
     reference: GenerateDecoder | None = None
     """Decodes in the engine's place."""
+
+    @property
+    def draft(self) -> Runtime | None:
+        """The draft's own runtime, if it has one."""
+        return self.proposer.runtime() if self.proposer is not None else None
 
 
 class Bench:
@@ -96,7 +102,7 @@ class Bench:
         return bench
 
     def open_arms(self, session: Session, journal: Journal, progress: Progress, *, resumed: bool) -> None:
-        """Loads every draft and warms every arm up; one that cannot be opened is marked as failed.
+        """Loads every draft, warms every arm up and times forwards; an arm that cannot be opened is marked as failed.
 
         Args:
             session: whose arms to open.
@@ -111,6 +117,7 @@ class Bench:
                 if not (resumed and arm.failure is not None):
                     self._open_arm(arm)
                 stage.advance(note=arm.id)
+        self.time_forwards(progress)
 
     def works(self, arm_id: str) -> bool:
         """Whether an arm can still decode."""
@@ -285,10 +292,9 @@ class Bench:
             typical = planned.recipe.speculate.typical_acceptance if planned else None
             opened = _OpenArm(arm, proposer, typical, self._open_reference(arm))
             self._warm_up(opened)
-            if opened.reference is not None:  # it shares its models with other arms and times no forwards
+            if opened.reference is not None:  # it shares its models with other arms
                 self._take(opened, arm)
                 return
-            latencies = self._timed(opened)
             sampling = self._check_sampling(opened)
         except Exception as error:
             if arm.kind not in ("draft", "reference"):
@@ -298,11 +304,7 @@ class Bench:
             return
         # A small model may fit into memory that the process had before: then nothing was measured.
         peak = self._target_bytes + memory_bytes(self._plan.device)[1] - before
-        measured = {
-            "latencies": latencies,
-            "peak_memory_bytes": peak if peak > 0 else None,
-            "sampling": sampling,
-        }
+        measured = {"peak_memory_bytes": peak if peak > 0 else None, "sampling": sampling}
         self._take(opened, arm.model_copy(update=measured))
 
     def _propose(self, planned: DraftArm) -> Proposer:
@@ -321,27 +323,38 @@ class Bench:
         )
 
     def time_forwards(self, progress: Progress) -> None:
-        """Times every open arm's forwards once more, and keeps the mean of all looks."""
+        """Times the forwards of all open arms once more, and keeps the mean of all looks."""
+        together: dict[tuple[tuple[int, ...], ...], list[_OpenArm]] = defaultdict(list)
+        for opened in self._arms.values():
+            if opened.reference is None:  # it shares its models with other arms
+                together[self._contexts(opened)].append(opened)
         with progress.stage("time forwards", len(self._arms)) as stage:
-            for opened in list(self._arms.values()):
-                if opened.reference is None:
-                    try:
-                        latencies = self._timed(opened)
-                    except Exception as error:
-                        if opened.arm.kind != "draft":
-                            raise
-                        _log.warning("arm %s failed", opened.arm.id, exc_info=True)
-                        self._fail(opened.arm, reason_of(error))
-                    else:
-                        self._take(opened, opened.arm.model_copy(update={"latencies": latencies}))
-                stage.advance(note=opened.arm.id)
+            for contexts, arms in together.items():
+                self._time_together(arms, contexts)
+                stage.advance(len(arms))
 
-    def _timed(self, opened: _OpenArm) -> tuple[ForwardLatency, ...]:
-        """Forward times of an arm: the mean of those it has and of new ones."""
-        draft = opened.proposer.runtime() if opened.proposer is not None else None
-        k, window = opened.arm.num_speculative_tokens, draft.context_window if draft is not None else None
-        contexts = self.texts.latency_contexts(k, window)
-        return averaged([*opened.arm.latencies, *measure_latencies(self._target, draft, k, contexts)])
+    def _time_together(self, arms: list[_OpenArm], contexts: Sequence[Sequence[int]]) -> None:
+        timed = [(one.draft, one.arm.num_speculative_tokens) for one in arms]
+        try:
+            looks = measure_latencies(self._target, timed, contexts)
+        except ForwardError as error:
+            failed = [arms[place] for place in error.arms]
+            if any(one.arm.kind != "draft" for one in failed):
+                raise error.reason from None
+            _log.warning("arms %s failed", [one.arm.id for one in failed], exc_info=True)
+            for one in failed:
+                self._fail(one.arm, reason_of(error.reason))
+            rest = [one for place, one in enumerate(arms) if place not in error.arms]
+            self._time_together(rest, contexts)
+            return
+        for one, look in zip(arms, looks, strict=True):
+            latencies = averaged([*one.arm.latencies, *look])
+            self._take(one, one.arm.model_copy(update={"latencies": latencies}))
+
+    def _contexts(self, opened: _OpenArm) -> tuple[tuple[int, ...], ...]:
+        """In which the arm's forwards are timed."""
+        window = opened.draft.context_window if opened.draft is not None else None
+        return self.texts.latency_contexts(opened.arm.num_speculative_tokens, window)
 
     def _take(self, opened: _OpenArm, arm: Arm) -> None:
         opened.arm = arm.model_copy(update={"failure": None})
@@ -356,7 +369,7 @@ class Bench:
             return GenerateDecoder(self._target)
         if arm.reference.method == "assisted":
             opened = self._arms.get(beside)
-            draft = opened.proposer.runtime() if opened and opened.proposer else None
+            draft = opened.draft if opened else None
             if draft is None:
                 raise IncompatibleDraftError(f"the draft {beside} did not open")
             if max(needed for _, needed in self._plan.tokens_needed()) > draft.context_window:
@@ -384,15 +397,18 @@ class Bench:
         return Request(prompt, self.texts.warm_up_tokens, mode=self._plan.mode)
 
     def _warm_up(self, opened: _OpenArm) -> None:
-        """Lets every shape of forward run once before anything counts."""
-        draft = opened.proposer.runtime() if opened.proposer is not None else None
-        window = draft.context_window if draft is not None else None
+        """Lets every shape of forward run once before anything counts, and reads the longest context in which forwards are
+        timed, which is part of an arm's peak memory."""
+        window = opened.draft.context_window if opened.draft is not None else None
         request = self._warm_up_request(opened.arm.num_speculative_tokens, window)
         self._decode(opened, request)
         if opened.proposer is not None:
             for tokens in range(1, opened.arm.num_speculative_tokens + 2):
                 self._target.forward([request.prompt[-1]] * tokens)
                 self._target.rollback(tokens)
+        reader = self._target if opened.proposer is None else opened.draft
+        if reader is not None:
+            read_anew(reader, self._contexts(opened)[-1])
 
     def _fail(self, arm: Arm, reason: str) -> None:
         opened = self._arms.pop(arm.id, None)

@@ -110,7 +110,7 @@ class SessionTexts:
 
     def latency_contexts(
         self, num_speculative_tokens: int, draft_window: int | None
-    ) -> list[tuple[int, ...]]:
+    ) -> tuple[tuple[int, ...], ...]:
         """A short and a long context, as trials have in the middle of their output; one if they are alike."""
         window = min(self._context_window, draft_window or self._context_window)
         room = window - num_speculative_tokens - 1
@@ -120,7 +120,7 @@ class SessionTexts:
             middles[len(prompt) + entry.max_new_tokens // 2] = prompt
         short, long = (max(1, min(end, room, LATENCY_CONTEXT)) for end in (min(middles), max(middles)))
         text = middles[max(middles)] * 2  # what it says does not matter
-        return [text[:length] for length in ((short, long) if long > 1.5 * short else (long,))]
+        return tuple(text[:length] for length in ((short, long) if long > 1.5 * short else (long,)))
 
     def sampling_context(self) -> tuple[int, ...]:
         """Where samples are tested: the end of a prompt is enough, and every draw starts by feeding it."""

@@ -149,7 +149,8 @@ class Training:
         )
         room = min(_CONTEXT, target.context_window // 2)
         text = tuple(number % target.vocabulary_size for number in range(room))
-        times = ForwardTimes.of(measure_latencies(target, proposer.runtime(), MAX_K, [text]))
+        (found,) = measure_latencies(target, [(proposer.runtime(), MAX_K)], [text])
+        times = ForwardTimes.of(found)
         assert times is not None  # a forward takes time
         return times
 

@@ -8,6 +8,9 @@ import pytest
 from hypothesis import given
 
 from builders import arm_of, one_after_another, result, session, trial
+from draftrank.engine.proposers.ngram import NgramDraft
+from draftrank.engine.proposers.suffix import SuffixDraft
+from draftrank.measure.gates import audit
 from draftrank.measure.gates.audit import (
     Ends,
     count_faults,
@@ -153,3 +156,7 @@ def test_an_unreadable_time_is_a_finding_and_no_crash():
     found = result({"d": 2.0}, change=lambda one: one.model_copy(update={"started_at": "noon"}))
     summary = summarise(found)
     assert "unreadable" in judge(summary, summary.arms[-1]).reason
+
+
+def test_techniques_that_copy_are_named_as_their_proposers_name_them():
+    assert {NgramDraft.technique, SuffixDraft.technique} == audit._COPYING

@@ -362,7 +362,7 @@ def test_sampling_follows_the_seed(written):
 
 def test_its_forwards_are_timed(written):
     target, draft = opened(written), opened(written, seed=9, layers=1)
-    found = measure_latencies(target, draft, 2, [(5, 6, 7)])
+    (found,) = measure_latencies(target, [(draft, 2)], [(5, 6, 7)])
     assert {(one.part, one.tokens) for one in found} >= {("target", 1), ("target", 3), ("draft", 1)}
     assert all(one.median_s > 0 for one in found)
 
