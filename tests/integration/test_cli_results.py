@@ -354,7 +354,7 @@ def test_a_budget_lets_a_session_repeat_until_it_is_spent(measured_root):
         "--target-ci",
         "0.001",
         "--budget",
-        "5s",
+        "1s",
         "--json",
     ]
     outcome = draftrank(measured_root, *command)
@@ -365,5 +365,5 @@ def test_a_budget_lets_a_session_repeat_until_it_is_spent(measured_root):
     assert result.session.stopped_by in ("budget", "spread")
     required_s = spent_s(trial for trial in result.trials if trial.repeat < result.session.repeats)
     repeats = 1 + max(trial.repeat for trial in result.trials)
-    assert repeats > result.session.repeats or required_s >= 5, "a slow machine spends it all at once"
+    assert repeats > result.session.repeats or required_s >= 1, "a slow machine spends it all at once"
     assert draftrank(measured_root, *command).json["session"] == outcome.json["session"]

@@ -224,7 +224,7 @@ def test_a_wrong_cache_shows_in_the_output_too(root, tmp_path, monkeypatch, dtyp
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("backend", ["transformers", "cpp"])
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.nightly)])
 def test_honest_drafts_propose_what_a_fresh_cache_would(long_root, tmp_path, dtype, backend, seed):
     with Store.open(tmp_path / "results.sqlite") as store:
         request = plain_request("tiny", repeats=1, dtype=dtype, backend=backend, seed=seed, fresh=True)

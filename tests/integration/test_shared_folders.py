@@ -86,10 +86,10 @@ def test_where_nothing_can_be_shared_the_draft_is_built_all_the_same(workspace_r
 
 
 def test_a_sweep_shares_what_its_isolated_jobs_build(workspace_root, tmp_path, shared):
-    for name in ("one", "two"):
+    for name, kinds in (("one", ("fetch", "build")), ("two", ("fetch",))):
         workspace = machine(workspace_root, tmp_path, name)
         plan = plan_jobs(workspace, [RunRequest("tiny", ("shallow",), "quick")])
-        plan = Plan(tuple(job for job in plan.jobs if job.kind != "session"))
+        plan = Plan(tuple(job for job in plan.jobs if job.kind in kinds))
         folder = workspace.state / "sweeps" / "one"
         ledger = Ledger.begin(folder, plan)
         executor = IsolatedExecutor(workspace, folder)
@@ -99,6 +99,7 @@ def test_a_sweep_shares_what_its_isolated_jobs_build(workspace_root, tmp_path, s
         assert {facts.state for facts in ledger.facts.values()} == {"done"}
         assert shared.is_dir()
     assert "copy the shared draft" in next(folder.glob("fetch*.log")).read_text()
+    assert len(list((workspace.cache / "drafts").glob("*/draftrank.json"))) == 1
 
 
 def test_bundles_are_published_to_an_address_and_imported_from_there(measured_root, tmp_path):

@@ -110,7 +110,7 @@ def test_a_sweep_ends_with_a_board_and_its_record(workspace_root):
 
 
 def test_a_killed_job_is_tried_again_and_loses_nothing(workspace_root):
-    process = start(workspace_root, "sweep", "-d", "ngram", "-d", "shallow", "--json", DRAFTRANK_WATCH="off")
+    process = start(workspace_root, "sweep", "-d", "ngram", "--json", DRAFTRANK_WATCH="off")
     store_file = workspace_root / ".draftrank" / "results.sqlite"
     killed = False
     while process.poll() is None and not killed:

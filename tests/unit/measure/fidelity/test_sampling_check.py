@@ -6,19 +6,21 @@ import pytest
 
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.engine import loop
-from draftrank.engine.backends.transformers.runtime import TransformersRuntime
+from draftrank.engine.backends.base import Runtime
 from draftrank.engine.proposers.draft_model import ModelProposer
 from draftrank.engine.proposers.ngram import NgramProposer
 from draftrank.engine.verification import Verdict
 from draftrank.measure.fidelity.sampling_check import check_sampling
 from models import small_model
+from runtimes import runtime_by
 
 PROMPT = (1, 5, 6, 7, 5, 6, 7, 5, 6)
 MODE = DecodingMode(temperature=1.0)
 
 
-def model(seed: int = 0, layers: int = 3) -> TransformersRuntime:
-    return TransformersRuntime(small_model("llama", seed=seed, layers=layers, vocabulary=9))
+def model(seed: int = 0, layers: int = 3) -> Runtime:
+    """In the quickest backend: hundreds of samples are drawn."""
+    return runtime_by(small_model("llama", seed=seed, layers=layers, vocabulary=9), "cpp")
 
 
 def check(proposer, mode=MODE):
