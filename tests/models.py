@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from draftrank.models.forms import Eagle3Form, TrimmedHeadForm
 from families import FAMILIES, MORE_FAMILIES, NOT_SUPPORTED, READS_NO_TREES, WITH_STATE
 
 SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>")
@@ -28,6 +29,27 @@ ARCHITECTURES = ("llama", "gemma3", "gpt2")
 _OTHERS = {**MORE_FAMILIES, **FAMILIES, **READS_NO_TREES, **WITH_STATE, **NOT_SUPPORTED}
 EVERY_FAMILY = (*ARCHITECTURES, *_OTHERS)
 """All of which `small_model` makes a model."""
+
+
+def small_eagle3(
+    *,
+    seed: int = 9,
+    layers: tuple[int, ...] = (0, 1),
+    kept: int | None = None,
+    norm_before_residual: bool = False,
+) -> PreTrainedModel:
+    """A random EAGLE-3 head for any of the small models; `kept`: how many tokens its head knows."""
+    model = small_model("llama", seed=seed, layers=1)
+    form = Eagle3Form(layers=layers, norm_before_residual=norm_before_residual)
+    form.prepare(model)
+    if kept is not None:
+        TrimmedHeadForm(module="lm_head", kept=kept).prepare(model)
+        head = model.get_submodule("lm_head")
+        head.token_ids.copy_(torch.randperm(head.vocabulary)[:kept].sort().values)
+    fresh = [model.get_submodule("feature_fusion"), model.get_submodule("model.layers.0")]
+    for parameter in [one for module in fresh for one in module.parameters()]:
+        parameter.data = torch.randn_like(parameter) * 0.3 + (parameter.ndim == 1)
+    return model.eval()
 
 
 def small_model(

@@ -111,13 +111,15 @@ def make_draft() -> Callable[[BuildContext], WorkingDraft]:
 @pytest.fixture
 def make_recipe() -> Callable[..., Recipe]:
     def make(*steps: dict[str, Any], draft: dict[str, Any] | None = None, **changes: Any) -> Recipe:
+        # a head's first step is no step of a draft model
+        kind = "cascade" if steps and steps[0]["kind"] == "eagle_head" else "draft_model"
         fields = {
             "schema_version": 1,
             "id": "small",
             "target": "tiny",
             "title": "Small",
             "authors": [{"name": "A"}],
-            "draft": draft or {"kind": "draft_model", "steps": list(steps)},
+            "draft": draft or {"kind": kind, "steps": list(steps)},
             "speculate": {"num_speculative_tokens": 3},
         }
         return Recipe.model_validate_json(json.dumps({**fields, **changes}))

@@ -21,6 +21,7 @@ SOURCES = {
 STEPS = {
     "pretrained": "draftrank.building.steps.origin:Pretrained",
     "random": "draftrank.building.steps.origin:Random",
+    "eagle_head": "draftrank.building.steps.eagle_head:EagleHead",
     "drop_layers": "draftrank.building.steps.drop_layers:DropLayers",
     "merge_layers": "draftrank.building.steps.merge_layers:MergeLayers",
     "prune_ffn": "draftrank.building.steps.width:PruneFfn",
@@ -39,6 +40,7 @@ STEPS = {
 
 DRAFTS = {
     "draft_model": "draftrank.engine.proposers.draft_model:ModelDraft",
+    "eagle": "draftrank.engine.proposers.draft_model:EagleDraft",
     "ngram": "draftrank.engine.proposers.ngram:NgramDraft",
     "suffix": "draftrank.engine.proposers.suffix:SuffixDraft",
     "early_exit": "draftrank.engine.proposers.early_exit:EarlyExitDraft",

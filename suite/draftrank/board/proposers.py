@@ -9,10 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_ALONE = {"ngram": "n-gram", "suffix": "suffix decoding", "early_exit": "early exit"}
+_ALONE = {
+    "ngram": "n-gram",
+    "suffix": "suffix decoding",
+    "early_exit": "early exit",
+    "eagle": "EAGLE head",
+}
 _MODELS = ("draft_model", "model")  # (the second: before 0.3)
 _CASCADES = ("cascade", "mixed")
-_HEADS = ("read_hidden_states", "read_features")  # (old word)
+_HEADS = ("eagle_head", "read_hidden_states", "read_features")  # (old word)
 _BY_STEP = (
     ("distill", "distilled draft model"),
     ("drop_layers", "layer-dropped draft model"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from draftrank.catalog.base import Declared
 from draftrank.catalog.programs import ProgramUse
 from draftrank.catalog.self_generated import CALIBRATION, SelfGenerated
-from draftrank.catalog.step import StepBase
+from draftrank.catalog.step import StepBase, Trait
 
 if TYPE_CHECKING:
     from draftrank.engine.proposer import Proposer, ProposerContext
@@ -52,6 +52,14 @@ class DraftBase(Declared):
     def techniques(self) -> tuple[str, ...]:
         """How the draft was made, in words for the board, without repetition."""
         return tuple(dict.fromkeys(step.technique for step in self.build_steps)) or (self.technique,)
+
+    @property
+    def traits(self) -> frozenset[Trait]:
+        """What makes its model differ from an ordinary one of the target's architecture and vocabulary."""
+        own: frozenset[Trait] = (
+            frozenset() if self.vocabulary_mode == "same" else frozenset({"own vocabulary"})
+        )
+        return own | {step.trait for step in self.build_steps if step.trait is not None}
 
     @property
     def trained(self) -> bool:

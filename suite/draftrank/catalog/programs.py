@@ -1,19 +1,33 @@
-"""Which other programs can run a draft, and how they are given it."""
+"""Which other programs can run a draft, in which form, and how they are given it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from draftrank.catalog.step import Trait
 
-_INEXPRESSIBLE: dict[Trait, str] = {
-    "factors": "its matrices are products of thin ones",
-    "trimmed head": "its head knows some of the tokens only",
+Program = Literal["transformers", "vllm", "sglang", "llama.cpp", "speculators"]
+"""Programs that a draft is exported for, as the command line names them."""
+PROGRAMS: tuple[Program, ...] = get_args(Program)
+NAMES: dict[Program, str] = {
+    "transformers": "transformers",
+    "vllm": "vLLM",
+    "sglang": "SGLang",
+    "llama.cpp": "llama.cpp",
+    "speculators": "speculators",
 }
-_GGUF = "it is a GGUF file, which llama.cpp runs"
-_BESIDE_THE_TARGET = "it reads the target's hidden states, which only draftrank hands to a draft"
+"""As their authors write them."""
+_WRITTEN_OUT: dict[Trait, str] = {
+    "trimmed head": "its head is written out over all tokens, so that a forward takes longer than was measured and every "
+    "token can be proposed",
+    "factors": "products of thin matrices are multiplied out, so that a forward takes longer than was measured",
+    "int8 at load": "its plain weights are written, since it is turned into int8 when draftrank loads it: a slower draft",
+    "shared layers": "layers that share weights are written out, so that it takes more memory than was measured",
+}
+"""What differs in the form that is written from what was measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,96 +44,104 @@ class ProgramUse:
     """What to know; without a snippet, the reason."""
 
 
-@dataclass(frozen=True, slots=True)
-class Abilities:
-    """Which programs can run a draft; for those that cannot, why."""
-
-    transformers: str | None
-    """None: `AutoModelForCausalLM.from_pretrained` opens the very draft that was measured."""
-    vllm: str | None
-    """None: vLLM and SGLang open it as a draft model."""
-    gguf: str | None
-    """None: it can be written as GGUF."""
-    opens: bool = True
-    """Whether, opened through draftrank, it is a model that other programs can call."""
-
-
-def abilities_of(traits: Collection[Trait]) -> Abilities:
-    """What can be done with a draft whose model has these traits."""
+def why_no_form(traits: Collection[Trait]) -> dict[Program, str]:
+    """For each program that has no form of a draft whose model has these traits, the reason."""
     if "target hidden states" in traits:
-        return Abilities(_BESIDE_THE_TARGET, _BESIDE_THE_TARGET, _BESIDE_THE_TARGET, opens=False)
+        return dict.fromkeys(
+            PROGRAMS, "its architecture is draftrank's own; heads of the kind eagle run in other engines"
+        )
+    if "EAGLE-3 head" in traits:
+        return {"transformers": "its generate() takes a whole model to assist, and no head"}
+    reasons: dict[Program, str] = {"speculators": "it is a library of heads, and this is a whole model"}
     if "gguf" in traits:
-        return Abilities(_GGUF, _GGUF, None, opens=False)
-    reason = next((why for trait, why in _INEXPRESSIBLE.items() if trait in traits), None)
-    if reason is not None:
-        opened = f"{reason}, which the architecture's own code cannot express"
-        return Abilities(f"{opened}: open it through draftrank", opened, opened)
+        file = "it is a GGUF file, which llama.cpp runs: export the recipe without write_gguf"
+        reasons |= {"transformers": file, "vllm": file, "sglang": file}
+    elif "own vocabulary" in traits:
+        same = "it takes draft models with the target's vocabulary only"
+        reasons |= {"vllm": same, "sglang": same, "llama.cpp": same}
+    elif "packed" in traits:
+        reasons["llama.cpp"] = (
+            "its weights are packed for another library: export the recipe without quantize"
+        )
+    return reasons
+
+
+def what_differs(traits: Collection[Trait]) -> str | None:
+    """What of the form that is written differs from what was measured; None: nothing."""
+    written_out = set(traits) - {"trimmed head"} if "EAGLE-3 head" in traits else traits
+    found = [words for trait, words in _WRITTEN_OUT.items() if trait in written_out]
     if "packed" in traits:
-        packed = "its weights are packed for another library"
-        return Abilities(None, f"{packed}: whether it opens depends on the version", packed)
-    if "int8 at load" in traits:
-        at_load = "it is turned into int8 when draftrank loads it"
-        plain = f"{at_load}; other programs open its plain weights, which is a slower draft"
-        return Abilities(f"{plain}: open it through draftrank", plain, None)
-    note = "layers that share weights are written out, so that it takes more memory than was measured"
-    return Abilities(None, note if "shared layers" in traits else None, None)
+        found.append("its weights are packed for another library: whether it opens depends on the version")
+    return "; ".join(found) or None
 
 
-def uses_of_model(
-    can: Abilities, model: str, folder: str, k: int, *, gguf_file: str | None
-) -> tuple[ProgramUse, ...]:
-    """How each program is given a draft model.
+def uses_of_model(traits: Collection[Trait], model: str, folder: str, k: int) -> tuple[ProgramUse, ...]:
+    """How each program is given a draft with a model.
 
     Args:
-        can: what the model's form allows.
+        traits: what the draft's model has.
         model: the target, as programs load it.
-        folder: where the draft lies.
+        folder: where the draft lies, or is written to.
         k: tokens proposed per step.
-        gguf_file: name of its GGUF file; None: none was written.
     """
-    if can.transformers is None:
-        imports = "from transformers import AutoModelForCausalLM\n"
-        opened = f'draft = AutoModelForCausalLM.from_pretrained("{folder}", dtype="auto")'
-    else:
-        imports = "from pathlib import Path\nfrom draftrank.models.loading import load_model\n"
-        opened = f'draft = load_model(Path("{folder}"), "fp32", "cpu")'
+    missing, differs = why_no_form(traits), what_differs(traits)
+    snippets = (
+        _head(model, folder, k)
+        if "EAGLE-3 head" in traits
+        else _model(model, folder, k, own_vocabulary="own vocabulary" in traits)
+    )
+    found = []
+    for program, (language, snippet) in snippets.items():
+        reason = missing.get(program)
+        if reason is not None:
+            found.append(ProgramUse(NAMES[program], language, None, reason))
+            continue
+        found.append(ProgramUse(NAMES[program], language, snippet, differs))
+    return tuple(found)
+
+
+def _model(model: str, folder: str, k: int, *, own_vocabulary: bool) -> dict[Program, tuple[str, str]]:
+    """By program, the language and what to type for a draft model."""
+    tokenizers = ", tokenizer=tokenizer, assistant_tokenizer=draft_tokenizer" if own_vocabulary else ""
+    opened = f'draft_tokenizer = AutoTokenizer.from_pretrained("{folder}")\n' if own_vocabulary else ""
+    imported = "AutoModelForCausalLM, AutoTokenizer" if own_vocabulary else "AutoModelForCausalLM"
     generate = (
-        f"{imports}{opened}\ndraft.generation_config.num_assistant_tokens = {k}\n"
-        "target.generate(**inputs, assistant_model=draft)"
+        f"from transformers import {imported}\n"
+        f'draft = AutoModelForCausalLM.from_pretrained("{folder}", dtype="auto")\n'
+        f"{opened}draft.generation_config.num_assistant_tokens = {k}\n"
+        f"target.generate(**inputs, assistant_model=draft{tokenizers})"
     )
     speculative = json.dumps({"model": folder, "num_speculative_tokens": k, "method": "draft_model"})
-    sglang = (
-        f"python -m sglang.launch_server --model-path {model} --speculative-algorithm STANDALONE "
+    return {
+        "transformers": (
+            "python",
+            generate,
+        ),
+        "vllm": ("sh", f"vllm serve {model} --speculative-config '{speculative}'"),
+        "sglang": ("sh", _sglang("STANDALONE", model, folder, k)),
+        "llama.cpp": ("sh", f"llama-server -m TARGET.gguf {_llama('draft-simple', folder, k)}"),
+    }
+
+
+def _head(model: str, folder: str, k: int) -> dict[Program, tuple[str, str]]:
+    """The same for an EAGLE-3 head."""
+    speculative = json.dumps({"model": folder, "num_speculative_tokens": k, "method": "eagle3"})
+    return {
+        "transformers": ("python", ""),
+        "vllm": ("sh", f"vllm serve {model} --speculative-config '{speculative}'"),
+        "sglang": ("sh", _sglang("EAGLE3", model, folder, k)),
+        "llama.cpp": ("sh", f"llama-server -m TARGET.gguf {_llama('draft-eagle3', folder, k)}"),
+        "speculators": ("sh", f"vllm serve {folder}"),
+    }
+
+
+def _sglang(algorithm: str, model: str, folder: str, k: int) -> str:
+    return (
+        f"python -m sglang.launch_server --model-path {model} --speculative-algorithm {algorithm} "
         f"--speculative-draft-model-path {folder} --speculative-num-steps {k} --speculative-eagle-topk 1 "
         f"--speculative-num-draft-tokens {k + 1}"
     )
-    llama = f"llama-server -m TARGET.gguf -md {folder}/{gguf_file} --draft-max {k}"
-    written = can.gguf is None and gguf_file is not None
-    missing = can.gguf or "written with `draftrank export --gguf`"
-    return (
-        ProgramUse("transformers", "python", generate if can.opens else None, can.transformers),
-        ProgramUse(
-            "vLLM",
-            "sh",
-            None if can.vllm else f"vllm serve {model} --speculative-config '{speculative}'",
-            can.vllm,
-        ),
-        ProgramUse("SGLang", "sh", None if can.vllm else sglang, can.vllm),
-        ProgramUse("llama.cpp", "sh", llama if written else None, None if written else missing),
-    )
 
 
-def uses_of_other_vocabulary(folder: str, k: int) -> tuple[ProgramUse, ...]:
-    """The same of a draft model with another tokenizer than the target's; arguments as for `uses_of_model`."""
-    generate = (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        f'draft = AutoModelForCausalLM.from_pretrained("{folder}", dtype="auto")\n'
-        f'draft_tokenizer = AutoTokenizer.from_pretrained("{folder}")\n'
-        f"draft.generation_config.num_assistant_tokens = {k}\n"
-        "target.generate(**inputs, assistant_model=draft, tokenizer=tokenizer, assistant_tokenizer=draft_tokenizer)"
-    )
-    reason = "it takes draft models with the target's vocabulary only"
-    return (
-        ProgramUse("transformers", "python", generate, None),
-        *(ProgramUse(program, "sh", None, reason) for program in ("vLLM", "SGLang", "llama.cpp")),
-    )
+def _llama(kind: str, folder: str, k: int) -> str:
+    return f"--spec-type {kind} --spec-draft-model {folder}/draft.gguf --spec-draft-n-max {k}"

@@ -15,7 +15,15 @@ Phase = Literal[
 ]
 """What a step changes; decides its position in a recipe (see `step_order`)."""
 Trait = Literal[
-    "factors", "trimmed head", "target hidden states", "packed", "int8 at load", "shared layers", "gguf"
+    "factors",
+    "trimmed head",
+    "target hidden states",
+    "EAGLE-3 head",
+    "packed",
+    "int8 at load",
+    "shared layers",
+    "gguf",
+    "own vocabulary",
 ]
 """What makes a draft's model differ from an ordinary model of its architecture."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,46 +14,79 @@ from draftrank.cli.options import DeviceName, DeviceOption, JsonOption, TargetOp
 from draftrank.cli.output import ConsoleProgress, out, print_json
 
 
+class ProgramName(StrEnum):
+    """Programs that a draft is exported for."""
+
+    transformers = "transformers"
+    vllm = "vllm"
+    sglang = "sglang"
+    llama_cpp = "llama.cpp"
+    speculators = "speculators"
+
+
 def export(
     draft: Annotated[str, typer.Argument(help="The draft's id.", show_default=False)],
     to: Annotated[Path, typer.Option(help="New folder to write it to.", metavar="DIR", show_default=False)],
     target: TargetOption = None,
-    gguf: Annotated[bool, typer.Option("--gguf", help="Write a GGUF file for llama.cpp too.")] = False,
+    programs: Annotated[
+        list[ProgramName] | None,
+        typer.Option(
+            "--for", help="Write the form that this program opens; repeatable. Default: transformers."
+        ),
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Write every form there is, each in a folder of its own.")
+    ] = False,
     device: DeviceOption = DeviceName.auto,
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Write a draft as a Hugging Face folder with a model card, ready for other programs.
+    """Write a draft as another program opens it, without draftrank, with a model card.
 
-    [bold]Example:[/bold] draftrank export depth4-distilled --to ./depth4-distilled --gguf
+    [bold]Example:[/bold] draftrank export depth4-distilled --for vllm --to ./depth4-distilled
     """
+    from draftrank.catalog.programs import NAMES, PROGRAMS, Program
     from draftrank.catalog.workspace import Workspace
     from draftrank.cli.results import read_results
+    from draftrank.errors import InvalidInputError
     from draftrank.jobs.session import default_target
-    from draftrank.workflows.export import export as export_job
+    from draftrank.workflows.export import export as export_draft
 
+    if every and programs:
+        raise InvalidInputError.single("cannot be had together", field="--all and --for", fix="leave one out")
+    wanted: list[Program] = [one for one in PROGRAMS if one in (programs or ("transformers",))]
     opened = Workspace.open(workspace)
     with ConsoleProgress() as progress:
-        done = export_job(
+        done = export_draft(
             opened,
             target or default_target(opened),
             draft,
             to,
             read_results(opened),
-            gguf=gguf,
+            programs=() if every else wanted,
             device=device.value,
             progress=progress,
         )
-    out.print(Text.assemble((f"{draft}", "bold"), f" is in {done.folder}: {', '.join(done.files)}"))
-    for use in done.uses:
-        out.print(Text.assemble(("\n" + use.program, "bold"), f": {use.remark}" if use.remark else ""))
-        if use.snippet:
-            out.print(Text(use.snippet))
+    for form in done.forms:
+        out.print(Text.assemble((NAMES[form.program], "bold"), f": {form.folder} ({', '.join(form.files)})"))
+        if form.use.remark:
+            out.print(Text(form.use.remark))
+        out.print(Text(f"{form.use.snippet}\n"))
+    if every:
+        for program, reason in done.without.items():
+            out.print(Text.assemble((NAMES[program], "bold"), f": no form, {reason}"))
     if json:
         print_json(
             {
-                "folder": str(done.folder),
-                "files": list(done.files),
-                "uses": [asdict(use) for use in done.uses],
+                "forms": [
+                    {
+                        "program": form.program,
+                        "folder": str(form.folder),
+                        "files": list(form.files),
+                        "use": asdict(form.use),
+                    }
+                    for form in done.forms
+                ],
+                "without": done.without,
             }
         )

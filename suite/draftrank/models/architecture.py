@@ -172,7 +172,14 @@ class Architecture:
         hidden: Tensor = self._decoder(model)(**read, **seen).last_hidden_state
         return hidden
 
-    def states_of_layers(self, model: PreTrainedModel, token_ids: Tensor, layers: Sequence[int]) -> Tensor:
+    def states_of_layers(
+        self,
+        model: PreTrainedModel,
+        token_ids: Tensor,
+        layers: Sequence[int],
+        features: Tensor | None = None,
+        ahead: EarlierForwards | None = None,
+    ) -> Tensor:
         """Outputs of some layers, then final states after the norm: [batch, length] int64 to
         [batch, length, (layers + 1) · hidden].
 
@@ -180,6 +187,8 @@ class Architecture:
             model: what to run.
             token_ids: what it reads.
             layers: numbers of layers, from 0.
+            features: see `hidden_states`.
+            ahead: see `hidden_states`.
         """
         kept: dict[int, Tensor] = {}
 
@@ -190,7 +199,7 @@ class Architecture:
 
         hooks = [self.layers(model)[number].register_forward_hook(partial(keep, number)) for number in layers]
         try:
-            final = self.hidden_states(model, token_ids)
+            final = self.hidden_states(model, token_ids, features, ahead)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from draftrank.catalog.base import Declared
 from draftrank.errors import BuildError
+from draftrank.models.eagle import Eagle3Fusion, Eagle3Layer
 from draftrank.models.matrices import is_transposed, unfolded
 from draftrank.models.quiet import quiet_transformers
 from draftrank.models.resizing import replace_module
@@ -100,6 +101,8 @@ class HiddenStateFusion(nn.Module):
         super().__init__()
         self.layers = tuple(layers)
         """Layers of the target whose outputs are read beside its final state."""
+        self.state_width = (len(self.layers) + 1) * width
+        """Numbers that it reads of each token of the target."""
         self.projection = nn.Linear(2 * width, width, bias=False)
         self.reduction = nn.Linear((len(layers) + 1) * width, width, bias=False) if layers else None
         with torch.no_grad():  # the mean of the two, and the final state alone, until training knows better
@@ -150,13 +153,13 @@ class LowRankForm(Declared):
     rank: int
     """Width between the two."""
 
-    def prepare(self, model: PreTrainedModel) -> str:
+    def prepare(self, model: PreTrainedModel) -> tuple[str, ...]:
         """Puts an empty low-rank layer in place; returns its name."""
         found = model.get_submodule(self.module)
         outputs, inputs = _shape(found)
         thin = LowRankLinear(inputs, self.rank, outputs, bias=found.bias is not None)
         replace_module(model, self.module, _like(thin, found))
-        return self.module
+        return (self.module,)
 
 
 class TrimmedHeadForm(Declared):
@@ -170,7 +173,7 @@ class TrimmedHeadForm(Declared):
     rank: int | None = None
     """Width between the two layers it is made of, if it is factorized as well."""
 
-    def prepare(self, model: PreTrainedModel) -> str:
+    def prepare(self, model: PreTrainedModel) -> tuple[str, ...]:
         """Puts an empty trimmed head in place; returns its name."""
         found = model.get_submodule(self.module)
         vocabulary, inputs = _shape(found)
@@ -182,7 +185,7 @@ class TrimmedHeadForm(Declared):
         )
         trimmed = TrimmedHead(projection, self.kept, vocabulary)
         replace_module(model, self.module, _like(trimmed, found))
-        return self.module
+        return (self.module,)
 
 
 class TiedLayersForm(Declared):
@@ -194,13 +197,14 @@ class TiedLayersForm(Declared):
     sources: tuple[int, ...]
     """For each layer, whose weights it uses."""
 
-    def prepare(self, model: PreTrainedModel) -> None:
-        """Makes layers share their parameters."""
+    def prepare(self, model: PreTrainedModel) -> tuple[str, ...]:
+        """Makes layers share their parameters; none is to be filled."""
         layers = model.get_submodule(self.layers)
         assert isinstance(layers, nn.ModuleList)
         for index, source in enumerate(self.sources):
             if index != source:
                 share_parameters(layers[index], layers[source])
+        return ()
 
 
 class HiddenStatesForm(Declared):
@@ -210,13 +214,38 @@ class HiddenStatesForm(Declared):
     layers: tuple[int, ...] = ()
     """Layers of the target whose outputs are read beside its final state."""
 
-    def prepare(self, model: PreTrainedModel) -> str:
+    def prepare(self, model: PreTrainedModel) -> tuple[str, ...]:
         """Adds an untrained fusion; returns its name."""
         embedding = model.get_input_embeddings()
         weight = embedding.weight
         assert isinstance(weight, Tensor)
         model.add_module(FEATURES, _like(HiddenStateFusion(weight.shape[1], self.layers), embedding))
-        return FEATURES
+        return (FEATURES,)
+
+
+class Eagle3Form(Declared):
+    """A Llama model of one layer is an EAGLE-3 head."""
+
+    form: Literal["eagle3"] = "eagle3"
+    layers: tuple[int, ...]
+    """Layers of the target whose outputs are read, from 0."""
+    target_width: int | None = None
+    """Hidden size of the target; absent: the head's own."""
+    norm_before_residual: bool = False
+    """See `Eagle3Layer`."""
+    bias: bool = False
+    """Whether `fc` adds one."""
+
+    def prepare(self, model: PreTrainedModel) -> tuple[str, ...]:
+        """Puts an empty layer in place and adds an untrained fusion; returns their names."""
+        embedding, width = model.get_input_embeddings(), int(model.config.hidden_size)
+        layers = model.get_submodule("model.layers")
+        assert isinstance(layers, nn.ModuleList)
+        made = Eagle3Layer(layers[0], width, norm_before_residual=self.norm_before_residual)
+        layers[0] = _like(made, embedding)
+        fusion = Eagle3Fusion(width, self.layers, self.target_width, bias=self.bias)
+        model.add_module(FEATURES, _like(fusion, embedding))
+        return ("model.layers.0", FEATURES)
 
 
 class DynamicInt8Form(Declared):
@@ -235,8 +264,9 @@ class SemiStructuredForm(Declared):
     modules: tuple[str, ...]
     """Names in the model."""
 
-    def prepare(self, model: PreTrainedModel) -> None:
+    def prepare(self, model: PreTrainedModel) -> tuple[str, ...]:
         """Nothing: the weights are in the folder as they are."""
+        return ()
 
 
 class GgufForm(Declared):
@@ -244,14 +274,16 @@ class GgufForm(Declared):
 
     form: Literal["gguf"] = "gguf"
 
-    def prepare(self, model: PreTrainedModel) -> None:
+    def prepare(self, model: PreTrainedModel) -> tuple[str, ...]:
         """Nothing: see `loading.load_model`, which refuses such a draft."""
+        return ()
 
 
 Form = Annotated[
     LowRankForm
     | TrimmedHeadForm
     | HiddenStatesForm
+    | Eagle3Form
     | TiedLayersForm
     | DynamicInt8Form
     | SemiStructuredForm

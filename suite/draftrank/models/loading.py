@@ -45,7 +45,7 @@ def load_model(
     dtype: DtypeName,
     device: str,
     *,
-    as_saved: bool = False,
+    full_precision: bool = False,
     rows: int | None = None,
     known: Sequence[int] | None = None,
 ) -> PreTrainedModel:
@@ -58,7 +58,7 @@ def load_model(
         folder: a Hugging Face folder.
         dtype: precision of the weights.
         device: `cpu` or `cuda`.
-        as_saved: without the draft's forms: the ordinary model that its folder holds.
+        full_precision: whether a draft in dynamic int8 is left as the plain weights that its folder holds.
         rows: how many rows the target's vocabulary has, for a draft beside it (`vocabulary_rows`); None: as saved.
         known: the only tokens that its head is to answer for, ascending (`vocabulary_rows.know_only`); None: all.
 
@@ -72,7 +72,9 @@ def load_model(
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
-    forms = [] if as_saved else read_forms(folder)
+    forms = read_forms(folder)
+    if full_precision:
+        forms = [form for form in forms if not isinstance(form, DynamicInt8Form)]
     int8 = next((form for form in forms if isinstance(form, DynamicInt8Form)), None)
     if int8 and device != "cpu":
         raise IncompatibleDraftError(
@@ -105,12 +107,11 @@ def load_model(
     model.eval()
     model.requires_grad_(False)
     replaced = [
-        name for form in forms if not isinstance(form, DynamicInt8Form) and (name := form.prepare(model))
+        name for form in forms if not isinstance(form, DynamicInt8Form) for name in form.prepare(model)
     ]
     if replaced:
         fill(model, replaced, {k: v for path in weight_files(folder) for k, v in load_file(path).items()})
-    if not as_saved:
-        _require_weights(folder, model, told, replaced)
+    _require_weights(folder, model, told, replaced)
     if getattr(model, "hf_quantizer", None) is None:  # a library's own tensors stay as it made them
         _own_memory(model)
     elif device == "cpu":
@@ -134,13 +135,13 @@ def load_model(
 
 def _require_weights(folder: Path, model: nn.Module, told: dict[str, Any], replaced: Sequence[str]) -> None:
     """Refuses a folder whose files left weights as random as they were; those of replaced modules were filled."""
+    filled = tuple(f"{one}." for one in replaced)
     other = [
         f"{name} is {list(found)}, not {list(wanted)}"
         for name, found, wanted in sorted(told["mismatched_keys"])
+        if not name.startswith(filled)
     ]
-    missing = {
-        name for name in told["missing_keys"] if not name.startswith(tuple(f"{one}." for one in replaced))
-    }
+    missing = {name for name in told["missing_keys"] if not name.startswith(filled)}
     named = dict(model.named_parameters(remove_duplicate=False))
     given = {id(weight) for name, weight in named.items() if name not in missing}
     lacking = sorted(name for name in missing if name in named and id(named[name]) not in given)

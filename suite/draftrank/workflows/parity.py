@@ -6,7 +6,6 @@ verify chains, whatever else the recipe asks for, since that is what other engin
 
 from __future__ import annotations
 
-import json
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
@@ -34,7 +33,7 @@ from draftrank.measure.sessions.judging import find_divergence
 from draftrank.measure.sessions.plan import DraftArm, SessionPlan
 from draftrank.measure.sessions.texts import SessionTexts
 from draftrank.progress import Progress, SilentProgress
-from draftrank.serving.base import Completion, CompletionRequest, Engine, Method, Served, Speculation
+from draftrank.serving.base import Completion, CompletionRequest, Engine, Served, Speculation
 from draftrank.serving.engines import find_engine
 from draftrank.serving.process import free_port, running
 from draftrank.serving.sending import in_turn
@@ -162,17 +161,13 @@ def _export(
     Raises:
         BuildError: the draft has no such form.
     """
-    from draftrank.building.export.folder import abilities
     from draftrank.workflows.export import export
 
     if arm.folder is None:
         return None
-    can = abilities(arm.folder)
-    if can.transformers and can.vllm and can.gguf:  # no program opens it
-        raise BuildError(f"{asked.draft} cannot be exported for {asked.engine}: {can.vllm}")
-    gguf = asked.engine == "llama.cpp"
-    done = export(workspace, asked.target, asked.draft, to, (), gguf=gguf, progress=progress)
-    return next(path for path in done.folder.iterdir() if path.suffix == ".gguf") if gguf else done.folder
+    done = export(workspace, asked.target, asked.draft, to, (), programs=(asked.engine,), progress=progress)
+    (form,) = done.forms
+    return form.folder / form.files[0] if asked.engine == "llama.cpp" else form.folder
 
 
 def _speculation(recipe: Recipe, exported: Path | None, k: int) -> Speculation:
@@ -180,15 +175,7 @@ def _speculation(recipe: Recipe, exported: Path | None, k: int) -> Speculation:
     if isinstance(draft, NgramDraft):
         return Speculation("ngram", k, None, draft.max_ngram, draft.min_ngram)
     assert exported is not None
-    return Speculation(_method(exported), k, exported)
-
-
-def _method(exported: Path) -> Method:
-    """What kind of draft an exported folder or file holds."""
-    config = (exported.parent if exported.is_file() else exported) / "config.json"
-    architectures = json.loads(config.read_text("utf-8")).get("architectures") or ()
-    named = " ".join(map(str, architectures)).lower()
-    return "eagle3" if "eagle3" in named else "eagle" if "eagle" in named else "draft_model"
+    return Speculation("eagle3" if "EAGLE-3 head" in draft.traits else "draft_model", k, exported)
 
 
 def _target_model(
@@ -363,7 +350,7 @@ def _generate(here: _Here, turns: Sequence[_Asked], speculation: Speculation, pr
     target = load_runtime(plan.target_folder.path, plan.dtype, plan.device, "transformers")
     draft = None
     if speculation.model is not None:
-        model = load_model(speculation.model, plan.dtype, plan.device, as_saved=True)
+        model = load_model(speculation.model, plan.dtype, plan.device, full_precision=True)
         draft = open_runtime(model, "transformers")
     plain = GenerateDecoder(target)
     drafting = GenerateDecoder(

@@ -23,7 +23,7 @@ from draftrank.engine.proposers.ngram import NgramProposer
 from draftrank.engine.proposers.suffix import SuffixProposer
 from draftrank.engine.sampling import Sampler
 from draftrank.models.forms import HiddenStatesForm, quantize_linear_layers
-from models import ARCHITECTURES, small_model
+from models import ARCHITECTURES, small_eagle3, small_model
 from proposers import Constant, StaleProposer, Steps, check_fresh
 
 GREEDY = Sampler(DecodingMode())
@@ -55,6 +55,7 @@ def quantized(model):
 TARGETS = {name: small_model(name) for name in ARCHITECTURES}
 DRAFTS = {name: near(name) for name in ARCHITECTURES}
 READERS = {(name, layers): reader(name, layers) for name in ARCHITECTURES for layers in ((), (0, 1))}
+EAGLE3 = small_eagle3(kept=40)
 
 
 class Made:
@@ -71,6 +72,10 @@ class Made:
 
     def reader(self, how=CHAIN, layers=()):
         draft = open_eagle_runtime(self.form(copy.deepcopy(READERS[self.name, layers])), self.forward)
+        return EagleProposer(self.target, draft, how)
+
+    def eagle3(self, how=CHAIN):
+        draft = open_eagle_runtime(self.form(copy.deepcopy(EAGLE3)), self.forward)
         return EagleProposer(self.target, draft, how)
 
     def exit(self, how=CHAIN):
@@ -93,6 +98,11 @@ KINDS = {
     "hesitant features": lambda made: made.reader(HESITANT, (0, 1)),
     "features tree": lambda made: made.reader(TREE),
     "hesitant features tree": lambda made: made.reader(HESITANT_TREE, (0, 1)),
+    "eagle3": lambda made: made.eagle3(),
+    "hesitant eagle3": lambda made: made.eagle3(HESITANT),
+    "eagle3 tree": lambda made: made.eagle3(TREE),
+    "hesitant eagle3 tree": lambda made: made.eagle3(HESITANT_TREE),
+    "mixed eagle3 tree": lambda made: CascadeProposer(SuffixProposer(2, 8, 2.0, 0.4), made.eagle3(TREE)),
     "mixed model": lambda made: CascadeProposer(NgramProposer(1, 2), made.model(), 2),
     "mixed model tree": lambda made: CascadeProposer(SuffixProposer(2, 8, 2.0, 0.4), made.model(TREE)),
     "mixed hesitant model tree": lambda made: CascadeProposer(
@@ -107,6 +117,8 @@ DRAWING = (
     "exit",
     "features",
     "hesitant features",
+    "eagle3",
+    "hesitant eagle3",
     "mixed model",
     "mixed features",
 )
@@ -117,7 +129,7 @@ PLACES = {
     ("cpp", "llama"): tuple(kind for kind in KINDS if kind not in COPIES),
     ("transformers", "gemma3"): ("model tree", "hesitant exit", "hesitant features tree", "mixed model"),
     ("transformers", "gpt2"): ("hesitant model", "exit tree", "features", "mixed features tree"),
-    ("cpp", "gemma3"): ("hesitant model tree", "exit", "features tree", "mixed features"),
+    ("cpp", "gemma3"): ("hesitant model tree", "exit", "features tree", "eagle3 tree", "mixed features"),
 }
 """Every kind on one architecture in each backend; on the others each proposer, chain and tree, sure and hesitant."""
 CASES = [(*place, kind) for place, kinds in PLACES.items() for kind in kinds]

@@ -16,7 +16,7 @@ from draftrank.engine.backends.transformers.runtime import TransformersRuntime
 from draftrank.engine.loop import ContextOverflowError, Request, autoregressive, speculative
 from draftrank.engine.proposers.cascade import CascadeProposer
 from draftrank.engine.proposers.draft_model import ModelProposer
-from draftrank.engine.proposers.drafting import Drafting
+from draftrank.engine.proposers.drafting import PLAIN, Drafting
 from draftrank.engine.proposers.eagle import EagleProposer
 from draftrank.engine.proposers.early_exit import EarlyExitProposer
 from draftrank.engine.proposers.ngram import NgramProposer
@@ -24,7 +24,7 @@ from draftrank.engine.proposers.suffix import SuffixProposer
 from draftrank.engine.sampling import Sampler
 from draftrank.models.architecture import Architecture
 from draftrank.models.forms import HiddenStatesForm
-from models import ARCHITECTURES, small_model
+from models import ARCHITECTURES, small_eagle3, small_model
 from proposers import ScriptedProposer
 from runtimes import runtime_by
 
@@ -45,6 +45,14 @@ LAYERED = {name: copy.deepcopy(model) for name, model in STRANGERS.items()}
 for _model in LAYERED.values():
     HiddenStatesForm(layers=(0, 1)).prepare(_model)
     _model.feature_fusion.reduction.weight.data += 0.1
+
+
+EAGLE3 = small_eagle3()
+TRIMMED_EAGLE3 = small_eagle3(kept=40, norm_before_residual=True)
+
+
+def eagle3(target, drafting=PLAIN, model=EAGLE3):
+    return EagleProposer(target, TransformersEagleRuntime(model), drafting)
 
 
 def reader(name, target):
@@ -69,6 +77,10 @@ PROPOSERS = {
     ),
     "features": reader,
     "layered_features": lambda name, target: EagleProposer(target, TransformersEagleRuntime(LAYERED[name])),
+    "eagle3": lambda _, target: eagle3(target),
+    "eagle3_trimmed": lambda _, target: eagle3(target, Drafting(0.4), TRIMMED_EAGLE3),
+    "eagle3_tree": lambda _, target: eagle3(target, TREE),
+    "cascade_eagle3": lambda _, target: CascadeProposer(NgramProposer(2, 3), eagle3(target)),
     "tree": lambda name, _: ModelProposer(TransformersRuntime(NEAR[name]), TREE),
     "tree_exit": lambda _, target: EarlyExitProposer(target.first_layers(2), TREE),
     "tree_features": lambda name, target: EagleProposer(

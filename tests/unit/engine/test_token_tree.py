@@ -26,7 +26,7 @@ from draftrank.engine.token_tree import TokenTree
 from draftrank.engine.verification import verify
 from draftrank.models.architecture import Architecture
 from draftrank.models.forms import HiddenStatesForm
-from models import ARCHITECTURES, small_model
+from models import ARCHITECTURES, small_eagle3, small_model
 from runtimes import runtime_by
 
 MODELS = {name: small_model(name) for name in ARCHITECTURES}
@@ -230,11 +230,14 @@ def test_a_tree_that_is_fed_in_parts_is_read_as_if_fed_at_once(name, runtime, pr
         )
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "eagle3"])
 def test_what_reads_features_reads_that_of_its_parent(name):
-    """In a tree fed level by level each token reads its own chain's state, whatever stands beside it."""
-    reader = small_model(name, seed=9)
-    HiddenStatesForm().prepare(reader)
+    """In a tree that grows level by level each token reads its own chain's state, whatever stands beside it."""
+    if name == "eagle3":
+        reader = small_eagle3()
+    else:
+        reader = small_model(name, seed=9)
+        HiddenStatesForm().prepare(reader)
     torch.manual_seed(1)
     features = torch.randn(4, 32)
     tokens, parents = (7, 8, 9, 10, 11, 12), (-1, 0, 0, 1, 2, 2)

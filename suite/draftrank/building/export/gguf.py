@@ -19,7 +19,7 @@ from draftrank.models.gguf_format import GgufWeights
 from draftrank.models.quiet import quiet_gguf
 
 if TYPE_CHECKING:
-    from gguf import ReaderField
+    from gguf import GGUFReader
     from transformers import PretrainedConfig, PreTrainedModel
 
 _LAYER = re.compile(r"^model\.layers\.(\d+)\.(.+)\.weight$")
@@ -75,9 +75,7 @@ def write_gguf(
         stated = statements_of(model.config, architecture)
         writer = GGUFWriter(final, architecture)
         writer.add_name(name)
-        for key, field in source.fields.items():
-            if key.startswith("tokenizer."):
-                _copy(writer, key, field)
+        copy_tokenizer(writer, source)
         add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
         for key, value in stated.items():
             add[type(value)](f"{architecture}.{key}", value)
@@ -89,19 +87,22 @@ def write_gguf(
             if tied and key == "lm_head.weight":
                 continue
             array = _as_written(key, tensor, model.config, architecture)
-            _add(writer, _tensor_name(key, architecture), array, weights)
+            add_matrix(writer, _tensor_name(key, architecture), array, weights)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
 
 
-def _copy(writer: Any, key: str, field: ReaderField) -> None:
+def copy_tokenizer(writer: Any, source: GGUFReader) -> None:
+    """Copies tokens, chat template and all else that a file says of its tokenizer."""
     from gguf import GGUFValueType
 
-    kinds = field.types
-    inner = kinds[1] if kinds[0] is GGUFValueType.ARRAY else None
-    writer.add_key_value(key, field.contents(), kinds[0], sub_type=inner)
+    for key, field in source.fields.items():
+        if key.startswith("tokenizer."):
+            kinds = field.types
+            inner = kinds[1] if kinds[0] is GGUFValueType.ARRAY else None
+            writer.add_key_value(key, field.contents(), kinds[0], sub_type=inner)
 
 
 def _tensor_name(key: str, architecture: str) -> str:
@@ -114,7 +115,8 @@ def _tensor_name(key: str, architecture: str) -> str:
     return f"blk.{found[1]}.{part}.weight"
 
 
-def _add(writer: Any, name: str, array: np.ndarray[Any, Any], weights: GgufWeights) -> None:
+def add_matrix(writer: Any, name: str, array: np.ndarray[Any, Any], weights: GgufWeights) -> None:
+    """Adds float32 weights: matrices in the type asked for, or float16 where its blocks do not fit; vectors as they are."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
     from gguf.quants import quantize
 
@@ -137,12 +139,13 @@ def _as_written(
         return (values + 1.0 if architecture == "gemma3" else values).numpy()
     if architecture == "llama" and key.endswith(("q_proj.weight", "k_proj.weight")):
         heads = config.num_attention_heads if "q_proj" in key else config.num_key_value_heads
-        values = _interleaved(values, int(heads))
+        values = interleaved(values, int(heads))
     return values.numpy()
 
 
-def _interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """llama.cpp rotates neighbouring channels of a head, transformers those half a head apart."""
+def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """Queries or keys, [heads · size, inputs], in llama.cpp's order: it rotates neighbouring channels of a head,
+    transformers those half a head apart."""
     outputs, inputs = weight.shape
     halves = weight.view(heads, 2, outputs // heads // 2, inputs)
     return halves.transpose(1, 2).reshape(outputs, inputs).contiguous()

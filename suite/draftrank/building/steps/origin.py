@@ -41,7 +41,7 @@ class Pretrained(StepBase):
 
     def sentence(self) -> str:
         """See `StepBase.sentence`."""
-        return f"replace it by the model {_name(self.source)}"
+        return f"replace it by the model {source_name(self.source)}"
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""
@@ -73,7 +73,7 @@ class Random(StepBase):
         draw_at_random(draft, self.seed)
 
 
-def _name(source: SourceBase) -> str:
+def source_name(source: SourceBase) -> str:
     """What a model is called by where it comes from."""
     parts = getattr(source, "parts", None)
     if parts:

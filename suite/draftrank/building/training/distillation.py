@@ -48,7 +48,8 @@ from draftrank.catalog.base import sha256_of_json
 from draftrank.errors import BuildError
 from draftrank.models.architecture import Architecture
 from draftrank.models.cache import publish_file
-from draftrank.models.forms import FEATURES, HiddenStatesForm
+from draftrank.models.eagle import Eagle3Fusion
+from draftrank.models.forms import FEATURES, Eagle3Form, HiddenStatesForm
 from draftrank.models.loading import DTYPES, DtypeName, compute_dtype, load_model
 
 if TYPE_CHECKING:
@@ -217,8 +218,9 @@ class _Trainer:
                 final = self._final(states)
                 remembered = self._remembered(ahead)
                 for _ in range(ahead - 1):
-                    features = shifted(self._states(tokens, features, remembered))
-                ours = self._states(tokens, features, remembered).flatten(0, 1).index_select(0, places)
+                    features = shifted(self._states(tokens, features, remembered)[1])
+                hidden, _ = self._states(tokens, features, remembered)
+                ours = hidden.flatten(0, 1).index_select(0, places)
                 theirs = final.flatten(0, 1).index_select(0, places)
                 total += closeness_in_chunks(
                     ours, self.heads.ours, theirs, self.heads.all_theirs, self.chunk, self.heads.kept
@@ -295,7 +297,7 @@ class _Trainer:
                     states = self._target_states(batch, tokens)
                     theirs = self._final(states).flatten(0, 1).index_select(0, places)
                     features = self._features(states)
-                hidden = self._states(tokens, features, remembered)
+                hidden, own = self._states(tokens, features, remembered)
                 ours = hidden.flatten(0, 1).index_select(0, places)
                 loss, gradient = loss_in_chunks(
                     self.spec.objective,
@@ -315,7 +317,7 @@ class _Trainer:
                 distance = matching.distance() * (self.spec.hidden_weight * share)
                 torch.autograd.backward([ours, distance], [gradient, None])
                 total += float(distance.detach())
-            features = shifted(hidden.detach()) if self.fusion is not None else None
+            features = shifted(own.detach()) if self.fusion is not None else None
         return total
 
     def _writes_itself(self, update: int) -> bool:
@@ -351,8 +353,14 @@ class _Trainer:
 
     def _states(
         self, tokens: Tensor, features: Tensor | None, remembered: TrainingTimeTest | None = None
-    ) -> Tensor:
-        return self.shape.hidden_states(self.draft, tokens, features, remembered)
+    ) -> tuple[Tensor, Tensor]:
+        """Final hidden states, and what a head reads of itself a token further ahead."""
+        if not isinstance(self.fusion, Eagle3Fusion):
+            hidden = self.shape.hidden_states(self.draft, tokens, features, remembered)
+            return hidden, hidden
+        both = self.shape.states_of_layers(self.draft, tokens, (0,), features, remembered)
+        own, hidden = both.chunk(2, -1)
+        return hidden, own
 
     def _remembered(self, forwards: int) -> TrainingTimeTest | None:
         """For so many forwards over the same text, each a token further ahead of the target."""
@@ -376,17 +384,16 @@ class _Trainer:
         spec = self.spec
         if self.fusion is None:
             if spec.ttt_steps > 1:
-                raise BuildError(
-                    "ttt_steps is for drafts that read features: add read_hidden_states before distill"
-                )
+                raise BuildError("ttt_steps is for EAGLE heads: put eagle_head before distill")
             return
         if spec.on_policy_share or spec.hidden_weight:
             raise BuildError(
-                "a draft that reads the target's features cannot write text alone, and its layers are not the target's: "
+                "an EAGLE head cannot write text alone, and its layers are not the target's: "
                 "remove on_policy_share and hidden_weight"
             )
-        if draft.model.config.hidden_size != self.target.config.hidden_size:
-            raise BuildError("read_hidden_states needs the target's hidden size: leave prune_hidden out")
+        wanted = (len(self.read_layers) + 1) * int(self.target.config.get_text_config().hidden_size)
+        if self.fusion.state_width != wanted:
+            raise BuildError("the head needs the target's hidden size: leave prune_hidden out")
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.dtype == "fp32":
@@ -403,7 +410,7 @@ class _Trainer:
 
 
 def _reads_features(draft: WorkingDraft) -> bool:
-    return any(isinstance(form, HiddenStatesForm) for form in draft.forms)
+    return any(isinstance(form, HiddenStatesForm | Eagle3Form) for form in draft.forms)
 
 
 def shifted(states: Tensor) -> Tensor:

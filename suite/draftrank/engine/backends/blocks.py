@@ -19,6 +19,7 @@ from torch.ao.nn.quantized.dynamic import Linear as DynamicInt8Linear
 from draftrank.errors import BuildError
 from draftrank.models.architecture import Architecture
 from draftrank.models.attention_windows import attention_windows, layer_kinds
+from draftrank.models.eagle import eagle3_layer
 from draftrank.models.layer_parts import Block as BlockNames
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class Linear:
 class Block:
     """One decoder layer. Norms are RMS norms in fp32 that multiply as they are; None: there is none."""
 
+    embedding_norm: Tensor | None
+    """Of the token's embedding, which the attention of an EAGLE-3 head reads before the normed state; [hidden]."""
     attention_norm: Tensor | None
     queries: Linear
     keys: Linear
@@ -264,8 +267,10 @@ def _norms(names: BlockNames, layer: nn.Module) -> dict[str, nn.Module | None]:
     of_output = (
         before is None or inner is not None
     )  # the name means the feed-forward network's input in other families
+    state = named(layer, "hidden_norm")
     return {
-        "attention_norm": before,
+        "embedding_norm": None if state is None else before,
+        "attention_norm": before if state is None else state,
         "query_norm": named(attention, "q_norm"),
         "key_norm": named(attention, "k_norm"),
         "attention_output_norm": after if of_output else None,
@@ -293,9 +298,10 @@ def _is_told_by_blocks(model: PreTrainedModel) -> bool:
         return False
     size, hidden, channels = head_size(config), int(config.hidden_size), int(config.intermediate_size)
     asked, kept = int(config.num_attention_heads) * size, int(config.num_key_value_heads) * size
+    read = hidden if eagle3_layer(model) is None else 2 * hidden
     usual = [
-        (asked, hidden),
-        *[(kept, hidden)] * 2,
+        (asked, read),
+        *[(kept, read)] * 2,
         (hidden, asked),
         *[(channels, hidden)] * 2,
         (hidden, channels),

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
+from draftrank.building.steps.eagle_head import EagleHead
 from draftrank.building.steps.factorize import FactorizeHead
 from draftrank.building.steps.quantize import Quantize
 from draftrank.building.steps.read_hidden_states import ReadHiddenStates
 from draftrank.building.steps.sparsify import Sparsify
 from draftrank.building.steps.trim_vocabulary import TrimVocabulary
+from draftrank.building.surgery.eagle_head import head_skeleton
 from draftrank.building.surgery.library_quantization import LIBRARY_NAMES
 from draftrank.catalog.backend import Asked, Backend, Device, Dtype
 from draftrank.catalog.step import Trait
@@ -175,7 +177,10 @@ def draft_misfit(
             return "llama.cpp cannot run a model's first layers alone"
         if recipe.speculate.branch_above_probability is not None:
             return "it proposes trees, which llama.cpp does not read"
-        if any(isinstance(step, ReadHiddenStates) and step.layers for step in draft.build_steps):
+        if any(
+            isinstance(step, EagleHead) or (isinstance(step, ReadHiddenStates) and step.layers)
+            for step in draft.build_steps
+        ):
             return "it reads outputs of the target's layers, which llama.cpp does not tell"
     if not draft.has_weights:
         return None if beside in (None, backend) else "it has no model that could run elsewhere"
@@ -194,6 +199,7 @@ def draft_misfit(
 
 def _misfit(recipe: Recipe, what: Candidates, backend: Backend, dtype: Dtype, device: Device) -> str | None:
     folder = what.origin(recipe) or what.folder
+    of_dtype = _head if isinstance(recipe.draft.build_steps[0], EagleHead) else _model
     for step in recipe.draft.build_steps:
         if isinstance(step, Quantize):
             if step.scheme != "dynamic_int8":
@@ -203,7 +209,7 @@ def _misfit(recipe: Recipe, what: Candidates, backend: Backend, dtype: Dtype, de
             if device != "cpu":
                 return "dynamic int8 runs on the CPU only"
             dtype = "fp32"
-            if backend == "cpp" and _partly(step, _model(folder, "fp32")):
+            if backend == "cpp" and _partly(step, of_dtype(folder, "fp32")):
                 return "some matrices of its layers are int8 and others are not"
         elif (
             backend != "transformers"
@@ -214,7 +220,7 @@ def _misfit(recipe: Recipe, what: Candidates, backend: Backend, dtype: Dtype, de
         elif (
             backend == "cuda-graphs"
             and isinstance(step, TrimVocabulary)
-            and caps_logits(_model(folder, dtype))
+            and caps_logits(of_dtype(folder, dtype))
         ):
             return "its logits are softcapped behind a trimmed head"
         elif (
@@ -224,12 +230,18 @@ def _misfit(recipe: Recipe, what: Candidates, backend: Backend, dtype: Dtype, de
             and dtype != "fp32"
         ):
             return "its matrices are multiplied by torch's sparse kernels"
-    return why_not(backend, _model(folder, dtype), dtype, device)
+    return why_not(backend, of_dtype(folder, dtype), dtype, device)
 
 
 @cache
 def _model(folder: Path, dtype: Dtype) -> PreTrainedModel:
     return skeleton(folder, dtype)
+
+
+@cache
+def _head(folder: Path, dtype: Dtype) -> PreTrainedModel:
+    """An EAGLE-3 head of a target, without weights."""
+    return head_skeleton(_model(folder, dtype))
 
 
 def _partly(step: Quantize, model: PreTrainedModel) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from draftrank.engine.backends.base import Runtime
+from draftrank.models.eagle import Eagle3Fusion
 from draftrank.models.forms import FEATURES, HiddenStateFusion
 
 if TYPE_CHECKING:
@@ -32,9 +33,14 @@ class EagleHead(Runtime, ABC):
     def layers(self) -> tuple[int, ...]:
         """Layers of the target whose outputs are read beside its final states."""
 
+    @property
+    @abstractmethod
+    def state_width(self) -> int:
+        """How many numbers of each of the target's tokens that is."""
+
     @abstractmethod
     def reduced(self, states: Tensor) -> Tensor:
-        """What of the target's states is offered: [tokens, (layers + 1) · hidden] to [tokens, hidden]."""
+        """What of the target's states is offered: [tokens, state_width] to [tokens, hidden]."""
 
     @abstractmethod
     def offer(self, states: Tensor) -> None:
@@ -55,8 +61,8 @@ class OfferedStates(EagleHead):
 
     def _begin_head(self, model: PreTrainedModel) -> None:
         fusion = model.get_submodule(FEATURES)
-        assert isinstance(fusion, HiddenStateFusion)
-        self._fusion: HiddenStateFusion = fusion
+        assert isinstance(fusion, HiddenStateFusion | Eagle3Fusion)
+        self._fusion: HiddenStateFusion | Eagle3Fusion = fusion
         self._of_tree = []
         self.keep_hidden_states()
 
@@ -64,6 +70,15 @@ class OfferedStates(EagleHead):
     def layers(self) -> tuple[int, ...]:
         """See `EagleHead.layers`."""
         return self._fusion.layers
+
+    @property
+    def state_width(self) -> int:
+        """See `EagleHead.state_width`."""
+        return self._fusion.state_width
+
+    def _own_states(self) -> Tensor:
+        """What the head reads of itself, of the tokens of the last forward: [tokens, hidden]."""
+        return self.hidden_states()
 
     def offer(self, states: Tensor) -> None:
         """See `EagleHead.offer`."""
@@ -77,7 +92,7 @@ class OfferedStates(EagleHead):
         if tree is not None and self._offered is None and known:
             self.offer(torch.stack([self._of_tree[parent] for parent in tree.parents[known:]]))
         logits = super().forward(tokens, keep, tree)  # type: ignore[safe-super]  # the backend's
-        states = self.hidden_states()
+        states = self._own_states()
         self._of_tree = [states[-1]] if tree is None else [*self._of_tree[:known], *states]
         return logits
 
@@ -86,5 +101,5 @@ class OfferedStates(EagleHead):
         offered, self._offered = self._offered, None
         if offered is not None:
             return offered
-        own = self.hidden_states()[-1:]
+        own = self._own_states()[-1:]
         return own if count == 1 and len(own) else own.new_zeros(count, own.shape[-1])

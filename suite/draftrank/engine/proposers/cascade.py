@@ -8,6 +8,7 @@ the cheaper of two drafts.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -74,11 +75,11 @@ class CascadeDraft(ModelBasedDraft):
         )
 
     def uses(self, model: str, folder: str, k: int) -> tuple[ProgramUse, ...]:
-        """See `DraftBase.uses`."""
-        reason = "it takes n-grams or a draft model, not both; the model alone can be exported"
+        """See `DraftBase.uses`: the model alone, since both together were measured here only."""
+        alone = "the model alone, without the copying that was measured with it"
+        found = super().uses(model, folder, k)
         return tuple(
-            ProgramUse(program, "sh", None, reason)
-            for program in ("transformers", "vLLM", "SGLang", "llama.cpp")
+            _with_copying(use) if use.program == "llama.cpp" else _remarked(use, alone) for use in found
         )
 
     def open(self, context: ProposerContext) -> CascadeProposer:
@@ -90,6 +91,19 @@ class CascadeDraft(ModelBasedDraft):
             return NgramProposer(self.min_ngram, self.max_ngram, self.tokens_per_match)
         trust = DEFAULT_TRUST if self.tokens_per_match is None else self.tokens_per_match
         return SuffixProposer(self.min_ngram, self.max_ngram, trust, self.min_probability)
+
+
+def _remarked(use: ProgramUse, remark: str) -> ProgramUse:
+    """With a remark, unless the program cannot run the draft at all."""
+    return use if use.snippet is None else replace(use, remark="; ".join(filter(None, (use.remark, remark))))
+
+
+def _with_copying(use: ProgramUse) -> ProgramUse:
+    """llama.cpp asks several methods in turn."""
+    if use.snippet is None:
+        return use
+    both = replace(use, snippet=use.snippet.replace("--spec-type ", "--spec-type ngram-simple,"))
+    return _remarked(both, "it copies by a rule of its own, where a single run of tokens matches")
 
 
 class CascadeProposer(Proposer):

@@ -10,13 +10,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from draftrank.building.steps.distill import Distill
+from draftrank.building.steps.eagle_head import EagleHead, HeadFields
 from draftrank.catalog.draft import DraftBase, Vocabulary
-from draftrank.catalog.programs import (
-    ProgramUse,
-    abilities_of,
-    uses_of_model,
-    uses_of_other_vocabulary,
-)
+from draftrank.catalog.programs import ProgramUse, uses_of_model
 from draftrank.catalog.self_generated import CALIBRATION, CorpusText, SelfGenerated
 from draftrank.catalog.step import StepBase
 from draftrank.catalog.step_order import order_fault
@@ -65,11 +61,11 @@ class ModelBasedDraft(DraftBase):
                     "remove it from distill)"
                 )
             return self
-        traits = {step.trait for step in self.steps}
-        if "target hidden states" in traits:
+        traits = self.traits
+        if traits & {"target hidden states", "EAGLE-3 head"}:
             raise ValueError(
-                "read_hidden_states reads the target's states token by token, so the draft must have the target's tokens "
-                "(fix: remove `vocabulary`, or remove read_hidden_states)"
+                "an EAGLE head reads the target's states token by token, so the draft must have the target's tokens (fix: "
+                "remove `vocabulary`)"
             )
         if self.steps[0].kind != "pretrained":
             raise ValueError(
@@ -108,6 +104,10 @@ class ModelBasedDraft(DraftBase):
         """See `DraftBase.has_weights`."""
         return True
 
+    def uses(self, model: str, folder: str, k: int) -> tuple[ProgramUse, ...]:
+        """See `DraftBase.uses`."""
+        return uses_of_model(self.traits, model, folder, k)
+
     def sentence(self) -> str:
         """See `DraftBase.sentence`."""
         return "from a copy of the target: " + super().sentence() + _IN_WORDS[self.vocabulary]
@@ -116,7 +116,7 @@ class ModelBasedDraft(DraftBase):
         """The model as a proposer; raises as `open`."""
         from draftrank.engine.backends.own_forward import check_trees
         from draftrank.engine.backends.registry import load_gguf_runtime, open_eagle_runtime, open_runtime
-        from draftrank.models.forms import GgufForm, HiddenStatesForm
+        from draftrank.models.forms import Eagle3Form, GgufForm, HiddenStatesForm
         from draftrank.models.gguf_format import GGUF_FILE
         from draftrank.models.loading import load_model, read_forms
 
@@ -133,7 +133,7 @@ class ModelBasedDraft(DraftBase):
         model = load_model(
             context.draft_folder, context.dtype, context.device, rows=tokens.rows, known=tokens.known
         )
-        if not any(isinstance(form, HiddenStatesForm) for form in forms):
+        if not any(isinstance(form, HiddenStatesForm | Eagle3Form) for form in forms):
             draft = open_runtime(model, context.backend)
             if drafting.branch_above is not None:
                 check_trees(draft)
@@ -196,12 +196,31 @@ class ModelDraft(ModelBasedDraft):
 
     kind: Literal["draft_model"]
 
-    def uses(self, model: str, folder: str, k: int) -> tuple[ProgramUse, ...]:
-        """See `DraftBase.uses`."""
-        if self.vocabulary != "same":
-            return uses_of_other_vocabulary(folder, k)
-        traits = {step.trait for step in self.steps if step.trait is not None}
-        return uses_of_model(abilities_of(traits), model, folder, k, gguf_file="DRAFT.gguf")
+    @model_validator(mode="after")
+    def _no_head(self) -> Self:
+        if self.steps[0].kind == "eagle_head":
+            raise ValueError(
+                "eagle_head makes an EAGLE head (fix: write `kind: eagle`, which begins with it, and remove the step)"
+            )
+        return self
+
+    def open(self, context: ProposerContext) -> ModelBasedProposer:
+        """See `DraftBase.open`."""
+        return self.open_model(context)
+
+
+class EagleDraft(HeadFields, ModelBasedDraft):
+    """An EAGLE head: one layer that reads the target's hidden states."""
+
+    kind: Literal["eagle"]
+    steps: Annotated[tuple[Step, ...], Field(max_length=32)] = ()
+    """Steps applied to the head, in order."""
+
+    @property
+    def build_steps(self) -> tuple[StepBase, ...]:
+        """See `DraftBase.build_steps`."""
+        declared = self.model_dump(include=set(HeadFields.model_fields))
+        return (EagleHead.model_validate({"kind": "eagle_head", **declared}), *self.steps)
 
     def open(self, context: ProposerContext) -> ModelBasedProposer:
         """See `DraftBase.open`."""

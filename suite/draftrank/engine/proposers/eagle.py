@@ -41,8 +41,7 @@ class EagleProposer(SteppingModel):
         Raises:
             IncompatibleDraftError: the target's states are of another width than the draft reads.
         """
-        told = self._target.hidden_states(self._draft.layers).shape[-1]
-        wanted = (len(self._draft.layers) + 1) * int(self._draft.model.config.get_text_config().hidden_size)
+        told, wanted = self._target.hidden_states(self._draft.layers).shape[-1], self._draft.state_width
         if told != wanted:
             raise IncompatibleDraftError(
                 f"the draft reads hidden states of {wanted} numbers, and the target's have {told}: use a draft that was "

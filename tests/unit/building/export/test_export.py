@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -10,10 +11,17 @@ import torch
 from gguf import GGUFReader
 from transformers import AutoModelForCausalLM
 
-from draftrank.building.export.folder import abilities, copy_folder
+from draftrank.building.export.folder import require_empty, write_form, write_out
 from draftrank.building.export.gguf import write_gguf
 from draftrank.building.pipeline import build_draft
+from draftrank.building.surgery.eagle_head import published_of
+from draftrank.catalog.programs import NAMES, PROGRAMS, why_no_form
 from draftrank.errors import BuildError, InvalidInputError
+from draftrank.kinds import DRAFTS, load_kind
+from draftrank.models.architecture import Architecture
+from draftrank.models.eagle_layouts import read_published_head
+from draftrank.models.forms import Eagle3Form
+from draftrank.models.loading import load_model
 from draftrank.models.quiet import quiet_gguf, quiet_transformers
 from gguf_files import small_gguf_model, write_target_file
 
@@ -21,35 +29,107 @@ IDS = torch.arange(3, 43).reshape(2, 20)
 DROP = {"kind": "drop_layers", "keep": 2, "select": "ends"}
 
 
+def declared(*steps, **fields):
+    kind = "cascade" if steps[0]["kind"] == "eagle_head" else "draft_model"
+    found = {"kind": kind, "steps": [*steps], **fields}
+    return load_kind(DRAFTS[kind]).model_validate_json(json.dumps(found))
+
+
+PRETRAINED = {"kind": "pretrained", "source": {"kind": "local", "path": "model"}, "licence": "MIT"}
+
+
 @pytest.mark.parametrize(
-    ("steps", "opens", "vllm", "gguf"),
+    ("draft", "missing"),
     [
-        ([DROP], True, True, True),
-        ([{"kind": "tie_layers", "blocks": 2}], True, False, True),
-        ([DROP, {"kind": "quantize", "scheme": "dynamic_int8"}], False, False, True),
-        ([{"kind": "trim_vocabulary", "keep_tokens": 40}], False, False, False),
-        ([{"kind": "factorize_head", "rank": 8}], False, False, False),
+        (declared(DROP), {"speculators"}),
+        (declared(DROP, {"kind": "quantize", "scheme": "dynamic_int8"}), {"speculators"}),
+        (declared({"kind": "trim_vocabulary", "keep_tokens": 40}), {"speculators"}),
+        (declared({"kind": "quantize", "scheme": "gptq"}), {"speculators", "llama.cpp"}),
+        (declared(DROP, {"kind": "write_gguf"}), {"speculators", "transformers", "vllm", "sglang"}),
+        (declared({"kind": "eagle_head"}), {"transformers"}),
+        (declared({"kind": "read_hidden_states"}), {*PROGRAMS}),
+        (declared(PRETRAINED, vocabulary="string_match"), {"speculators", "vllm", "sglang", "llama.cpp"}),
     ],
+    ids=["plain", "int8", "trimmed", "packed", "gguf", "eagle3", "own head", "own vocabulary"],
 )
-def test_what_a_form_can_do_is_said(make_target, make_recipe, tmp_path, steps, opens, vllm, gguf):
-    target, folder = make_target()
-    built = build_draft(make_recipe(*steps), target, folder, cache=tmp_path)
-    can = abilities(built.folder)
-    assert (can.transformers is None, can.vllm is None, can.gguf is None) == (opens, vllm, gguf)
+def test_every_program_has_a_form_or_a_reason(draft, missing):
+    assert {*why_no_form(draft.traits)} == missing
+    uses = {use.program: use for use in draft.uses("MODEL", "DIR", 3)}
+    for program in PROGRAMS:
+        use = uses.get(NAMES[program])
+        if use is not None:
+            assert (use.snippet is None) == (program in missing)
+            assert use.snippet or use.remark
+        else:
+            assert program in missing
 
 
-def test_a_copy_goes_into_an_empty_folder_only(make_target, make_recipe, tmp_path):
-    target, folder = make_target()
-    built = build_draft(make_recipe(DROP), target, folder, cache=tmp_path)
-    files = copy_folder(built.folder, tmp_path / "out")
+TRIM = {"kind": "trim_vocabulary", "keep_tokens": 40}
+THIN = [{"kind": "factorize", "keep_parameters": 0.5}, TRIM, {"kind": "factorize_head", "rank": 32}]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize(
+    "steps",
+    [[DROP], [DROP, TRIM], THIN, [TRIM, {"kind": "quantize", "scheme": "dynamic_int8"}]],
+    ids=["plain", "trimmed", "thin", "int8"],
+)
+def test_what_transformers_opens_computes_what_was_measured(
+    make_target, make_recipe, tmp_path, architecture, steps
+):
+    """On every token that the draft can say; in int8 within its rounding."""
+    target, folder = make_target(architecture)
+    built = build_draft(make_recipe(*steps), target, folder, cache=tmp_path / "cache")
+    place = tmp_path / "out"
+    require_empty(place)
+    files = write_form("transformers", built.folder, folder.path, no_file, "small", place)
     assert {path.name for path in files} >= {"model.safetensors", "config.json", "tokenizer.json"}
     with torch.inference_mode():
-        first, second = (
-            AutoModelForCausalLM.from_pretrained(place) for place in (built.folder, tmp_path / "out")
-        )
-        assert torch.equal(first(IDS).logits, second(IDS).logits)
+        opened = AutoModelForCausalLM.from_pretrained(place)(IDS).logits
+        measured = load_model(built.folder, "fp32", "cpu", full_precision=True)(IDS).logits
+    said = measured.isfinite()
+    assert opened.isfinite().all()
+    torch.testing.assert_close(opened[said], measured[said], atol=1e-4, rtol=1e-4)
+    if len(steps) > 1:
+        original = AutoModelForCausalLM.from_pretrained(folder.path)
+        rows = opened[0, 0][~said[0, 0]]
+        assert rows.std() > 0
+        assert original.get_output_embeddings().weight.shape[0] == opened.shape[-1]
     with pytest.raises(InvalidInputError, match="is not empty"):
-        copy_folder(built.folder, tmp_path / "out")
+        require_empty(place)
+
+
+def no_file():
+    raise AssertionError("no GGUF file is asked for")
+
+
+def test_rows_that_are_gone_are_not_made_up(make_target, make_recipe, tmp_path):
+    target, folder = make_target("opt")
+    recipe = make_recipe(TRIM)
+    built = build_draft(recipe, target, folder, cache=tmp_path / "cache")
+    model = load_model(built.folder, "fp32", "cpu")
+    narrow = torch.nn.Linear(16, 40, bias=False)
+    head = Architecture.of(model).head(model)
+    head.projection = narrow
+    with pytest.raises(BuildError, match="the rows of tokens that its head left out are gone"):
+        write_out(model, folder.path)
+
+
+@pytest.mark.parametrize("program", ["vllm", "sglang", "speculators"])
+def test_a_head_is_written_as_it_is_published(make_target, make_recipe, tmp_path, program):
+    target, folder = make_target("llama")
+    steps = [{"kind": "eagle_head", "aux_hidden_states": [1, 2, 3]}, TRIM]
+    built = build_draft(make_recipe(*steps), target, folder, cache=tmp_path / "cache")
+    (tmp_path / "out").mkdir()
+    write_form(program, built.folder, folder.path, no_file, "small", tmp_path / "out")
+    head = read_published_head(tmp_path / "out")
+    assert head.aux_layers == (1, 2, 3)
+    model = load_model(built.folder, "fp32", "cpu")
+    assert torch.equal(head.token_ids, model.lm_head.token_ids)
+    expected = published_of(model, Eagle3Form(layers=(0, 1, 2)))
+    assert {*head.tensors} >= {*expected.tensors}
+    for name, value in expected.tensors.items():
+        assert torch.equal(head.tensors[name], value)
 
 
 @pytest.mark.parametrize(("architecture", "layers"), [("llama", 2), ("gemma3", 6)])

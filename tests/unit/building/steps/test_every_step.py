@@ -16,6 +16,7 @@ DATA = {"kind": "self_generated", "tokens": 1_000, "sequence_tokens": 64}
 DISTILL = {"kind": "distill", "data": DATA, "batch_sequences": 4, "learning_rate": 0.01}
 STEPS = [
     {"kind": "random", "seed": 3},
+    {"kind": "eagle_head", "aux_hidden_states": [1, 3]},
     {"kind": "drop_layers", "keep": 2, "select": "block_influence"},
     {"kind": "drop_layers", "keep": 2, "select": "angular"},
     {"kind": "drop_layers", "keep": 2, "select": "loss"},
@@ -48,6 +49,13 @@ THIN_HYBRID = [
     {"kind": "tie_layers", "blocks": 2},
     DISTILL,
     {"kind": "quantize", "scheme": "dynamic_int8", "keep_precise": ["lm_head"]},
+]
+EAGLE_HYBRID = [
+    {"kind": "eagle_head", "aux_hidden_states": [1, 2, 3]},
+    {"kind": "trim_vocabulary", "keep_tokens": 200},
+    {"kind": "sparsify", "method": "wanda", "pattern": "2:4"},
+    DISTILL | {"ttt_steps": 2},
+    {"kind": "quantize", "scheme": "dynamic_int8"},
 ]
 FEATURES_HYBRID = [
     {"kind": "drop_layers", "keep": 1, "select": "ends"},
@@ -93,8 +101,9 @@ def test_the_same_recipe_gives_the_same_weights(make_target, make_recipe, tmp_pa
         (SPARSE_HYBRID, {"trimmed_head", "semi_structured", "dynamic_int8"}),
         (THIN_HYBRID, {"low_rank", "tied_layers", "dynamic_int8"}),
         (FEATURES_HYBRID, {"trimmed_head", "hidden_states", "dynamic_int8"}),
+        (EAGLE_HYBRID, {"eagle3", "trimmed_head", "semi_structured", "dynamic_int8"}),
     ],
-    ids=["sparse", "thin", "features"],
+    ids=["sparse", "thin", "features", "eagle"],
 )
 def test_steps_of_all_families_compose(make_target, make_recipe, tmp_path, architecture, steps, forms):
     target, folder = make_target(architecture)

@@ -9,31 +9,41 @@ from draftrank.building.training.distillation import shifted
 from draftrank.building.training.training_time_test import TrainingTimeTest, visible
 from draftrank.engine.backends.transformers.eagle import TransformersEagleRuntime
 from draftrank.models.architecture import Architecture
-from draftrank.models.forms import HiddenStatesForm
-from models import ARCHITECTURES, small_model
+from draftrank.models.forms import FEATURES, HiddenStateFusion, HiddenStatesForm
+from models import ARCHITECTURES, small_eagle3, small_model
 
 LENGTH = 24
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture(params=[*ARCHITECTURES, "eagle3"])
 def reader(request):
+    if request.param == "eagle3":
+        return small_eagle3(seed=4)
     model = small_model(request.param, seed=4, layers=3)
     HiddenStatesForm().prepare(model)
     return model
+
+
+def own_states(reader, tokens, features, remembered=None):
+    """What the head reads of itself: of EAGLE-3 what its layer gives, before the norm."""
+    shape = Architecture.of(reader)
+    if isinstance(reader.get_submodule(FEATURES), HiddenStateFusion):
+        return shape.hidden_states(reader, tokens, features, remembered)
+    return shape.states_of_layers(reader, tokens, (0,), features, remembered).chunk(2, -1)[0]
 
 
 def test_each_forward_of_training_is_a_step_of_decoding(reader):
     """Position p+n of the forward n tokens ahead holds what the draft makes of n own tokens behind position p, with a
     sliding window as without."""
     torch.manual_seed(0)
-    shape, tokens = Architecture.of(reader), torch.randint(3, 60, (2, LENGTH))
+    tokens = torch.randint(3, 60, (2, LENGTH))
     features = shifted(torch.randn(2, LENGTH, 32))
     remembered, trained, read = TrainingTimeTest(reader.config.get_text_config()), [], features
     with torch.no_grad():
         for _ in range(4):
-            trained.append(shape.hidden_states(reader, tokens, read, remembered))
+            trained.append(own_states(reader, tokens, read, remembered))
             read = shifted(trained[-1])
-        torch.testing.assert_close(trained[0], shape.hidden_states(reader, tokens, features))
+        torch.testing.assert_close(trained[0], own_states(reader, tokens, features))
     runtime = TransformersEagleRuntime(reader)
     for row in range(len(tokens)):
         for held in range(1, LENGTH - 3):
@@ -42,7 +52,7 @@ def test_each_forward_of_training_is_a_step_of_decoding(reader):
             runtime.forward(tokens[row, :held].tolist(), keep=1)
             for ahead, states in enumerate(trained):
                 torch.testing.assert_close(
-                    runtime.hidden_states()[-1], states[row, held - 1 + ahead], atol=1e-4, rtol=1e-4
+                    runtime._own_states()[-1], states[row, held - 1 + ahead], atol=1e-4, rtol=1e-4
                 )
                 runtime.forward(tokens[row, held + ahead : held + ahead + 1].tolist())
 

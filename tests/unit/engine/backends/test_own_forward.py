@@ -28,7 +28,7 @@ from draftrank.models.attention_windows import FULL, SLIDING, layer_kinds
 from draftrank.models.forms import HiddenStatesForm, TrimmedHead
 from draftrank.models.loading import quantize_linear_layers
 from families import FAMILIES, NOT_SUPPORTED, READS_NO_TREES, WITH_STATE
-from models import ARCHITECTURES, save_small_target, small_model
+from models import ARCHITECTURES, save_small_target, small_eagle3, small_model
 from runtimes import runtime_by
 
 EVERY = (*ARCHITECTURES, *FAMILIES)
@@ -241,6 +241,20 @@ def test_models_that_read_hidden_states_pass(forward, dtype):
     fusion = runtime._fusion.projection.weight
     fusion[:] = fusion.roll(1, 1)  # what the runtime has packed, if anything, is of before
     if runtime.name == "cpp":
+        with pytest.raises(UnsupportedModelError):
+            check_forward(runtime)
+
+
+@pytest.mark.parametrize("forward", ["transformers", "cpp"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("norm_before_residual", [False, True])
+def test_eagle3_heads_pass(forward, dtype, norm_before_residual):
+    head = small_eagle3(kept=40, norm_before_residual=norm_before_residual)
+    runtime = open_eagle_runtime(head.to(dtype).requires_grad_(False), forward)
+    check_trees(runtime)
+    if runtime.name == "cpp":
+        weight = runtime.model.model.layers[0].hidden_norm.weight
+        weight[:] = weight.roll(1)  # what the runtime holds is of before
         with pytest.raises(UnsupportedModelError):
             check_forward(runtime)
 

@@ -511,6 +511,8 @@ struct Shape {
     int32_t feed_forward, gelu, weights;
     float epsilon;
     float input_scale;  // what the first layer's input is multiplied with
+    int32_t paired;     // whether each row of the input is an embedding and a state, as an EAGLE-3 head reads them
+    int32_t norm_before_residual;  // whether what such a head's layer adds to is the normed state
 };
 
 struct Linear {
@@ -520,6 +522,7 @@ struct Linear {
 
 // Norms: null where there is none.
 struct Layer {
+    const float* embedding_norm;            // of an EAGLE-3 head's layer, whose attention reads both
     const float* attention_norm;
     Linear queries, keys, values, attention_output;
     const float *query_norm, *key_norm;     // [head size], or [heads · head size] where `joint_norms`
@@ -902,11 +905,14 @@ void forward(
         const int thread = omp_get_thread_num(), count = omp_get_num_threads();
         static thread_local Own<typename Weights::Read, typename Keys::Read> mine;
         auto& own = mine;
-        own.hidden.assign(input, input + size_t(tokens) * hidden);
+        const int ahead = s.paired ? hidden : 0, wide = hidden + ahead;  // the embedding stands before the state
+        own.hidden.resize(size_t(tokens) * hidden);
+        for (int t = 0; t < tokens; ++t)
+            std::copy_n(input + int64_t(t) * wide + ahead, hidden, own.hidden.data() + int64_t(t) * hidden);
         if (s.input_scale != 1)
             for (float& x : own.hidden) x *= s.input_scale;
-        own.normed.resize(size_t(std::max(hidden, 1)));
-        own.x.resize(size_t(tokens) * length_of<Weights>(std::max({hidden, asked, channels})));
+        own.normed.resize(size_t(std::max(wide, 1)));
+        own.x.resize(size_t(tokens) * length_of<Weights>(std::max({wide, asked, channels})));
         const auto read = [&](const float* from, int64_t count, int token) {
             Weights::ready(from, count, own.x.data() + token * length_of<Weights>(count));
         };
@@ -918,6 +924,15 @@ void forward(
                     from = own.normed.data();
                 }
                 read(from, hidden, t);
+            }
+        };
+        const auto read_pairs = [&](const Layer& layer) {
+            for (int t = 0; t < tokens; ++t) {
+                float *state = own.hidden.data() + int64_t(t) * hidden, *both = own.normed.data();
+                normed(input + int64_t(t) * wide, layer.embedding_norm, hidden, s.epsilon, both);
+                normed(state, layer.attention_norm, hidden, s.epsilon, both + hidden);
+                if (s.norm_before_residual) std::copy_n(both + hidden, hidden, state);
+                read(both, wide, t);
             }
         };
         const auto product = [&](const Linear& of, int64_t inputs, int64_t outputs, float* to, int64_t stride) {
@@ -941,10 +956,14 @@ void forward(
         for (int number = 0; number < depth; ++number) {
             const Layer& layer = layers[number];
             const Kind& kind = kinds[layer.kind];
-            read_normed(layer.attention_norm);
-            product(layer.queries, hidden, asked, all.made.data(), width);
-            product(layer.keys, hidden, shared, all.made.data() + asked, width);
-            product(layer.values, hidden, shared, all.made.data() + asked + shared, width);
+            const int read_wide = layer.embedding_norm ? wide : hidden;
+            if (layer.embedding_norm)
+                read_pairs(layer);
+            else
+                read_normed(layer.attention_norm);
+            product(layer.queries, read_wide, asked, all.made.data(), width);
+            product(layer.keys, read_wide, shared, all.made.data() + asked, width);
+            product(layer.values, read_wide, shared, all.made.data() + asked + shared, width);
 #pragma omp barrier
             const Share places(int64_t(s.kv_heads) * tokens, thread, count);
             for (int64_t place = places.from; place < places.to; ++place) {
@@ -1098,31 +1117,35 @@ void likeliest(const float* logits, int64_t count, int most, int64_t* tokens, fl
 }
 
 // From token ids and, for an EAGLE head, the states [added, hidden] beside them to the final states and to logits [wanted, outputs], both of
-// the last `wanted`: the first rows of `states` become theirs.
+// the last `wanted`: the first rows of `states` become theirs. Those of an EAGLE-3 head are its layer's outputs, not normed.
 void step(
     const Shape& s, const Layer* layers, int depth, const Kind* kinds, const Ends& ends, const int64_t* tokens, int added,
     float* states, int64_t start, int64_t root, int wanted, float* logits, int threads
 ) {
     const int hidden = s.hidden;
-    static thread_local Floats read, both, out;
-    read.resize(size_t(added) * hidden);
+    static thread_local Floats read, both, out, final;
+    const int wide = s.paired ? 2 * hidden : hidden;
+    read.resize(size_t(added) * wide);
     both.resize(size_t(added) * 2 * hidden);
     out.resize(size_t(added) * hidden);
     for (int t = 0; t < added; ++t) {
-        float* embedded = read.data() + int64_t(t) * hidden;
+        float* embedded = read.data() + int64_t(t) * wide;
         (ends.bf16 ? embed<Bf16> : embed<Fp32>)(ends, tokens[t], hidden, embedded);
+        if (s.paired) std::copy_n(states + int64_t(t) * hidden, hidden, embedded + hidden);
         if (!ends.eagle) continue;
         rms_normed(embedded, hidden, both.data() + int64_t(t) * 2 * hidden);
         rms_normed(states + int64_t(t) * hidden, hidden, both.data() + (int64_t(t) * 2 + 1) * hidden);
     }
     if (ends.eagle) any_product(ends.projection, 2 * hidden, both.data(), added, read.data(), threads);
     any_forward(s, layers, depth, kinds, read.data(), out.data(), added, start, root, threads);
+    final.resize(size_t(wanted) * hidden);
     for (int row = 0; row < wanted; ++row)
         normed(
             out.data() + int64_t(added - wanted + row) * hidden, ends.norm, hidden, s.epsilon,
-            states + int64_t(row) * hidden
+            final.data() + int64_t(row) * hidden
         );
-    logits_of(ends, hidden, states, wanted, logits, threads);
+    std::copy_n(s.paired ? out.data() + int64_t(added - wanted) * hidden : final.data(), int64_t(wanted) * hidden, states);
+    logits_of(ends, hidden, final.data(), wanted, logits, threads);
 }
 
 int64_t token_of(const Ends& ends, int64_t output) { return ends.token_ids ? ends.token_ids[output] : output; }

@@ -39,7 +39,8 @@ from draftrank.engine.backends.cpp.library import (
 from draftrank.engine.backends.cpp.pages import Pages
 from draftrank.engine.token_tree import MAX_TREE_TOKENS, Branch, TokenTree, TreeWidth
 from draftrank.models.architecture import Architecture
-from draftrank.models.forms import FEATURES, LowRankLinear, TrimmedHead
+from draftrank.models.eagle import eagle3_layer
+from draftrank.models.forms import FEATURES, HiddenStateFusion, LowRankLinear, TrimmedHead
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,6 +77,9 @@ class CppDecoder(DecoderShape):
         config = model.config.get_text_config()
         blocks = blocks_of(model)
         self._kinds = tuple(dict.fromkeys((block.kind, block.rotary) for block in blocks))
+        head = eagle3_layer(model)
+        self.paired = head is not None
+        """Whether each row of the input is an embedding and a state; the final states are then left without the norm."""
         stored = _stored_as(blocks[0].queries.module)
         assert stored is not None
         self._dtype = torch.bfloat16 if stored == torch.bfloat16 else torch.float32
@@ -90,6 +94,8 @@ class CppDecoder(DecoderShape):
             weights=KINDS[stored],
             epsilon=self._eps,
             input_scale=self._input_scale,
+            paired=self.paired,
+            norm_before_residual=head is not None and head.norm_before_residual,
         )
         self._layers = (Layer * len(blocks))(*(self._layer(block) for block in blocks))
         self._ends = self._ends_of(model)
@@ -172,7 +178,8 @@ class CppDecoder(DecoderShape):
         """Appends tokens to the KV cache, layers only.
 
         Args:
-            inputs: what the first layer reads, [tokens, hidden]; with a tree at most `MAX_TOKENS`.
+            inputs: what the first layer reads, [tokens, hidden], or [tokens, 2 · hidden] where it is `paired`; with a tree at
+                most `MAX_TOKENS`.
             cache: the KV cache; its buffers come from `zeros`.
             tree: how the tokens follow each other, see `Runtime.forward`; None: as a chain.
             outputs: by the numbers of layers, whose outputs replace what is there.
@@ -182,7 +189,7 @@ class CppDecoder(DecoderShape):
         """
         read = inputs.float().contiguous()
         told = self._outputs_for(len(read), outputs)
-        final = torch.empty_like(read)
+        final = torch.empty(len(read), self._dimensions.hidden)
         for begin in range(0, len(read), MAX_TOKENS):
             part = read[begin : begin + MAX_TOKENS]
             count, start = len(part), cache.length
@@ -383,7 +390,7 @@ class CppDecoder(DecoderShape):
         """What the kernels read beside `read` tokens, [read, hidden], and overwrite with `told` final states."""
         assert self._ends is not None
         hidden = self._dimensions.hidden
-        assert bool(self._ends.eagle) == (beside is not None)
+        assert (bool(self._ends.eagle) or self.paired) == (beside is not None)
         if beside is None:
             return torch.empty(told, hidden)
         if beside.shape != (read, hidden):
@@ -417,6 +424,7 @@ class CppDecoder(DecoderShape):
             Biased(self._weights(matrix).matrix(), self._hold(_bias(matrix))) for matrix in block.matrices
         )
         return Layer(
+            embedding_norm=self._hold(block.embedding_norm),
             attention_norm=self._hold(block.attention_norm),
             queries=queries,
             keys=keys,
@@ -450,7 +458,7 @@ class CppDecoder(DecoderShape):
         if spoilt or weight.dtype not in (torch.float32, torch.bfloat16):
             return None
         fusion = dict(model.named_children()).get(FEATURES)
-        projection = None if fusion is None else fusion.get_submodule("projection")
+        projection = fusion.projection if isinstance(fusion, HiddenStateFusion) else None
         if projection is not None and not _multiplies(projection):
             return None
         typed = [self._weights(_whole(part)).typed() for part in _parts_of(head)]

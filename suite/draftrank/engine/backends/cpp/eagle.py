@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from draftrank.engine.backends.cpp.decoder import MAX_TOKENS
 from draftrank.engine.backends.cpp.runtime import CppRuntime
 from draftrank.engine.backends.eagle import OfferedStates
+from draftrank.models.eagle import Eagle3Fusion
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +25,7 @@ class CppEagleRuntime(OfferedStates, CppRuntime):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
         self._begin_head(model)
-        self._project = self._decoder.product_of(self._fusion.projection)
+        self._join = self._joining()
         self._reduce = self._reduction()
 
     @torch.inference_mode()
@@ -32,8 +33,20 @@ class CppEagleRuntime(OfferedStates, CppRuntime):
         """See `EagleHead.reduced`."""
         return self._reduce(states)
 
+    def _joining(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Makes of embeddings and states, [tokens, hidden] each, what the first layer reads."""
+        fusion = self._fusion
+        if isinstance(fusion, Eagle3Fusion):
+            return fusion
+        project = self._decoder.product_of(fusion.projection)
+        return lambda embedded, beside: project(fusion.beside(embedded, beside)).to(embedded.dtype)
+
     def _reduction(self) -> Product:
-        fusion, reduction = self._fusion, self._fusion.reduction
+        fusion = self._fusion
+        if isinstance(fusion, Eagle3Fusion):
+            product, read = self._decoder.product_of(fusion.fc), fusion.fc.in_features
+            return lambda states: product(states[:, :read])
+        reduction = fusion.reduction
         if reduction is None:
             return fusion.reduce
         product = self._decoder.product_of(reduction)
@@ -42,8 +55,7 @@ class CppEagleRuntime(OfferedStates, CppRuntime):
 
     def _inputs(self, tokens: Sequence[int], beside: Tensor | None) -> Tensor:
         assert beside is not None
-        embedded = self._decoder.embedded(tokens)
-        return self._project(self._fusion.beside(embedded, beside)).to(embedded.dtype)
+        return self._join(self._decoder.embedded(tokens), beside)
 
     def _read_all_but_the_last(self, unseen: Sequence[int]) -> Sequence[int]:
         offered = self._offered

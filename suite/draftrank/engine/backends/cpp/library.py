@@ -44,6 +44,7 @@ class Shape(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("feed_forward", "gelu", "weights")),
         ("epsilon", ctypes.c_float),
         ("input_scale", ctypes.c_float),
+        *((name, ctypes.c_int32) for name in ("paired", "norm_before_residual")),
     ]
 
 
@@ -63,7 +64,7 @@ class Layer(ctypes.Structure):
     """`Layer` of `decoder.cpp`."""
 
     _fields_: ClassVar = [
-        ("attention_norm", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("embedding_norm", "attention_norm")),
         *((name, Biased) for name in ("queries", "keys", "values", "attention_output")),
         *((name, ctypes.c_void_p) for name in ("query_norm", "key_norm", "attention_output_norm")),
         ("feed_forward_norm", ctypes.c_void_p),

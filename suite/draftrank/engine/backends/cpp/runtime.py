@@ -88,11 +88,13 @@ class CppRuntime(Runtime):
             return logits
         check_ids(tokens, self.vocabulary_size)
         hidden = self._decoder.run(self._inputs(tokens, beside), self._cache, tree, kept)
-        if kept:
+        if kept and not self._decoder.paired:
             kept[FINAL] = self._decoder.normed(hidden)
             states = kept[FINAL][count - wanted :].contiguous()
         else:
-            states = self._decoder.normed(hidden[count - wanted :])
+            states = self._decoder.normed(hidden[count - wanted :].contiguous())
+            if kept:
+                kept[FINAL] = hidden
         return self._decoder.logits(states)
 
     def _beside(self, count: int) -> Tensor | None:

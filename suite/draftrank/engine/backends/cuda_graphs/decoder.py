@@ -24,6 +24,7 @@ from draftrank.engine.backends.blocks import (
 from draftrank.engine.token_tree import MAX_TREE_TOKENS
 from draftrank.models.architecture import Architecture
 from draftrank.models.attention_windows import attention_windows
+from draftrank.models.eagle import eagle3_layer
 from draftrank.models.forms import FEATURES, HiddenStateFusion, TrimmedHead
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class CudaGraphsDecoder(DecoderShape):
     @staticmethod
     def fits(model: PreTrainedModel) -> bool:
         """Whether the kernels know this model's forward; see `DecoderShape.fits`."""
-        if not DecoderShape.fits(model):
+        if not DecoderShape.fits(model) or eagle3_layer(model) is not None:
             return False
         shape, config = Architecture.of(model), model.config.get_text_config()
         head, fusion = shape.head(model), getattr(model, FEATURES, None)

@@ -9,6 +9,7 @@ import torch
 from draftrank.engine.backends.eagle import OfferedStates
 from draftrank.engine.backends.transformers.runtime import TransformersRuntime
 from draftrank.errors import UnsupportedModelError
+from draftrank.models.eagle import Eagle3Fusion
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +32,13 @@ class TransformersEagleRuntime(OfferedStates, TransformersRuntime):
                 "whose attention has a KV cache"
             )
         self._begin_head(model)
+        if isinstance(self._fusion, Eagle3Fusion):
+            self.keep_hidden_states((0,))
+
+    def _own_states(self) -> Tensor:
+        if not isinstance(self._fusion, Eagle3Fusion):
+            return super()._own_states()
+        return self.hidden_states((0,)).chunk(2, -1)[0]
 
     @torch.inference_mode()
     def reduced(self, states: Tensor) -> Tensor:
@@ -42,5 +50,5 @@ class TransformersEagleRuntime(OfferedStates, TransformersRuntime):
         if rows > count:
             states = torch.cat([states, states[-1:].expand(rows - count, -1)])
         embedded = self.model.get_input_embeddings()(ids)[0]
-        read = self._fusion.projection(self._fusion.beside(embedded, states))
+        read = self._fusion(embedded, states)
         return {"inputs_embeds": read.to(embedded.dtype)[None]}

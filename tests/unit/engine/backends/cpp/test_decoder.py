@@ -37,7 +37,7 @@ from draftrank.models.forms import (
     TrimmedHeadForm,
     quantize_linear_layers,
 )
-from models import small_model
+from models import small_eagle3, small_model
 from runtimes import eagle_by, runtime_by
 
 DRAFTING = tuple(name for name in FAMILIES if name != "gemma2")
@@ -199,6 +199,7 @@ PROPOSERS = {
     "ngram": lambda _, __, ___: NgramProposer(1, 3),
     "exit": lambda _, __, target: EarlyExitProposer(target.first_layers(2)),
     "features": reader,
+    "eagle3": lambda _, forward, target: EagleProposer(target, eagle_by(small_eagle3(), forward)),
     "tree": lambda name, _, __: ModelProposer(TransformersRuntime(near(name)), Drafting(None, 0.02)),
 }
 
@@ -506,7 +507,7 @@ def test_a_tree_is_the_one_that_one_forward_after_the_other_grows(name, prompt, 
 
 
 @pytest.mark.parametrize("change", [None, "int8", "trimmed head"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, "eagle3"])
 def test_a_tree_beside_states_of_the_target_is_the_same(name, change):
     model = reading(name, change)
     found = []
@@ -525,6 +526,11 @@ def test_a_tree_beside_states_of_the_target_is_the_same(name, change):
 
 def reading(name, change):
     """A model that reads three states beside each token."""
+    if name == "eagle3":
+        model = small_eagle3(seed=1, kept=40 if change == "trimmed head" else None)
+        if change == "int8":
+            quantize_linear_layers(model)
+        return model
     model = decoder(name, layers=1) if change is None else changed(name, change)
     HiddenStatesForm(layers=(0, 1)).prepare(model)
     width = model.get_input_embeddings().weight.shape[1]
@@ -535,7 +541,7 @@ def reading(name, change):
 
 
 @pytest.mark.parametrize("change", [None, "int8", "trimmed head"])
-@pytest.mark.parametrize("name", DRAFTING)
+@pytest.mark.parametrize("name", [*DRAFTING, "eagle3"])
 def test_a_chain_beside_states_of_the_target_is_the_same(name, change):
     model = reading(name, change)
     width = model.get_input_embeddings().weight.shape[1]
@@ -590,6 +596,7 @@ def test_more_unseen_tokens_than_one_call_reads_are_read_before():
     for make in (
         lambda: runtime_by(small_model("llama"), "cpp"),
         lambda: eagle_by(reading("llama", None), "cpp"),
+        lambda: eagle_by(reading("eagle3", None), "cpp"),
     ):
         whole, parts = make(), make()
         if hasattr(whole, "offer"):

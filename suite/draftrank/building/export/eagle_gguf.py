@@ -1,0 +1,116 @@
+"""Writes an EAGLE-3 head as GGUF, for llama.cpp's `--spec-type draft-eagle3`.
+
+Keys and names of tensors are those that llama.cpp reads for its architecture `eagle3` (as of build 11434). The
+vocabulary is the target's; `d2t` holds the target's ids themselves, not their differences as elsewhere.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from draftrank.building.export.gguf import add_matrix, copy_tokenizer, interleaved
+from draftrank.errors import BuildError
+from draftrank.models.eagle_head import STATES, PublishedHead
+from draftrank.models.gguf_config import ROPE_FREQS, rotary_divisors, statements_of
+from draftrank.models.gguf_format import GgufWeights
+from draftrank.models.quiet import quiet_gguf
+
+_ARCHITECTURE = "eagle3"
+_NAMES = {
+    "embed_tokens": "token_embd",
+    "fc": "fc",
+    "layer.input_layernorm": "blk.0.attn_norm",
+    "layer.hidden_norm": "blk.0.attn_norm_2",
+    "layer.self_attn.q_proj": "blk.0.attn_q",
+    "layer.self_attn.k_proj": "blk.0.attn_k",
+    "layer.self_attn.v_proj": "blk.0.attn_v",
+    "layer.self_attn.o_proj": "blk.0.attn_output",
+    "layer.post_attention_layernorm": "blk.0.ffn_norm",
+    "layer.mlp.gate_proj": "blk.0.ffn_gate",
+    "layer.mlp.up_proj": "blk.0.ffn_up",
+    "layer.mlp.down_proj": "blk.0.ffn_down",
+    "norm": "output_norm",
+    "lm_head": "output",
+}
+
+
+def write_eagle3_gguf(
+    head: PublishedHead, target_file: Path, name: str, final: Path, weights: GgufWeights = "f16"
+) -> None:
+    """Writes matrices in one type, norms as float32.
+
+    Args:
+        head: an EAGLE-3 head.
+        target_file: a GGUF file of its target, which gives the vocabulary and the number of layers.
+        name: what the file calls the head.
+        final: where to write.
+        weights: type of the matrices; one whose rows are no multiple of its blocks is written as float16.
+
+    Raises:
+        BuildError: llama.cpp has no such head, or the target's file is another target's.
+    """
+    from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
+    from transformers import LlamaConfig
+
+    _require_expressible(head)
+    config = LlamaConfig(**head.config)
+    with quiet_gguf():
+        source = GGUFReader(target_file)
+        of_target = str(source.fields["general.architecture"].contents())
+        depth = int(source.fields[f"{of_target}.block_count"].contents())
+        _require_target(head, source.fields, of_target, target_file)
+        writer = GGUFWriter(final, _ARCHITECTURE)
+        writer.add_name(name)
+        copy_tokenizer(writer, source)
+        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+        for key, value in statements_of(config, "llama").items():
+            add[type(value)](f"{_ARCHITECTURE}.{key}", value)
+        writer.add_array(f"{_ARCHITECTURE}.target_layers", list(head.layers_of(depth)))
+        writer.add_uint32(f"{_ARCHITECTURE}.target_hidden_size", head.target_hidden_size)
+        writer.add_bool(f"{_ARCHITECTURE}.norm_before_residual", head.norm_before_residual)
+        divisors = rotary_divisors(config)
+        if divisors is not None:
+            writer.add_tensor(ROPE_FREQS, divisors)
+        for key, tensor in head.tensors.items():
+            stem = key.removesuffix(".weight")
+            if stem not in _NAMES:
+                continue  # a bias of zeros
+            values = tensor.detach().float().cpu()
+            if stem.endswith((".q_proj", ".k_proj")):
+                heads = config.num_attention_heads if stem.endswith("q_proj") else config.num_key_value_heads
+                values = interleaved(values, int(heads))
+            add_matrix(writer, f"{_NAMES[stem]}.weight", values.numpy(), weights)
+        if head.token_ids is not None:
+            ids = head.token_ids.cpu().numpy().astype(np.int64)
+            writer.add_tensor("d2t", ids, raw_dtype=GGMLQuantizationType.I64)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+
+def _require_expressible(head: PublishedHead) -> None:
+    if head.architecture != "eagle3":
+        raise BuildError("llama.cpp runs EAGLE-3 heads, and none of the first EAGLE")
+    if any(key.endswith(".bias") and bool(tensor.any()) for key, tensor in head.tensors.items()):
+        raise BuildError("llama.cpp's EAGLE-3 heads have no biases, and this head has")
+    if head.aux_layers is not None and len(head.aux_layers) != STATES:
+        raise BuildError(
+            f"llama.cpp's EAGLE-3 heads read {STATES} hidden states, and this head {len(head.aux_layers)}"
+        )
+
+
+def _require_target(head: PublishedHead, fields: dict[str, Any], architecture: str, file: Path) -> None:
+    width = int(fields[f"{architecture}.embedding_length"].contents())
+    tokens = len(fields["tokenizer.ggml.tokens"].contents())
+    if width != head.target_hidden_size:
+        raise BuildError(
+            f"{file.name} is a target {width} wide, and the head reads states of {head.target_hidden_size}"
+        )
+    if tokens != head.config["vocab_size"]:
+        raise BuildError(
+            f"{file.name} has {tokens} tokens, and the head's target {head.config['vocab_size']}"
+        )

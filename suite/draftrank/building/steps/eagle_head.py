@@ -1,0 +1,126 @@
+"""A draft that reads what the target thought, beside what it said.
+
+The target's hidden states hold far more of what comes next than its tokens do, so one layer that reads them agrees with the
+target more often than several that do not. After the first proposed token the head reads its own state in place of the
+target's, which does not exist yet.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from draftrank.building.steps.origin import source_name
+from draftrank.catalog.base import Declared, Line
+from draftrank.catalog.step import Phase, StepBase, Trait
+from draftrank.catalog.target import ModelSource
+
+if TYPE_CHECKING:
+    from draftrank.building.working_draft import BuildContext, WorkingDraft
+
+LayerIndex = Annotated[int, Field(ge=1, le=10_000)]
+
+
+class HeadFields(Declared):
+    """What is declared of an EAGLE head."""
+
+    architecture: Literal["eagle3"] = "eagle3"
+    """`eagle3`: one Llama layer whose attention reads the token's embedding beside a state made from outputs of three of the
+    target's layers."""
+    aux_hidden_states: Annotated[tuple[LayerIndex, ...], Field(min_length=1, max_length=8)] | None = None
+    """Auxiliary hidden states that the head reads, ascending, as Hugging Face numbers `hidden_states`: index i is what
+    layer i reads. Absent: the published convention, 2, n // 2 and n - 3 of n layers."""
+    source: ModelSource | None = None
+    """A published head: a folder with `config.json` and safetensors in the layout of the EAGLE repositories, of SpecForge and
+    SGLang, or of `speculators`. Absent: a new head, to be trained."""
+    licence: Line | None = None
+    """Licence of its weights, as an SPDX identifier where there is one; with `source`."""
+    training_data: Line | None = None
+    """Its training data, as its authors state it; with `source`."""
+    begin_with: Annotated[int, Field(ge=0, le=10_000)] | None = None
+    """Target layer whose weights the head begins with, where the sizes agree; absent: the last one."""
+
+    @field_validator("aux_hidden_states")
+    @classmethod
+    def _ascending(cls, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if layers is not None and list(layers) != sorted(set(layers)):
+            raise ValueError("the states must be ascending and named once (fix: sort them)")
+        return layers
+
+    @model_validator(mode="after")
+    def _new_or_published(self) -> Self:
+        if self.source is not None:
+            told = [name for name in ("aux_hidden_states", "begin_with") if getattr(self, name) is not None]
+            if told:
+                raise ValueError(f"a published head says itself what it reads (fix: remove {told[0]})")
+            if self.licence is None:
+                raise ValueError("the licence of a published head is missing (fix: add `licence`)")
+            if self.source.kind == "inline":  # type: ignore[attr-defined]
+                raise ValueError("a published head is a folder (fix: use a source of another kind)")
+        elif self.licence is not None or self.training_data is not None:
+            raise ValueError("licence and training_data are those of a published head (fix: add `source`)")
+        return self
+
+
+class EagleHead(HeadFields, StepBase):
+    """Puts an EAGLE head of the target in the copy's place: a published one, or a new one that needs `distill` afterwards."""
+
+    technique: ClassVar[str] = "EAGLE head"
+    phase: ClassVar[Phase] = "origin"
+    paper: ClassVar[str] = "EAGLE-3 (arXiv:2503.01840)"
+    cost: ClassVar[str] = "the download of a published head; a new one is worthless until it is trained"
+
+    kind: Literal["eagle_head"]
+
+    @property
+    def trait(self) -> Trait | None:
+        """See `StepBase.trait`."""
+        return "EAGLE-3 head"
+
+    def sentence(self) -> str:
+        """See `StepBase.sentence`."""
+        if self.source is not None:
+            return f"replace it by the EAGLE-3 head {source_name(self.source)}, which reads the target's hidden states"
+        named = self.aux_hidden_states
+        which = (
+            "hidden states of three layers"
+            if named is None
+            else f"hidden states {', '.join(map(str, named))}"
+        )
+        return f"make it an EAGLE-3 head, which reads the target's {which} beside each token"
+
+    def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
+        """See `StepBase.apply`."""
+        from draftrank.building.surgery.eagle_head import (
+            model_of_published,
+            new_eagle3_head,
+            published_layers,
+        )
+        from draftrank.errors import BuildError
+        from draftrank.models.eagle_layouts import read_published_head
+
+        if self.source is not None:
+            folder = self.source.fetch(context.fetch)
+            if not folder.is_dir():
+                raise BuildError(f"{folder} is no folder: name the folder of a published head")
+            draft.model, forms = model_of_published(read_published_head(folder), draft.model)
+            draft.forms += forms
+            return
+        depth = len(draft.architecture.blocks)
+        for field, last in (
+            ("aux_hidden_states", (self.aux_hidden_states or (0,))[-1]),
+            ("begin_with", self.begin_with or 0),
+        ):
+            if last >= depth:
+                raise BuildError(
+                    f"the target has layers 0 to {depth - 1}, and {field} names {last}: write at most {depth - 1}"
+                )
+        layers = (
+            published_layers(depth)
+            if self.aux_hidden_states is None
+            else tuple(index - 1 for index in self.aux_hidden_states)
+        )
+        begin_with = depth - 1 if self.begin_with is None else self.begin_with
+        draft.model, form = new_eagle3_head(draft.model, layers, begin_with)
+        draft.forms.append(form)
