@@ -120,6 +120,8 @@ class LlamaCpp(Engine):
         disagreement = None
         if len(tokens) != emitted:
             disagreement = f"it counts {emitted} tokens, and {len(tokens)} came"
+        elif request.stop_tokens & set(tokens[:-1]):
+            disagreement = "it went on behind a stop token: its file names others"
         elif not 0 <= accepted <= max(0, emitted - 1):
             disagreement = f"it counts {accepted} accepted tokens among {emitted}"
         return Completion(

@@ -91,6 +91,15 @@ def test_counts_that_contradict_the_output_are_told(form: str) -> None:
     assert found.disagreement is not None
 
 
+def test_a_server_with_other_stop_tokens_is_told() -> None:
+    stop = frozenset(output_of(list(PROMPT), 20)[5:6])
+    with serving(ModelServer("llama.cpp")) as port:
+        request = CompletionRequest(PROMPT, 20, stop)
+        found = asyncio.run(ENGINES["llama.cpp"].complete(Client(port), request))
+    assert found.disagreement is not None
+    assert "went on behind a stop token" in found.disagreement
+
+
 def test_a_contradiction_is_asked_about_again_and_then_kept() -> None:
     server = ModelServer("vllm", (2, 0, 1), fault="joins steps")
     with serving(server) as port:
