@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from draftrank.measure.records import Trial
 from draftrank.measure.statistics.estimates import Estimate, compare_speed
 from draftrank.measure.statistics.log_ratio import CONFIDENCE, Floats, LogRatio, difference, error_of, mean_of
-from draftrank.measure.statistics.student import t_cdfs
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,22 +190,22 @@ def _among(tasks: Sequence[Mapping[str, Estimate]]) -> Floats:
     names = list(tasks[0])
     left = [np.array([found[name].left_out for found in tasks]) for name in names]
     values = np.array([np.mean([found[name].log.value for name in names]) for found in tasks])  # type: ignore[union-attr]
-    variances = [_variances([own[row] - own for own in left]) for row in range(len(tasks))]
-    total, below = (np.array(sums) for sums in zip(*variances, strict=True))
-    return _t_above_zero(values[:, None] - values, total, below)
+    return np.array(
+        [_above_one(values[row] - values, [own[row] - own for own in left]) for row in range(len(tasks))]
+    )
 
 
-def _variances(left: Sequence[Floats]) -> tuple[Floats, Floats]:
-    """Variances of ratios of means over tasks and what `_t_above_zero` is told, (n,) each; from the differences of each
-    task without each prompt in turn (n, prompts)."""
-    total, below = np.zeros(len(left[0])), np.zeros(len(left[0]))
+def _above_one(values: Floats, left: Sequence[Floats]) -> Floats:
+    """Probabilities that ratios are above 1, from their logarithms (n,) and, of each task, the differences
+    without each prompt in turn (n, prompts)."""
+    total, below = np.zeros(len(values)), np.zeros(len(values))
     for own in left:
         prompts = own.shape[1]
         spread = np.sum((own - own.mean(axis=1, keepdims=True)) ** 2, axis=1)
         variance = (prompts - 1) / prompts * spread / len(left) ** 2
         total += variance
         below += variance**2 / (prompts - 1)
-    return total, below
+    return _t_above_zero(values, total, below)
 
 
 def _against_independent(log: LogRatio, others: Sequence[LogRatio]) -> Floats:
@@ -220,7 +219,9 @@ def _against_independent(log: LogRatio, others: Sequence[LogRatio]) -> Floats:
 
 def _t_above_zero(values: Floats, variances: Floats, below: Floats) -> Floats:
     """`below`: Σ variance² ÷ freedom over the parts, of Welch & Satterthwaite's formula."""
+    from scipy.special import stdtr
+
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = t_cdfs(values / np.sqrt(variances), variances**2 / below)
-    # (It is no number for endlessly many degrees of freedom, or for no error at all.)
+        found: Floats = stdtr(variances**2 / below, values / np.sqrt(variances))
+    # (stdtr of endlessly many degrees of freedom, or of no error at all, is no number.)
     return np.where(np.isfinite(found), found, 0.5 + 0.5 * np.sign(values))
