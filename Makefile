@@ -69,9 +69,9 @@ PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist
 test: install
 	$(PYTEST)
 
-# What takes minutes: every night, and before a change to what it tests.
+# What takes minutes, and the laws with ten times as many examples: every night, and before a change to what it tests.
 test-nightly: install
-	$(PYTEST) -m nightly
+	$(PYTEST) -m "nightly or hypothesis" --hypothesis-profile nightly
 
 lint: install
 	$(BIN)/ruff check .

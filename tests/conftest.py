@@ -23,6 +23,7 @@ for name in list(os.environ):
         del os.environ[name]
 # On a busy machine an example may take any time.
 settings.register_profile("draftrank", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("nightly", settings.get_profile("draftrank"), max_examples=1000)
 settings.load_profile("draftrank")
 worker = os.environ.get("PYTEST_XDIST_WORKER")
 if worker is not None and hasattr(os, "sched_setaffinity"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import arm_of, build, result
@@ -11,6 +11,7 @@ from draftrank.board.effects import FIRST_COPY, MODEL_BEHIND, TREE, changes_amon
 from draftrank.board.ranking import build_boards
 from draftrank.board.site import render_site
 from draftrank.measure.statistics.comparing import compare
+from examples import examples
 
 STEPS = [
     {"kind": "drop_layers", "keep": 4, "select": "ends"},
@@ -34,7 +35,7 @@ def changed(recipes):
     return {(before, after): change.technique for before, after, change in changes_among(recipes)}
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     steps=st.lists(st.integers(0, 4), min_size=2, unique=True).map(
         lambda chosen: [STEPS[index] for index in sorted(chosen)]

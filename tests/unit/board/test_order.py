@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import MACHINE, result, slowed
 from draftrank.board.order import in_order, places_of
 from draftrank.board.ranking import build_boards
+from examples import examples
 
 
 def session(name, seconds=1.0, **changes):
@@ -36,7 +37,7 @@ def names(boards):
 
 
 @given(st.permutations(SESSIONS))
-@settings(max_examples=10, deadline=None)
+@examples(10)
 def test_this_machine_and_the_fastest_backend_lead_and_archived_boards_come_last(sessions):
     boards = in_order(build_boards(sessions), lambda machine: machine == "here")
     assert names(boards) == [

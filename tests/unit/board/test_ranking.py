@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import MACHINE, arm_of, build, result, sha, slowed
 from draftrank.board.ranking import build_boards
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.version import __version__
+from examples import examples
 
 
 def test_rows_are_sorted_by_speedup_and_unranked_ones_come_last():
@@ -48,7 +49,7 @@ POOL = [
 
 
 @given(st.permutations(POOL))
-@settings(max_examples=15, deadline=None)
+@examples(15)
 def test_the_order_of_sessions_changes_nothing(results):
     assert build_boards(results) == build_boards(POOL)
 
@@ -93,7 +94,7 @@ def test_rows_that_cannot_be_told_apart_share_a_range_and_say_how_sure_the_rest_
     st.lists(st.floats(0.5, 3.0), min_size=2, max_size=6),
     st.lists(st.floats(0.3, 3.0), min_size=6, max_size=6),
 )
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_rows_stand_by_their_range_of_ranks(speeds, gains):
     """Drafts that gain unequally from prompt to prompt have wide intervals, so that the faster may be the less certain."""
     names = {f"d{index}": speed for index, speed in enumerate(speeds)}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from commands import draftrank
@@ -21,6 +21,7 @@ from draftrank.catalog.workspace import Workspace
 from draftrank.catalog.yaml_file import read_yaml
 from draftrank.errors import InvalidInputError
 from draftrank.models.cache import draft_key
+from examples import examples
 from workspaces import RECIPE, TARGET, write_workspace
 
 ROOT = Path(__file__).parents[3]
@@ -192,7 +193,7 @@ LINES = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(lines=LINES, blanks=st.integers(0, 3))
 def test_prefixes_in_a_file_are_those_written_out(tmp_path_factory, lines, blanks):
     workspace = Workspace.open(write_workspace(tmp_path_factory.mktemp("workspace")))

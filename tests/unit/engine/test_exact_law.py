@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from draftrank.engine.proposers.draft_model import ModelProposer
 from draftrank.engine.proposers.drafting import Drafting
 from draftrank.engine.proposers.early_exit import EarlyExitProposer
 from exact_law import TableRuntime, law, own_law
+from examples import examples
 
 
 class SharedView(TableRuntime):
@@ -26,7 +27,7 @@ class SharedView(TableRuntime):
         raise AttributeError(name)
 
 
-@settings(max_examples=8, deadline=None)
+@examples(8)
 @given(
     seeds=st.tuples(st.integers(0, 99), st.integers(100, 199)),
     threshold=st.sampled_from([None, 0.3, 0.6, 0.99]),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -25,6 +25,7 @@ from draftrank.engine.proposers.ngram import NgramProposer
 from draftrank.engine.proposers.suffix import SuffixProposer
 from draftrank.engine.sampling import Sampler
 from draftrank.models.forms import HiddenStatesForm, quantize_linear_layers
+from examples import examples
 from models import ARCHITECTURES, small_eagle3, small_model
 from proposers import Constant, StaleProposer, Steps, check_fresh
 
@@ -149,7 +150,7 @@ def opened(name, forward, kind, use="fresh", form=None):
 
 
 @pytest.mark.parametrize(("forward", "name", "kind"), CASES)
-@settings(max_examples=6, deadline=None)
+@examples(3)
 @given(prompt=prompts, k=st.integers(1, 9), seed=chances)
 def test_each_proposal_is_that_of_a_fresh_cache(forward, name, kind, prompt, k, seed):
     target, proposer = opened(name, forward, kind, "used")
@@ -160,7 +161,7 @@ def test_each_proposal_is_that_of_a_fresh_cache(forward, name, kind, prompt, k, 
 
 
 @pytest.mark.parametrize(("forward", "name", "kind"), [one for one in CASES if one[2] in DRAWING])
-@settings(max_examples=4, deadline=None)
+@examples(2)
 @given(prompt=prompts, k=st.integers(1, 6), seed=chances)
 def test_each_drawn_proposal_is_that_of_a_fresh_cache(forward, name, kind, prompt, k, seed):
     sampler = Constant(DecodingMode(temperature=0.9, top_p=0.9))
@@ -174,7 +175,7 @@ def test_each_drawn_proposal_is_that_of_a_fresh_cache(forward, name, kind, promp
 @pytest.mark.parametrize(
     ("kind", "tolerance"), [("hesitant model", 0.0), ("mixed model tree", 0.0), ("features tree", 0.1)]
 )
-@settings(max_examples=6, deadline=None)
+@examples(3)
 @given(prompt=prompts, k=st.integers(1, 9), seed=chances)
 def test_kernels_of_our_own_give_the_same_bits_in_every_type(form, kind, tolerance, prompt, k, seed):
     target, proposer = opened("llama", "cpp", kind, "used", form)

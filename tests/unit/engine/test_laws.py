@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from draftrank.catalog.decoding_mode import DecodingMode
@@ -24,6 +24,7 @@ from draftrank.engine.proposers.suffix import SuffixProposer
 from draftrank.engine.sampling import Sampler
 from draftrank.models.architecture import Architecture
 from draftrank.models.forms import HiddenStatesForm
+from examples import examples
 from models import ARCHITECTURES, small_eagle3, small_model
 from proposers import ScriptedProposer
 from runtimes import runtime_by
@@ -123,7 +124,7 @@ def check_sums(decoding, k, limit, *, copies=False):
 
 @pytest.mark.parametrize("proposer", PROPOSERS)
 @pytest.mark.parametrize("name", ARCHITECTURES)
-@settings(max_examples=12, deadline=None)
+@examples(5)
 @given(prompt=prompts, k=st.integers(1, 8), limit=st.integers(1, 40), stop=stops)
 def test_greedy_speculation_equals_greedy_decoding(name, proposer, prompt, k, limit, stop):
     target = TransformersRuntime(TARGETS[name])
@@ -137,7 +138,7 @@ def test_greedy_speculation_equals_greedy_decoding(name, proposer, prompt, k, li
     assert expected.acceptance_length == 1.0
 
 
-@settings(max_examples=60, deadline=None)
+@examples(30)
 @given(
     prompt=prompts,
     k=st.integers(1, 9),
@@ -171,7 +172,7 @@ def test_a_draft_equal_to_its_target_accepts_everything(name, k):
     assert found.draft_forwards == 4 * k
 
 
-@settings(max_examples=40, deadline=None)
+@examples(20)
 @given(prompt=prompts, k=st.integers(1, 8), limit=st.integers(1, 40), stop=stops)
 def test_an_equal_drafts_every_judged_token_is_accepted(prompt, k, limit, stop):
     """Also where an accepted stop token ends the output in the middle of a proposal."""
@@ -220,7 +221,7 @@ def test_the_model_of_a_cascade_draft_may_propose_fewer_tokens():
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("copies", [False, True], ids=["alone", "cascade"])
-@settings(max_examples=8, deadline=None)
+@examples(5)
 @given(prompt=prompts, k=st.integers(1, 6), limit=st.integers(2, 30))
 def test_every_token_is_read_with_the_targets_state_before_it(name, copies, prompt, k, limit):
     target = TransformersRuntime(TARGETS[name])
@@ -343,7 +344,7 @@ def test_a_draft_proposes_as_far_as_its_window_reaches_and_then_nothing(window, 
     assert found.proposed == found.draft_forwards == sum(n * steps for n, steps in enumerate(sizes))
 
 
-@settings(max_examples=40, deadline=None)
+@examples(20)
 @given(
     prompt=st.lists(st.integers(3, 60), min_size=1, max_size=30).map(tuple),
     kind=st.sampled_from(["model", "tree", "features", "tree_features", "cascade", "cascade_features"]),
@@ -400,7 +401,7 @@ def test_an_empty_prompt_is_refused():
         autoregressive(TransformersRuntime(TARGETS["llama"]), Request((), 8))
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     context=st.lists(st.integers(0, 3), min_size=2, max_size=40),
     more=st.lists(st.integers(0, 3), max_size=8),
@@ -425,7 +426,7 @@ def test_ngram_finds_the_most_recent_longest_match(context, more, count, sizes):
     assert found == brute_force()
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(
     context=st.lists(st.integers(0, 2), min_size=2, max_size=40),
     count=st.integers(1, 9),

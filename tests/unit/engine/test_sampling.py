@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -21,7 +21,9 @@ from draftrank.engine.proposers.early_exit import EarlyExitProposer
 from draftrank.engine.proposers.ngram import NgramProposer
 from draftrank.engine.sampling import Sampler, distribution, most_likely, pick
 from draftrank.engine.verification import coupled, verify_sampling
+from examples import examples
 from models import small_model
+from runtimes import runtime_by
 
 modes = st.builds(
     DecodingMode,
@@ -61,7 +63,7 @@ def law_of_first_choice(p, q, token):
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(target=rows, draft=rows, mode=modes)
 def test_one_step_has_exactly_the_targets_distribution(target, draft, mode):
     """Sums over every proposed token, both outcomes of its test and every drawn token."""
@@ -71,7 +73,7 @@ def test_one_step_has_exactly_the_targets_distribution(target, draft, mode):
     torch.testing.assert_close(emitted, p[0].double(), atol=2e-5, rtol=1e-4)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(target=rows, token=st.integers(0, 4), mode=modes)
 def test_a_certain_proposal_keeps_the_distribution_too(target, token, mode):
     p = distribution(torch.tensor([target, target]), mode)
@@ -82,7 +84,7 @@ def test_a_certain_proposal_keeps_the_distribution_too(target, token, mode):
 uniforms = st.lists(st.floats(0, 1, width=32, exclude_max=True), min_size=4, max_size=4)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(
     logits=st.lists(rows, min_size=7, max_size=7),
     proposed=st.lists(st.integers(0, 4), min_size=3, max_size=3),
@@ -102,7 +104,7 @@ def test_what_was_not_offered_is_not_judged(logits, proposed, offered, mode, cer
         assert choices(p, q, proposed, uniforms) == fewer
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(row=rows, mode=modes)
 def test_tokens_are_picked_as_often_as_they_are_likely(row, mode):
     likely = distribution(torch.tensor([row]), mode)
@@ -121,7 +123,7 @@ def test_a_token_the_target_rules_out_is_never_accepted():
         assert verdict.next_token != 2
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(row=rows, mode=modes)
 def test_probabilities_follow_the_definitions(row, mode):
     found = Sampler(mode).probabilities(torch.tensor([row]))[0]
@@ -137,7 +139,7 @@ def test_probabilities_follow_the_definitions(row, mode):
     torch.testing.assert_close(found[kept], plain[kept] / plain[kept].sum(), atol=1e-5, rtol=1e-4)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     seed=st.integers(0, 10_000),
     scales=st.lists(st.sampled_from([0.0, 0.5, 2.0, 6.0]), min_size=1, max_size=4),
@@ -165,15 +167,21 @@ def test_a_nucleus_is_the_smallest_set_that_holds_its_share(seed, scales, mode):
 
 MODEL = small_model("llama", vocabulary=7)
 DRAFT = small_model("llama", vocabulary=7, seed=5, layers=1)
+
+
+def drafting(backend, how=None):
+    return ModelProposer(runtime_by(DRAFT, backend), how or Drafting())
+
+
 OPENERS = {
-    "model": lambda _: ModelProposer(TransformersRuntime(DRAFT)),
-    "ngram": lambda _: NgramProposer(1, 2),
-    "early_exit": lambda target: EarlyExitProposer(target.first_layers(2)),
-    "cascade": lambda _: CascadeProposer(NgramProposer(2, 2), ModelProposer(TransformersRuntime(DRAFT))),
-    "hesitant_model": lambda _: ModelProposer(TransformersRuntime(DRAFT), Drafting(0.4)),
+    "model": lambda backend, _: drafting(backend),
+    "ngram": lambda _, __: NgramProposer(1, 2),
+    "early_exit": lambda _, target: EarlyExitProposer(target.first_layers(2)),
+    "cascade": lambda backend, _: CascadeProposer(NgramProposer(2, 2), drafting(backend)),
+    "hesitant_model": lambda backend, _: drafting(backend, Drafting(0.4)),
     # when sampling, what could branch proposes chains
-    "branching": lambda _: ModelProposer(TransformersRuntime(DRAFT), Drafting(None, 0.05)),
-    "hesitant_exit": lambda target: EarlyExitProposer(target.first_layers(2), Drafting(0.4)),
+    "branching": lambda backend, _: drafting(backend, Drafting(None, 0.05)),
+    "hesitant_exit": lambda _, target: EarlyExitProposer(target.first_layers(2), Drafting(0.4)),
 }
 
 
@@ -195,15 +203,18 @@ def exact_distribution(
     return found
 
 
-@pytest.mark.parametrize("opener", OPENERS)
+# The law is the loop's and the proposers', so the quicker backend draws most.
+@pytest.mark.parametrize(
+    ("opener", "backend"), [*((opener, "cpp") for opener in OPENERS), ("hesitant_model", "transformers")]
+)
 @pytest.mark.parametrize(
     "mode", [DecodingMode(temperature=1.0), DecodingMode(temperature=0.8, top_p=0.9, top_k=5)]
 )
-def test_outputs_are_distributed_as_the_targets_own(opener, mode):
+def test_outputs_are_distributed_as_the_targets_own(opener, backend, mode):
     prompt, length, draws = (3, 5, 3, 5, 3), 3, 500
     exact = exact_distribution(mode, prompt, length)
-    target = TransformersRuntime(MODEL)
-    proposer = OPENERS[opener](target)
+    target = runtime_by(MODEL, backend)
+    proposer = OPENERS[opener](backend, target)
     counts = Counter(
         speculative(target, proposer, Request(prompt, length, mode=mode, seed=seed), 2).token_ids
         for seed in range(draws)
@@ -218,7 +229,7 @@ def test_outputs_are_distributed_as_the_targets_own(opener, mode):
     assert stats.chisquare(observed, expected, sum_check=False).pvalue > 1e-4
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(
     rows=st.integers(1, 5),
     seed=st.integers(0, 1000),

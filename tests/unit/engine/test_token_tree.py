@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from draftrank.catalog.decoding_mode import DecodingMode
@@ -26,6 +26,7 @@ from draftrank.engine.token_tree import TokenTree
 from draftrank.engine.verification import verify
 from draftrank.models.architecture import Architecture
 from draftrank.models.forms import HiddenStatesForm
+from examples import examples
 from models import ARCHITECTURES, small_eagle3, small_model
 from runtimes import runtime_by
 
@@ -71,7 +72,7 @@ def fresh(name, sequence):
 
 
 @named
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(
     prompt=st.lists(st.integers(3, 60), max_size=20),
     tree=trees(),
@@ -114,7 +115,7 @@ def test_features_are_those_of_the_path(name, runtime):
     torch.testing.assert_close(runtime.hidden_states(), states[0, 2:], atol=3e-4, rtol=1e-3)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(tree=trees(), seed=st.integers(0, 10_000))
 def test_verification_walks_as_far_as_the_targets_choices_were_proposed(tree, seed):
     tokens, parents = tree
@@ -134,7 +135,7 @@ def test_verification_walks_as_far_as_the_targets_choices_were_proposed(tree, se
     assert verdict.next_token not in children
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(tokens=st.lists(st.integers(3, 60), min_size=1, max_size=8), seed=st.integers(0, 1000))
 def test_a_chain_written_as_a_tree_is_judged_alike(tokens, seed):
     logits = torch.randn(len(tokens) + 1, 61, generator=torch.Generator().manual_seed(seed))
@@ -199,7 +200,7 @@ def test_the_most_probable_tokens_are_proposed(count, branch_above, stop_below, 
 
 
 @named
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(prompt=st.lists(st.integers(3, 60), max_size=20), tree=trees(), cuts=st.sets(st.integers(1, 9)))
 def test_a_tree_that_is_fed_in_parts_is_read_as_if_fed_at_once(name, runtime, prompt, tree, cuts):
     """Also beyond a sliding window; and any path of it can be kept."""
@@ -262,7 +263,7 @@ def test_what_reads_features_reads_that_of_its_parent(name):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-@settings(max_examples=10, deadline=None)
+@examples(10)
 @given(prompt=st.lists(st.integers(3, 60), min_size=1, max_size=12), count=st.integers(1, 9))
 def test_a_draft_keeps_what_it_read_of_what_stands(name, prompt, count):
     """After any step its cache holds a beginning of the text, read as that alone."""
@@ -293,7 +294,7 @@ def test_a_tree_accepts_at_least_what_its_chain_does_and_more_where_runners_up_a
     head = near.get_output_embeddings().weight
     head.data = head.data + 0.3 * head.data.flip(0)
     steps = {"chain": 0, "tree": 0}
-    for start in range(3, 40):
+    for start in range(3, 40, 3):
         request = Request((5, 9, start), 30)
         expected = autoregressive(target, request)
         for kind, how in (("chain", Drafting()), ("tree", Drafting(None, 0.01))):

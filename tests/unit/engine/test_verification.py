@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from draftrank.catalog.decoding_mode import DecodingMode
@@ -17,6 +17,7 @@ from draftrank.engine.proposer import Proposal
 from draftrank.engine.proposers.draft_model import ModelProposer
 from draftrank.engine.sampling import Sampler, most_likely
 from draftrank.engine.verification import verify_greedy, verify_typical
+from examples import examples
 from models import small_model
 
 GREEDY = DecodingMode()
@@ -54,7 +55,7 @@ def test_sampling_modes_judge_by_their_own_distribution():
     assert (verdict.accepted, verdict.next_token) == (0, 0)
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(k=st.integers(1, 5), limit=st.integers(1, 24), seed=st.integers(0, 3), rule=rules)
 def test_the_loops_sums_hold_and_tighter_rules_come_closer_to_greedy(k, limit, seed, rule):
     target = TransformersRuntime(small_model("llama", seed=seed))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
@@ -194,7 +194,6 @@ def test_heads_of_other_families_are_found_again(make_target, make_recipe, tmp_p
     st.integers(1, 30),
     st.sets(st.integers(0, 29), max_size=3),
 )
-@settings(deadline=None)
 def test_the_most_used_tokens_are_kept(text, keep, always):
     tokens = torch.tensor(text)
     if len(always) > keep:

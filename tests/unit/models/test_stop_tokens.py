@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from draftrank.building.text.corpus import corpus_key
@@ -40,7 +40,6 @@ def folder(tmp_path_factory):
 
 
 @given(generation=named, config=named, text=named)
-@settings(deadline=None)
 def test_every_place_that_names_an_end_token_counts(folder, generation, config, text):
     found = read_stop_tokens(write(folder, generation, config, text), small_tokenizer())
     assert found == {2} | as_set(generation) | as_set(config) | as_set(text)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from builders import result as measured
 from draftrank.board import archived as archived_module
@@ -29,6 +29,7 @@ from draftrank.store.derived import Derived
 from draftrank.store.merging import in_order
 from draftrank.store.snapshot import archived_database, database_of
 from draftrank.store.store import Store
+from examples import examples
 from forging import version_2
 from records import a_result
 from strategies import session_results
@@ -208,7 +209,7 @@ def test_several_processes_may_look_at_once(folder):
         assert list(pool.map(opened, [folder] * 8)) == [expected] * 8
 
 
-@settings(max_examples=8, deadline=None)
+@examples(8)
 @given(session_results(max_drafts=2))
 def test_any_session_comes_back_as_it_was(tmp_path_factory, result):
     folder = tmp_path_factory.mktemp("archive") / "results"

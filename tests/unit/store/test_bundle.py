@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from builders import draft_first
 from builders import result as measured
@@ -21,6 +21,7 @@ from draftrank.store.bundle_format import COLUMNS, SCHEMA_FILE, bundle_schema, c
 from draftrank.store.bundle_reading import bundle_result
 from draftrank.store.merging import in_order, merge, trial_order
 from draftrank.store.store import Store
+from examples import examples
 from forging import forge, version_2
 from records import a_machine, a_result, a_session, a_trial
 from strategies import session_results
@@ -461,7 +462,7 @@ def test_a_file_beyond_the_limit_is_refused_and_not_written(published, tmp_path,
 # -- stores and folders --------------------------------------------------------------------------
 
 
-@settings(max_examples=6, deadline=None)
+@examples(6)
 @given(session_results())
 def test_publishing_and_importing_loses_nothing(tmp_path_factory, result):
     """Whatever was drawn, in one bundle, in two, and in the form of version 2."""
@@ -488,7 +489,7 @@ def test_publishing_and_importing_loses_nothing(tmp_path_factory, result):
         assert all(in_order(read_bundle(path)) == in_order(result) for path in whole)
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(session_results(max_drafts=2))
 def test_a_store_gives_back_any_result_exactly(tmp_path_factory, result):
     with Store.open(tmp_path_factory.mktemp("store") / "results.sqlite") as store:

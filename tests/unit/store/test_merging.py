@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from draftrank.errors import StoreError
 from draftrank.measure.records import BASELINE, CONTROL, SessionResult
 from draftrank.store.merging import in_order, join, merge
+from examples import examples
 from records import a_result, a_session, a_trial, an_arm
 from strategies import session_results
 
@@ -25,7 +26,7 @@ def part(result, *drafts, **changes):
     )
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(session_results(min_drafts=1, max_drafts=3), st.randoms(use_true_random=False))
 def test_parts_make_the_whole_again_in_any_order_and_number(result, chance: random.Random):
     drafts = [arm.id for arm in result.session.arms if arm.kind == "draft"]
@@ -49,7 +50,7 @@ def test_warnings_of_differing_parts_do_not_depend_on_the_order_of_the_parts(war
         assert one.session.warnings == warnings[0], "as the session gave them"
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(session_results(), st.randoms(use_true_random=False))
 def test_the_canonical_form_depends_on_the_content_alone(result, chance: random.Random):
     arms, trials = list(result.session.arms), list(result.trials)

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import jsonschema
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from builders import MACHINE, arm_of, build, result, sha, slowed
@@ -35,6 +35,7 @@ from draftrank.errors import InvalidInputError
 from draftrank.measure.evidence import Divergence, Judgement, Numerics, Quality
 from draftrank.measure.gates.verdict import GATES
 from draftrank.version import __version__
+from examples import examples
 from strategies import session_results
 
 EVIL = [
@@ -612,7 +613,7 @@ def test_a_history_shows_earlier_results_and_records(out):
 
 
 @given(st.lists(session_results(), max_size=3))
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@examples(15, suppress_health_check=list(HealthCheck))
 def test_any_valid_results_can_be_shown(results):
     found = build_boards(results)
     pages = render_pages(found, plots=False)

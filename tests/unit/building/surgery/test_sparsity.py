@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from draftrank.building.surgery.layer_walk import walk_layers
@@ -12,6 +12,7 @@ from draftrank.building.surgery.sparsity import lowest_mask, sparsegpt, sparsify
 from draftrank.errors import BuildError
 from draftrank.models.matrices import matrix
 from draftrank.progress import SilentProgress
+from examples import examples
 
 ARCHITECTURES = ("llama", "gemma3", "gpt2")
 TEXT = torch.randint(3, 60, (11, 24), generator=torch.Generator().manual_seed(1))
@@ -25,7 +26,7 @@ def layer_and_inputs(seed=0, outputs=12, inputs=16, positions=300):
 
 
 @given(st.integers(0, 1000), st.sampled_from([0.25, 0.5, 0.8]))
-@settings(max_examples=20, deadline=None)
+@examples(20)
 def test_wandas_mask_by_brute_force(seed, sparsity):
     weight, x = layer_and_inputs(seed)
     mask = lowest_mask(wanda_scores(weight, x.T @ x), sparsity, None)
@@ -36,7 +37,7 @@ def test_wandas_mask_by_brute_force(seed, sparsity):
 
 
 @given(st.integers(0, 1000), st.sampled_from([(2, 4), (1, 4), (4, 8)]))
-@settings(max_examples=20, deadline=None)
+@examples(20)
 def test_a_pattern_leaves_n_of_every_m(seed, pattern):
     weight, x = layer_and_inputs(seed)
     stay, group = pattern

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from draftrank.building.text.conversation_row import ANSWER, PROMPT
 from draftrank.building.text.overlap import PromptIndex, corpus_overlaps
 from draftrank.building.text.text_hashes import TextHashes
 from draftrank.errors import MissingDataError
+from examples import examples
 from models import small_tokenizer
 from overlap_texts import LONG, corpus_of, tasks
 
@@ -22,7 +23,7 @@ words = st.lists(st.sampled_from(["red", "blue", "tall"]), min_size=1, max_size=
 @example(["x", LONG], "Go on", f"Once {LONG} and so on")
 @example(["Name two rivers!"], "name TWO rivers", "no")
 @example(["Name two rivers!"], "name TWO rivers of Asia", "Name two rivers")
-@settings(deadline=None, max_examples=50)
+@examples(50)
 def test_they_find_what_the_text_itself_shows(prompts, question, answer):
     corpus = corpus_of(TOKENIZER, (PROMPT, question), (ANSWER, f" {answer}"))
     index = PromptIndex.of(tasks(*prompts))
@@ -33,7 +34,7 @@ def test_they_find_what_the_text_itself_shows(prompts, question, answer):
 
 @given(st.sets(st.integers(0, 2**48 - 1), min_size=1, max_size=50))
 @example({0, 2**32 - 1, 2**32, 2**48 - 1})
-@settings(deadline=None, max_examples=20)
+@examples(20)
 def test_what_is_written_is_read(tmp_path_factory, values):
     path = tmp_path_factory.mktemp("kept") / "text" / "a.safetensors"
     TextHashes(np.array(sorted(values), dtype=np.uint64)).write(path)

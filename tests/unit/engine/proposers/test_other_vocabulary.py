@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from draftrank.catalog.decoding_mode import DecodingMode
@@ -23,6 +23,7 @@ from draftrank.models.translation import Translation
 from draftrank.models.vocabulary import SharedTokens
 from draftrank.models.vocabulary_rows import know_only
 from exact_law import TableRuntime, law, own_law
+from examples import examples
 from models import small_model
 from proposers import Constant, Steps, check_fresh
 from vocabularies import TEXTS, byte_level, tokenizers_of_all_kinds
@@ -101,7 +102,7 @@ class Script(TableRuntime):
         return torch.stack(rows)[-(keep or len(tokens)) :]
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(
     way=st.sampled_from(sorted(WAYS)),
     pair=st.sampled_from(PAIRS),
@@ -164,7 +165,7 @@ def test_a_draft_that_knows_the_text_is_right(way, ours, theirs, k):
 
 @pytest.mark.parametrize(("ours", "theirs"), PAIRS)
 @given(context=TEXTS, text=TEXTS, cut=st.integers(0, 4))
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_what_the_draft_says_is_proposed_as_it_is(ours, theirs, context, text, cut):
     """The bytes of the proposal are those of the draft's text, whatever stands at the seam, and none is of half a
     character that the draft may still end."""
@@ -183,7 +184,7 @@ def test_what_the_draft_says_is_proposed_as_it_is(ours, theirs, context, text, c
 
 @given(context=TEXTS, cut=st.integers(0, 4))
 @pytest.mark.parametrize(("ours", "theirs"), PAIRS)
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_the_draft_reads_the_bytes_of_the_context(ours, theirs, context, cut):
     target, draft = KINDS[ours], KINDS[theirs]
     read = target.encode(context)
@@ -239,7 +240,7 @@ TINY = {name: TokenBytes(tokenizer) for name, tokenizer in LETTERS.items()}
 
 
 @pytest.mark.parametrize("way", ["token_intersection", "string_match", "string_match, drawn"])
-@settings(max_examples=5, deadline=None)
+@examples(5)
 @given(seeds=st.tuples(st.integers(0, 99), st.integers(100, 199)), threshold=st.sampled_from([None, 0.4]))
 def test_the_law_of_sampled_outputs_is_the_targets_exactly(way, seeds, threshold):
     """Of every branch of every random choice. The target's tokens are a, b and ab, the draft's b, a, c and ba. A text that is

@@ -6,7 +6,7 @@ import json
 import math
 from fractions import Fraction
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from draftrank.catalog.decoding_mode import DecodingMode
@@ -15,6 +15,7 @@ from draftrank.engine.proposers.cascade import CascadeDraft
 from draftrank.engine.proposers.ngram import NgramProposer
 from draftrank.engine.proposers.suffix import SuffixProposer
 from draftrank.engine.sampling import Sampler
+from examples import examples
 
 texts = st.lists(st.integers(0, 2), min_size=2, max_size=40)
 
@@ -44,7 +45,7 @@ def expected_accepted(context, ends, path):
     return total, share
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(context=texts, count=st.integers(1, 8), least=st.sampled_from([0.0, 0.3, 0.6]))
 @example(context=[0, 1, 0, 2, 0, 1, 0], count=3, least=0.0)
 def test_the_path_is_the_best_of_every_length_of_match(context, count, least):
@@ -74,7 +75,7 @@ def test_the_path_is_the_best_of_every_length_of_match(context, count, least):
         assert found in [path for score, path in scores.values() if math.isclose(score, best)]
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(head=texts, count=st.integers(1, 6))
 def test_where_one_place_alone_agrees_it_copies_like_n_grams(head, count):
     """A run of tokens that stands nowhere else before."""
@@ -128,7 +129,7 @@ def probabilities_behind(context, trust):
     return shares
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     context=texts,
     count=st.integers(1, 9),

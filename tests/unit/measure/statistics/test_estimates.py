@@ -7,11 +7,12 @@ import random
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import trial
 from draftrank.measure.statistics.estimates import Interval, compare_speed, geometric_mean, pair_trials
+from examples import examples
 
 seconds = st.floats(0.01, 10.0)
 
@@ -31,7 +32,7 @@ def paired_arms(draw, least_prompts=1):
 
 
 @given(paired_arms())
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_an_arm_against_itself_is_exactly_one(arms):
     comparison = compare_speed(arms[0], arms[0])
     for estimate in (comparison.overall, *comparison.tasks.values()):
@@ -40,7 +41,7 @@ def test_an_arm_against_itself_is_exactly_one(arms):
 
 
 @given(paired_arms(least_prompts=2))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_halving_all_seconds_of_a_draft_doubles_its_speedup(arms):
     baseline, draft = arms
     faster = [found.model_copy(update={"decode_s": found.decode_s / 2}) for found in draft]
@@ -53,7 +54,7 @@ def test_halving_all_seconds_of_a_draft_doubles_its_speedup(arms):
 
 
 @given(paired_arms(least_prompts=2), st.randoms(use_true_random=False))
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_the_order_of_trials_changes_nothing(arms, rng):
     baseline, draft = arms
     shuffled = [rng.sample(of, len(of)) for of in arms]
@@ -61,7 +62,7 @@ def test_the_order_of_trials_changes_nothing(arms, rng):
 
 
 @given(paired_arms(least_prompts=2))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_intervals_hold_their_value_and_are_ordered(arms):
     comparison = compare_speed(*arms)
     for estimate in (comparison.overall, *comparison.tasks.values()):

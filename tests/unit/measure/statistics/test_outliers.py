@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import result
@@ -11,6 +11,7 @@ from draftrank.board.as_json import board_document
 from draftrank.board.ranking import build_boards
 from draftrank.measure.statistics.outliers import flag_outliers
 from draftrank.measure.summaries.summary import summarise
+from examples import examples
 
 
 def slow(arm, prompt, task="chat", repeat=0, factor=1.6):
@@ -68,7 +69,7 @@ def test_outliers_are_counted_where_they_lie_and_still_count():
 
 
 @given(st.randoms(use_true_random=False))
-@settings(max_examples=10, deadline=None)
+@examples(10)
 def test_the_order_of_trials_changes_nothing(rng):
     trials = result({"a": 2.0}, change=slow("a", "p0")).trials
     assert flag_outliers(rng.sample(trials, len(trials))) == flag_outliers(trials)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from draftrank.catalog.self_generated import SelfGenerated
@@ -21,6 +21,7 @@ from draftrank.workflows.search.choice import (
     recipe_of,
 )
 from draftrank.workflows.search.predicted_speedup import DEAR, most_copied, predict_speedup
+from examples import examples
 
 SHAPE = Shape(layers=30, ffn_channels=1536, vocabulary=49_152)
 DATA = SelfGenerated(kind="self_generated", tokens=10_000, sequence_tokens=128)
@@ -46,7 +47,7 @@ def times(draft_s: float, slope: float = 0.0) -> ForwardTimes:
     return ForwardTimes(((256, target),), ((256, ((1.0, draft_s), (2.0, draft_s))),))
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(agreement=st.floats(0.0, 0.99), cost=st.floats(0.0, 1.0), most=st.integers(1, 8))
 def test_the_prediction_is_the_speedup_of_leviathan_et_al_at_its_best_k(agreement, cost, most):
     expected = {k: (1 - agreement ** (k + 1)) / (1 - agreement) / (k * cost + 1) for k in range(1, most + 1)}
@@ -55,7 +56,7 @@ def test_the_prediction_is_the_speedup_of_leviathan_et_al_at_its_best_k(agreemen
     assert expected[found.k] == pytest.approx(found.speedup)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(slope=st.floats(0.0, 1.0), least=st.integers(1, 5), more=st.integers(0, 5))
 def test_copied_tokens_are_as_many_as_little_more_than_one_forward_verifies(slope, least, more):
     found = most_copied(times(0.1, slope), 256, least, least + more)
@@ -71,7 +72,7 @@ def test_later_tokens_have_an_agreement_of_their_own_and_verifying_costs():
     assert predict_speedup([0.7, 0.0], times(0.05), 256, 4).k == 1
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(choice=choices, use=uses)
 def test_every_choice_is_a_valid_recipe_and_longer_training_goes_on_from_shorter(choice, use):
     rungs = [choice.steps(SHAPE, DATA, rung) for rung in (1, 2, 3)]
@@ -88,7 +89,7 @@ def test_every_choice_is_a_valid_recipe_and_longer_training_goes_on_from_shorter
             assert recipe.speculate.stop_below_confidence == use.stop_below_confidence
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.tuples(choices, uses), st.tuples(choices, uses))
 def test_a_name_stands_for_one_model_and_one_way_to_use_it(first, second):
     (one, use), (other, another) = first, second
@@ -96,7 +97,7 @@ def test_a_name_stands_for_one_model_and_one_way_to_use_it(first, second):
     assert (use.name_of(one) == another.name_of(other)) == same
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(choice=choices, use=uses, rung=st.integers(1, 3))
 def test_what_a_recipe_has_trained_goes_on_from_all_of_its_steps(choice, use, rung):
     recipe = recipe_of("tiny", "mine", "Mine", choice.steps(SHAPE, DATA, rung), use)

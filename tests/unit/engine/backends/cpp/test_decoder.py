@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.ao.nn.quantized.dynamic import Linear as DynamicInt8Linear
@@ -37,6 +37,7 @@ from draftrank.models.forms import (
     TrimmedHeadForm,
     quantize_linear_layers,
 )
+from examples import examples
 from models import small_eagle3, small_model
 from runtimes import eagle_by, runtime_by
 
@@ -71,7 +72,7 @@ def fresh(model, sequence):
 
 @every_forward
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(moves=st.lists(st.tuples(tokens, st.integers(0, 12)), min_size=1, max_size=6))
 def test_rolled_back_caches_equal_fresh_ones(name, forward, moves):
     runtime, held = TARGETS[name, forward], []
@@ -166,7 +167,7 @@ def test_outputs_of_layers_are_told_beside_them(name, forward):
         *((name, "exit") for name in FAMILIES if name not in NAMES),
     ],
 )
-@settings(max_examples=10, deadline=None)
+@examples(5)
 @given(prompt=prompts, k=st.integers(1, 8), limit=st.integers(1, 40))
 def test_greedy_speculation_equals_greedy_decoding(name, forward, proposer, prompt, k, limit):
     target = TARGETS[name, forward]
@@ -400,7 +401,7 @@ def test_other_architectures_and_forms_are_not_taken():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(max_examples=12, deadline=None)
+@examples(12)
 @given(
     sequence=st.lists(st.integers(3, 60), min_size=2, max_size=90),
     cuts=st.lists(st.integers(1, 89), max_size=8),
@@ -423,7 +424,7 @@ def test_the_kernels_give_the_same_bits_however_tokens_are_divided(name, dtype, 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(max_examples=8, deadline=None)
+@examples(8)
 @given(
     prompt=st.lists(st.integers(3, 60), min_size=1, max_size=40),
     parents=st.lists(st.integers(0, 11), min_size=1, max_size=12),
@@ -444,7 +445,7 @@ def test_the_kernels_give_the_same_bits_in_a_tree_as_on_its_paths(name, dtype, p
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(max_examples=10, deadline=None)
+@examples(10)
 @given(
     prompt=st.lists(st.integers(3, 60), min_size=1, max_size=40),
     unseen=st.lists(st.integers(3, 60), min_size=1, max_size=MAX_TOKENS),
@@ -482,7 +483,7 @@ widths = st.builds(Drafting, st.none() | st.floats(0.02, 0.6), st.floats(0.005, 
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(
     prompt=st.lists(st.integers(3, 60), min_size=1, max_size=40),
     unseen=st.lists(st.integers(3, 60), min_size=1, max_size=12),

@@ -6,12 +6,13 @@ import stat
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from draftrank.engine.backends.cpp import library
 from draftrank.engine.backends.cpp.decoder import MAX_TOKENS
 from draftrank.errors import InvalidInputError
+from examples import examples
 
 
 def write_compiler(folder, script):
@@ -73,7 +74,7 @@ def test_a_folder_that_cannot_be_written_is_named(uncompiled):
         library.library()
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     outputs=st.integers(1, 70),
     inputs=st.integers(1, 70),

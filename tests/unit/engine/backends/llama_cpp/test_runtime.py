@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from draftrank.building.export.gguf import write_gguf
@@ -36,6 +36,7 @@ from draftrank.models.architecture import Architecture
 from draftrank.models.forms import HiddenStatesForm
 from draftrank.models.loading import load_model
 from draftrank.models.target_folder import ensure_target
+from examples import examples
 from gguf_files import VOCABULARY, small_gguf_model, write_llama_file, write_target_file
 from models import small_model, small_tokenizer
 from proposers import Steps, check_fresh
@@ -82,7 +83,7 @@ def expected_logits(model, sequence):
 
 
 @pytest.mark.parametrize("architecture", LAYERS)
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(moves=st.lists(st.tuples(tokens, st.integers(0, 12)), min_size=1, max_size=6))
 def test_rolled_back_caches_equal_fresh_ones(written, architecture, moves):
     model, _ = written(architecture)
@@ -276,7 +277,7 @@ def proposers(written, target):
 
 
 @pytest.mark.parametrize("name", ["equal", "stranger", "packed", "in torch", "ngram", "cascade", "features"])
-@settings(max_examples=10, deadline=None)
+@examples(10)
 @given(prompt=prompts, k=st.integers(1, 8), limit=st.integers(1, 40))
 def test_greedy_speculation_equals_greedy_decoding(written, name, prompt, k, limit):
     target = opened(written)
@@ -298,7 +299,7 @@ def test_greedy_speculation_equals_greedy_decoding(written, name, prompt, k, lim
         *((name, "torch") for name in ("equal", "stranger", "packed", "tree")),
     ],
 )
-@settings(max_examples=5, deadline=None)
+@examples(5)
 @given(prompt=prompts, k=st.integers(1, 6), seed=st.integers(0, 10_000))
 def test_each_proposal_is_that_of_a_fresh_cache(written, name, of_target, prompt, k, seed):
     """Up to its rounding: quantized products round activations, by blocks of them."""
@@ -313,7 +314,7 @@ def test_each_proposal_is_that_of_a_fresh_cache(written, name, of_target, prompt
     check_fresh(make, found, sampler, (0.3, 0.05), tolerance=0.1)
 
 
-@settings(max_examples=10, deadline=None)
+@examples(10)
 @given(prompt=prompts, k=st.integers(1, 6))
 def test_a_draft_in_llama_cpp_serves_a_target_in_torch(written, prompt, k):
     target = TransformersRuntime(written("llama")[0])

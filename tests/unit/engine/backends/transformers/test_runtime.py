@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from draftrank.engine.backends.transformers.attention import LIBRARY, NAME
 from draftrank.engine.backends.transformers.runtime import TransformersRuntime, padded_rows
+from examples import examples
 from models import ARCHITECTURES, small_model
 
 MODELS = {name: small_model(name) for name in ARCHITECTURES}
@@ -21,7 +22,7 @@ def fresh_logits(name: str, sequence: list[int]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(moves=st.lists(st.tuples(tokens, st.integers(0, 12)), min_size=1, max_size=6))
 def test_rolled_back_caches_equal_fresh_ones(name, moves):
     runtime = TransformersRuntime(MODELS[name])

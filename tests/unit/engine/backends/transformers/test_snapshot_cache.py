@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from draftrank.engine.backends.registry import open_runtime
@@ -15,6 +15,7 @@ from draftrank.engine.proposer import ProposerContext
 from draftrank.engine.proposers.candidates import branching_of
 from draftrank.engine.proposers.early_exit import EarlyExitDraft
 from draftrank.errors import IncompatibleDraftError, UnsupportedModelError
+from examples import examples
 from models import small_model
 from proposers import ScriptedProposer
 
@@ -33,7 +34,7 @@ def own_logits(name, text):
 
 
 @pytest.mark.parametrize("name", SAMPLE)
-@settings(max_examples=5, deadline=None)
+@examples(5)
 @given(prompt=st.lists(st.integers(3, 60), min_size=1, max_size=20), steps=steps)
 def test_what_was_taken_back_was_never_read(name, prompt, steps):
     """Whether one step takes back more than the step before has read, all of it, or nothing."""
