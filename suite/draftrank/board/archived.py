@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -48,13 +48,13 @@ def shown_boards(archive: Archive, target: str | None = None, suite: str | None 
         sessions[rows.key.id].append(known)
         new[known.id] = known.source, rows.key.id.encode()
     archive.derived.keep("board key", new)
-    for key, own in sessions.items():
+    for board_id, own in sessions.items():
         source = hashlib.sha256(" ".join(sorted(known.source for known in own)).encode()).hexdigest()
-        board = _read(Board, archive.derived.find("board", key, source))
+        board = _read(Board, archive.derived.find("board", board_id, source))
         if board is None:
             (whole,) = _joined(archive, own)
             board = replace(whole, rows=tuple(replace(row, ahead={}) for row in whole.rows), results=())
-            _keep(archive, "board", {key: (source, board)})
+            _keep(archive, "board", {board_id: (source, board)})
         found.append(board)
     return tuple(found)
 
@@ -112,6 +112,10 @@ def _keep(archive: Archive, name: str, entries: dict[str, tuple[str, T]]) -> Non
     archive.derived.keep(name, same)
 
 
-@cache
 def _adapter(kind: type[T]) -> TypeAdapter[T]:
-    return TypeAdapter(kind)
+    if kind not in _ADAPTERS:  # making one takes time, so what is not read needs none
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
+
+
+_ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {}
