@@ -133,7 +133,7 @@ def published_of(model: PreTrainedModel, form: Eagle3Form) -> PublishedHead:
         del state["lm_head.token_ids"]
     del state["model.embed_tokens.weight"]
     fields = (
-        "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
+        "num_hidden_layers", "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
         "hidden_act", "rms_norm_eps", "rope_parameters", "max_position_embeddings", "attention_bias",
     )  # fmt: skip
     return PublishedHead(
