@@ -102,17 +102,17 @@ def test_an_exported_draft_model_is_accepted_as_often_as_here(workspace, engine)
 
 @pytest.mark.nightly
 def test_a_draft_whose_layers_were_swapped_on_the_way_is_caught(workspace, monkeypatch):
-    copied = exporting.copy_folder
+    written = exporting.write_form
 
-    def swapped(folder: Path, to: Path) -> list[Path]:
-        files = copied(folder, to)
+    def swapped(*arguments) -> list[Path]:
+        files = written(*arguments)
         for file in files:
             if file.suffix == ".safetensors":
                 tensors = {_exchanged(name): tensor for name, tensor in load_file(file).items()}
                 save_file(tensors, file, {"format": "pt"})
         return files
 
-    monkeypatch.setattr(exporting, "copy_folder", swapped)
+    monkeypatch.setattr(exporting, "write_form", swapped)
     report = prove(workspace, "copy", "vllm", "math")
     assert report.verdict == "fails"
     assert report.overall.ratio is not None

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
-import pytest
-
 from draftrank.catalog.workspace import Workspace
 from draftrank.serving.base import Speculation
-from draftrank.workflows.parity import _differences, _method, _speculation
+from draftrank.workflows.parity import _differences, _speculation
 from workspaces import REPOSITORY
 
 TARGET = "smollm2-135m-instruct"
@@ -18,21 +14,8 @@ def recipe(name: str):
     return Workspace.open(REPOSITORY).recipe(TARGET, name)
 
 
-@pytest.mark.parametrize(
-    ("architecture", "method"),
-    [
-        ("LlamaForCausalLM", "draft_model"),
-        ("LlamaForCausalLMEagle3", "eagle3"),
-        ("Eagle3DraftModel", "eagle3"),
-        ("EagleLlamaForCausalLM", "eagle"),
-        (None, "draft_model"),
-    ],
-)
-def test_the_kind_of_draft_is_read_off_what_was_exported(tmp_path, architecture, method):
-    config = {"architectures": [architecture]} if architecture else {}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "head.gguf").touch()
-    assert _method(tmp_path) == _method(tmp_path / "head.gguf") == method
+def test_a_model_is_given_by_the_kind_of_draft_that_it_is(tmp_path):
+    assert _speculation(recipe("depth4-distilled"), tmp_path, 3) == Speculation("draft_model", 3, tmp_path)
 
 
 def test_ngrams_are_settings_alone():
@@ -43,7 +26,7 @@ def test_what_other_engines_lack_is_told():
     quick = " ".join(_differences(recipe("depth2-vocab8k-distilled-quick"), "vllm"))
     assert "ends a chain below a confidence of 0.5" in quick
     assert "float16" in " ".join(_differences(recipe("depth4-distilled"), "llama.cpp"))
-    assert "turned into int8" in " ".join(_differences(recipe("int8-dynamic"), "vllm"))
+    assert "its plain weights are written" in " ".join(_differences(recipe("int8-dynamic"), "vllm"))
     assert "lossy rule" in " ".join(_differences(recipe("depth4-distilled-typical"), "vllm"))
     by_match = list(_differences(recipe("ngram-by-match"), "transformers"))
     assert "whatever matches" in by_match[0]
