@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -105,8 +104,8 @@ def test_an_exported_draft_model_is_accepted_as_often_as_here(workspace, engine)
 def test_a_draft_whose_layers_were_swapped_on_the_way_is_caught(workspace, monkeypatch):
     written = exporting.write_form
 
-    def swapped(*told: Any) -> list[Path]:
-        files = written(*told)
+    def swapped(*arguments) -> list[Path]:
+        files = written(*arguments)
         for file in files:
             if file.suffix == ".safetensors":
                 tensors = {_exchanged(name): tensor for name, tensor in load_file(file).items()}

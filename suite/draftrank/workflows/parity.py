@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from draftrank.catalog.backend import Auto, Backend, Device, Dtype, is_dtype
-from draftrank.catalog.programs import NAMES
+from draftrank.catalog.programs import NAMES, what_differs
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.workspace import Workspace
 from draftrank.engine.proposer import Proposer, ProposerContext
@@ -508,7 +508,8 @@ def _differences(recipe: Recipe, engine: EngineName) -> Iterator[str]:
         yield "Both verify chains; the recipe proposes token trees."
     if speculate.typical_acceptance is not None:
         yield "Both leave the output unchanged; the recipe accepts by a lossy rule."
-    if any(step.trait == "int8 at load" for step in draft.build_steps):
-        yield "The exported weights are the plain ones; here they are turned into int8."
+    written = what_differs(draft.traits)
+    if written is not None:
+        yield f"In the exported form {written}."
     if engine == "llama.cpp":
         yield "The exported matrices are float16."

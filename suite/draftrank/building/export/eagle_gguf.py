@@ -56,7 +56,7 @@ def write_eagle3_gguf(
     from transformers import LlamaConfig
 
     _require_expressible(head)
-    config = LlamaConfig(**head.config)
+    config = LlamaConfig(**{**head.config, "num_hidden_layers": 1})
     with quiet_gguf():
         source = GGUFReader(target_file)
         of_target = str(source.fields["general.architecture"].contents())

@@ -90,6 +90,12 @@ def test_the_file_states_what_llama_cpp_reads(target_file: Path) -> None:
     assert {key: fields[key] for key in tokenizer} == tokenizer
 
 
+def test_a_head_is_one_layer_though_its_config_may_not_say_so(target_file: Path) -> None:
+    head = tiny_head()
+    config = {name: value for name, value in head.config.items() if name != "num_hidden_layers"}
+    assert stated(written(replace(head, config=config), target_file))["eagle3.block_count"] == 1
+
+
 def test_layers_and_residual_are_the_heads_own(target_file: Path) -> None:
     head = replace(tiny_head(), aux_layers=(1, 14, 26), norm_before_residual=True)
 
