@@ -70,6 +70,7 @@ DRAFTS: dict[str, dict[str, Any]] = {
     "copying": {"kind": "ngram"},
     "early_exit": {"kind": "early_exit", "layers": 2},
     **{kind: {"kind": "draft_model", "steps": steps, "calibration": TEXT} for kind, steps in STEPS.items()},
+    "eagle_head": {"kind": "eagle", "aux_hidden_states": [1, 2], "steps": [DISTILL]},
 }
 BACKENDS = ("transformers", "cpp", "cuda-graphs")
 COLUMNS = (*BACKENDS, *DRAFTS)
@@ -224,7 +225,7 @@ def page(families: dict[str, dict[str, str | None]]) -> str:
             )
         lines.append(f"| `{name}` | {' | '.join(marks)} |")
     reasons = "".join(f"{number}. {reason}\n" for reason, number in numbers.items())
-    kinds_left = ", ".join(f"`{kind}`" for kind in kinds.STEPS if kind not in STEPS)
+    kinds_left = ", ".join(f"`{kind}`" for kind in kinds.STEPS if kind not in DRAFTS)
     return f"""# Model families
 
 What runs on which decoder family of transformers {transformers.__version__}. `python ci/architectures.py` makes this page: it runs every
@@ -236,7 +237,7 @@ target's own, token for token. The model's parts are found in its module tree
   needs a GPU; without one, only what is not written for it is known.
 - `copying`: n-grams of the context; `early exit`: the first two of three layers.
 - The other columns are steps of a recipe ([declarations](declarations.md)), each alone; `read hidden states` with
-  `drop_layers` before it and `distill` after it.
+  `drop_layers` before it and `distill` after it, `eagle head` with `distill` after it.
 - Not run here: {kinds_left}, which needs a target that is a GGUF file.
 
 {chr(10).join(lines)}

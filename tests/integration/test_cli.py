@@ -83,11 +83,11 @@ def test_json_is_the_last_line_of_every_command(measured_root):
         "site": ({"index", "sessions"}, []),
         "publish": ({"session", "files"}, []),
         "import": ({"files"}, ["leaderboard/results"]),
-        "export": ({"files"}, ["shallow", "--to", "exported"]),
+        "export": ({"forms", "without"}, ["shallow", "--to", "exported"]),
         "doctor": ({"findings"}, []),
     }
     # These have tests of their own, since they measure or ask git.
-    measuring = {"run", "sweep", "status", "tune-k", "search", "predict", "verify", "remeasure"}
+    measuring = {"run", "sweep", "status", "tune-k", "search", "predict", "verify", "remeasure", "parity"}
     elsewhere = measuring | {"changed", "challenge", "comment", "submit", "keep"}
     assert {*wanted, *elsewhere} == set(COMMANDS)
     outcomes = several(measured_root, *([name, *rest, "--json"] for name, (_, rest) in wanted.items()))

@@ -42,12 +42,12 @@ def test_what_cannot_be_exported_is_said(measured_root, tmp_path):
         ["export", "ngram", "--to", str(tmp_path / "a")],
         ["export", "nothing", "--to", str(tmp_path / "b")],
         ["export", "shallow", "--to", str(tmp_path / "full")],
-        ["export", "shallow", "--to", str(tmp_path / "c"), "--gguf"],
+        ["export", "shallow", "--to", str(tmp_path / "c"), "--for", "llama.cpp"],
         ["export", "int8", "--to", str(tmp_path / "d")],
     )
-    assert (none.code, unknown.code, full.code, gguf.code, int8.code) == (2, 2, 2, 1, 0)
+    assert (none.code, unknown.code, full.code, gguf.code, int8.code) == (2, 2, 2, 2, 0)
     assert "ngram has no weights to export" in none.err
     assert "is not empty" in full.err
-    assert "convert_hf_to_gguf.py" in gguf.err
+    assert "is no GGUF file, which llama.cpp needs" in gguf.err
     assert "turned into int8 when draftrank loads it" in int8.out.replace("\n", " ")
     assert "vllm serve" not in int8.out

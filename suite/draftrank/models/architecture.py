@@ -189,6 +189,9 @@ class Architecture:
             layers: numbers of layers, from 0.
             features: see `hidden_states`.
             ahead: see `hidden_states`.
+
+        Raises:
+            BuildError: a layer gives something else than one state of each token.
         """
         kept: dict[int, Tensor] = {}
 
@@ -196,6 +199,10 @@ class Architecture:
             number: int, _module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]
         ) -> None:
             kept[number] = output[0] if isinstance(output, tuple) else output
+            if kept[number].shape[:-1] != token_ids.shape:
+                raise BuildError(
+                    f"the layers of {self.model_type} give more than one state of each token: leave auxiliary hidden states out"
+                )
 
         hooks = [self.layers(model)[number].register_forward_hook(partial(keep, number)) for number in layers]
         try:

@@ -171,7 +171,7 @@ def test_steps_and_distillation_read_the_targets_text_in_the_drafts_own_tokens(
     ("steps", "vocabulary", "reason"),
     [
         ([{"kind": "random"}], "string_match", "make `pretrained` the first step"),
-        ([PRETRAINED, {"kind": "read_hidden_states"}], "string_match", "remove read_hidden_states"),
+        ([PRETRAINED, {"kind": "read_hidden_states"}], "string_match", "remove `vocabulary`"),
         ([PRETRAINED, {"kind": "write_gguf"}], "token_intersection", "`vocabulary: string_match`"),
         (
             [PRETRAINED, {"kind": "distill", "data": {"kind": "self_generated", "tokens": 1_000}}],

@@ -14,7 +14,9 @@ from rich.text import Text
 from draftrank.cli import output
 from draftrank.cli.output import print_facts, print_table
 
-cells = st.text(st.sampled_from("abc 1.×–漢字\n"), min_size=1, max_size=9).map(str.strip).filter(bool)
+lines = st.text(st.sampled_from("abc 1.×–漢字"), max_size=5).map(str.strip)
+# rich takes spaces at the end of a line away
+cells = st.lists(lines, min_size=1, max_size=3).map("\n".join).map(str.strip).filter(bool)
 tables = st.integers(1, 4).flatmap(
     lambda columns: st.lists(st.lists(cells, min_size=columns, max_size=columns), min_size=1, max_size=5)
 )

@@ -80,7 +80,7 @@ PROPOSERS = {
     "layered_features": lambda name, target: EagleProposer(target, TransformersEagleRuntime(LAYERED[name])),
     "eagle3": lambda _, target: eagle3(target),
     "eagle3_trimmed": lambda _, target: eagle3(target, Drafting(0.4), TRIMMED_EAGLE3),
-    "eagle3_tree": lambda _, target: eagle3(target, TREE),
+    "tree_eagle3": lambda _, target: eagle3(target, TREE),
     "cascade_eagle3": lambda _, target: CascadeProposer(NgramProposer(2, 3), eagle3(target)),
     "tree": lambda name, _: ModelProposer(TransformersRuntime(NEAR[name]), TREE),
     "tree_exit": lambda _, target: EarlyExitProposer(target.first_layers(2), TREE),

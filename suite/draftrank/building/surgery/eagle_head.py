@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from draftrank.models.layer_parts import Block
 
+_HEAD_SIZE = 64
+"""Of a head of attention, for a target without attention."""
 _EPSILON = 1e-6
 """Of the norms, for a target whose norms have none by this name."""
 
@@ -41,8 +43,13 @@ def new_eagle3_head(
         target: a copy of the target, fp32.
         layers: layers of the target whose outputs it reads, from 0.
         begin_with: the layer that gives its weights.
+
+    Raises:
+        BuildError: a layer gives something else than one state of each token.
     """
     shape, config = Architecture.of(target), target.config.get_text_config()
+    with torch.inference_mode():  # refuses layers that cannot be read
+        shape.states_of_layers(target, torch.zeros(1, 2, dtype=torch.int64, device=target.device), layers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         made = LlamaForCausalLM(llama_config(config)).to(target.dtype).eval().requires_grad_(False)
@@ -58,9 +65,7 @@ def new_eagle3_head(
     source = shape.layers(target)[begin_with]
     _copy_matrices(layer, source, shape.blocks[begin_with])
     if shape.norm_kind == "rms":
-        _copy_norms(layer, source, shape.norm_offset)
-        final = made.get_submodule("model.norm")
-        final.weight = nn.Parameter(matrix(shape.norm(target)) + shape.norm_offset, requires_grad=False)
+        _copy_norms(layer, made.get_submodule("model.norm"), source, shape.norm(target), shape.norm_offset)
     return made.to(target.device), form
 
 
@@ -172,8 +177,8 @@ def head_skeleton(target: PreTrainedModel) -> PreTrainedModel:
 
 def llama_config(config: PretrainedConfig) -> LlamaConfig:
     """The configuration of a Llama model of one layer with the sizes of a target."""
-    heads = int(config.num_attention_heads)
     hidden = int(config.hidden_size)
+    heads = int(getattr(config, "num_attention_heads", None) or max(1, hidden // _HEAD_SIZE))
     rope: dict[str, Any] = dict(getattr(config, "rope_parameters", None) or {})
     rope = rope.get("full_attention", rope)
     inner = getattr(config, "intermediate_size", None)
@@ -226,15 +231,18 @@ def _take(ours: Sequence[Tensor], source: nn.Module, parent: str, names: Sequenc
 
 
 @torch.no_grad()
-def _copy_norms(layer: Eagle3Layer, source: nn.Module, offset: float) -> None:
-    """Copies the norms of what attention and the feed-forward network read; where a layer norms what they give as well, the
-    latter's has another name."""
+def _copy_norms(
+    layer: Eagle3Layer, final: nn.Module, source: nn.Module, source_final: nn.Module, offset: float
+) -> None:
+    """Copies the norms of what attention and the feed-forward network read, and the final one, where the target's have
+    weights. Where a layer norms what they give as well, the feed-forward network's has another name."""
     second = "pre_feedforward_layernorm"
-    names = ("input_layernorm", second if hasattr(source, second) else "post_attention_layernorm")
-    for name, ours in zip(names, (layer.hidden_norm, layer.post_attention_layernorm), strict=True):
-        theirs = getattr(source, name, None)
-        if isinstance(theirs, nn.Module):
-            ours.weight.copy_(matrix(theirs) + offset)
+    named = "input_layernorm", second if hasattr(source, second) else "post_attention_layernorm"
+    theirs = [*(getattr(source, name, None) for name in named), source_final]
+    for norm, ours in zip(theirs, (layer.hidden_norm, layer.post_attention_layernorm, final), strict=True):
+        weight = getattr(norm, "weight", None)
+        if isinstance(weight, Tensor):
+            ours.weight.copy_(weight + offset)
 
 
 def published_layers(depth: int) -> tuple[int, ...]:

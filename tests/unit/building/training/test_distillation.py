@@ -423,7 +423,7 @@ def test_training_for_several_tokens_ahead_helps_where_the_draft_reads_itself(ma
 @pytest.mark.parametrize(
     ("reads", "changes", "words"),
     [
-        (False, {"ttt_steps": 2}, "add read_hidden_states"),
+        (False, {"ttt_steps": 2}, "put eagle_head before distill"),
         (True, {"on_policy_share": 0.5}, "remove on_policy_share"),
         (True, {"hidden_weight": 1.0}, "remove on_policy_share"),
     ],

@@ -548,7 +548,8 @@ def test_a_chain_beside_states_of_the_target_is_the_same(name, change):
     width = model.get_input_embeddings().weight.shape[1]
     step, chain = (eagle_by(copy.deepcopy(model), "cpp") for _ in range(2))
     told, offered = torch.randn(6, 3 * width), torch.randn(6, width)
-    plain = TransformersEagleRuntime(copy.deepcopy(model)).reduced(told)
+    # torch rounds activations beside int8 matrices, the kernels do not
+    plain = TransformersEagleRuntime(unquantized(copy.deepcopy(model))).reduced(told)
     torch.testing.assert_close(chain.reduced(told), plain, atol=1e-4, rtol=1e-4)
     for runtime in (step, chain):
         runtime.offer(offered[:2])
