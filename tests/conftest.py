@@ -19,7 +19,7 @@ _STEERING = (
     "PYTHONIOENCODING",
 )
 for name in list(os.environ):
-    if name in _STEERING or (name.startswith("DRAFTRANK_") and name != "DRAFTRANK_TEST_DATA"):
+    if name in _STEERING or (name.startswith("DRAFTRANK_") and not name.startswith("DRAFTRANK_TEST_")):
         del os.environ[name]
 # On a busy machine an example may take any time.
 settings.register_profile("draftrank", deadline=None, suppress_health_check=[HealthCheck.too_slow])

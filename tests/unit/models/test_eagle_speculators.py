@@ -1,5 +1,5 @@
 """Heads of the package `speculators` here, and heads of ours there. The package lives in an environment of its own, since
-it asks for an older transformers: `DRAFTRANK_SPECULATORS` names its Python."""
+it asks for an older transformers: `DRAFTRANK_TEST_SPECULATORS` names its Python."""
 
 from __future__ import annotations
 
@@ -14,11 +14,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from draftrank.models.eagle_head import PublishedHead
 from draftrank.models.eagle_layouts import read_published_head
 from draftrank.models.eagle_writing import write_published_head
-from eagle_heads import EAGLE3_CONFIG, HIDDEN, IDS, eagle3_forward, eagle3_weights, save_head
+from eagle_heads import (
+    EAGLE3_CONFIG,
+    HIDDEN,
+    IDS,
+    VOCABULARY,
+    eagle3_forward,
+    eagle3_weights,
+    save_head,
+)
 
 SCRIPT = Path(__file__).parents[2] / "speculators_heads.py"
 LAYER: dict[str, Any] = {
@@ -37,8 +46,8 @@ LAYER: dict[str, Any] = {
 
 @cache
 def python_of_the_package() -> str | None:
-    """The Python that `DRAFTRANK_SPECULATORS` names, if it imports the package."""
-    named = os.environ.get("DRAFTRANK_SPECULATORS")
+    """The Python that `DRAFTRANK_TEST_SPECULATORS` names, if it imports the package."""
+    named = os.environ.get("DRAFTRANK_TEST_SPECULATORS")
     if named is None:
         return None
     found = subprocess.run(
@@ -52,7 +61,7 @@ def _package() -> None:
     if python_of_the_package() is None:
         pytest.skip(
             "needs the package speculators: python -m venv env; env/bin/pip install torch speculators==0.9.0; "
-            "export DRAFTRANK_SPECULATORS=env/bin/python"
+            "export DRAFTRANK_TEST_SPECULATORS=env/bin/python"
         )
 
 
@@ -126,10 +135,15 @@ def test_a_head_that_the_package_saved_is_read_and_computed_alike(
 def test_the_package_opens_and_computes_what_is_written(norm_before_residual: bool, tmp_path: Path) -> None:
     config = {**EAGLE3_CONFIG, "norm_before_residual": norm_before_residual}
     head = read_published_head(save_head(tmp_path / "read", config, eagle3_weights()))
+    target = LlamaConfig(
+        hidden_size=HIDDEN, vocab_size=VOCABULARY, num_hidden_layers=8, num_attention_heads=4
+    )
+    LlamaForCausalLM(target).save_pretrained(tmp_path / "target")  # the package opens it too
     write_published_head(
         head,
         "speculators",
         tmp_path / "head",
+        target=str(tmp_path / "target"),
         target_architectures=["LlamaForCausalLM"],
         speculative_tokens=4,
     )
