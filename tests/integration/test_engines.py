@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from draftrank.building.export import folder as exporting
 from draftrank.catalog.workspace import Workspace
@@ -43,6 +45,29 @@ draft:
 speculate:
   num_speculative_tokens: 3
 """
+HEAD = """\
+schema_version: 1
+id: head
+target: smollm2-135m-instruct
+title: An EAGLE-3 head, trained in a minute
+authors:
+  - name: Test
+draft:
+  kind: eagle
+  steps:
+    - kind: trim_vocabulary
+      keep_tokens: 8_192
+    - kind: distill
+      data:
+        kind: self_generated
+        tokens: 4_096
+      passes: 12
+      learning_rate: 0.002
+      cache_target_states: true
+      ttt_steps: 3
+speculate:
+  num_speculative_tokens: 3
+"""
 SUITE = """\
 schema_version: 1
 id: short
@@ -66,6 +91,7 @@ def workspace(tmp_path_factory) -> Workspace:
     for name in ("target.yaml", "ngram.yaml"):
         shutil.copy(REPOSITORY / "drafts" / TARGET / name, root / "drafts" / TARGET / name)
     (root / "drafts" / TARGET / "copy.yaml").write_text(COPY)
+    (root / "drafts" / TARGET / "head.yaml").write_text(HEAD)
     (root / "tasks" / "suites" / "short.yaml").write_text(SUITE)
     (root / ".engines").symlink_to(REPOSITORY / ".engines")
     opened = Workspace(root, root / ".draftrank")
@@ -118,6 +144,50 @@ def test_a_draft_whose_layers_were_swapped_on_the_way_is_caught(workspace, monke
     assert report.overall.ratio is not None
     assert report.overall.ratio.value < 0.8
     assert report.outputs.breaks == 0
+
+
+def of_other_layers(folder: Path) -> None:
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config["eagle_aux_hidden_state_layer_ids"] = [
+        layer + 1 for layer in config["eagle_aux_hidden_state_layer_ids"]
+    ]
+    config.pop("eagle_config", None)
+    file.write_text(json.dumps(config))
+
+
+def with_norms_exchanged(folder: Path) -> None:
+    one, other = "midlayer.input_layernorm.weight", "midlayer.hidden_norm.weight"
+    changed(folder, lambda tensors: tensors | {one: tensors[other], other: tensors[one]})
+
+
+def with_tokens_shifted(folder: Path) -> None:
+    changed(folder, lambda tensors: tensors | {"d2t": tensors["d2t"] + 1})
+
+
+def changed(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    file = folder / "model.safetensors"
+    tensors = change(load_file(file))
+    save_file({name: value.clone() for name, value in tensors.items()}, file, {"format": "pt"})
+
+
+@pytest.mark.parametrize("fault", [None, with_tokens_shifted, with_norms_exchanged, of_other_layers])
+@pytest.mark.nightly
+def test_an_eagle3_head_is_accepted_as_often_as_here_unless_it_is_broken(workspace, monkeypatch, fault):
+    written = exporting.write_form
+
+    def broken(*arguments) -> list[Path]:
+        files = written(*arguments)
+        fault(files[0].parent)
+        return files
+
+    if fault is not None:
+        monkeypatch.setattr(exporting, "write_form", broken)
+    report = prove(workspace, "head", "vllm", "math")
+    assert report.outputs.breaks == 0
+    assert report.overall.ratio is not None
+    assert (report.verdict == "holds") == (fault is None), report
+    assert (report.overall.ratio.value > 0.98) == (fault is None)
 
 
 def _exchanged(name: str) -> str:
