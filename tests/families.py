@@ -85,6 +85,18 @@ READS_NO_TREES: dict[str, dict[str, Any]] = {
 """The same of those whose layers cannot be told where a token stands in a tree."""
 WITH_STATE: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [2], **_MAMBA2},
+    "deepseek_v32": {
+        "moe_intermediate_size": 24,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+        "index_topk": 8,
+        "index_head_dim": 16,
+        "index_n_heads": 16,
+        **_LATENT,
+    },
     "deepseek_v4": {
         "head_dim": 16,
         "qk_rope_head_dim": 8,

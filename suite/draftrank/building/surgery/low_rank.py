@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from draftrank.building.surgery.importance import BATCH_SEQUENCES
 from draftrank.building.surgery.layer_walk import walk_layers
 from draftrank.errors import BuildError
-from draftrank.models.forms import LowRankForm, LowRankLinear, TrimmedHead, TrimmedHeadForm
+from draftrank.models.forms import (
+    LowRankForm,
+    LowRankLinear,
+    TrimmedHead,
+    TrimmedHeadForm,
+    weights_read_directly,
+)
 from draftrank.models.matrices import matrix
 from draftrank.models.resizing import replace_module
 
@@ -31,7 +37,7 @@ _DAMPING = 1e-4
 def factorize_layers(
     draft: WorkingDraft, keep_parameters: float, which: Matrices, tokens: Tensor | None, progress: Progress
 ) -> None:
-    """Factorizes matrices of every decoder layer, in place.
+    """Factorizes matrices of every decoder layer, in place; not those whose weights the model's code reads by itself.
 
     Args:
         draft: the model.
@@ -50,9 +56,13 @@ def factorize_layers(
         for block in blocks
     ]
 
+    read = weights_read_directly(draft.model)
+
     def factorize(layer: nn.Module, index: int, name: str, moments: dict[str, Tensor]) -> None:
         for part in parts[index]:
             module = layer.get_submodule(part)
+            if module in read:
+                continue
             outputs, inputs = matrix(module).shape
             rank = saving_rank(outputs, inputs, keep_parameters)
             replace_module(layer, part, factorized(module, rank, moments.get(part)))
