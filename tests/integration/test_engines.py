@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -146,21 +145,6 @@ def test_a_draft_whose_layers_were_swapped_on_the_way_is_caught(workspace, monke
     assert report.outputs.breaks == 0
 
 
-def of_other_layers(folder: Path) -> None:
-    file = folder / "config.json"
-    config = json.loads(file.read_text())
-    config["eagle_aux_hidden_state_layer_ids"] = [
-        layer + 1 for layer in config["eagle_aux_hidden_state_layer_ids"]
-    ]
-    config.pop("eagle_config", None)
-    file.write_text(json.dumps(config))
-
-
-def with_norms_exchanged(folder: Path) -> None:
-    one, other = "midlayer.input_layernorm.weight", "midlayer.hidden_norm.weight"
-    changed(folder, lambda tensors: tensors | {one: tensors[other], other: tensors[one]})
-
-
 def with_tokens_shifted(folder: Path) -> None:
     changed(folder, lambda tensors: tensors | {"d2t": tensors["d2t"] + 1})
 
@@ -171,7 +155,7 @@ def changed(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor
     save_file({name: value.clone() for name, value in tensors.items()}, file, {"format": "pt"})
 
 
-@pytest.mark.parametrize("fault", [None, with_tokens_shifted, with_norms_exchanged, of_other_layers])
+@pytest.mark.parametrize("fault", [None, with_tokens_shifted])
 @pytest.mark.nightly
 def test_an_eagle3_head_is_accepted_as_often_as_here_unless_it_is_broken(workspace, monkeypatch, fault):
     written = exporting.write_form
