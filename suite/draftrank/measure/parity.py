@@ -209,9 +209,9 @@ class ParityReport:
     disagreements: tuple[str, ...]
     """Prompts whose counts contradict the output, each with how."""
     verdict: Verdict
-    """`holds`: outputs equal but for ties, counts agree, and the ratio lies within `TOLERANCE` of 1; `fails`: one of these
-    does not, and of the ratio the whole interval lies outside; `undecided`: the ratio lies outside and its interval
-    reaches inside."""
+    """`holds`: outputs equal but for ties, counts agree, and the whole interval of the ratio lies within `TOLERANCE` of 1;
+    `fails`: outputs or counts differ, or the whole interval lies outside; `undecided`: the interval reaches both sides,
+    or too few prompts give one."""
     reasons: tuple[str, ...]
     """Why it does not hold."""
 
@@ -234,7 +234,7 @@ def report_of(parity: Parity) -> ParityReport:
     broken = tuple(_broken(parity, target, outputs, disagreements))
     apart = _apart(lengths)
     verdict: Verdict = "fails" if broken or apart == "fails" else apart
-    told = f"the acceptance length there lies more than {100 * TOLERANCE:g} % from that here"
+    told = f"the acceptance length there {'lies' if apart == 'fails' else 'may lie'} more than {100 * TOLERANCE:g} % from that here"
     reasons = broken if apart == "holds" else (*broken, told)
     return ParityReport(lengths, tasks, _speeds(parity), target, outputs, disagreements, verdict, reasons)
 
@@ -245,13 +245,12 @@ def _lengths(rows: list[list[float]], found: Estimate | None) -> LengthRatio:
 
 
 def _apart(lengths: LengthRatio) -> Verdict:
-    if lengths.ratio is None:
+    interval = None if lengths.ratio is None else lengths.ratio.interval
+    if interval is None:
         return "undecided"
-    if abs(lengths.ratio.value - 1) <= TOLERANCE:
+    if interval.low >= 1 - TOLERANCE and interval.high <= 1 + TOLERANCE:
         return "holds"
-    interval = lengths.ratio.interval
-    outside = interval is not None and (interval.low > 1 + TOLERANCE or interval.high < 1 - TOLERANCE)
-    return "fails" if outside else "undecided"
+    return "fails" if interval.low > 1 + TOLERANCE or interval.high < 1 - TOLERANCE else "undecided"
 
 
 def is_tie(divergence: Divergence, rounding: float) -> bool:

@@ -21,7 +21,7 @@ _METHODS = (
 )
 """What a kind is called; the words of a configuration and the names of weights that it is known by."""
 _SWITCHES = ("fc_norm", "norm_output", "norm_before_fc", "layernorms")
-"""Norms before the fusion of states, and a normed state that is fed back (EAGLE 3.1 and its like)."""
+"""Norms before the fusion of states, and heads that read their own state normed (EAGLE 3.1 and its like)."""
 _LAYERS = (
     (r"\.(q_norm|k_norm)\.", "norms its queries and keys, as Qwen 3 does"),
     (r"expert|block_sparse_moe|mlp\.gate\.|router", "has a mixture of experts"),

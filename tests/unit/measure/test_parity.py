@@ -63,6 +63,15 @@ def test_equal_steps_hold_without_any_doubt():
     assert report.outputs.sentence() == report.target.sentence() == "identical"
 
 
+def test_a_ratio_near_one_does_not_hold_while_its_interval_reaches_far():
+    """One step more of sixty: a head with exchanged norms did this on three prompts."""
+    turns = [a_turn(prompt=f"p{number}", tokens=23, here=20 - number % 2, there=20) for number in range(3)]
+    report = report_of(a_parity(turns))
+    assert abs(report.overall.ratio.value - 1) < 0.02
+    assert report.verdict == "undecided"
+    assert "may lie more than 2 %" in report.reasons[0]
+
+
 def test_a_draft_that_is_accepted_less_there_fails():
     turns = [a_turn(prompt=f"p{number}", tokens=30, here=10, there=27 + number % 3) for number in range(6)]
     report = report_of(a_parity(turns))

@@ -78,7 +78,8 @@ def write_form(
     if is_quantized(folder):
         return _copied(folder, to)
     head = next((form for form in forms if isinstance(form, Eagle3Form)), None)
-    if head is None and program != "llama.cpp" and not _is_written_out(folder):
+    written_out = any(isinstance(form, LowRankForm | TrimmedHeadForm) for form in forms)
+    if head is None and program != "llama.cpp" and not written_out:
         return _copied(folder, to)
     model = load_model(folder, "fp32", "cpu", full_precision=True)
     if head is not None:
@@ -175,11 +176,6 @@ def _head_files(
     return write_published_head(
         head, program, to, target=str(target_folder), target_architectures=architectures
     )
-
-
-def _is_written_out(folder: Path) -> bool:
-    """Whether the folder's own model is not the draft: some of its parts have to be written out."""
-    return any(isinstance(form, LowRankForm | TrimmedHeadForm) for form in read_forms(folder))
 
 
 def _copied(folder: Path, to: Path) -> list[Path]:
