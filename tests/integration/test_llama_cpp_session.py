@@ -116,13 +116,14 @@ def test_commands_say_what_llama_cpp_does_not_do(root):
     )
     (other / "ngram.yaml").write_text(RECIPE.replace("target: tiny", "target: folder"))
     plain = ["run", "tiny", "--draft", "ngram", "--backend", "llama.cpp"]
-    folder, cuda, reference, measured, exported, kept = several(
+    folder, cuda, reference, measured, exported, other_form, kept = several(
         root,
         ["run", "folder", "--draft", "ngram", "--backend", "llama.cpp"],
         [*plain, "--device", "cuda"],
         [*plain, "--reference", "generate"],
         [*plain, "--json"],
-        ["export", "packed", "--target", "tiny", "--to", str(root / "out")],
+        ["export", "packed", "--target", "tiny", "--for", "llama.cpp", "--to", str(root / "out")],
+        ["export", "packed", "--target", "tiny", "--to", str(root / "other")],
         ["keep", "packed", "--target", "tiny"],
     )
     assert (folder.code, cuda.code, reference.code) == (2, 2, 2)
@@ -135,5 +136,7 @@ def test_commands_say_what_llama_cpp_does_not_do(root):
     assert (board["backend"], board["dtype"]) == ("llama.cpp", "f32")
     assert exported.code == 0, exported.err
     assert (root / "out" / "draft.gguf").is_file()
+    assert other_form.code == 1
+    assert "export the recipe without write_gguf" in " ".join(other_form.err.split())
     assert kept.code == 1
     assert "keep the recipe without write_gguf" in " ".join(kept.err.split())
