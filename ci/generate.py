@@ -112,6 +112,8 @@ def value(field: dict[str, Any]) -> str:
         return ("whole number" if kind == "integer" else "number") + limits(field)
     if kind == "boolean":
         return "`true`, `false`"
+    if kind == "object":
+        return "names with values"
     return PATTERNS.get(field.get("pattern", ""), "text")
 
 

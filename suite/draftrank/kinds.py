@@ -45,6 +45,7 @@ DRAFTS = {
     "suffix": "draftrank.engine.proposers.suffix:SuffixDraft",
     "early_exit": "draftrank.engine.proposers.early_exit:EarlyExitDraft",
     "cascade": "draftrank.engine.proposers.cascade:CascadeDraft",
+    "engine_method": "draftrank.engine.proposers.engine_method:EngineMethod",
 }
 
 

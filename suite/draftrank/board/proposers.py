@@ -14,6 +14,7 @@ _ALONE = {
     "suffix": "suffix decoding",
     "early_exit": "early exit",
     "eagle": "EAGLE head",
+    "engine_method": "engine method",
 }
 _MODELS = ("draft_model", "model")  # (the second: before 0.3)
 _CASCADES = ("cascade", "mixed")

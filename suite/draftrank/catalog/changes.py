@@ -62,6 +62,8 @@ def compare_workspaces(before: Checked, after: Checked) -> Changes:
     reasons |= {
         draft: "the recipe changed" if draft in old_recipes else "the recipe is new" for draft in drafts
     }
+    served = {(recipe.target, recipe.id) for recipe in after.recipes if recipe.draft.served_only}
+    reasons = {draft: reason for draft, reason in reasons.items() if draft not in served}
     return Changes(
         drafts=drafts,
         removed=tuple(sorted(old_recipes.keys() - recipes.keys())),

@@ -27,6 +27,8 @@ class DraftBase(Declared):
     """Whether proposed tokens have probabilities, which `stop_below_confidence` needs."""
     branches: ClassVar[bool] = False
     """Whether it can propose alternatives, which `branch_above_probability` needs."""
+    served_only: ClassVar[bool] = False
+    """Whether only external engines run it, so that `draftrank serve-bench` alone measures it."""
 
     @property
     def build_steps(self) -> tuple[StepBase, ...]:

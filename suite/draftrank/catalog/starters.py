@@ -15,6 +15,7 @@ from draftrank.catalog.formatting import format_file
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.schemas import FOLDER
 from draftrank.catalog.self_generated import Corpus
+from draftrank.catalog.server import Server
 from draftrank.catalog.task import Task
 from draftrank.catalog.workspace import Workspace
 from draftrank.errors import InvalidInputError
@@ -102,6 +103,29 @@ read:
 max_new_tokens: 128
 """
 
+SERVER = """\
+schema_version: 1
+# The file's name without .yaml.
+id: {id}
+title: My server
+description: Whose deployment this stands for.
+# vllm, llama.cpp or sglang; `draftrank doctor` shows which are here.
+engine: vllm
+# What it computes in: fp32, bf16 or fp16.
+dtype: bf16
+# Tokens that a prompt and its output may have together.
+context: 2048
+# Requests that it works on at once; more wait.
+max_requests: 16
+# More flags, one word each, for all arms alike:
+#   flags: [--enable-chunked-prefill]
+# Or, for servers that run already, in place of starting them:
+#   attach:
+#     url: http://127.0.0.1:8000
+#     drafts: {{ngram: "http://127.0.0.1:8001"}}
+#     token_env: MY_TOKEN
+"""
+
 
 def start_draft(workspace: Workspace, target: str, draft_id: str, author: str) -> Path:
     """Writes a commented recipe; returns its path.
@@ -134,6 +158,13 @@ def start_task(workspace: Workspace, task_id: str) -> Path:
     workspace.require_own()
     path = workspace.root / "tasks" / f"{task_id}.yaml"
     return write_new(path, task_id, TASK.format(id=_scalar(task_id), stem=task_id), Task)
+
+
+def start_server(workspace: Workspace, server_id: str) -> Path:
+    """Writes a commented server; returns its path; raises as `start_draft`."""
+    workspace.require_own()
+    path = workspace.root / "tasks" / "servers" / f"{server_id}.yaml"
+    return write_new(path, server_id, SERVER.format(id=_scalar(server_id)), Server)
 
 
 def write_new(path: Path, new_id: str, text: str, model: type[Declared]) -> Path:

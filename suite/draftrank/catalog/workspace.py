@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from draftrank.catalog.prompts import TaskPrompts
     from draftrank.catalog.recipe import Recipe
     from draftrank.catalog.self_generated import Corpus, SelfGenerated
+    from draftrank.catalog.server import Server
     from draftrank.catalog.sources.base import FetchContext, SourceBase
     from draftrank.catalog.target import Target
     from draftrank.catalog.task import Suite, Task
@@ -35,6 +36,7 @@ class Checked:
     targets: tuple[Target, ...]
     tasks: tuple[Task, ...]
     suites: tuple[Suite, ...]
+    servers: tuple[Server, ...]
     corpora: tuple[Corpus, ...]
     recipes: tuple[Recipe, ...]
     problems: tuple[Problem, ...]
@@ -125,6 +127,11 @@ class Workspace:
         """Folder of published bundles of parity with other engines."""
         return self.root / "leaderboard" / "parity"
 
+    @property
+    def published_serving(self) -> Path:
+        """Folder of published serving sessions."""
+        return self.root / "leaderboard" / "serving"
+
     def fetch_context(self, progress: Progress | None = None) -> FetchContext:
         """What sources need to fetch on this workspace's behalf."""
         from draftrank.catalog.sources.base import FetchContext
@@ -161,10 +168,15 @@ class Workspace:
         """All suite files, sorted."""
         return sorted((self.root / "tasks" / "suites").glob("*.yaml"))
 
+    def server_paths(self) -> list[Path]:
+        """All server files, sorted."""
+        return sorted((self.root / "tasks" / "servers").glob("*.yaml"))
+
     def declaration_paths(self) -> list[tuple[Path, type[Declared]]]:
         """Every declaration of the workspace with the model it must satisfy."""
         from draftrank.catalog.recipe import Recipe
         from draftrank.catalog.self_generated import Corpus
+        from draftrank.catalog.server import Server
         from draftrank.catalog.target import Target
         from draftrank.catalog.task import Suite, Task
 
@@ -172,6 +184,7 @@ class Workspace:
             [(path, Target) for path in self.target_paths()]
             + [(path, Task) for path in self.task_paths()]
             + [(path, Suite) for path in self.suite_paths()]
+            + [(path, Server) for path in self.server_paths()]
             + [(path, Corpus) for path in self.corpus_paths()]
             + [(path, Recipe) for path in self.recipe_paths()]
         )
@@ -245,6 +258,13 @@ class Workspace:
         self._require("suite", suite_id, [path.stem for path in self.suite_paths()])
         return self._load(self.root / "tasks" / "suites" / f"{suite_id}.yaml", Suite)
 
+    def server(self, server_id: str) -> Server:
+        """One server; raises as `target`."""
+        from draftrank.catalog.server import Server
+
+        self._require("server", server_id, [path.stem for path in self.server_paths()])
+        return self._load(self.root / "tasks" / "servers" / f"{server_id}.yaml", Server)
+
     def prompts(
         self, suite: Suite, progress: Progress | None = None
     ) -> tuple[list[TaskPrompts], dict[str, str]]:
@@ -266,6 +286,7 @@ class Workspace:
         """Validates every declaration (or those at `paths`) and the references between them."""
         from draftrank.catalog.recipe import Recipe
         from draftrank.catalog.self_generated import Corpus
+        from draftrank.catalog.server import Server
         from draftrank.catalog.target import Target
         from draftrank.catalog.task import Suite, Task
 
@@ -286,6 +307,7 @@ class Workspace:
         targets = load_all(self.target_paths(), Target)
         tasks = load_all(self.task_paths(), Task)
         suites = load_all(self.suite_paths(), Suite)
+        servers = load_all(self.server_paths(), Server)
         corpora = load_all(self.corpus_paths(), Corpus)
         recipes = load_all(self.recipe_paths(), Recipe)
         target_ids = [path.parent.name for path in self.target_paths()]
@@ -311,6 +333,7 @@ class Workspace:
             tuple(target for _, target in targets),
             tuple(task for _, task in tasks),
             tuple(suite for _, suite in suites),
+            tuple(server for _, server in servers),
             tuple(corpus for _, corpus in corpora),
             tuple(recipe for _, recipe in recipes),
             tuple(problems),

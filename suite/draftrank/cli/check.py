@@ -20,7 +20,7 @@ def check(
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Validate recipes, corpora, tasks, suites and targets; every problem is named at once.
+    """Validate recipes, corpora, tasks, suites, servers and targets; every problem is named at once.
 
     [bold]Example:[/bold] draftrank check --fix
     """
@@ -38,7 +38,7 @@ def check(
                 "is not a declaration of this workspace",
                 file=str(path),
                 fix="recipes lie in drafts/<target>/, corpora in drafts/<target>/corpora/, tasks in tasks/, suites in "
-                "tasks/suites/",
+                "tasks/suites/, servers in tasks/servers/",
             )
     checked = opened.check(chosen)
     problems = list(checked.problems)

@@ -21,6 +21,7 @@ class What(StrEnum):
     targets = "targets"
     tasks = "tasks"
     suites = "suites"
+    servers = "servers"
     steps = "steps"
     proposers = "proposers"
     sources = "sources"
@@ -33,7 +34,7 @@ def list_(
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """List drafts, corpora, targets, tasks and suites, the kinds of steps, proposers and sources there are, or what runs
+    """List drafts, corpora, targets, tasks, suites and servers, the kinds of steps, proposers and sources there are, or what runs
     on which family of models.
 
     [bold]Example:[/bold] draftrank list steps
@@ -91,6 +92,18 @@ def list_(
                     "title": one.title,
                 }
                 for one in checked.tasks
+            ]
+        elif what is What.servers:
+            rows = [
+                {
+                    "server": one.id,
+                    "engine": one.engine,
+                    "dtype": one.dtype,
+                    "max_requests": one.max_requests,
+                    "runs": "already" if one.attach else "started",
+                    "title": one.title,
+                }
+                for one in checked.servers
             ]
         else:
             rows = [

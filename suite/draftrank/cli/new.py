@@ -22,6 +22,7 @@ class What(StrEnum):
     draft = "draft"
     corpus = "corpus"
     task = "task"
+    server = "server"
     target = "target"
 
 
@@ -45,12 +46,12 @@ def new(
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Write a commented recipe, corpus or task to start from, or a target with its first recipes; an existing file is
+    """Write a commented recipe, corpus, task or server to start from, or a target with its first recipes; an existing file is
     never overwritten.
 
     [bold]Example:[/bold] draftrank new draft depth8-distilled --target smollm2-135m-instruct
     """
-    from draftrank.catalog.starters import start_corpus, start_draft, start_task
+    from draftrank.catalog.starters import start_corpus, start_draft, start_server, start_task
     from draftrank.catalog.workspace import Workspace
     from draftrank.jobs.session import default_target
 
@@ -62,6 +63,8 @@ def new(
         paths, questions = found.files, found.open_questions
     elif what is What.task:
         paths, questions = (start_task(opened, name),), ()
+    elif what is What.server:
+        paths, questions = (start_server(opened, name),), ()
     elif what is What.corpus:
         paths, questions = (start_corpus(opened, target or default_target(opened), name),), ()
     else:

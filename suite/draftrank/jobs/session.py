@@ -103,12 +103,14 @@ def choose_recipes(workspace: Workspace, target: str, drafts: tuple[str, ...]) -
     """The named recipes of a target, or every one that is quick to build.
 
     Raises:
-        InvalidInputError: an id is unknown, a recipe is invalid, or there is none.
+        InvalidInputError: an id is unknown, a recipe is invalid, or there is none; or only external engines run one.
     """
     if drafts:
-        return tuple(workspace.recipe(target, draft) for draft in dict.fromkeys(drafts))
+        named = tuple(workspace.recipe(target, draft) for draft in dict.fromkeys(drafts))
+        _require_own(named)
+        return named
     found = [workspace.recipe(target, path.stem) for path in workspace.recipe_paths(target)]
-    chosen = tuple(recipe for recipe in found if recipe.effort == "minutes")
+    chosen = tuple(recipe for recipe in found if recipe.effort == "minutes" and not recipe.draft.served_only)
     if not chosen:
         raise InvalidInputError.single(
             f"the target {target!r} has no recipe that is quick to build",
@@ -116,6 +118,17 @@ def choose_recipes(workspace: Workspace, target: str, drafts: tuple[str, ...]) -
             fix="name drafts, or write one with `draftrank new draft`",
         )
     return chosen
+
+
+def _require_own(recipes: tuple[Recipe, ...]) -> None:
+    """Refuses drafts that only external engines run."""
+    for recipe in recipes:
+        if recipe.draft.served_only:
+            raise InvalidInputError.single(
+                f"the draft {recipe.id!r} is run by external engines only: {recipe.draft.sentence()}",
+                field="draft",
+                fix=f"measure it with `draftrank serve-bench {recipe.target} --draft {recipe.id} --server ID`",
+            )
 
 
 def build(
@@ -168,6 +181,7 @@ def plan_run(
     progress = progress or SilentProgress()
     target = workspace.target(request.target)
     recipes = recipes or choose_recipes(workspace, request.target, request.drafts)
+    _require_own(recipes)
     reference_arms(request.references, recipes)  # a wrong request fails before anything is fetched
     suite = suite or _narrowed(workspace.suite(request.suite), request)
     tasks, skipped = workspace.prompts(suite, progress)

@@ -14,7 +14,7 @@ from draftrank.catalog.workspace import Checked, Workspace
 from draftrank.errors import InvalidInputError, Problem
 
 _DECLARED = ("drafts", "tasks")
-_NOTHING = Checked((), (), (), (), (), ())
+_NOTHING = Checked((), (), (), (), (), (), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def _state_at(root: Path, commit: str) -> Checked:
 def _bundle_changes(workspace: Workspace, base: str) -> tuple[tuple[Path, ...], list[Problem]]:
     folders = [
         f"{path.relative_to(workspace.root).as_posix()}/"
-        for path in (workspace.published, workspace.published_parities)
+        for path in (workspace.published, workspace.published_parities, workspace.published_serving)
     ]
     listed = git_bytes(
         workspace.root, "diff", "--relative", "--name-status", "--no-renames", "-z", base, "--", *folders

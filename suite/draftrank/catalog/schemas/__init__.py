@@ -10,12 +10,14 @@ from draftrank.catalog.base import Declared
 from draftrank.catalog.field_docs import described
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.self_generated import Corpus
+from draftrank.catalog.server import Server
 from draftrank.catalog.target import Target
 from draftrank.catalog.task import Suite, Task
 
 MODELS: dict[str, type[Declared]] = {
     "corpus": Corpus,
     "recipe": Recipe,
+    "server": Server,
     "suite": Suite,
     "target": Target,
     "task": Task,
