@@ -58,6 +58,42 @@ class ModelServer:
     unfinished: frozenset[int] = frozenset()
     """Tokens that llama.cpp does not stream, since they end within a character."""
     requests: list[dict[str, Any]] = field(default_factory=list)
+    after: int = 0
+    """Requests that it answers well before its fault shows."""
+    delay_s: float = 0.0
+    """Seconds that each step takes."""
+    counts: list[int] = field(default_factory=lambda: [0, 0, 0])
+    """Its counters: drafts, proposed and accepted tokens."""
+    most: int = 0
+    """Requests that were in work at once, at most."""
+    working: int = 0
+    authorizations: set[str | None] = field(default_factory=set)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def broken(self) -> str:
+        """Its fault, once it shows."""
+        return self.fault if len(self.requests) > self.after else ""
+
+    def count(self, steps: list[Step]) -> None:
+        """What a server that drafts counts for one request."""
+        drafted = [step for step in steps[1:] if step.proposed]
+        with self.lock:
+            if self.broken == "resets counters":
+                self.counts = [0, 0, 0]
+            for place, number in enumerate(
+                (len(drafted), sum(s.proposed for s in drafted), sum(s.accepted for s in drafted))
+            ):
+                self.counts[place] += number
+
+    def metrics(self) -> str:
+        """The counters as /metrics tells them; a plain server has none."""
+        names = ("drafts", "draft_tokens", "accepted_tokens") if self.script else ()
+        lines = [
+            f'vllm:spec_decode_num_{name}_total{{model_name="{self.name}"}} {float(count)}\n'
+            for name, count in zip(names, self.counts, strict=False)
+        ]
+        return "# HELP vllm:num_requests_running Requests.\nvllm:num_requests_running 0.0\n" + "".join(lines)
 
     def top(self, _context: list[int], token: int) -> dict[int, float]:
         """Log-probabilities of the two most likely tokens behind a context, the second first."""
@@ -99,18 +135,33 @@ def _handler(server: ModelServer) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
+            server.authorizations.add(self.headers["Authorization"])
             if self.path == "/health":
                 self._send(503 if server.fault == "never ready" else 200, {})
             elif self.path == "/v1/models":
                 name = "another" if server.fault == "wrong model" else server.name
                 self._send(200, {"data": [{"id": name}]})
+            elif self.path == "/version":
+                self._send(200, {"version": "0.32.0+cpu"})
+            elif self.path == "/metrics":
+                self._send(200, server.metrics())
             else:
                 self._send(404, {"error": "not found"})
 
         def do_POST(self) -> None:
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            server.requests.append(asked)
-            if server.fault == "refuses":
+            with server.lock:
+                server.requests.append(asked)
+                server.working += 1
+                server.most = max(server.most, server.working)
+            try:
+                self._answer(asked)
+            finally:
+                with server.lock:
+                    server.working -= 1
+
+        def _answer(self, asked: dict[str, Any]) -> None:
+            if server.broken == "refuses":
                 self._send(400, {"error": {"message": "the prompt is too long"}})
                 return
             answer = _vllm(server, asked) if self.path == "/v1/completions" else _llama_cpp(server, asked)
@@ -124,21 +175,22 @@ def _handler(server: ModelServer) -> type[BaseHTTPRequestHandler]:
             for number, event in enumerate(answer):
                 if number == 2:
                     self._fail()
-                    if server.fault == "cut":
+                    if server.broken == "cut":
                         return
-                if server.fault == "no end" and number == len(answer) - 1:
+                time.sleep(server.delay_s)
+                if server.broken == "no end" and number == len(answer) - 1:
                     break
                 self._chunk(b"data: " + json.dumps(event).encode() + b"\n\n")
-            if server.form == "vllm" and server.fault != "no end":
+            if server.form == "vllm" and server.broken != "no end":
                 self._chunk(b"data: [DONE]\n\n")
             self._chunk(b"")
 
         def _fail(self) -> None:
-            if server.fault == "dies":
+            if server.broken == "dies":
                 os._exit(7)
-            if server.fault == "hangs":
+            if server.broken == "hangs":
                 time.sleep(30)
-            if server.fault == "cut":
+            if server.broken == "cut":
                 self._chunk(b'data: {"choi')
                 self.close_connection = True
 
@@ -147,7 +199,7 @@ def _handler(server: ModelServer) -> type[BaseHTTPRequestHandler]:
             self.wfile.flush()
 
         def _send(self, status: int, value: Any) -> None:
-            content = json.dumps(value).encode()
+            content = value.encode() if isinstance(value, str) else json.dumps(value).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
@@ -161,9 +213,10 @@ def _handler(server: ModelServer) -> type[BaseHTTPRequestHandler]:
 
 def _vllm(server: ModelServer, asked: dict[str, Any]) -> list[dict[str, Any]]:
     steps = server.steps(asked["prompt"], asked["max_tokens"], frozenset(asked["stop_token_ids"]))
+    server.count(steps)
     tokens = [token for step in steps for token in step.tokens]
     emitted = [step.tokens for step in steps]
-    if server.fault == "joins steps":
+    if server.broken == "joins steps":
         emitted = [emitted[0], emitted[1] + emitted[2], *emitted[3:]]
     events: list[dict[str, Any]] = []
     context = list(asked["prompt"])
@@ -182,7 +235,7 @@ def _vllm(server: ModelServer, asked: dict[str, Any]) -> list[dict[str, Any]]:
     if server.script:
         drafted = [step for step in steps[1:] if step.proposed]
         accepted = [step.accepted for step in drafted]
-        if server.fault == "wrong counts":
+        if server.broken == "wrong counts":
             accepted = [*accepted[:-1], accepted[-1] + 1, 1]
         usage["metrics"] = {
             "speculative_decoding": {
@@ -212,7 +265,7 @@ def _llama_cpp(server: ModelServer, asked: dict[str, Any]) -> list[dict[str, Any
             tokens.append(token)
             if token not in server.unfinished:
                 events.append({"tokens": [token], "stop": False, "timings": timings()})
-    if server.fault == "wrong counts":
+    if server.broken == "wrong counts":
         accepted += len(tokens)
     end = {"stop": True, "tokens": [] if asked.get("stream") else tokens, "timings": timings()}
     return [*events, end]

@@ -8,16 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from draftrank.errors import InvalidInputError, MissingDataError
 from draftrank.serving.http import Client
 
-Method = Literal["ngram", "draft_model", "eagle3", "eagle"]
+Method = Literal["ngram", "suffix", "draft_model", "eagle3", "eagle"]
+"""Kinds of drafts that recipes declare; engines have more methods under names of their own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Speculation:
     """A draft as an engine is given it."""
 
-    method: Method
+    method: str
+    """A `Method`, or with `own` a method as the engine names it."""
     num_speculative_tokens: int
     model: Path | None = None
     """The exported draft: a folder, or a GGUF file for llama.cpp; None for n-grams."""
@@ -25,6 +28,10 @@ class Speculation:
     """Length of the longest n-gram that is looked up; n-grams only."""
     min_ngram: int = 0
     """Length of the shortest one; n-grams only."""
+    options: Mapping[str, bool | int | float | str] = field(default_factory=dict)
+    """More settings as the engine names them."""
+    own: bool = False
+    """Whether `method` is the engine's own name, to be passed on as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,14 @@ class Served:
     """What it computes in: `fp32`, `bf16` or `fp16`."""
     threads: int
     """Threads to compute with."""
+    max_requests: int = 1
+    """Requests that it works on at once."""
+    kv_cache_gib: int | None = None
+    """GiB of KV cache, where the engine asks for it."""
+    flags: tuple[str, ...] = ()
+    """More flags."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """More environment variables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +79,8 @@ class CompletionRequest:
     """Any of these ends the output and is its last token."""
     top: int = 0
     """How many of the most likely tokens to tell of every position, with their log-probabilities."""
+    once: bool = False
+    """Whether to leave out tokens that the stream left out, instead of asking for the whole output once more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +95,28 @@ class Completion:
     what the server accepted behind it does not count."""
     proposed: int
     """Proposed tokens, as the server counts them."""
-    prefill_s: float
-    """Seconds from the request to the first token's arrival."""
-    decode_s: float
-    """Seconds from the first token's arrival to the last one's."""
+    began: float
+    """When the request was sent, by `perf_counter`."""
+    arrivals: tuple[tuple[float, int], ...]
+    """Of each event with tokens: when it arrived, and how many it brought; together all tokens."""
     disagreement: str | None = None
     """How the server's figures contradict its output; None where they agree."""
+    joined: bool = False
+    """Whether the disagreement is only that some event brought the tokens of several steps, as busy servers do."""
+    gaps: bool = False
+    """Whether the stream left tokens out, so that `token_ids` lacks them."""
     top: tuple[tuple[tuple[int, float], ...], ...] = ()
     """Of each token's position, the most likely token ids with their log-probabilities, where they were asked for."""
+
+    @property
+    def prefill_s(self) -> float:
+        """Seconds from the request to the first token's arrival."""
+        return self.arrivals[0][0] - self.began
+
+    @property
+    def decode_s(self) -> float:
+        """Seconds from the first token's arrival to the last one's."""
+        return self.arrivals[-1][0] - self.arrivals[0][0]
 
     @property
     def steps(self) -> int:
@@ -93,8 +124,29 @@ class Completion:
         return len(self.token_ids) - 1 - self.accepted
 
 
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """A server's own running counters."""
+
+    drafts: int
+    """Steps that proposed something."""
+    proposed: int
+    """Proposed tokens."""
+    accepted: int
+    """Accepted tokens."""
+
+    def since(self, before: Counts) -> Counts | None:
+        """What was counted since; None where a counter went back, so that the server started anew in between."""
+        passed = Counts(
+            self.drafts - before.drafts,
+            self.proposed - before.proposed,
+            self.accepted - before.accepted,
+        )
+        return None if min(passed.drafts, passed.proposed, passed.accepted) < 0 else passed
+
+
 class Engine(ABC):
-    """One installed engine."""
+    """One engine: how it is started and asked."""
 
     name: ClassVar[str]
     """As users write it."""
@@ -102,10 +154,22 @@ class Engine(ABC):
     """How to get it, as the end of a sentence."""
     methods: ClassVar[frozenset[Method]]
     """Kinds of drafts that it serves."""
+    own_methods: ClassVar[frozenset[str]]
+    """Methods under its own names, for drafts of the kind `engine_method`."""
 
-    def __init__(self, program: Path) -> None:
-        self.program = program
-        """What starts it."""
+    def __init__(self, program: Path | None) -> None:
+        self._program = program
+
+    @property
+    def program(self) -> Path:
+        """What starts it.
+
+        Raises:
+            MissingDataError: it is not here; says how to get it.
+        """
+        if self._program is None:
+            raise MissingDataError(f"{self.name} is not here: {self.get}")
+        return self._program
 
     @classmethod
     @abstractmethod
@@ -123,6 +187,47 @@ class Engine(ABC):
     @abstractmethod
     def launch(self, served: Served, speculation: Speculation | None) -> Launch:
         """What starts a server, with a draft or, where that is None, without."""
+
+    @abstractmethod
+    def takes_option(self, name: str) -> bool:
+        """Whether a draft of the kind `engine_method` may set this."""
+
+    def check(self, speculation: Speculation) -> None:
+        """Refuses a draft that it does not serve, before anything starts.
+
+        Raises:
+            InvalidInputError: the method or an option is unknown here.
+        """
+        known: frozenset[str] = self.own_methods if speculation.own else self.methods
+        if speculation.method not in known:
+            raise InvalidInputError.single(
+                f"{self.name} has no method {speculation.method!r}",
+                field="draft.method",
+                fix=f"known: {', '.join(sorted(known))}",
+            )
+        for name in speculation.options if speculation.own else ():
+            if not self.takes_option(name):
+                raise InvalidInputError.single(
+                    f"{self.name} takes no option {name!r} of a draft",
+                    field=f"draft.options.{name}",
+                    fix="see the engine's documentation of speculative decoding; what draftrank sets itself cannot be set",
+                )
+
+    @abstractmethod
+    async def served_version(self, client: Client) -> str:
+        """The version of a server that runs.
+
+        Raises:
+            ServerError: it does not tell.
+        """
+
+    async def counters(self, client: Client) -> Counts | None:
+        """The server's own counters now; None where it has none.
+
+        Raises:
+            ServerError: the server failed.
+        """
+        return None
 
     @abstractmethod
     async def complete(self, client: Client, request: CompletionRequest) -> Completion:

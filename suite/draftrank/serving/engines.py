@@ -12,6 +12,11 @@ from draftrank.serving.vllm import Vllm
 ENGINES: dict[str, type[Engine]] = {kind.name: kind for kind in (Vllm, LlamaCpp)}
 
 
+def engine_elsewhere(name: str) -> Engine:
+    """An engine whose servers run already: it need not be here."""
+    return ENGINES[name](None)
+
+
 def find_engine(name: str, root: Path) -> Engine:
     """An engine of this machine.
 

@@ -1,4 +1,4 @@
-"""HTTP to a server on this machine, over asyncio's streams: plain JSON, and events with the moment each arrived.
+"""HTTP to a server, over asyncio's streams: plain JSON, and events with the moment each arrived.
 
 Every wait has a limit, and an answer that ends before it is complete is an error, never a short answer.
 """
@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from time import perf_counter
 from typing import Any
+from urllib.parse import urlsplit
 
 from draftrank.errors import DraftrankError
 
@@ -23,19 +24,47 @@ _MAX_LINE = 1 << 24
 class ServerError(DraftrankError):
     """A model server cannot be started, broke off, or answered what it must not."""
 
+    def __init__(self, message: str, *, reason: str | None = None, log_tail: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason or message
+        """The message without the log."""
+        self.log_tail = log_tail
+        """End of the server's log, where it is a process of ours."""
+
 
 class Client:
     """Talks to one server; each request has a connection of its own."""
 
-    def __init__(self, port: int, *, host: str = "127.0.0.1", idle_s: float = 300.0) -> None:
+    def __init__(
+        self,
+        port: int,
+        *,
+        host: str = "127.0.0.1",
+        idle_s: float = 300.0,
+        tls: bool = False,
+        token: str | None = None,
+    ) -> None:
         """Nothing is sent yet.
 
         Args:
             port: where the server listens.
             host: its address.
             idle_s: seconds without a byte after which a request counts as hung.
+            tls: whether it speaks https.
+            token: sent as bearer token.
         """
-        self._host, self._port, self._idle_s = host, port, idle_s
+        self._host, self._port, self._idle_s, self._tls = host, port, idle_s, tls
+        self._authorization = f"Authorization: Bearer {token}\r\n" if token else ""
+        self.model: str | None = None
+        """What requests call the model; None: they do not name it."""
+
+    @classmethod
+    def at(cls, address: str, *, token: str | None = None, idle_s: float = 300.0) -> Client:
+        """A client of `https://host[:port]` or `http://host[:port]`."""
+        parts = urlsplit(address)
+        tls = parts.scheme == "https"
+        port = parts.port or (443 if tls else 80)
+        return cls(port, host=parts.hostname or "", idle_s=idle_s, tls=tls, token=token)
 
     async def text(self, path: str) -> str:
         """What GET answers.
@@ -78,13 +107,14 @@ class Client:
         what = f"{method} {path}"
         try:
             reader, writer = await asyncio.wait_for(
-                asyncio.open_connection(self._host, self._port, limit=_MAX_LINE), self._idle_s
+                asyncio.open_connection(self._host, self._port, limit=_MAX_LINE, ssl=self._tls or None),
+                self._idle_s,
             )
         except (OSError, TimeoutError) as error:
             raise ServerError(f"{what}: no server answers on port {self._port}: {error}") from error
         try:
             content = b"" if body is None else json.dumps(body).encode()
-            head = f"{method} {path} HTTP/1.1\r\nHost: {self._host}\r\nConnection: close\r\n"
+            head = f"{method} {path} HTTP/1.1\r\nHost: {self._host}\r\nConnection: close\r\n{self._authorization}"
             kind = "" if body is None else "Content-Type: application/json\r\n"
             writer.write(f"{head}{kind}Content-Length: {len(content)}\r\n\r\n".encode() + content)
             await writer.drain()

@@ -29,6 +29,8 @@ from draftrank.serving.base import (
 from draftrank.serving.http import Client, ServerError
 
 VARIABLE = "DRAFTRANK_LLAMA_SERVER"
+_OPTION = re.compile(r"spec-(ngram-[a-z0-9-]+|draft-(n-min|p-min|p-split|type-k|type-v|ctx-size))")
+"""Options that a recipe may set; none of them names a file or an address."""
 _CACHE_TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
@@ -38,6 +40,12 @@ class LlamaCpp(Engine):
     name: ClassVar[str] = "llama.cpp"
     get: ClassVar[str] = f"run `make engine-llama-cpp`, or name a llama-server by {VARIABLE}"
     methods: ClassVar[frozenset[Method]] = frozenset({"ngram", "draft_model", "eagle3"})
+    own_methods: ClassVar[frozenset[str]] = frozenset(
+        {
+            *("draft-simple", "draft-eagle3", "draft-mtp", "draft-dflash", "draft-dspark"),
+            *("ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache"),
+        }
+    )
 
     @classmethod
     def find(cls, root: Path) -> Path | None:
@@ -69,7 +77,8 @@ class LlamaCpp(Engine):
         command = [
             *(str(self.program), "--model", str(served.model), "--alias", served.name),
             *("--host", "127.0.0.1", "--port", str(served.port), "--no-webui", "--offline"),
-            *("--ctx-size", str(served.context), "--parallel", "1", "--cache-ram", "0"),
+            *("--ctx-size", str(served.context * served.max_requests)),  # shared out evenly
+            *("--parallel", str(served.max_requests), "--cache-ram", "0"),
             *("--flash-attn", "off"),
             *("--cache-type-k", cache, "--cache-type-v", cache),
             *("--threads", str(served.threads), "--threads-batch", str(served.threads)),
@@ -78,7 +87,19 @@ class LlamaCpp(Engine):
             command.append("--no-repack")
         if speculation is not None:
             command += arguments(speculation, cache)
-        return Launch(tuple(command))
+        return Launch((*command, *served.flags), served.environment)
+
+    def takes_option(self, name: str) -> bool:
+        """See `Engine.takes_option`."""
+        return _OPTION.fullmatch(name) is not None
+
+    async def served_version(self, client: Client) -> str:
+        """See `Engine.served_version`."""
+        told = await client.json("/props")
+        found = re.match(r"b(\d+)", str(told.get("build_info", ""))) if isinstance(told, dict) else None
+        if found is None:
+            raise ServerError("/props does not tell a build")
+        return f"b{found[1]}"
 
     async def complete(self, client: Client, request: CompletionRequest) -> Completion:
         """See `Engine.complete`."""
@@ -112,13 +133,15 @@ class LlamaCpp(Engine):
         if end is None or not tokens:
             raise ServerError(f"llama-server's answer ended after {len(tokens)} tokens without saying why")
         emitted, proposed, accepted = _counts(end["timings"])
-        if len(tokens) < emitted:
+        gaps = len(tokens) < emitted
+        if gaps and not request.once:
             whole = await client.json("/completion", {**body, "stream": False})
             tokens = list(whole.get("tokens", ()))
             top = [_most_likely(entry) for entry in whole.get("completion_probabilities", ())]
+            gaps = False
         accepted -= past_the_end(counts, emitted)
         disagreement = None
-        if len(tokens) != emitted:
+        if len(tokens) != emitted and not gaps:
             disagreement = f"it counts {emitted} tokens, and {len(tokens)} came"
         elif request.stop_tokens & set(tokens[:-1]):
             disagreement = "it went on behind a stop token: its file names others"
@@ -129,9 +152,10 @@ class LlamaCpp(Engine):
             finish="stop" if tokens[-1] in request.stop_tokens else "length",
             accepted=accepted,
             proposed=proposed,
-            prefill_s=moments[0] - began,
-            decode_s=moments[-1] - moments[0],
+            began=began,
+            arrivals=_arrivals(moments, counts, emitted),
             disagreement=disagreement,
+            gaps=gaps,
             top=tuple(top),
         )
 
@@ -139,6 +163,14 @@ class LlamaCpp(Engine):
 def arguments(speculation: Speculation, cache: str) -> list[str]:
     """The options for a draft; `cache` is the type of its KV cache."""
     k = str(speculation.num_speculative_tokens)
+    if speculation.own:
+        named = ["--spec-type", speculation.method]
+        named += ["--spec-draft-model", str(speculation.model)] if speculation.model else []
+        named += ["--spec-draft-n-max", k] if speculation.method.startswith("draft-") else []
+        return [
+            *named,
+            *(word for name, value in speculation.options.items() for word in (f"--{name}", str(value))),
+        ]
     if speculation.method == "ngram":
         # It looks up runs of one length, and proposes nothing where fewer tokens than that follow the match.
         return [
@@ -170,6 +202,15 @@ def past_the_end(counts: Sequence[tuple[int, int, int]], emitted: int) -> int:
 
 def _counts(timings: dict[str, Any]) -> tuple[int, int, int]:
     return timings["predicted_n"], timings.get("draft_n", 0), timings.get("draft_n_accepted", 0)
+
+
+def _arrivals(
+    moments: Sequence[float], counts: Sequence[tuple[int, int, int]], emitted: int
+) -> tuple[tuple[float, int], ...]:
+    """A token that the stream left out counts with the event behind it, or with the last one."""
+    so_far = [*(count[0] for count in counts[:-1]), emitted]
+    sizes = [now - before for before, now in zip([0, *so_far], so_far, strict=False)]
+    return tuple((moment, size) for moment, size in zip(moments, sizes, strict=True) if size > 0)
 
 
 def _most_likely(entry: dict[str, Any]) -> tuple[tuple[int, float], ...]:

@@ -11,8 +11,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 from draftrank.serving.http import Client, ServerError
 
@@ -37,6 +39,56 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+class ServerProcess:
+    """A server that was started here, with all the processes that it started."""
+
+    def __init__(self, process: subprocess.Popen[bytes], client: Client, log: Path) -> None:
+        self._process, self._log = process, log
+        self.client = client
+        """Talks to it."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return self._process.poll() is None
+
+    def ended(self, why: str) -> ServerError:
+        """An error that tells how its process ended, where it has, with the end of its log."""
+        code = self._process.poll()
+        reason = why if code is None else f"{why}\nits process has ended with code {code}"
+        tail = _tail(self._log)
+        return ServerError(f"{reason}\nlast lines of {self._log}:\n{tail}", reason=reason, log_tail=tail)
+
+    def pause(self) -> None:
+        """Stops all its processes where they are, so that they take no processor; their sockets stay open."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Lets them go on."""
+        self._signal(signal.SIGCONT)
+
+    def cpu_s(self) -> float:
+        """Processor seconds that its processes have taken."""
+        return sum(_cpu_s(one) for one in self._family())
+
+    def memory_bytes(self) -> int:
+        """Memory that they hold, shared pages counted once where the system tells them apart."""
+        return sum(_memory_bytes(one) for one in self._family())
+
+    def _family(self) -> list[psutil.Process]:
+        try:
+            first = psutil.Process(self._process.pid)
+            return [first, *first.children(recursive=True)]
+        except psutil.Error:
+            return []
+
+    def _signal(self, number: int) -> None:
+        """Whole process groups: its own, and those that its children have made."""
+        for group in {self._process.pid, *filter(None, map(_group, self._family()))} - {os.getpgrp()}:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(group, number)
+
+
 @contextmanager
 def running(
     command: Sequence[str],
@@ -47,7 +99,7 @@ def running(
     environment: Mapping[str, str] | None = None,
     start_s: float = 600.0,
     idle_s: float = 300.0,
-) -> Iterator[Client]:
+) -> Iterator[ServerProcess]:
     """Starts a server, waits until it is ready, and ends it with its process group at the end.
 
     Args:
@@ -76,16 +128,53 @@ def running(
             )
         except OSError as error:
             raise ServerError(f"{command[0]} cannot be started: {error.strerror or error}") from error
+    guard = _guard(process)
+    server = ServerProcess(process, Client(port, idle_s=idle_s), log)
     try:
-        client = Client(port, idle_s=idle_s)
-        _wait(client, process, name, start_s)
-        yield client
+        _wait(server.client, process, name, start_s)
+        server.client.model = name
+        yield server
     except ServerError as error:
-        code = process.poll()
-        ended = "" if code is None else f"\nits process has ended with code {code}"
-        raise ServerError(f"{error}{ended}\nlast lines of {log}:\n{_tail(log)}") from error
+        raise server.ended(str(error)) from error
     finally:
         _end(process)
+        guard.kill()
+        guard.communicate()
+
+
+def _guard(process: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
+    """A shell that waits until this process has ended, in whatever way, and then kills the server's group: a server that
+    is paused hears nothing else."""
+    return subprocess.Popen(
+        ["/bin/sh", "-c", 'read _; kill -9 "-$1"', "sh", str(process.pid)],
+        stdin=subprocess.PIPE,  # which closes when this process ends
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _group(process: psutil.Process) -> int | None:
+    try:
+        return os.getpgid(process.pid)
+    except OSError:
+        return None
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    try:
+        times = process.cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system)
+
+
+def _memory_bytes(process: psutil.Process) -> int:
+    try:
+        found = process.memory_full_info()
+        return int(getattr(found, "pss", 0) or found.rss)
+    except psutil.Error:
+        return 0
 
 
 def _wait(client: Client, process: subprocess.Popen[bytes], name: str, start_s: float) -> None:
@@ -125,6 +214,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
+            os.killpg(process.pid, signal.SIGCONT)  # one that is paused hears of it only then
         except (ProcessLookupError, PermissionError):
             break
         until = time.monotonic() + _GRACE_S

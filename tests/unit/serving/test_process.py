@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from draftrank.serving.base import CompletionRequest
@@ -28,9 +29,9 @@ def test_a_server_answers_and_its_group_ends_with_it(tmp_path: Path) -> None:
     port, pids = free_port(), tmp_path / "pids"
     # A shell that starts another process and then the server: both must go.
     script = f"sleep 600 & echo $! $$ > {pids}; exec {' '.join(repr(word) for word in command(port))}"
-    with running(["sh", "-c", script], port, tmp_path / "log", name="draftrank") as client:
+    with running(["sh", "-c", script], port, tmp_path / "log", name="draftrank") as server:
         request = CompletionRequest((1, 2), 6, frozenset())
-        found = asyncio.run(Vllm(Path("python")).complete(client, request))
+        found = asyncio.run(Vllm(Path("python")).complete(server.client, request))
         assert found.token_ids == tuple(output_of([1, 2], 6))
     for pid in map(int, pids.read_text().split()):
         with pytest.raises(ProcessLookupError):
@@ -69,21 +70,41 @@ def test_a_server_that_dies_in_the_middle_is_told_with_its_exit_code(tmp_path: P
     port = free_port()
     with (
         pytest.raises(ServerError, match=r"broke off[\s\S]*ended with code 7[\s\S]*listening"),
-        running(command(port, "dies"), port, tmp_path / "log", name="draftrank") as client,
+        running(command(port, "dies"), port, tmp_path / "log", name="draftrank") as server,
     ):
-        _ask(client)
+        _ask(server.client)
+
+
+def test_a_paused_server_takes_no_processor_goes_on_where_it_was_and_can_be_ended(tmp_path: Path) -> None:
+    port, pids = free_port(), tmp_path / "pids"
+    script = f"sleep 600 & echo $! $$ > {pids}; exec {' '.join(repr(word) for word in command(port))}"
+    with running(["sh", "-c", script], port, tmp_path / "log", name="draftrank") as server:
+        family = [psutil.Process(pid) for pid in map(int, pids.read_text().split())]
+        server.pause()
+        before = server.cpu_s()
+        assert [process.status() for process in family] == ["stopped", "stopped"]
+        with pytest.raises(ServerError, match="nothing came for"):
+            asyncio.run(Client(port, idle_s=0.2).text("/health"))
+        assert server.cpu_s() == before > 0
+        assert server.memory_bytes() > 1 << 20
+        server.resume()
+        request = CompletionRequest((1, 2), 6, frozenset())
+        assert asyncio.run(Vllm(Path("python")).complete(server.client, request)).token_ids
+        server.pause()
+    assert not any(process.is_running() for process in family)
 
 
 @pytest.mark.skipif(
     sys.platform != "linux", reason="other systems do not tell a process that its parent has ended"
 )
-def test_a_server_ends_when_the_process_that_started_it_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("then", ["pass", "server.pause()"])
+def test_a_server_ends_when_the_process_that_started_it_is_killed(tmp_path: Path, then: str) -> None:
     port, pid = free_port(), tmp_path / "pid"
     words = ["sh", "-c", f"echo $$ > {pid}; exec {' '.join(repr(word) for word in command(port))}"]
     code = (
         "import pathlib, time; from draftrank.serving.process import running\n"
-        f"with running({words!r}, {port}, pathlib.Path({str(tmp_path / 'log')!r}), name='draftrank'):\n"
-        "    print('ready', flush=True); time.sleep(600)"
+        f"with running({words!r}, {port}, pathlib.Path({str(tmp_path / 'log')!r}), name='draftrank') as server:\n"
+        f"    {then}; print('ready', flush=True); time.sleep(600)"
     )
     starter = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert starter.stdout is not None
