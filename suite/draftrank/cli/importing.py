@@ -18,7 +18,7 @@ def import_(
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Read result bundles and parity records into the local store; what it has already stays as it is.
+    """Read result bundles, parity records and serving sessions into the local store; what it has already stays as it is.
 
     A file that is no good bundle is named and left out; the others are imported.
 

@@ -13,13 +13,15 @@ from draftrank.cli.output import out, print_json
 if TYPE_CHECKING:
     from draftrank.catalog.workspace import Workspace
     from draftrank.measure.parity import Parity
+    from draftrank.measure.serving_records import ServingSession
+    from draftrank.store.store import Store
 
 
 def publish(
     session: Annotated[
         str | None,
         typer.Argument(
-            help="Session, or parity record, to publish. Default: the newest finished session.",
+            help="Session, parity record or serving session to publish. Default: the newest finished session.",
             show_default=False,
         ),
     ] = None,
@@ -53,6 +55,10 @@ def publish(
             if parity.id == session:
                 _publish_parity(opened, parity, to, json)
                 return
+        for serving in store.serving.sessions():
+            if serving.id == session:
+                _publish_serving(opened, store, serving, to, json)
+                return
         finished = [one for one in store.sessions() if one.finished_at is not None]
         chosen = [one for one in finished if session in (None, one.id)]
         if not chosen:
@@ -80,3 +86,21 @@ def _publish_parity(workspace: Workspace, parity: Parity, to: str | None, json: 
     out.print(f"written: {written if to else workspace.display(written)}")
     if json:
         print_json({"parity": parity.id, "files": [str(written)]})
+
+
+def _publish_serving(
+    workspace: Workspace, store: Store, session: ServingSession, to: str | None, json: bool
+) -> None:
+    from draftrank.errors import InvalidInputError
+    from draftrank.store.serving_bundle import publish_serving
+
+    if session.finished_at is None:
+        raise InvalidInputError.single(
+            f"the serving session {session.id} is not finished",
+            fix="the same `draftrank serve-bench` resumes it",
+        )
+    result = store.serving.result(session.id)
+    written = publish_serving(result, Path(to) if to else workspace.published_serving)
+    out.print(f"written: {written if to else workspace.display(written)}")
+    if json:
+        print_json({"serving": session.id, "files": [str(written)]})

@@ -21,18 +21,18 @@ def open_archive(workspace: Workspace, *, local: bool = True, published: bool = 
     from draftrank.store.derived import Derived
 
     folder = workspace.published if published else None
-    parities = workspace.published_parities if published else None
+    places = (workspace.published_parities, workspace.published_serving) if published else (None, None)
     with Derived(workspace.state / "derived.sqlite") as derived:
         if not local or not workspace.has_store:
-            yield Archive(None, folder, derived, parities)
+            yield Archive(None, folder, derived, *places)
         elif workspace.has_local_store:
             file = Path(workspace.store_url.removeprefix("sqlite:///"))
-            yield Archive(file, folder, derived, parities)
+            yield Archive(file, folder, derived, *places)
         else:
             from draftrank.store.store import Store
 
             with Store.open(workspace.store_url) as store:
-                yield Archive(store, folder, derived, parities)
+                yield Archive(store, folder, derived, *places)
 
 
 def read_results(workspace: Workspace) -> tuple[SessionResult, ...]:

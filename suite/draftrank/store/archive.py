@@ -18,11 +18,12 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from time import time_ns
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from draftrank.errors import InvalidInputError, Problem, StoreError
 from draftrank.measure.parity import Parity
 from draftrank.measure.records import Session, SessionResult
+from draftrank.measure.serving_records import ServingResult
 from draftrank.store.bundle import read_in_place
 from draftrank.store.bundle_format import bundle_data, expanded, render
 from draftrank.store.bundle_reading import read_bytes
@@ -30,11 +31,13 @@ from draftrank.store.derived import Derived
 from draftrank.store.merging import in_order, merge
 from draftrank.store.parity_bundle import read_parities
 from draftrank.store.schema import BUSY_S, ensure_schema
+from draftrank.store.serving_bundle import read_serving_sessions
 
 if TYPE_CHECKING:
     from draftrank.store.store import Store
 
 Reader = Callable[[], SessionResult]
+T = TypeVar("T")
 SETTLED_NS = 2 * 10**9
 """A file that was written within this time may be written again within the same tick of its clock."""
 MAX_FRESH = 256
@@ -99,6 +102,7 @@ class Archive:
         folder: Path | None,
         derived: Derived,
         parity_folder: Path | None = None,
+        serving_folder: Path | None = None,
     ) -> None:
         """Looks at the store and the folder; reads what is not known yet.
 
@@ -107,6 +111,7 @@ class Archive:
             folder: where all bundles lie; None: nowhere.
             derived: what is known from before.
             parity_folder: where all published parity records lie; None: nowhere.
+            serving_folder: where all published serving sessions lie; None: nowhere.
 
         Raises:
             InvalidInputError: some bundles are wrong or lie where they do not belong; all are named.
@@ -121,7 +126,7 @@ class Archive:
         joined = map(_joined, parts.values())
         self.sessions = tuple(sorted(joined, key=lambda one: (one.created_at, one.id)))
         """What is known of each session, oldest first."""
-        self._places = store, parity_folder
+        self._store, self._parities, self._serving = store, parity_folder, serving_folder
 
     @property
     def parities(self) -> tuple[Parity, ...]:
@@ -131,11 +136,18 @@ class Archive:
             InvalidInputError: some published records are wrong; all are named.
             StoreError: the store cannot be read.
         """
-        store, folder = self._places
-        found = {
-            one.id: one for one in (*_stored_parities(store), *(read_parities(folder) if folder else ()))
-        }
+        published = read_parities(self._parities) if self._parities else ()
+        stored = _of_store(self._store, lambda store: store.parities())
+        found = {one.id: one for one in (*stored, *published)}
         return tuple(sorted(found.values(), key=lambda one: (one.created_at, one.id)))
+
+    @property
+    def serving(self) -> tuple[ServingResult, ...]:
+        """Every finished serving session, oldest first; read anew at each look; raises as `parities`."""
+        published = read_serving_sessions(self._serving) if self._serving else ()
+        stored = _of_store(self._store, lambda store: store.serving.results())
+        found = {one.session.id: one for one in (*stored, *published) if one.session.finished_at is not None}
+        return tuple(sorted(found.values(), key=lambda one: (one.session.created_at, one.session.id)))
 
     def result(self, known: Known) -> SessionResult:
         """A session with its trials, in canonical form.
@@ -155,13 +167,13 @@ class Archive:
         return result
 
 
-def _stored_parities(store: Store | Path | None) -> tuple[Parity, ...]:
+def _of_store(store: Store | Path | None, read: Callable[[Store], tuple[T, ...]]) -> tuple[T, ...]:
     from draftrank.store.store import Store
 
     if isinstance(store, Path):
         with Store.open(store) as opened:
-            return opened.parities()
-    return store.parities() if store is not None else ()
+            return read(opened)
+    return read(store) if store is not None else ()
 
 
 def _stored(store: Store | Path | None) -> Iterator[tuple[Part, Reader]]:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from draftrank.catalog.plain_text import fault_of_name
 from draftrank.errors import InvalidInputError, Problem
 from draftrank.measure.parity import Parity
+from draftrank.store import serving_bundle
 from draftrank.store.bundle import import_parsed, write_bundle
 from draftrank.store.bundle_checks import MAX_PROBLEMS
 from draftrank.store.bundle_format import compact, content_hash, spread
@@ -81,15 +82,17 @@ def read_parities(folder: Path) -> tuple[Parity, ...]:
 
 
 def import_file(path: Path, store: Store) -> None:
-    """Adds a result bundle or a parity record to a store.
+    """Adds a result bundle, a parity record or a serving session to a store.
 
     Raises:
-        InvalidInputError: it is neither, or as `import_parsed` and `read_parity`.
+        InvalidInputError: it is none of them, or as `import_parsed`, `read_parity` and `read_serving`.
         StoreError: it contradicts what the store has.
     """
     data = parse_json(read_bytes(path), str(path))
     if "parity" in data:
         store.add_parity(checked(data, str(path)))
+    elif "serving" in data:
+        store.serving.add(serving_bundle.checked(data, str(path)))
     else:
         import_parsed(data, str(path), store)
 

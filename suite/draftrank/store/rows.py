@@ -59,27 +59,29 @@ def to_session(row: SessionRow) -> Session:
         StoreError: a row holds what its record refuses, i.e. the file was changed by other means.
     """
     values = {name: getattr(row, name) for name in Session.model_fields if name not in _ELSEWHERE}
-    values["machine"] = _to_record(Machine, row.machine)
-    values["tasks"] = tuple(_to_record(SessionTask, task) for task in row.tasks)
-    values["arms"] = tuple(_to_record(Arm, arm) for arm in row.arms)
-    return _validated(Session, values)
+    values["machine"] = to_record(Machine, row.machine)
+    values["tasks"] = tuple(to_record(SessionTask, task) for task in row.tasks)
+    values["arms"] = tuple(to_record(Arm, arm) for arm in row.arms)
+    return validated(Session, values)
 
 
 def to_trial(row: TrialRow) -> Trial:
     """The record of a trial's row; raises as `to_session`."""
-    return _to_record(Trial, row)
+    return to_record(Trial, row)
 
 
 def to_parity(row: ParityRow) -> Parity:
     """The record of a parity's row; raises as `to_session`."""
-    return _to_record(Parity, row)
+    return to_record(Parity, row)
 
 
-def _to_record(model: type[R], row: DeclarativeBase) -> R:
-    return _validated(model, {name: getattr(row, name) for name in model.model_fields})
+def to_record(model: type[R], row: DeclarativeBase) -> R:
+    """The record whose fields are the columns of a row; raises as `to_session`."""
+    return validated(model, {name: getattr(row, name) for name in model.model_fields})
 
 
-def _validated(model: type[R], values: dict[str, Any]) -> R:
+def validated(model: type[R], values: dict[str, Any]) -> R:
+    """The record of these values; raises as `to_session`."""
     try:
         return model.model_validate(values)
     except ValidationError as error:

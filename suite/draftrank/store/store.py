@@ -35,6 +35,7 @@ from draftrank.store.queries import (
 )
 from draftrank.store.rows import arm_values, to_parity, to_session, to_trial, trial_values
 from draftrank.store.schema import ensure_schema, ensure_server_schema
+from draftrank.store.serving import ServingSessions
 from draftrank.store.tables import ArmRow, ParityRow, SessionRow, TrialRow
 
 _URL = "sqlite:///"
@@ -47,6 +48,8 @@ class Store:
         self.name = name
         """Its path or address, without a password."""
         self._engine = engine
+        self.serving = ServingSessions(self._writing, self._reading)
+        """Serving sessions."""
 
     @classmethod
     def open(cls, url_or_path: str | Path) -> Store:

@@ -1,4 +1,5 @@
-"""The tables of the results store: the fields of `measure/records.py` and `measure/parity.py`, one column each.
+"""The tables of the results store: the fields of `measure/records.py`, `measure/parity.py` and `measure/serving_records.py`,
+one column each.
 
 A column has the name of the record's field; nested values are JSON. Nothing derived is kept. Short
 integer keys tie the tables together, and natural constraints see to it that no fact is stored twice.
@@ -218,3 +219,98 @@ class ParityRow(Base):
     rounding: Mapped[float]
     rounding_positions: Mapped[int]
     turns: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+
+
+class ServingSessionRow(Base):
+    """The header of a serving session; see `measure.serving_records.ServingSession`."""
+
+    __tablename__ = "serving_sessions"
+    __table_args__ = (Index(None, "plan_sha256", "created_at"), Index(None, "target", "created_at"))
+
+    key: Mapped[int] = mapped_column(primary_key=True)
+    id: Mapped[str] = mapped_column(unique=True)
+    plan_sha256: Mapped[str]
+    created_at: Mapped[str]
+    finished_at: Mapped[str | None]
+    draftrank_version: Mapped[str]
+    target: Mapped[str]
+    target_sha256: Mapped[str]
+    target_weights_sha256: Mapped[str]
+    server: Mapped[str]
+    server_declared: Mapped[dict[str, Any]] = mapped_column(JSON)
+    server_sha256: Mapped[str]
+    engine: Mapped[str]
+    engine_version: Mapped[str]
+    dtype: Mapped[str]
+    device: Mapped[str]
+    machine: Mapped[dict[str, Any]] = mapped_column(JSON)
+    environment: Mapped[dict[str, Any] | None] = mapped_column(JSON_OR_NULL)
+    suite: Mapped[str]
+    suite_sha256: Mapped[str]
+    tasks: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    skipped_tasks: Mapped[list[str]] = mapped_column(JSON)
+    turns: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    concurrencies: Mapped[list[int]] = mapped_column(JSON)
+    rate: Mapped[float | None]
+    rounds: Mapped[int]
+    seed: Mapped[int]
+    warnings: Mapped[list[str]] = mapped_column(JSON)
+
+    arms: Mapped[list[ServingArmRow]] = relationship(order_by="ServingArmRow.place")
+
+
+class ServingArmRow(Base):
+    """A server of a serving session."""
+
+    __tablename__ = "serving_arms"
+    __table_args__ = (UniqueConstraint("session_key", "id"),)
+
+    key: Mapped[int] = mapped_column(primary_key=True)
+    session_key: Mapped[int] = mapped_column(ForeignKey("serving_sessions.key", ondelete="CASCADE"))
+    place: Mapped[int]
+    """Index among the session's arms."""
+    id: Mapped[str]
+    kind: Mapped[str]
+    draft_id: Mapped[str | None]
+    draft: Mapped[dict[str, Any] | None] = mapped_column(JSON_OR_NULL)
+    num_speculative_tokens: Mapped[int]
+    speculation: Mapped[dict[str, Any]] = mapped_column(JSON)
+    form: Mapped[str | None]
+    export_sha256: Mapped[str | None]
+    differs: Mapped[list[str]] = mapped_column(JSON)
+    flags: Mapped[list[str]] = mapped_column(JSON)
+    start_s: Mapped[float | None]
+    failure: Mapped[str | None]
+    log_tail: Mapped[str | None]
+
+
+class RoundRow(Base):
+    """A round of a serving session; its arm must be one of the session."""
+
+    __tablename__ = "serving_rounds"
+    __table_args__ = (
+        UniqueConstraint("session_key", "arm", "concurrency", "index", "attempt"),
+        ForeignKeyConstraint(
+            ["session_key", "arm"], ["serving_arms.session_key", "serving_arms.id"], ondelete="CASCADE"
+        ),
+    )
+
+    key: Mapped[int] = mapped_column(primary_key=True)
+    session_key: Mapped[int]
+    arm: Mapped[str]
+    concurrency: Mapped[int]
+    rate: Mapped[float | None]
+    index: Mapped[int]
+    position: Mapped[int]
+    attempt: Mapped[int]
+    process: Mapped[int]
+    started_at: Mapped[str]
+    wall_s: Mapped[float]
+    requests: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    counters: Mapped[dict[str, Any] | None] = mapped_column(JSON_OR_NULL)
+    conditions: Mapped[dict[str, Any] | None] = mapped_column(JSON_OR_NULL)
+    client_cpu: Mapped[float | None]
+    server_cpu: Mapped[float | None]
+    server_started: Mapped[int]
+    memory_bytes: Mapped[int | None]
+    energy_j: Mapped[float | None]

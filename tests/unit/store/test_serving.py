@@ -1,0 +1,132 @@
+"""Serving sessions in the store and as files."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from draftrank.errors import InvalidInputError, StoreError
+from draftrank.store.parity_bundle import import_file
+from draftrank.store.serving_bundle import publish_serving, read_serving, read_serving_sessions
+from draftrank.store.store import Store
+from served_sessions import a_request, a_round, a_serving_result, a_serving_session, parted_request
+
+
+@pytest.fixture
+def store(tmp_path):
+    with Store.open(tmp_path / "results.sqlite") as opened:
+        yield opened
+
+
+def test_a_session_comes_back_from_the_store_and_from_its_file_unchanged(store, tmp_path):
+    result = a_serving_result()
+    store.serving.add(result)
+    store.serving.add(result)
+    assert store.serving.results() == store.serving.results("small-target") == (result,)
+    assert store.serving.results("another") == ()
+    changed = result.model_copy(update={"rounds": result.rounds[:-1]})
+    with pytest.raises(StoreError, match="other content"):
+        store.serving.add(changed)
+    path = publish_serving(result, tmp_path / "serving")
+    assert path.relative_to(tmp_path / "serving").parts[:2] == ("small-target", "small-vllm")
+    assert path == publish_serving(result, tmp_path / "serving")
+    assert read_serving_sessions(tmp_path / "serving") == (read_serving(path),) == (result,)
+    with Store.open(tmp_path / "two.sqlite") as other:
+        import_file(path, other)
+        assert other.serving.results() == (result,)
+
+
+def test_a_session_grows_round_by_round(store):
+    session = a_serving_session(finished_at=None)
+    store.serving.begin(session)
+    with pytest.raises(StoreError, match="exists already"):
+        store.serving.begin(session)
+    for one in (a_round(), a_round("ngram", index=1), a_round("ngram", index=1, attempt=1)):
+        store.serving.add_round(session.id, one)
+        store.serving.add_round(session.id, one)
+    with pytest.raises(StoreError, match="another round ngram at concurrency 1, block 1"):
+        store.serving.add_round(session.id, a_round("ngram", index=1, wall_s=9.0))
+    with pytest.raises(StoreError, match="no arm 'suffix'"):
+        store.serving.add_round(session.id, a_round("suffix"))
+    judged = a_round("ngram", index=1, requests=(parted_request(), a_request(1)))
+    store.serving.judge_round(session.id, judged)
+    with pytest.raises(StoreError, match="add it first"):
+        store.serving.judge_round(session.id, a_round("ngram", index=7))
+    failed = session.arms[2].model_copy(update={"failure": "it ended", "log_tail": "Killed"})
+    store.serving.update_arm(session.id, failed)
+    store.serving.add_warnings(session.id, ("late", "late"))
+    found = store.serving.find(session.plan_sha256)
+    assert found is not None
+    assert (found.arms[2], found.finished_at) == (failed, None)
+    assert found.warnings == ("the machine was busy", "late")
+    store.serving.finish(session.id, "2026-11-30T12:00:00.000Z")
+    result = store.serving.result(session.id)
+    assert result.session.finished_at == "2026-11-30T12:00:00.000Z"
+    assert result.rounds == (a_round(), judged, a_round("ngram", index=1, attempt=1))
+    assert store.serving.find("0" * 64) is None
+    with pytest.raises(StoreError, match="no serving session"):
+        store.serving.result("none")
+
+
+def last(data):
+    return data["rounds"][-1]["requests"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda data: data["session"].update(target="../../etc"), "session.target"),
+        (lambda data: data["session"].update(created_at="../2026"), "no UTC time"),
+        (lambda data: data["session"]["server_declared"].update(context=128), "is not the hash"),
+        (lambda data: data["session"]["server_declared"].update(token="s"), "is no server"),
+        (lambda data: data["session"].update(engine="sglang"), "another engine"),
+        (lambda data: data["session"]["arms"].reverse(), "the baseline, its twin and drafts"),
+        (lambda data: data["session"]["arms"][2].update(log_tail="a\u202eb"), "not visible"),
+        (lambda data: data["session"]["turns"][0].update(prompt="p9"), "no task of the session"),
+        (lambda data: data["session"]["turns"].append(data["session"]["turns"][0]), "stands twice"),
+        (lambda data: data["session"]["tasks"][0].update(max_new_tokens=3), "more tokens than the task's"),
+        (lambda data: data["rounds"][0].update(arm="suffix"), "no arm 'suffix'"),
+        (lambda data: data["rounds"][0].update(concurrency=2), "none of the session's"),
+        (lambda data: data["rounds"].append(data["rounds"][0]), "stands twice"),
+        (lambda data: data["rounds"][0].update(wall_s=0.01), "ends after its round"),
+        (lambda data: data["rounds"][0].update(requests=[]), "are none"),
+        (lambda data: data["rounds"][0]["requests"][0].update(turn=9), "fewer turns"),
+        (lambda data: data["rounds"][0]["requests"][0].update(arrival_tokens=[1, 2, 1]), "4 arrivals"),
+        (lambda data: last(data)[0].update(accepted=6), "accepted 6 of 6"),
+        (lambda data: last(data)[0]["divergence"].update(index=2), "does not fit its token ids"),
+        (lambda data: last(data)[1].pop("failure"), "a failure exactly if it failed"),
+        (lambda data: data["rounds"][0].update(attempt=0), "canonical"),
+        (lambda data: data["rounds"].reverse(), "canonical"),
+        (lambda data: data.update(extra=1), "serving.extra"),
+    ],
+)
+def test_a_file_that_does_not_add_up_is_named_with_its_field(tmp_path, change, told):
+    data = json.loads(publish_serving(a_serving_result(), tmp_path).read_text())
+    change(data["serving"])
+    forged = tmp_path / "forged.json"
+    forged.write_text(json.dumps(data))
+    with pytest.raises(InvalidInputError, match=told) as error:
+        read_serving(forged)
+    assert str(forged) in str(error.value)
+
+
+def test_a_file_that_was_changed_after_it_was_published_shows(tmp_path):
+    path = publish_serving(a_serving_result(), tmp_path)
+    path.write_text(path.read_text().replace('"wall_s":0.25', '"wall_s":0.15', 1))
+    with pytest.raises(InvalidInputError, match="was changed after it was published"):
+        read_serving_sessions(tmp_path)
+
+
+def test_what_does_not_add_up_is_not_published(tmp_path):
+    result = a_serving_result()
+    rounds = (result.rounds[0], *result.rounds)
+    with pytest.raises(InvalidInputError, match="stands twice"):
+        publish_serving(result.model_copy(update={"rounds": rounds}), tmp_path)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_every_turn_and_round_has_a_line_of_its_own(tmp_path):
+    lines = publish_serving(a_serving_result(), tmp_path).read_text().splitlines()
+    assert sum(line.lstrip().startswith('{"arm"') for line in lines) == 12
+    assert sum('"prompt_tokens":7' in line for line in lines) == 2
