@@ -337,9 +337,16 @@ def main(form: str, fault: str, *arguments: str) -> None:
     if fault == "ends at once":
         sys.exit("no weights here")
     given = list(arguments)
-    model, name = _given(given, "--model"), _given(given, "--served-model-name") or "draftrank"
-    server = ModelServer(form, (1, 0, None), fault=fault, name=name)
-    if model is not None:
+    model = _given(given, "--model")
+    name = _given(given, "--served-model-name") or _given(given, "--alias") or "draftrank"
+    form, _, toy = form.partition("-")
+    fault, _, after = fault.partition(" after ")
+    drafts = "--speculative-config" in given or "--spec-type" in given
+    script = (1, 0, None) if model is None or drafts else ()
+    server = ModelServer(form, script, fault=fault, name=name, after=int(after or 0))
+    if fault == "slow":
+        server.delay_s = 0.01
+    if model is not None and not toy:
         server = DecodingServer(model, _given(given, "--speculative-config"), fault, name)
     print("listening", flush=True)
     with serving(server, int(_given(given, "--port") or 0)):

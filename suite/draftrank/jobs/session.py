@@ -154,7 +154,7 @@ def build(
     declared = workspace.target(target)
     recipes = choose_recipes(workspace, target, drafts)
     with alone(workspace, progress):
-        return _build_all(workspace, declared, recipes, chosen, progress)
+        return build_all(workspace, declared, recipes, chosen, progress)
 
 
 def plan_run(
@@ -183,7 +183,7 @@ def plan_run(
     recipes = recipes or choose_recipes(workspace, request.target, request.drafts)
     _require_own(recipes)
     reference_arms(request.references, recipes)  # a wrong request fails before anything is fetched
-    suite = suite or _narrowed(workspace.suite(request.suite), request)
+    suite = suite or narrowed(workspace.suite(request.suite), request.tasks, repeats=request.repeats)
     tasks, skipped = workspace.prompts(suite, progress)
     for warning in skipped.values():
         progress.message(warning)
@@ -212,7 +212,7 @@ def plan_run(
         arm
         if (place := choice.elsewhere.get(arm.recipe.id)) is None
         else replace(arm, backend=place.backend, dtype=place.dtype)
-        for arm in _build_all(workspace, target, recipes, choice.device, progress)
+        for arm in build_all(workspace, target, recipes, choice.device, progress)
     )
     recipes_folder = workspace.root / "drafts" / target.id
     arms, unknown = check_contamination(built, tasks, target_folder.path, workspace.cache, recipes_folder)
@@ -332,13 +332,18 @@ def alone(workspace: Workspace, progress: Progress) -> AbstractContextManager[No
     return only_process(workspace.state / "running", progress, "runs in this workspace")
 
 
-def _build_all(
+def build_all(
     workspace: Workspace,
     target: Target,
     recipes: tuple[Recipe, ...],
     device: Device,
     progress: Progress,
 ) -> tuple[DraftArm, ...]:
+    """Builds drafts, or finds them in the cache; a failed build is returned with its reason.
+
+    Raises:
+        MissingDataError: the target cannot be had.
+    """
     from draftrank.building.pipeline import build_draft
     from draftrank.models.loading import window_of_folder
     from draftrank.models.target_folder import ensure_target
@@ -377,15 +382,22 @@ def _build_all(
     return tuple(arms)
 
 
-def _narrowed(suite: Suite, request: RunRequest) -> Suite:
+def narrowed(
+    suite: Suite, tasks: tuple[str, ...] = (), *, repeats: int | None = None, prompts: int | None = None
+) -> Suite:
+    """A suite with these tasks only, another number of repeats, or at most so many prompts of each task."""
     changes: dict[str, object] = {}
-    if request.tasks:
+    if tasks:
         entries = {entry.task: entry for entry in suite.tasks}
+        changes["tasks"] = tuple(entries.get(task) or SuiteTask(task=task) for task in dict.fromkeys(tasks))
+    if repeats is not None:
+        changes["repeats"] = repeats
+    if prompts is not None:
+        chosen = changes.get("tasks", suite.tasks)
+        assert isinstance(chosen, tuple)
         changes["tasks"] = tuple(
-            entries.get(task) or SuiteTask(task=task) for task in dict.fromkeys(request.tasks)
+            SuiteTask(task=entry.task, prompts=min(entry.prompts or prompts, prompts)) for entry in chosen
         )
-    if request.repeats is not None:
-        changes["repeats"] = request.repeats
     if not changes:
         return suite
     # Another selection is another suite: its numbers must not land on the named one's board.

@@ -151,7 +151,7 @@ class Round(Record):
     wall_s: Seconds
     """Seconds from sending the first request to the last request's end."""
     requests: tuple[ServedRequest, ...]
-    """In the order in which they were sent."""
+    """In the order in which they were sent: every turn equally often, more than once where concurrency needs more."""
     counters: Counters | None = None
     """None where the server has none."""
     conditions: Conditions | None = None
@@ -243,7 +243,7 @@ class ServingSession(Record):
     device: Device
     """Where."""
     machine: Machine
-    """Where this client ran, and the server unless it was attached from elsewhere."""
+    """Where this client ran, and the server unless it was attached from elsewhere; `threads` are the server's."""
     environment: Environment | None = None
     """The rest of the fingerprint."""
     suite: str

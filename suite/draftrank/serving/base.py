@@ -105,6 +105,8 @@ class Completion:
     """Whether the disagreement is only that some event brought the tokens of several steps, as busy servers do."""
     gaps: bool = False
     """Whether the stream left tokens out, so that `token_ids` lacks them."""
+    figures: bool = True
+    """Whether the server told of acceptance; where it did not, `accepted` and `proposed` are 0."""
     top: tuple[tuple[tuple[int, float], ...], ...] = ()
     """Of each token's position, the most likely token ids with their log-probabilities, where they were asked for."""
 

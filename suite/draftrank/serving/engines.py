@@ -13,7 +13,9 @@ ENGINES: dict[str, type[Engine]] = {kind.name: kind for kind in (Vllm, LlamaCpp)
 
 
 def engine_elsewhere(name: str) -> Engine:
-    """An engine whose servers run already: it need not be here."""
+    """An engine whose servers run already: it need not be here; raises as `find_engine`."""
+    if name not in ENGINES:
+        raise MissingDataError(f"{name} cannot be asked yet: there is {', '.join(ENGINES)}")
     return ENGINES[name](None)
 
 
@@ -27,7 +29,9 @@ def find_engine(name: str, root: Path) -> Engine:
     Raises:
         MissingDataError: it is not here; says how to get it.
     """
-    kind = ENGINES[name]
+    kind = ENGINES.get(name)
+    if kind is None:
+        raise MissingDataError(f"{name} cannot be started yet: there is {', '.join(ENGINES)}")
     program = kind.find(root)
     if program is None:
         raise MissingDataError(f"{name} is not here: {kind.get}")

@@ -211,6 +211,7 @@ class Vllm(Engine):
             arrivals=tuple((arrived, len(emitted)) for arrived, emitted in steps),
             disagreement=disagreement,
             joined=joined,
+            figures=metrics is not None,
             top=tuple(top),
         )
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from draftrank.catalog.backend import Auto, Backend, Device, Dtype, is_dtype
-from draftrank.catalog.programs import NAMES, what_differs
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.workspace import Workspace
 from draftrank.engine.proposer import Proposer, ProposerContext
@@ -38,6 +37,15 @@ from draftrank.serving.engines import find_engine
 from draftrank.serving.process import free_port, running
 from draftrank.serving.sending import in_turn
 from draftrank.version import __version__
+from draftrank.workflows.speculation import (
+    differences,
+    export_draft,
+    export_sha256,
+    form_of,
+    gguf_of_target,
+    speculation_of,
+    told_of,
+)
 
 if TYPE_CHECKING:
     from draftrank.engine.backends.base import Runtime
@@ -124,17 +132,22 @@ def parity(workspace: Workspace, asked: ParityRequest, progress: Progress | None
         raise BuildError(arm.failure or f"{recipe.id} could not be built")
     scratch = workspace.cache / "scratch" / f"parity-{uuid.uuid4().hex[:12]}"
     try:
-        exported = _export(workspace, asked, arm, scratch / recipe.id, progress)
+        exported = export_draft(workspace, recipe, asked.engine, scratch / recipe.id, progress)
         with alone(workspace, progress):
             here = _open(plan, arm)
             turns = list(_decode_here(here, progress))
-            speculation = _speculation(recipe, exported, here.k)
+            speculation = speculation_of(recipe, exported, here.k)
             if engine is None:
                 there = _generate(here, turns, speculation, progress)
             else:
                 log = workspace.state / "logs" / f"parity-{recipe.id}-{asked.engine}.log"
                 log.unlink(missing_ok=True)
-                model = _target_model(workspace, plan, asked.engine, scratch, progress)
+                model = plan.target_folder.path
+                if asked.engine == "llama.cpp":
+                    dtype = plan.dtype if is_dtype(plan.dtype) else "fp16"
+                    model = plan.target_file or gguf_of_target(
+                        workspace, plan.target, model, dtype, scratch, progress
+                    )
                 there = _serve(engine, model, here, turns, speculation, log, progress)
             return _record(asked, arm, here, turns, there, speculation)
     finally:
@@ -151,53 +164,6 @@ def _require_method(recipe: Recipe, engine: str) -> None:
             field="draft",
             fix="name an n-gram draft or one with a model",
         )
-
-
-def _export(
-    workspace: Workspace, asked: ParityRequest, arm: DraftArm, to: Path, progress: Progress
-) -> Path | None:
-    """The folder, or for llama.cpp the file, that the engine is given; None for a draft without weights.
-
-    Raises:
-        BuildError: the draft has no such form.
-    """
-    from draftrank.workflows.export import export
-
-    if arm.folder is None:
-        return None
-    done = export(workspace, asked.target, asked.draft, to, (), programs=(asked.engine,), progress=progress)
-    (form,) = done.forms
-    return form.folder / form.files[0] if asked.engine == "llama.cpp" else form.folder
-
-
-def _speculation(recipe: Recipe, exported: Path | None, k: int) -> Speculation:
-    draft = recipe.draft
-    if isinstance(draft, NgramDraft):
-        return Speculation("ngram", k, None, draft.max_ngram, draft.min_ngram)
-    assert exported is not None
-    return Speculation("eagle3" if "EAGLE-3 head" in draft.traits else "draft_model", k, exported)
-
-
-def _target_model(
-    workspace: Workspace, plan: SessionPlan, engine: str, scratch: Path, progress: Progress
-) -> Path:
-    """The target as the engine reads it: for llama.cpp its own GGUF file, or one with the weights that are decoded here."""
-    if engine != "llama.cpp":
-        return plan.target_folder.path
-    if plan.target_file is not None:
-        return plan.target_file
-    from draftrank.building.export.gguf import write_gguf
-    from draftrank.models.loading import load_model
-    from draftrank.models.target_folder import gguf_file
-
-    source = gguf_file(plan.target, workspace.fetch_context(progress))
-    scratch.mkdir(parents=True, exist_ok=True)
-    file = scratch / f"{plan.target.id}.gguf"
-    with progress.stage("write the target as GGUF"):
-        weights = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}[plan.dtype]
-        model = load_model(plan.target_folder.path, "fp32", "cpu")
-        write_gguf(model, source, plan.target.id, file, weights)  # type: ignore[arg-type]
-    return file
 
 
 def _run_request(asked: ParityRequest) -> RunRequest:
@@ -405,10 +371,10 @@ def _record(
         num_speculative_tokens=here.k,
         engine=asked.engine,
         engine_version=there.version,
-        speculation=_told(speculation),
-        form=_form(speculation),
-        export_sha256=_export_sha256(speculation),
-        differs=tuple(_differences(arm.recipe, asked.engine)),
+        speculation=told_of(speculation),
+        form=form_of(speculation),
+        export_sha256=export_sha256(speculation),
+        differs=tuple(differences(arm.recipe, asked.engine)),
         suite=plan.suite.id,
         suite_sha256=plan.suite.content_sha256(),
         tasks=plan.session_tasks,
@@ -454,62 +420,3 @@ def _divergence(
     if index is None:
         return None
     return find_divergence(here.target, prompt, expected, found, index, here.texts.text)
-
-
-def _told(speculation: Speculation) -> dict[str, str | int]:
-    told: dict[str, str | int] = {
-        "method": speculation.method,
-        "num_speculative_tokens": speculation.num_speculative_tokens,
-    }
-    if speculation.method == "ngram":
-        told |= {"max_ngram": speculation.max_ngram, "min_ngram": speculation.min_ngram}
-    return told
-
-
-def _form(speculation: Speculation) -> str:
-    if speculation.model is None:
-        return "settings"
-    return "GGUF" if speculation.model.is_file() else "safetensors"
-
-
-def _export_sha256(speculation: Speculation) -> str | None:
-    from draftrank.models.cache import weight_files, weights_sha256
-
-    if speculation.model is None:
-        return None
-    model = speculation.model
-    return weights_sha256([model] if model.is_file() else weight_files(model))
-
-
-def _differences(recipe: Recipe, engine: EngineName) -> Iterator[str]:
-    """What the recipe asks for beyond k, and what the engine does in another way."""
-    draft, speculate = recipe.draft, recipe.speculate
-    if isinstance(draft, NgramDraft):
-        if draft.tokens_per_match is not None:
-            yield "Both propose k tokens whatever matches; the recipe copies more the longer the match is."
-        if engine == "llama.cpp":
-            yield (
-                f"llama.cpp looks up runs of {draft.min_ngram} tokens only, and copies nothing where fewer than that follow "
-                "the match."
-            )
-        else:
-            yield f"{NAMES[engine]} copies from the earliest match in the context, this engine from the latest."
-        if engine == "transformers" and draft.min_ngram > 1:
-            yield f"transformers looks up single tokens too; this engine at least {draft.min_ngram} tokens."
-        return
-    if recipe.draft.kind == "cascade":
-        yield "The model alone was run in both; the recipe copies from the context first."
-    if speculate.stop_below_confidence is not None:
-        yield (
-            "Both propose k tokens in every step; the recipe ends a chain below a confidence of "
-            f"{speculate.stop_below_confidence:g}."
-        )
-    if speculate.branch_above_probability is not None:
-        yield "Both verify chains; the recipe proposes token trees."
-    if speculate.typical_acceptance is not None:
-        yield "Both leave the output unchanged; the recipe accepts by a lossy rule."
-    written = what_differs(draft.traits)
-    if written is not None:
-        yield f"In the exported form {written}."
-    if engine == "llama.cpp":
-        yield "The exported matrices are float16."

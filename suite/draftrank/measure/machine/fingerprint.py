@@ -24,11 +24,14 @@ PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "gguf
 _CPU_TIERS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "asimd", "neon")
 
 
-def read_machine(device: Literal["cpu", "cuda"], *, root: Path = Path("/")) -> Machine:
+def read_machine(
+    device: Literal["cpu", "cuda"], *, threads: int | None = None, root: Path = Path("/")
+) -> Machine:
     """Describes this machine as seen by this process.
 
     Args:
         device: where the session computes.
+        threads: threads that compute, where another process than this one does.
         root: where `proc` and `sys` lie.
     """
     import psutil  # not for `is_this_machine`
@@ -36,12 +39,13 @@ def read_machine(device: Literal["cpu", "cuda"], *, root: Path = Path("/")) -> M
     compute = compute_environment()
     cpu, cores, cpu_words = _processor(root)
     gpu = compute.gpu if device == "cuda" else None
-    threads = "" if compute.threads == cores else f" {compute.threads}t"
+    computing = threads or compute.threads
+    suffix = "" if computing == cores else f" {computing}t"
     return Machine(
-        machine_class=_slug(f"{cpu_words}{threads}" if gpu is None else gpu),
+        machine_class=_slug(f"{cpu_words}{suffix}" if gpu is None else gpu),
         cpu=cpu,
         cores=cores,
-        threads=compute.threads,
+        threads=computing,
         memory_bytes=int(psutil.virtual_memory().total),
         gpu=gpu,
         platform=platform.platform(terse=True) + " " + platform.machine(),

@@ -1,0 +1,141 @@
+"""`draftrank serve-bench`: drafts in a real server, at several numbers of requests in flight."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from draftrank.cli.options import JsonOption, WorkspaceOption
+from draftrank.cli.output import ConsoleProgress, out, print_json, print_table
+
+if TYPE_CHECKING:
+    from draftrank.measure.serving_records import Round, ServingResult
+
+
+def serve_bench(
+    target: Annotated[str, typer.Argument(help="The target's id.", show_default=False)],
+    server: Annotated[
+        str, typer.Option(help="The server's id: `draftrank list servers`.", metavar="ID", show_default=False)
+    ],
+    draft: Annotated[
+        list[str] | None,
+        typer.Option("--draft", "-d", help="A draft to serve; repeatable. Default: none.", metavar="ID"),
+    ] = None,
+    concurrency: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--concurrency", "-c", help="Requests in flight at once; repeatable. Default: 1.", min=1
+        ),
+    ] = None,
+    suite: Annotated[str, typer.Option(help="The suite whose prompts are sent.", metavar="ID")] = "quick",
+    task: Annotated[
+        list[str] | None, typer.Option(help="Only this task of the suite; repeatable.", metavar="ID")
+    ] = None,
+    prompts: Annotated[
+        int | None, typer.Option(help="At most so many prompts of each task.", min=1, show_default=False)
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds of every arm at every concurrency.", min=1)] = 6,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Send at random moments, so many requests per second on average; --concurrency is then the most at once.",
+            show_default=False,
+        ),
+    ] = None,
+    k: Annotated[
+        list[int] | None,
+        typer.Option(help="Tokens proposed per step; repeatable, each an arm. Default: the recipe's.", min=1),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the order of prompts and of arrivals.", min=0)] = 0,
+    idle: Annotated[
+        float, typer.Option(help="Seconds without a byte after which a request counts as hung.", min=0.1)
+    ] = 120.0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again even if it is measured.")] = False,
+    json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Measure drafts in a real server, beside the same server without a draft, at several numbers of requests in flight.
+
+    Every arm is a server process of its own. Rounds of the same prompts alternate between them, and each round is stored as
+    it ends: the same command resumes an interrupted session.
+
+    [bold]Example:[/bold] draftrank serve-bench smollm2-135m-instruct --server vllm-cpu --draft ngram -c 1 -c 4 -c 16
+    """
+    from draftrank.catalog.workspace import Workspace
+    from draftrank.store.store import Store
+    from draftrank.workflows.serve_bench import ServeRequest
+    from draftrank.workflows.serve_bench import serve_bench as measure
+
+    opened = Workspace.open(workspace)
+    asked = ServeRequest(
+        target=target,
+        server=server,
+        drafts=tuple(draft or ()),
+        concurrencies=tuple(concurrency or (1,)),
+        suite=suite,
+        tasks=tuple(task or ()),
+        prompts=prompts,
+        rounds=rounds,
+        rate=rate,
+        k=tuple(k or ()),
+        seed=seed,
+        idle_s=idle,
+        fresh=fresh,
+    )
+    with Store.open(opened.store_url) as store, ConsoleProgress() as progress:
+        result = measure(opened, asked, store, progress)
+    _print(result)
+    session = result.session
+    out.print(f"serving session {session.id} kept in {opened.display(opened.state)}")
+    if json:
+        print_json(
+            {
+                "session": session.id,
+                "finished": session.finished_at is not None,
+                "rounds": len(result.rounds),
+                "tokens_per_s": {arm.id: _throughputs(result, arm.id) for arm in session.arms},
+                "failures": {arm.id: arm.failure for arm in session.arms if arm.failure},
+                "warnings": session.warnings,
+            }
+        )
+    if any(arm.failure for arm in session.arms):
+        raise typer.Exit(1)
+
+
+def _print(result: ServingResult) -> None:
+    session = result.session
+    out.print(
+        f"{session.target} · {session.suite} · {session.server} ({session.engine} {session.engine_version}) · "
+        f"{session.dtype} · {session.machine.machine_class}"
+    )
+    table = Table(box=None, pad_edge=False)
+    for name in ("arm", "k", *(f"{one} in flight" for one in session.concurrencies), "failed"):
+        table.add_column(name, justify="left" if name == "arm" else "right")
+    for arm in session.arms:
+        found = _throughputs(result, arm.id)
+        failed = sum(
+            request.end == "failed" for one in result.rounds if one.arm == arm.id for request in one.requests
+        )
+        speeds = (found.get(str(one)) for one in session.concurrencies)
+        cells = ["–" if speed is None else f"{speed:.1f}" for speed in speeds]
+        table.add_row(arm.id, str(arm.num_speculative_tokens or "–"), *cells, str(failed or "–"))
+    print_table(table)
+    out.print("output tokens per second of all requests together, median of the rounds")
+    for arm in session.arms:
+        if arm.failure:
+            out.print(f"{arm.id} failed: {arm.failure.splitlines()[0]}")
+
+
+def _throughputs(result: ServingResult, arm: str) -> dict[str, float]:
+    """By concurrency, the median of the arm's rounds; of a block that was measured again the last attempt counts."""
+    found: dict[int, dict[int, Round]] = {}
+    for one in sorted(result.rounds, key=lambda one: one.attempt):
+        if one.arm == arm:
+            found.setdefault(one.concurrency, {})[one.index] = one
+    return {
+        str(concurrency): round(median(one.tokens / one.wall_s for one in rounds.values()), 3)
+        for concurrency, rounds in found.items()
+    }
