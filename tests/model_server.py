@@ -102,6 +102,9 @@ class ModelServer:
     def steps(self, prompt: list[int], limit: int, stop: frozenset[int]) -> list[Step]:
         """Decodes; the first is the prefill."""
         expected = output_of(prompt, limit, stop)
+        if self.broken == "parts" and len(expected) > 3:
+            parted = [*expected[:3], (expected[3] + 1) % VOCABULARY]
+            expected = [*parted, *output_of([*prompt, *parted], limit - 4, stop)]
         steps = [Step(expected[:1])]
         done = 1
         while done < len(expected):

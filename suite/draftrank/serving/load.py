@@ -91,7 +91,6 @@ def put_load(
     async def send_all() -> list[Answer]:
         return await _Sender(engine, client, requests, alive, done, concurrency).send(order, moments)
 
-    gc.collect()
     gc.disable()  # a collection would delay every event that arrives meanwhile
     before = process_time()
     try:

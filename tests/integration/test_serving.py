@@ -1,0 +1,380 @@
+"""`draftrank serve-bench` against real server processes that serve a toy model, whole and broken in every way we know."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+
+from commands import draftrank, several, start
+from draftrank.catalog.workspace import Workspace
+from draftrank.errors import DraftrankError, InvalidInputError, MissingDataError
+from draftrank.measure.records import BASELINE, CONTROL
+from draftrank.measure.serving_records import Round, ServingArm, ServingResult
+from draftrank.serving.http import ServerError
+from draftrank.store.serving_bundle import publish_serving, read_serving
+from draftrank.store.store import Store
+from draftrank.workflows.serve_bench import ServeRequest, serve_bench
+from draftrank.workflows.serving_arms import Servers
+from draftrank.workflows.serving_session import Run, groups
+from model_server import ModelServer, serving
+from serving_workspace import SERVER, declare_method, declare_server, engine
+
+TURNS = 4
+
+
+@pytest.fixture
+def root(workspace_root) -> Path:
+    declare_server(workspace_root)
+    declare_method(workspace_root)
+    return workspace_root
+
+
+@pytest.fixture
+def bench(root, monkeypatch):
+    """Measures in this process: (fault, words of the broken commands, changes of the request) → result."""
+    monkeypatch.setenv("DRAFTRANK_WATCH", "off")
+    monkeypatch.setenv("DRAFTRANK_OFFLINE", "1")
+
+    def run(fault: str = "", which: str = "speculative-config", **asked) -> ServingResult:
+        for name, value in engine(root, fault, which).items():
+            monkeypatch.setenv(name, value)
+        values = {"drafts": ("ngram", "method"), "concurrencies": (2,), "rounds": 2, "idle_s": 20.0}
+        workspace = Workspace.open(root)
+        with Store.open(workspace.store_url) as store:
+            return serve_bench(workspace, ServeRequest("tiny", "toy", **(values | asked)), store)
+
+    return run
+
+
+def stored(root: Path) -> ServingResult:
+    with Store.open(root / ".draftrank" / "results.sqlite") as store:
+        (result,) = store.serving.results()
+        return result
+
+
+def rounds_of(result: ServingResult, arm: str) -> list[Round]:
+    return [one for one in result.rounds if one.arm == arm]
+
+
+def arm_of(result: ServingResult, arm: str) -> ServingArm:
+    return next(one for one in result.session.arms if one.id == arm)
+
+
+def servers_of(root: Path) -> list[psutil.Process]:
+    """Server processes of a workspace that still run."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if any("model_server.py" in word for word in words) and str(root / "models" / "tiny") in words:
+            found.append(process)
+    return found
+
+
+def test_one_command_measures_and_the_record_travels(root):
+    asked = ["serve-bench", "tiny", "--server", "toy", "-d", "ngram", "-d", "method"]
+    asked += ["-c", "4", "-c", "1", "--rounds", "2", "--json"]
+    found, again = several(root, asked, asked, **engine(root))
+    assert found.code == 0, found
+    assert "has measured this already" in again.err
+    assert again.json == found.json
+    document = found.json
+    assert (document["finished"], document["rounds"], document["failures"]) == (True, 16, {})
+    assert set(document["tokens_per_s"]) == {BASELINE, CONTROL, "ngram", "method"}
+    result = stored(root)
+    session = result.session
+    assert session.concurrencies == (1, 4)
+    assert len(session.turns) == TURNS
+    assert (session.engine, session.engine_version, session.dtype) == ("vllm", "0.32.0", "fp32")
+    for arm in session.arms:
+        assert arm.start_s is not None
+        assert str(root) not in json.dumps(arm.model_dump(mode="json"))
+        assert "TARGET" in arm.flags
+    for concurrency in (1, 4):
+        for index in (0, 1):
+            block = [one for one in result.rounds if (one.concurrency, one.index) == (concurrency, index)]
+            block.sort(key=lambda one: one.position)
+            names = [BASELINE, CONTROL, "ngram", "method"]
+            assert [one.arm for one in block] == (names if index == 0 else names[::-1])
+            orders = {tuple(request.turn for request in one.requests) for one in block}
+            assert len(orders) == 1
+            times = 1 if concurrency == 1 else 2  # eight requests keep four in flight
+            assert Counter(*orders) == dict.fromkeys(range(TURNS), times)
+    for one in result.rounds:
+        assert (one.counters is not None) == (one.arm in ("ngram", "method"))
+        assert one.memory_bytes
+        for request in one.requests:
+            assert (request.token_ids, request.disagreement) == (None, None)
+            assert (request.accepted is not None) == (one.arm in ("ngram", "method"))
+    published, imported, refused = several(
+        root,
+        ["publish", session.id, "--json"],
+        ["import", str(root / "leaderboard" / "serving")],
+        ["run", "--draft", "method"],
+    )
+    (file,) = published.json["files"]
+    assert Path(file).parent == root / "leaderboard" / "serving" / "tiny" / "toy"
+    assert read_serving(Path(file)) == result
+    assert imported.code == 0
+    assert refused.code == 2
+    assert "draftrank serve-bench tiny --draft method" in refused.err
+
+
+def test_tokens_behind_the_end_count_for_the_server_and_not_for_us(bench):
+    result = bench()
+    for one in rounds_of(result, "ngram"):
+        assert one.counters is not None
+        accepted = [request.accepted or 0 for request in one.requests]
+        assert sum(accepted) <= one.counters.accepted
+        for request in one.requests:  # tokens = 1 + steps + accepted: each event is a step
+            assert request.tokens == len(request.arrival_tokens) + (request.accepted or 0)
+
+
+def test_counts_that_contradict_the_output_are_recorded_with_every_request(bench):
+    result = bench("wrong counts")
+    told = [request.disagreement for one in rounds_of(result, "ngram") for request in one.requests]
+    assert all("accepted" in (one or "") for one in told)
+    assert {request.disagreement for request in rounds_of(result, BASELINE)[0].requests} == {None}
+
+
+def test_a_server_that_dies_in_a_round_is_out_and_the_others_go_on(bench, tmp_path):
+    result = bench("dies after 12", "ngram")
+    arm = arm_of(result, "ngram")
+    assert "the server ended in a round" in (arm.failure or "")
+    assert "ended with code 7" in (arm.failure or "")
+    assert "listening" in (arm.log_tail or "")
+    whole, broken = rounds_of(result, "ngram")
+    assert "failed" not in {request.end for request in whole.requests}
+    assert [request.failure for request in broken.requests][-1] == "not sent: the server has ended"
+    assert all(len(rounds_of(result, name)) == 2 for name in (BASELINE, CONTROL, "method"))
+    assert result.session.finished_at is not None
+    assert read_serving(publish_serving(result, tmp_path)) == result
+
+
+def test_counters_that_go_back_show_a_server_that_started_anew(bench):
+    result = bench("resets counters after 11", "ngram")
+    started = [one.server_started for one in rounds_of(result, "ngram")]
+    assert max(started) > min(started) or started[0] > 1
+    assert any(one.counters is None for one in rounds_of(result, "ngram"))
+    assert {one.server_started for one in rounds_of(result, "method")} == {1}
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("hangs after 12", "nothing came"),
+        ("cut after 12", "broke off"),
+        ("no end after 12", "without saying why"),
+    ],
+)
+def test_requests_that_hang_or_break_off_are_failed_ones_and_then_the_arm_is_out(bench, fault, told):
+    result = bench(fault, "ngram", idle_s=0.5)
+    failures = [
+        request.failure or ""
+        for one in rounds_of(result, "ngram")
+        for request in one.requests
+        if request.end == "failed"
+    ]
+    assert any(told in failure for failure in failures)
+    assert "every request of a round failed" in (arm_of(result, "ngram").failure or "") or len(failures) < 8
+    assert len(rounds_of(result, "method")) == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("wrong model", "serves another"),
+        ("ends at once", "ended before it was ready"),
+        ("refuses", "too long"),
+    ],
+)
+def test_a_server_that_does_not_come_up_is_a_failed_arm(bench, fault, told):
+    result = bench(fault, "ngram")
+    arm = arm_of(result, "ngram")
+    assert told in (arm.failure or "")
+    assert arm.log_tail is not None
+    assert not rounds_of(result, "ngram")
+    assert len(rounds_of(result, "method")) == 2
+
+
+def test_a_slow_server_is_measured_as_such(bench):
+    result = bench("slow", "ngram")
+    slow, fast = (min(one.wall_s for one in rounds_of(result, arm)) for arm in ("ngram", "method"))
+    assert slow > fast
+
+
+def test_an_output_that_parts_is_judged_by_the_plain_server(bench):
+    result = bench("parts", "ngram")
+    for request in (request for one in rounds_of(result, "ngram") for request in one.requests):
+        divergence = request.divergence
+        assert divergence is not None
+        assert divergence.index == 3
+        assert divergence.plain_gap == 0.0
+        assert divergence.gap == pytest.approx(1.5)
+    assert all(request.divergence is None for one in rounds_of(result, "method") for request in one.requests)
+
+
+def test_a_plain_server_that_dies_ends_the_session_which_then_goes_on(bench, root):
+    with pytest.raises(ServerError, match="ended with code 7"):
+        bench("dies after 15", "max-num-seqs", drafts=("ngram",), rounds=3)
+    broken = stored(root)
+    assert broken.session.finished_at is None
+    assert broken.rounds
+    failed = [arm.id for arm in broken.session.arms if arm.failure]
+    assert BASELINE in failed
+    result = bench(drafts=("ngram",), rounds=3)
+    assert result.session.id == broken.session.id
+    assert arm_of(result, BASELINE).failure is None
+    kept = {one.key: one for one in result.rounds}
+    assert all(kept[one.key] == one for one in broken.rounds)
+    assert {one.process for one in result.rounds} == {0, 1}
+    assert len(rounds_of(result, BASELINE)) == 3
+    assert not servers_of(root)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_an_interrupted_command_leaves_no_server_and_goes_on(root, number):
+    asked = ("serve-bench", "tiny", "--server", "toy", "-d", "ngram", "-c", "1", "--rounds", "4", "--json")
+    running = start(root, *asked, **engine(root, "slow", "max-num-seqs"))
+    until = time.monotonic() + 120
+    while len(_rounds(root)) < 4:
+        assert time.monotonic() < until
+        assert running.poll() is None
+        time.sleep(0.05)
+    running.send_signal(number)
+    ended = running.finish()
+    assert ended.code == (130 if number == signal.SIGINT else -9), ended
+    while servers_of(root):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    before = _rounds(root)
+    result = draftrank(root, *asked, **engine(root))
+    assert result.code == 0, result
+    after = {one.key: one for one in _rounds(root)}
+    assert len(after) == 12
+    assert all(after[one.key] == one for one in before)
+    assert {one.process for one in after.values()} == {0, 1}
+
+
+def _rounds(root: Path) -> tuple[Round, ...]:
+    if not (root / ".draftrank" / "results.sqlite").exists():
+        return ()
+    with Store.open(root / ".draftrank" / "results.sqlite") as store:
+        results = store.serving.results()
+        return results[0].rounds if results else ()
+
+
+def test_where_memory_is_short_drafts_are_measured_in_groups_each_with_the_plain_server(bench, monkeypatch):
+    most: list[int] = []
+    opened = Servers.open
+
+    def counted(self, *given):
+        found = opened(self, *given)
+        most.append(len(self.opened))
+        return found
+
+    monkeypatch.setattr(Servers, "open", counted)
+    monkeypatch.setattr(Servers, "hold", lambda *_: 1)
+    result = bench()
+    assert max(most) == 2
+    indexes = {arm.id: [one.index for one in rounds_of(result, arm.id)] for arm in result.session.arms}
+    assert indexes == {BASELINE: [0, 1, 2, 3, 4, 5], CONTROL: [0, 1], "ngram": [2, 3], "method": [4, 5]}
+    assert "in 3 groups" in result.session.warnings[0]
+    monkeypatch.setattr(Servers, "hold", lambda *_: 0)
+    with pytest.raises(DraftrankError, match="memory holds one server"):
+        bench(fresh=True)
+
+
+def test_arms_stay_in_their_group_when_a_session_goes_on():
+    arms = [ServingArm(id=name, kind="draft", draft_id=name) for name in "abcd"]
+
+    def one(arm: str, index: int) -> Round:
+        return Round.model_construct(arm=arm, index=index)
+
+    def named(found: dict[int, list[ServingArm]]) -> dict[int, str]:
+        return {number: "".join(arm.id for arm in group) for number, group in found.items()}
+
+    assert named(groups(arms, [], 6, 3)) == {0: "abc", 1: "d"}
+    assert named(groups(arms, [one("a", 0)], 6, 3)) == {0: "abc", 1: "d"}  # its first block was not complete
+    assert named(groups(arms, [one("a", 0), one("b", 3)], 6, 3)) == {0: "ab", 1: "cd"}
+    assert named(groups(arms, [one(arm, 0) for arm in "abc"] + [one("d", 7)], 6, 2)) == {0: "abc", 1: "d"}
+    assert groups([], [], 6, 3) == {0: []}
+
+
+def test_a_disturbed_block_is_measured_again_at_most_twice(bench, monkeypatch):
+    told = iter(["another program", None, "noise", "noise", "noise"])
+    monkeypatch.setattr(Run, "_disturbed", lambda *_: next(told))
+    result = bench(drafts=("ngram",))
+    attempts = {(one.index, one.attempt) for one in rounds_of(result, "ngram")}
+    assert attempts == {(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)}
+    assert len(result.rounds) == 5 * 3
+
+
+def test_several_k_are_arms_of_their_own_and_open_loops_are_told(bench):
+    result = bench(drafts=("method",), k=(2, 5), rate=50.0, prompts=1)
+    assert [arm.id for arm in result.session.arms][2:] == ["method-k2", "method-k5"]
+    assert arm_of(result, "method-k5").speculation["num_speculative_tokens"] == 5
+    assert {one.rate for one in result.rounds} == {50.0}
+    assert result.session.suite == "quick-custom"
+    assert len({turn.prompt for turn in result.session.turns}) == 1
+
+
+def test_servers_that_run_already_are_measured_without_being_started(bench, root, monkeypatch, tmp_path):
+    plain, drafted = ModelServer(name="theirs"), ModelServer(name="theirs", script=(1, 0))
+    with serving(plain) as one, serving(drafted) as other:
+        attach = f'{{url: "http://127.0.0.1:{one}", drafts: {{ngram: "http://127.0.0.1:{other}"}}, token_env: THEIR_TOKEN}}'
+        declare_server(root, SERVER + f"attach: {attach}\n")
+        with pytest.raises(InvalidInputError, match="THEIR_TOKEN"):
+            bench(drafts=("ngram",))
+        monkeypatch.setenv("THEIR_TOKEN", "s3cret")
+        with pytest.raises(InvalidInputError, match="no server that runs the draft 'method'"):
+            bench()
+        result = bench(drafts=("ngram",))
+    assert plain.authorizations == drafted.authorizations == {"Bearer s3cret"}
+    assert {asked["model"] for asked in drafted.requests} == {"theirs"}
+    assert {(arm.start_s, arm.flags, arm.failure) for arm in result.session.arms} == {(None, (), None)}
+    assert {(one.server_cpu, one.memory_bytes) for one in result.rounds} == {(None, None)}
+    text = publish_serving(result, tmp_path).read_text()
+    assert "s3cret" not in text + (root / ".draftrank" / "results.sqlite").read_bytes().decode("latin-1")
+    assert "its own twin" in text
+
+
+def test_a_draft_that_cannot_be_exported_is_a_failed_arm(bench, root, monkeypatch):
+    def broken(*_):
+        raise MissingDataError("its repository is gone")
+
+    monkeypatch.setattr("draftrank.models.target_folder.ensure_model", broken)
+    text = (root / "drafts" / "tiny" / "method.yaml").read_text()
+    source = "method: mtp\n  source: {kind: local, path: models/tiny}"
+    (root / "drafts" / "tiny" / "method.yaml").write_text(text.replace("method: mtp", source))
+    result = bench()
+    assert "its repository is gone" in (arm_of(result, "method").failure or "")
+    assert len(rounds_of(result, "ngram")) == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"concurrencies": (9,)}, "works on up to 8 at once"),
+        ({"drafts": ("early-exit",)}, "no other engine has drafts of the kind 'early_exit'"),
+        ({"drafts": ("nothing",)}, "no draft 'nothing'"),
+        ({"rounds": 0}, "nothing would be measured"),
+        ({"rate": 0.0}, "is not above 0"),
+        ({"k": (99,)}, "99 is not from 1"),
+    ],
+)
+def test_a_wrong_request_is_refused_before_anything_starts(bench, root, asked, told):
+    with pytest.raises(InvalidInputError, match=told):
+        bench(**asked)
+    assert not (root / ".draftrank" / "logs").exists()
+
+
+def test_a_method_that_the_engine_does_not_have_is_refused(bench, root):
+    declare_method(root, method="mind-reading")
+    with pytest.raises(InvalidInputError, match="vllm has no method 'mind-reading'"):
+        bench()
