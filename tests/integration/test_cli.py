@@ -88,6 +88,7 @@ def test_json_is_the_last_line_of_every_command(measured_root):
     }
     # These have tests of their own, since they measure or ask git.
     measuring = {"run", "sweep", "status", "tune-k", "search", "predict", "verify", "remeasure", "parity"}
+    measuring |= {"serve-bench"}
     elsewhere = measuring | {"changed", "challenge", "comment", "submit", "keep"}
     assert {*wanted, *elsewhere} == set(COMMANDS)
     outcomes = several(measured_root, *([name, *rest, "--json"] for name, (_, rest) in wanted.items()))

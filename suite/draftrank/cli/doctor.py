@@ -101,18 +101,22 @@ def _engines(workspace: Workspace) -> Iterator[Finding]:
     for name, kind in ENGINES.items():
         what, program = f"engine {name}", kind.find(workspace.root)
         if program is None:
-            needed = f"not here; only needed for `draftrank parity --engine {name}`"
+            needed = (
+                f"not here; only needed for `draftrank parity --engine {name}` and `draftrank serve-bench`"
+            )
             yield Finding(what, "absent", needed, kind.get)
             continue
         try:
-            yield Finding(what, "ok", f"{kind(program).version()}, {program}")
+            servers = ", ".join(one.id for one in workspace.check().servers if one.engine == name)
+            runs = f"; serves {servers}" if servers else ""
+            yield Finding(what, "ok", f"{kind(program).version()}, {program}{runs}")
         except ServerError as error:
             yield Finding(what, "warning", str(error), kind.get)
 
 
 def _workspace(workspace: Workspace) -> Iterator[Finding]:
     checked = workspace.check()
-    count = f"{len(checked.targets)} targets, {len(checked.recipes)} drafts, {len(checked.tasks)} tasks"
+    count = f"{len(checked.targets)} targets, {len(checked.recipes)} drafts, {len(checked.tasks)} tasks, {len(checked.servers)} servers"
     yield Finding(
         "workspace",
         "warning" if checked.problems else "ok",

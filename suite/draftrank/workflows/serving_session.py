@@ -1,8 +1,8 @@
 """A serving session, measured: first the plain server alone, then blocks of rounds, then the plain server as judge.
 
-A block has one round of every arm at one concurrency, in an order that is turned around from block to block (ABBA). Only
-one server has load at a time; the others are paused. Where memory does not hold all servers they are measured in groups,
-each with the plain server in blocks of its own. Every round is stored as it ends, so that the same command goes on.
+A block has one round of every arm at one concurrency, in an order that is drawn for each block. Only one server has load
+at a time; the others are paused. Where memory does not hold all servers they are measured in groups, each with the plain
+server in blocks of its own. Every round is stored as it ends, so that the same command goes on.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from draftrank.measure.serving_rounds import (
     told_at,
     with_whole_outputs,
 )
+from draftrank.measure.sessions.schedule import round_order
 from draftrank.progress import Progress
 from draftrank.serving.base import CompletionRequest, Speculation
 from draftrank.serving.http import ServerError
@@ -167,7 +168,7 @@ class Run:
         """Measures the rounds that a block lacks, and the whole block again while the machine is disturbed."""
         of_block = [one for one in self.rounds if (one.concurrency, one.index) == (concurrency, index)]
         attempt = max((one.attempt for one in of_block), default=0)
-        order = arms if index % 2 == 0 else [*reversed(arms)]
+        order = round_order(arms, self.session.plan_sha256, concurrency, index)
         while True:
             found = {one.arm: one for one in of_block if one.attempt == attempt}
             for position, arm in enumerate(order):
