@@ -167,7 +167,8 @@ def _handler(server: ModelServer) -> type[BaseHTTPRequestHandler]:
             if server.broken == "refuses":
                 self._send(400, {"error": {"message": "the prompt is too long"}})
                 return
-            answer = _vllm(server, asked) if self.path == "/v1/completions" else _llama_cpp(server, asked)
+            forms = {"/v1/completions": _vllm, "/completion": _llama_cpp, "/generate": _sglang}
+            answer = forms[self.path](server, asked)
             if not asked.get("stream"):
                 self._send(200, answer[-1])
                 return
@@ -272,6 +273,32 @@ def _llama_cpp(server: ModelServer, asked: dict[str, Any]) -> list[dict[str, Any
         accepted += len(tokens)
     end = {"stop": True, "tokens": [] if asked.get("stream") else tokens, "timings": timings()}
     return [*events, end]
+
+
+def _sglang(server: ModelServer, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    sampling = asked["sampling_params"]
+    steps = server.steps(
+        asked["input_ids"], sampling["max_new_tokens"], frozenset(sampling["stop_token_ids"])
+    )
+    events: list[dict[str, Any]] = []
+    tokens: list[int] = []
+    top: list[list[list[Any]]] = []
+    for number, step in enumerate(steps):
+        for token in step.tokens:
+            told = server.top([*asked["input_ids"], *tokens], token)
+            top.append([[told[one], one, None] for one in sorted(told, key=lambda one: -told[one])])
+            tokens.append(token)
+        meta: dict[str, Any] = {"completion_tokens": len(tokens), "finish_reason": None}
+        if server.script:
+            meta["spec_verify_ct"] = number
+        if asked.get("return_logprob"):
+            meta["output_top_logprobs"] = list(top)
+        events.append({"output_ids": list(tokens), "meta_info": meta})
+    end = events[-1]["meta_info"]
+    end["finish_reason"] = None if server.broken == "no end" else {"type": "length"}
+    if server.broken == "wrong counts" and server.script:
+        end["spec_verify_ct"] = len(tokens) + 1
+    return events
 
 
 class DecodingServer(ModelServer):

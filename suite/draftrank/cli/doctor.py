@@ -101,9 +101,9 @@ def _engines(workspace: Workspace) -> Iterator[Finding]:
     for name, kind in ENGINES.items():
         what, program = f"engine {name}", kind.find(workspace.root)
         if program is None:
-            needed = (
-                f"not here; only needed for `draftrank parity --engine {name}` and `draftrank serve-bench`"
-            )
+            needed = "not here; only needed for `draftrank serve-bench`"
+            if name != "sglang":
+                needed += f" and `draftrank parity --engine {name}`"
             yield Finding(what, "absent", needed, kind.get)
             continue
         try:

@@ -7,15 +7,14 @@ from pathlib import Path
 from draftrank.errors import MissingDataError
 from draftrank.serving.base import Engine
 from draftrank.serving.llama_cpp import LlamaCpp
+from draftrank.serving.sglang import Sglang
 from draftrank.serving.vllm import Vllm
 
-ENGINES: dict[str, type[Engine]] = {kind.name: kind for kind in (Vllm, LlamaCpp)}
+ENGINES: dict[str, type[Engine]] = {kind.name: kind for kind in (Vllm, LlamaCpp, Sglang)}
 
 
 def engine_elsewhere(name: str) -> Engine:
-    """An engine whose servers run already: it need not be here; raises as `find_engine`."""
-    if name not in ENGINES:
-        raise MissingDataError(f"{name} cannot be asked yet: there is {', '.join(ENGINES)}")
+    """An engine whose servers run already: it need not be here."""
     return ENGINES[name](None)
 
 
@@ -29,9 +28,7 @@ def find_engine(name: str, root: Path) -> Engine:
     Raises:
         MissingDataError: it is not here; says how to get it.
     """
-    kind = ENGINES.get(name)
-    if kind is None:
-        raise MissingDataError(f"{name} cannot be started yet: there is {', '.join(ENGINES)}")
+    kind = ENGINES[name]
     program = kind.find(root)
     if program is None:
         raise MissingDataError(f"{name} is not here: {kind.get}")

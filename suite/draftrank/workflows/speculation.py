@@ -129,6 +129,8 @@ def differences(recipe: Recipe, engine: Program) -> Iterator[str]:
                 f"llama.cpp looks up runs of {draft.min_ngram} tokens only, and copies nothing where fewer than that follow "
                 "the match."
             )
+        elif engine == "sglang":
+            yield "SGLang looks up runs of lengths of its own."
         else:
             yield f"{NAMES[engine]} copies from the earliest match in the context, this engine from the latest."
         if engine == "transformers" and draft.min_ngram > 1:

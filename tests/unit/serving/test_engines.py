@@ -16,11 +16,17 @@ from draftrank.serving.http import Client, ServerError
 from draftrank.serving.llama_cpp import LlamaCpp
 from draftrank.serving.llama_cpp import arguments as llama_arguments
 from draftrank.serving.sending import ATTEMPTS, in_turn
+from draftrank.serving.sglang import Sglang
+from draftrank.serving.sglang import arguments as sglang_arguments
 from draftrank.serving.vllm import Vllm, configuration
 from model_server import ModelServer, output_of, serving
 
 PROMPT = (5, 11, 42)
-ENGINES: dict[str, Engine] = {"vllm": Vllm(Path("python")), "llama.cpp": LlamaCpp(Path("llama-server"))}
+ENGINES: dict[str, Engine] = {
+    "vllm": Vllm(Path("python")),
+    "llama.cpp": LlamaCpp(Path("llama-server")),
+    "sglang": Sglang(Path("python")),
+}
 FORMS = list(ENGINES)
 
 
@@ -141,6 +147,15 @@ def test_drafts_become_speculative_configurations() -> None:
     assert configuration(head) == {"method": "eagle3", "num_speculative_tokens": 3, "model": "/drafts/head"}
     assert "ngram-simple" in llama_arguments(ngram, "f32")
     assert {"draft-eagle3", "/drafts/head"} <= set(llama_arguments(head, "f32"))
+    told = " ".join(sglang_arguments(head))
+    assert told == (
+        "--speculative-algorithm EAGLE3 --speculative-draft-model-path /drafts/head --speculative-num-steps 3 "
+        "--speculative-eagle-topk 1 --speculative-num-draft-tokens 4"
+    )
+    own = Speculation("ngram", 4, options={"speculative-num-draft-tokens": 8}, own=True)
+    assert " ".join(sglang_arguments(own)) == (
+        "--speculative-algorithm NGRAM --speculative-num-draft-tokens 8"
+    )
 
 
 def test_an_engine_that_is_not_here_says_how_to_get_it(
@@ -164,6 +179,7 @@ def test_an_engine_that_is_not_here_says_how_to_get_it(
         (Vllm, "0.32.0+cpu", "0.32.0"),
         (LlamaCpp, "version: 0.6.0-dev (build 11434, commit abc)", "b11434"),
         (LlamaCpp, "version: 6543 (abc)", "b6543"),
+        (Sglang, "0.5.23", "0.5.23"),
     ],
 )
 def test_versions_are_those_that_programs_tell(
