@@ -14,6 +14,7 @@ from draftrank.errors import DraftrankError
 from draftrank.measure.evidence import Conditions
 from draftrank.measure.machine.conditions import Watch, watching
 from draftrank.measure.machine.disturbance import disturbance_of
+from draftrank.measure.machine.energy import EnergyMeter
 from draftrank.measure.record import utc_now
 from draftrank.measure.records import BASELINE
 from draftrank.measure.serving_records import Round, ServingArm, ServingSession
@@ -59,11 +60,14 @@ class Run:
     """Those that are stored."""
     progress: Progress
     process: int = field(init=False)
+    _energy: EnergyMeter | None = field(init=False)
     _machine: ServingMachine | None = field(init=False)
     _watch: Watch | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.process = 1 + max((one.process for one in self.rounds), default=-1)
+        here = not self.servers.declared.attach
+        self._energy = EnergyMeter(self.session.device) if here else None
         self._machine = ServingMachine(self.session.device) if watching() else None
         self._watch = Watch(self._machine) if self._machine else None
 
@@ -203,6 +207,8 @@ class Run:
             self._machine.server_cpu_s = opened.cpu_s
             self._watch.start_anew()
             self._watch.begin()
+        if self._energy:
+            self._energy.begin()
         started_at, cpu_s = utc_now(), opened.cpu_s()
         load = put_load(
             engine,
@@ -213,6 +219,7 @@ class Run:
             moments=moments_of(len(order), place, session.seed),
             alive=lambda: opened.alive,
         )
+        energy_j = self._energy.end() if self._energy else None
         cpu_s = max(0.0, opened.cpu_s() - cpu_s)
         conditions = self._watch.end() if self._watch else None
         counters, anew = counters_between(before, counters_of(engine, opened.client))
@@ -232,6 +239,7 @@ class Run:
             server_cpu=round(cpu_s / wall_s, 4) if opened.process else None,
             server_started=opened.started,
             memory_bytes=memory or None,
+            energy_j=energy_j,
         )
         self.store.add_round(session.id, one)
         self.rounds.append(one)

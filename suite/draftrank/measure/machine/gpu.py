@@ -96,6 +96,11 @@ class Gpu:
         reasons = tuple(reason for bit, reason in THROTTLE_REASONS.items() if bits & bit)
         return GpuState(None if megahertz is None else megahertz * 1e6, reasons, self._others())
 
+    def energy_j(self) -> float | None:
+        """Joules that it has taken since the driver was loaded; None where it does not count them."""
+        millijoules = self._number("nvmlDeviceGetTotalEnergyConsumption", ctypes.c_ulonglong())
+        return None if millijoules is None else millijoules / 1e3
+
     def _others(self) -> int | None:
         count, found = ctypes.c_uint(_MAX_PROCESSES), (_Process * _MAX_PROCESSES)()
         name = "nvmlDeviceGetComputeRunningProcesses_v3"
