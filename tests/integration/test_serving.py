@@ -79,12 +79,14 @@ def servers_of(root: Path) -> list[psutil.Process]:
 
 def test_one_command_measures_and_the_record_travels(root):
     asked = ["serve-bench", "tiny", "--server", "toy", "-d", "ngram", "-d", "method"]
-    asked += ["-c", "4", "-c", "1", "--rounds", "2", "--json"]
+    asked += ["-c", "4", "-c", "1", "--rounds", "2", "--vllm-bench", "bench", "--json"]
     found, again = several(root, asked, asked, **engine(root))
     assert found.code == 0, found
     assert "has measured this already" in again.err
     assert again.json == found.json
+    bench = json.loads((root / "bench" / "ngram-4.json").read_text())
     document = found.json
+    assert bench["completed"] == 16
     assert (document["finished"], document["rounds"], document["failures"]) == (True, 16, {})
     assert set(document["tokens_per_s"]) == {BASELINE, CONTROL, "ngram", "method"}
     result = stored(root)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from json import dumps
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,6 +55,15 @@ def serve_bench(
     idle: Annotated[
         float, typer.Option(help="Seconds without a byte after which a request counts as hung.", min=0.1)
     ] = 120.0,
+    vllm_bench: Annotated[
+        Path | None,
+        typer.Option(
+            "--vllm-bench",
+            help="Write a file as `vllm bench serve` does for each arm and concurrency into this folder.",
+            metavar="DIR",
+            show_default=False,
+        ),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again even if it is measured.")] = False,
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
@@ -90,6 +101,8 @@ def serve_bench(
     _print(result)
     session = result.session
     out.print(f"serving session {session.id} kept in {opened.display(opened.state)}")
+    if vllm_bench is not None:
+        _write_vllm_bench(result, vllm_bench)
     if json:
         print_json(
             {
@@ -103,6 +116,16 @@ def serve_bench(
         )
     if any(arm.failure for arm in session.arms):
         raise typer.Exit(1)
+
+
+def _write_vllm_bench(result: ServingResult, folder: Path) -> None:
+    from draftrank.measure.summaries.vllm_bench import vllm_bench_documents
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, document in vllm_bench_documents(result):
+        path = folder / f"{name}.json"
+        path.write_text(dumps(document, indent=1) + "\n", "utf-8")
+        out.print(f"written: {path}")
 
 
 def _print(result: ServingResult) -> None:
