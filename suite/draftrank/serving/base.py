@@ -50,6 +50,8 @@ class Served:
     """What it computes in: `fp32`, `bf16` or `fp16`."""
     threads: int
     """Threads to compute with."""
+    device: str = "cpu"
+    """Where it computes: `cpu` or `cuda`."""
     max_requests: int = 1
     """Requests that it works on at once."""
     kv_cache_gib: int | None = None

@@ -126,6 +126,7 @@ class Servers:
             declared.context,
             declared.dtype,
             threads_of(declared),
+            device=declared.device,
             max_requests=declared.max_requests,
             kv_cache_gib=declared.kv_cache_gib,
             flags=declared.flags,

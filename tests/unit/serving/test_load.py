@@ -160,13 +160,25 @@ def test_the_token_goes_into_the_header_and_into_no_error() -> None:
 @pytest.mark.parametrize("name", list(ENGINES))
 def test_what_a_server_is_declared_with_reaches_its_command(name: str) -> None:
     served = Served(
-        Path("m"), "m", 1, 64, "bf16", 1, 8, flags=("--more", "1"), environment={"SOME": "x"}, kv_cache_gib=3
+        *(Path("m"), "m", 1, 64, "bf16", 1),
+        max_requests=8,
+        flags=("--more", "1"),
+        environment={"SOME": "x"},
+        kv_cache_gib=3,
     )
     launch = ENGINES[name].launch(served, None)
     assert launch.command[-2:] == ("--more", "1")
     assert launch.environment["SOME"] == "x"
     assert "8" in launch.command
     assert name == "vllm" or "512" in launch.command  # each of eight requests has the whole context
+
+
+def test_vllm_compiles_its_forwards_on_a_gpu_alone() -> None:
+    commands = [
+        ENGINES["vllm"].launch(Served(Path("m"), "m", 1, 64, "bf16", 1, device), None).command
+        for device in ("cpu", "cuda")
+    ]
+    assert ["--enforce-eager" in command for command in commands] == [True, False]
 
 
 def test_methods_of_an_engine_are_passed_on_under_its_own_names() -> None:
