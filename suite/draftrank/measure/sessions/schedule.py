@@ -4,6 +4,10 @@ All arms decode a prompt turn back to back; this is a block. Within a group of a
 order rotates, so each arm stands in each place equally often. Each group starts with another order, so no arm
 always follows the same one. Every second repeat runs in reverse (ABBA), so that drift of the machine affects
 all arms alike.
+
+Rounds of a serving session take minutes each, so a session has only a few, and the machine drifts as fast as a fixed
+pattern repeats. Their order is drawn anew for every block: `docs/simulation.md` shows that intervals then hold, and
+that those of a fixed ABBA order do not.
 """
 
 from __future__ import annotations
@@ -59,3 +63,17 @@ def cell_of(session: Session, block: Block) -> tuple[str, str, int, int]:
     """Task, prompt, turn and repeat of a block, as trials name them."""
     task = session.tasks[block.task]
     return (task.task, task.prompts[block.prompt], block.turn, block.repeat)
+
+
+def round_order(arms: Sequence[str], plan: str, concurrency: int, index: int) -> tuple[str, ...]:
+    """The order in which arms take the rounds of one block of a serving session.
+
+    Args:
+        arms: their ids.
+        plan: hash of the session's plan, so that sessions differ and an interrupted one goes on in its own order.
+        concurrency: of the block.
+        index: of the block among those of its concurrency.
+    """
+    arranged = list(arms)
+    random.Random(f"{plan}/{concurrency}/{index}").shuffle(arranged)  # (order, not secrecy)
+    return tuple(arranged)
