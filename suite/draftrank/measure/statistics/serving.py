@@ -5,8 +5,8 @@ complete requests ÷ its wall seconds. A speedup is the geometric mean, over blo
 the baseline's in the same block, with a 95 % t-interval of the mean log ratio (rounds − 1 degrees of freedom). Arms take
 their rounds in an order drawn anew for each block, which is what makes these ratios independent of the machine's drift.
 
-TPOT and TTFT are pooled over the requests of all rounds; the intervals of their medians and 99th percentiles come from a
-bootstrap over rounds (n−1 of n rounds, seeded), stretched by t ÷ 1.96.
+TPOT and TTFT are pooled over the requests of all rounds. The interval of their median and of their 99th percentile is that
+value times e to the ± t standard errors, from the spread of the logarithms of the same percentile of each round.
 """
 
 from __future__ import annotations
@@ -17,17 +17,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-import numpy as np
-
 from draftrank.measure.serving_records import Round
 from draftrank.measure.statistics.estimates import Estimate, Interval, estimated, ratio
-from draftrank.measure.statistics.log_ratio import CONFIDENCE, LogRatio
-from draftrank.measure.statistics.student import t_quantile
-
-RESAMPLES = 400
-"""Bootstrap draws for the interval of a latency."""
-_SEED = 20_261_130
-_NORMAL_95 = 1.959964
+from draftrank.measure.statistics.log_ratio import LogRatio
 
 Block = tuple[int, int]
 """Concurrency and index."""
@@ -118,36 +110,25 @@ def latency_of(rounds: Sequence[Sequence[float]]) -> Latency | None:
 
     Intervals are None with fewer than two rounds that have one.
     """
-    times = [np.asarray(found, dtype=np.float64) for found in rounds if len(found)]
+    times = [found for found in rounds if len(found)]
     if not times:
         return None
-    pooled = np.concatenate(times)
-    order = np.argsort(pooled, kind="stable")
-    of_round = np.repeat(np.arange(len(times)), [len(found) for found in times])[order]
-    pooled = pooled[order]
-    counts = np.ones((1, len(times)))
-    if len(times) > 1:
-        share = np.full(len(times), 1 / len(times))
-        draws = np.random.default_rng(_SEED).multinomial(len(times) - 1, share, size=RESAMPLES)
-        counts = np.concatenate([counts, draws])
-    reached = np.cumsum(counts[:, of_round], axis=1)
+    pooled = [time for found in times for time in found]
 
-    def quantile(share: float) -> Estimate:
-        # The first time at which so large a share of the drawn requests is reached.
-        places = np.argmax(reached >= share * reached[:, -1:] - 1e-9, axis=1)
-        found = pooled[places]
-        value = float(found[0])
-        if len(times) < 2 or value <= 0.0:
+    def at(share: float) -> Estimate:
+        value = _quantile(pooled, share)
+        logs = [math.log(own) for found in times if (own := _quantile(found, share)) > 0.0]
+        if len(logs) < 2 or len(logs) < len(times) or value <= 0.0:
             return Estimate(value, None)
-        tail = 100 * (1 - CONFIDENCE) / 2
-        low, high = np.log(np.percentile(found[1:], [tail, 100 - tail])) - math.log(value)
-        stretch = t_quantile((1 + CONFIDENCE) / 2, len(times) - 1) / _NORMAL_95
-        return Estimate(
-            value,
-            Interval(value * math.exp(min(stretch * low, 0.0)), value * math.exp(max(stretch * high, 0.0))),
-        )
+        error = stdev(logs) / math.sqrt(len(logs))
+        return estimated(value, LogRatio(math.log(value), error, float(len(logs) - 1)))
 
-    return Latency(quantile(0.5), quantile(0.99))
+    return Latency(at(0.5), at(0.99))
+
+
+def _quantile(times: Sequence[float], share: float) -> float:
+    """The smallest of the times that so large a share of them does not exceed."""
+    return sorted(times)[max(math.ceil(share * len(times) - 1e-9), 1) - 1]
 
 
 def acceptance_of(rounds: Sequence[Round]) -> ServedAcceptance | None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.measure.records import SessionTask
 from draftrank.measure.sessions.plan import trial_seed
-from draftrank.measure.sessions.schedule import schedule
+from draftrank.measure.sessions.schedule import round_order, schedule
 
 ZERO = "0" * 64
 
@@ -64,3 +64,13 @@ def test_seeds_differ_between_cells_and_not_between_arms():
     mode = DecodingMode(temperature=1.0)
     assert trial_seed(mode, ("t", "p", 0, 0)) == trial_seed(mode, ("t", "p", 0, 0))
     assert trial_seed(mode, ("t", "p", 0, 0)) != trial_seed(mode, ("t", "p", 0, 1))
+
+
+def test_rounds_of_a_block_are_in_an_order_of_their_own():
+    arms = ["baseline", "baseline-control", "a", "b"]
+    orders = [round_order(arms, "plan", 4, index) for index in range(48)]
+    assert all(sorted(order) == sorted(arms) for order in orders)
+    assert orders == [round_order(arms, "plan", 4, index) for index in range(48)]
+    assert len(set(orders)) > 12
+    assert orders != [round_order(arms, "plan", 1, index) for index in range(48)]
+    assert orders != [round_order(arms, "another plan", 4, index) for index in range(48)]
