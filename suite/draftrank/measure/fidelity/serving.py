@@ -37,7 +37,7 @@ DIVERGENCE_P = 0.001
 """Probability below which a draft diverges more often than the plain server. A board has many drafts and concurrencies,
 and an honest one must not fail by chance."""
 
-ServedStatus = Literal["identical", "ties", "as plain", "breaks", "not compared"]
+ServedStatus = Literal["identical", "ties", "as plain", "breaks", "unjudged", "not compared"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,8 @@ class ServedFidelity:
 
     status: ServedStatus
     """`identical`; `ties`: every divergence is a numerical tie; `as plain`: some are wider, but no more and no wider than
-    the plain server's own; `breaks`: they are; `not compared`: nothing is complete."""
+    the plain server's own; `breaks`: they are; `unjudged`: the plain server was not asked about all of them; `not compared`: nothing is
+    complete."""
     compared: int
     """Complete requests."""
     differing: int
@@ -57,7 +58,7 @@ class ServedFidelity:
     @property
     def lossless(self) -> bool:
         """Whether rounding explains all of it."""
-        return self.status != "breaks"
+        return self.status not in ("breaks", "unjudged")
 
 
 def compare_served(
@@ -74,13 +75,14 @@ def compare_served(
     requests = _complete(rounds)
     if not requests:
         return ServedFidelity("not compared", 0, 0, "not compared")
-    differing = [request for request in requests if request.divergence is not None]
+    differing = [request for request in requests if _differs(request, session.turns)]
     if not differing:
         return ServedFidelity("identical", len(requests), 0, "identical")
+    unjudged = sum(request.divergence is None for request in differing)
     limit = TIE_GAP_FP32 if session.dtype == "fp32" else TIE_GAP
     exact = session.dtype == "fp32" and concurrency == 1
     alike = {at: _complete(found) for at, found in plain.items() if at >= concurrency and not exact}
-    shares = {at: _shares(found) for at, found in alike.items()}
+    shares = {at: _shares(found, session.turns) for at, found in alike.items()}
     most = max(shares.values(), key=lambda share: sum(share.values()), default={})
     gaps = [_gap(request, session.turns) for request in differing]
     owned = [_gap(request, session.turns) for found in alike.values() for request in found]
@@ -91,6 +93,8 @@ def compare_served(
         of = f"{len(differing)} of {len(requests)} differ"
         return ServedFidelity(status, len(requests), len(differing), of + words)
 
+    if unjudged:
+        return judged("unjudged", f", {unjudged} of them not judged; run the same command again")
     if reached > max(limit, widest):
         request = differing[gaps.index(reached)]
         assert request.divergence is not None
@@ -105,7 +109,7 @@ def compare_served(
         request = differing[gaps.index(None)]
         where = _name(session.turns[request.turn])
         return judged("breaks", f", e.g. {where} ends where the plain server goes on")
-    if any(most.values()) and _more(_shares(requests), most) < DIVERGENCE_P:
+    if any(most.values()) and _more(_shares(requests, session.turns), most) < DIVERGENCE_P:
         own = f"{sum(most.values()) / len(most):.0%}"
         return judged("breaks", f", more than the plain server's own outputs do ({own})")
     if None not in gaps and reached <= limit:
@@ -135,11 +139,18 @@ def _gap(request: ServedRequest, turns: Sequence[PromptTurn]) -> float | None:
     return max(math.inf if gap is None else gap for gap in gaps)
 
 
-def _shares(requests: Iterable[ServedRequest]) -> dict[int, float]:
+def _differs(request: ServedRequest, turns: Sequence[PromptTurn]) -> bool:
+    """Whether an output is not its turn's, judged or not."""
+    if request.divergence is not None:
+        return True
+    return request.token_ids is not None and request.token_ids != turns[request.turn].token_ids
+
+
+def _shares(requests: Iterable[ServedRequest], turns: Sequence[PromptTurn]) -> dict[int, float]:
     """By prompt turn, the share of its requests that diverge."""
     found: dict[int, list[bool]] = defaultdict(list)
     for request in requests:
-        found[request.turn].append(request.divergence is not None)
+        found[request.turn].append(_differs(request, turns))
     return {turn: sum(differs) / len(differs) for turn, differs in found.items()}
 
 

@@ -47,20 +47,23 @@ def _unplanned(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Val
 
 
 def _incomplete(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Values | None:
-    """Every planned round must be there, and each round must send every prompt turn once: other prompts have other
-    speedups."""
-    planned, turns = summary.session.rounds, range(len(summary.session.turns))
+    """Every planned round must be there. Each sends every prompt turn equally often, as often as the baseline's round of its
+    block: other prompts have other speedups."""
+    planned, turns = summary.session.rounds, len(summary.session.turns)
     faults = []
     if len(cell.rounds) < planned:
         faults.append(f"{planned - len(cell.rounds)} of {planned} rounds are missing")
     for one in _judged(summary, arm, cell):
         sent = Counter(request.turn for request in one.requests)
-        if sent != Counter(turns):
-            missing = sum(turn not in sent for turn in turns)
-            what = (
-                f"misses {missing} of {len(turns)} prompt turns" if missing else "sends a prompt turn twice"
+        if len(sent) < turns:
+            faults.append(f"{_place(one)} misses {turns - len(sent)} of {turns} prompt turns")
+        elif len(set(sent.values())) > 1:
+            faults.append(f"{_place(one)} sends some prompt turns more often than others")
+    for baseline, own in cell.pairs:
+        if len(baseline.requests) != len(own.requests):
+            faults.append(
+                f"{_place(own)} has {len(own.requests)} requests, the plain server's {len(baseline.requests)}"
             )
-            faults.append(f"{_place(one)} {what}")
     return _first(faults)
 
 
@@ -89,7 +92,7 @@ def _truncated(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Val
         f"{_place(one)}: {fault}"
         for one in _judged(summary, arm, cell)
         for request in one.requests
-        if request.end != "failed" and request.turn < len(turns)
+        if request.end != "failed"
         for fault in _end_faults(request, turns[request.turn])
     )
 

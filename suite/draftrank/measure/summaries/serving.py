@@ -99,7 +99,9 @@ def summarise_serving(result: ServingResult) -> ServingSummary:
     planned, unplanned = [], []
     for one in result.rounds:
         fits = one.arm in known and one.concurrency in session.concurrencies and one.rate == session.rate
-        if fits:
+        if any(request.turn >= len(session.turns) for request in one.requests):
+            unplanned.append(f"a prompt turn in round {one.index} of {one.arm}")
+        elif fits:
             planned.append(one)
         else:
             rate = f", rate {one.rate:g}" if one.rate is not None else ""

@@ -105,3 +105,13 @@ def test_failed_requests_are_not_compared():
         return request.model_copy(update={"end": "failed", "failure": "hung"})
 
     assert judged(fail).status == "not compared"
+
+
+def test_an_output_that_differs_and_was_not_judged_is_no_equal_one():
+    def change(one, request):
+        looked = parted(request, 0.0).model_copy(update={"divergence": None})
+        return looked if one.arm == "ngram" and request.turn == 0 else request
+
+    found = judged(change)
+    assert (found.status, found.lossless) == ("unjudged", False)
+    assert found.words == "6 of 96 differ, 6 of them not judged; run the same command again"

@@ -233,6 +233,7 @@ MORE = {
     "a start that is no time": (only("ngram", started_at="yesterday"), "implausible-times"),
     "a baseline whose server restarted": (only("baseline", server_started=2), "restarted"),
     "idle servers that used the processor": (under(6, others_cpus=0.6), "disturbed"),
+    "a prompt turn of no plan": (requests(first_of(turn=99)), "unplanned"),
     "an arm of no plan": (
         a_serving(change=lambda one: one.model_copy(update={"arm": "other"}) if one.index == 2 else one),
         "unplanned",
@@ -244,6 +245,27 @@ MORE = {
 def test_other_faults_are_flagged_too(fault):
     result, gate = MORE[fault]
     assert gate in {finding.gate for finding in verdict(result).findings}
+
+
+def test_a_round_may_send_every_turn_twice_if_all_of_its_block_do():
+    def twice(one):
+        later = one.requests[-1].done_us
+        again = tuple(
+            request.model_copy(update={"sent_us": request.sent_us + later}) for request in one.requests
+        )
+        longer = {"requests": (*one.requests, *again), "counters": None}
+        return one.model_copy(
+            update=longer | {"wall_s": again[-1].done_us / 1e6, "concurrency": one.concurrency}
+        )
+
+    def spaced(one):
+        begun = datetime.fromisoformat(one.started_at)
+        start = datetime.fromisoformat("2026-11-30T10:00:00+00:00")
+        return twice(one).model_copy(update={"started_at": (start + 2 * (begun - start)).isoformat()})
+
+    assert verdict(a_serving(concurrencies=(1,), change=spaced), 1).findings == ()
+    alone = a_serving(concurrencies=(1,), change=lambda one: spaced(one) if one.arm == "ngram" else one)
+    assert "incomplete" in {finding.gate for finding in verdict(alone, 1).findings}
 
 
 def test_counters_may_count_what_lies_behind_an_end():
