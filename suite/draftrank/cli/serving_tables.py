@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from draftrank.board.formats import UNKNOWN, day, decimal, duration, rank, span, times
+from draftrank.board.formats import UNKNOWN, day, decimal, milliseconds, rank, span, times
 from draftrank.board.serving import ServedFigures, ServedRow, ServingBoard
 from draftrank.cli.output import out, print_table
 
@@ -63,8 +63,8 @@ def _cells(board: ServingBoard, row: ServedRow) -> list[str]:
         row.switch_off.words,
         str(first.k),
         decimal(first.acceptance_length),
-        duration(first.tpot_s),
-        duration(first.ttft_s),
+        milliseconds(first.tpot_s),
+        milliseconds(first.ttft_s),
     ]
 
 
