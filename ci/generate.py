@@ -16,11 +16,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from draftrank.board.words import WORDS
+from draftrank.board.words import SERVING_WORDS, WORDS
 from draftrank.catalog.schemas import MODELS, generate, write_all
 from draftrank.catalog.step_order import RULES as ORDER
 from draftrank.kinds import STEPS as STEP_KINDS
 from draftrank.kinds import load_kind
+from draftrank.measure.gates.serving import SERVING_GATES
 from draftrank.measure.gates.verdict import GATES
 from draftrank.measure.machine.disturbance import RULES
 from draftrank.store.bundle_format import SCHEMA_FILE, schema_text
@@ -159,13 +160,16 @@ def with_sections(page: str) -> str:
 
 
 def section(kind: str, names: list[str]) -> str:
-    """One section: of all words, gates or rules, or of the constants or the module that are named."""
+    """One section: of all words, gates or rules (`words: serving`: those of serving boards), or of the constants or the module
+    that are named."""
     if kind == "words":
-        return rows(("word", "meaning"), ((word.word, word.meaning) for word in WORDS))
+        words = SERVING_WORDS if names else WORDS
+        return rows(("word", "meaning"), ((word.word, word.meaning) for word in words))
     if kind == "gates":
+        gates = SERVING_GATES if names else GATES
         return rows(
             ("gate", "judges", "what it holds, and why", "what a reader is told"),
-            ((f"`{gate.id}`", f"the {gate.scope}", gate.meaning, gate.reason) for gate in GATES),
+            ((f"`{gate.id}`", f"the {gate.scope}", gate.meaning, gate.reason) for gate in gates),
         )
     if kind == "rules":
         return rows(

@@ -148,16 +148,17 @@ def test_words_that_are_not_used_are_found_where_they_stand():
 
 
 def test_the_methodology_names_every_gate_rule_and_word():
-    from draftrank.board.words import WORDS
+    from draftrank.board.words import SERVING_WORDS, WORDS
+    from draftrank.measure.gates.serving import SERVING_GATES
     from draftrank.measure.gates.verdict import GATES
     from draftrank.measure.machine.disturbance import RULES
 
     page = PAGES["docs/methodology.md"]
     assert re.findall(r"^\| `([a-z-]+)` \| the (?:draft|session) \|", page, re.MULTILINE) == [
-        gate.id for gate in GATES
+        gate.id for gate in (*GATES, *SERVING_GATES)
     ]
     assert all(f"| `{rule.id}` | {rule.kind} |" in page for rule in RULES)
-    assert all(f"| {word.word} | " in page for word in WORDS)
+    assert all(f"| {word.word} | " in page for word in (*WORDS, *SERVING_WORDS))
     stopped_by = page.split("| fault | stopped by |")[1].split("\n\n")[0]
     assert set(re.findall(r"`([a-z-]+)`", stopped_by)) <= {gate.id for gate in GATES}
 

@@ -12,11 +12,20 @@ import pytest
 from builders import MACHINE, arm_of, build, result, slowed
 from draftrank.board.formats import rank
 from draftrank.board.ranking import build_boards, contender_of
+from draftrank.board.serving_ranking import build_serving_boards
 from draftrank.board.site import render_site
-from draftrank.board.site.addresses import board_page, draft_page, machine_page, target_page, task_page
+from draftrank.board.site.addresses import (
+    board_page,
+    draft_page,
+    machine_page,
+    serving_page,
+    target_page,
+    task_page,
+)
 from draftrank.board.site.files import write_site
 from draftrank.board.site.render import render_pages
 from draftrank.measure.statistics.ranking_evidence import ratio_of
+from servings import a_serving, an_arm
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -80,14 +89,39 @@ def boards():
 
 
 @pytest.fixture(scope="module")
+def servings():
+    """Several k, a failed arm with a long reason, one with hostile text, and one that is slower."""
+    hostile = build("evil", recipe=build("evil").recipe | {"title": EVIL}, techniques=(EVIL,))
+    arms = {
+        "quick-k2": an_arm("quick-k2", 2),
+        "quick-k5": an_arm("quick-k5", 5),
+        "evil": an_arm("evil", draft=hostile, differs=(EVIL,)),
+        "dead": an_arm("dead", draft=None, failure="the server ended: " + "no memory " * 30),
+    }
+    speedups = {
+        "quick-k2": {1: 1.2, 2: 1.15, 4: 1.1, 8: 1.05, 16: 1.0},
+        "quick-k5": {1: 1.6, 2: 1.3, 4: 1.05, 8: 0.9, 16: 0.8},
+        "evil": 0.8,
+        "dead": 1.0,
+    }
+    found = a_serving(
+        speedups,
+        concurrencies=(1, 2, 4, 8, 16),
+        arms=arms,
+        change=lambda one: None if one.arm == "dead" else one,
+    )
+    return build_serving_boards([found])
+
+
+@pytest.fixture(scope="module")
 def main_board(boards):
     return next(board for board in boards if len(board.rows) > 5)
 
 
 @pytest.fixture(scope="module")
-def folder(boards, tmp_path_factory):
+def folder(boards, servings, tmp_path_factory):
     out = tmp_path_factory.mktemp("pages") / "site"
-    render_site(boards, out)
+    render_site(boards, out, servings=servings)
     return out
 
 
@@ -160,20 +194,23 @@ def ranking(visit, server, main_board):
     return visit(f"{server}/{board_page(main_board.key)}")
 
 
-def kinds(boards):
+def kinds(boards, servings):
     """One page of each kind."""
     main = max(boards, key=lambda board: len(board.rows))
     target = main.key.target
     return [
         "index.html",
+        serving_page(servings[0].key),
         "archive.html",
         board_page(main.key),
+        draft_page(target, "quick"),
         draft_page(target, "middle"),
         draft_page(target, "evil"),
         draft_page(target, "d" * 60),
         target_page(target),
         task_page("math"),
         machine_page("cpu-2core"),
+        "serving/index.html",
         "study.html",
         "methodology.html",
         "submit.html",
@@ -187,9 +224,9 @@ def to_the_plots(found):
 
 
 @pytest.mark.parametrize("scheme", ["http", "file"])
-def test_no_page_complains_or_asks_another_host(scheme, visit, server, folder, boards):
+def test_no_page_complains_or_asks_another_host(scheme, visit, server, folder, boards, servings):
     base = server if scheme == "http" else folder.as_uri()
-    for address in kinds(boards)[: None if scheme == "file" else 4]:
+    for address in kinds(boards, servings)[: None if scheme == "file" else 4]:
         found = visit(f"{base}/{address}")
         if found.page.locator("[data-plot]").count():  # the study's plots are drawings
             to_the_plots(found)
@@ -368,6 +405,19 @@ def test_without_scripts_all_of_it_is_there(visit, folder, main_board):
     assert "Compared with its neighbours" in found.page.content()
 
 
+def test_a_serving_board_is_whole_without_scripts_and_its_plots_come_alive_with_them(
+    visit, server, folder, servings
+):
+    address = serving_page(servings[0].key)
+    still = visit(f"{folder.as_uri()}/{address}", java_script_enabled=False)
+    assert still.page.locator(".serving tbody tr:visible").count() == 1 + len(servings[0].rows)
+    assert still.page.locator(".drawing img:visible").count() == 2
+    live = visit(f"{server}/{address}")
+    to_the_plots(live)
+    live.page.wait_for_function("document.querySelectorAll('.live canvas').length === 2")
+    assert live.complaints == []
+
+
 def test_the_keyboard_is_enough(ranking):
     ranking.page.keyboard.press("Tab")
     assert ranking.page.evaluate("document.activeElement.className") == "skip"
@@ -384,8 +434,8 @@ def test_the_keyboard_is_enough(ranking):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_no_page_is_wider_than_the_window(width, visit, server, boards):
-    for address in kinds(boards)[:5]:
+def test_no_page_is_wider_than_the_window(width, visit, server, boards, servings):
+    for address in kinds(boards, servings)[:7]:
         found = visit(f"{server}/{address}", viewport={"width": width, "height": 900})
         over = found.page.evaluate(
             "document.documentElement.scrollWidth - document.documentElement.clientWidth"
@@ -432,10 +482,10 @@ def test_an_interval_beyond_the_axis_is_cut_off_with_an_arrow(visit, tmp_path):
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_pages_are_accessible(theme, visit, server, boards):
+def test_pages_are_accessible(theme, visit, server, boards, servings):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
     # Colours are the same variables on every page: the dark theme is looked at on the richest ones.
-    for address in kinds(boards)[: None if theme == "light" else 3]:
+    for address in kinds(boards, servings)[: None if theme == "light" else 5]:
         found = visit(f"{server}/{address}", color_scheme=theme)
         if address == board_page(max(boards, key=lambda board: len(board.rows)).key):
             found.page.locator("tr[data-draft=quick] input[type=checkbox]").check()

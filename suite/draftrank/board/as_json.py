@@ -8,11 +8,14 @@ from typing import Any
 
 from draftrank.board.references import ReferenceRow
 from draftrank.board.rows import Board, BoardRow, BoardSession
+from draftrank.board.serving import ServedFigures, ServedRow, ServingBoard
 from draftrank.measure.statistics.estimates import Estimate
 
 SCHEMA_VERSION = 1
 NOT_SHOWN = ("build", "summary", "findings")
 """Fields of a row that the document leaves out."""
+SERVED_NOT_SHOWN = ("arms", "switch_off")
+"""Fields of a served row that the document gives in another form."""
 _DOUBT = 0.0005
 
 
@@ -26,6 +29,28 @@ def board_document(boards: Sequence[Board]) -> dict[str, Any]:
     rows = [{"board": board.key.id, **_row(row)} for board in boards for row in board.rows]
     shared = heads[0] if len(heads) == 1 else {}
     return {"schema_version": SCHEMA_VERSION, **shared, "boards": heads, "rows": rows}
+
+
+def serving_document(boards: Sequence[ServingBoard]) -> list[dict[str, Any]]:
+    """Every serving board with its rows, plain JSON values only."""
+    return [
+        {
+            "id": board.key.id,
+            **asdict(board.key),
+            "machine": board.newest.record.machine.model_dump(mode="json"),
+            "measured_at": board.newest.measured_at,
+            "sessions": [session.record.id for session in board.sessions],
+            "warnings": list(board.newest.record.warnings),
+            "concurrencies": list(board.concurrencies),
+            "plain": [_figures(found) for found in board.newest.plain.values()],
+            "noise": [
+                {"concurrency": at, **(_noise(noise) or {"speedup": None, "ci": None})}
+                for at, noise in board.newest.noise.items()
+            ],
+            "rows": [_served_row(row) for row in board.rows],
+        }
+        for board in boards
+    ]
 
 
 def _head(board: Board) -> dict[str, Any]:
@@ -84,6 +109,24 @@ def _row(row: BoardRow) -> dict[str, Any]:
         "per_task": {task: asdict(cell) | {"ci": _pair(cell.ci)} for task, cell in row.per_task.items()},
     }
     return plain
+
+
+def _served_row(row: ServedRow) -> dict[str, Any]:
+    plain = {name: getattr(row, name) for name in ServedRow.__slots__ if name not in SERVED_NOT_SHOWN}
+    return plain | {
+        "techniques": list(row.techniques),
+        "differs": list(row.differs),
+        "best": {str(at): _figures(found) for at, found in row.best.items()},
+        "by_k": [_figures(found) for figures in row.arms for found in figures],
+        "switch_off_at": row.switch_off.at,
+        "switch_off_words": row.switch_off.words,
+    }
+
+
+def _figures(found: ServedFigures) -> dict[str, Any]:
+    plain = asdict(found)
+    pairs = {name: _pair(plain[name]) for name in ("rank", "ci", "tpot_ci", "ttft_ci")}
+    return plain | pairs | {"gates": list(found.gates)}
 
 
 def _pair(ends: tuple[Any, Any] | None) -> list[Any] | None:

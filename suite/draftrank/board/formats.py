@@ -60,6 +60,14 @@ def duration(seconds: float | None) -> str:
     return f"{1000 * seconds:.0f}\u00a0ms"
 
 
+def milliseconds(seconds: float | None) -> str:
+    """A latency in milliseconds, e.g. `8.4 ms`, `412 ms`."""
+    if seconds is None:
+        return UNKNOWN
+    value = 1000 * seconds
+    return f"{value:,.{1 if value < 100 else 0}f}\u00a0ms"
+
+
 def probability(value: float | None) -> str:
     """A probability, e.g. `97 %`; next to certainty `> 99.9 %`."""
     if value is None:
@@ -85,7 +93,7 @@ def day(moment: str) -> str:
 
 FILTERS: dict[str, Callable[..., str]] = {
     "times": times, "span": span, "rank": rank, "decimal": decimal, "percent": percent,
-    "count_of": count, "size": size, "duration": duration, "day": day, "probability": probability, "heat": heat,
+    "count_of": count, "size": size, "duration": duration, "milliseconds": milliseconds, "day": day, "probability": probability, "heat": heat,
 }  # fmt: skip
 
 

@@ -144,3 +144,40 @@ WORDS: tuple[Word, ...] = (
     ),
     Word("contamination check", "The comparison of a draft's training text with the prompts of its tasks."),
 )
+
+SERVING_WORDS: tuple[Word, ...] = (
+    Word(
+        "server",
+        "One process of an engine (vLLM, llama-server, …), as declared. All servers of a session are alike but for their "
+        "speculative configuration.",
+    ),
+    Word("concurrency", "Requests in flight at once in a closed loop: when one ends, the next is sent."),
+    Word("round", "All prompts of a session, sent once to one server at one concurrency."),
+    Word(
+        "block",
+        "One round of every arm at one concurrency, one after another, in an order drawn anew for each block.",
+    ),
+    Word("throughput", "Output tokens of all complete requests ÷ wall seconds of their rounds."),
+    Word(
+        "speedup at concurrency c",
+        "Throughput of the drafted server ÷ that of the plain server in the same block: the geometric mean over blocks, with "
+        "the 95 % t-interval of its logarithm.",
+    ),
+    Word(
+        "switch-off point",
+        "The smallest measured concurrency at which the interval of the speedup no longer lies above 1. Its uncertainty "
+        "reaches from the last concurrency that surely pays to the first that surely does not.",
+    ),
+    Word(
+        "TTFT", "Time to first token: from sending a request to its first output token. Median over requests."
+    ),
+    Word("TPOT", "Mean time per output token of a request after its first. Median over requests."),
+    Word("tokens/s per user", "1 ÷ the median TPOT: what one of the users sees while all are served."),
+    Word(
+        "acceptance length of a server",
+        "Output tokens after each request's first ÷ steps, where steps are these tokens less the accepted ones. Accepted tokens "
+        "come from the engine's figures of each request, else from its counters around a round.",
+    ),
+    Word("best k", "Of a draft measured with several k, the one with the highest speedup at a concurrency."),
+)
+"""Terms of serving boards beside `WORDS`."""

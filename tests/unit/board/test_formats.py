@@ -81,3 +81,13 @@ def test_the_tallest_bar_fills_the_chart_and_nothing_divides_by_zero():
     assert [bar.height for bar in charts.bars([1, 4], ["0", "1"], 100)] == [25.0, 100.0]
     assert [bar.height for bar in charts.bars([0, 0], ["0", "1"], 100)] == [0.0, 0.0]
     assert charts.bars([0.5], ["1"], 100, 1.0)[0].height == 50.0
+
+
+def test_latencies_are_in_milliseconds():
+    assert [formats.milliseconds(value) for value in (None, 0.00004, 0.0197, 0.412, 2.5)] == [
+        "–",
+        "0.0\u00a0ms",
+        "19.7\u00a0ms",
+        "412\u00a0ms",
+        "2,500\u00a0ms",
+    ]

@@ -6,6 +6,7 @@ import hashlib
 import re
 
 from draftrank.board.rows import BoardKey
+from draftrank.board.serving import ServingKey
 
 _SAFE = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,62}[a-z0-9])?")
 
@@ -23,6 +24,17 @@ def board_page(key: BoardKey) -> str:
     """A board's page; its name says what the board is of, its id keeps it apart from others."""
     name = safe_name(f"{key.suite}-{key.backend}-{key.dtype}-{key.mode}-{key.id}".lower())
     return f"boards/{safe_name(key.target)}/{safe_name(key.machine_class)}/{name}/index.html"
+
+
+def serving_page(key: ServingKey) -> str:
+    """The page of a serving board; its id keeps it apart from others of the server and machine class."""
+    name = safe_name(f"{key.server}-{key.machine_class}-{key.id}".lower())
+    return f"serving/{safe_name(key.target)}/{name}/index.html"
+
+
+def serving_plot_file(key: ServingKey, plot: str, theme: str) -> str:
+    """A serving board's plot in one theme, beside its page."""
+    return f"{serving_page(key).removesuffix('index.html')}{plot}-{theme}.svg"
 
 
 def draft_page(target: str, draft: str) -> str:

@@ -7,16 +7,18 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from draftrank.board.as_json import NOT_SHOWN, SCHEMA_VERSION
+from draftrank.board.as_json import NOT_SHOWN, SCHEMA_VERSION, SERVED_NOT_SHOWN
 from draftrank.board.parity import NOT_SHOWN as NOT_SHOWN_OF_PARITY
 from draftrank.board.references import ReferenceRow
 from draftrank.board.rows import BoardKey, BoardRow
+from draftrank.board.serving import ServedFigures, ServedRow, ServingKey
 from draftrank.catalog.field_docs import described
 from draftrank.measure.parity import Parity
 from draftrank.measure.records import Machine
 
 _TEXT = {"type": "string"}
 _FIGURE = {"type": ["number", "null"]}
+_ENDS = {"anyOf": [{"type": "null"}, {"type": "array", "items": {"type": "number"}, "maxItems": 2}]}
 _NOISE = {
     "description": "A/A: the baseline against itself; null where the session has no such comparison.",
     "anyOf": [
@@ -25,9 +27,7 @@ _NOISE = {
             "type": "object",
             "properties": {
                 "speedup": {"type": "number"},
-                "ci": {
-                    "anyOf": [{"type": "null"}, {"type": "array", "items": {"type": "number"}, "maxItems": 2}]
-                },
+                "ci": _ENDS,
             },
             "required": ["speedup", "ci"],
             "additionalProperties": False,
@@ -71,11 +71,13 @@ def index_schema() -> dict[str, Any]:
         "A draft in another engine beside this one.",
         {name: value for name, value in parity.items() if name not in NOT_SHOWN_OF_PARITY},
     )
+    definitions["Serving"] = _serving(definitions)
     document = {
         "schema_version": {"const": SCHEMA_VERSION},
         "boards": {"type": "array", "items": {"$ref": "#/$defs/Board"}},
         "rows": {"type": "array", "items": {"$ref": "#/$defs/Row"}},
         "parities": {"type": "array", "items": {"$ref": "#/$defs/Parity"}},
+        "servings": {"type": "array", "items": {"$ref": "#/$defs/Serving"}},
     }
     whole = _object("Every board of a draftrank site, with its rows.", document)
     # (A single board's head stands beside its rows once more, for scripts that read one board.)
@@ -105,7 +107,7 @@ _LENGTHS = {
         "here": {"description": "Acceptance length in this engine.", **_FIGURE},
         "there": {"description": "Acceptance length in the other.", **_FIGURE},
         "ratio": {"description": "`there` ÷ `here`; over tasks, the geometric mean of theirs.", **_FIGURE},
-        "ci": {"anyOf": [{"type": "null"}, {"type": "array", "items": {"type": "number"}, "maxItems": 2}]},
+        "ci": _ENDS,
     },
     "required": ["ci", "here", "ratio", "there"],
     "additionalProperties": False,
@@ -138,6 +140,56 @@ _PARITY = {
         "items": _TEXT,
     },
 }
+
+
+def _serving(definitions: dict[str, Any]) -> dict[str, Any]:
+    """A serving board with its rows."""
+    figures = _of(ServedFigures, definitions)
+    definitions["Figures"] = figures | {"additionalProperties": False}
+    row = _of(ServedRow, definitions)
+    shown = {name: value for name, value in row["properties"].items() if name not in SERVED_NOT_SHOWN}
+    shown |= {
+        "best": {
+            "description": "By concurrency, the figures of the k that is shown: the ranked one with the highest speedup.",
+            "type": "object",
+            "additionalProperties": {"$ref": "#/$defs/Figures"},
+        },
+        "by_k": {
+            "description": "Figures of every k at every concurrency.",
+            "type": "array",
+            "items": {"$ref": "#/$defs/Figures"},
+        },
+        "switch_off_at": {
+            "description": "The smallest measured concurrency at which the speedup's interval does not lie above 1; null where "
+            "there is none.",
+            "type": ["integer", "null"],
+        },
+        "switch_off_words": {"description": "Its uncertainty, e.g. `between 4 and 16`.", **_TEXT},
+    }
+    definitions["ServedRow"] = _object("One draft on a serving board.", shown)
+    head = _of(ServingKey, definitions)["properties"] | {
+        "id": {"description": "Id of the board: 12 hex digits.", **_TEXT},
+        "machine": _of(Machine, definitions),
+        "measured_at": {"description": "UTC time, ISO 8601.", **_TEXT},
+        "sessions": {"description": "Ids of the sessions.", "type": "array", "items": _TEXT},
+        "warnings": _WARNINGS,
+        "concurrencies": {"type": "array", "items": {"type": "integer"}},
+        "plain": {
+            "description": "The plain server by concurrency.",
+            "type": "array",
+            "items": {"$ref": "#/$defs/Figures"},
+        },
+        "noise": {
+            "description": "A/A by concurrency: the plain server against its twin.",
+            "type": "array",
+            "items": _object(
+                "A/A at one concurrency.",
+                {"concurrency": {"type": "integer"}, "speedup": _FIGURE, "ci": _ENDS},
+            ),
+        },
+        "rows": {"type": "array", "items": {"$ref": "#/$defs/ServedRow"}},
+    }
+    return _object("One server on one machine, with a column for each concurrency.", head)
 
 
 def _object(description: str, properties: dict[str, Any]) -> dict[str, Any]:

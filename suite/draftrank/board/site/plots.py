@@ -13,7 +13,7 @@ from draftrank.board.frontier import frontier
 
 Theme = Literal["light", "dark"]
 Row = Mapping[str, Any]
-_WIDTH, _HEIGHT = 560, 340
+WIDTH, HEIGHT = 560, 340
 _KEPT = (
     "draft", "title", "proposer", "made", "techniques", "trained", "lossy", "ranked", "complete", "speedup", "low", "high", "tps",
     "acceptance", "cost", "parameters", "positions",
@@ -101,14 +101,14 @@ def config_of(theme: Theme) -> dict[str, Any]:
 
 def with_rows(plot: Plot, rows: Sequence[Row]) -> dict[str, Any]:
     """The whole specification, data included."""
-    drafts = [{name: _readable(row[name]) for name in _KEPT} for row in rows]
+    drafts = [{name: readable(row[name]) for name in _KEPT} for row in rows]
     return plot.spec | {"datasets": {"drafts": drafts}}
 
 
-def _readable(value: Any) -> Any:
+def readable(value: Any) -> Any:
     """A text short enough for a legend; and a record may hold half a surrogate pair, which no file can."""
     if isinstance(value, list):
-        return [_readable(item) for item in value]
+        return [readable(item) for item in value]
     if not isinstance(value, str):
         return value
     short = value if len(value) <= _MAX_LETTERS else value[: _MAX_LETTERS - 1] + "…"
@@ -136,8 +136,8 @@ _SPEEDUP = {"type": "quantitative", "title": "speedup", "scale": {"zero": False,
 def _spec(layers: list[dict[str, Any]], *transforms: dict[str, Any]) -> dict[str, Any]:
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
-        "width": _WIDTH,
-        "height": _HEIGHT,
+        "width": WIDTH,
+        "height": HEIGHT,
         "autosize": {"type": "fit-x", "contains": "padding"},
         "data": {"name": "drafts"},
         "transform": [
@@ -262,7 +262,7 @@ def _by_size(target_parameters: int) -> Plot:
 
 
 def _by_position(rows: Sequence[Row]) -> Plot:
-    shown = [_readable(row["draft"]) for row in rows if row["positions"]][:_MAX_LINES]
+    shown = [readable(row["draft"]) for row in rows if row["positions"]][:_MAX_LINES]
     spec = _spec(
         [
             {

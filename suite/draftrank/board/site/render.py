@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from draftrank.board.as_json import board_document
+from draftrank.board.as_json import board_document, serving_document
 from draftrank.board.effects import effects_of
 from draftrank.board.formats import FILTERS
 from draftrank.board.names import place_of, title_of
@@ -19,6 +19,7 @@ from draftrank.board.order import in_order, places_of, weight
 from draftrank.board.parity import Proof, parity_document, proofs_of
 from draftrank.board.recipe_text import draft_of, recipe_sentence, recipe_yaml, steps_of
 from draftrank.board.rows import Board, words_of
+from draftrank.board.serving import ServingBoard
 from draftrank.board.site import addresses, charts
 from draftrank.board.site.answers import answers_of
 from draftrank.board.site.board_view import heaviest_of_each, views_of
@@ -31,6 +32,7 @@ from draftrank.board.site.methodology import methodology
 from draftrank.board.site.news import news_of
 from draftrank.board.site.overviews import machine_views, target_views, task_views
 from draftrank.board.site.plots import SIZE, Theme, with_rows
+from draftrank.board.site.serving_view import SIGNS, ServedEntry, served_entries, serving_views, tone
 from draftrank.catalog.target import Target
 from draftrank.catalog.task import Task
 from draftrank.measure.parity import Parity, report_of
@@ -66,6 +68,7 @@ def render_site(
     downloads: Mapping[str, bytes] | None = None,
     derived: Derived | None = None,
     parities: Sequence[Parity] = (),
+    servings: Sequence[ServingBoard] = (),
 ) -> tuple[Path, ...]:
     """Writes the whole site into `out` and returns its files, `index.html` last.
 
@@ -77,6 +80,7 @@ def render_site(
         downloads: further files by relative path, e.g. the database.
         derived: what was drawn before.
         parities: drafts in other engines.
+        servings: boards of servers.
 
     Raises:
         InvalidInputError: `out` cannot take the site (see `write_site`).
@@ -88,6 +92,7 @@ def render_site(
         downloads=tuple(downloads or ()),
         derived=derived,
         parities=parities,
+        servings=servings,
     )
     return write_site(pages | dict(downloads or {}), out)
 
@@ -101,6 +106,7 @@ def render_pages(
     plots: bool = True,
     derived: Derived | None = None,
     parities: Sequence[Parity] = (),
+    servings: Sequence[ServingBoard] = (),
 ) -> dict[str, bytes]:
     """Every file of the site by its relative path.
 
@@ -112,6 +118,7 @@ def render_pages(
         plots: whether to draw plots, which takes most of the time.
         derived: what was drawn before.
         parities: drafts in other engines.
+        servings: boards of servers.
     """
     declared, derived = declared or Declarations(), derived or Derived(None)
     source = site_source()
@@ -119,8 +126,10 @@ def render_pages(
     current = [board for board in boards if not board.key.archived]
     archived = [board for board in boards if board.key.archived]
     leading = current or archived
-    render = _Renderer(environment(source, downloads))
+    known = _entries(boards)
+    render = _Renderer(environment(source, downloads, serving=bool(servings), linked=frozenset(known)))
     views = views_of(boards, plots=plots)
+    served = serving_views(servings, plots=plots)
     files: dict[str, bytes] = {}
 
     def home(address: str, template: str, shown: Sequence[Board], answering: Sequence[Board]) -> None:
@@ -129,7 +138,9 @@ def render_pages(
         lead = max((place.lead for place in places_of(shown)), key=weight, default=None)
         view = next((view for view in own if view.board is lead), None)
         answers = answers_of(places_of(answering), declared.targets)
-        render.page(files, address, template, answers=answers, views=own, view=view, archive=archived)
+        render.page(
+            files, address, template, answers=answers, views=own, view=view, archive=archived, served=served
+        )
 
     # A machine class that this version has not measured is answered by an archived board, which says so.
     home("index.html", "home.html.j2", leading, boards)
@@ -142,11 +153,21 @@ def render_pages(
             for theme in _THEMES:
                 address = addresses.plot_file(view.board.key, plot.id, theme)
                 files[address] = kept_drawing(derived, address, spec, theme)
-    for (target, draft), entries in _entries(boards).items():
+    for shown in served:
+        render.page(files, shown.address, "serving_board.html.j2", view=shown)
+        for plot in shown.plots:
+            for theme in _THEMES:
+                address = addresses.serving_plot_file(shown.board.key, plot.id, theme)
+                files[address] = kept_drawing(derived, address, shown.drawn(plot), theme)
+    if served:
+        render.page(files, "serving/index.html", "serving.html.j2", served=served)
+    for (target, draft), entries in known.items():
         proofs = proofs_of(one for one in parities if (one.target, one.draft) == (target, draft))
-        _draft(render, files, target, draft, entries, declared, proofs)
+        in_servers = served_entries(servings, target, draft)
+        _draft(render, files, target, draft, entries, declared, proofs, in_servers)
     for seen in target_views(boards, declared.targets):
-        render.page(files, addresses.target_page(seen.id), "target.html.j2", view=seen)
+        own = [one for one in served if one.board.key.target == seen.id]
+        render.page(files, addresses.target_page(seen.id), "target.html.j2", view=seen, served=own)
     for task in task_views(boards, declared.tasks):
         render.page(files, addresses.task_page(task.id), "task.html.j2", view=task)
     for machine in machine_views(boards):
@@ -160,12 +181,14 @@ def render_pages(
     news = news_of(boards)
     render.page(files, "feed.xml", "feed.xml.j2", news=news, url=url)
     proved = [parity_document(one, report_of(one)) for one in parities]
-    files["index.json"] = _json(board_document(boards) | {"parities": proved})
+    files["index.json"] = _json(
+        board_document(boards) | {"parities": proved, "servings": serving_document(servings)}
+    )
     files["index.schema.json"] = _json(index_schema())
     files["results.csv"] = csv_table(boards).encode("utf-8", "replace")
     for file in sorted((source / "static").iterdir()):
         files[f"static/{file.name}"] = file.read_bytes()
-    if any(view.plots for view in views):
+    if any(view.plots for view in views) or any(view.plots for view in served):
         files[VEGA] = kept_library(derived)
     return files
 
@@ -188,8 +211,21 @@ def encoded(text: str) -> bytes:
     return _NEVER.sub("\ufffd", text).encode("utf-8", "replace")
 
 
-def environment(source: Path, downloads: Sequence[str] = ()) -> Environment:
-    """The templates below a folder, and what they may call."""
+def environment(
+    source: Path,
+    downloads: Sequence[str] = (),
+    *,
+    serving: bool = False,
+    linked: Collection[tuple[str, str]] = (),
+) -> Environment:
+    """The templates below a folder, and what they may call.
+
+    Args:
+        source: the folder above them.
+        downloads: names of files that others add.
+        serving: whether there are serving boards.
+        linked: targets and drafts that have a page.
+    """
     made = Environment(
         loader=FileSystemLoader(source / "templates"),
         autoescape=True,
@@ -208,6 +244,12 @@ def environment(source: Path, downloads: Sequence[str] = ()) -> Environment:
         task_page=addresses.task_page,
         machine_page=addresses.machine_page,
         plot_file=addresses.plot_file,
+        serving_page=addresses.serving_page,
+        serving_plot_file=addresses.serving_plot_file,
+        serving=serving,
+        linked=linked,
+        tone=tone,
+        signs=SIGNS,
         title_of=title_of,
         place_of=place_of,
         running=minor_of(__version__),
@@ -227,6 +269,7 @@ def _draft(
     entries: Sequence[Entry],
     declared: Declarations,
     proofs: Sequence[Proof],
+    in_servers: Sequence[ServedEntry],
 ) -> None:
     newest = max(
         entries, key=lambda entry: (not entry.board.key.archived, entry.row.measured_at, entry.row.session)
@@ -250,6 +293,7 @@ def _draft(
         uses=kind.uses(model or f"PATH_OF_{target}", draft, newest.row.k) if kind else (),
         exports=kind.has_weights if kind else False,
         proofs=proofs,
+        in_servers=in_servers,
     )
     render.page(files, addresses.badge(target, draft), "badge.svg.j2", badge=charts.badge(newest.row))
 

@@ -7,7 +7,7 @@ page lists the gates from `GATES`, so a gate and its explanation cannot drift ap
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,7 +46,8 @@ SAMPLING_P = 0.001
 """Probability below which samples do not follow the target's distribution."""
 
 Values = dict[str, str]
-Check = Callable[[SessionSummary, ArmSummary], Values | None]
+Check = Callable[..., Values | None]
+"""Takes what a gate judges: a summary and an arm, and of serving sessions a concurrency."""
 Scope = Literal["draft", "session"]
 
 
@@ -98,9 +99,14 @@ class Verdict:
 
 def judge(summary: SessionSummary, arm: ArmSummary) -> Verdict:
     """Puts one arm of a session through all gates."""
+    return put_through(GATES, summary, arm)
+
+
+def put_through(gates: Iterable[Gate], *judged: object) -> Verdict:
+    """Asks every gate about one result."""
     findings = []
-    for gate in GATES:
-        values = gate.check(summary, arm)
+    for gate in gates:
+        values = gate.check(*judged)
         if values is not None:
             findings.append(Finding(gate.id, gate.scope, gate.reason.format(**values)))
     return Verdict(tuple(findings))

@@ -149,7 +149,7 @@ def _of_task(sums: PromptSums) -> Estimate | None:
     value = _speedup(*(math.fsum(column) for column in sums.T))
     if value is None:
         return None
-    found, left = _estimate(value, jackknife(sums)), left_out(sums)
+    found, left = estimated(value, jackknife(sums)), left_out(sums)
     return found if found.log is None or left is None else replace(found, left_out=tuple(left.tolist()))
 
 
@@ -158,10 +158,10 @@ def _overall(estimates: Mapping[str, Estimate]) -> Estimate | None:
     if value is None:
         return None
     logs = [estimate.log for estimate in estimates.values() if estimate.log is not None]
-    return _estimate(value, mean_of(logs) if len(logs) == len(estimates) else None)
+    return estimated(value, mean_of(logs) if len(logs) == len(estimates) else None)
 
 
-def _estimate(value: float, log: LogRatio | None) -> Estimate:
+def estimated(value: float, log: LogRatio | None) -> Estimate:
     """An estimate whose interval holds its value in spite of rounding; without one if it has no bounds."""
     low, high = log.ends() if log is not None else (0.0, math.inf)
     if log is None or low <= 0.0 or not math.isfinite(high):

@@ -72,9 +72,9 @@ def cover_methods(
         for name, method in methods.items():
             of_draft, of_control = method(draft, generator), method(control, generator)
             row = found[name]
-            row.overall.add(_holds(of_draft.overall, _mean(true)))
-            row.tasks.add(float(np.mean([*map(_holds, of_draft.tasks, true.values())])))
-            row.called_different.add(not _holds(of_control.overall, 0.0))
+            row.overall.add(holds(of_draft.overall, _mean(true)))
+            row.tasks.add(float(np.mean([*map(holds, of_draft.tasks, true.values())])))
+            row.called_different.add(not holds(of_control.overall, 0.0))
             noise = Interval(*map(math.exp, of_control.overall))
             row.unstable.add(differs(noise))
             row.noisy.add(spreads(noise))
@@ -198,7 +198,8 @@ def _spread(session: SimulatedSession, arm: str, repeats: int) -> LogRatio | Non
     return spread_of_prompts(session.logs(BASELINE, arm, repeats)) if repeats > 1 else None
 
 
-def _holds(ends: Ends, value: float) -> bool:
+def holds(ends: Ends, value: float) -> bool:
+    """Whether an interval contains a value."""
     return ends.low <= value <= ends.high
 
 

@@ -126,7 +126,13 @@ def draw_session(scenario: Scenario, generator: np.random.Generator) -> Simulate
         centre, spread = _task_law(scenario, index)
         gain[:, 2 + index] = centre[task] + spread[task] * standing
     places = _places(scenario.prompts, scenario.repeats, len(scenario.drafts))
-    moment = _moments(scenario, places.size, generator)[places]
+    moment = moments(
+        places.size,
+        generator,
+        drift=scenario.drift,
+        lasting=scenario.lasting,
+        lasting_noise=scenario.lasting_noise,
+    )[places]
     noise = scenario.noise * generator.standard_normal(places.shape)
     log_seconds = (np.log(tokens) + pace)[:, None, None] - gain[:, None, :] + moment + noise
     if scenario.outliers:
@@ -163,19 +169,21 @@ def _true_log_speedup(scenario: Scenario, task: int, arm: str) -> float:
     return centre - spread**2 / 2 + scenario.length_gain * scenario.length_spread * spread
 
 
-def _moments(scenario: Scenario, trials: int, generator: np.random.Generator) -> Floats:
-    """Drift and lasting noise at each trial of the session, in their order."""
+def moments(
+    trials: int, generator: np.random.Generator, *, drift: float, lasting: float, lasting_noise: float
+) -> Floats:
+    """Drift and lasting noise at each trial of the session, in their order; see `Scenario`."""
     time = np.linspace(-0.5, 0.5, trials)
     wave = np.sin(2 * math.pi * (generator.uniform(0.5, 3.0) * time + generator.random()))
-    drift = scenario.drift * (generator.uniform(-1, 1) * time + wave / 3)
+    slope = drift * (generator.uniform(-1, 1) * time + wave / 3)
     shocks = generator.standard_normal(trials)
-    shocks[1:] *= math.sqrt(1 - scenario.lasting**2)
+    shocks[1:] *= math.sqrt(1 - lasting**2)
     series = np.empty(trials)
     last = 0.0
     for index, shock in enumerate(shocks.tolist()):
-        last = scenario.lasting * last + shock
+        last = lasting * last + shock
         series[index] = last
-    result: Floats = drift + scenario.lasting_noise * series
+    result: Floats = slope + lasting_noise * series
     return result
 
 

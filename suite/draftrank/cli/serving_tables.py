@@ -1,0 +1,74 @@
+"""Serving boards as terminal tables."""
+
+from __future__ import annotations
+
+from rich.table import Table
+from rich.text import Text
+
+from draftrank.board.formats import UNKNOWN, day, decimal, milliseconds, rank, span, times
+from draftrank.board.serving import ServedFigures, ServedRow, ServingBoard
+from draftrank.cli.output import out, print_table
+
+_LEGEND = (
+    "Throughput over the plain server's in the same blocks, with its 95 % interval, by requests in flight: + surely faster, "
+    "- surely slower, ~ not told apart. Accept, TPOT and TTFT are those with the fewest requests in flight."
+)
+_SIGNS = {"faster": "+", "slower": "-", "can't tell": "~"}
+
+
+def print_serving_board(board: ServingBoard) -> None:
+    """Prints one serving board: the plain server, a column for each concurrency, and why drafts are not ranked."""
+    key, newest = board.key, board.newest
+    out.print(
+        Text.assemble(
+            ("\n" + key.target, "bold"),
+            f" · {key.engine_and_dtype} · {key.server} · {key.suite} · {key.machine_class} · {day(newest.measured_at)}",
+        )
+    )
+    if key.archived:
+        out.print(
+            Text(
+                f"archived: measured by draftrank {key.draftrank_version}; minor versions are not comparable",
+                "yellow",
+            )
+        )
+    plain = ", ".join(
+        f"{decimal(cell.throughput, 1)} at {at}" for at, cell in newest.plain.items() if cell.throughput
+    )
+    load = f" · {key.rate:g} requests/s" if key.rate is not None else ""
+    out.print(f"plain server tok/s: {plain or 'unknown'} · {newest.record.rounds} rounds{load}")
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
+    table.add_column("draft", no_wrap=True)
+    for at in board.concurrencies:
+        table.add_column(str(at), justify="right", no_wrap=True)
+    table.add_column("switch-off")
+    for name in ("k", "accept", "TPOT", "TTFT"):
+        table.add_column(name, justify="right")
+    for row in board.rows:
+        table.add_row(*_cells(board, row), style="" if row.ranked else "dim")
+    print_table(table)
+    for row in board.rows:
+        for reason in row.reasons:
+            out.print(Text.assemble(("not ranked: ", "yellow"), f"{row.draft}: {reason}"))
+    for warning in newest.record.warnings:
+        out.print(Text(warning, "yellow"))
+    out.print(Text(_LEGEND, "dim"))
+
+
+def _cells(board: ServingBoard, row: ServedRow) -> list[str]:
+    first = next(iter(row.best.values()))
+    return [
+        row.draft,
+        *(_speedup(row.best.get(at)) for at in board.concurrencies),
+        row.switch_off.words,
+        str(first.k),
+        decimal(first.acceptance_length),
+        milliseconds(first.tpot_s),
+        milliseconds(first.ttft_s),
+    ]
+
+
+def _speedup(found: ServedFigures | None) -> str:
+    if found is None or not found.ranked:
+        return UNKNOWN
+    return f"{_SIGNS[found.answer]}{times(found.speedup)} {span(found.ci)} #{rank(found.rank)}"

@@ -1,0 +1,225 @@
+"""Pages of serving boards: complete, told without colour, linked from everywhere, safe with hostile records."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import jsonschema
+import pytest
+
+from builders import MACHINE, arm_of, build, result
+from draftrank.board.ranking import build_boards
+from draftrank.board.serving_ranking import build_serving_boards
+from draftrank.board.site import render_site
+from draftrank.board.site.addresses import draft_page, serving_page, target_page
+from draftrank.board.site.files import write_site
+from draftrank.board.site.render import render_pages
+from draftrank.board.site.serving_plots import serving_plots, serving_rows
+from draftrank.board.words import SERVING_WORDS
+from draftrank.measure.gates.serving import SERVING_GATES
+from servings import a_serving, an_arm
+from site_pages import EVIL, Page, check_harmless, check_links, text_of
+
+CURVE = {1: 1.5, 4: 1.0, 16: 0.7}
+
+
+@pytest.fixture
+def out(tmp_path):
+    return (tmp_path / "site").resolve()
+
+
+def served(*results):
+    return build_serving_boards(results or [a_serving({"ngram": CURVE, "other": 1.2}, noise=0.005, seed=2)])
+
+
+def own():
+    return build_boards([result({"ngram": 1.4})])
+
+
+def test_all_links_resolve_with_boards_of_both_kinds_and_with_servers_alone(out):
+    servings = served()
+    render_site(own(), out, servings=servings)
+    pages = check_links(out)
+    assert {out / "serving" / "index.html", out / serving_page(servings[0].key)} <= set(pages)
+    for page in pages.values():
+        page.check_scripts()
+        assert any(link.endswith("serving/index.html") for link in page.links)
+    alone = out.parent / "alone"
+    write_site(render_pages([], servings=servings, plots=False), alone)
+    check_links(alone)
+    assert "No results yet" not in text_of(alone, "index.html")
+    assert "In servers, with many users" in text_of(alone, "index.html")
+
+
+def test_without_serving_boards_nothing_speaks_of_them(out):
+    write_site(render_pages(own(), plots=False), out)
+    assert not (out / "serving").exists()
+    assert "Which draft should I use?" in text_of(out, "index.html")
+    assert "serving/" not in (out / "index.html").read_text(encoding="utf-8")
+
+
+def test_a_board_tells_speedups_by_sign_and_word_beside_colour(out):
+    servings = served()
+    (board,) = servings
+    write_site(render_pages(own(), servings=servings, plots=False), out)
+    source = (out / serving_page(board.key)).read_text(encoding="utf-8")
+    text = " ".join(Page(source).text.split())
+    row = next(row for row in board.rows if row.draft == "ngram")
+    for at, sign, word in ((1, "▲", "faster"), (4, "≈", "can't tell"), (16, "▼", "slower")):
+        cell = row.best[at]
+        assert cell.answer == word
+        assert f"{sign} {cell.speedup:.2f}× {word} {cell.ci[0]:.2f}–{cell.ci[1]:.2f}" in text
+    cells = dict(
+        zip(
+            board.concurrencies,
+            re.findall(r'<td class="number (\S+)">', source.split("The draft ngram")[2]),
+            strict=False,
+        )
+    )
+    assert cells == {1: "fast-2", 4: "even", 16: "slow-2"}
+    assert "between 1 and 16" in text
+    assert "identical" in text
+    assert f"{board.newest.plain[1].throughput:.1f}" in text
+
+
+def test_a_sure_gain_of_little_has_a_colour_and_a_wide_one_that_is_not_sure_has_none():
+    from draftrank.board.site.serving_view import tone
+
+    sure, unsure = (
+        build_serving_boards([a_serving({"d": 1.03}, noise=noise, seed=1)])[0].rows[0].best[1]
+        for noise in (0.001, 0.1)
+    )
+    assert tone(sure) == "fast-1"
+    assert tone(unsure) in ("even", "blank")
+
+
+def test_the_first_page_answers_for_how_many_users(out):
+    write_site(render_pages(own(), servings=served(), plots=False), out)
+    text = text_of(out, "index.html")
+    assert "Which draft, in which engine, for how many users?" in text
+    answer = text.split("In servers, with many users")[1]
+    assert re.search(r"1 The draft ngram 1\.\d\d×\s*4 The draft other 1\.\d\d×\s*16 The draft other", answer)
+    page = Page((out / "index.html").read_text(encoding="utf-8"))
+    assert page.links.count(draft_page("tiny-target", "ngram")) >= 2
+    # `other` was measured in the server alone and has no page.
+    assert draft_page("tiny-target", "other") not in page.links
+    target = text_of(out, target_page("tiny-target"))
+    assert "In servers" in target
+
+
+def test_a_draft_page_shows_this_engine_and_each_server_side_by_side(out):
+    other = a_serving(
+        {"ngram": 1.1}, engine="llama.cpp", engine_version="b11434", server="llama-server", seed=5
+    )
+    write_site(render_pages(own(), servings=served(a_serving({"ngram": CURVE}), other), plots=False), out)
+    text = text_of(out, draft_page("tiny-target", "ngram")).split("In each engine")[1].split("Results:")[0]
+    assert text.index("draftrank, transformers fp32") < text.index("llama.cpp b11434 bf16")
+    assert text.index("llama.cpp b11434 bf16") < text.index("vLLM 0.32 bf16")
+    assert "Engine1416Switch-off" in text
+
+
+def test_several_k_have_a_table_and_the_best_one_its_mark(out):
+    arms = {"ngram-k2": an_arm("ngram-k2", 2), "ngram-k5": an_arm("ngram-k5", 5)}
+    found = a_serving({"ngram-k5": {1: 1.5, 4: 1.0, 16: 0.7}, "ngram-k2": 1.2}, arms=arms)
+    servings = served(found)
+    write_site(render_pages([], servings=servings, plots=False), out)
+    text = text_of(out, serving_page(servings[0].key))
+    assert "Speedup by k" in text
+    assert text.count("best, faster") == 3
+    assert re.search(r"rank 1, k 5", text)
+    assert re.search(r"rank 1, k 2", text)
+
+
+def test_an_arm_that_failed_and_a_flagged_concurrency_give_their_reasons(out):
+    def change(one):
+        if one.arm == "dead":
+            return None
+        return one.model_copy(update={"client_cpu": 0.9}) if one.concurrency == 16 else one
+
+    arms = {"dead": an_arm("dead", draft=None, failure="the server ended with code 1")}
+    servings = served(a_serving({"ngram": 1.3, "dead": 1.0}, arms=arms, change=change))
+    render_site([], out, servings=servings)
+    text = text_of(out, serving_page(servings[0].key))
+    assert "at 16: the client was the bottleneck" in text
+    assert "failed: the server ended with code 1" in text
+    assert text.split("All figures")[0].count("not ranked") == 4 + 1  # and the sentence on the order of rows
+
+
+def test_nothing_measured_still_gives_a_page(out):
+    servings = served(a_serving(change=lambda _: None, finished_at=None), a_serving({}, seed=1, dtype="fp32"))
+    render_site([], out, servings=servings)
+    check_links(out)
+    assert not list(out.rglob("curve-*.svg"))
+    texts = [text_of(out, serving_page(board.key)) for board in servings]
+    assert any("no drafts" in text for text in texts)
+
+
+def test_plots_tell_in_words_what_they_show():
+    (board,) = served()
+    curve, trade_off = serving_plots(board)
+    assert "ngram: between 1 and 16; other: beyond 16" in curve.explanation or (
+        "other: beyond 16; ngram: between 1 and 16" in curve.explanation
+    )
+    assert "Pareto frontier" in trade_off.explanation
+    rows = serving_rows(board)
+    assert {row["draft"] for row in rows} == {"plain server", "ngram", "other"}
+    assert [row["concurrency"] for row in rows if row["off"]] == [4]
+    places = [row["place"] for row in rows if row["concurrency"] == 4 and row["draft"] != "plain server"]
+    assert len(set(places)) == 2  # intervals stand beside each other
+
+
+def test_archived_boards_say_so(out):
+    servings = served(a_serving(draftrank_version="0.1.0"))
+    write_site(render_pages([], servings=servings, plots=False), out)
+    assert "Archived. An earlier minor version" in text_of(out, serving_page(servings[0].key))
+    assert "archived, draftrank 0.1" in text_of(out, "serving/index.html")
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_hostile_text_in_records_stays_text(out, evil):
+    recipe = build("d").recipe | {"title": evil, "description": evil, "id": evil}
+    draft = build("d", recipe=recipe, techniques=(evil,))
+    arms = {"d": an_arm("d", draft=draft, differs=(evil,)), "e": an_arm("e", failure=evil, log_tail=evil)}
+    hostile = a_serving(
+        {"d": 1.3, "e": 1.1},
+        arms=arms,
+        id=evil,
+        target="tiny-target",
+        engine=evil,
+        engine_version=evil,
+        suite=evil,
+        dtype="bf16",
+        warnings=(evil,),
+        draftrank_version=evil,
+        machine=MACHINE.model_copy(update={"machine_class": evil, "cpu": evil}),
+    )
+    servings = served(hostile)
+    same = result({"d": 1.5}, arms=[arm_of("d", draft=draft)], target="tiny-target")
+    render_site(build_boards([same]), out, servings=servings)
+    pages = check_harmless(out)
+    assert evil in pages[out / serving_page(servings[0].key)].text
+
+
+def test_equal_results_give_equal_bytes_in_any_order():
+    first, other = a_serving(), a_serving({"b": 1.2}, seed=1, id="2026-12-01-x")
+    pages = render_pages([], servings=build_serving_boards([first, other]), plots=False)
+    assert pages == render_pages([], servings=build_serving_boards([other, first]), plots=False)
+
+
+def test_the_document_of_the_site_has_the_serving_boards_and_follows_its_schema(out):
+    write_site(render_pages(own(), servings=served(), plots=False), out)
+    document = json.loads((out / "index.json").read_text(encoding="utf-8"))
+    schema = json.loads((out / "index.schema.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(document, schema)
+    assert len(document["servings"][0]["rows"]) == 2
+
+
+def test_the_methodology_lists_every_serving_word_and_gate(out):
+    write_site(render_pages([], plots=False), out)
+    text = text_of(out, "methodology.html")
+    for word in SERVING_WORDS:
+        assert word.meaning in text
+    for gate in SERVING_GATES:
+        assert gate.reason in text
