@@ -20,15 +20,17 @@ def board(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Print every board of the local store and the published bundles: first this machine's, the fastest backend's
-    first, and archived ones last.
+    first, and archived ones last; then the boards of servers.
 
     [bold]Example:[/bold] draftrank board --target smollm2-135m-instruct --suite quick
     """
     from draftrank.board.archived import archived_boards, shown_boards
-    from draftrank.board.as_json import board_document
+    from draftrank.board.as_json import board_document, serving_document
     from draftrank.board.order import in_order
+    from draftrank.board.serving_ranking import build_serving_boards
     from draftrank.catalog.workspace import Workspace
     from draftrank.cli.results import open_archive, require_known
+    from draftrank.cli.serving_tables import print_serving_board
     from draftrank.cli.tables import print_board
     from draftrank.measure.machine.fingerprint import is_this_machine
 
@@ -36,10 +38,17 @@ def board(
     with open_archive(opened, local=not published) as archive:
         found_in = archived_boards if json else shown_boards
         boards = in_order(found_in(archive, target, suite), is_this_machine)
+        servings = build_serving_boards(
+            result
+            for result in archive.serving
+            if target in (None, result.session.target) and suite in (None, result.session.suite)
+        )
     for found in boards:
         print_board(found)
-    if not boards:
+    for served in servings:
+        print_serving_board(served)
+    if not boards and not servings:
         require_known(opened, target=target, suite=suite)
         out.print("no results yet: start with `draftrank run`")
     if json:
-        print_json(board_document(boards))
+        print_json(board_document(boards) | {"servings": serving_document(servings)})
