@@ -88,8 +88,7 @@ def test_a_search_that_was_stopped_goes_on_and_trains_nothing_twice(workspace_ro
 
 TRAINED = """kind: cascade
   steps:
-    - {kind: drop_layers, keep: [2]}
-    - {kind: read_hidden_states}
+    - {kind: eagle_head, aux_hidden_states: [1, 2]}
     - kind: distill
       data: {kind: self_generated, tokens: 1000, sequence_tokens: 16}
       ttt_steps: 2"""

@@ -125,7 +125,9 @@ class _Seeker:
         self._request, self._progress = request, progress
         self._optuna = _optuna()
         self.training = Training(workspace, request, progress)
-        self._state = workspace.state / "searches" / sha256_of_json(asdict(request))[:12]
+        # What another version would try first is another search, which this one cannot go on with.
+        asked = [asdict(request), *map(asdict, FIRST)]
+        self._state = workspace.state / "searches" / sha256_of_json(asked)[:12]
         self._state.mkdir(parents=True, exist_ok=True)
         self._clock = Clock(self._state / "spent_s")
         self._deepened = self._state / "trained_on.json"
@@ -228,7 +230,7 @@ class _Seeker:
         if not study.trials:
             for first in FIRST:
                 if first.fits(self.training.shape):
-                    study.enqueue_trial(asdict(first) | {"ffn_channels": first.ffn_channels or 0})
+                    study.enqueue_trial({name: value or 0 for name, value in asdict(first).items()})
         return study
 
     def _tell(self, study: Any, trial: Any, one: Tried) -> None:
@@ -260,11 +262,12 @@ def suggest(trial: Any, shape: Shape) -> Choice:
     """Asks the optimiser for a choice that the target allows."""
     depths = [depth for depth in (1, 2, 3, 4, 6) if depth < shape.layers]
     vocabularies = [size for size in (4_096, 8_192, 16_384, 32_768) if size < shape.vocabulary]
+    layers = trial.suggest_categorical("layers", [0, *depths]) or None
+    channels = trial.suggest_categorical("ffn_channels", [0, shape.ffn_channels // 2]) or None
     return Choice(
-        layers=trial.suggest_categorical("layers", depths),
-        eagle=trial.suggest_categorical("eagle", [True, False]),
+        layers=layers,
         vocabulary=trial.suggest_categorical("vocabulary", [*vocabularies, 0]) or None,
-        ffn_channels=trial.suggest_categorical("ffn_channels", [0, shape.ffn_channels // 2]) or None,
+        ffn_channels=channels if layers else None,
     )
 
 
