@@ -36,8 +36,9 @@ FORMS = {
     "sparse": SHALLOW + "\n    - {kind: sparsify, method: magnitude, sparsity: 0.5}",
     "sparse24": SHALLOW + "\n    - {kind: sparsify, method: magnitude, pattern: '2:4'}",
     "random": MODEL + "    - {kind: random}",
-    "reader": SHALLOW + "\n    - {kind: read_hidden_states}",
-    "reader-of-layers": SHALLOW + "\n    - {kind: read_hidden_states, layers: [1]}",
+    "eagle3": "kind: eagle\n  aux_hidden_states: [1, 2]",
+    "eagle3-trimmed": "kind: cascade\n  steps:\n    - {kind: eagle_head, aux_hidden_states: [1]}\n"
+    "    - {kind: trim_vocabulary, keep_tokens: 60}",
     "int8": SHALLOW + "\n    - {kind: quantize, scheme: dynamic_int8}",
     "int8-head-precise": SHALLOW + "\n    - {kind: quantize, scheme: dynamic_int8, keep_precise: [lm_head]}",
     "int8-precise": SHALLOW + "\n    - {kind: quantize, scheme: dynamic_int8, keep_precise: [down_proj]}",

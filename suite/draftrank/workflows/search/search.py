@@ -24,7 +24,7 @@ from draftrank.catalog.backend import is_dtype
 from draftrank.catalog.base import sha256_of_json
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.workspace import Workspace
-from draftrank.errors import BuildError, InvalidInputError
+from draftrank.errors import BuildError, IncompatibleDraftError, InvalidInputError
 from draftrank.jobs.session import RunRequest, alone, choose_backend, plan_run
 from draftrank.measure.journal import Journal
 from draftrank.measure.records import SessionResult
@@ -247,7 +247,7 @@ class _Seeker:
         for rung in range(1, RUNGS + 1):
             try:
                 one = self.training.look(choice, rung)
-            except BuildError as error:
+            except (BuildError, IncompatibleDraftError) as error:
                 one = Tried(choice, 0, None, None, None, 0.0, note=str(error))
                 break
             assert one.prediction is not None
