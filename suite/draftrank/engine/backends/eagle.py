@@ -31,12 +31,12 @@ class EagleHead(Runtime, ABC):
     @property
     @abstractmethod
     def layers(self) -> tuple[int, ...]:
-        """Layers of the target whose outputs are read beside its final states."""
+        """Layers of the target whose outputs are read."""
 
     @property
     @abstractmethod
     def state_width(self) -> int:
-        """How many numbers of each of the target's tokens that is."""
+        """Numbers of each of the target's tokens: outputs of these layers, then the final state, which is not read."""
 
     @abstractmethod
     def reduced(self, states: Tensor) -> Tensor:
