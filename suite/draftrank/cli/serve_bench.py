@@ -55,6 +55,9 @@ def serve_bench(
     idle: Annotated[
         float, typer.Option(help="Seconds without a byte after which a request counts as hung.", min=0.1)
     ] = 120.0,
+    pause: Annotated[
+        bool, typer.Option("--pause/--no-pause", help="Stop servers (SIGSTOP) while they have no load.")
+    ] = True,
     vllm_bench: Annotated[
         Path | None,
         typer.Option(
@@ -94,6 +97,7 @@ def serve_bench(
         k=tuple(k or ()),
         seed=seed,
         idle_s=idle,
+        pause=pause,
         fresh=fresh,
     )
     with Store.open(opened.store_url) as store, ConsoleProgress() as progress:

@@ -78,6 +78,8 @@ class ServeRequest:
     """Seed of the prompts' order and of arrivals."""
     idle_s: float = 120.0
     """Seconds without a byte after which a request counts as hung."""
+    pause: bool = True
+    """Whether servers are stopped while they have no load; else they only idle."""
     fresh: bool = False
     """Measure again even if the session is finished."""
 
@@ -123,7 +125,7 @@ class _Plan:
                     ]
                     for arm in arms
                 ],
-                "load": [sorted(set(asked.concurrencies)), asked.rate, asked.rounds, asked.seed],
+                "load": [sorted(set(asked.concurrencies)), asked.rate, asked.rounds, asked.seed, asked.pause],
             }
         )
 
@@ -298,7 +300,7 @@ def _measure(
     declared, asked = plan.declared, plan.asked
     target, folder = plan.session.target, plan.session.target_folder.path
     logs = workspace.state / "logs" / "serving"
-    servers = Servers(plan.engine, declared, folder, logs, workspace.root, asked.idle_s)
+    servers = Servers(plan.engine, declared, folder, logs, workspace.root, asked.idle_s, asked.pause)
     plain: OpenServer | None = None
     try:
         if declared.attach:

@@ -38,6 +38,8 @@ class OpenServer:
     closing: ExitStack
     flags: tuple[str, ...] = ()
     start_s: float | None = None
+    pausing: bool = True
+    """Whether it is stopped while it has no load."""
     started: int = 1
     """How often it had been started, as far as its counters tell."""
 
@@ -47,8 +49,8 @@ class OpenServer:
         return self.process is None or self.process.alive
 
     def pause(self) -> None:
-        """Takes the processors from it, where it is ours."""
-        if self.process is not None:
+        """Takes the processors from it, where it is ours and that is asked for."""
+        if self.process is not None and self.pausing:
             self.process.pause()
 
     def resume(self) -> None:
@@ -79,6 +81,8 @@ class Servers:
     """The workspace, whose place is not recorded."""
     idle_s: float
     """Seconds without a byte after which a request counts as hung."""
+    pausing: bool = True
+    """Whether servers are stopped while they have no load."""
     start_s: float = 900.0
     """Seconds after which a server must be ready."""
     opened: dict[str, OpenServer] = field(default_factory=dict)
@@ -154,6 +158,7 @@ class Servers:
                 stack.pop_all(),
                 _flags(launch, served, speculation),
                 round(perf_counter() - began, 3),
+                self.pausing,
             )
 
     def _attached(self, arm: ServingArm) -> OpenServer:
