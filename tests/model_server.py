@@ -157,9 +157,16 @@ def _handler(server: ModelServer) -> type[BaseHTTPRequestHandler]:
                 server.requests.append(asked)
                 server.working += 1
                 server.most = max(server.most, server.working)
+            self._works = True
             try:
                 self._answer(asked)
             finally:
+                self._rest()
+
+        def _rest(self) -> None:
+            """Before the last byte, behind which a client sends its next request."""
+            if self._works:
+                self._works = False
                 with server.lock:
                     server.working -= 1
 
@@ -170,6 +177,7 @@ def _handler(server: ModelServer) -> type[BaseHTTPRequestHandler]:
             forms = {"/v1/completions": _vllm, "/completion": _llama_cpp, "/generate": _sglang}
             answer = forms[self.path](server, asked)
             if not asked.get("stream"):
+                self._rest()
                 self._send(200, answer[-1])
                 return
             self.send_response(200)
@@ -187,6 +195,7 @@ def _handler(server: ModelServer) -> type[BaseHTTPRequestHandler]:
                 self._chunk(b"data: " + json.dumps(event).encode() + b"\n\n")
             if server.form == "vllm" and server.broken != "no end":
                 self._chunk(b"data: [DONE]\n\n")
+            self._rest()
             self._chunk(b"")
 
         def _fail(self) -> None:

@@ -141,7 +141,7 @@ def test_an_absent_optional_package_and_a_busy_machine_are_no_failure(told):
     assert findings["load"]["status"] == "warning"
     absent = {what: finding["fix"] for what, finding in findings.items() if finding["status"] == "absent"}
     engines = {"engine vllm": "engine-vllm", "engine llama.cpp": "engine-llama-cpp"}
-    assert absent.keys() == EXTRAS.keys() | engines.keys()
+    assert absent.keys() == EXTRAS.keys() | engines.keys() | {"engine sglang"}
     for engine, made_by in engines.items():
         assert f"`make {made_by}`" in absent[engine]
         assert f"{made_by}:" in (REPOSITORY / "Makefile").read_text()
