@@ -82,6 +82,7 @@ def test_one_command_measures_and_the_record_travels(root):
     asked += ["-c", "4", "-c", "1", "--rounds", "2", "--vllm-bench", "bench", "--json"]
     found, again = several(root, asked, asked, **engine(root))
     assert found.code == 0, found
+    assert "plain server tok/s" in found.out
     assert "has measured this already" in again.err
     assert again.json == found.json
     bench = json.loads((root / "bench" / "ngram-4.json").read_text())

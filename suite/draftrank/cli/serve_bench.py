@@ -8,10 +8,9 @@ from statistics import median
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from draftrank.cli.options import JsonOption, WorkspaceOption
-from draftrank.cli.output import ConsoleProgress, out, print_json, print_table
+from draftrank.cli.output import ConsoleProgress, out, print_json
 
 if TYPE_CHECKING:
     from draftrank.measure.serving_records import Round, ServingResult
@@ -78,7 +77,9 @@ def serve_bench(
 
     [bold]Example:[/bold] draftrank serve-bench smollm2-135m-instruct --server vllm-cpu --draft ngram -c 1 -c 4 -c 16
     """
+    from draftrank.board.serving_ranking import build_serving_boards
     from draftrank.catalog.workspace import Workspace
+    from draftrank.cli.serving_tables import print_serving_board
     from draftrank.store.store import Store
     from draftrank.workflows.serve_bench import ServeRequest
     from draftrank.workflows.serve_bench import serve_bench as measure
@@ -102,8 +103,12 @@ def serve_bench(
     )
     with Store.open(opened.store_url) as store, ConsoleProgress() as progress:
         result = measure(opened, asked, store, progress)
-    _print(result)
+    for board in build_serving_boards([result]):
+        print_serving_board(board)
     session = result.session
+    for arm in session.arms:
+        if arm.failure:
+            out.print(f"{arm.id} failed: {arm.failure.splitlines()[0]}")
     out.print(f"serving session {session.id} kept in {opened.display(opened.state)}")
     if vllm_bench is not None:
         _write_vllm_bench(result, vllm_bench)
@@ -130,30 +135,6 @@ def _write_vllm_bench(result: ServingResult, folder: Path) -> None:
         path = folder / f"{name}.json"
         path.write_text(dumps(document, indent=1) + "\n", "utf-8")
         out.print(f"written: {path}")
-
-
-def _print(result: ServingResult) -> None:
-    session = result.session
-    out.print(
-        f"{session.target} · {session.suite} · {session.server} ({session.engine} {session.engine_version}) · "
-        f"{session.dtype} · {session.machine.machine_class}"
-    )
-    table = Table(box=None, pad_edge=False)
-    for name in ("arm", "k", *(f"{one} in flight" for one in session.concurrencies), "failed"):
-        table.add_column(name, justify="left" if name == "arm" else "right")
-    for arm in session.arms:
-        found = _throughputs(result, arm.id)
-        failed = sum(
-            request.end == "failed" for one in result.rounds if one.arm == arm.id for request in one.requests
-        )
-        speeds = (found.get(str(one)) for one in session.concurrencies)
-        cells = ["–" if speed is None else f"{speed:.1f}" for speed in speeds]
-        table.add_row(arm.id, str(arm.num_speculative_tokens or "–"), *cells, str(failed or "–"))
-    print_table(table)
-    out.print("output tokens per second of all requests together, median of the rounds")
-    for arm in session.arms:
-        if arm.failure:
-            out.print(f"{arm.id} failed: {arm.failure.splitlines()[0]}")
 
 
 def _throughputs(result: ServingResult, arm: str) -> dict[str, float]:
