@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUNNING := $(VENV)/.running
 INSTALLED := $(VENV)/.installed
 INSTALL := $(BIN)/python -m pip install --constraint ci/constraints.txt --editable
-FIRST_LOOK := suffix-eagle-tree-int8 suffix-eagle-tree5-int8 eagle-head suffix ngram depth2-vocab8k-distilled-quick depth6-unhealed
+FIRST_LOOK := eagle3-suffix-tree-int8 eagle3-suffix-tree5-int8 eagle3-head suffix ngram depth2-vocab8k-distilled-quick depth6-unhealed
 
 # Without a C++ compiler the fastest backend is missing, so fewer prompts are measured.
 FIRST_SUITE := $(if $(shell command -v g++ || command -v clang++),quick,glance)

@@ -57,11 +57,6 @@ STEPS: dict[str, list[dict[str, Any]]] = {
     "trim_vocabulary": [{"kind": "trim_vocabulary", "keep_tokens": 60}],
     "factorize_head": [{"kind": "factorize_head", "rank": 8}],
     "sparsify": [{"kind": "sparsify", "method": "wanda", "sparsity": 0.5}],
-    "read_hidden_states": [
-        {"kind": "drop_layers", "keep": 1, "select": "ends"},
-        {"kind": "read_hidden_states", "layers": [0]},
-        DISTILL,
-    ],
     "distill": [DISTILL],
     "quantize": [{"kind": "quantize", "scheme": "dynamic_int8"}],
 }
@@ -236,8 +231,8 @@ target's own, token for token. The model's parts are found in its module tree
 - `transformers`, `cpp`, `cuda-graphs`: the [backend](backends.md) decodes the model and agrees with its own forward. `cuda-graphs`
   needs a GPU; without one, only what is not written for it is known.
 - `copying`: n-grams of the context; `early exit`: the first two of three layers.
-- The other columns are steps of a recipe ([declarations](declarations.md)), each alone; `read hidden states` with
-  `drop_layers` before it and `distill` after it, `eagle head` with `distill` after it.
+- The other columns are steps of a recipe ([declarations](declarations.md)), each alone; `eagle head` with `distill`
+  after it.
 - Not run here: {kinds_left}, which needs a target that is a GGUF file.
 
 {chr(10).join(lines)}

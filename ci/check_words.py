@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 WORDS: dict[str, str] = {
-    r"read_features|target features": "read_hidden_states, EAGLE head, hidden states",
+    r"read_hidden_states|read_features|target features": "eagle_head, EAGLE-3 head, hidden states",
     r"feature_steps|further_ahead": "ttt_steps",
     r"\bopenings\b": "prompt_prefixes, prompt prefixes",
     r"refuse_overlaps": "check_contamination, contamination check",

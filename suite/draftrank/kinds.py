@@ -32,7 +32,6 @@ STEPS = {
     "trim_vocabulary": "draftrank.building.steps.trim_vocabulary:TrimVocabulary",
     "factorize_head": "draftrank.building.steps.factorize:FactorizeHead",
     "sparsify": "draftrank.building.steps.sparsify:Sparsify",
-    "read_hidden_states": "draftrank.building.steps.read_hidden_states:ReadHiddenStates",
     "distill": "draftrank.building.steps.distill:Distill",
     "quantize": "draftrank.building.steps.quantize:Quantize",
     "write_gguf": "draftrank.building.steps.write_gguf:WriteGguf",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from draftrank.building.surgery.eagle_head import new_eagle3_head, published_layers
 from draftrank.building.working_draft import WorkingDraft
 from draftrank.catalog.workspace import Workspace
 from draftrank.models.architecture_checks import short_logits
+from draftrank.models.forms import FEATURES
 from models import small_model, small_tokenizer
 from workspaces import REPOSITORY
 
@@ -41,7 +43,7 @@ def test_every_target_of_the_hub_is_known_here_and_has_recipes():
     for target_id, (_, layers) in SHAPES.items():
         assert f"{layers}-layer" in WORKSPACE.target(target_id).description
         kinds = {recipe.draft.kind for recipe in recipes_of(target_id)}
-        assert kinds == {"ngram", "suffix", "early_exit", "draft_model"}, target_id
+        assert kinds == {"ngram", "suffix", "early_exit", "eagle"}, target_id
 
 
 def recipes_of(target_id):
@@ -63,13 +65,14 @@ def test_recipes_fit_their_family_at_its_depth(shape, targets):
             assert count == round(layers / 3)
             found.require_cut(model, range(count))
             assert short_logits(found.first_layers(model, count)).isfinite().all()
-        elif recipe.draft.kind == "draft_model":
-            drop, _, read, *trainings = recipe.draft.steps
+        elif recipe.draft.kind == "eagle":
+            head, _, *trainings = recipe.draft.build_steps
             assert {step.kind for step in trainings} == {"distill"}
-            for step in recipe.draft.steps:
+            for step in recipe.draft.build_steps:
                 step.check(draft)
-            ids = torch.arange(3, 11)[None]
-            states = found.states_of_layers(model, ids, read.layers)
-            assert states.shape[1] == 8
-            found.keep_layers(model, drop.keep)  # compares the cut with what the original computes
-            assert model.config.get_text_config().num_hidden_layers == 1
+            read = published_layers(layers)
+            states = found.states_of_layers(model, torch.arange(3, 11)[None], read)
+            made, form = new_eagle3_head(model, read, layers - 1)
+            assert head.kind == "eagle_head"
+            assert form.layers == read
+            assert getattr(made, FEATURES).reduce(states).shape == (1, 8, made.config.hidden_size)

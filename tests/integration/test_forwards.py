@@ -36,8 +36,9 @@ FORMS = {
     "sparse": SHALLOW + "\n    - {kind: sparsify, method: magnitude, sparsity: 0.5}",
     "sparse24": SHALLOW + "\n    - {kind: sparsify, method: magnitude, pattern: '2:4'}",
     "random": MODEL + "    - {kind: random}",
-    "reader": SHALLOW + "\n    - {kind: read_hidden_states}",
-    "reader-of-layers": SHALLOW + "\n    - {kind: read_hidden_states, layers: [1]}",
+    "eagle3": "kind: eagle\n  aux_hidden_states: [1, 2]",
+    "eagle3-trimmed": "kind: cascade\n  steps:\n    - {kind: eagle_head, aux_hidden_states: [1]}\n"
+    "    - {kind: trim_vocabulary, keep_tokens: 60}",
     "int8": SHALLOW + "\n    - {kind: quantize, scheme: dynamic_int8}",
     "int8-head-precise": SHALLOW + "\n    - {kind: quantize, scheme: dynamic_int8, keep_precise: [lm_head]}",
     "int8-precise": SHALLOW + "\n    - {kind: quantize, scheme: dynamic_int8, keep_precise: [down_proj]}",
@@ -207,7 +208,7 @@ def test_what_a_recipe_lets_expect_is_what_its_model_shows(tmp_path, architectur
     workspace = Workspace.open(root)
     folder = ensure_target(workspace.target("tiny"), workspace.fetch_context(SilentProgress()))
     checked = set()
-    forms = tuple(FORMS) if architecture == "llama" else ("shallow", "trimmed", "int8", "thin", "reader")
+    forms = tuple(FORMS) if architecture == "llama" else ("shallow", "trimmed", "int8", "thin", "eagle3")
     for arm in build(workspace, "tiny", forms):
         if arm.folder is None:
             assert "needs the library" in arm.failure, (arm.recipe.id, arm.failure)
@@ -222,13 +223,13 @@ def test_what_a_recipe_lets_expect_is_what_its_model_shows(tmp_path, architectur
                 assert (before is None) == (after is None), (arm.recipe.id, dtype, backend, before, after)
                 checked.add((arm.recipe.id, backend, after is None))
                 if after is None:
-                    reads = arm.recipe.id.startswith("reader")
+                    reads = arm.recipe.id.startswith("eagle3")
                     opened = (registry.open_eagle_runtime if reads else registry.open_runtime)(model, backend)
                     assert opened.name == backend
-    assert {("thin", "cpp", False), ("int8", "cpp", True), ("reader", "cpp", True)} <= checked
+    assert {("thin", "cpp", False), ("int8", "cpp", True), ("eagle3", "cpp", True)} <= checked
     if architecture == "llama":
         assert {("int8-precise", "cpp", False), ("thin-head", "cpp", True)} <= checked
-        assert ("reader-of-layers", "cpp", True) in checked
+        assert ("eagle3-trimmed", "cpp", True) in checked
 
 
 def test_commands_print_the_backend_and_doctor_explains_the_choice(workspace_root):

@@ -23,11 +23,10 @@ from draftrank.workflows.keep import keep_draft
 from tiny_workspace import write_tiny_workspace
 from workspaces import PROMPTS, RECIPE, write_prompts
 
-DRAFT = """kind: draft_model
+DRAFT = """kind: eagle
+  aux_hidden_states: [1, 2]
   steps:
-    - {kind: drop_layers, keep: [2]}
     - {kind: trim_vocabulary, keep_tokens: 64}
-    - {kind: read_hidden_states}
     - kind: distill
       data: {kind: self_generated, tokens: 1000, sequence_tokens: 16}
       ttt_steps: 2
@@ -79,7 +78,7 @@ def test_a_kept_draft_is_put_together_without_training(kept_root, never_trained)
     assert "model.embed_tokens.weight" in described["from_target"]
     assert described["rows_of_target"]["lm_head.projection.weight"]["token_ids"] == "lm_head.token_ids"
     with safe_open(kept_root / "drafts" / "tiny" / KEPT[1], "pt") as stored:
-        assert {"lm_head.token_ids", "feature_fusion.projection.weight"} <= set(stored.keys())
+        assert {"lm_head.token_ids", "feature_fusion.fc.weight"} <= set(stored.keys())
         assert "lm_head.projection.weight" not in stored.keys()  # noqa: SIM118
     own = (kept_root / "drafts" / "tiny" / KEPT[1]).stat().st_size
     assert own < before.bytes_on_disk / 2
@@ -87,11 +86,14 @@ def test_a_kept_draft_is_put_together_without_training(kept_root, never_trained)
 
 
 def test_what_adds_steps_to_a_kept_draft_begins_with_it(kept_root, never_trained):  # noqa: ARG001
-    """Under another name, with other knobs, or with a step more."""
+    """Under another name and behind copying, where the head is a step of its own; or with a step more."""
     workspace, before = forget(kept_root)
     folder = kept_root / "drafts" / "tiny"
     text = (folder / "small.yaml").read_text()
-    other = text.replace("id: small", "id: other").replace("kind: draft_model", "kind: cascade")
+    other = text.replace("id: small", "id: other").replace(
+        "kind: eagle\n  aux_hidden_states: [1, 2]\n  steps:\n",
+        "kind: cascade\n  steps:\n    - {kind: eagle_head, aux_hidden_states: [1, 2]}\n",
+    )
     (folder / "other.yaml").write_text(other)
     more = text.replace("id: small", "id: more").replace(
         "      round_weights: true", "      round_weights: true\n    - {kind: quantize, scheme: dynamic_int8}"

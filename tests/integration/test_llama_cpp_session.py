@@ -25,7 +25,7 @@ SHALLOW = "kind: draft_model\n  steps:\n    - {kind: drop_layers, keep: 2, selec
 DRAFTS = {
     "packed": SHALLOW + "\n    - {kind: write_gguf, weights: f16}",
     "shallow": SHALLOW,
-    "reader": SHALLOW + "\n    - {kind: read_hidden_states}",
+    "head": "kind: eagle\n  aux_hidden_states: [1, 2]",
     "exit": "kind: early_exit\n  layers: 2",
 }
 
@@ -55,13 +55,15 @@ def measured(root, backend, *drafts, **asked):
 
 
 def test_a_gguf_target_is_measured_with_drafts_of_its_own_and_of_other_backends(root):
-    drafts = ("ngram", "packed", "shallow", "reader")
+    drafts = ("ngram", "packed", "shallow")
     with pytest.raises(InvalidInputError, match=r"the draft shallow does not run in llama\.cpp"):
         measured(root, "llama.cpp", *drafts)
-    with pytest.raises(
-        InvalidInputError, match=r"the draft exit .*: llama\.cpp cannot run a model's first layers"
+    for draft, reason in (
+        ("exit", r"llama\.cpp cannot run a model's first layers"),
+        ("head", r"it reads outputs of the target's layers, which llama\.cpp does not tell"),
     ):
-        measured(root, "llama.cpp", "exit", allow_mixed_backends=True)
+        with pytest.raises(InvalidInputError, match=rf"the draft {draft} .*: {reason}"):
+            measured(root, "llama.cpp", draft, allow_mixed_backends=True)
     result = measured(root, "llama.cpp", *drafts, allow_mixed_backends=True)
     session = result.session
     assert (session.backend, session.dtype) == ("llama.cpp", "f32")
@@ -75,7 +77,7 @@ def test_a_gguf_target_is_measured_with_drafts_of_its_own_and_of_other_backends(
     ran = {arm.id: (arm.backend, arm.dtype) for arm in session.arms}
     fast = fastest_dtype("cpp", "cpu")
     assert (ran["ngram"], ran["packed"]) == (("llama.cpp", "f32"), ("llama.cpp", "f16"))
-    assert (ran["shallow"], ran["reader"]) == (("cpp", fast), ("cpp", fast))
+    assert ran["shallow"] == ("cpp", fast)
     packed = next(arm.draft for arm in session.arms if arm.id == "packed")
     assert packed.parameters > 0
     assert packed.weights_sha256 is not None

@@ -13,10 +13,11 @@ from draftrank.catalog.recipe import Recipe
 from draftrank.errors import InvalidInputError
 from draftrank.jobs.session import build
 from draftrank.workflows.search import search as searching
-from draftrank.workflows.search.choice import RUNGS
+from draftrank.workflows.search.choice import RUNGS, Choice
 from draftrank.workflows.search.request import SearchRequest
 from draftrank.workflows.search.search import search
 from draftrank.workflows.search.training import Training
+from tiny_workspace import write_tiny_workspace
 from workspaces import RECIPE
 
 pytest.importorskip("optuna")
@@ -86,10 +87,25 @@ def test_a_search_that_was_stopped_goes_on_and_trains_nothing_twice(workspace_ro
     assert {path: path.stat().st_mtime_ns for path in after} == after
 
 
+def test_a_head_that_the_target_cannot_have_is_noted_and_the_search_goes_on(tmp_path, monkeypatch):
+    """Mamba keeps a state, and its backend tells no hidden states."""
+    root = write_tiny_workspace(tmp_path / "workspace", "mamba")
+    declared = root / "drafts" / "tiny" / "target.yaml"
+    declared.write_text(declared.read_text() + "context_window: 256\n")
+    workspace = Workspace.open(root)
+    chosen = iter([Choice(layers=None, vocabulary=None), Choice(layers=1, vocabulary=None)])
+    monkeypatch.setattr(searching, "suggest", lambda *_: next(chosen, Choice(layers=1, vocabulary=None)))
+    monkeypatch.setattr(searching, "_MAX_REPEATS", 1)
+    with Store.open(workspace.store_url) as store:
+        found = search(workspace, SHORT, store)
+    assert found.tried[0].prediction is None
+    assert "does not tell a model's hidden states" in found.tried[0].note
+    assert all(one.prediction is not None for one in found.tried[1:])
+
+
 TRAINED = """kind: cascade
   steps:
-    - {kind: drop_layers, keep: [2]}
-    - {kind: read_hidden_states}
+    - {kind: eagle_head, aux_hidden_states: [1, 2]}
     - kind: distill
       data: {kind: self_generated, tokens: 1000, sequence_tokens: 16}
       ttt_steps: 2"""

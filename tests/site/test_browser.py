@@ -446,8 +446,8 @@ def test_no_page_is_wider_than_the_window(width, visit, server, boards, servings
 def test_a_row_takes_at_most_two_lines(visit, tmp_path):
     """With the longest title that recipes have had, and what proposes beside it."""
     head = [
-        {"kind": "drop_layers"},
-        {"kind": "read_hidden_states"},
+        {"kind": "eagle_head"},
+        {"kind": "trim_vocabulary"},
         {"kind": "distill"},
         {"kind": "quantize"},
     ]

@@ -13,12 +13,13 @@ _ALONE = {
     "ngram": "n-gram",
     "suffix": "suffix decoding",
     "early_exit": "early exit",
-    "eagle": "EAGLE head",
+    "eagle": "EAGLE-3 head",
     "engine_method": "engine method",
 }
 _MODELS = ("draft_model", "model")  # (the second: before 0.3)
 _CASCADES = ("cascade", "mixed")
-_HEADS = ("eagle_head", "read_hidden_states", "read_features")  # (old word)
+_OWN_HEADS = ("read_hidden_states", "read_features")  # (old word)
+"""Steps before 0.3 and in its first sessions: heads of an architecture of draftrank's own."""
 _BY_STEP = (
     ("distill", "distilled draft model"),
     ("drop_layers", "layer-dropped draft model"),
@@ -31,7 +32,7 @@ _TECHNIQUES = {"suffix": "suffix decoding", "target features": "EAGLE head"}  # 
 
 
 def proposer_of(recipe: Mapping[str, Any], techniques: Sequence[str]) -> str:
-    """What proposes, e.g. `n-gram`, `EAGLE head`, `suffix decoding + EAGLE head`; of a kind that is not known here, its
+    """What proposes, e.g. `n-gram`, `EAGLE-3 head`, `suffix decoding + EAGLE-3 head`; of a kind that is not known here, its
     techniques."""
     draft = recipe.get("draft")
     kind = draft.get("kind") if isinstance(draft, Mapping) else None
@@ -55,7 +56,9 @@ def _model(draft: Mapping[str, Any]) -> str:
     steps = draft.get("steps")
     listed = steps if isinstance(steps, list | tuple) else ()
     kinds = [step.get("kind") for step in listed if isinstance(step, Mapping)]
-    if any(head in kinds for head in _HEADS):
+    if "eagle_head" in kinds:
+        return _ALONE["eagle"]
+    if any(head in kinds for head in _OWN_HEADS):
         return "EAGLE head"
     if "random" in kinds:
         return "random draft model"

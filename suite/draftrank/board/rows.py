@@ -158,7 +158,7 @@ class BoardRow:
     per_task: Mapping[str, TaskCell]
     """By task id, in the session's order."""
     proposer: str
-    """What proposes its tokens, e.g. `suffix decoding + EAGLE head`; `unknown` when the build failed."""
+    """What proposes its tokens, e.g. `suffix decoding + EAGLE-3 head`; `unknown` when the build failed."""
     techniques: tuple[str, ...]
     """How it was made."""
     trained: bool | None

@@ -46,10 +46,6 @@ class ProgramUse:
 
 def why_no_form(traits: Collection[Trait]) -> dict[Program, str]:
     """For each program that has no form of a draft whose model has these traits, the reason."""
-    if "target hidden states" in traits:
-        return dict.fromkeys(
-            PROGRAMS, "its architecture is draftrank's own; heads of the kind eagle run in other engines"
-        )
     if "EAGLE-3 head" in traits:
         return {"transformers": "its generate() takes a whole model to assist, and no head"}
     reasons: dict[Program, str] = {"speculators": "it is a library of heads, and this is a whole model"}

@@ -10,14 +10,11 @@ if TYPE_CHECKING:
     from draftrank.building.working_draft import BuildContext, WorkingDraft
 
 
-Phase = Literal[
-    "origin", "structure", "factors", "tying", "head", "sparsity", "input", "training", "quantization"
-]
+Phase = Literal["origin", "structure", "factors", "tying", "head", "sparsity", "training", "quantization"]
 """What a step changes; decides its position in a recipe (see `step_order`)."""
 Trait = Literal[
     "factors",
     "trimmed head",
-    "target hidden states",
     "EAGLE-3 head",
     "packed",
     "int8 at load",

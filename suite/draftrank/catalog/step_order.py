@@ -9,11 +9,9 @@ from itertools import pairwise
 from draftrank.catalog.step import Phase, StepBase
 
 _BEFORE: dict[Phase, tuple[Phase, ...]] = {
-    "structure": ("factors", "tying", "head", "sparsity", "input"),
-    "factors": ("tying", "sparsity", "input"),
-    "tying": ("input",),
-    "sparsity": ("factors", "tying", "input"),
-    "input": ("input",),
+    "structure": ("factors", "tying", "head", "sparsity"),
+    "factors": ("tying", "sparsity"),
+    "sparsity": ("factors", "tying"),
 }
 """Phases that must not have come before."""
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 FEATURES = "feature_fusion"
-"""Name of the module, in the model, that joins embeddings and features."""
+"""Name of the module, in the model, that joins embeddings and hidden states of the target."""
 
 
 class LowRankLinear(nn.Module):
@@ -88,60 +88,6 @@ class PaddedHead(TrimmedHead):
         """See `TrimmedHead.spread`; of 151,936 tokens this takes a tenth of the time."""
         missing = self.vocabulary - kept.shape[-1]
         return nn.functional.pad(kept, (0, missing), value=float("-inf"))
-
-
-class HiddenStateFusion(nn.Module):
-    """What the first layer reads: a token's embedding and a hidden state of the target, as one vector.
-
-    Both are brought to the same size first, since the target's states are far larger than embeddings. States of several
-    layers are reduced to one before.
-    """
-
-    def __init__(self, width: int, layers: Sequence[int] = ()) -> None:
-        super().__init__()
-        self.layers = tuple(layers)
-        """Layers of the target whose outputs are read beside its final state."""
-        self.state_width = (len(self.layers) + 1) * width
-        """Numbers that it reads of each token of the target."""
-        self.projection = nn.Linear(2 * width, width, bias=False)
-        self.reduction = nn.Linear((len(layers) + 1) * width, width, bias=False) if layers else None
-        with torch.no_grad():  # the mean of the two, and the final state alone, until training knows better
-            self.projection.weight.copy_(0.5 * torch.eye(width).repeat(1, 2))
-            if self.reduction is not None:
-                self.reduction.weight.zero_()[:, -width:] = torch.eye(width)
-
-    def reduce(self, states: Tensor) -> Tensor:
-        """The target's states as one: [..., (layers + 1) · hidden] to [..., hidden]; of the final state alone, itself."""
-        if self.reduction is None:
-            return states
-        result: Tensor = self.reduction(self.normed(states))
-        return result
-
-    def normed(self, states: Tensor) -> Tensor:
-        """What the reduction reads: the states of each layer divided by their root mean square, shape as before."""
-        states = states.to(self.reduction_dtype)
-        parts = states.view(*states.shape[:-1], len(self.layers) + 1, -1)
-        return nn.functional.rms_norm(parts, parts.shape[-1:], eps=1e-6).flatten(-2)
-
-    @property
-    def reduction_dtype(self) -> torch.dtype:
-        """What the reduction computes in: its weight's, or fp32 where that is quantized."""
-        weight = getattr(self.reduction, "weight", None)
-        return weight.dtype if isinstance(weight, Tensor) else torch.float32
-
-    def forward(self, embedded: Tensor, features: Tensor) -> Tensor:
-        """Two of [..., hidden] to one."""
-        result: Tensor = self.projection(self.beside(embedded, features))
-        return result
-
-    @staticmethod
-    def beside(embedded: Tensor, features: Tensor) -> Tensor:
-        """What the projection reads: both brought to the same size, [..., 2 · hidden]."""
-        width = (embedded.shape[-1],)
-        both = [
-            nn.functional.rms_norm(one, width, eps=1e-6) for one in (embedded, features.to(embedded.dtype))
-        ]
-        return torch.cat(both, -1)
 
 
 class LowRankForm(Declared):
@@ -207,22 +153,6 @@ class TiedLayersForm(Declared):
         return ()
 
 
-class HiddenStatesForm(Declared):
-    """The model reads a hidden state of the target beside each token."""
-
-    form: Literal["hidden_states"] = "hidden_states"
-    layers: tuple[int, ...] = ()
-    """Layers of the target whose outputs are read beside its final state."""
-
-    def prepare(self, model: PreTrainedModel) -> tuple[str, ...]:
-        """Adds an untrained fusion; returns its name."""
-        embedding = model.get_input_embeddings()
-        weight = embedding.weight
-        assert isinstance(weight, Tensor)
-        model.add_module(FEATURES, _like(HiddenStateFusion(weight.shape[1], self.layers), embedding))
-        return (FEATURES,)
-
-
 class Eagle3Form(Declared):
     """A Llama model of one layer is an EAGLE-3 head."""
 
@@ -282,7 +212,6 @@ class GgufForm(Declared):
 Form = Annotated[
     LowRankForm
     | TrimmedHeadForm
-    | HiddenStatesForm
     | Eagle3Form
     | TiedLayersForm
     | DynamicInt8Form

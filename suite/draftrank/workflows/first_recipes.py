@@ -71,7 +71,7 @@ def first_recipes(
         chosen += [recipe for recipe in [_early_exit(model.layers)] if runs(recipe, "early_exit")]
     shape = Shape(model.layers, ffn_channels=0, vocabulary=model.vocabulary)
     trained = (_trained(target, choice, shape) for choice in FIRST if choice.fits(shape))
-    chosen += list(islice((recipe for recipe in trained if runs(recipe, *_steps(recipe))), 1))
+    chosen += list(islice((recipe for recipe in trained if runs(recipe, *_columns(recipe))), 1))
     common = {"schema_version": 1, "target": target, "authors": [{"name": author}]}
     return [{**recipe, **common} for recipe in chosen], tuple(left_out)
 
@@ -134,5 +134,7 @@ def _trained(target: str, choice: Choice, shape: Shape) -> dict[str, Any]:
     return content
 
 
-def _steps(recipe: dict[str, Any]) -> list[str]:
-    return [step["kind"] for step in recipe["draft"]["steps"]]
+def _columns(recipe: dict[str, Any]) -> list[str]:
+    """Columns of the table of architectures that a trained recipe needs."""
+    draft = recipe["draft"]
+    return [*(["eagle_head"] if draft["kind"] == "eagle" else []), *(step["kind"] for step in draft["steps"])]

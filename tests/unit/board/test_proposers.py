@@ -10,10 +10,10 @@ from builders import arm_of, build, result
 from draftrank.board.proposers import proposer_of
 from draftrank.board.ranking import build_boards
 
-HEAD = [
+HEAD = [{"kind": "eagle_head"}, {"kind": "trim_vocabulary"}, {"kind": "distill"}]
+OWN_HEAD = [
     {"kind": "drop_layers"},
-    {"kind": "trim_vocabulary"},
-    {"kind": "read_hidden_states"},
+    {"kind": "read_hidden_states"},  # (old word)
     {"kind": "distill"},
 ]
 OLD_HEAD = [
@@ -30,9 +30,11 @@ OLD_HEAD = [
         ({"kind": "ngram"}, "n-gram"),
         ({"kind": "suffix"}, "suffix decoding"),
         ({"kind": "early_exit", "layers": 6}, "early exit"),
-        ({"kind": "draft_model", "steps": HEAD}, "EAGLE head"),
+        ({"kind": "eagle", "steps": HEAD[1:]}, "EAGLE-3 head"),
+        ({"kind": "draft_model", "steps": OWN_HEAD}, "EAGLE head"),
         ({"kind": "model", "steps": OLD_HEAD}, "EAGLE head"),
-        ({"kind": "cascade", "min_probability": 0.5, "steps": HEAD}, "suffix decoding + EAGLE head"),
+        ({"kind": "cascade", "min_probability": 0.5, "steps": HEAD}, "suffix decoding + EAGLE-3 head"),
+        ({"kind": "cascade", "min_probability": 0.5, "steps": OWN_HEAD}, "suffix decoding + EAGLE head"),
         ({"kind": "mixed", "min_probability": 0.5, "steps": OLD_HEAD}, "suffix decoding + EAGLE head"),
         ({"kind": "mixed", "steps": OLD_HEAD[::2]}, "n-gram + distilled draft model"),
         ({"kind": "model", "steps": [{"kind": "drop_layers"}]}, "layer-dropped draft model"),

@@ -247,6 +247,19 @@ def test_each_prefix_of_the_repository_stands_in_one_file():
         assert "self_generated" not in json.dumps(read_yaml(path).data), f"{path}: name a corpus"
 
 
+@pytest.mark.parametrize("target", ["smollm2-135m-instruct", "gemma-3-270m"])
+def test_the_recipes_of_a_head_share_what_is_kept_of_it(target):
+    """Alone, behind copying or in int8: each begins with the steps of `eagle3-head`, so one training serves all."""
+    workspace = Workspace.open(ROOT)
+    head = workspace.recipe(target, "eagle3-head").draft
+    key, count = draft_key(head, "0" * 64), len(head.build_steps)
+    recipes = [workspace.recipe(target, path.stem) for path in workspace.recipe_paths(target)]
+    heads = [one for one in recipes if any(step.kind == "eagle_head" for step in one.draft.build_steps)]
+    assert len({one.draft.kind for one in heads}) == 2
+    assert {one.id: draft_key(one.draft, "0" * 64, count) for one in heads} == {one.id: key for one in heads}
+    assert {step.kind for one in heads for step in one.draft.build_steps[count:]} == {"quantize"}
+
+
 @pytest.mark.parametrize(
     "described", sorted((ROOT / "drafts").glob("*/kept/*.json")), ids=lambda path: path.stem
 )

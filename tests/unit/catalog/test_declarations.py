@@ -20,6 +20,7 @@ from draftrank.catalog.task import Suite, SuiteTask
 from draftrank.catalog.workspace import Workspace
 from draftrank.catalog.yaml_file import read_yaml
 from draftrank.errors import InvalidInputError, MissingDataError
+from draftrank.kinds import STEPS
 from draftrank.version import __version__
 from workspaces import RECIPE, write_prompts, write_workspace
 
@@ -243,6 +244,8 @@ def test_published_recipes_keep_their_identity():
         builds = [arm["draft"] for arm in header["arms"] if arm["draft"]]
         assert builds
         for build in builds:
+            if {step["kind"] for step in build["recipe"]["draft"].get("steps", ())} - STEPS.keys():
+                continue  # a step of it has retired since
             recipe = Recipe.model_validate(build["recipe"], strict=False)
             assert recipe.content_sha256() == build["recipe_sha256"]
 

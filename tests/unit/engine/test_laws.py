@@ -23,7 +23,6 @@ from draftrank.engine.proposers.ngram import NgramProposer
 from draftrank.engine.proposers.suffix import SuffixProposer
 from draftrank.engine.sampling import Sampler
 from draftrank.models.architecture import Architecture
-from draftrank.models.forms import HiddenStatesForm
 from examples import examples
 from models import ARCHITECTURES, small_eagle3, small_model
 from proposers import ScriptedProposer
@@ -37,27 +36,12 @@ for _model in NEAR.values():
     _head.data = _head.data + 0.15 * _head.data.flip(0)
 STRANGERS = {name: small_model(name, seed=9, layers=1) for name in ARCHITECTURES}
 
-READERS = {name: copy.deepcopy(model) for name, model in STRANGERS.items()}
-for _model in READERS.values():
-    HiddenStatesForm().prepare(_model)
-
-
-LAYERED = {name: copy.deepcopy(model) for name, model in STRANGERS.items()}
-for _model in LAYERED.values():
-    HiddenStatesForm(layers=(0, 1)).prepare(_model)
-    _model.feature_fusion.reduction.weight.data += 0.1
-
-
 EAGLE3 = small_eagle3()
 TRIMMED_EAGLE3 = small_eagle3(kept=40, norm_before_residual=True)
 
 
 def eagle3(target, drafting=PLAIN, model=EAGLE3):
     return EagleProposer(target, TransformersEagleRuntime(model), drafting)
-
-
-def reader(name, target):
-    return EagleProposer(target, TransformersEagleRuntime(READERS[name]))
 
 
 TREE = Drafting(None, 0.02)
@@ -76,21 +60,15 @@ PROPOSERS = {
     "cascade_suffix": lambda name, _: CascadeProposer(
         SuffixProposer(2, 8, 2.0, 0.4), ModelProposer(TransformersRuntime(NEAR[name]))
     ),
-    "features": reader,
-    "layered_features": lambda name, target: EagleProposer(target, TransformersEagleRuntime(LAYERED[name])),
     "eagle3": lambda _, target: eagle3(target),
     "eagle3_trimmed": lambda _, target: eagle3(target, Drafting(0.4), TRIMMED_EAGLE3),
     "tree_eagle3": lambda _, target: eagle3(target, TREE),
     "cascade_eagle3": lambda _, target: CascadeProposer(NgramProposer(2, 3), eagle3(target)),
     "tree": lambda name, _: ModelProposer(TransformersRuntime(NEAR[name]), TREE),
     "tree_exit": lambda _, target: EarlyExitProposer(target.first_layers(2), TREE),
-    "tree_features": lambda name, target: EagleProposer(
-        target, TransformersEagleRuntime(READERS[name]), TREE
-    ),
     "tree_cascade": lambda name, _: CascadeProposer(
         NgramProposer(2, 3), ModelProposer(TransformersRuntime(NEAR[name]), Drafting(0.5, 0.02))
     ),
-    "cascade_features": lambda name, target: CascadeProposer(NgramProposer(2, 3), reader(name, target)),
     "hesitant": lambda name, _: ModelProposer(TransformersRuntime(NEAR[name]), Drafting(0.6)),
     "hesitant_exit": lambda _, target: EarlyExitProposer(target.first_layers(2), Drafting(0.6)),
 }
@@ -225,7 +203,7 @@ def test_the_model_of_a_cascade_draft_may_propose_fewer_tokens():
 @given(prompt=prompts, k=st.integers(1, 6), limit=st.integers(2, 30))
 def test_every_token_is_read_with_the_targets_state_before_it(name, copies, prompt, k, limit):
     target = TransformersRuntime(TARGETS[name])
-    draft = TransformersEagleRuntime(READERS[name])
+    draft = TransformersEagleRuntime(EAGLE3)
     proposer = EagleProposer(target, draft)
     offered = {}
     offer = draft.offer
@@ -241,7 +219,8 @@ def test_every_token_is_read_with_the_targets_state_before_it(name, copies, prom
     found = speculative(target, both, Request(prompt, limit), k)
     text = torch.tensor([[*prompt, *found.token_ids]])
     with torch.inference_mode():
-        states = Architecture.of(TARGETS[name]).hidden_states(TARGETS[name], text)[0]
+        shape = Architecture.of(TARGETS[name])
+        states = draft.reduced(shape.states_of_layers(TARGETS[name], text, draft.layers)[0])
     assert set(range(len(prompt))) <= set(offered) == set(range(len(offered)))
     for place, row in offered.items():
         expected = states[place - 1] if place else torch.zeros_like(row)
@@ -318,13 +297,28 @@ def test_overflow_is_refused_before_anything_is_decoded():
     assert target.length == 0
 
 
-def short_sighted(window, features=False):
+def short_sighted(window):
     """GPT-2 with few learned positions: to read behind them is an error of its own embedding. With the target's other
     weights it proposes what the target says."""
-    model = copy.deepcopy(READERS["gpt2"] if features else TARGETS["gpt2"])
+    model = copy.deepcopy(TARGETS["gpt2"])
     model.transformer.wpe = torch.nn.Embedding.from_pretrained(model.transformer.wpe.weight[:window].clone())
     model.config.n_positions = window
     return model
+
+
+def short_sighted_head(window):
+    """An EAGLE-3 head that must not read behind its window."""
+    model = copy.deepcopy(EAGLE3)
+    model.config.max_position_embeddings = window
+    head = TransformersEagleRuntime(model)
+    forward = head.forward
+
+    def within(tokens, *rest, **more):
+        assert head.length + len(tokens) <= window
+        return forward(tokens, *rest, **more)
+
+    head.forward = within
+    return head
 
 
 @pytest.mark.parametrize("window", [1, 9, 10, 11, 12, 20, 256])
@@ -347,7 +341,7 @@ def test_a_draft_proposes_as_far_as_its_window_reaches_and_then_nothing(window, 
 @examples(20)
 @given(
     prompt=st.lists(st.integers(3, 60), min_size=1, max_size=30).map(tuple),
-    kind=st.sampled_from(["model", "tree", "features", "tree_features", "cascade", "cascade_features"]),
+    kind=st.sampled_from(["model", "tree", "eagle3", "tree_eagle3", "cascade", "cascade_eagle3"]),
     window=st.integers(1, 40),
     k=st.integers(1, 6),
     mode=st.sampled_from([DecodingMode(), DecodingMode(temperature=0.8, seed=3)]),
@@ -355,24 +349,23 @@ def test_a_draft_proposes_as_far_as_its_window_reaches_and_then_nothing(window, 
 def test_no_draft_is_led_behind_its_window_and_its_next_text_is_read_as_ever(prompt, kind, window, k, mode):
     target = TransformersRuntime(TARGETS["gpt2"])
 
-    def proposer(model):
+    def proposer(window):
         drafting = TREE if "tree" in kind else Drafting()
         own = (
-            EagleProposer(target, TransformersEagleRuntime(model), drafting)
-            if "features" in kind
-            else ModelProposer(TransformersRuntime(model), drafting)
+            EagleProposer(target, short_sighted_head(window), drafting)
+            if "eagle3" in kind
+            else ModelProposer(TransformersRuntime(short_sighted(window)), drafting)
         )
         return CascadeProposer(NgramProposer(2, 3), own) if "cascade" in kind else own
 
-    short = proposer(short_sighted(window, "features" in kind))
+    short = proposer(window)
     request = Request(prompt, 12, mode=mode)
     found = speculative(target, short, request, k)
     if mode.greedy:
         assert found.token_ids == autoregressive(target, request).token_ids
     after = Request((5, 6), 8, mode=mode)  # fits windows from 10 on, so that both drafts do the same
     if window >= 10:
-        far = proposer(short_sighted(256, "features" in kind))
-        again = speculative(target, far, after, k)
+        again = speculative(target, proposer(256), after, k)
         assert speculative(target, short, after, k).proposal_sizes == again.proposal_sizes
 
 

@@ -25,7 +25,6 @@ from draftrank.engine.sampling import Sampler
 from draftrank.engine.token_tree import TokenTree
 from draftrank.engine.verification import verify
 from draftrank.models.architecture import Architecture
-from draftrank.models.forms import HiddenStatesForm
 from examples import examples
 from models import ARCHITECTURES, small_eagle3, small_model
 from runtimes import runtime_by
@@ -231,14 +230,9 @@ def test_a_tree_that_is_fed_in_parts_is_read_as_if_fed_at_once(name, runtime, pr
         )
 
 
-@pytest.mark.parametrize("name", [*ARCHITECTURES, "eagle3"])
-def test_what_reads_features_reads_that_of_its_parent(name):
+def test_a_head_reads_the_state_of_its_tokens_parent():
     """In a tree that grows level by level each token reads its own chain's state, whatever stands beside it."""
-    if name == "eagle3":
-        reader = small_eagle3()
-    else:
-        reader = small_model(name, seed=9)
-        HiddenStatesForm().prepare(reader)
+    reader = small_eagle3()
     torch.manual_seed(1)
     features = torch.randn(4, 32)
     tokens, parents = (7, 8, 9, 10, 11, 12), (-1, 0, 0, 1, 2, 2)

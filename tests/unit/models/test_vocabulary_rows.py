@@ -22,7 +22,7 @@ from draftrank.errors import BuildError, IncompatibleDraftError
 from draftrank.models.architecture import Architecture
 from draftrank.models.forms import (
     DynamicInt8Form,
-    HiddenStatesForm,
+    Eagle3Form,
     LowRankForm,
     TrimmedHeadForm,
     quantize_linear_layers,
@@ -222,7 +222,7 @@ def test_a_draft_that_reads_states_has_the_targets_rows_too(folder, rows, forwar
     ours, theirs = rows
     target = runtime_by(model_of("llama", ours, padding=2.0), forward)
     reader = model_of("llama", theirs, seed=9, layers=1)
-    form = HiddenStatesForm(layers=(0,))
+    form = Eagle3Form(layers=(0,))
     form.prepare(reader)
     for how in ("chain", "tree"):
         draft = opened(target, folder(reader, form), forward, **HOW[how])
@@ -332,7 +332,7 @@ def test_states_of_another_target_are_refused(folder):
     target = TransformersRuntime(small_model("llama"))
     reader = small_model("llama", layers=1)
     for layers, cause in (((7,), "layer 7 of a target that has layers 0 to 2"), ((-1,), "layer -1")):
-        form, model = HiddenStatesForm(layers=layers), copy.deepcopy(reader)
+        form, model = Eagle3Form(layers=layers), copy.deepcopy(reader)
         form.prepare(model)
         with pytest.raises(IncompatibleDraftError, match=cause):
             opened(target, folder(model, form))
@@ -341,8 +341,8 @@ def test_states_of_another_target_are_refused(folder):
 @pytest.mark.parametrize("forward", FORWARDS)
 def test_states_of_another_width_are_refused(folder, forward):
     wide = runtime_by(small_gguf_model("llama", 2, vocab_size=FEW), forward)
-    reader, form = small_model("llama", layers=1), HiddenStatesForm()
+    reader, form = small_model("llama", layers=1), Eagle3Form(layers=(0,))
     form.prepare(reader)
     draft = opened(wide, folder(reader, form), forward)
-    with pytest.raises(IncompatibleDraftError, match="states of 32 numbers, and the target's have 64"):
+    with pytest.raises(IncompatibleDraftError, match="states of 64 numbers, and the target's have 128"):
         speculative(wide, draft, Request((5, 9, 11), 4), 2)

@@ -105,18 +105,17 @@ def test_a_repository_becomes_a_target_with_recipes_from_its_text_files_alone(
         "ngram.yaml",
         "suffix.yaml",
         "early-exit-2.yaml",
-        "layers1-eagle-vocab8192.yaml",
+        "eagle3-vocab8k.yaml",
     }
     target = workspace.target("new")
     assert (target.title, target.licence, target.prompt_format) == ("Tiny-Chat", "Apache-2.0", "chat")
     assert (target.source.repository, target.source.revision) == ("ours/Tiny-Chat", COMMIT)
     assert target.context_window is None
-    for name in ("ngram", "suffix", "early-exit-2", "layers1-eagle-vocab8192"):
+    for name in ("ngram", "suffix", "early-exit-2", "eagle3-vocab8k"):
         recipe = workspace.recipe("new", name)
         assert [author.name for author in recipe.authors] == ["Ann"]
-        assert (recipe.effort == "hours") == name.startswith("layers1")
-    first = workspace.recipe("new", "layers1-eagle-vocab8192").draft.steps[0]
-    assert first.keep == (5,)
+        assert (recipe.effort == "hours") == name.startswith("eagle3")
+    assert workspace.recipe("new", "eagle3-vocab8k").draft.build_steps[0].aux_hidden_states == (1, 3, 5)
 
 
 def test_without_a_commit_that_of_main_is_pinned_and_the_file_says_so(workspace, hub):
@@ -209,7 +208,7 @@ def test_what_the_files_leave_open_is_told(family, changes, told, prompt_format,
 def test_recipes_that_the_family_does_not_run_are_left_out_with_the_reason(workspace, hub, monkeypatch):
     cells = {
         "early_exit": "its layers are one loop",
-        "read_hidden_states": "it reads no vectors",
+        "eagle_head": "its layers give several states",
         "distill": None,
     }
     monkeypatch.setattr(recipes_module, "ran_on_families", lambda: {"llama": cells})
@@ -220,11 +219,11 @@ def test_recipes_that_the_family_does_not_run_are_left_out_with_the_reason(works
         "prefixed-240k",
         "ngram",
         "suffix",
-        "layers4-vocab8192",
+        "layers4-vocab8k",
     ]
     assert found.open_questions == (
         "the recipe early-exit-2 is left out: its layers are one loop",
-        "the recipe layers1-eagle-vocab8192 is left out: it reads no vectors",
+        "the recipe eagle3-vocab8k is left out: its layers give several states",
     )
     monkeypatch.setattr(recipes_module, "ran_on_families", lambda: {"llama": cells | {"distill": "no"}})
     assert [path.stem for path in declare(workspace, target_id="bare").files] == ["target", "ngram", "suffix"]
@@ -281,7 +280,7 @@ def test_a_folder_of_the_workspace_is_declared_and_its_recipes_are_built(workspa
         corpus.read_text().replace("240000", "1000").replace("sequence_tokens: 256", "sequence_tokens: 64")
     )
     assert workspace.target("new").source.path == "models/own"
-    names = ("ngram", "suffix", "early-exit-2", "layers1-eagle-vocab8192")
+    names = ("ngram", "suffix", "early-exit-2", "eagle3-vocab8k")
     arms = build(workspace, "new", names)
     assert [(arm.recipe.id, arm.failure) for arm in arms] == [(name, None) for name in names]
 

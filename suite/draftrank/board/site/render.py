@@ -292,6 +292,11 @@ def _draft(
         recipe=recipe_yaml(build.recipe) if build else "",
         uses=kind.uses(model or f"PATH_OF_{target}", draft, newest.row.k) if kind else (),
         exports=kind.has_weights if kind else False,
+        retired={
+            entry.row.session
+            for entry in entries
+            if entry.row.build is not None and draft_of(entry.row.build.recipe) is None
+        },
         proofs=proofs,
         in_servers=in_servers,
     )

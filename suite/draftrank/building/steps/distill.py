@@ -65,9 +65,8 @@ class Distill(StepBase):
     """Whether to run the target over the corpus once and keep its final hidden states on disk, for all passes
     and recipes. Saves most of the target's time from the second pass on."""
     ttt_steps: Annotated[int, Field(ge=1, le=8)] = 1
-    """Training-time test of EAGLE-3 (arXiv:2503.01840), after `read_hidden_states`: number of consecutive
-    tokens the draft is trained to predict. From the second on it reads its own hidden state, as it does
-    when it proposes."""
+    """Training-time test of an EAGLE-3 head (arXiv:2503.01840): number of consecutive tokens it is trained to
+    predict. From the second on it reads its own hidden state, as it does when it proposes."""
     round_weights: bool = False
     """Whether to round the trained weights to bf16: bf16 inference then computes the same, and `draftrank
     keep` stores half the bytes."""

@@ -23,7 +23,7 @@ LayerIndex = Annotated[int, Field(ge=1, le=10_000)]
 
 
 class HeadFields(Declared):
-    """What is declared of an EAGLE head."""
+    """What is declared of an EAGLE-3 head."""
 
     architecture: Literal["eagle3"] = "eagle3"
     """`eagle3`: one Llama layer whose attention reads the token's embedding beside a state made from outputs of three of the
@@ -64,9 +64,9 @@ class HeadFields(Declared):
 
 
 class EagleHead(HeadFields, StepBase):
-    """Puts an EAGLE head of the target in the copy's place: a published one, or a new one that needs `distill` afterwards."""
+    """Puts an EAGLE-3 head of the target in the copy's place: a published one, or a new one that needs `distill` afterwards."""
 
-    technique: ClassVar[str] = "EAGLE head"
+    technique: ClassVar[str] = "EAGLE-3 head"
     phase: ClassVar[Phase] = "origin"
     paper: ClassVar[str] = "EAGLE-3 (arXiv:2503.01840)"
     cost: ClassVar[str] = "the download of a published head; a new one is worthless until it is trained"

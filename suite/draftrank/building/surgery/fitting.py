@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 import re
-from inspect import signature
 from typing import TYPE_CHECKING
 
 import torch
 
 from draftrank.errors import BuildError
-from draftrank.models.attention_windows import ATTENTION, layer_kinds
 from draftrank.models.forms import weights_read_directly
 from draftrank.models.matrices import matrix
 from draftrank.models.quiet import quiet_transformers
@@ -196,25 +194,6 @@ def require_alike(draft: WorkingDraft) -> None:
         raise BuildError(
             f"the layers of {shape.model_type} are of different kinds, so one cannot have the weights of another: use "
             "drop_layers"
-        )
-
-
-def require_embeddings_read(draft: WorkingDraft) -> None:
-    """Refuses models that read token ids only, end in no norm, or whose layers keep a state.
-
-    Raises:
-        BuildError: it is such a model.
-    """
-    shape = draft.architecture
-    shape.norm(draft.model)
-    if "inputs_embeds" not in signature(draft.model.get_submodule(shape.decoder).forward).parameters:
-        raise BuildError(
-            f"{shape.model_type} reads token ids and no vectors: use a draft model without the target's states"
-        )
-    if not set(layer_kinds(draft.model.config.get_text_config())) <= ATTENTION:
-        raise BuildError(
-            f"layers of {shape.model_type} keep a state, from which no token can be taken back without reading others again, "
-            "and the target's hidden states of those are gone: use a draft model without the target's states"
         )
 
 

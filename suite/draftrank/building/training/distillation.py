@@ -49,7 +49,7 @@ from draftrank.errors import BuildError
 from draftrank.models.architecture import Architecture
 from draftrank.models.cache import publish_file
 from draftrank.models.eagle import Eagle3Fusion
-from draftrank.models.forms import FEATURES, Eagle3Form, HiddenStatesForm
+from draftrank.models.forms import FEATURES
 from draftrank.models.loading import DTYPES, DtypeName, compute_dtype, load_model
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class _Trainer:
         self.heads = HeadPair(
             self.draft, self.target, frozen_in=None if spec.train_head else DTYPES[self.dtype]
         )
-        self.fusion = getattr(self.draft, FEATURES) if _reads_features(draft) else None
+        self.fusion: Eagle3Fusion | None = getattr(self.draft, FEATURES, None)
         self.read_layers: tuple[int, ...] = self.fusion.layers if self.fusion is not None else ()
         self._check_features(draft)
         self.chunk = chunk_positions(int(self.draft.config.vocab_size))
@@ -355,7 +355,7 @@ class _Trainer:
         self, tokens: Tensor, features: Tensor | None, remembered: TrainingTimeTest | None = None
     ) -> tuple[Tensor, Tensor]:
         """Final hidden states, and what a head reads of itself a token further ahead."""
-        if not isinstance(self.fusion, Eagle3Fusion):
+        if self.fusion is None:
             hidden = self.shape.hidden_states(self.draft, tokens, features, remembered)
             return hidden, hidden
         both = self.shape.states_of_layers(self.draft, tokens, (0,), features, remembered)
@@ -364,7 +364,7 @@ class _Trainer:
 
     def _remembered(self, forwards: int) -> TrainingTimeTest | None:
         """For so many forwards over the same text, each a token further ahead of the target."""
-        return TrainingTimeTest(self.draft.config.get_text_config()) if forwards > 1 else None
+        return TrainingTimeTest() if forwards > 1 else None
 
     @torch.no_grad()
     def _target_states(self, batch: Tensor, tokens: Tensor) -> Tensor:
@@ -384,11 +384,11 @@ class _Trainer:
         spec = self.spec
         if self.fusion is None:
             if spec.ttt_steps > 1:
-                raise BuildError("ttt_steps is for EAGLE heads: put eagle_head before distill")
+                raise BuildError("ttt_steps is for EAGLE-3 heads: put eagle_head before distill")
             return
         if spec.on_policy_share or spec.hidden_weight:
             raise BuildError(
-                "an EAGLE head cannot write text alone, and its layers are not the target's: "
+                "an EAGLE-3 head cannot write text alone, and its layers are not the target's: "
                 "remove on_policy_share and hidden_weight"
             )
         wanted = (len(self.read_layers) + 1) * int(self.target.config.get_text_config().hidden_size)
@@ -407,10 +407,6 @@ class _Trainer:
             "state": asdict(state),
         }
         publish_file(self.checkpoint, lambda staged: torch.save(content, staged))
-
-
-def _reads_features(draft: WorkingDraft) -> bool:
-    return any(isinstance(form, HiddenStatesForm | Eagle3Form) for form in draft.forms)
 
 
 def shifted(states: Tensor) -> Tensor:

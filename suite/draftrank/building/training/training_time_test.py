@@ -7,16 +7,11 @@ al. 2025, arXiv:2503.01840).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
-
-from draftrank.models.attention_windows import attention_windows
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 
 class TrainingTimeTest:
@@ -26,39 +21,29 @@ class TrainingTimeTest:
     last n positions before it, what the second made of the next one, and so on, itself last.
     """
 
-    def __init__(self, config: PretrainedConfig) -> None:
-        """Begins before the first forward.
-
-        Args:
-            config: the draft's.
-        """
-        self._windows = attention_windows(config)
-        self._cache = Cache(layers=[_Layer() for _ in range(int(config.num_hidden_layers))])
+    def __init__(self) -> None:
+        """Begins before the first forward of a head of one layer."""
+        self._cache = Cache(layers=[_Layer()])
         self._ahead = 0
 
     def next_forward(self, tokens: Tensor) -> dict[str, Any]:
         """What the decoder is called with, beside what it reads, for the next forward over token ids [batch, length]."""
         length, ahead = tokens.shape[1], self._ahead
-        masks = {
-            kind: visible(length, ahead, window, tokens.device)[None, None]
-            for kind, window in self._windows.items()
-        }
         self._ahead += 1
         return {
             "past_key_values": self._cache,
             "use_cache": True,
-            "attention_mask": masks if len(masks) > 1 else next(iter(masks.values())),
+            "attention_mask": visible(length, ahead, tokens.device)[None, None],
             "position_ids": torch.arange(length, device=tokens.device)[None],
         }
 
 
-def visible(length: int, ahead: int, window: int | None, device: torch.device) -> Tensor:
+def visible(length: int, ahead: int, device: torch.device) -> Tensor:
     """Which keys the forward sees that is `ahead` tokens ahead of the first.
 
     Args:
         length: positions of the text.
         ahead: forwards before this one.
-        window: how many last positions a token sees, itself counted; None: all.
         device: where.
 
     Returns:
@@ -67,8 +52,7 @@ def visible(length: int, ahead: int, window: int | None, device: torch.device) -
     queries = torch.arange(length, device=device)[:, None]
     keys = torch.arange(length, device=device)[None]
     parts = [keys <= queries - ahead, *(keys == queries - ahead + number for number in range(1, ahead + 1))]
-    near = torch.ones_like(parts[0]) if window is None else keys > queries - window
-    return torch.cat([part & near for part in parts], -1)
+    return torch.cat(parts, -1)
 
 
 class _Layer(CacheLayerMixin):  # type: ignore[misc]

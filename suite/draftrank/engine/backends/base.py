@@ -32,9 +32,7 @@ class Capabilities:
     trees: bool = False
     """`forward` reads token trees."""
     hidden_states: bool = False
-    """`keep_hidden_states` and `hidden_states`: final hidden states of the model."""
-    layer_outputs: bool = False
-    """The same with the outputs of chosen layers beside them."""
+    """`keep_hidden_states` and `hidden_states`: outputs of chosen layers, and the final hidden states."""
     first_layers: bool = False
     """`first_layers`: the model's first layers can be run alone."""
     choices: bool = False
@@ -127,7 +125,7 @@ class Runtime(ABC):
         """From now on every forward keeps its final hidden states, and the outputs of these layers (from 0).
 
         Raises:
-            IncompatibleDraftError: the runtime keeps no layer outputs, or the model has no such layer.
+            IncompatibleDraftError: the model has no such layer.
         """
         raise NotImplementedError
 

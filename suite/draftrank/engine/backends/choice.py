@@ -17,7 +17,6 @@ import torch
 from draftrank.building.steps.eagle_head import EagleHead
 from draftrank.building.steps.factorize import FactorizeHead
 from draftrank.building.steps.quantize import Quantize
-from draftrank.building.steps.read_hidden_states import ReadHiddenStates
 from draftrank.building.steps.sparsify import Sparsify
 from draftrank.building.steps.trim_vocabulary import TrimVocabulary
 from draftrank.building.surgery.eagle_head import head_skeleton
@@ -177,10 +176,7 @@ def draft_misfit(
             return "llama.cpp cannot run a model's first layers alone"
         if recipe.speculate.branch_above_probability is not None:
             return "it proposes trees, which llama.cpp does not read"
-        if any(
-            isinstance(step, EagleHead) or (isinstance(step, ReadHiddenStates) and step.layers)
-            for step in draft.build_steps
-        ):
+        if any(isinstance(step, EagleHead) for step in draft.build_steps):
             return "it reads outputs of the target's layers, which llama.cpp does not tell"
     if not draft.has_weights:
         return None if beside in (None, backend) else "it has no model that could run elsewhere"

@@ -1,6 +1,6 @@
-"""An EAGLE head as a runtime: it reads hidden states beside its tokens, in whatever backend computes it.
+"""An EAGLE-3 head as a runtime: it reads hidden states beside its tokens, in whatever backend computes it.
 
-Source: EAGLE (Li et al. 2024, arXiv:2401.15077).
+Source: EAGLE-3 (Li et al. 2025, arXiv:2503.01840).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 from draftrank.engine.backends.base import Runtime
 from draftrank.models.eagle import Eagle3Fusion
-from draftrank.models.forms import FEATURES, HiddenStateFusion
+from draftrank.models.forms import FEATURES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class EagleHead(Runtime, ABC):
-    """What a runtime of an EAGLE head does besides: states can be offered for the tokens of the next forward."""
+    """What a runtime of an EAGLE-3 head does besides: states can be offered for the tokens of the next forward."""
 
     model: PreTrainedModel
     """The head."""
@@ -31,12 +31,12 @@ class EagleHead(Runtime, ABC):
     @property
     @abstractmethod
     def layers(self) -> tuple[int, ...]:
-        """Layers of the target whose outputs are read beside its final states."""
+        """Layers of the target whose outputs are read."""
 
     @property
     @abstractmethod
     def state_width(self) -> int:
-        """How many numbers of each of the target's tokens that is."""
+        """Numbers of each of the target's tokens: outputs of these layers, then the final state, which is not read."""
 
     @abstractmethod
     def reduced(self, states: Tensor) -> Tensor:
@@ -61,8 +61,8 @@ class OfferedStates(EagleHead):
 
     def _begin_head(self, model: PreTrainedModel) -> None:
         fusion = model.get_submodule(FEATURES)
-        assert isinstance(fusion, HiddenStateFusion | Eagle3Fusion)
-        self._fusion: HiddenStateFusion | Eagle3Fusion = fusion
+        assert isinstance(fusion, Eagle3Fusion)
+        self._fusion = fusion
         self._of_tree = []
         self.keep_hidden_states()
 

@@ -62,9 +62,9 @@ class ModelBasedDraft(DraftBase):
                 )
             return self
         traits = self.traits
-        if traits & {"target hidden states", "EAGLE-3 head"}:
+        if "EAGLE-3 head" in traits:
             raise ValueError(
-                "an EAGLE head reads the target's states token by token, so the draft must have the target's tokens (fix: "
+                "an EAGLE-3 head reads the target's states token by token, so the draft must have the target's tokens (fix: "
                 "remove `vocabulary`)"
             )
         if self.steps[0].kind != "pretrained":
@@ -116,7 +116,7 @@ class ModelBasedDraft(DraftBase):
         """The model as a proposer; raises as `open`."""
         from draftrank.engine.backends.own_forward import check_trees
         from draftrank.engine.backends.registry import load_gguf_runtime, open_eagle_runtime, open_runtime
-        from draftrank.models.forms import Eagle3Form, GgufForm, HiddenStatesForm
+        from draftrank.models.forms import Eagle3Form, GgufForm
         from draftrank.models.gguf_format import GGUF_FILE
         from draftrank.models.loading import load_model, read_forms
 
@@ -133,7 +133,7 @@ class ModelBasedDraft(DraftBase):
         model = load_model(
             context.draft_folder, context.dtype, context.device, rows=tokens.rows, known=tokens.known
         )
-        if not any(isinstance(form, HiddenStatesForm | Eagle3Form) for form in forms):
+        if not any(isinstance(form, Eagle3Form) for form in forms):
             draft = open_runtime(model, context.backend)
             if drafting.branch_above is not None:
                 check_trees(draft)
@@ -200,7 +200,7 @@ class ModelDraft(ModelBasedDraft):
     def _no_head(self) -> Self:
         if self.steps[0].kind == "eagle_head":
             raise ValueError(
-                "eagle_head makes an EAGLE head (fix: write `kind: eagle`, which begins with it, and remove the step)"
+                "eagle_head makes an EAGLE-3 head (fix: write `kind: eagle`, which begins with it, and remove the step)"
             )
         return self
 
@@ -210,7 +210,7 @@ class ModelDraft(ModelBasedDraft):
 
 
 class EagleDraft(HeadFields, ModelBasedDraft):
-    """An EAGLE head: one layer that reads the target's hidden states."""
+    """An EAGLE-3 head: one layer that reads the target's hidden states."""
 
     kind: Literal["eagle"]
     steps: Annotated[tuple[Step, ...], Field(max_length=32)] = ()

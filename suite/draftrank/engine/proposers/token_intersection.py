@@ -50,9 +50,7 @@ class SharedTokensRuntime(Runtime):
         self._columns = torch.tensor(list(pairs)), torch.tensor(list(pairs.values()))
         self.vocabulary_size = vocabulary
         self.context_window = draft.context_window
-        self.capabilities = replace(
-            draft.capabilities, device=False, hidden_states=False, layer_outputs=False, first_layers=False
-        )
+        self.capabilities = replace(draft.capabilities, device=False, hidden_states=False, first_layers=False)
 
     @property
     def length(self) -> int:

@@ -15,7 +15,7 @@ FIRST_PASSES = 1
 """Passes over the corpus on the first rung; each further rung doubles the total."""
 LEARNING_RATE = 1e-3
 TTT_STEPS = 2
-"""Steps of training-time test of EAGLE heads."""
+"""Steps of training-time test of EAGLE-3 heads."""
 MIN_NGRAM = 3
 """Shortest match that a cascade copies; below it the model is right more often."""
 MAX_NGRAM = 8
@@ -42,33 +42,30 @@ class Shape:
 class Choice:
     """One draft model, apart from the length of its training."""
 
-    layers: int
-    """Number of the target's layers that it keeps."""
-    eagle: bool
-    """Whether it is an EAGLE head, which reads the target's hidden states."""
+    layers: int | None
+    """Number of the target's layers that it keeps; None: it is an EAGLE-3 head."""
     vocabulary: int | None
     """Tokens of its head; None: all."""
-    ffn_channels: int | None
-    """Feed-forward channels of each layer; None: all."""
+    ffn_channels: int | None = None
+    """Feed-forward channels of each kept layer; None: all."""
 
     @property
     def id(self) -> str:
         """A readable name, the same for the same choice."""
-        words = [f"layers{self.layers}"]
-        words += ["eagle"] if self.eagle else []
-        words += [f"vocab{self.vocabulary}"] if self.vocabulary else []
+        words = [f"layers{self.layers}" if self.layers else "eagle3"]
+        words += [f"vocab{self.vocabulary // 1024}k"] if self.vocabulary else []
         words += [f"ffn{self.ffn_channels}"] if self.ffn_channels else []
         return "-".join(words)
 
     def fits(self, shape: Shape) -> bool:
-        """Whether it is smaller than the target."""
-        return self.layers < shape.layers and (self.vocabulary or 0) < shape.vocabulary
+        """Whether it is smaller than the target; a head takes the place of one layer."""
+        return (self.layers or 1) < shape.layers and (self.vocabulary or 0) < shape.vocabulary
 
     def in_words(self) -> str:
         """What it is, for a title."""
         layers = f"{self.layers} {'layer' if self.layers == 1 else 'layers'}"
-        words = [f"EAGLE head of {layers}" if self.eagle else layers]
-        words += [f"{self.vocabulary:,}-token head"] if self.vocabulary else []
+        words = [layers if self.layers else "EAGLE-3 head"]
+        words += [f"{self.vocabulary:,}-token vocabulary"] if self.vocabulary else []
         words += [f"{self.ffn_channels:,} FFN channels"] if self.ffn_channels else []
         return ", ".join(words)
 
@@ -78,17 +75,17 @@ class Choice:
         Those of a rung begin with those of the rung below, so that a longer training goes on from a shorter one.
         """
         corpus = _declared(data)
-        # A single layer comes last in the target as well, where it is used to hidden states like those it will read.
-        keep = {"keep": [shape.layers - 1]} if self.layers == 1 else {"keep": self.layers, "select": "ends"}
-        steps: list[dict[str, Any]] = [{"kind": "drop_layers", **keep}]
+        steps: list[dict[str, Any]] = [
+            {"kind": "drop_layers", "keep": self.layers, "select": "ends"}
+            if self.layers
+            else {"kind": "eagle_head", **_states_read(shape.layers)}
+        ]
         if self.ffn_channels:
             steps.append(
                 {"kind": "prune_ffn", "keep_channels": self.ffn_channels, "importance": "activation"}
             )
         if self.vocabulary:
             steps.append({"kind": "trim_vocabulary", "keep_tokens": self.vocabulary, "data": corpus})
-        if self.eagle:
-            steps.append({"kind": "read_hidden_states", **_depths(shape.layers)})
         for number in range(1, rung + 1):
             training = {
                 "kind": "distill",
@@ -96,7 +93,7 @@ class Choice:
                 "passes": self.passes_on(number),
                 "learning_rate": LEARNING_RATE,
             }
-            if self.eagle:
+            if not self.layers:
                 training["ttt_steps"] = TTT_STEPS
             steps.append({**training, "cache_target_states": True})
         return steps
@@ -107,8 +104,8 @@ class Choice:
 
 
 FIRST = (
-    Choice(layers=1, eagle=True, vocabulary=8_192, ffn_channels=None),
-    Choice(layers=4, eagle=False, vocabulary=8_192, ffn_channels=None),
+    Choice(layers=None, vocabulary=8_192),
+    Choice(layers=4, vocabulary=8_192),
 )
 """What is tried first, as far as the target allows it: what was fastest for others."""
 
@@ -118,9 +115,9 @@ def _declared(data: SelfGenerated) -> dict[str, Any]:
     return declared
 
 
-def _depths(layers: int) -> dict[str, Any]:
-    """What is read beside the last state: outputs of an early, a middle and a late layer, where there are that many."""
-    return {"layers": [2, layers // 2 - 1, layers - 4]} if layers >= 10 else {}
+def _states_read(layers: int) -> dict[str, Any]:
+    """Auxiliary hidden states of a target of so many layers: those of the published convention, which needs seven."""
+    return {} if layers >= 7 else {"aux_hidden_states": sorted({1, layers // 2, layers - 1} - {0})}
 
 
 def _doubled(times: int) -> int:
@@ -218,6 +215,8 @@ def recipe_of(
             "tokens_per_match": TOKENS_PER_MATCH,
             "min_probability": MIN_PROBABILITY,
         }
+    elif steps[0]["kind"] == "eagle_head":  # alone it is a draft of its own kind, with the step's fields
+        draft = {**steps[0], "kind": "eagle", "steps": steps[1:]}
     speculate: dict[str, Any] = {"num_speculative_tokens": max(use.k, use.copied) if use.cascade else use.k}
     if use.tree:
         speculate |= {"stop_below_confidence": TREE_STOPS_BELOW, "branch_above_probability": BRANCH_ABOVE}

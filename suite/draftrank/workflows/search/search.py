@@ -24,7 +24,7 @@ from draftrank.catalog.backend import is_dtype
 from draftrank.catalog.base import sha256_of_json
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.workspace import Workspace
-from draftrank.errors import BuildError, InvalidInputError
+from draftrank.errors import BuildError, IncompatibleDraftError, InvalidInputError
 from draftrank.jobs.session import RunRequest, alone, choose_backend, plan_run
 from draftrank.measure.journal import Journal
 from draftrank.measure.records import SessionResult
@@ -125,7 +125,9 @@ class _Seeker:
         self._request, self._progress = request, progress
         self._optuna = _optuna()
         self.training = Training(workspace, request, progress)
-        self._state = workspace.state / "searches" / sha256_of_json(asdict(request))[:12]
+        # What another version would try first is another search, which this one cannot go on with.
+        asked = [asdict(request), *map(asdict, FIRST)]
+        self._state = workspace.state / "searches" / sha256_of_json(asked)[:12]
         self._state.mkdir(parents=True, exist_ok=True)
         self._clock = Clock(self._state / "spent_s")
         self._deepened = self._state / "trained_on.json"
@@ -228,7 +230,7 @@ class _Seeker:
         if not study.trials:
             for first in FIRST:
                 if first.fits(self.training.shape):
-                    study.enqueue_trial(asdict(first) | {"ffn_channels": first.ffn_channels or 0})
+                    study.enqueue_trial({name: value or 0 for name, value in asdict(first).items()})
         return study
 
     def _tell(self, study: Any, trial: Any, one: Tried) -> None:
@@ -245,7 +247,7 @@ class _Seeker:
         for rung in range(1, RUNGS + 1):
             try:
                 one = self.training.look(choice, rung)
-            except BuildError as error:
+            except (BuildError, IncompatibleDraftError) as error:
                 one = Tried(choice, 0, None, None, None, 0.0, note=str(error))
                 break
             assert one.prediction is not None
@@ -260,11 +262,12 @@ def suggest(trial: Any, shape: Shape) -> Choice:
     """Asks the optimiser for a choice that the target allows."""
     depths = [depth for depth in (1, 2, 3, 4, 6) if depth < shape.layers]
     vocabularies = [size for size in (4_096, 8_192, 16_384, 32_768) if size < shape.vocabulary]
+    layers = trial.suggest_categorical("layers", [0, *depths]) or None
+    channels = trial.suggest_categorical("ffn_channels", [0, shape.ffn_channels // 2]) or None
     return Choice(
-        layers=trial.suggest_categorical("layers", depths),
-        eagle=trial.suggest_categorical("eagle", [True, False]),
+        layers=layers,
         vocabulary=trial.suggest_categorical("vocabulary", [*vocabularies, 0]) or None,
-        ffn_channels=trial.suggest_categorical("ffn_channels", [0, shape.ffn_channels // 2]) or None,
+        ffn_channels=channels if layers else None,
     )
 
 

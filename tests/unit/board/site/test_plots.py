@@ -45,13 +45,13 @@ def test_each_plot_is_drawn_alike_every_time_and_says_what_it_shows():
 
 
 def test_legends_name_a_draft_by_what_proposes():
-    head = [{"kind": "drop_layers"}, {"kind": "read_hidden_states"}, {"kind": "distill"}]
+    head = [{"kind": "eagle_head"}, {"kind": "drop_layers"}, {"kind": "distill"}]
     recipe = build("a").recipe | {"draft": {"kind": "cascade", "min_probability": 0.5, "steps": head}}
-    made = build("a", recipe=recipe, techniques=("layer dropping", "EAGLE head", "distillation", "suffix"))
+    made = build("a", recipe=recipe, techniques=("EAGLE-3 head", "layer dropping", "distillation", "suffix"))
     arms = [arm_of("a", draft=made), arm_of("b")]
     (found,) = views_of(build_boards([result({"a": 1.5, "b": 1.2}, arms=arms)]))
     drawn = texts(draw(with_rows(found.plots[0], found.data["rows"]), "light"))
-    assert "suffix decoding + EAGLE head" in drawn
+    assert "suffix decoding + EAGLE-3 head" in drawn
     assert "n-gram" in drawn
     assert "layer dropping" not in drawn
 

@@ -321,6 +321,22 @@ def test_a_draft_page_says_how_other_programs_use_it(out):
     assert "assistant_model=draft" in text_of(out, draft_page("tiny-target", "cut"))
 
 
+def test_a_recipe_that_this_version_no_longer_knows_is_shown_as_it_was_recorded(out):
+    steps = [
+        {"kind": "drop_layers", "keep": [2]},
+        {"kind": "read_hidden_states", "layers": [0]},  # (old word)
+    ]
+    recipe = build("own").recipe | {"draft": {"kind": "draft_model", "steps": steps}}
+    made = build("own", recipe=recipe, techniques=("layer dropping", "EAGLE head"), parameters=9)
+    arms = [arm_of("own", draft=made), arm_of("ngram")]
+    write_site(render_pages(build_boards([result({"own": 1.5, "ngram": 1.2}, arms=arms)]), plots=False), out)
+    text = text_of(out, draft_page("tiny-target", "own"))
+    assert "Layer dropping, then EAGLE head." in text
+    assert "kind: read_hidden_states" in text  # (old word)
+    assert "needs draftrank as it was on" in text
+    assert "needs draftrank as it was on" not in text_of(out, draft_page("tiny-target", "ngram"))
+
+
 def test_a_draft_page_tells_how_much_of_each_task_its_head_knows(out):
     """Baselines write nine tokens, 100 to 108, but in math a tenth, 7: of nine or ten, eight are known."""
 

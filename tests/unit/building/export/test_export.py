@@ -47,10 +47,9 @@ PRETRAINED = {"kind": "pretrained", "source": {"kind": "local", "path": "model"}
         (declared({"kind": "quantize", "scheme": "gptq"}), {"speculators", "llama.cpp"}),
         (declared(DROP, {"kind": "write_gguf"}), {"speculators", "transformers", "vllm", "sglang"}),
         (declared({"kind": "eagle_head"}), {"transformers"}),
-        (declared({"kind": "read_hidden_states"}), {*PROGRAMS}),
         (declared(PRETRAINED, vocabulary="string_match"), {"speculators", "vllm", "sglang", "llama.cpp"}),
     ],
-    ids=["plain", "int8", "trimmed", "packed", "gguf", "eagle3", "own head", "own vocabulary"],
+    ids=["plain", "int8", "trimmed", "packed", "gguf", "eagle3", "own vocabulary"],
 )
 def test_every_program_has_a_form_or_a_reason(draft, missing):
     assert {*why_no_form(draft.traits)} == missing

@@ -1,4 +1,4 @@
-"""EAGLE heads as recipes declare them."""
+"""EAGLE-3 heads as recipes declare them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_head_alone_and_behind_copying_are_built_once():
     alone = declared("eagle", aux_hidden_states=[1, 2], steps=TRAINED)
     behind = declared("cascade", steps=[{"kind": "eagle_head", "aux_hidden_states": [1, 2]}, *TRAINED])
     assert alone.build_steps == behind.build_steps
-    assert alone.techniques[0] == "EAGLE head"
+    assert alone.techniques[0] == "EAGLE-3 head"
     assert "EAGLE-3" in alone.sentence()
 
 

@@ -29,7 +29,6 @@ STEPS = [
     {"kind": "trim_vocabulary", "keep_tokens": 40},
     {"kind": "factorize_head", "rank": 8},
     {"kind": "sparsify", "method": "sparsegpt", "sparsity": 0.5},
-    {"kind": "read_hidden_states"},
     DISTILL,
     {"kind": "quantize", "scheme": "dynamic_int8"},
 ]
@@ -54,13 +53,6 @@ EAGLE_HYBRID = [
     {"kind": "eagle_head", "aux_hidden_states": [1, 2, 3]},
     {"kind": "trim_vocabulary", "keep_tokens": 200},
     {"kind": "sparsify", "method": "wanda", "pattern": "2:4"},
-    DISTILL | {"ttt_steps": 2},
-    {"kind": "quantize", "scheme": "dynamic_int8"},
-]
-FEATURES_HYBRID = [
-    {"kind": "drop_layers", "keep": 1, "select": "ends"},
-    {"kind": "trim_vocabulary", "keep_tokens": 200},
-    {"kind": "read_hidden_states", "layers": [0, 2]},
     DISTILL | {"ttt_steps": 2},
     {"kind": "quantize", "scheme": "dynamic_int8"},
 ]
@@ -100,10 +92,9 @@ def test_the_same_recipe_gives_the_same_weights(make_target, make_recipe, tmp_pa
     [
         (SPARSE_HYBRID, {"trimmed_head", "semi_structured", "dynamic_int8"}),
         (THIN_HYBRID, {"low_rank", "tied_layers", "dynamic_int8"}),
-        (FEATURES_HYBRID, {"trimmed_head", "hidden_states", "dynamic_int8"}),
         (EAGLE_HYBRID, {"eagle3", "trimmed_head", "semi_structured", "dynamic_int8"}),
     ],
-    ids=["sparse", "thin", "features", "eagle"],
+    ids=["sparse", "thin", "eagle"],
 )
 def test_steps_of_all_families_compose(make_target, make_recipe, tmp_path, architecture, steps, forms):
     target, folder = make_target(architecture)

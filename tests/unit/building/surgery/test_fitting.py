@@ -11,7 +11,6 @@ from draftrank.building.surgery.fitting import (
     require_called_head,
     require_channels,
     require_depth,
-    require_embeddings_read,
     require_heads,
     require_hidden,
 )
@@ -93,10 +92,3 @@ def test_a_head_whose_weight_the_model_reads_stays_one_matrix():
     require_called_head(draft_of("llama"))
     with pytest.raises(BuildError, match="the code of mamba2 reads the weight of its head"):
         require_called_head(draft_of("mamba2"))
-
-
-def test_models_that_read_vectors_may_read_hidden_states():
-    for name in ("llama", "opt", "bloom"):
-        require_embeddings_read(draft_of(name))
-    with pytest.raises(BuildError, match="layers of lfm2 keep a state"):
-        require_embeddings_read(draft_of("lfm2"))

@@ -9,36 +9,28 @@ from draftrank.building.training.distillation import shifted
 from draftrank.building.training.training_time_test import TrainingTimeTest, visible
 from draftrank.engine.backends.transformers.eagle import TransformersEagleRuntime
 from draftrank.models.architecture import Architecture
-from draftrank.models.forms import FEATURES, HiddenStateFusion, HiddenStatesForm
-from models import ARCHITECTURES, small_eagle3, small_model
+from models import small_eagle3
 
 LENGTH = 24
 
 
-@pytest.fixture(params=[*ARCHITECTURES, "eagle3"])
-def reader(request):
-    if request.param == "eagle3":
-        return small_eagle3(seed=4)
-    model = small_model(request.param, seed=4, layers=3)
-    HiddenStatesForm().prepare(model)
-    return model
+@pytest.fixture
+def reader():
+    return small_eagle3(seed=4)
 
 
 def own_states(reader, tokens, features, remembered=None):
-    """What the head reads of itself: of EAGLE-3 what its layer gives, before the norm."""
+    """What the head reads of itself: what its layer gives, before the norm."""
     shape = Architecture.of(reader)
-    if isinstance(reader.get_submodule(FEATURES), HiddenStateFusion):
-        return shape.hidden_states(reader, tokens, features, remembered)
     return shape.states_of_layers(reader, tokens, (0,), features, remembered).chunk(2, -1)[0]
 
 
 def test_each_forward_of_training_is_a_step_of_decoding(reader):
-    """Position p+n of the forward n tokens ahead holds what the draft makes of n own tokens behind position p, with a
-    sliding window as without."""
+    """Position p+n of the forward n tokens ahead holds what the head makes of n own tokens behind position p."""
     torch.manual_seed(0)
     tokens = torch.randint(3, 60, (2, LENGTH))
     features = shifted(torch.randn(2, LENGTH, 32))
-    remembered, trained, read = TrainingTimeTest(reader.config.get_text_config()), [], features
+    remembered, trained, read = TrainingTimeTest(), [], features
     with torch.no_grad():
         for _ in range(4):
             trained.append(own_states(reader, tokens, read, remembered))
@@ -61,7 +53,7 @@ def test_gradients_reach_the_newest_forward_alone(reader):
     """Each forward is followed by its own backward, so the one before must not be asked for its again."""
     shape, tokens = Architecture.of(reader), torch.randint(3, 60, (1, 8))
     reader.requires_grad_(True)
-    remembered, read = TrainingTimeTest(reader.config.get_text_config()), torch.randn(1, 8, 32)
+    remembered, read = TrainingTimeTest(), torch.randn(1, 8, 32)
     for _ in range(3):
         hidden = shape.hidden_states(reader, tokens, read, remembered)
         hidden.square().sum().backward()
@@ -69,14 +61,11 @@ def test_gradients_reach_the_newest_forward_alone(reader):
     assert all(bool(matrix.weight.grad.any()) for matrix in shape.linear_layers(reader).values())
 
 
-@pytest.mark.parametrize("window", [None, 1, 3])
-def test_every_position_is_seen_once(window):
+def test_every_position_is_seen_once():
     """Of each position before it, and of itself, a token sees one of the keys that were made of it."""
     for ahead in range(4):
-        seen = visible(6, ahead, window, torch.device("cpu")).view(6, ahead + 1, 6)
+        seen = visible(6, ahead, torch.device("cpu")).view(6, ahead + 1, 6)
         expected = torch.ones(6, 6).tril()
-        if window is not None:
-            expected = expected.triu(1 - window)
         # positions before the first that can be so far ahead have nothing to see there
         assert torch.equal(seen.sum(1)[ahead:], expected.long()[ahead:])
         assert seen[torch.arange(ahead, 6), ahead, torch.arange(ahead, 6)].all()

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from draftrank.building.surgery.eagle_head import published_layers
 from draftrank.catalog.self_generated import SelfGenerated
+from draftrank.errors import BuildError
 from draftrank.measure.cost.forward_times import ForwardTimes
 from draftrank.workflows.search.choice import (
     RUNGS,
@@ -25,12 +27,15 @@ from examples import examples
 
 SHAPE = Shape(layers=30, ffn_channels=1536, vocabulary=49_152)
 DATA = SelfGenerated(kind="self_generated", tokens=10_000, sequence_tokens=128)
-choices = st.builds(
-    Choice,
-    layers=st.sampled_from([1, 2, 4]),
-    eagle=st.booleans(),
-    vocabulary=st.sampled_from([None, 8_192]),
-    ffn_channels=st.sampled_from([None, 768]),
+vocabularies = st.sampled_from([None, 8_192])
+choices = st.one_of(
+    st.builds(
+        Choice,
+        layers=st.sampled_from([1, 2, 4]),
+        vocabulary=vocabularies,
+        ffn_channels=st.sampled_from([None, 768]),
+    ),
+    st.builds(Choice, layers=st.none(), vocabulary=vocabularies),
 )
 uses = st.builds(
     DraftSettings,
@@ -83,10 +88,27 @@ def test_every_choice_is_a_valid_recipe_and_longer_training_goes_on_from_shorter
         training = [step for step in recipe.draft.build_steps if step.kind == "distill"]
         assert sum(step.passes for step in training) == passes_of(choice, rung)
         assert recipe.draft.build_steps[-1].kind == ("quantize" if use.int8 else "distill")
-        assert recipe.draft.kind == ("cascade" if use.cascade else "draft_model")
+        alone = "draft_model" if choice.layers else "eagle"
+        assert recipe.draft.kind == ("cascade" if use.cascade else alone)
+        assert recipe.draft.build_steps[0].kind == ("drop_layers" if choice.layers else "eagle_head")
         assert (recipe.speculate.branch_above_probability is not None) == use.tree
         if not use.tree:
             assert recipe.speculate.stop_below_confidence == use.stop_below_confidence
+
+
+@pytest.mark.parametrize("depth", range(2, 40))
+def test_an_eagle3_head_reads_states_that_its_target_has(depth):
+    head = Choice(layers=None, vocabulary=None)
+    assert head.fits(Shape(depth, ffn_channels=1536, vocabulary=49_152))
+    (step, *_) = head.steps(Shape(depth, 1536, 49_152), DATA, 1)
+    named = step.get("aux_hidden_states")
+    if named is None:
+        assert len(published_layers(depth)) == 3
+    else:
+        assert named == sorted(set(named))
+        assert all(1 <= index < depth for index in named)
+        with pytest.raises(BuildError):
+            published_layers(depth)
 
 
 @examples(60)

@@ -565,8 +565,6 @@ struct Ends {
     int64_t rows;           // token ids are smaller
     int32_t bf16;           // whether that is in bf16, else in fp32
     float scale;            // what embeddings are multiplied with, and then rounded to their type
-    int32_t eagle;          // whether a state is read beside each token: `projection` multiplies the two, each RMS-normed
-    Typed projection;       // to [hidden] from [2 · hidden]
     const float* norm;
     Typed thin;             // of a low-rank head, what comes before `head`; no outputs: there is none
     Typed head;
@@ -1069,14 +1067,6 @@ void any_forward(
     BY_WEIGHTS[s.weights](s, layers, depth, kinds, input, output, tokens, start, root, threads);
 }
 
-constexpr float EVEN_EPSILON = 1e-6f;
-
-// Brings a vector to a root mean square of 1.
-void rms_normed(const float* x, int size, float* to) {
-    const float factor = inverse_root_mean_square(x, size, EVEN_EPSILON);
-    for (int d = 0; d < size; ++d) to[d] = x[d] * factor;
-}
-
 template <class Stored>
 void embed(const Ends& ends, int64_t token, int hidden, float* to) {
     const auto* from = static_cast<const typename Stored::Stored*>(ends.embedding) + token * hidden;
@@ -1116,27 +1106,22 @@ void likeliest(const float* logits, int64_t count, int most, int64_t* tokens, fl
     for (int place = 0; place < most; ++place) shares[place] = std::exp(logits[tokens[place]] - highest) / sum;
 }
 
-// From token ids and, for an EAGLE head, the states [added, hidden] beside them to the final states and to logits [wanted, outputs], both of
-// the last `wanted`: the first rows of `states` become theirs. Those of an EAGLE-3 head are its layer's outputs, not normed.
+// From token ids and, for an EAGLE-3 head, the states [added, hidden] beside them to the final states and to logits [wanted, outputs], both
+// of the last `wanted`: the first rows of `states` become theirs. Those of a head are its layer's outputs, not normed.
 void step(
     const Shape& s, const Layer* layers, int depth, const Kind* kinds, const Ends& ends, const int64_t* tokens, int added,
     float* states, int64_t start, int64_t root, int wanted, float* logits, int threads
 ) {
     const int hidden = s.hidden;
-    static thread_local Floats read, both, out, final;
+    static thread_local Floats read, out, final;
     const int wide = s.paired ? 2 * hidden : hidden;
     read.resize(size_t(added) * wide);
-    both.resize(size_t(added) * 2 * hidden);
     out.resize(size_t(added) * hidden);
     for (int t = 0; t < added; ++t) {
         float* embedded = read.data() + int64_t(t) * wide;
         (ends.bf16 ? embed<Bf16> : embed<Fp32>)(ends, tokens[t], hidden, embedded);
         if (s.paired) std::copy_n(states + int64_t(t) * hidden, hidden, embedded + hidden);
-        if (!ends.eagle) continue;
-        rms_normed(embedded, hidden, both.data() + int64_t(t) * 2 * hidden);
-        rms_normed(states + int64_t(t) * hidden, hidden, both.data() + (int64_t(t) * 2 + 1) * hidden);
     }
-    if (ends.eagle) any_product(ends.projection, 2 * hidden, both.data(), added, read.data(), threads);
     any_forward(s, layers, depth, kinds, read.data(), out.data(), added, start, root, threads);
     final.resize(size_t(wanted) * hidden);
     for (int row = 0; row < wanted; ++row)
@@ -1275,7 +1260,7 @@ int draftrank_read(
 // Reads `added` token ids behind `start` positions, at most 64, and then what it chooses itself: up to `count` tokens, each
 // the most likely one, the last where it is less likely than `stop_below`. Gives their number, or a fault.
 //
-// `states` are, for an EAGLE head, what is read beside the tokens, [tokens, hidden]; beside a choice it is the state that it was chosen
+// `states` are, for an EAGLE-3 head, what is read beside the tokens, [tokens, hidden]; beside a choice it is the state that it was chosen
 // from. The last of these is left in the first row.
 int draftrank_chain(
     const Shape* shape, const Layer* layers, int depth, const Positions* tables, int kinds, const Ends* ends,
@@ -1431,17 +1416,8 @@ void draftrank_pack(int weights, const void* matrix, int64_t outputs, int64_t in
     BY_WEIGHTS[weights](matrix, outputs, inputs, to);
 }
 
-// A packed matrix times vectors [tokens, inputs], of each of which `parts` equal parts are RMS-normed first (0: none), to
-// [tokens, outputs].
-void draftrank_product(const Typed* of, int64_t inputs, const float* x, int tokens, int parts, float* to, int threads) {
-    static thread_local Floats even;
-    if (parts) {
-        const int size = int(inputs / parts);
-        even.resize(size_t(tokens) * inputs);
-        for (int64_t part = 0; part < int64_t(tokens) * parts; ++part)
-            rms_normed(x + part * size, size, even.data() + part * size);
-        x = even.data();
-    }
+// A packed matrix times vectors [tokens, inputs], to [tokens, outputs].
+void draftrank_product(const Typed* of, int64_t inputs, const float* x, int tokens, float* to, int threads) {
     any_product(*of, inputs, x, tokens, to, threads);
 }
 

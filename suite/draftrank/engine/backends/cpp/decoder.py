@@ -40,7 +40,7 @@ from draftrank.engine.backends.cpp.pages import Pages
 from draftrank.engine.token_tree import MAX_TREE_TOKENS, Branch, TokenTree, TreeWidth
 from draftrank.models.architecture import Architecture
 from draftrank.models.eagle import eagle3_layer
-from draftrank.models.forms import FEATURES, HiddenStateFusion, LowRankLinear, TrimmedHead
+from draftrank.models.forms import LowRankLinear, TrimmedHead
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -131,14 +131,6 @@ class CppDecoder(DecoderShape):
         """The product with a linear layer's matrix; other modules as they are."""
         return self._weights(_whole(module)).times if _multiplies(module) else module
 
-    def normed_product_of(self, module: nn.Module, parts: int) -> Product | None:
-        """The same of vectors whose equal parts are each divided by their root mean square first; None where that is not one
-        call."""
-        if not _multiplies(module):
-            return None
-        weights = self._weights(_whole(module))
-        return lambda vectors: weights.times(vectors, normed_parts=parts)
-
     def embedded(self, tokens: Sequence[int]) -> Tensor:
         """Embeddings [tokens, hidden] of token ids."""
         found: Tensor = self._shape.embedding(self._model)(torch.tensor([tokens]))
@@ -225,7 +217,7 @@ class CppDecoder(DecoderShape):
             wanted: of how many last tokens.
             tree: see `run`.
             outputs: see `run`.
-            beside: hidden states that an EAGLE head reads beside the tokens, [tokens, hidden].
+            beside: hidden states that an EAGLE-3 head reads beside the tokens, [tokens, hidden].
 
         Returns:
             logits [wanted, vocabulary] and the final states [wanted, hidden] that they come from.
@@ -390,7 +382,7 @@ class CppDecoder(DecoderShape):
         """What the kernels read beside `read` tokens, [read, hidden], and overwrite with `told` final states."""
         assert self._ends is not None
         hidden = self._dimensions.hidden
-        assert (bool(self._ends.eagle) or self.paired) == (beside is not None)
+        assert self.paired == (beside is not None)
         if beside is None:
             return torch.empty(told, hidden)
         if beside.shape != (read, hidden):
@@ -457,18 +449,12 @@ class CppDecoder(DecoderShape):
         spoilt = token_ids is not None and self._logit_cap is not None
         if spoilt or weight.dtype not in (torch.float32, torch.bfloat16):
             return None
-        fusion = dict(model.named_children()).get(FEATURES)
-        projection = fusion.projection if isinstance(fusion, HiddenStateFusion) else None
-        if projection is not None and not _multiplies(projection):
-            return None
         typed = [self._weights(_whole(part)).typed() for part in _parts_of(head)]
         return Ends(
             embedding=self._hold(weight.detach()),
             rows=len(weight),
             bf16=weight.dtype == torch.bfloat16,
             scale=1.0 if scale is None else float(scale.to(weight.dtype)),
-            eagle=projection is not None,
-            projection=Typed() if projection is None else self._weights(_whole(projection)).typed(),
             norm=self._hold(self._norm),
             thin=typed[0] if len(typed) > 1 else Typed(),
             head=typed[-1],

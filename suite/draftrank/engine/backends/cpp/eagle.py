@@ -1,8 +1,8 @@
-"""An EAGLE head by kernels of our own on a CPU."""
+"""An EAGLE-3 head by kernels of our own on a CPU."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,13 +10,10 @@ import torch
 from draftrank.engine.backends.cpp.decoder import MAX_TOKENS
 from draftrank.engine.backends.cpp.runtime import CppRuntime
 from draftrank.engine.backends.eagle import OfferedStates
-from draftrank.models.eagle import Eagle3Fusion
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
-
-    from draftrank.engine.backends.cpp.decoder import Product
 
 
 class CppEagleRuntime(OfferedStates, CppRuntime):
@@ -25,37 +22,17 @@ class CppEagleRuntime(OfferedStates, CppRuntime):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
         self._begin_head(model)
-        self._join = self._joining()
-        self._reduce = self._reduction()
+        self._product, self._read = self._decoder.product_of(self._fusion.fc), self._fusion.fc.in_features
 
     @torch.inference_mode()
     def reduced(self, states: Tensor) -> Tensor:
         """See `EagleHead.reduced`."""
-        return self._reduce(states)
-
-    def _joining(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """Makes of embeddings and states, [tokens, hidden] each, what the first layer reads."""
-        fusion = self._fusion
-        if isinstance(fusion, Eagle3Fusion):
-            return fusion
-        project = self._decoder.product_of(fusion.projection)
-        return lambda embedded, beside: project(fusion.beside(embedded, beside)).to(embedded.dtype)
-
-    def _reduction(self) -> Product:
-        fusion = self._fusion
-        if isinstance(fusion, Eagle3Fusion):
-            product, read = self._decoder.product_of(fusion.fc), fusion.fc.in_features
-            return lambda states: product(states[:, :read])
-        reduction = fusion.reduction
-        if reduction is None:
-            return fusion.reduce
-        product = self._decoder.product_of(reduction)
-        in_one = self._decoder.normed_product_of(reduction, len(self.layers) + 1)
-        return in_one or (lambda states: product(fusion.normed(states)))
+        return self._product(states[:, : self._read])
 
     def _inputs(self, tokens: Sequence[int], beside: Tensor | None) -> Tensor:
         assert beside is not None
-        return self._join(self._decoder.embedded(tokens), beside)
+        # Nothing is rounded in between, so that a long forward gives the bits of several short ones.
+        return torch.cat([self._decoder.embedded(tokens).float(), beside], -1)
 
     def _read_all_but_the_last(self, unseen: Sequence[int]) -> Sequence[int]:
         offered = self._offered

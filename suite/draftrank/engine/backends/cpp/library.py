@@ -104,8 +104,6 @@ class Ends(ctypes.Structure):
         ("rows", ctypes.c_int64),
         ("bf16", ctypes.c_int32),
         ("scale", ctypes.c_float),
-        ("eagle", ctypes.c_int32),
-        ("projection", Typed),
         ("norm", ctypes.c_void_p),
         ("thin", Typed),
         ("head", Typed),
@@ -174,9 +172,7 @@ def library() -> ctypes.CDLL:
     found.draftrank_logits.restype = None
     found.draftrank_normed.argtypes = [pointer, pointer, many, ctypes.c_int, ctypes.c_float, pointer]
     found.draftrank_normed.restype = None
-    found.draftrank_product.argtypes = [
-        pointer, many, pointer, ctypes.c_int, ctypes.c_int, pointer, ctypes.c_int,
-    ]  # fmt: skip
+    found.draftrank_product.argtypes = [pointer, many, pointer, ctypes.c_int, pointer, ctypes.c_int]
     found.draftrank_product.restype = None
     found.draftrank_panel.argtypes = [ctypes.c_int, pointer, pointer]
     found.draftrank_panel.restype = None
@@ -244,13 +240,8 @@ class Weights:
         """The same with its type."""
         return Typed(self.matrix(), self._kind, self._shape[0])
 
-    def times(self, vectors: Tensor, normed_parts: int = 0) -> Tensor:
-        """Products with vectors [count, inputs]; fp32 [count, outputs].
-
-        Args:
-            vectors: of any float type.
-            normed_parts: how many equal parts of each vector are brought to a root mean square of 1 first; 0: none.
-        """
+    def times(self, vectors: Tensor) -> Tensor:
+        """Products with vectors [count, inputs] of any float type; fp32 [count, outputs]."""
         outputs, inputs = self._shape
         read = vectors.float().contiguous()
         if read.shape != (len(read), inputs):
@@ -261,7 +252,6 @@ class Weights:
             inputs,
             read.data_ptr(),
             len(read),
-            normed_parts,
             made.data_ptr(),
             torch.get_num_threads(),
         )

@@ -56,7 +56,6 @@ class CppRuntime(Runtime):
         self.capabilities = Capabilities(
             trees=True,
             hidden_states=True,
-            layer_outputs=True,
             first_layers=True,
             chain=drafts,
             chain_stops=drafts,

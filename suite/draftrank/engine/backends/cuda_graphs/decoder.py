@@ -25,7 +25,7 @@ from draftrank.engine.token_tree import MAX_TREE_TOKENS
 from draftrank.models.architecture import Architecture
 from draftrank.models.attention_windows import attention_windows
 from draftrank.models.eagle import Eagle3Fusion, eagle3_layer
-from draftrank.models.forms import FEATURES, HiddenStateFusion, TrimmedHead
+from draftrank.models.forms import FEATURES, TrimmedHead
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -133,16 +133,11 @@ class CudaGraphsDecoder(DecoderShape):
         grown = self.hidden_size**0.5 if self._shape.embedding_grows_with_width else 1.0
         self._grown = float(torch.tensor(grown, dtype=self.dtype))
         fusion = getattr(model, FEATURES, None)
-        self.fusion: HiddenStateFusion | Eagle3Fusion | None = fusion
+        self.fusion: Eagle3Fusion | None = fusion
         self._head_layer = eagle3_layer(model)
         self._pieces = -(-len(self._head) // self._splits.head.columns)
         narrowest = min(
-            split.columns
-            for split in (
-                self._splits.attention_output,
-                self._splits.feed_forward_output,
-                self._splits.fusion,
-            )
+            split.columns for split in (self._splits.attention_output, self._splits.feed_forward_output)
         )
         self._parts = _power(-(-self.hidden_size // narrowest))
         self._make_buffers()
@@ -156,9 +151,7 @@ class CudaGraphsDecoder(DecoderShape):
         head, fusion = shape.head(model), getattr(model, FEATURES, None)
         layers = [matrix.module for block in blocks_of(model) for matrix in block.matrices]
         matrices = [head.projection if isinstance(head, TrimmedHead) else head]
-        if isinstance(fusion, HiddenStateFusion):
-            matrices += [part for part in (fusion.projection, fusion.reduction) if part is not None]
-        elif isinstance(fusion, Eagle3Fusion):
+        if isinstance(fusion, Eagle3Fusion):
             matrices.append(fusion.fc)
         embedding = shape.embedding(model).weight
         assert isinstance(embedding, Tensor)
@@ -213,7 +206,8 @@ class CudaGraphsDecoder(DecoderShape):
         capacity = cache.keys.shape[2]
         blocks = -(-capacity // splits.attention.block)
         self._make_room_for(_power(blocks))
-        given = self._read_inputs(rows)
+        self._read_inputs(rows)
+        given = 1
         followers = [*(layer.attention_norm for layer in self.layers[1:]), self._norm]
         for number, (layer, following) in enumerate(zip(self.layers, followers, strict=True)):
             block = layer.block
@@ -325,51 +319,36 @@ class CudaGraphsDecoder(DecoderShape):
         self._kernels.note[(1,)](self.meta, self.choices, self.proposed, num_warps=1)
 
     def reduce(self, states: Tensor, rows: int, reduced: Tensor) -> None:
-        """Starts the kernel that makes one feature of a target's states.
+        """Starts the kernel that makes one state of a target's states.
 
         Args:
-            states: [at least rows, parts · hidden] in the model's type, rows a multiple of `TILE`; the last part is the final
-                state.
+            states: [at least rows, state_width] in the model's type, rows a multiple of `TILE`.
             rows: how many.
             reduced: [at least rows, hidden], written.
         """
         assert self.fusion is not None
-        eagle3 = isinstance(self.fusion, Eagle3Fusion)
-        matrix = self.fusion.fc if isinstance(self.fusion, Eagle3Fusion) else self.fusion.reduction
-        assert matrix is not None
-        split, parts = self._splits.fusion, len(self.fusion.layers)
+        split, matrix = self._splits.fusion, self.fusion.fc
         self._kernels.reduce[(-(-self.hidden_size // split.columns), rows // TILE)](
-            states, matrix.weight, reduced, WIDTH=self.hidden_size,
-            PARTS=parts if eagle3 else parts + 1, TOLD=parts + 1, NORMED=not eagle3, COLUMNS=split.columns, BLOCK=split.block, TILE=TILE,
-            num_warps=split.warps, num_stages=split.stages,
+            states, matrix.weight, reduced, WIDTH=self.hidden_size, READ=matrix.in_features, TOLD=self.fusion.state_width,
+            COLUMNS=split.columns, BLOCK=split.block, TILE=TILE, num_warps=split.warps, num_stages=split.stages,
         )  # fmt: skip
 
-    def _read_inputs(self, rows: int) -> int:
-        """Starts what makes the first layer's input; returns in how many parts the sums of its squares are given."""
-        written = self._hidden, self._scaled, self._squares, self.layers[0].attention_norm
-        if self.fusion is None:
+    def _read_inputs(self, rows: int) -> None:
+        """Starts what makes the first layer's input; the sums of its squares are given in one part."""
+        first, common = (
+            self.layers[0],
+            {"WIDTH": self.hidden_size, "BLOCK": _power(self.hidden_size), "num_warps": 4},
+        )
+        if self._head_layer is None:
             self._kernels.embed[(rows,)](
-                self.meta, self._table, *written, self._grown, self._input_scale, WIDTH=self.hidden_size, PARTS=self._parts,
-                ROWS=rows, BLOCK=_power(self.hidden_size), num_warps=4,
+                self.meta, self._table, self._hidden, self._scaled, self._squares, first.attention_norm, self._grown,
+                self._input_scale, PARTS=self._parts, ROWS=rows, **common,
             )  # fmt: skip
-            return 1
-        if isinstance(self.fusion, Eagle3Fusion):
-            assert self._head_layer is not None
-            block = self.layers[0].block
+        else:
             self._kernels.pair[(rows,)](
-                self.meta, self._table, self.offered, block.embedding_norm, block.attention_norm, self._hidden, self._pairs,
-                self._eps, WIDTH=self.hidden_size, NORM_BEFORE_RESIDUAL=self._head_layer.norm_before_residual,
-                BLOCK=_power(self.hidden_size), num_warps=4,
+                self.meta, self._table, self.offered, first.block.embedding_norm, first.block.attention_norm, self._hidden,
+                self._pairs, self._eps, NORM_BEFORE_RESIDUAL=self._head_layer.norm_before_residual, **common,
             )  # fmt: skip
-            return 1
-        split = self._splits.fusion
-        pieces = -(-self.hidden_size // split.columns)
-        self._kernels.fuse[(pieces, -(-rows // TILE))](
-            self.meta, self._table, self._grown, self._input_scale, self.offered, self.fusion.projection.weight, *written,
-            WIDTH=self.hidden_size, COLUMNS=split.columns, BLOCK=split.block, PARTS=self._parts, ROWS=rows,
-            TILE=TILE, num_warps=split.warps, num_stages=split.stages,
-        )  # fmt: skip
-        return pieces
 
     def _add(
         self,
@@ -383,7 +362,8 @@ class CudaGraphsDecoder(DecoderShape):
         rows: int,
         copy: Tensor | None = None,
     ) -> int:
-        """Starts what adds a product, normed first where the architecture does so; returns as `_read_inputs`.
+        """Starts what adds a product, normed first where the architecture does so; returns in how many parts the sums of the
+        result's squares are given.
 
         Args:
             read: what is multiplied, [MAX_ROWS, width].

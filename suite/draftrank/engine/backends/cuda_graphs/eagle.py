@@ -1,4 +1,4 @@
-"""An EAGLE head in captured graphs; see `OfferedStates` for what it reads when."""
+"""An EAGLE-3 head in captured graphs; see `OfferedStates` for what it reads when."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from draftrank.engine.backends.cuda_graphs.decoder import MAX_ROWS, TILE
 from draftrank.engine.backends.cuda_graphs.recording import Recording
 from draftrank.engine.backends.cuda_graphs.runtime import CudaGraphsRuntime
 from draftrank.engine.backends.eagle import EagleHead
-from draftrank.models.forms import HiddenStateFusion
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,8 +47,6 @@ class CudaGraphsEagleRuntime(EagleHead, CudaGraphsRuntime):
     @torch.inference_mode()
     def reduced(self, states: Tensor) -> Tensor:
         """See `EagleHead.reduced`; valid until the next call where they are few."""
-        if isinstance(self._fusion, HiddenStateFusion) and self._fusion.reduction is None:
-            return states
         rows = len(states)
         if rows > MAX_ROWS or not _is_buffer(states):  # a prompt's
             padded = -(-rows // TILE) * TILE

@@ -636,53 +636,6 @@ def deliver(meta, proposed, COUNT: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def fuse(
-    meta,
-    table,
-    grown,
-    input_scale,
-    offered,
-    matrix,
-    hidden,
-    scaled,
-    squares,
-    norm,
-    WIDTH: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PARTS: tl.constexpr,
-    ROWS: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    """What the first layer of a draft reads that reads features: matrix · [rms(embedding), rms(feature)] · input_scale."""
-    rows = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    outputs = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    tokens = tl.load(meta + _IDS + rows)
-    of_token = tl.zeros((TILE, COLUMNS), tl.float32)
-    of_feature = tl.zeros((TILE, COLUMNS), tl.float32)
-    token_squares = tl.zeros((TILE,), tl.float32)
-    feature_squares = tl.zeros((TILE,), tl.float32)
-    chosen = outputs < WIDTH
-    for begin in range(0, WIDTH, BLOCK):
-        columns = begin + tl.arange(0, BLOCK)
-        within = columns < WIDTH
-        part = tl.load(table + tokens[:, None] * WIDTH + columns[None], mask=within[None], other=0.0)
-        part = (part.to(tl.float32) * grown).to(table.dtype.element_ty)
-        token_squares += tl.sum(part.to(tl.float32) * part.to(tl.float32), 1)
-        inside = within[:, None] & chosen[None]
-        lines = matrix + outputs[None] * (2 * WIDTH) + columns[:, None]
-        of_token = tl.dot(part, tl.load(lines, mask=inside, other=0.0), of_token, input_precision="ieee")
-        part = tl.load(offered + rows[:, None] * WIDTH + columns[None], mask=within[None], other=0.0)
-        feature_squares += tl.sum(part.to(tl.float32) * part.to(tl.float32), 1)
-        weight = tl.load(lines + WIDTH, mask=inside, other=0.0)
-        of_feature = tl.dot(part, weight, of_feature, input_precision="ieee")
-    made = of_token * tl.rsqrt(token_squares / WIDTH + 1e-6)[:, None]
-    made += of_feature * tl.rsqrt(feature_squares / WIDTH + 1e-6)[:, None]
-    made *= input_scale
-    _give(hidden, scaled, squares, norm, made, rows, outputs, tl.program_id(0), PARTS, ROWS, WIDTH)
-
-
-@triton.jit
 def pair(
     meta,
     table,
@@ -721,32 +674,18 @@ def reduce(
     matrix,
     reduced,
     WIDTH: tl.constexpr,
-    PARTS: tl.constexpr,
+    READ: tl.constexpr,
     TOLD: tl.constexpr,
-    NORMED: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """The target's states as one each: matrix · the first PARTS of the TOLD parts, each of them by its root mean square where
-    NORMED."""
+    """The target's states as one each: matrix · the first READ of their TOLD numbers."""
     rows = tl.program_id(1) * TILE + tl.arange(0, TILE)
     outputs = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    chosen = outputs < WIDTH
     made = tl.zeros((TILE, COLUMNS), tl.float32)
-    for part in range(PARTS):
-        squares = tl.zeros((TILE,), tl.float32)
-        of_part = tl.zeros((TILE, COLUMNS), tl.float32)
-        for begin in range(0, WIDTH, BLOCK):
-            columns = begin + tl.arange(0, BLOCK)
-            within = columns < WIDTH
-            places = rows[:, None] * (TOLD * WIDTH) + part * WIDTH + columns[None]
-            read = tl.load(states + places, mask=within[None], other=0.0)
-            squares += tl.sum(read.to(tl.float32) * read.to(tl.float32), 1)
-            lines = matrix + outputs[None] * (PARTS * WIDTH) + part * WIDTH + columns[:, None]
-            weight = tl.load(lines, mask=within[:, None] & chosen[None], other=0.0)
-            of_part = tl.dot(read, weight, of_part, input_precision="ieee")
-        if NORMED:
-            of_part *= tl.rsqrt(squares / WIDTH + 1e-6)[:, None]
-        made += of_part
-    tl.store(reduced + rows[:, None] * WIDTH + outputs[None], made, mask=chosen[None])
+    for begin in range(0, READ, BLOCK):
+        columns = begin + tl.arange(0, BLOCK)
+        read = tl.load(states + rows[:, None] * TOLD + columns[None], mask=(columns < READ)[None], other=0.0)
+        made = _times(read, matrix, outputs, columns, made, READ, WIDTH)
+    tl.store(reduced + rows[:, None] * WIDTH + outputs[None], made, mask=(outputs < WIDTH)[None])

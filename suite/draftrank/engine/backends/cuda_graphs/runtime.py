@@ -69,7 +69,6 @@ class CudaGraphsRuntime(Runtime):
         self.capabilities = Capabilities(
             trees=True,
             hidden_states=True,
-            layer_outputs=True,
             first_layers=True,
             choices=True,
             chain=True,

@@ -14,7 +14,6 @@ from draftrank.engine.backends.cuda_graphs.recording import Recording, Reports
 from draftrank.engine.device_tokens import DeviceTokens
 from draftrank.engine.proposer import DeviceStep
 from draftrank.engine.verification import coupled
-from draftrank.models.forms import HiddenStateFusion
 
 if TYPE_CHECKING:
     from draftrank.catalog.decoding_mode import DecodingMode
@@ -149,11 +148,8 @@ class CudaGraphSteps:
     def _proposing(self) -> None:
         draft, fusion = self._draft.decoder, self._draft.decoder.fusion
         if fusion is not None:
-            states = self._target.states_of(fusion.layers)
-            if isinstance(fusion, HiddenStateFusion) and fusion.reduction is None:
-                draft.offered.copy_(states)
-            else:
-                draft.reduce(states, TILE if self._count < TILE else MAX_ROWS, draft.offered)
+            states, rows = self._target.states_of(fusion.layers), TILE if self._count < TILE else MAX_ROWS
+            draft.reduce(states, rows, draft.offered)
         self._draft.start_forward(self._count + 1)
         self._draft.start_chain(self.chain, None if self._mode.greedy else self._draw)
         self._target.decoder.deliver(draft, self.chain)

@@ -69,7 +69,7 @@ class LlamaCppRuntime(Runtime):
             IncompatibleDraftError: llama-cpp-python is not installed.
             MissingDataError: llama.cpp cannot open the file.
         """
-        self.capabilities = Capabilities(hidden_states=True)
+        self.capabilities = Capabilities()
         self._library = library = load_library()
         self._threads = threads or torch.get_num_threads()
         self._attention = attention
@@ -87,7 +87,6 @@ class LlamaCppRuntime(Runtime):
         self._known = int(library.llama_vocab_n_tokens(tokens))
         self.vocabulary_size = self._known if vocabulary is None else vocabulary
         self.context_window = int(library.llama_model_n_ctx_train(self._model))
-        self._width = int(library.llama_model_n_embd(self._model))
         self._batch = library.llama_batch_init(BATCH, 0, 1)
         weakref.finalize(self, library.llama_batch_free, self._batch)
         for place in range(BATCH):
@@ -97,8 +96,6 @@ class LlamaCppRuntime(Runtime):
         self._room = 0
         self._context: Any = None
         self._free_context: Callable[[], object] | None = None
-        self._keeps_features = False
-        self._features: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -122,25 +119,17 @@ class LlamaCppRuntime(Runtime):
         self.reserve(len(self._held) + len(tokens))
         first_kept = len(tokens) - (keep or len(tokens))
         rows: list[Tensor] = []
-        states: list[Tensor] = []
         several = len(tokens) > BATCH
         for start in range(0, len(tokens), BATCH):
             part = tokens[start : start + BATCH]
-            # where hidden states are asked for, llama.cpp gives logits of every token
-            first = 0 if self._keeps_features else max(0, first_kept - start)
+            first = max(0, first_kept - start)
             self._decode(part, outputs_from=first)
             if first < len(part):
-                logits = self._rows(self._library.llama_get_logits, len(part) - first, self._known)
+                logits = self._logits(len(part) - first)
                 if self._known != self.vocabulary_size:  # a negative width cuts
                     logits = pad(logits, (0, self.vocabulary_size - self._known), value=float("-inf"))
                 rows.append(logits.clone() if several else logits)
-            if self._keeps_features:
-                read = self._rows(self._library.llama_get_embeddings, len(part), self._width)
-                states.append(read.clone() if several else read)
-        if states:
-            self._features = states[0] if len(states) == 1 else torch.cat(states)
-        found = rows[0] if len(rows) == 1 else torch.cat(rows)
-        return found[len(found) - (len(tokens) - first_kept) :]
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
 
     def rollback(self, count: int) -> None:
         """See `Runtime.rollback`."""
@@ -158,23 +147,6 @@ class LlamaCppRuntime(Runtime):
         if self._context is not None:
             self._library.llama_synchronize(self._context)
 
-    def keep_hidden_states(self, layers: Sequence[int] = ()) -> None:
-        """See `Runtime.keep_hidden_states`."""
-        if layers:
-            raise IncompatibleDraftError(
-                "llama.cpp tells a model's final hidden state, not those of its layers"
-            )
-        if not self._keeps_features:
-            self._keeps_features = True
-            self._features = torch.zeros((0, self._width))
-            if self._context is not None:
-                self._library.llama_set_embeddings(self._context, True)
-
-    def hidden_states(self, layers: Sequence[int] = ()) -> Tensor:
-        """See `Runtime.hidden_states`; float32 on CPU."""
-        assert self._features is not None, "keep_hidden_states was not called"
-        return self._features
-
     def _open_context(self, room: int) -> None:
         library = self._library
         options = library.llama_context_default_params()
@@ -184,8 +156,6 @@ class LlamaCppRuntime(Runtime):
         if self._attention == "fp32":
             options.type_k = options.type_v = library.GGML_TYPE_F32
             options.flash_attn_type = library.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        options.embeddings = self._keeps_features
-        options.pooling_type = library.LLAMA_POOLING_TYPE_NONE
         options.swa_full = True  # a sliding window keeps all positions, or none could be taken back
         options.no_perf = True
         if self._free_context is not None:
@@ -216,9 +186,10 @@ class LlamaCppRuntime(Runtime):
             )
         self._held += tokens
 
-    def _rows(self, read: Callable[[Any], Any], count: int, width: int) -> Tensor:
-        """What the last forward left, [count, width]; its memory is llama.cpp's."""
-        return torch.from_numpy(np.ctypeslib.as_array(read(self._context), shape=(count, width)))
+    def _logits(self, count: int) -> Tensor:
+        """Those of the last forward, [count, known tokens]; their memory is llama.cpp's."""
+        found = self._library.llama_get_logits(self._context)
+        return torch.from_numpy(np.ctypeslib.as_array(found, shape=(count, self._known)))
 
     def _drop_from(self, position: int) -> None:
         if self._context is not None and not self._library.llama_memory_seq_rm(self._memory, 0, position, -1):

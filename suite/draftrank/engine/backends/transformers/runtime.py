@@ -75,9 +75,7 @@ class TransformersRuntime(Runtime):
         kept = isinstance(self._cache, RollbackCache)
         if kept:
             self._pads = self._device.type == "cpu" and has_slow_row_counts(model)
-        self.capabilities = Capabilities(
-            trees=kept, hidden_states=True, layer_outputs=True, first_layers=kept
-        )
+        self.capabilities = Capabilities(trees=kept, hidden_states=True, first_layers=kept)
         attention = model.config._attn_implementation
         attentions = (
             (NAME, model.get_correct_attn_implementation(None)) if attention == NAME else (attention,)
@@ -121,8 +119,7 @@ class TransformersRuntime(Runtime):
             return False
         attention, self._reads_singly = found
         self.model.set_attn_implementation(attention)
-        told = not self._reads_singly
-        self.capabilities = replace(self.capabilities, hidden_states=told, layer_outputs=told)
+        self.capabilities = replace(self.capabilities, hidden_states=not self._reads_singly)
         return True
 
     def _read(self, tokens: Sequence[int], wanted: int, start: int) -> Tensor:

@@ -30,19 +30,11 @@ from draftrank.engine.sampling import Sampler
 from draftrank.engine.token_tree import TokenTree
 from draftrank.errors import UnsupportedModelError
 from draftrank.models.architecture import Architecture
-from draftrank.models.forms import (
-    FEATURES,
-    HiddenStatesForm,
-    LowRankForm,
-    TrimmedHeadForm,
-    quantize_linear_layers,
-)
+from draftrank.models.forms import LowRankForm, TrimmedHeadForm, quantize_linear_layers
 from examples import examples
 from models import small_eagle3, small_model
 from runtimes import eagle_by, runtime_by
 
-DRAFTING = tuple(name for name in FAMILIES if name != "gemma2")
-"""Those that draft by themselves with a trimmed head too."""
 NAMES = ("llama", "gemma3")
 """What is slow runs on these; what makes a family another one, on all."""
 MODELS = {name: decoder(name) for name in FAMILIES}
@@ -159,11 +151,7 @@ def test_outputs_of_layers_are_told_beside_them(name, forward):
 @pytest.mark.parametrize(
     ("name", "proposer"),
     [
-        *(
-            (name, one)
-            for name in NAMES
-            for one in ("equal", "stranger", "ngram", "exit", "features", "tree")
-        ),
+        *((name, one) for name in NAMES for one in ("equal", "stranger", "ngram", "exit", "eagle3", "tree")),
         *((name, "exit") for name in FAMILIES if name not in NAMES),
     ],
 )
@@ -186,12 +174,6 @@ def near(name):
     return model
 
 
-def reader(name, forward, target):
-    model = decoder(name, seed=9, layers=1)
-    HiddenStatesForm().prepare(model)
-    return EagleProposer(target, eagle_by(model, forward))
-
-
 PROPOSERS = {
     "equal": lambda name, forward, _: ModelProposer(quick(copy.deepcopy(MODELS[name]), forward)),
     "stranger": lambda name, _, __: ModelProposer(
@@ -199,7 +181,6 @@ PROPOSERS = {
     ),
     "ngram": lambda _, __, ___: NgramProposer(1, 3),
     "exit": lambda _, __, target: EarlyExitProposer(target.first_layers(2)),
-    "features": reader,
     "eagle3": lambda _, forward, target: EagleProposer(target, eagle_by(small_eagle3(), forward)),
     "tree": lambda name, _, __: ModelProposer(TransformersRuntime(near(name)), Drafting(None, 0.02)),
 }
@@ -259,14 +240,6 @@ def test_every_family_is_computed_as_by_transformers(name, forward, dtype):
     check_forward(runtime)
     check_trees(runtime)
     assert runtime.capabilities.tree_growth
-
-
-@every_forward
-@pytest.mark.parametrize("name", FAMILIES)
-def test_heads_of_every_family_read_states_as_by_transformers(name, forward):
-    runtime = eagle_by(reading(name, None), forward)
-    check_forward(runtime)
-    check_trees(runtime)
 
 
 def test_settings_that_a_family_does_not_have_are_ignored():
@@ -508,9 +481,8 @@ def test_a_tree_is_the_one_that_one_forward_after_the_other_grows(name, prompt, 
 
 
 @pytest.mark.parametrize("change", [None, "int8", "trimmed head"])
-@pytest.mark.parametrize("name", [*FAMILIES, "eagle3"])
-def test_a_tree_beside_states_of_the_target_is_the_same(name, change):
-    model = reading(name, change)
+def test_a_tree_beside_states_of_the_target_is_the_same(change):
+    model = head_of(change)
     found = []
     for by_itself in (False, True):
         runtime = eagle_by(copy.deepcopy(model), "cpp")
@@ -525,26 +497,17 @@ def test_a_tree_beside_states_of_the_target_is_the_same(name, change):
     assert told.forwards == expected.forwards
 
 
-def reading(name, change):
-    """A model that reads three states beside each token."""
-    if name == "eagle3":
-        model = small_eagle3(seed=1, kept=40 if change == "trimmed head" else None)
-        if change == "int8":
-            quantize_linear_layers(model)
-        return model
-    model = decoder(name, layers=1) if change is None else changed(name, change)
-    HiddenStatesForm(layers=(0, 1)).prepare(model)
-    width = model.get_input_embeddings().weight.shape[1]
-    torch.manual_seed(1)
-    for parameter in model.get_submodule(FEATURES).parameters():
-        parameter.data = torch.randn_like(parameter) / width**0.5
+def head_of(change):
+    """A random EAGLE-3 head that reads two of the target's layers."""
+    model = small_eagle3(seed=1, kept=40 if change == "trimmed head" else None)
+    if change == "int8":
+        quantize_linear_layers(model)
     return model
 
 
 @pytest.mark.parametrize("change", [None, "int8", "trimmed head"])
-@pytest.mark.parametrize("name", [*DRAFTING, "eagle3"])
-def test_a_chain_beside_states_of_the_target_is_the_same(name, change):
-    model = reading(name, change)
+def test_a_chain_beside_states_of_the_target_is_the_same(change):
+    model = head_of(change)
     width = model.get_input_embeddings().weight.shape[1]
     step, chain = (eagle_by(copy.deepcopy(model), "cpp") for _ in range(2))
     told, offered = torch.randn(6, 3 * width), torch.randn(6, width)
@@ -597,8 +560,7 @@ def test_more_unseen_tokens_than_one_call_reads_are_read_before():
     unseen = [3 + place * 7 % 57 for place in range(MAX_TOKENS + 9)]
     for make in (
         lambda: runtime_by(small_model("llama"), "cpp"),
-        lambda: eagle_by(reading("llama", None), "cpp"),
-        lambda: eagle_by(reading("eagle3", None), "cpp"),
+        lambda: eagle_by(small_eagle3(), "cpp"),
     ):
         whole, parts = make(), make()
         if hasattr(whole, "offer"):

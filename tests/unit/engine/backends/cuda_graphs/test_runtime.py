@@ -43,9 +43,9 @@ from draftrank.engine.token_tree import TokenTree
 from draftrank.engine.verification import coupled
 from draftrank.errors import InvalidInputError, UnsupportedModelError
 from draftrank.models.architecture import Architecture
-from draftrank.models.forms import Eagle3Form, HiddenStatesForm, TrimmedHeadForm
+from draftrank.models.forms import Eagle3Form, TrimmedHeadForm
 from draftrank.models.vocabulary_rows import cut_rows, pad_rows
-from models import small_model
+from models import small_eagle3, small_model
 from proposers import Constant, Steps, check_fresh
 
 CUDA = torch.cuda.is_available()
@@ -296,18 +296,6 @@ def trimmed(made: PreTrainedModel) -> PreTrainedModel:
     return made.to(DEVICE)
 
 
-def reader(seed: int = 4, layers: tuple[int, ...] = (0,)) -> PreTrainedModel:
-    """A draft that reads the target's states, with a trimmed head."""
-    made = model("llama", seed=seed, layers=1)
-    HiddenStatesForm(layers=layers).prepare(made)
-    fusion = made.feature_fusion
-    torch.manual_seed(seed)
-    for part in (fusion.projection, fusion.reduction):
-        if part is not None:
-            torch.nn.init.normal_(part.weight, std=0.2)
-    return trimmed(made)
-
-
 def eagle3(seed: int = 4, *, norm_before_residual: bool = False) -> PreTrainedModel:
     """An EAGLE-3 head with a trimmed head over the vocabulary."""
     made = model("llama", seed=seed, layers=1)
@@ -388,9 +376,6 @@ def proposer_on(target: CudaGraphsRuntime, name: str, kind: str):
     def near(how: Drafting | None = None):
         return ModelProposer(captured(model(name, layers=1)), how or Drafting())
 
-    def reading(how: Drafting | None = None, layers: tuple[int, ...] = (0,)):
-        return EagleProposer(target, CudaGraphsEagleRuntime(reader(layers=layers)), how or Drafting())
-
     def head(how: Drafting | None = None):
         return EagleProposer(target, CudaGraphsEagleRuntime(eagle3()), how or Drafting())
 
@@ -402,19 +387,16 @@ def proposer_on(target: CudaGraphsRuntime, name: str, kind: str):
         "tree": lambda: near(Drafting(branch_above=0.05)),
         "itself": lambda: ModelProposer(captured(model(name))),
         "exit": lambda: EarlyExitProposer(target.first_layers(1)),
-        "features": reading,
-        "states": lambda: reading(layers=()),
-        "features tree": lambda: reading(Drafting(branch_above=0.05)),
         "eagle3": head,
         "eagle3 tree": lambda: head(Drafting(branch_above=0.05)),
         "mixed model": lambda: CascadeProposer(copies, near(), 2),
-        "cascade": lambda: CascadeProposer(copies, reading(), 2),
+        "cascade": lambda: CascadeProposer(copies, head(), 2),
     }
     return made[kind]()
 
 
 SOON = ("chain", "exit", "eagle3", "eagle3 tree")
-AT_NIGHT = ("features tree", "stops", "cascade", "ngram", "tree", "itself", "features", "states")
+AT_NIGHT = ("stops", "cascade", "ngram", "tree", "itself")
 
 
 @pytest.mark.parametrize(
@@ -446,10 +428,7 @@ def test_greedy_speculation_equals_greedy_decoding(targets, name, proposer):
     "proposer",
     [
         "tree",
-        *(
-            pytest.param(one, marks=at_night)
-            for one in ("chain", "stops", "exit", "features tree", "eagle3 tree", "cascade")
-        ),
+        *(pytest.param(one, marks=at_night) for one in ("chain", "stops", "exit", "eagle3 tree", "cascade")),
     ],
 )
 def test_each_proposal_is_that_of_a_fresh_cache(targets, proposer):
@@ -464,7 +443,7 @@ def test_each_proposal_is_that_of_a_fresh_cache(targets, proposer):
     [
         "mixed model",
         "eagle3",
-        *(pytest.param(one, marks=at_night) for one in ("chain", "features", "cascade")),
+        *(pytest.param(one, marks=at_night) for one in ("chain", "cascade")),
     ],
 )
 def test_each_proposal_of_the_device_is_that_of_a_fresh_cache(monkeypatch, targets, proposer):
@@ -487,8 +466,7 @@ def test_each_proposal_of_the_device_is_that_of_a_fresh_cache(monkeypatch, targe
     check_fresh(lambda: (target, proposer_on(target, "llama", proposer)), found, GREEDY)
 
 
-@pytest.mark.parametrize("head", [pytest.param(reader, marks=at_night), eagle3])
-def test_a_reader_proposes_what_it_proposes_in_the_slower_runtime(monkeypatch, head):
+def test_a_head_proposes_what_it_proposes_in_the_slower_runtime(monkeypatch):
     """Its tokens are read with its own states, those that the target has verified with the target's."""
     made, text = model("llama"), tuple(TEXT[:15])
     proposed: dict[str, list[list[int]]] = {"cuda-graphs": [], "transformers": []}
@@ -508,7 +486,7 @@ def test_a_reader_proposes_what_it_proposes_in_the_slower_runtime(monkeypatch, h
     drafted = {}
     for forward in ("cuda-graphs", "transformers"):
         target = open_runtime(copy.deepcopy(made), forward)
-        proposer = EagleProposer(target, open_eagle_runtime(head(), forward))
+        proposer = EagleProposer(target, open_eagle_runtime(eagle3(), forward))
         if forward == "transformers":
             monkeypatch.setattr(EagleProposer, "propose", watched_propose)
         drafted[forward] = speculative(target, proposer, Request(text, 8), 3)
@@ -529,7 +507,6 @@ SAMPLING = DecodingMode(temperature=1.0, top_k=30, top_p=0.95)
         ("llama", "chain", 0.7),
         ("llama", "chain", 0.15),
         ("llama", "cascade", 0.4),
-        ("llama", "features", 0.6),
         ("llama", "eagle3", 0.6),
         ("gemma3", "cascade", 0.2),
     ],
@@ -660,11 +637,5 @@ def test_an_exit_after_all_layers_is_refused(targets):
 
 def test_what_the_kernels_do_not_multiply_is_told():
     """Heads that are too small, windows shorter than a forward, other architectures."""
-    for model in (*map(small_model, ("llama", "gemma3", "gpt2")), _small_reader()):
+    for model in (*map(small_model, ("llama", "gemma3", "gpt2")), small_eagle3()):
         assert why_not("cuda-graphs", model, "fp32", "cuda")
-
-
-def _small_reader() -> PreTrainedModel:
-    made = small_model("llama")
-    HiddenStatesForm(layers=()).prepare(made)
-    return made

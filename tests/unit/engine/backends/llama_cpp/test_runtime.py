@@ -16,24 +16,19 @@ from draftrank.building.export.gguf import write_gguf
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.catalog.sources.base import FetchContext
 from draftrank.catalog.target import Target
-from draftrank.engine.backends.base import Capabilities
 from draftrank.engine.backends.llama_cpp import runtime as module
 from draftrank.engine.backends.llama_cpp.runtime import BATCH, LlamaCppRuntime
-from draftrank.engine.backends.transformers.eagle import TransformersEagleRuntime
 from draftrank.engine.backends.transformers.runtime import TransformersRuntime
 from draftrank.engine.loop import Request, autoregressive, speculative
 from draftrank.engine.proposer import ProposerContext
 from draftrank.engine.proposers.cascade import CascadeProposer
 from draftrank.engine.proposers.draft_model import ModelProposer
 from draftrank.engine.proposers.drafting import Drafting, drafting_of
-from draftrank.engine.proposers.eagle import EagleProposer
 from draftrank.engine.proposers.ngram import NgramProposer
 from draftrank.engine.proposers.suffix import SuffixDraft
 from draftrank.engine.sampling import Sampler
 from draftrank.errors import IncompatibleDraftError, MissingDataError
 from draftrank.measure.cost.latency import measure_latencies
-from draftrank.models.architecture import Architecture
-from draftrank.models.forms import HiddenStatesForm
 from draftrank.models.loading import load_model
 from draftrank.models.target_folder import ensure_target
 from examples import examples
@@ -234,36 +229,11 @@ def test_room_that_grows_keeps_what_is_held(written):
     torch.testing.assert_close(runtime.forward([9, 4]), expected_logits(model, [9, 4]), atol=2e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("architecture", LAYERS)
-def test_features_are_the_states_after_the_last_norm(written, architecture):
-    model, _ = written(architecture)
-    runtime = opened(written, architecture)
-    assert runtime.capabilities == Capabilities(hidden_states=True)
-    runtime.forward([5, 6])
-    runtime.keep_hidden_states()
-    sequence = [5, 6, 7, 8, 9]
-    logits = runtime.forward(sequence[2:], keep=1)
-    assert logits.shape[0] == 1
-    with torch.inference_mode():
-        states = Architecture.of(model).hidden_states(model, torch.tensor([sequence]))[0]
-    torch.testing.assert_close(runtime.hidden_states(), states[2:], atol=5e-3, rtol=1e-2)
-    torch.testing.assert_close(
-        logits, expected_logits(model, sequence)[-1:], atol=TOLERANCE[architecture], rtol=1e-3
-    )
-
-
-def test_outputs_of_layers_are_refused_with_the_reason(written):
-    with pytest.raises(IncompatibleDraftError, match="final hidden state, not those of its layers"):
-        opened(written).keep_hidden_states((0,))
-
-
-def proposers(written, target):
+def proposers(written):
     """Drafts in llama.cpp and in torch."""
     near = small_gguf_model("llama", 2)
     head = near.get_output_embeddings().weight
     head.data = head.data + 0.15 * head.data.flip(0)
-    reader = small_gguf_model("llama", 1, seed=9)
-    HiddenStatesForm().prepare(reader)
     return {
         "equal": ModelProposer(opened(written)),
         "stranger": ModelProposer(opened(written, seed=9, layers=1), Drafting(0.3)),
@@ -272,18 +242,17 @@ def proposers(written, target):
         "in torch": ModelProposer(TransformersRuntime(near)),
         "ngram": NgramProposer(1, 3),
         "cascade": CascadeProposer(NgramProposer(2, 3), ModelProposer(TransformersRuntime(near))),
-        "features": EagleProposer(target, TransformersEagleRuntime(reader)),
     }
 
 
-@pytest.mark.parametrize("name", ["equal", "stranger", "packed", "in torch", "ngram", "cascade", "features"])
+@pytest.mark.parametrize("name", ["equal", "stranger", "packed", "in torch", "ngram", "cascade"])
 @examples(10)
 @given(prompt=prompts, k=st.integers(1, 8), limit=st.integers(1, 40))
 def test_greedy_speculation_equals_greedy_decoding(written, name, prompt, k, limit):
     target = opened(written)
     request = Request(prompt, limit, frozenset({4}))
     expected = autoregressive(target, request)
-    found = speculative(target, proposers(written, target)[name], request, k)
+    found = speculative(target, proposers(written)[name], request, k)
     assert (found.token_ids, found.finish) == (expected.token_ids, expected.finish)
     assert len(found.token_ids) - 1 == found.steps + sum(i * n for i, n in enumerate(found.accept_histogram))
     assert target.length <= len(prompt) + limit
@@ -292,10 +261,7 @@ def test_greedy_speculation_equals_greedy_decoding(written, name, prompt, k, lim
 @pytest.mark.parametrize(
     ("name", "of_target"),
     [
-        *(
-            (name, "llama.cpp")
-            for name in ("equal", "stranger", "packed", "in torch", "ngram", "cascade", "features")
-        ),
+        *((name, "llama.cpp") for name in ("equal", "stranger", "packed", "in torch", "ngram", "cascade")),
         *((name, "torch") for name in ("equal", "stranger", "packed", "tree")),
     ],
 )
@@ -306,7 +272,7 @@ def test_each_proposal_is_that_of_a_fresh_cache(written, name, of_target, prompt
 
     def make():
         target = opened(written) if of_target == "llama.cpp" else TransformersRuntime(written("llama")[0])
-        return target, proposers(written, target)[name]
+        return target, proposers(written)[name]
 
     target, proposer = make()
     sampler = Sampler(DecodingMode())

@@ -8,13 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from draftrank.engine.backends.registry import open_runtime
-from draftrank.engine.backends.transformers.eagle import TransformersEagleRuntime
 from draftrank.engine.backends.transformers.snapshot_cache import SnapshotCache
 from draftrank.engine.loop import Request, autoregressive, speculative
 from draftrank.engine.proposer import ProposerContext
 from draftrank.engine.proposers.candidates import branching_of
 from draftrank.engine.proposers.early_exit import EarlyExitDraft
-from draftrank.errors import IncompatibleDraftError, UnsupportedModelError
+from draftrank.errors import IncompatibleDraftError
 from examples import examples
 from models import small_model
 from proposers import ScriptedProposer
@@ -114,5 +113,3 @@ def test_such_models_say_that_they_read_no_trees_and_have_no_first_layers(name, 
         branching_of(context)
     with pytest.raises(IncompatibleDraftError, match="first layers of this target"):
         EarlyExitDraft(kind="early_exit", layers=1).open(context)
-    with pytest.raises(UnsupportedModelError, match="EAGLE head of a layer that keeps a state"):
-        TransformersEagleRuntime(runtime.model)
