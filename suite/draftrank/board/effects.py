@@ -132,7 +132,10 @@ def changes_among(recipes: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[st
         made = draft_of(dict(recipes[name]))
         if made is None:
             continue
-        for place, step in enumerate(made.build_steps):
+        declared = made.build_steps[
+            len(made.build_steps) - len(part.steps) :
+        ]  # an `eagle` draft's head is no step
+        for place, step in enumerate(declared):
             rest = (*part.steps[:place], *part.steps[place + 1 :])
             if place and part.steps[place] == part.steps[place - 1]:
                 continue  # without either of two equal steps the same is left
