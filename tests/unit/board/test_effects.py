@@ -10,8 +10,10 @@ from builders import arm_of, build, result
 from draftrank.board.effects import FIRST_COPY, MODEL_BEHIND, TREE, changes_among, effects_of
 from draftrank.board.ranking import build_boards
 from draftrank.board.site import render_site
+from draftrank.catalog.workspace import Workspace
 from draftrank.measure.statistics.comparing import compare
 from examples import examples
+from workspaces import REPOSITORY
 
 STEPS = [
     {"kind": "drop_layers", "keep": 4, "select": "ends"},
@@ -149,3 +151,13 @@ def test_the_study_shows_them_and_links_to_the_drafts(tmp_path):
     assert "The draft narrow" in page
     render_site([], tmp_path / "empty")
     assert "differ in one thing" in (tmp_path / "empty" / "study.html").read_text()
+
+
+def test_an_eagle_draft_stands_beside_others_on_a_board():
+    workspace = Workspace.open(REPOSITORY)
+    names = ("eagle3-head", "eagle3-suffix-tree-int8", "suffix", "ngram")
+    recipes = {
+        name: workspace.recipe("smollm2-135m-instruct", name).model_dump(mode="json") for name in names
+    }
+    found = {(before, after) for before, after, _ in changes_among(recipes)}
+    assert all(one in names for pair in found for one in pair)
