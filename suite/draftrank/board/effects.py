@@ -17,6 +17,7 @@ from typing import Any
 from draftrank.board.ranking import contender_of
 from draftrank.board.recipe_text import draft_of
 from draftrank.board.rows import Board, BoardKey, BoardRow
+from draftrank.building.steps.eagle_head import HeadFields
 from draftrank.catalog.base import canonical_json
 from draftrank.catalog.draft import DraftBase
 from draftrank.measure.statistics.comparing import Answer, SpeedRatio
@@ -155,7 +156,7 @@ def _against_its_halves(
     for other, found in parts.items():
         if found.rule != part.rule:
             continue
-        if found.kind == "draft_model" and found.steps == part.steps:
+        if found.kind in ("draft_model", "eagle") and found.steps == part.steps:
             yield other, name, Change(FIRST_COPY, "copying goes first; the model proposes without a match")
         elif found.kind == "ngram":
             steps = "; then ".join(step.sentence() for step in made.build_steps)
@@ -176,8 +177,12 @@ class _Parts:
     @classmethod
     def of(cls, recipe: Mapping[str, Any]) -> _Parts:
         draft = dict(recipe.get("draft", {}))
-        steps = tuple(canonical_json(step) for step in draft.pop("steps", ()))
-        return cls(str(draft.get("kind")), steps, canonical_json(draft), _rule(recipe))
+        steps = list(draft.pop("steps", ()))
+        if draft.get("kind") == "eagle":  # built as a cascade's model with the step `eagle_head` is
+            head = {name: draft.pop(name) for name in HeadFields.model_fields if name in draft}
+            steps.insert(0, {"kind": "eagle_head", **head})
+        made = tuple(map(canonical_json, steps))
+        return cls(str(draft.get("kind")), made, canonical_json(draft), _rule(recipe))
 
 
 def _rule(recipe: Mapping[str, Any], *, branches: bool = True) -> str:

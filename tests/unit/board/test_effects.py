@@ -153,11 +153,15 @@ def test_the_study_shows_them_and_links_to_the_drafts(tmp_path):
     assert "differ in one thing" in (tmp_path / "empty" / "study.html").read_text()
 
 
-def test_an_eagle_draft_stands_beside_others_on_a_board():
+def test_an_eagle_draft_is_compared_with_the_cascade_that_has_it_and_with_its_own_quantization():
     workspace = Workspace.open(REPOSITORY)
-    names = ("eagle3-head", "eagle3-suffix-tree-int8", "suffix", "ngram")
-    recipes = {
-        name: workspace.recipe("smollm2-135m-instruct", name).model_dump(mode="json") for name in names
-    }
-    found = {(before, after) for before, after, _ in changes_among(recipes)}
-    assert all(one in names for pair in found for one in pair)
+    names = ("eagle3-head", "eagle3-suffix", "eagle3-suffix-int8", "suffix", "ngram")
+    found = changed(
+        {
+            name: workspace.recipe("smollm2-135m-instruct", name).model_dump(mode="json", exclude_none=True)
+            for name in names
+        }
+    )
+    assert found["eagle3-head", "eagle3-suffix"] == FIRST_COPY
+    assert found["ngram", "eagle3-suffix"] == MODEL_BEHIND
+    assert ("eagle3-suffix", "eagle3-suffix-int8") in found
