@@ -58,7 +58,7 @@ class Place:
 
 
 def order_of(turns: int, place: Place, seed: int) -> list[int]:
-    """Indices of turns in the order of sending: each turn equally often, mixed anew in every block, alike for its arms."""
+    """Indices of turns in the order of sending: each turn equally often, shuffled for every block, the same for all its arms."""
     passes = max(1, -(-MIN_REQUESTS_PER_SLOT * place.concurrency // turns))
     order = list(range(turns)) * passes
     random.Random(f"{seed}/{place.concurrency}/{place.index}").shuffle(order)
