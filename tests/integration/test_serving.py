@@ -18,7 +18,7 @@ from draftrank.measure.records import BASELINE, CONTROL
 from draftrank.measure.serving_records import Round, ServingArm, ServingResult
 from draftrank.measure.sessions.schedule import round_order
 from draftrank.serving.http import ServerError
-from draftrank.store.serving_bundle import publish_serving, read_serving
+from draftrank.store.serving_bundle import SERVING_FILES
 from draftrank.store.store import Store
 from draftrank.workflows.serve_bench import ServeRequest, serve_bench
 from draftrank.workflows.serving_arms import Servers
@@ -124,7 +124,7 @@ def test_one_command_measures_and_the_record_travels(root):
     )
     (file,) = published.json["files"]
     assert Path(file).parent == root / "leaderboard" / "serving" / "tiny" / "toy"
-    assert read_serving(Path(file)) == result
+    assert SERVING_FILES.read(Path(file)) == result
     assert imported.code == 0
     assert refused.code == 2
     assert "draftrank serve-bench tiny --draft method" in refused.err
@@ -158,7 +158,7 @@ def test_a_server_that_dies_in_a_round_is_out_and_the_others_go_on(bench, tmp_pa
     assert broken.requests[-1].end == "failed"
     assert all(len(rounds_of(result, name)) == 2 for name in (BASELINE, CONTROL, "method"))
     assert result.session.finished_at is not None
-    assert read_serving(publish_serving(result, tmp_path)) == result
+    assert SERVING_FILES.read(SERVING_FILES.publish(result, tmp_path)) == result
 
 
 def test_counters_that_go_back_show_a_server_that_started_anew(bench):
@@ -344,7 +344,7 @@ def test_servers_that_run_already_are_measured_without_being_started(bench, root
     assert {asked["model"] for asked in drafted.requests} == {"theirs"}
     assert {(arm.start_s, arm.flags, arm.failure) for arm in result.session.arms} == {(None, (), None)}
     assert {(one.server_cpu, one.memory_bytes) for one in result.rounds} == {(None, None)}
-    text = publish_serving(result, tmp_path).read_text()
+    text = SERVING_FILES.publish(result, tmp_path).read_text()
     assert "s3cret" not in text + (root / ".draftrank" / "results.sqlite").read_bytes().decode("latin-1")
     assert "its own twin" in text
 

@@ -27,8 +27,7 @@ def import_(
     from draftrank.catalog.workspace import Workspace
     from draftrank.errors import InvalidInputError, Problem
     from draftrank.store.bundle import bundle_files
-    from draftrank.store.parity_bundle import import_file
-    from draftrank.store.shared_bundles import bundles_here
+    from draftrank.store.shared_bundles import bundles_here, import_file
     from draftrank.store.store import Store
 
     opened = Workspace.open(workspace)

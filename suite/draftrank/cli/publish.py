@@ -80,9 +80,9 @@ def publish(
 
 
 def _publish_parity(workspace: Workspace, parity: Parity, to: str | None, json: bool) -> None:
-    from draftrank.store.parity_bundle import publish_parity
+    from draftrank.store.parity_bundle import PARITY_FILES
 
-    written = publish_parity(parity, Path(to) if to else workspace.published_parities)
+    written = PARITY_FILES.publish(parity, Path(to) if to else workspace.published_parities)
     out.print(f"written: {written if to else workspace.display(written)}")
     if json:
         print_json({"parity": parity.id, "files": [str(written)]})
@@ -92,7 +92,7 @@ def _publish_serving(
     workspace: Workspace, store: Store, session: ServingSession, to: str | None, json: bool
 ) -> None:
     from draftrank.errors import InvalidInputError
-    from draftrank.store.serving_bundle import publish_serving
+    from draftrank.store.serving_bundle import SERVING_FILES
 
     if session.finished_at is None:
         raise InvalidInputError.single(
@@ -100,7 +100,7 @@ def _publish_serving(
             fix="the same `draftrank serve-bench` resumes it",
         )
     result = store.serving.result(session.id)
-    written = publish_serving(result, Path(to) if to else workspace.published_serving)
+    written = SERVING_FILES.publish(result, Path(to) if to else workspace.published_serving)
     out.print(f"written: {written if to else workspace.display(written)}")
     if json:
         print_json({"serving": session.id, "files": [str(written)]})

@@ -29,9 +29,9 @@ from draftrank.store.bundle_format import bundle_data, expanded, render
 from draftrank.store.bundle_reading import read_bytes
 from draftrank.store.derived import Derived
 from draftrank.store.merging import in_order, merge
-from draftrank.store.parity_bundle import read_parities
+from draftrank.store.parity_bundle import PARITY_FILES
 from draftrank.store.schema import BUSY_S, ensure_schema
-from draftrank.store.serving_bundle import read_serving_sessions
+from draftrank.store.serving_bundle import SERVING_FILES
 
 if TYPE_CHECKING:
     from draftrank.store.store import Store
@@ -136,7 +136,7 @@ class Archive:
             InvalidInputError: some published records are wrong; all are named.
             StoreError: the store cannot be read.
         """
-        published = read_parities(self._parities) if self._parities else ()
+        published = PARITY_FILES.read_all(self._parities) if self._parities else ()
         stored = _of_store(self._store, lambda store: store.parities())
         found = {one.id: one for one in (*stored, *published)}
         return tuple(sorted(found.values(), key=lambda one: (one.created_at, one.id)))
@@ -144,7 +144,7 @@ class Archive:
     @property
     def serving(self) -> tuple[ServingResult, ...]:
         """Every finished serving session, oldest first; read anew at each look; raises as `parities`."""
-        published = read_serving_sessions(self._serving) if self._serving else ()
+        published = SERVING_FILES.read_all(self._serving) if self._serving else ()
         stored = _of_store(self._store, lambda store: store.serving.results())
         found = {one.session.id: one for one in (*stored, *published) if one.session.finished_at is not None}
         return tuple(sorted(found.values(), key=lambda one: (one.session.created_at, one.session.id)))

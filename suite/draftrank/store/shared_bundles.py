@@ -1,4 +1,4 @@
-"""Result bundles in a folder that lies elsewhere: written there, and brought here to be read."""
+"""Published files in a folder that lies elsewhere: written there, brought here to be read, and imported."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from draftrank.catalog.remote_folder import RemoteFolder
 from draftrank.errors import InvalidInputError
 from draftrank.measure.records import SessionResult
-from draftrank.store.bundle import publish
+from draftrank.store.bundle import import_parsed, publish
+from draftrank.store.bundle_reading import parse_json, read_bytes
+from draftrank.store.parity_bundle import PARITY_FILES
+from draftrank.store.serving_bundle import SERVING_FILES
+
+if TYPE_CHECKING:
+    from draftrank.store.store import Store
 
 
 def put_bundles(result: SessionResult, address: str) -> list[str]:
@@ -57,3 +64,19 @@ def _copy(address: str, to: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         folder.get(name, path)
     return to
+
+
+def import_file(path: Path, store: Store) -> None:
+    """Adds a result bundle, a parity record or a serving session to a store.
+
+    Raises:
+        InvalidInputError: it is none of them, or as `import_parsed` and `RecordFiles.checked`.
+        StoreError: it contradicts what the store has.
+    """
+    data = parse_json(read_bytes(path), str(path))
+    if PARITY_FILES.key in data:
+        store.add_parity(PARITY_FILES.checked(data, str(path)))
+    elif SERVING_FILES.key in data:
+        store.serving.add(SERVING_FILES.checked(data, str(path)))
+    else:
+        import_parsed(data, str(path), store)

@@ -11,7 +11,8 @@ from draftrank.board.parity import parity_document
 from draftrank.board.site.index_schema import index_schema
 from draftrank.errors import InvalidInputError, StoreError
 from draftrank.measure.parity import report_of
-from draftrank.store.parity_bundle import import_file, publish_parity, read_parities, read_parity
+from draftrank.store.parity_bundle import PARITY_FILES
+from draftrank.store.shared_bundles import import_file
 from draftrank.store.store import Store
 from parities import a_parity, a_turn, parted
 
@@ -28,14 +29,14 @@ def test_a_record_comes_back_from_the_store_and_from_its_file_unchanged(tmp_path
         (stored,) = store.parities()
         with pytest.raises(StoreError, match="other content"):
             store.add_parity(parity.model_copy(update={"engine_version": "0.33.0"}))
-    path = publish_parity(stored, tmp_path / "parity")
+    path = PARITY_FILES.publish(stored, tmp_path / "parity")
     assert path.relative_to(tmp_path / "parity").parts[:3] == ("small-target", "shallow", "vllm")
-    assert path == publish_parity(parity, tmp_path / "parity")
+    assert path == PARITY_FILES.publish(parity, tmp_path / "parity")
     with Store.open(tmp_path / "two.sqlite") as store:
         import_file(path, store)
         assert store.parities() == (stored,)
-    assert read_parities(tmp_path / "parity") == (stored,)
-    assert stored == read_parity(path)
+    assert PARITY_FILES.read_all(tmp_path / "parity") == (stored,)
+    assert stored == PARITY_FILES.read(path)
     assert len(path.read_text().splitlines()) > 30  # the header is spread over lines
 
 
@@ -51,21 +52,21 @@ def test_a_record_comes_back_from_the_store_and_from_its_file_unchanged(tmp_path
     ],
 )
 def test_a_file_that_does_not_add_up_is_named_with_its_field(tmp_path, change, told):
-    path = publish_parity(some_parity(), tmp_path)
+    path = PARITY_FILES.publish(some_parity(), tmp_path)
     data = json.loads(path.read_text())
     change(data["parity"])
     forged = tmp_path / "forged.json"
     forged.write_text(json.dumps(data))
     with pytest.raises(InvalidInputError, match=told) as error:
-        read_parity(forged)
+        PARITY_FILES.read(forged)
     assert str(forged) in str(error.value)
 
 
 def test_a_file_that_was_changed_after_it_was_published_shows(tmp_path):
-    path = publish_parity(some_parity(), tmp_path)
+    path = PARITY_FILES.publish(some_parity(), tmp_path)
     path.write_text(path.read_text().replace('"engine_version": "0.32.0"', '"engine_version": "0.33.0"'))
     with pytest.raises(InvalidInputError, match="was changed after it was published"):
-        read_parities(tmp_path)
+        PARITY_FILES.read_all(tmp_path)
 
 
 def test_the_document_fits_the_schema_of_the_index():

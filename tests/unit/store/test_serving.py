@@ -7,8 +7,8 @@ import json
 import pytest
 
 from draftrank.errors import InvalidInputError, StoreError
-from draftrank.store.parity_bundle import import_file
-from draftrank.store.serving_bundle import publish_serving, read_serving, read_serving_sessions
+from draftrank.store.serving_bundle import SERVING_FILES
+from draftrank.store.shared_bundles import import_file
 from draftrank.store.store import Store
 from served_sessions import a_request, a_round, a_serving_result, a_serving_session, parted_request
 
@@ -28,10 +28,10 @@ def test_a_session_comes_back_from_the_store_and_from_its_file_unchanged(store, 
     changed = result.model_copy(update={"rounds": result.rounds[:-1]})
     with pytest.raises(StoreError, match="other content"):
         store.serving.add(changed)
-    path = publish_serving(result, tmp_path / "serving")
+    path = SERVING_FILES.publish(result, tmp_path / "serving")
     assert path.relative_to(tmp_path / "serving").parts[:2] == ("small-target", "small-vllm")
-    assert path == publish_serving(result, tmp_path / "serving")
-    assert read_serving_sessions(tmp_path / "serving") == (read_serving(path),) == (result,)
+    assert path == SERVING_FILES.publish(result, tmp_path / "serving")
+    assert SERVING_FILES.read_all(tmp_path / "serving") == (SERVING_FILES.read(path),) == (result,)
     with Store.open(tmp_path / "two.sqlite") as other:
         import_file(path, other)
         assert other.serving.results() == (result,)
@@ -83,7 +83,7 @@ def last(data):
         (lambda data: data["session"].update(engine="sglang"), "another engine"),
         (lambda data: data["session"]["arms"].reverse(), "the baseline, its twin and drafts"),
         (lambda data: data["session"]["arms"][2].update(log_tail="a\u202eb"), "not visible"),
-        (lambda data: data["session"]["turns"][0].update(prompt="p9"), "no task of the session"),
+        (lambda data: data["session"]["turns"][0].update(prompt="p9"), "no task of the record"),
         (lambda data: data["session"]["turns"].append(data["session"]["turns"][0]), "stands twice"),
         (lambda data: data["session"]["tasks"][0].update(max_new_tokens=3), "more tokens than the task's"),
         (lambda data: data["rounds"][0].update(arm="suffix"), "no arm 'suffix'"),
@@ -102,31 +102,31 @@ def last(data):
     ],
 )
 def test_a_file_that_does_not_add_up_is_named_with_its_field(tmp_path, change, told):
-    data = json.loads(publish_serving(a_serving_result(), tmp_path).read_text())
+    data = json.loads(SERVING_FILES.publish(a_serving_result(), tmp_path).read_text())
     change(data["serving"])
     forged = tmp_path / "forged.json"
     forged.write_text(json.dumps(data))
     with pytest.raises(InvalidInputError, match=told) as error:
-        read_serving(forged)
+        SERVING_FILES.read(forged)
     assert str(forged) in str(error.value)
 
 
 def test_a_file_that_was_changed_after_it_was_published_shows(tmp_path):
-    path = publish_serving(a_serving_result(), tmp_path)
+    path = SERVING_FILES.publish(a_serving_result(), tmp_path)
     path.write_text(path.read_text().replace('"wall_s":0.25', '"wall_s":0.15', 1))
     with pytest.raises(InvalidInputError, match="was changed after it was published"):
-        read_serving_sessions(tmp_path)
+        SERVING_FILES.read_all(tmp_path)
 
 
 def test_what_does_not_add_up_is_not_published(tmp_path):
     result = a_serving_result()
     rounds = (result.rounds[0], *result.rounds)
     with pytest.raises(InvalidInputError, match="stands twice"):
-        publish_serving(result.model_copy(update={"rounds": rounds}), tmp_path)
+        SERVING_FILES.publish(result.model_copy(update={"rounds": rounds}), tmp_path)
     assert not list(tmp_path.rglob("*.json"))
 
 
 def test_every_turn_and_round_has_a_line_of_its_own(tmp_path):
-    lines = publish_serving(a_serving_result(), tmp_path).read_text().splitlines()
+    lines = SERVING_FILES.publish(a_serving_result(), tmp_path).read_text().splitlines()
     assert sum(line.lstrip().startswith('{"arm"') for line in lines) == 12
     assert sum('"prompt_tokens":7' in line for line in lines) == 2
