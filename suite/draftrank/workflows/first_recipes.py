@@ -124,8 +124,8 @@ def _trained(target: str, choice: Choice, shape: Shape) -> dict[str, Any]:
         choice.in_words(),
         choice.steps(shape, _TEXT, RUNGS),
         _USE,
-        description=f"What `draftrank search` trains first for this target, in {RUNGS} rounds. A search finds how many layers "
-        "and tokens pay.",
+        description=f"What `draftrank search` trains first for this target, in {RUNGS} rounds. A search compares it "
+        "with models of several layers and with other vocabularies.",
     )
     content = recipe.model_dump(mode="json", exclude_defaults=True)
     for step in content["draft"]["steps"]:
