@@ -133,6 +133,8 @@ class Vllm(Engine):
             "DO_NOT_TRACK": "1",
             "VLLM_CPU_KVCACHE_SPACE": str(served.kv_cache_gib or _KV_CACHE_GIB),
             "VLLM_CPU_NUM_OF_RESERVED_CPU": str(reserved),
+            # Its n-gram lookup calls numba, whose OpenMP layer leaves the forwards behind it with a single thread.
+            "NUMBA_THREADING_LAYER": "workqueue",
         }
         return Launch(tuple(command), {**environment, **served.environment})
 
