@@ -79,15 +79,32 @@ def servers_of(root: Path) -> list[psutil.Process]:
 
 def test_one_command_measures_and_the_record_travels(root):
     asked = ["serve-bench", "tiny", "--server", "toy", "-d", "ngram", "-d", "method"]
-    asked += ["-c", "4", "-c", "1", "--rounds", "2", "--vllm-bench", "bench", "--json"]
-    found, again = several(root, asked, asked, **engine(root))
+    asked += ["-c", "4", "-c", "1", "--rounds", "2", "--json"]
+    written = [
+        *asked,
+        "--format",
+        "vllm-bench",
+        "--format",
+        "aiperf",
+        "--format",
+        "guidellm",
+        "--to",
+        "bench",
+    ]
+    found, again, nowhere = several(root, asked, written, [*asked, "--format", "aiperf"], **engine(root))
     assert found.code == 0, found
     assert "plain server tok/s" in found.out
     assert "has measured this already" in again.err
     assert again.json == found.json
-    bench = json.loads((root / "bench" / "ngram-4.json").read_text())
+    assert nowhere.code == 2
+    assert "--format and --to" in nowhere.err
+    bench = json.loads((root / "bench" / "vllm-bench" / "ngram-4.json").read_text())
+    summary = json.loads((root / "bench" / "aiperf" / "ngram-4" / "profile_export_aiperf.json").read_text())
+    report = json.loads((root / "bench" / "guidellm" / "ngram" / "benchmarks.json").read_text())
     document = found.json
-    assert bench["completed"] == 16
+    assert bench["completed"] == summary["request_count"]["avg"] == 16
+    assert [one["metrics"]["request_totals"]["successful"] for one in report["benchmarks"]] == [8, 16]
+    assert document["best_k"] == {}
     assert (document["finished"], document["rounds"], document["failures"]) == (True, 16, {})
     assert set(document["tokens_per_s"]) == {BASELINE, CONTROL, "ngram", "method"}
     result = stored(root)
@@ -327,6 +344,28 @@ def test_several_k_are_arms_of_their_own_and_open_loops_are_told(bench):
     assert {one.rate for one in result.rounds} == {50.0}
     assert result.session.suite == "quick-custom"
     assert len({turn.prompt for turn in result.session.turns}) == 1
+
+
+def test_tune_k_measures_a_few_k_unless_some_are_named(root):
+    asked = [
+        "serve-bench",
+        "tiny",
+        "--server",
+        "toy",
+        "-d",
+        "method",
+        "--prompts",
+        "1",
+        "--rounds",
+        "2",
+        "--json",
+    ]
+    tuned, named = several(root, [*asked, "--tune-k"], [*asked, "--tune-k", "--k", "3"], **engine(root))
+    assert set(tuned.json["tokens_per_s"]) == {BASELINE, CONTROL, *(f"method-k{k}" for k in (1, 2, 4, 8))}
+    assert list(tuned.json["best_k"]) == ["method"]
+    assert "best k of method: " in tuned.out
+    assert set(named.json["tokens_per_s"]) == {BASELINE, CONTROL, "method"}
+    assert "best k" not in named.out
 
 
 def test_servers_that_run_already_are_measured_without_being_started(bench, root, monkeypatch, tmp_path):

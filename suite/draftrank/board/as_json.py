@@ -118,6 +118,7 @@ def _served_row(row: ServedRow) -> dict[str, Any]:
         "differs": list(row.differs),
         "best": {str(at): _figures(found) for at, found in row.best.items()},
         "by_k": [_figures(found) for figures in row.arms for found in figures],
+        "best_k": {str(at): list(found) for at, found in row.best_k.items()},
         "switch_off_at": row.switch_off.at,
         "switch_off_words": row.switch_off.words,
     }

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 
 from pydantic import with_config
 
+from draftrank.board.formats import UNKNOWN
 from draftrank.board.frontier import frontier
 from draftrank.board.references import DOCUMENTED
 from draftrank.catalog.base import sha256_of_json
@@ -160,6 +161,9 @@ class ServedRow:
     """By concurrency, the figures of the k that is shown: the ranked one with the highest speedup."""
     arms: tuple[tuple[ServedFigures, ...], ...]
     """Of each k, ascending, the figures by concurrency."""
+    best_k: Mapping[int, tuple[int, ...]]
+    """By concurrency, the best k, or those that cannot be told apart: no other ranked k is surely faster. Concurrencies with
+    fewer than two ranked k are missing."""
     switch_off: SwitchOff
     """Of the figures in `best` that are ranked."""
     differs: tuple[str, ...]
@@ -175,6 +179,10 @@ class ServedRow:
     def ranked(self) -> bool:
         """Whether it is ranked at some concurrency."""
         return any(found.ranked for found in self.best.values())
+
+    def best_k_words(self, concurrency: int) -> str:
+        """The best k at a concurrency, e.g. `4`, or `2 or 4` where neither is surely faster; a dash where it is unknown."""
+        return " or ".join(map(str, self.best_k.get(concurrency, ()))) or UNKNOWN
 
     @property
     def reasons(self) -> tuple[str, ...]:

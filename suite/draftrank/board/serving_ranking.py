@@ -24,7 +24,7 @@ from draftrank.measure.records import DraftBuild
 from draftrank.measure.serving_records import ServingArm, ServingResult, ServingSession
 from draftrank.measure.statistics.estimates import Estimate
 from draftrank.measure.statistics.log_ratio import LogRatio, difference
-from draftrank.measure.statistics.ranking_evidence import stand_by
+from draftrank.measure.statistics.ranking_evidence import Standing, stand_by
 from draftrank.measure.statistics.serving import compare_rounds, switch_off
 from draftrank.measure.summaries.serving import (
     ServedArm,
@@ -101,6 +101,7 @@ def _row(summary: ServingSummary, draft: str, arms: Sequence[ServedArm]) -> Serv
         trained=build.trained if build else None,
         best=best,
         arms=figures,
+        best_k=_best_k(summary, figures),
         switch_off=switch_off({at: found.interval for at, found in best.items() if found.ranked}),
         differs=tuple(dict.fromkeys(words for arm in arms for words in arm.arm.differs)),
         recipe_sha256=build.recipe_sha256 if build else None,
@@ -108,6 +109,19 @@ def _row(summary: ServingSummary, draft: str, arms: Sequence[ServedArm]) -> Serv
         session=session.id,
         measured_at=_measured_at(session),
     )
+
+
+def _best_k(summary: ServingSummary, arms: Sequence[Sequence[ServedFigures]]) -> dict[int, tuple[int, ...]]:
+    """By concurrency, every k that no other one of the draft is surely ahead of."""
+    found = {}
+    for of_one in zip(*arms, strict=True):
+        rivals = {one.arm: (one, summary) for one in of_one if one.ranked}
+        if len(rivals) > 1:
+            standings = _standings(rivals)
+            found[of_one[0].concurrency] = tuple(
+                one.k for name, (one, _) in rivals.items() if standings[name].rank[0] == 1
+            )
+    return found
 
 
 def _proposer(build: DraftBuild | None, arm: ServingArm) -> str:
@@ -183,20 +197,23 @@ def _ranked(
     best = {draft: dict(row.best) for draft, (row, _) in chosen.items()}
     for at in concurrencies:
         rivals = {
-            draft: found[at]
+            draft: (found[at], chosen[draft][1])
             for draft, found in best.items()
-            if at in found and found[at].ranked and found[at].speedup is not None
+            if at in found and found[at].ranked
         }
-
-        def faster(
-            first: str, second: str, at: int = at, rivals: Mapping[str, ServedFigures] = rivals
-        ) -> LogRatio:
-            return _ratio(chosen[first][1], rivals[first].arm, chosen[second][1], rivals[second].arm, at)
-
-        standings = stand_by({draft: found.speedup or 0.0 for draft, found in rivals.items()}, faster)
-        for draft, standing in standings.items():
+        for draft, standing in _standings(rivals).items():
             best[draft][at] = replace(best[draft][at], rank=standing.rank)
     return [replace(row, best=best[draft]) for draft, (row, _) in chosen.items()]
+
+
+def _standings(rivals: Mapping[str, tuple[ServedFigures, ServingSummary]]) -> dict[str, Standing]:
+    """Where ranked figures of one concurrency stand among each other."""
+
+    def faster(first: str, second: str) -> LogRatio:
+        (one, summary), (other, its_summary) = rivals[first], rivals[second]
+        return _ratio(summary, one.arm, its_summary, other.arm, one.concurrency)
+
+    return stand_by({name: found.speedup or 0.0 for name, (found, _) in rivals.items()}, faster)
 
 
 def _ratio(

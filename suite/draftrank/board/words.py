@@ -178,6 +178,10 @@ SERVING_WORDS: tuple[Word, ...] = (
         "Output tokens after each request's first ÷ steps, where steps are these tokens less the accepted ones. Accepted tokens "
         "come from the engine's figures of each request, else from its counters around a round.",
     ),
-    Word("best k", "Of a draft measured with several k, the one with the highest speedup at a concurrency."),
+    Word(
+        "best k",
+        "Of a draft measured with several k, the one that is surely faster at a concurrency than each other one, by the rule of "
+        "ranks; where there is none, all that no other one is surely faster than, e.g. `2 or 4`.",
+    ),
 )
 """Terms of serving boards beside `WORDS`."""

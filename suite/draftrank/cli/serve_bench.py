@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from enum import StrEnum
 from json import dumps
 from pathlib import Path
 from statistics import median
@@ -13,7 +15,18 @@ from draftrank.cli.options import JsonOption, WorkspaceOption
 from draftrank.cli.output import ConsoleProgress, out, print_json
 
 if TYPE_CHECKING:
-    from draftrank.measure.serving_records import Round, ServingResult
+    from draftrank.measure.serving_records import ServingResult
+
+TUNED_K = (1, 2, 4, 8)
+"""What `--tune-k` measures."""
+
+
+class ClientName(StrEnum):
+    """Load generators whose files are written; see `measure.summaries.other_clients`."""
+
+    vllm_bench = "vllm-bench"
+    aiperf = "aiperf"
+    guidellm = "guidellm"
 
 
 def serve_bench(
@@ -50,6 +63,13 @@ def serve_bench(
         list[int] | None,
         typer.Option(help="Tokens proposed per step; repeatable, each an arm. Default: the recipe's.", min=1),
     ] = None,
+    tune_k: Annotated[
+        bool,
+        typer.Option(
+            "--tune-k",
+            help=f"Short for {' '.join(f'--k {k}' for k in TUNED_K)}: find the best k at each concurrency. --k goes before it.",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the order of prompts and of arrivals.", min=0)] = 0,
     idle: Annotated[
         float, typer.Option(help="Seconds without a byte after which a request counts as hung.", min=0.1)
@@ -57,14 +77,12 @@ def serve_bench(
     pause: Annotated[
         bool, typer.Option("--pause/--no-pause", help="Stop servers (SIGSTOP) while they have no load.")
     ] = True,
-    vllm_bench: Annotated[
-        Path | None,
-        typer.Option(
-            "--vllm-bench",
-            help="Write a file as `vllm bench serve` does for each arm and concurrency into this folder.",
-            metavar="DIR",
-            show_default=False,
-        ),
+    formats: Annotated[
+        list[ClientName] | None,
+        typer.Option("--format", help="Also write what this load generator writes, into --to; repeatable."),
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option(help="Folder for --format.", metavar="DIR", show_default=False)
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again even if it is measured.")] = False,
     json: JsonOption = False,
@@ -80,10 +98,17 @@ def serve_bench(
     from draftrank.board.serving_ranking import build_serving_boards
     from draftrank.catalog.workspace import Workspace
     from draftrank.cli.serving_tables import print_serving_board
+    from draftrank.errors import InvalidInputError
     from draftrank.store.store import Store
     from draftrank.workflows.serve_bench import ServeRequest
     from draftrank.workflows.serve_bench import serve_bench as measure
 
+    if (to is None) == bool(formats):
+        raise InvalidInputError.single(
+            "go together",
+            field="--format and --to",
+            fix="name the load generator, and a folder for its files",
+        )
     opened = Workspace.open(workspace)
     asked = ServeRequest(
         target=target,
@@ -95,7 +120,7 @@ def serve_bench(
         prompts=prompts,
         rounds=rounds,
         rate=rate,
-        k=tuple(k or ()),
+        k=tuple(k or (TUNED_K if tune_k else ())),
         seed=seed,
         idle_s=idle,
         pause=pause,
@@ -103,15 +128,15 @@ def serve_bench(
     )
     with Store.open(opened.store_url) as store, ConsoleProgress() as progress:
         result = measure(opened, asked, store, progress)
-    for board in build_serving_boards([result]):
-        print_serving_board(board)
+    (board,) = build_serving_boards([result])
+    print_serving_board(board)
     session = result.session
     for arm in session.arms:
         if arm.failure:
             out.print(f"{arm.id} failed: {arm.failure.splitlines()[0]}")
     out.print(f"serving session {session.id} kept in {opened.display(opened.state)}")
-    if vllm_bench is not None:
-        _write_vllm_bench(result, vllm_bench)
+    if to is not None:
+        _write(result, formats or (), to)
     if json:
         print_json(
             {
@@ -119,6 +144,7 @@ def serve_bench(
                 "finished": session.finished_at is not None,
                 "rounds": len(result.rounds),
                 "tokens_per_s": {arm.id: _throughputs(result, arm.id) for arm in session.arms},
+                "best_k": {row.draft: dict(row.best_k) for row in board.several_k},
                 "failures": {arm.id: arm.failure for arm in session.arms if arm.failure},
                 "warnings": session.warnings,
             }
@@ -127,23 +153,23 @@ def serve_bench(
         raise typer.Exit(1)
 
 
-def _write_vllm_bench(result: ServingResult, folder: Path) -> None:
-    from draftrank.measure.summaries.vllm_bench import vllm_bench_documents
+def _write(result: ServingResult, formats: Sequence[ClientName], folder: Path) -> None:
+    from draftrank.measure.summaries.other_clients import CLIENTS
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, document in vllm_bench_documents(result):
-        path = folder / f"{name}.json"
-        path.write_text(dumps(document, indent=1) + "\n", "utf-8")
-        out.print(f"written: {path}")
+    for name in formats:
+        for file, document in CLIENTS[name](result):
+            path = folder / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(dumps(document, indent=1) + "\n", "utf-8")
+            out.print(f"written: {path}")
 
 
 def _throughputs(result: ServingResult, arm: str) -> dict[str, float]:
-    """By concurrency, the median of the arm's rounds; of a block that was measured again the last attempt counts."""
-    found: dict[int, dict[int, Round]] = {}
-    for one in sorted(result.rounds, key=lambda one: one.attempt):
-        if one.arm == arm:
-            found.setdefault(one.concurrency, {})[one.index] = one
-    return {
-        str(concurrency): round(median(one.tokens / one.wall_s for one in rounds.values()), 3)
-        for concurrency, rounds in found.items()
-    }
+    """By concurrency, the median of the arm's rounds that count."""
+    from draftrank.measure.statistics.serving import standing_rounds
+
+    found: dict[int, list[float]] = {}
+    for (concurrency, _), block in standing_rounds(result.rounds).items():
+        if arm in block:
+            found.setdefault(concurrency, []).append(block[arm].tokens / block[arm].wall_s)
+    return {str(concurrency): round(median(values), 3) for concurrency, values in found.items()}

@@ -13,6 +13,7 @@ _LEGEND = (
     "Throughput over the plain server's in the same blocks, with its 95 % interval, by requests in flight: + surely faster, "
     "- surely slower, ~ not told apart. Accept, TPOT and TTFT are those with the fewest requests in flight."
 )
+_LEGEND_OF_K = " Of several k each column shows the one with the highest speedup; those joined by “or” are not told apart."
 _SIGNS = {"faster": "+", "slower": "-", "can't tell": "~"}
 
 
@@ -47,12 +48,15 @@ def print_serving_board(board: ServingBoard) -> None:
     for row in board.rows:
         table.add_row(*_cells(board, row), style="" if row.ranked else "dim")
     print_table(table)
+    for row in board.several_k:
+        best = ", ".join(f"{row.best_k_words(at)} at {at}" for at in row.best)
+        out.print(f"best k of {row.draft}: {best} in flight")
     for row in board.rows:
         for reason in row.reasons:
             out.print(Text.assemble(("not ranked: ", "yellow"), f"{row.draft}: {reason}"))
     for warning in newest.record.warnings:
         out.print(Text(warning, "yellow"))
-    out.print(Text(_LEGEND, "dim"))
+    out.print(Text(_LEGEND + (_LEGEND_OF_K if board.several_k else ""), "dim"))
 
 
 def _cells(board: ServingBoard, row: ServedRow) -> list[str]:

@@ -1,4 +1,4 @@
-"""The servers of a serving session: one a arm, started one after the other and paused while another one has load."""
+"""The servers of a serving session: one for each arm, started one after the other and paused while another one has load."""
 
 from __future__ import annotations
 

@@ -63,10 +63,27 @@ def test_of_several_k_the_best_one_is_shown_at_each_concurrency():
     assert {found.rank for figures in row.arms for found in figures} == {None}
 
 
+def test_the_best_k_is_named_where_it_is_surely_faster():
+    arms = {f"ngram-k{k}": an_arm(f"ngram-k{k}", k) for k in (1, 2, 5)}
+    drafts = {
+        "ngram-k1": {1: 1.2, 4: 1.3, 16: 0.9},
+        "ngram-k2": {1: 1.3, 4: 1.3, 16: 0.8},
+        "ngram-k5": {1: 1.5, 4: 1.1, 16: 0.7},
+    }
+    board = only(a_serving({**drafts, "suffix": 1.1}, arms=arms, seed=3))
+    row = rows_of(board)["ngram"]
+    assert row.best_k == {1: (5,), 4: (1, 2), 16: (1,)}
+    assert [row.best_k_words(at) for at in (1, 4, 16, 64)] == ["5", "1 or 2", "1", "–"]
+    assert rows_of(board)["suffix"].best_k == {}
+    ((document,),) = [one["rows"] for one in serving_document([only(a_serving(drafts, arms=arms, seed=3))])]
+    assert document["best_k"] == {"1": [5], "4": [1, 2], "16": [1]}
+
+
 def test_a_k_that_failed_a_gate_is_not_the_best():
     arms = {"ngram-k2": an_arm("ngram-k2", 2), "ngram-k5": an_arm("ngram-k5", 5, failure="no memory")}
     (row,) = only(a_serving({"ngram-k5": 2.0, "ngram-k2": 1.2}, arms=arms)).rows
     assert {found.k for found in row.best.values()} == {2}
+    assert row.best_k == {}  # nothing to compare it with
 
 
 def test_what_fails_a_gate_is_shown_with_its_reason_and_not_ranked():

@@ -39,6 +39,15 @@ def test_every_concurrency_has_a_column_with_sign_interval_and_rank(printed):
     assert "plain server tok/s: 3" in text
 
 
+def test_the_best_k_is_named_at_each_concurrency(printed):
+    arms = {"ngram-k2": an_arm("ngram-k2", 2), "ngram-k5": an_arm("ngram-k5", 5)}
+    speedups = {"ngram-k5": {1: 1.5, 4: 1.2, 16: 0.7}, "ngram-k2": {1: 1.2, 4: 1.2, 16: 0.9}}
+    text = printed(a_serving(speedups, arms=arms, seed=1))
+    assert "best k of ngram: 5 at 1, 2 or 5 at 4, 2 at 16 in flight" in text
+    assert "joined by “or” are not told apart" in " ".join(text.split())
+    assert "best k" not in printed(a_serving()).removeprefix(text)
+
+
 def test_what_is_not_ranked_is_told_with_its_reason(printed):
     arms = {"dead": an_arm("dead", draft=None, failure="no memory")}
     text = printed(a_serving({"dead": 1.0}, arms=arms, rate=2.0, warnings=("two groups",)))
