@@ -59,19 +59,26 @@ def test_an_exported_draft_runs_in_a_server_and_its_record_travels(root, tmp_pat
     assert document["acceptance"]["ratio"] == 1
     assert 0 <= document["rounding"] < 1e-3 < document["rounding_positions"]
     assert document["speculation"] == {"method": "draft_model", "num_speculative_tokens": 3}
-    run, published, _, _ = several(
+    run, published, _, _, exported = several(
         root,
         ["run", "--draft", "copy", "--backend", "transformers", "--dtype", "fp32"],
         ["publish", document["id"], "--json"],
         ["import", str(root / "leaderboard" / "parity")],
         ["site", "--out", str(tmp_path / "site")],
+        ["export", "copy", "--for", "vllm", "--for", "sglang", "--to", str(tmp_path / "out")],
     )
-    assert run.code == 0, run
+    assert run.code == exported.code == 0, (run, exported)
     (file,) = published.json["files"]
     assert Path(file).parent == root / "leaderboard" / "parity" / "tiny" / "copy" / "vllm"
     page = (tmp_path / "site" / "drafts" / "tiny" / "copy" / "index.html").read_text()
     assert "vLLM 0.32.0: parity holds" in page
-    assert "(ratio 1.00, 1.00 to 1.00), outputs identical" in page
+    told = "(ratio 1.00, 1.00 to 1.00), outputs identical"
+    assert told in page
+    vllm, sglang = ((tmp_path / "out" / name / "README.md").read_text() for name in ("vllm", "sglang"))
+    assert "Parity holds" in vllm
+    assert f"vLLM 0.32.0: acceptance length {found.json['acceptance']['there']:.2f} against" in vllm
+    assert told in vllm
+    assert "Not compared in SGLang" in sglang
     (listed,) = json.loads((tmp_path / "site" / "index.json").read_text())["parities"]
     assert listed == document
 

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from draftrank.board.formats import day, decimal, span, times
+from draftrank.board.parity import proofs_of
 from draftrank.board.recipe_text import recipe_sentence, recipe_yaml
 from draftrank.board.rows import Board, BoardRow
-from draftrank.catalog.programs import ProgramUse
+from draftrank.catalog.programs import NAMES, ProgramUse
 from draftrank.catalog.target import Target
+from draftrank.measure.parity import Parity
 from draftrank.measure.records import DraftBuild
 
 
@@ -18,6 +20,7 @@ def model_card(
     build: DraftBuild,
     target: Target,
     boards: Iterable[Board],
+    parities: Sequence[Parity],
     uses_: Sequence[ProgramUse],
     facts: dict[str, str],
 ) -> str:
@@ -27,6 +30,7 @@ def model_card(
         build: the draft as recorded.
         target: the declaration of its target.
         boards: boards whose rows of these very weights are shown.
+        parities: records of which the newest of these very weights in each program is told.
         uses_: how programs are given the draft.
         facts: further lines of the lineage, by name.
     """
@@ -60,7 +64,7 @@ def model_card(
         "## Measured",
         _measured(build, boards),
         "## Use it",
-        *map(_use, uses_),
+        *(_use(use, _parity(build, parities, use.program)) for use in uses_),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -107,7 +111,29 @@ def _line(board: Board, row: BoardRow) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _use(use: ProgramUse) -> str:
+def _parity(build: DraftBuild, parities: Sequence[Parity], program: str) -> str:
+    """What the draft does in a program beside draftrank's engine, in sentences."""
+    of_these = [
+        one
+        for one in parities
+        if NAMES[one.engine] == program
+        and (one.build.weights_sha256, one.build.recipe_sha256) == (build.weights_sha256, build.recipe_sha256)
+    ]
+    if not of_these:
+        return f"Not compared in {program} with draftrank's engine."
+    told = []
+    for proof in proofs_of(of_these):
+        one = proof.parity
+        on = f"{one.suite}, {one.dtype}, k={one.num_speculative_tokens}, {day(one.created_at)}"
+        more = (*(f"{reason[:1].upper()}{reason[1:]}." for reason in proof.report.reasons), *one.differs)
+        told.append(
+            f"{proof.verdict.capitalize()} with draftrank's engine (\u201chere\u201d: {one.backend}) on the same prompts ({on}). "
+            + " ".join((f"{proof.sentence}.", *more))
+        )
+    return "\n\n".join(told)
+
+
+def _use(use: ProgramUse, parity: str) -> str:
     remark = f"\n\n{use.remark[:1].upper()}{use.remark[1:]}." if use.remark else ""
     snippet = f"\n\n```{use.language}\n{use.snippet}\n```" if use.snippet else ""
-    return f"### {use.program}{remark}{snippet}"
+    return f"### {use.program}{remark}{snippet}\n\n{parity}"

@@ -12,6 +12,7 @@ from draftrank.measure.parity import LengthRatio, Parity, ParityReport, report_o
 
 NOT_SHOWN = ("build", "tasks", "machine", "turns")
 """Fields of a record that the document leaves out."""
+_VERDICTS = {"holds": "parity holds", "fails": "no parity", "undecided": "undecided"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,11 @@ class Proof:
     def engine(self) -> str:
         """The engine and its version."""
         return f"{NAMES[self.parity.engine]} {self.parity.engine_version}"
+
+    @property
+    def verdict(self) -> str:
+        """`parity holds`, `no parity` or `undecided`."""
+        return _VERDICTS[self.report.verdict]
 
     @property
     def sentence(self) -> str:

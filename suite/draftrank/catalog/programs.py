@@ -28,6 +28,12 @@ _WRITTEN_OUT: dict[Trait, str] = {
     "shared layers": "layers that share weights are written out, so that it takes more memory than was measured",
 }
 """What differs in the form that is written from what was measured."""
+_NO_MAP = (
+    "no token map is written for its trimmed head: with STANDALONE, SGLang 0.5 looks proposals up in "
+    "`--speculative-token-map`, but computes the draft's head over all tokens, so that they would be other tokens"
+)
+"""SGLang cuts a head to the map's tokens only for the algorithm EAGLE, whose drafts use the target's head. `STANDALONE` leaves
+that out (`init_lm_head` of its draft worker), and its loader refuses a head of fewer rows than the vocabulary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +98,10 @@ def uses_of_model(traits: Collection[Trait], model: str, folder: str, k: int) ->
         if reason is not None:
             found.append(ProgramUse(NAMES[program], language, None, reason))
             continue
-        found.append(ProgramUse(NAMES[program], language, snippet, differs))
+        known = [differs] if differs else []
+        if program == "sglang" and "trimmed head" in traits and "EAGLE-3 head" not in traits:
+            known.append(_NO_MAP)
+        found.append(ProgramUse(NAMES[program], language, snippet, "; ".join(known) or None))
     return tuple(found)
 
 

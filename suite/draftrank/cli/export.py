@@ -47,7 +47,7 @@ def export(
     """
     from draftrank.catalog.programs import NAMES, PROGRAMS, Program
     from draftrank.catalog.workspace import Workspace
-    from draftrank.cli.results import read_results
+    from draftrank.cli.results import open_archive
     from draftrank.errors import InvalidInputError
     from draftrank.jobs.session import default_target
     from draftrank.workflows.export import export as export_draft
@@ -56,13 +56,16 @@ def export(
         raise InvalidInputError.single("cannot be had together", field="--all and --for", fix="leave one out")
     wanted: list[Program] = [one for one in PROGRAMS if one in (programs or ("transformers",))]
     opened = Workspace.open(workspace)
+    with open_archive(opened) as archive:
+        results, parities = tuple(map(archive.result, archive.sessions)), archive.parities
     with ConsoleProgress() as progress:
         done = export_draft(
             opened,
             target or default_target(opened),
             draft,
             to,
-            read_results(opened),
+            results,
+            parities,
             programs=() if every else wanted,
             device=device.value,
             progress=progress,

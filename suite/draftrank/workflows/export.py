@@ -16,6 +16,7 @@ from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.workspace import Workspace
 from draftrank.errors import BuildError, DraftrankError, InvalidInputError
 from draftrank.jobs.session import build
+from draftrank.measure.parity import Parity
 from draftrank.measure.records import SessionResult
 from draftrank.measure.sessions.plan import DraftArm
 from draftrank.progress import Progress, SilentProgress
@@ -48,6 +49,7 @@ def export(
     draft: str,
     to: Path,
     results: Sequence[SessionResult],
+    parities: Sequence[Parity],
     *,
     programs: Sequence[Program] = ("transformers",),
     device: Device | Auto = "cpu",
@@ -61,6 +63,7 @@ def export(
         draft: the draft's id.
         to: a new or empty folder. The form of one program lies in it, those of several in folders named after them.
         results: what is known of its speed.
+        parities: what is known of it in other programs.
         programs: for which; none: for all that have a form, and the others are told.
         device: where to build it.
         progress: told how far it is.
@@ -95,7 +98,7 @@ def export(
         place.mkdir(exist_ok=True)
         try:
             with progress.stage(f"write it for {NAMES[program]}"):
-                forms.append(_write(workspace, recipe, program, place, arm, results, progress))
+                forms.append(_write(workspace, recipe, program, place, arm, results, parities, progress))
         except DraftrankError as error:
             if programs:
                 raise
@@ -111,6 +114,7 @@ def _write(
     to: Path,
     arm: DraftArm,
     results: Sequence[SessionResult],
+    parities: Sequence[Parity],
     progress: Progress,
 ) -> Exported:
     from draftrank.building.export.folder import write_form
@@ -137,6 +141,6 @@ def _write(
         "built": f"{facts['created_at']} on {facts['device']} in {arm.build.build_s:.0f} s with "
         + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
     }
-    card = model_card(arm.build, target, build_boards(results), (use,), lineage)
+    card = model_card(arm.build, target, build_boards(results), parities, (use,), lineage)
     (to / "README.md").write_text(card, "utf-8")
     return Exported(program, to, (*sorted(path.name for path in files), "README.md"), use)

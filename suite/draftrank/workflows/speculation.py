@@ -36,7 +36,7 @@ def export_draft(
         return ensure_model(draft.source, workspace.fetch_context(progress)) if draft.source else None
     if not draft.has_weights:
         return None
-    done = export(workspace, recipe.target, recipe.id, to, (), programs=(engine,), progress=progress)
+    done = export(workspace, recipe.target, recipe.id, to, (), (), programs=(engine,), progress=progress)
     (form,) = done.forms
     return form.folder / form.files[0] if engine == "llama.cpp" else form.folder
 

@@ -64,6 +64,19 @@ def test_every_program_has_a_form_or_a_reason(draft, missing):
 
 
 TRIM = {"kind": "trim_vocabulary", "keep_tokens": 40}
+
+
+@pytest.mark.parametrize(
+    ("draft", "told"),
+    [(declared(TRIM), {"SGLang"}), (declared(DROP), set()), (declared({"kind": "eagle_head"}, TRIM), set())],
+    ids=["trimmed", "whole", "eagle3"],
+)
+def test_sglang_is_given_no_token_map_and_the_reason_is_told(draft, told):
+    uses = draft.uses("MODEL", "DIR", 3)
+    assert {use.program for use in uses if "no token map" in (use.remark or "")} == told
+    assert not any("token-map" in (use.snippet or "") for use in uses)
+
+
 THIN = [{"kind": "factorize", "keep_parameters": 0.5}, TRIM, {"kind": "factorize_head", "rank": 32}]
 
 
