@@ -133,20 +133,22 @@ _TOOLTIP = [
 _SPEEDUP = {"type": "quantitative", "title": "speedup", "scale": {"zero": False, "nice": True, "padding": 12}}
 
 
-def _spec(layers: list[dict[str, Any]], *transforms: dict[str, Any]) -> dict[str, Any]:
+def layered(layers: list[dict[str, Any]], *transforms: dict[str, Any]) -> dict[str, Any]:
+    """The specification of layers over the rows that are left by the transforms."""
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
         "width": WIDTH,
         "height": HEIGHT,
         "autosize": {"type": "fit-x", "contains": "padding"},
         "data": {"name": "drafts"},
-        "transform": [
-            {"filter": "datum.ranked && isValid(datum.speedup)"},
-            {"calculate": _HOW, "as": "how"},
-            *transforms,
-        ],
+        "transform": list(transforms),
         "layer": layers,
     }
+
+
+def _spec(layers: list[dict[str, Any]], *transforms: dict[str, Any]) -> dict[str, Any]:
+    ranked = {"filter": "datum.ranked && isValid(datum.speedup)"}
+    return layered(layers, ranked, {"calculate": _HOW, "as": "how"}, *transforms)
 
 
 def _points(x: dict[str, Any], **of_intervals: Any) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from draftrank.board.serving import ServedFigures, ServedRow, ServingBoard
-from draftrank.board.site.plots import HEIGHT, WIDTH, Plot, readable
+from draftrank.board.site.plots import Plot, layered, readable
 
 CURVE, TRADE_OFF = "curve", "trade-off"
 PLAIN = "plain server"
@@ -78,18 +78,6 @@ _TOOLTIP = [
 ]
 
 
-def _spec(layers: list[dict[str, Any]], *transforms: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
-        "width": WIDTH,
-        "height": HEIGHT,
-        "autosize": {"type": "fit-x", "contains": "padding"},
-        "data": {"name": "drafts"},
-        "transform": list(transforms),
-        "layer": layers,
-    }
-
-
 def _curve(board: ServingBoard) -> Plot:
     draft = _told_apart(board, plain=False)
     x = {
@@ -139,7 +127,7 @@ def _curve(board: ServingBoard) -> Plot:
         "Speedup against concurrency",
         "Each draft's speedup with its 95 % interval over the number of requests in flight. Above the dashed line it pays. "
         f"“off” marks the switch-off point. Uncertainty of the switch-off points: {ends}.",
-        _spec([no_gain, intervals, lines, points, off], {"filter": "isValid(datum.speedup)"}),
+        layered([no_gain, intervals, lines, points, off], {"filter": "isValid(datum.speedup)"}),
     )
 
 
@@ -166,7 +154,7 @@ def _trade_off(board: ServingBoard) -> Plot:
         "Tokens per second: each user's against the total",
         "Points further right serve each user faster, higher ones serve more in total. The dashed "
         "line is the Pareto frontier of the plain server, the solid line that of the drafts; numbers are concurrencies.",
-        _spec(
+        layered(
             [
                 _line(board.plain_frontier, x, y, [6, 3]),
                 _line(board.frontier, x, y, [1, 0]),
