@@ -54,7 +54,7 @@ def blocks(
     sys.stderr.write("\n")
 
 
-def compared(ours: Decoded, theirs: Decoded, whose: str) -> dict[str, object]:
+def compared(ours: Decoded, theirs: Decoded, whose: str) -> dict[str, Any]:
     """Our tokens per second over those of another, with a 95 % interval by the jackknife over prompts."""
     rows = [
         (their_s, their_n, our_s, our_n)
