@@ -1,12 +1,14 @@
-"""Parity in the real engines, on a real target. Each is skipped with the command that sets it up."""
+"""Parity and serving in the real engines, on a real target. Each is skipped with the command that sets it up."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from math import ceil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -16,9 +18,15 @@ from draftrank.engine.proposer import Proposal
 from draftrank.engine.proposers.ngram import NgramProposer
 from draftrank.errors import MissingDataError
 from draftrank.measure.parity import ParityReport, report_of
+from draftrank.measure.summaries.serving import summarise_serving
+from draftrank.models.eagle_head import PublishedHead, weight_shapes
+from draftrank.models.eagle_writing import write_published_head
+from draftrank.models.loading import read_config
 from draftrank.models.target_folder import ensure_target
 from draftrank.serving.engines import find_engine
+from draftrank.store.store import Store
 from draftrank.workflows.parity import ParityRequest, parity
+from draftrank.workflows.serve_bench import ServeRequest, serve_bench
 from workspaces import REPOSITORY
 
 pytestmark = [pytest.mark.engine, pytest.mark.real_model, pytest.mark.timeout(1800)]
@@ -67,6 +75,31 @@ draft:
 speculate:
   num_speculative_tokens: 3
 """
+RANDOM_HEAD = """\
+schema_version: 1
+id: random-head
+target: smollm2-135m-instruct
+title: A head of random weights
+authors:
+  - name: Test
+draft:
+  kind: eagle
+  source:
+    kind: local
+    path: models/random-head
+  licence: Apache-2.0
+speculate:
+  num_speculative_tokens: 3
+"""
+SERVER = """\
+schema_version: 1
+id: exact
+title: In fp32
+engine: {engine}
+dtype: fp32
+context: 1024
+max_requests: 2
+{more}"""
 SUITE = """\
 schema_version: 1
 id: short
@@ -91,27 +124,56 @@ def workspace(tmp_path_factory) -> Workspace:
         shutil.copy(REPOSITORY / "drafts" / TARGET / name, root / "drafts" / TARGET / name)
     (root / "drafts" / TARGET / "copy.yaml").write_text(COPY)
     (root / "drafts" / TARGET / "head.yaml").write_text(HEAD)
+    (root / "drafts" / TARGET / "random-head.yaml").write_text(RANDOM_HEAD)
     (root / "tasks" / "suites" / "short.yaml").write_text(SUITE)
     (root / ".engines").symlink_to(REPOSITORY / ".engines")
     opened = Workspace(root, root / ".draftrank")
     (root / ".draftrank").mkdir()
     here = Workspace.open(REPOSITORY)
     try:  # converted once for all tests of the repository
-        ensure_target(here.target(TARGET), here.fetch_context())
+        target = ensure_target(here.target(TARGET), here.fetch_context())
     except MissingDataError as error:
         pytest.skip(str(error))
+    write_random_head(root / "models" / "random-head", target.path)
     (root / ".draftrank" / "cache").mkdir()
     for name in ("targets", "sources"):
         (root / ".draftrank" / "cache" / name).symlink_to(here.cache / name)
     return opened
 
 
+def write_random_head(folder: Path, target: Path) -> None:
+    """An EAGLE-3 head as it is published, that says every 48th token of its target."""
+    config = read_config(target)
+    names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+    names += ("hidden_act", "rms_norm_eps", "max_position_embeddings", "rope_parameters", "vocab_size")
+    head = PublishedHead(
+        architecture="eagle3",
+        config={name: getattr(config, name) for name in names}
+        | {"num_hidden_layers": 1, "attention_bias": False, "tie_word_embeddings": False},
+        aux_layers=None,
+        norm_before_residual=False,
+        token_ids=torch.arange(0, config.vocab_size, 48),
+        tensors={},
+    )
+    generator = torch.Generator().manual_seed(0)
+    for name, shape in weight_shapes(head, config.hidden_size).items():
+        if len(shape) == 2 and name != "embed_tokens.weight":
+            head.tensors[name] = torch.randn(shape, generator=generator) / shape[1] ** 0.5
+        elif name.endswith("norm.weight"):
+            head.tensors[name] = torch.ones(shape)
+    write_published_head(head, "vllm", folder)
+
+
+def require(engine: str, workspace: Workspace) -> None:
+    try:
+        find_engine(engine, workspace.root)
+    except MissingDataError as error:
+        pytest.skip(str(error))
+
+
 def prove(workspace: Workspace, draft: str, engine: str, task: str) -> ParityReport:
     if engine != "transformers":
-        try:
-            find_engine(engine, workspace.root)
-        except MissingDataError as error:
-            pytest.skip(str(error))
+        require(engine, workspace)
     asked = ParityRequest(TARGET, draft, engine, suite="short", tasks=(task,))
     return report_of(parity(workspace, asked))
 
@@ -123,6 +185,34 @@ def test_an_exported_draft_model_is_accepted_as_often_as_here(workspace, engine)
     assert report.overall.here is not None
     assert report.overall.here > 3.5
     assert report.outputs.breaks == report.target.breaks == 0
+
+
+@pytest.mark.parametrize("engine", ["vllm", "llama.cpp"])
+def test_a_server_takes_all_of_its_target_as_a_draft_and_nothing_of_a_random_head(workspace, engine):
+    require(engine, workspace)
+    more = "kv_cache_gib: 1\n" if engine == "vllm" else ""
+    server = SERVER.format(engine=engine, more=more)
+    (workspace.root / "tasks" / "servers" / "exact.yaml").write_text(server)
+    drafts = ("copy", "random-head")
+    asked = ServeRequest(TARGET, "exact", drafts, (1, 2), suite="short", tasks=("math",), prompts=2, rounds=1)
+    with Store.open(workspace.store_url) as store:
+        result = serve_bench(workspace, asked, store)
+    assert not [arm.failure for arm in result.session.arms if arm.failure]
+    summary = summarise_serving(result)
+    for arm in summary.arms:
+        for cell in arm.cells.values():
+            assert cell.fidelity.lossless, (arm.arm.id, cell.fidelity)
+            (measured,) = cell.rounds
+            assert {request.end for request in measured.requests} <= {"length", "stop"}
+            assert {request.disagreement for request in measured.requests} == {None}
+    cells = {arm.arm.id: [*arm.cells.values()] for arm in summary.arms}
+    copied, drawn = (
+        [request for cell in cells[draft] for one in cell.rounds for request in one.requests]
+        for draft in drafts
+    )
+    steps = sum(request.tokens - 1 - request.accepted for request in copied)
+    assert steps == pytest.approx(sum(ceil((request.tokens - 1) / 4) for request in copied), rel=0.05)
+    assert sum(request.accepted for request in drawn) < 0.02 * sum(request.proposed for request in drawn)
 
 
 @pytest.mark.nightly
