@@ -25,7 +25,8 @@ FRONT_TARGET = "smollm2-135m-instruct"
 """The target of the first run, whose board stands on the front page."""
 FRONT_ROWS = 6
 SECTION = re.compile(
-    r"(<!-- (?P<kind>board|leaders|boards|servings):? ?(?P<names>[\w. -]*?) -->\n).*?(<!-- /(?P=kind) -->)", re.DOTALL
+    r"(<!-- (?P<kind>board|leaders|boards|servings):? ?(?P<names>[\w. -]*?) -->\n).*?(<!-- /(?P=kind) -->)",
+    re.DOTALL,
 )
 
 

@@ -139,8 +139,12 @@ def test_a_serving_board_is_a_table_with_a_column_for_each_concurrency():
     found = a_serving({"ngram-k2": 0.9, "ngram-k5": {1: 1.5, 4: 1.2, 16: 0.6}, "dead": 1.0}, arms=arms)
     (board,) = build_serving_boards([found])
     text = script("results").server(board)
-    assert text.startswith("**vLLM 0.32 bf16, server `vllm-cpu`, suite `quick`.** Version 0.3, 2026-11-30. 16 prompt turns")
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line[:1] == "|"]
+    assert text.startswith(
+        "**vLLM 0.32 bf16, server `vllm-cpu`, suite `quick`.** Version 0.3, 2026-11-30. 16 prompt turns"
+    )
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line[:1] == "|"
+    ]
     assert lines[0] == ["draft", "1", "4", "16", "switch-off", "accept"]
     cells = dict(zip(lines[0], next(line for line in lines if line[0] == "`ngram`"), strict=True))
     (row,) = (row for row in board.rows if row.draft == "ngram")

@@ -35,7 +35,12 @@ def test_a_technique_is_what_the_server_ran_by_whatever_name():
         "copies": "ngram",
     }
     here = a_session(dict.fromkeys(methods, 1.2), methods)
-    methods = {"head": "draft-eagle3", "small": "draft-simple", "copies": "ngram-simple", "cache": "ngram-cache"}
+    methods = {
+        "head": "draft-eagle3",
+        "small": "draft-simple",
+        "copies": "ngram-simple",
+        "cache": "ngram-cache",
+    }
     there = a_session(dict.fromkeys(methods, 1.2), methods, seed=1, **LLAMA)
     both = found(here, there)
     assert list(both) == ["n-gram", "suffix decoding", "draft model", "EAGLE-3 head", "mtp", "ngram-cache"]

@@ -319,9 +319,7 @@ def _draft(
         render.page(files, addresses.badge(target, draft), "badge.svg.j2", badge=charts.badge(newest.row))
 
 
-def _entries(
-    boards: Sequence[Board], servings: Sequence[ServingBoard]
-) -> dict[tuple[str, str], list[Entry]]:
+def _entries(boards: Sequence[Board], servings: Sequence[ServingBoard]) -> dict[tuple[str, str], list[Entry]]:
     """A draft's results on all boards, by target and draft; none of one that only servers have measured."""
     entries: dict[tuple[str, str], list[Entry]] = {
         (board.key.target, row.draft): [] for board in servings for row in board.rows

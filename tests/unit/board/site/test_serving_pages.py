@@ -168,7 +168,10 @@ def test_the_study_tells_what_concurrency_does_to_each_technique(out):
     text = text_of(out, "study.html").split("What concurrency does to each technique")[1]
     board = servings[0]
     ngram = next(row for row in board.rows if row.draft == "ngram")
-    assert f"n-gram: for tiny-target in vLLM 0.32 bf16 the speedup falls from {ngram.best[1].speedup:.2f}×" in text
+    assert (
+        f"n-gram: for tiny-target in vLLM 0.32 bf16 the speedup falls from {ngram.best[1].speedup:.2f}×"
+        in text
+    )
     assert "mtp: for tiny-target" in text
     for at, sign in ((1, "▲"), (16, "▼")):
         cell = ngram.best[at]
@@ -190,7 +193,9 @@ def test_the_table_of_servers_has_a_line_for_each_arm_and_concurrency(out):
     arms = {
         "ngram-k2": an_arm("ngram-k2", 2),
         "ngram-k5": an_arm("ngram-k5", 5),
-        "dead": an_arm("dead", draft=build("dead", recipe=build("dead").recipe | {"title": "=cmd()"}), failure="no"),
+        "dead": an_arm(
+            "dead", draft=build("dead", recipe=build("dead").recipe | {"title": "=cmd()"}), failure="no"
+        ),
     }
     servings = served(a_serving({"ngram-k2": 0.9, "ngram-k5": CURVE, "dead": 1.0}, arms=arms, noise=0.005))
     write_site(render_pages(own(), servings=servings, plots=False), out)
