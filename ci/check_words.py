@@ -51,11 +51,11 @@ TEXT_WORDS: dict[str, str] = {
 `--fused` and its like in help texts."""
 TEXT = ("*.md", "leaderboard/templates/*", "leaderboard/static/*", ".github/*", "Makefile")
 EXEMPT = (
-    "ci/check_words.py", "CHANGELOG.md", "LICENSE", "leaderboard/results/*", "drafts/*/kept/*", "tasks/prompts/*",
-    "suite/draftrank/store/migrations/*", "*.png", "*.lock", "ci/constraints.txt",
+    "ci/check_words.py", "CHANGELOG.md", "LICENSE", "leaderboard/results/*", "leaderboard/*.json", "drafts/*/kept/*",
+    "tasks/prompts/*", "suite/draftrank/store/migrations/*", "*.png", "*.lock", "ci/constraints.txt",
 )  # fmt: skip
 KEPT = "(old word)"
-PUBLISHED = re.compile(r"<!-- (board|boards|leaders)\b[^>]*-->.*?<!-- /\1 -->", re.DOTALL)
+PUBLISHED = re.compile(r"<!-- (board|boards|leaders|servings)\b[^>]*-->.*?<!-- /\1 -->", re.DOTALL)
 
 
 def files() -> Iterator[str]:

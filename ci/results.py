@@ -12,9 +12,11 @@ from pathlib import Path
 
 from draftrank.board.formats import day, decimal, rank, span, times
 from draftrank.board.ranking import build_boards
-from draftrank.board.rows import Board, BoardRow
+from draftrank.board.rows import Board, BoardKey, BoardRow
+from draftrank.board.serving import ServedRow, ServingBoard, ServingKey
+from draftrank.board.serving_ranking import build_serving_boards
 from draftrank.store.bundle import load_results
-from draftrank.version import __version__
+from draftrank.store.serving_bundle import SERVING_FILES
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -23,7 +25,8 @@ FRONT_TARGET = "smollm2-135m-instruct"
 """The target of the first run, whose board stands on the front page."""
 FRONT_ROWS = 6
 SECTION = re.compile(
-    r"(<!-- (?P<kind>board|leaders|boards):? ?(?P<names>[\w. -]*?) -->\n).*?(<!-- /(?P=kind) -->)", re.DOTALL
+    r"(<!-- (?P<kind>board|leaders|boards|servings):? ?(?P<names>[\w. -]*?) -->\n).*?(<!-- /(?P=kind) -->)",
+    re.DOTALL,
 )
 
 
@@ -32,6 +35,13 @@ def published() -> tuple[Board, ...]:
     """The boards of the published bundles, best first: the newest version, the suite with the most prompts, the
     fastest baseline."""
     return tuple(sorted(build_boards(load_results(None, ROOT / "leaderboard" / "results")), key=_order))
+
+
+@cache
+def published_servings() -> tuple[ServingBoard, ...]:
+    """The serving boards of the published sessions, the newest version and then the front page's target first."""
+    boards = build_serving_boards(SERVING_FILES.read_all(ROOT / "leaderboard" / "serving"))
+    return tuple(sorted(boards, key=lambda board: (board.key.archived, board.key.target != FRONT_TARGET)))
 
 
 def _order(board: Board) -> tuple[tuple[int, ...], int, float, str]:
@@ -80,11 +90,14 @@ def with_results(page: str) -> str:
 
 
 def section(kind: str, names: Sequence[str]) -> str:
-    """One section: the front page's board, the leading drafts, or all boards of a target and machine class."""
+    """One section: the front page's board, the leading drafts, all serving boards, or all boards of a target and machine
+    class."""
     if kind == "board":
         return front()
     if kind == "leaders":
         return leaders()
+    if kind == "servings":
+        return servings()
     target, machine_class = names
     boards = of_machine(target, machine_class)
     return "\n".join([plain_decoding(boards), *map(whole, boards)])
@@ -97,7 +110,7 @@ def front() -> str:
     return (
         f"`{board.key.target}` on `{board.key.machine_class}`, {board.key.backend_and_dtype}, {newest.prompts} "
         f"prompts of\n{len(board.tasks)} tasks, one request at a time. Plain decoding gives "
-        f"{decimal(newest.baseline_tokens_per_second, 1)} tokens/s. {_version(board)}, {day(newest.measured_at)}.\n\n"
+        f"{decimal(newest.baseline_tokens_per_second, 1)} tokens/s. {_version(board.key)}, {day(newest.measured_at)}.\n\n"
         + table(
             ("rank", "draft", "speedup (95 %)", "accept", "tokens/s", "output"),
             (
@@ -171,12 +184,64 @@ def whole(board: Board) -> str:
         if noise
         else "unknown"
     )
-    head = f"**{key.backend_and_dtype}, suite `{key.suite}`, {key.mode}.** {_version(board)}, {day(newest.measured_at)}. "
+    head = f"**{key.backend_and_dtype}, suite `{key.suite}`, {key.mode}.** {_version(key)}, {day(newest.measured_at)}. "
     head += f"Baseline {decimal(newest.baseline_tokens_per_second, 1)} tokens/s, A/A {apart}, {newest.prompts} prompts.\n\n"
     names = ("rank", "draft", "k", "speedup (95 %)", "slowest task", "fastest task", "accept", "cost")
     lines = table((*names, "tokens/s", "output"), map(_cells, board.rows))
     reasons = [f"- Not ranked: `{row.draft}` {row.reason}.\n" for row in board.rows if not row.ranked]
     return head + lines + ("\n" + "".join(reasons) if reasons else "")
+
+
+def servings() -> str:
+    """Every serving board, by target and machine class."""
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for board in published_servings():
+        grouped.setdefault((board.key.target, board.key.machine_class), []).append(server(board))
+    return (
+        "\n".join(
+            f"### `{target}` on `{machine_class}`\n\n" + "\n".join(boards)
+            for (target, machine_class), boards in grouped.items()
+        )
+        or "No serving session is published.\n"
+    )
+
+
+def server(board: ServingBoard) -> str:
+    """One serving board: the plain server, and each draft with a column for each concurrency."""
+    newest, key = board.newest, board.key
+    load = f", {key.rate:g} requests/s" if key.rate is not None else ""
+    head = (
+        f"**{key.engine_and_dtype}, server `{key.server}`, suite `{key.suite}`{load}.** {_version(key)}, "
+        f"{day(newest.measured_at)}. {len(newest.record.turns)} prompt turns, {newest.record.rounds} rounds. Speedup by "
+        "requests in flight.\n\n"
+    )
+    throughput: list[str] = []
+    noise: list[str] = []
+    for at in board.concurrencies:
+        plain, found = newest.plain.get(at), newest.noise.get(at)
+        throughput.append(decimal(plain.throughput if plain else None, 1))
+        noise.append(span((found.interval.low, found.interval.high) if found and found.interval else None))
+    rows = [
+        ("plain server, tokens/s", *throughput, "", "1.00"),
+        ("plain server, A/A", *noise, "", ""),
+        *(_served(board, row) for row in board.rows),
+    ]
+    lines = table(("draft", *map(str, board.concurrencies), "switch-off", "accept"), rows)
+    reasons = [f"- Not ranked: `{row.draft}` {reason}.\n" for row in board.rows for reason in row.reasons]
+    return head + lines + ("\n" + "".join(reasons) if reasons else "")
+
+
+def _served(board: ServingBoard, row: ServedRow) -> tuple[str, ...]:
+    cells = []
+    for at in board.concurrencies:
+        found = row.best.get(at)
+        if found is None or not found.ranked:
+            cells.append("–" if found is None else "not ranked")
+        else:
+            k = f", k={found.k}" if len(row.arms) > 1 else ""
+            cells.append(f"{times(found.speedup)} ({span(found.ci)}){k}")
+    first = next(iter(row.best.values()))
+    return (f"`{row.draft}`", *cells, row.switch_off.words, decimal(first.acceptance_length))
 
 
 def _cells(row: BoardRow) -> tuple[str, ...]:
@@ -199,9 +264,8 @@ def _speedup(row: BoardRow | None) -> str:
     return f"{times(row.speedup)} ({span(row.ci)})" if row else "–"
 
 
-def _version(board: Board) -> str:
-    version = board.key.draftrank_version
-    return f"Version {version}" + (" (archived)" if _minor(version) < _minor(__version__) else "")
+def _version(key: BoardKey | ServingKey) -> str:
+    return f"Version {key.draftrank_version}" + (" (archived)" if key.archived else "")
 
 
 def table(names: Sequence[str], cells: Iterable[Sequence[str]]) -> str:

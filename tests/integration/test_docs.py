@@ -118,6 +118,45 @@ def test_the_results_page_has_a_section_for_every_published_machine():
     assert sorted(sections) == sorted(folders)
 
 
+def test_the_results_page_has_every_published_serving_board():
+    section = PAGES["docs/results.md"].split("<!-- servings -->")[1].split("<!-- /servings -->")[0]
+    published = script("results").published_servings()
+    for board in published:
+        assert f"### `{board.key.target}` on `{board.key.machine_class}`\n" in section
+        assert all(f"| `{row.draft}`" in section for row in board.rows)
+    assert section.count("| plain server, A/A ") == len(published)
+
+
+def test_a_serving_board_is_a_table_with_a_column_for_each_concurrency():
+    from draftrank.board.serving_ranking import build_serving_boards
+    from servings import a_serving, an_arm
+
+    arms = {
+        "ngram-k2": an_arm("ngram-k2", 2),
+        "ngram-k5": an_arm("ngram-k5", 5),
+        "dead": an_arm("dead", failure="the server ended with code 1"),
+    }
+    found = a_serving({"ngram-k2": 0.9, "ngram-k5": {1: 1.5, 4: 1.2, 16: 0.6}, "dead": 1.0}, arms=arms)
+    (board,) = build_serving_boards([found])
+    text = script("results").server(board)
+    assert text.startswith(
+        "**vLLM 0.32 bf16, server `vllm-cpu`, suite `quick`.** Version 0.3, 2026-11-30. 16 prompt turns"
+    )
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line[:1] == "|"
+    ]
+    assert lines[0] == ["draft", "1", "4", "16", "switch-off", "accept"]
+    cells = dict(zip(lines[0], next(line for line in lines if line[0] == "`ngram`"), strict=True))
+    (row,) = (row for row in board.rows if row.draft == "ngram")
+    best = row.best[1]
+    assert cells["1"] == f"{best.speedup:.2f}× ({best.ci[0]:.2f}–{best.ci[1]:.2f}), k=5"
+    assert cells["16"].endswith("k=2")
+    assert cells["switch-off"] == row.switch_off.words == "between 4 and 16"
+    assert cells["accept"] == f"{best.acceptance_length:.2f}"
+    assert lines[2][1:4] == [f"{board.newest.plain[at].throughput:.1f}" for at in (1, 4, 16)]
+    assert "- Not ranked: `dead` failed: the server ended with code 1.\n" in text
+
+
 def test_the_picture_shows_the_front_pages_board():
     picture = (ROOT / "docs" / "board.png").read_bytes()
     shown = script("board_picture").board_of(picture)

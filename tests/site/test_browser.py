@@ -207,6 +207,7 @@ def kinds(boards, servings):
         draft_page(target, "middle"),
         draft_page(target, "evil"),
         draft_page(target, "d" * 60),
+        draft_page(target, "dead"),
         target_page(target),
         task_page("math"),
         machine_page("cpu-2core"),
@@ -435,7 +436,7 @@ def test_the_keyboard_is_enough(ranking):
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_no_page_is_wider_than_the_window(width, visit, server, boards, servings):
-    for address in kinds(boards, servings)[:7]:
+    for address in (*kinds(boards, servings)[:9], "study.html"):
         found = visit(f"{server}/{address}", viewport={"width": width, "height": 900})
         over = found.page.evaluate(
             "document.documentElement.scrollWidth - document.documentElement.clientWidth"

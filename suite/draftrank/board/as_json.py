@@ -14,8 +14,8 @@ from draftrank.measure.statistics.estimates import Estimate
 SCHEMA_VERSION = 1
 NOT_SHOWN = ("build", "summary", "findings")
 """Fields of a row that the document leaves out."""
-SERVED_NOT_SHOWN = ("arms", "switch_off")
-"""Fields of a served row that the document gives in another form."""
+SERVED_NOT_SHOWN = ("arms", "switch_off", "build")
+"""Fields of a served row that the document leaves out or gives in another form."""
 _DOUBT = 0.0005
 
 

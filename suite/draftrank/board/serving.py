@@ -17,6 +17,7 @@ from draftrank.board.frontier import frontier
 from draftrank.board.references import DOCUMENTED
 from draftrank.catalog.base import sha256_of_json
 from draftrank.catalog.programs import NAMES
+from draftrank.measure.records import DraftBuild
 from draftrank.measure.serving_records import ServingSession
 from draftrank.measure.statistics.estimates import Estimate, Interval
 from draftrank.measure.statistics.serving import SwitchOff
@@ -153,6 +154,8 @@ class ServedRow:
     """Its name for people; the id where the recipe has none."""
     proposer: str
     """What proposes its tokens."""
+    method: str
+    """What the server was told to run: `ngram`, `suffix`, `draft_model`, `eagle3`, or a method by the engine's own name."""
     techniques: tuple[str, ...]
     """How it was made."""
     trained: bool | None
@@ -174,6 +177,13 @@ class ServedRow:
     """Id of the session that measured it."""
     measured_at: str
     """UTC time, ISO 8601."""
+    build: DraftBuild | None
+    """The draft as recorded; None when the build failed."""
+
+    @property
+    def k(self) -> int:
+        """Tokens proposed per step at most, with the fewest requests in flight."""
+        return next(iter(self.best.values())).k
 
     @property
     def ranked(self) -> bool:

@@ -20,7 +20,6 @@ from draftrank.board.serving import (
 from draftrank.catalog.base import sha256_of_json
 from draftrank.measure.gates.serving import judge_served
 from draftrank.measure.gates.verdict import Finding
-from draftrank.measure.records import DraftBuild
 from draftrank.measure.serving_records import ServingArm, ServingResult, ServingSession
 from draftrank.measure.statistics.estimates import Estimate
 from draftrank.measure.statistics.log_ratio import LogRatio, difference
@@ -93,10 +92,12 @@ def _row(summary: ServingSummary, draft: str, arms: Sequence[ServedArm]) -> Serv
     )
     best = {of_one[0].concurrency: max(of_one, key=_worth) for of_one in zip(*figures, strict=True)}
     build = next((arm.arm.draft for arm in arms if arm.arm.draft is not None), None)
+    method = next((str(found) for arm in arms if (found := arm.arm.speculation.get("method"))), "unknown")
     return ServedRow(
         draft=draft,
         title=words_of(session.draftrank_version, build, "title") or draft,
-        proposer=_proposer(build, arms[0].arm),
+        proposer=proposer_of(build.recipe, build.techniques) if build else method,
+        method=method,
         techniques=tuple(map(technique_in_words, build.techniques)) if build else (),
         trained=build.trained if build else None,
         best=best,
@@ -108,6 +109,7 @@ def _row(summary: ServingSummary, draft: str, arms: Sequence[ServedArm]) -> Serv
         weights_sha256=build.weights_sha256 if build else None,
         session=session.id,
         measured_at=_measured_at(session),
+        build=build,
     )
 
 
@@ -122,12 +124,6 @@ def _best_k(summary: ServingSummary, arms: Sequence[Sequence[ServedFigures]]) ->
                 one.k for name, (one, _) in rivals.items() if standings[name].rank[0] == 1
             )
     return found
-
-
-def _proposer(build: DraftBuild | None, arm: ServingArm) -> str:
-    if build is not None:
-        return proposer_of(build.recipe, build.techniques)
-    return str(arm.speculation.get("method", "unknown"))
 
 
 def _worth(found: ServedFigures) -> tuple[bool, float]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from draftrank.board.rows import Board, BoardRow, BoardSession
+from draftrank.board.serving import ServedRow, ServingBoard
 from draftrank.catalog.target import Target
 from draftrank.catalog.task import Task
 from draftrank.measure.records import SessionTask
@@ -24,8 +25,8 @@ class TargetView:
     weights: tuple[str, ...]
     """Hashes of the weights that were measured; more than one if the target's file changed."""
     boards: tuple[Board, ...]
-    drafts: tuple[BoardRow, ...]
-    """Every draft once, with its newest result."""
+    drafts: tuple[BoardRow | ServedRow, ...]
+    """Every draft once, with its newest result in this engine; one that only servers have measured, with its newest there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +52,14 @@ class MachineView:
     """Newest first."""
 
 
-def target_views(boards: Sequence[Board], declared: Mapping[str, Target]) -> tuple[TargetView, ...]:
-    """One view per target that has a board, by id."""
+def target_views(
+    boards: Sequence[Board], servings: Sequence[ServingBoard], declared: Mapping[str, Target]
+) -> tuple[TargetView, ...]:
+    """One view per target that has a board of this engine, by id."""
     found = []
     for name, own in _grouped((board.key.target, board) for board in boards):
-        newest: dict[str, BoardRow] = {}
-        for board in own:
-            for row in board.rows:
-                if row.draft not in newest or row.measured_at > newest[row.draft].measured_at:
-                    newest[row.draft] = row
+        served = [row for board in servings if board.key.target == name for row in board.rows]
+        newest = _newest(served) | _newest([row for board in own for row in board.rows])
         found.append(
             TargetView(
                 name,
@@ -93,6 +93,10 @@ def machine_views(boards: Sequence[Board]) -> tuple[MachineView, ...]:
         sessions.sort(key=lambda entry: (entry[1].measured_at, entry[1].id), reverse=True)
         found.append(MachineView(name, sessions[0][1], tuple(own), tuple(sessions)))
     return tuple(found)
+
+
+def _newest(rows: Sequence[BoardRow | ServedRow]) -> dict[str, BoardRow | ServedRow]:
+    return {row.draft: row for row in sorted(rows, key=lambda row: row.measured_at)}
 
 
 def _leaders(board: Board, task: str) -> tuple[BoardRow, ...]:

@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from draftrank.board.as_json import board_document, serving_document
+from draftrank.board.concurrency import effect_of_concurrency, served_techniques
 from draftrank.board.effects import effects_of
 from draftrank.board.formats import FILTERS
 from draftrank.board.names import place_of, title_of
@@ -23,7 +24,7 @@ from draftrank.board.serving import ServingBoard
 from draftrank.board.site import addresses, charts
 from draftrank.board.site.answers import answers_of
 from draftrank.board.site.board_view import heaviest_of_each, views_of
-from draftrank.board.site.csv_table import csv_table
+from draftrank.board.site.csv_table import csv_table, serving_table
 from draftrank.board.site.draft_view import BARS_WIDTH, Entry, entry_of
 from draftrank.board.site.drawing import VEGA, kept_drawing, kept_library
 from draftrank.board.site.files import site_source, write_site
@@ -126,8 +127,9 @@ def render_pages(
     current = [board for board in boards if not board.key.archived]
     archived = [board for board in boards if board.key.archived]
     leading = current or archived
-    known = _entries(boards)
-    render = _Renderer(environment(source, downloads, serving=bool(servings), linked=frozenset(known)))
+    known = _entries(boards, servings)
+    with_page = frozenset(board.key.target for board in boards)
+    render = _Renderer(environment(source, downloads, serving=bool(servings), targets=with_page))
     views = views_of(boards, plots=plots)
     served = serving_views(servings, plots=plots)
     files: dict[str, bytes] = {}
@@ -165,20 +167,28 @@ def render_pages(
         proofs = proofs_of(one for one in parities if (one.target, one.draft) == (target, draft))
         in_servers = served_entries(servings, target, draft)
         _draft(render, files, target, draft, entries, declared, proofs, in_servers)
-    for seen in target_views(boards, declared.targets):
+    for seen in target_views(boards, servings, declared.targets):
         own = [one for one in served if one.board.key.target == seen.id]
         render.page(files, addresses.target_page(seen.id), "target.html.j2", view=seen, served=own)
     for task in task_views(boards, declared.tasks):
         render.page(files, addresses.task_page(task.id), "task.html.j2", view=task)
     for machine in machine_views(boards):
-        render.page(files, addresses.machine_page(machine.id), "machine.html.j2", view=machine)
+        own = [one for one in served if one.board.key.machine_class == machine.id]
+        render.page(files, addresses.machine_page(machine.id), "machine.html.j2", view=machine, served=own)
     sizes = heaviest_of_each([view for view in views if view.board in leading], SIZE)
-    study = {"boards": leading, "sizes": sizes, "techniques": effects_of(leading)}
+    effects = served_techniques([board for board in servings if not board.key.archived] or servings)
+    study = {
+        "boards": leading,
+        "sizes": sizes,
+        "techniques": effects_of(leading),
+        "in_servers": effects,
+        "finding": effect_of_concurrency(effects),
+    }
     render.page(files, "study.html", "study.html.j2", **study)
     render.page(files, "methodology.html", "methodology.html.j2", content=methodology(source))
     render.page(files, "submit.html", "submit.html.j2")
     render.page(files, "data.html", "data.html.j2", boards=boards)
-    news = news_of(boards)
+    news = news_of(boards, servings)
     render.page(files, "feed.xml", "feed.xml.j2", news=news, url=url)
     proved = [parity_document(one, report_of(one)) for one in parities]
     files["index.json"] = _json(
@@ -186,6 +196,8 @@ def render_pages(
     )
     files["index.schema.json"] = _json(index_schema())
     files["results.csv"] = csv_table(boards).encode("utf-8", "replace")
+    if served:
+        files["serving.csv"] = serving_table(servings).encode("utf-8", "replace")
     for file in sorted((source / "static").iterdir()):
         files[f"static/{file.name}"] = file.read_bytes()
     if any(view.plots for view in views) or any(view.plots for view in served):
@@ -216,7 +228,7 @@ def environment(
     downloads: Sequence[str] = (),
     *,
     serving: bool = False,
-    linked: Collection[tuple[str, str]] = (),
+    targets: Collection[str] = (),
 ) -> Environment:
     """The templates below a folder, and what they may call.
 
@@ -224,7 +236,7 @@ def environment(
         source: the folder above them.
         downloads: names of files that others add.
         serving: whether there are serving boards.
-        linked: targets and drafts that have a page.
+        targets: those that have a page.
     """
     made = Environment(
         loader=FileSystemLoader(source / "templates"),
@@ -247,7 +259,7 @@ def environment(
         serving_page=addresses.serving_page,
         serving_plot_file=addresses.serving_plot_file,
         serving=serving,
-        linked=linked,
+        targets=targets,
         tone=tone,
         signs=SIGNS,
         title_of=title_of,
@@ -271,10 +283,12 @@ def _draft(
     proofs: Sequence[Proof],
     in_servers: Sequence[ServedEntry],
 ) -> None:
+    shown: Sequence[Entry | ServedEntry] = entries or in_servers
     newest = max(
-        entries, key=lambda entry: (not entry.board.key.archived, entry.row.measured_at, entry.row.session)
+        shown, key=lambda entry: (not entry.board.key.archived, entry.row.measured_at, entry.row.session)
     )
-    build = newest.row.build or next((entry.row.build for entry in entries if entry.row.build), None)
+    builds = (entry.row.build for entry in (newest, *entries, *in_servers))
+    build = next((build for build in builds if build), None)
     kind = draft_of(build.recipe) if build else None
     known = declared.targets.get(target)
     model = getattr(known.source, "repository", None) if known else None
@@ -290,6 +304,7 @@ def _draft(
         description=words_of(newest.board.key.draftrank_version, build, "description"),
         steps=steps_of(build) if build else (),
         recipe=recipe_yaml(build.recipe) if build else "",
+        served_only=kind.served_only if kind else False,
         uses=kind.uses(model or f"PATH_OF_{target}", draft, newest.row.k) if kind else (),
         exports=kind.has_weights if kind else False,
         retired={
@@ -300,12 +315,15 @@ def _draft(
         proofs=proofs,
         in_servers=in_servers,
     )
-    render.page(files, addresses.badge(target, draft), "badge.svg.j2", badge=charts.badge(newest.row))
+    if isinstance(newest, Entry):
+        render.page(files, addresses.badge(target, draft), "badge.svg.j2", badge=charts.badge(newest.row))
 
 
-def _entries(boards: Sequence[Board]) -> dict[tuple[str, str], list[Entry]]:
-    """A draft's results on all boards, by target and draft."""
-    entries: dict[tuple[str, str], list[Entry]] = {}
+def _entries(boards: Sequence[Board], servings: Sequence[ServingBoard]) -> dict[tuple[str, str], list[Entry]]:
+    """A draft's results on all boards, by target and draft; none of one that only servers have measured."""
+    entries: dict[tuple[str, str], list[Entry]] = {
+        (board.key.target, row.draft): [] for board in servings for row in board.rows
+    }
     for board in boards:
         for row in board.rows:
             entries.setdefault((board.key.target, row.draft), []).append(entry_of(board, row))

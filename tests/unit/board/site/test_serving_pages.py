@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
+import xml.etree.ElementTree as ElementTree
 
 import jsonschema
 import pytest
@@ -12,7 +14,7 @@ from builders import MACHINE, arm_of, build, result
 from draftrank.board.ranking import build_boards
 from draftrank.board.serving_ranking import build_serving_boards
 from draftrank.board.site import render_site
-from draftrank.board.site.addresses import draft_page, serving_page, target_page
+from draftrank.board.site.addresses import draft_page, machine_page, serving_page, target_page
 from draftrank.board.site.files import write_site
 from draftrank.board.site.render import render_pages
 from draftrank.board.site.serving_plots import serving_plots, serving_rows
@@ -56,7 +58,9 @@ def test_without_serving_boards_nothing_speaks_of_them(out):
     write_site(render_pages(own(), plots=False), out)
     assert not (out / "serving").exists()
     assert "Which draft should I use?" in text_of(out, "index.html")
-    assert "serving/" not in (out / "index.html").read_text(encoding="utf-8")
+    for page in ("index.html", "study.html", "data.html"):
+        assert "serving" not in (out / page).read_text(encoding="utf-8").split("<main")[1]
+    assert not (out / "serving.csv").exists()
 
 
 def test_a_board_tells_speedups_by_sign_and_word_beside_colour(out):
@@ -102,10 +106,9 @@ def test_the_first_page_answers_for_how_many_users(out):
     assert re.search(r"1 The draft ngram 1\.\d\d×\s*4 The draft other 1\.\d\d×\s*16 The draft other", answer)
     page = Page((out / "index.html").read_text(encoding="utf-8"))
     assert page.links.count(draft_page("tiny-target", "ngram")) >= 2
-    # `other` was measured in the server alone and has no page.
-    assert draft_page("tiny-target", "other") not in page.links
-    target = text_of(out, target_page("tiny-target"))
-    assert "In servers" in target
+    assert draft_page("tiny-target", "other") in page.links
+    for address in (target_page("tiny-target"), machine_page("cpu-2core")):
+        assert "In servers" in text_of(out, address)
 
 
 def test_a_draft_page_shows_this_engine_and_each_server_side_by_side(out):
@@ -117,6 +120,122 @@ def test_a_draft_page_shows_this_engine_and_each_server_side_by_side(out):
     assert text.index("draftrank, transformers fp32") < text.index("llama.cpp b11434 bf16")
     assert text.index("llama.cpp b11434 bf16") < text.index("vLLM 0.32 bf16")
     assert "Engine1416Switch-off" in text
+
+
+def test_a_draft_that_only_servers_run_has_a_page_that_says_so(out):
+    method = {"id": "mtp", "title": "Own heads", "draft": {"kind": "engine_method", "method": "mtp"}}
+    arms = {
+        "mtp": an_arm("mtp", draft=build("mtp", recipe=method, techniques=("mtp",))),
+        "late": an_arm("late", failure="the server ended with code 1"),
+    }
+    servings = served(a_serving({"mtp": CURVE, "late": 1.0}, arms=arms))
+    write_site(render_pages(own(), servings=servings, plots=False), out)
+    check_links(out)
+    address = draft_page("tiny-target", "mtp")
+    text = text_of(out, address)
+    assert text.startswith("Own heads: draftrank")
+    assert "The engine's own method mtp." in text
+    assert "Only external engines run this draft" in text
+    assert "vLLM 0.32 bf16" in text.split("In each engine")[1]
+    assert "kind: engine_method" in text
+    assert "Results:" not in text
+    assert "Badge" not in text
+    source = (out / address).read_text(encoding="utf-8")
+    assert serving_page(servings[0].key) in source
+    late = text_of(out, draft_page("tiny-target", "late"))
+    assert "draftrank's own engine has not measured this draft" in late
+    assert "failed: the server ended with code 1" in late
+    # A draft that this engine has measured keeps its page, and targets list all of them.
+    ngram = text_of(out, draft_page("tiny-target", "ngram"))
+    assert "All results are of servers" not in ngram
+    assert "Badge" in ngram
+    listed = text_of(out, target_page("tiny-target")).split("Drafts Draft")[1]
+    assert all(title in listed for title in ("Own heads", "The draft late", "The draft ngram"))
+    for page in ("serving/index.html", serving_page(servings[0].key), target_page("tiny-target")):
+        links = Page((out / page).read_text(encoding="utf-8")).links
+        assert any(link.endswith(address) for link in links), page
+
+
+def test_the_study_tells_what_concurrency_does_to_each_technique(out):
+    arms = {
+        "mtp": an_arm("mtp", speculation={"method": "mtp"}),
+        "ngram-k2": an_arm("ngram-k2", 2),
+        "ngram-k5": an_arm("ngram-k5", 5),
+    }
+    servings = served(a_serving({"ngram-k2": 0.9, "ngram-k5": CURVE, "mtp": 1.2}, arms=arms, noise=0.005))
+    write_site(render_pages(own(), servings=servings, plots=False), out)
+    check_links(out)
+    text = text_of(out, "study.html").split("What concurrency does to each technique")[1]
+    board = servings[0]
+    ngram = next(row for row in board.rows if row.draft == "ngram")
+    assert (
+        f"n-gram: for tiny-target in vLLM 0.32 bf16 the speedup falls from {ngram.best[1].speedup:.2f}×"
+        in text
+    )
+    assert "mtp: for tiny-target" in text
+    for at, sign in ((1, "▲"), (16, "▼")):
+        cell = ngram.best[at]
+        assert f"{sign} {cell.speedup:.2f}× {cell.answer} {cell.ci[0]:.2f}–{cell.ci[1]:.2f}k {cell.k}" in text
+    assert ngram.switch_off.words in text
+
+
+def test_archived_servers_are_studied_only_without_newer_ones(out):
+    old = a_serving({"ngram": 1.3}, seed=1, draftrank_version="0.1.0", engine_version="0.20.0")
+    write_site(render_pages([], servings=served(a_serving(), old), plots=False), out)
+    study = text_of(out, "study.html")
+    assert "vLLM 0.32" in study
+    assert "vLLM 0.20" not in study
+    write_site(render_pages([], servings=served(old), plots=False), out)
+    assert "vLLM 0.20" in text_of(out, "study.html")
+
+
+def test_the_table_of_servers_has_a_line_for_each_arm_and_concurrency(out):
+    arms = {
+        "ngram-k2": an_arm("ngram-k2", 2),
+        "ngram-k5": an_arm("ngram-k5", 5),
+        "dead": an_arm(
+            "dead", draft=build("dead", recipe=build("dead").recipe | {"title": "=cmd()"}), failure="no"
+        ),
+    }
+    servings = served(a_serving({"ngram-k2": 0.9, "ngram-k5": CURVE, "dead": 1.0}, arms=arms, noise=0.005))
+    write_site(render_pages(own(), servings=servings, plots=False), out)
+    lines = list(csv.DictReader((out / "serving.csv").read_text(encoding="utf-8").splitlines()))
+    places = [(line["arm"], line["concurrency"]) for line in lines]
+    assert sorted(places) == sorted(
+        (arm, at) for arm in ("baseline", "ngram-k2", "ngram-k5", "dead") for at in ("1", "4", "16")
+    )
+    line = lines[places.index(("ngram-k5", "1"))]
+    cell = next(row for row in servings[0].rows if row.draft == "ngram").best[1]
+    assert (float(line["speedup"]), float(line["ci_low"]), float(line["ci_high"])) == (cell.speedup, *cell.ci)
+    assert (line["rank_best"], line["rank_worst"], line["ranked"], line["k"]) == ("1", "1", "true", "5")
+    assert (line["board"], line["engine"], line["method"]) == (servings[0].key.id, "vllm", "ngram")
+    other = lines[places.index(("ngram-k2", "1"))]
+    assert (other["ranked"], other["rank_best"]) == ("true", "")
+    plain = lines[places.index(("baseline", "4"))]
+    assert (plain["draft"], plain["speedup"], plain["session"]) == ("", "", servings[0].newest.record.id)
+    assert float(plain["throughput"]) == servings[0].newest.plain[4].throughput
+    dead = lines[places.index(("dead", "16"))]
+    assert (dead["title"], dead["ranked"], dead["reason"]) == ("'=cmd()", "false", "failed: no")
+    assert "serving.csv" in (out / "data.html").read_text(encoding="utf-8")
+
+
+def test_the_feed_tells_of_every_session_of_servers(out):
+    late = a_serving({"b": 1.2}, seed=1, id="2026-12-01-x", finished_at="2026-12-01T10:00:00Z")
+    servings = served(a_serving({"ngram": CURVE}, noise=0.005), late)
+    write_site(render_pages(own(), servings=servings, plots=False), out)
+    atom = "{http://www.w3.org/2005/Atom}"
+    feed = ElementTree.parse(out / "feed.xml").getroot()
+    entries = {entry.find(f"{atom}title").text: entry for entry in feed.iter(f"{atom}entry")}
+    title = "tiny-target in vLLM 0.32 bf16: 1 draft at concurrency 1, 4, 16"
+    both = [entry for entry in feed.iter(f"{atom}entry") if entry.find(f"{atom}title").text == title]
+    assert both[0].find(f"{atom}updated").text == "2026-12-01T10:00:00Z"
+    assert len({entry.find(f"{atom}id").text for entry in both}) == 2
+    assert all((out / entry.find(f"{atom}link").get("href")).is_file() for entry in both)
+    ngram = next(row for row in servings[0].rows if row.draft == "ngram")
+    told = " ".join(entry.find(f"{atom}summary").text for entry in both)
+    assert f"The draft ngram: {ngram.best[1].speedup:.2f}× (" in told
+    assert f"; switch-off: {ngram.switch_off.words}." in told
+    assert len(entries) == 2  # and the result of this engine
 
 
 def test_several_k_have_a_table_and_the_best_one_its_mark(out):
