@@ -108,13 +108,16 @@ def generate_arms(plan: SessionPlan, exported: Path, k: int, max_ngram: int) -> 
     }
     engine = f"transformers {package_version('transformers')}"
     for name, way in ways.items():
-        yield Arm(
-            engine, name, lambda ids, tokens, way=way: of_decoding(way.decode(Request(ids, tokens)))
-        )
+        yield Arm(engine, name, lambda ids, tokens, way=way: of_decoding(way.decode(Request(ids, tokens))))
 
 
 def served_arms(
-    workspace: Workspace, plan: SessionPlan, name: Program, drafts: Sequence[str], scratch: Path, stack: ExitStack
+    workspace: Workspace,
+    plan: SessionPlan,
+    name: Program,
+    drafts: Sequence[str],
+    scratch: Path,
+    stack: ExitStack,
 ) -> Iterator[Arm]:
     """A server of an engine: plain, and with each draft that it has a form of."""
     engine = find_engine(name, workspace.root)
@@ -137,7 +140,8 @@ def served_arms(
                     engine.check(speculation)
                 with progress.stage(f"start {name} with {draft or 'no draft'}"):
                     opened = servers.open(
-                        ServingArm(id=draft or PLAIN, kind="draft" if draft else "baseline", draft_id=draft), speculation
+                        ServingArm(id=draft or PLAIN, kind="draft" if draft else "baseline", draft_id=draft),
+                        speculation,
                     )
             except DraftrankError as error:
                 sys.stderr.write(f"{name} without {draft or 'anything'}: {error}\n")
@@ -208,7 +212,13 @@ def main() -> int:
     with ConsoleProgress() as progress:
         plan = plan_run(
             workspace,
-            RunRequest(options.target, (options.draft, options.head), suite="glance", dtype=options.dtype, device="cpu"),
+            RunRequest(
+                options.target,
+                (options.draft, options.head),
+                suite="glance",
+                dtype=options.dtype,
+                device="cpu",
+            ),
             progress,
         )
     tokenizer = load_tokenizer(plan.target_folder.path)
@@ -223,7 +233,7 @@ def main() -> int:
         first = first_tokens([arm for arm in arms if arm.draft == PLAIN], prompts, options.prefill)
     rows = [row(arm, outputs[place], outputs[0]) for place, arm in enumerate(arms)]
     machine = read_machine("cpu")
-    print(  # noqa: T201
+    print(
         f"`{options.target}` in {options.dtype} on `{machine.machine_class}`, {len(prompts)} prompts of "
         f"{len(options.tasks)} tasks, {options.tokens} tokens each.\n\n{decoding_table(rows)}\n{prefill_table(first)}"
     )
@@ -255,18 +265,26 @@ def first_tokens(
 ) -> dict[str, dict[int, float]]:
     """Median seconds to the first token by engine and length of the prompt: the prompts one behind the other, cut to length,
     each time beginning with another one."""
-    found: dict[str, dict[int, list[float]]] = {arm.engine: {length: [] for length in lengths} for arm in arms}
+    found: dict[str, dict[int, list[float]]] = {
+        arm.engine: {length: [] for length in lengths} for arm in arms
+    }
     for start in range(min(6, len(prompts))):
         text = tuple(token for prompt in (*prompts[start:], *prompts[:start]) for token in prompt)
         for length in lengths:
             for arm in arms if start % 2 else arms[::-1]:
                 found[arm.engine][length].append(arm.decode(text[:length], 2).prefill_s)
-    return {engine: {at: statistics.median(s) for at, s in by_length.items()} for engine, by_length in found.items()}
+    return {
+        engine: {at: statistics.median(s) for at, s in by_length.items()}
+        for engine, by_length in found.items()
+    }
 
 
 def decoding_table(rows: Sequence[dict[str, Any]]) -> str:
     """The first table."""
-    lines = ["| engine | draft | tokens/s | of plain here (95 %) | accept | same |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| engine | draft | tokens/s | of plain here (95 %) | accept | same |",
+        "|---|---|---|---|---|---|",
+    ]
     for one in rows:
         cells = (
             one["engine"], one["draft"], decimal(one["tokens_per_second"], 1),
@@ -279,7 +297,10 @@ def decoding_table(rows: Sequence[dict[str, Any]]) -> str:
 def prefill_table(found: dict[str, dict[int, float]]) -> str:
     """The second table, in milliseconds."""
     lengths = list(next(iter(found.values())))
-    lines = [f"| ms to the first token of | {' | '.join(map(str, lengths))} prompt tokens |", "|---" * (len(lengths) + 1) + "|"]
+    lines = [
+        f"| ms to the first token of | {' | '.join(map(str, lengths))} prompt tokens |",
+        "|---" * (len(lengths) + 1) + "|",
+    ]
     for engine, by_length in found.items():
         lines.append(f"| {engine} | {' | '.join(decimal(1e3 * by_length[at], 1) for at in lengths)} |")
     return "\n".join(lines) + "\n"
