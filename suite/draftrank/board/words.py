@@ -181,7 +181,7 @@ SERVING_WORDS: tuple[Word, ...] = (
     Word(
         "best k",
         "Of a draft measured with several k, the one that is surely faster at a concurrency than each other one, by the rule of "
-        "ranks; where there is none, all that no other one is surely faster than, e.g. `2 or 4`.",
+        "ranks; where there is none, all that no other one is surely faster than, e.g. 2 or 4.",
     ),
 )
 """Terms of serving boards beside `WORDS`."""

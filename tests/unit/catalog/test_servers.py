@@ -38,10 +38,11 @@ def declare(workspace: Workspace, text: str) -> Server:
     return workspace.server("mine")
 
 
-def test_the_servers_of_the_repository_compute_in_the_dtype_that_people_serve_in():
+def test_the_servers_of_the_repository_compute_in_the_dtype_that_people_serve_in_or_say_so():
     servers = Workspace.open(REPOSITORY).check().servers
     assert {server.id: (server.engine, server.dtype) for server in servers} == {
         "vllm-cpu": ("vllm", "bf16"),
+        "vllm-cpu-fp32": ("vllm", "fp32"),
         "llama-server": ("llama.cpp", "bf16"),
     }
 
