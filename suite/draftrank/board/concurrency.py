@@ -102,8 +102,8 @@ def effect_of_concurrency(techniques: Mapping[str, Sequence[ServedTechnique]]) -
         return ""
     count = Counter(one.trend for one in cases)
     return (
-        "Techniques in servers by their speedup with the most requests in flight against that with the fewest: "
-        f"{count['falls']} of {len(cases)} fall, {count['rises']} rise, and {count[_UNCLEAR]} are not told apart. For "
+        f"From the fewest to the most requests in flight, the speedup falls for {count['falls']} of {len(cases)} techniques "
+        f"in a server, rises for {count['rises']}, and is not told apart for {count[_UNCLEAR]}. For "
         f"{sum(one.reverses for one in cases)} a sure gain becomes a sure loss."
     )
 

@@ -70,7 +70,10 @@ def test_a_speedup_falls_or_rises_only_where_its_ends_do_not_overlap():
     assert first.speedup == pytest.approx(1.5, rel=0.03)
     assert "which are not told apart (switch-off: beyond 16)" in one["draft model"][0].finding
     sentence = effect_of_concurrency(one)
-    assert "1 of 3 fall, 1 rise, and 1 are not told apart. For 1 a sure gain becomes a sure loss." in sentence
+    assert (
+        "falls for 1 of 3 techniques in a server, rises for 1, and is not told apart for 1. For 1 a sure"
+        in sentence
+    )
 
 
 def test_of_several_drafts_the_one_that_gains_most_stands_for_the_technique():
