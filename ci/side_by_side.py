@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -54,7 +54,7 @@ def blocks(
     sys.stderr.write("\n")
 
 
-def compared(ours: Decoded, theirs: Decoded, whose: str) -> dict[str, Any]:
+def compared(ours: Decoded, theirs: Decoded, whose: str) -> dict[str, object]:
     """Our tokens per second over those of another, with a 95 % interval by the jackknife over prompts."""
     rows = [
         (their_s, their_n, our_s, our_n)

@@ -282,7 +282,7 @@ class Bench:
         try:
             proposer = None
             if planned is not None:
-                proposer = open_proposer(self._plan, planned, self._target)
+                proposer = self._propose(planned)
                 draft = proposer.runtime()
                 if draft is not None and planned.recipe.draft.has_weights:
                     ran = {"backend": draft.name, "dtype": dtype_of(draft, planned.folder)}
@@ -306,6 +306,21 @@ class Bench:
         peak = self._target_bytes + memory_bytes(self._plan.device)[1] - before
         measured = {"peak_memory_bytes": peak if peak > 0 else None, "sampling": sampling}
         self._take(opened, arm.model_copy(update=measured))
+
+    def _propose(self, planned: DraftArm) -> Proposer:
+        dtype = planned.dtype or self._plan.dtype
+        return planned.recipe.draft.open(
+            ProposerContext(
+                target=self._target,
+                draft_folder=planned.folder,
+                target_folder=self._plan.target_folder.path,
+                dtype=dtype if is_dtype(dtype) else "fp32",  # a GGUF draft is opened as it is
+                device=self._plan.device,
+                backend=planned.backend or self._plan.backend,
+                stop_below_confidence=planned.recipe.speculate.stop_below_confidence,
+                branch_above_probability=planned.recipe.speculate.branch_above_probability,
+            )
+        )
 
     def time_forwards(self, progress: Progress) -> None:
         """Times the forwards of all open arms once more, and keeps the mean of all looks."""
@@ -407,24 +422,3 @@ def _open_target(plan: SessionPlan) -> Runtime:
         return load_gguf_runtime(plan.target_file)
     assert is_dtype(plan.dtype)
     return load_runtime(plan.target_folder.path, plan.dtype, plan.device, plan.backend)
-
-
-def open_proposer(plan: SessionPlan, planned: DraftArm, target: Runtime) -> Proposer:
-    """A planned draft, ready to propose for a target that runs.
-
-    Raises:
-        IncompatibleDraftError: it was made for another target.
-    """
-    dtype, speculate = planned.dtype or plan.dtype, planned.recipe.speculate
-    return planned.recipe.draft.open(
-        ProposerContext(
-            target=target,
-            draft_folder=planned.folder,
-            target_folder=plan.target_folder.path,
-            dtype=dtype if is_dtype(dtype) else "fp32",  # a GGUF draft is opened as it is
-            device=plan.device,
-            backend=planned.backend or plan.backend,
-            stop_below_confidence=speculate.stop_below_confidence,
-            branch_above_probability=speculate.branch_above_probability,
-        )
-    )
