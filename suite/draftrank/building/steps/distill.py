@@ -27,6 +27,7 @@ class Distill(StepBase):
     paper: ClassVar[str] = "Hinton et al. (arXiv:1503.02531), DistillSpec (arXiv:2310.08461)"
     cost: ClassVar[str] = "minutes to hours; the draft costs no more, and agrees more with every token seen"
     trains: ClassVar[bool] = True
+    code_version: ClassVar[int] = 2
 
     kind: Literal["distill"]
     objective: Literal["kl", "reverse_kl", "total_variation", "cross_entropy"] = "kl"

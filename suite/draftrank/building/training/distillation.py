@@ -283,14 +283,17 @@ class _Trainer:
     def _add_gradients(
         self, batch: Tensor, tokens: Tensor, places: Tensor, *, positions: int, share: float
     ) -> float:
-        """One forward and backward for each token ahead; returns this part of the update's loss.
+        """One forward for each token ahead, then one backward through all of them; returns this part of the update's loss.
 
-        What the draft reads and remembers of itself further ahead is not differentiated through.
+        A head learns to give a state that it can continue from, not only to say the next token: the loss of each token ahead
+        reaches every forward before it, through the states and the keys and values that it read.
         """
         matching, total = self.matching, 0.0
         weights = [_FURTHER_WEIGHT**step for step in range(self.spec.ttt_steps)]
         features: Tensor | None = None
         remembered = self._remembered(self.spec.ttt_steps)
+        ends: list[Tensor] = []
+        gradients: list[Tensor | None] = []
         for ahead, weight in enumerate(weights):
             with self._precision(), matching or nullcontext():
                 if not ahead:
@@ -311,13 +314,15 @@ class _Trainer:
                 )
             share_of_loss = weight / sum(weights)
             total += loss * share_of_loss
-            if matching is None:
-                ours.backward(gradient.mul_(share_of_loss))  # type: ignore[no-untyped-call]
-            else:
-                distance = matching.distance() * (self.spec.hidden_weight * share)
-                torch.autograd.backward([ours, distance], [gradient, None])
-                total += float(distance.detach())
-            features = shifted(own.detach()) if self.fusion is not None else None
+            ends.append(ours)
+            gradients.append(gradient.mul_(share_of_loss))
+            features = shifted(own) if self.fusion is not None else None
+        if matching is not None:
+            distance = matching.distance() * (self.spec.hidden_weight * share)
+            ends.append(distance)
+            gradients.append(None)
+            total += float(distance.detach())
+        torch.autograd.backward(ends, gradients)
         return total
 
     def _writes_itself(self, update: int) -> bool:

@@ -56,7 +56,7 @@ def visible(length: int, ahead: int, device: torch.device) -> Tensor:
 
 
 class _Layer(CacheLayerMixin):  # type: ignore[misc]
-    """Keys and values of one layer, [batch, heads, forwards · length, head_dim]; gradients go to the newest alone."""
+    """Keys and values of one layer, [batch, heads, forwards · length, head_dim], differentiable in every forward."""
 
     is_compileable = False
     is_sliding = False
@@ -70,17 +70,16 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Begins empty, for the shapes, dtype and device of the first states."""
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys, self.values = key_states[:, :, :0].detach(), value_states[:, :, :0].detach()
+        self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Appends a forward's states; returns all."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        keys = torch.cat([self.keys, key_states], -2)
-        values = torch.cat([self.values, value_states], -2)
-        self.keys, self.values = keys.detach(), values.detach()
-        return keys, values
+        self.keys = torch.cat([self.keys, key_states], -2)
+        self.values = torch.cat([self.values, value_states], -2)
+        return self.keys, self.values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length of what attention will see, and its offset."""

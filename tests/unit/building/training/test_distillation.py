@@ -417,6 +417,34 @@ def test_training_for_several_tokens_ahead_helps_where_the_draft_reads_itself(ma
     assert own_loss(2) < own_loss(1)
 
 
+def test_the_gradient_is_that_of_the_loss_of_all_tokens_ahead(make_context, make_draft):
+    """Along the gradient the loss rises as steeply as the gradient is long, which it would not if later tokens' losses did
+    not reach the forwards before them."""
+    context = make_context()
+    draft, plan = eagle3(make_draft, context), spec(ttt_steps=3)
+    corpus = self_generated_corpus(plan.data, context)
+    trainer = distillation._Trainer(plan, draft, context, corpus)
+    batch = torch.arange(4)
+    tokens, places = trainer._text(batch)
+
+    def loss():
+        return trainer._add_gradients(batch, tokens, places, positions=len(places), share=1.0)
+
+    loss()
+    gradients = {name: one.grad.clone() for name, one in trainer.trained.items()}
+    length = torch.cat([one.flatten() for one in gradients.values()]).norm()
+
+    def moved(step):
+        with torch.no_grad():
+            for name, one in trainer.trained.items():
+                one.add_(gradients[name], alpha=float(step / length))
+        return loss()
+
+    up = moved(1e-2)
+    slope = (up - moved(-2e-2)) / 2e-2
+    assert slope == pytest.approx(float(length), rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("reads", "changes", "words"),
     [

@@ -49,16 +49,26 @@ def test_each_forward_of_training_is_a_step_of_decoding(reader):
                 runtime.forward(tokens[row, held + ahead : held + ahead + 1].tolist())
 
 
-def test_gradients_reach_the_newest_forward_alone(reader):
-    """Each forward is followed by its own backward, so the one before must not be asked for its again."""
-    shape, tokens = Architecture.of(reader), torch.randint(3, 60, (1, 8))
-    reader.requires_grad_(True)
-    remembered, read = TrainingTimeTest(), torch.randn(1, 8, 32)
-    for _ in range(3):
-        hidden = shape.hidden_states(reader, tokens, read, remembered)
-        hidden.square().sum().backward()
-        read = shifted(hidden.detach())
-    assert all(bool(matrix.weight.grad.any()) for matrix in shape.linear_layers(reader).values())
+def test_the_loss_of_a_token_ahead_reaches_every_forward_before_it(reader):
+    """Through the state that was read and through keys and values: the gradient is that of the whole chain."""
+    reader = reader.double()
+    tokens = torch.randint(3, 60, (1, 8), generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(2)
+    first, way = (torch.randn(1, 8, 32, dtype=torch.float64, generator=generator) for _ in range(2))
+    wanted = torch.randn(1, 8, 32, dtype=torch.float64, generator=generator)
+
+    def loss(read):
+        remembered = TrainingTimeTest()
+        for _ in range(3):
+            own = own_states(reader, tokens, read, remembered)
+            read = shifted(own)
+        return (own * wanted).sum()
+
+    first.requires_grad_(True)
+    (gradient,) = torch.autograd.grad(loss(first), first)
+    with torch.no_grad():
+        slope = (loss(first + 1e-3 * way) - loss(first - 1e-3 * way)) / 2e-3
+    torch.testing.assert_close((gradient * way).sum(), slope, rtol=1e-2, atol=1e-3)
 
 
 def test_every_position_is_seen_once():
