@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from draftrank.measure.serving_records import (
     ServedDivergence,
     ServedRequest,
 )
-from draftrank.serving.base import Completion, CompletionRequest, Counts, Engine
+from draftrank.serving.base import CompletionRequest, Counts, Engine
 from draftrank.serving.http import Client, ServerError
 from draftrank.serving.load import Answer, Load
 from draftrank.serving.sending import in_turn
@@ -80,35 +81,21 @@ def moments_of(count: int, place: Place, seed: int) -> list[float] | None:
 def with_whole_outputs(
     engine: Engine, client: Client, requests: Sequence[CompletionRequest], load: Load
 ) -> Load:
-    """The load with the tokens that streams left out: those requests are sent once more, alone, after the round."""
-    answers = []
-    for answer in load.answers:
-        completion = answer.completion
-        if completion is not None and completion.gaps:
-            whole = _asked_again(engine, client, requests[answer.request], completion)
-            answer = (
-                replace(answer, completion=replace(completion, token_ids=whole, gaps=False))
-                if whole is not None
-                else replace(
-                    answer,
-                    completion=None,
-                    failure="the stream left tokens out, and asked again the server answered otherwise",
-                )
-            )
-        answers.append(answer)
-    return replace(load, answers=tuple(answers))
+    """The load with the tokens that streams left out, which are asked for after the round."""
 
+    async def whole(answer: Answer) -> Answer:
+        if answer.completion is None:
+            return answer
+        try:
+            filled = await engine.filled(client, requests[answer.request], answer.completion)
+        except ServerError as error:
+            return replace(answer, completion=None, failure=str(error))
+        return replace(answer, completion=filled)
 
-def _asked_again(
-    engine: Engine, client: Client, request: CompletionRequest, first: Completion
-) -> tuple[int, ...] | None:
-    try:
-        (whole,) = in_turn(engine, client, [replace(request, once=False)])
-    except ServerError:
-        return None
-    rest = iter(whole.token_ids)
-    same = len(whole.token_ids) == sum(tokens for _, tokens in first.arrivals)
-    return whole.token_ids if same and all(token in rest for token in first.token_ids) else None
+    async def all_in_turn() -> list[Answer]:
+        return [await whole(answer) for answer in load.answers]
+
+    return replace(load, answers=tuple(asyncio.run(all_in_turn())))
 
 
 def requests_of(load: Load, turns: Sequence[PromptTurn], *, drafted: bool) -> tuple[ServedRequest, ...]:

@@ -38,7 +38,7 @@ def in_turn(
                 if completion.disagreement is None:
                     break
                 completion = await engine.complete(client, request)
-            found.append(completion)
+            found.append(await engine.filled(client, request, completion))
             done()
         return found
 

@@ -314,6 +314,4 @@ def warm_up(
 
 
 def _short(prompt: CompletionRequest) -> CompletionRequest:
-    return CompletionRequest(
-        prompt.prompt, min(WARM_UP_TOKENS, prompt.max_new_tokens), prompt.stop_tokens, once=True
-    )
+    return CompletionRequest(prompt.prompt, min(WARM_UP_TOKENS, prompt.max_new_tokens), prompt.stop_tokens)

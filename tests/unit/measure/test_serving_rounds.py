@@ -121,7 +121,7 @@ def test_counters_are_differenced_and_tell_of_a_server_that_started_anew():
 
 
 def test_tokens_that_a_stream_left_out_are_asked_for_after_the_round():
-    prompt, engine = CompletionRequest((5, 11, 42), 12, frozenset(), once=True), LlamaCpp(Path("x"))
+    prompt, engine = CompletionRequest((5, 11, 42), 12, frozenset()), LlamaCpp(Path("x"))
     expected = output_of([5, 11, 42], 12)
     server = ModelServer("llama.cpp", (2, None), unfinished=frozenset(expected[4:6]))
     with serving(server) as port:
@@ -135,10 +135,13 @@ def test_tokens_that_a_stream_left_out_are_asked_for_after_the_round():
     assert after.completion is not None
     assert after.completion.token_ids == tuple(expected)
     assert sum(tokens for _, tokens in before.completion.arrivals) == 12
-    with serving(ModelServer("llama.cpp", fault="parts")) as port:
-        (other,) = with_whole_outputs(engine, Client(port), [prompt], load).answers
+    came, first = before.completion.token_ids, min(before.completion.gaps)
+    others = replace(before.completion, token_ids=(*came[:first], came[first] + 1, *came[first + 1 :]))
+    with serving(ModelServer("llama.cpp")) as port:
+        otherwise = replace(load, answers=(replace(before, completion=others),))
+        (other,) = with_whole_outputs(engine, Client(port), [prompt], otherwise).answers
     assert other.completion is None
-    assert "answered otherwise" in (other.failure or "")
+    assert "left out tokens 3 to 5, and asked for them it goes on otherwise" in (other.failure or "")
 
 
 def test_a_divergence_is_judged_once_by_the_plain_server():
