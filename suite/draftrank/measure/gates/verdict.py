@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from draftrank import kinds
 from draftrank.measure.fidelity.divergence import Divergence
 from draftrank.measure.fidelity.stale_proposals import MIN_STALE, STALE_SHARE, stale_steps
 from draftrank.measure.gates.audit import place_of
@@ -30,6 +31,7 @@ from draftrank.measure.machine.disturbance import Kind
 from draftrank.measure.statistics.estimates import Interval
 from draftrank.measure.statistics.log_ratio import MIN_PROMPTS
 from draftrank.measure.summaries.summary import ArmSummary, SessionSummary
+from draftrank.version import __version__, minor_of
 
 NOISE_TOLERANCE = 0.01
 """Tolerated distance of the A/A interval from 1. Less does not matter for a ranking, and by chance one quiet
@@ -173,6 +175,15 @@ def _other_backend(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     return {"backend": f"{backend} {arm.arm.dtype}", "own": own}
 
 
+def _retired_step(summary: SessionSummary, arm: ArmSummary) -> Values | None:
+    """What is ranked can be built again. A draft whose recipe has a step that draftrank no longer has keeps its row, without
+    a rank; boards of earlier minor versions keep theirs, since they are archived as a whole."""
+    if arm.arm.draft is None or minor_of(summary.session.draftrank_version) != minor_of(__version__):
+        return None
+    gone = [kind for kind in arm.arm.draft.step_kinds if kind not in kinds.STEPS]
+    return {"step": ", ".join(gone)} if gone else None
+
+
 def _samples_differ(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
     """In sampling modes the first tokens drawn over many seeds must follow the target's own distribution
     (chi-square). One honest draft in a thousand fails by chance."""
@@ -284,6 +295,12 @@ GATES: tuple[Gate, ...] = (
         "draft",
         "other backend: its model ran in {backend}, and the session is of {own}; compare it in a session of its own",
         _other_backend,
+    ),
+    Gate(
+        "retired-step",
+        "draft",
+        "cannot be built again: draftrank no longer has the step {step} of its recipe",
+        _retired_step,
     ),
     Gate(
         "implausible-outputs",
