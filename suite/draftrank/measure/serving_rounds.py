@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from draftrank.measure.serving_records import (
     ServedRequest,
 )
 from draftrank.serving.base import CompletionRequest, Counts, Engine
-from draftrank.serving.http import Client, ServerError
+from draftrank.serving.http import Client
 from draftrank.serving.load import Answer, Load
 from draftrank.serving.sending import in_turn
 
@@ -76,26 +75,6 @@ def moments_of(count: int, place: Place, seed: int) -> list[float] | None:
         moments.append(now)
         now += gaps.expovariate(place.rate)
     return moments
-
-
-def with_whole_outputs(
-    engine: Engine, client: Client, requests: Sequence[CompletionRequest], load: Load
-) -> Load:
-    """The load with the tokens that streams left out, which are asked for after the round."""
-
-    async def whole(answer: Answer) -> Answer:
-        if answer.completion is None:
-            return answer
-        try:
-            filled = await engine.filled(client, requests[answer.request], answer.completion)
-        except ServerError as error:
-            return replace(answer, completion=None, failure=str(error))
-        return replace(answer, completion=filled)
-
-    async def all_in_turn() -> list[Answer]:
-        return [await whole(answer) for answer in load.answers]
-
-    return replace(load, answers=tuple(asyncio.run(all_in_turn())))
 
 
 def requests_of(load: Load, turns: Sequence[PromptTurn], *, drafted: bool) -> tuple[ServedRequest, ...]:
