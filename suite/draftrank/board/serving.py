@@ -15,6 +15,7 @@ from pydantic import with_config
 from draftrank.board.formats import UNKNOWN
 from draftrank.board.frontier import frontier
 from draftrank.board.references import DOCUMENTED
+from draftrank.board.reproduce import serve_command
 from draftrank.catalog.base import sha256_of_json
 from draftrank.catalog.programs import NAMES
 from draftrank.measure.records import DraftBuild
@@ -221,6 +222,11 @@ class ServingBoardSession:
     def measured_at(self) -> str:
         """When it ended, or began if it has not ended."""
         return self.record.finished_at or self.record.created_at
+
+    @property
+    def reproduce(self) -> str:
+        """The command that measures it again."""
+        return serve_command(self.record)
 
 
 @dataclass(frozen=True, slots=True)
