@@ -262,6 +262,10 @@ class ServingBoard:
         ]
         return max(found, key=lambda row: row.best[concurrency].speedup or 0.0, default=None)
 
+    def ranks_at(self, concurrency: int) -> bool:
+        """Whether any draft is ranked with so many requests in flight."""
+        return any(concurrency in row.best and row.best[concurrency].ranked for row in self.rows)
+
     @property
     def frontier(self) -> list[ServedFigures]:
         """Ranked figures of drafts that no other ones beat in tokens per second per user and in total."""
