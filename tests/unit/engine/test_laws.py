@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from draftrank.catalog.decoding_mode import DecodingMode
@@ -307,15 +307,16 @@ def short_sighted(window):
 
 
 def short_sighted_head(window):
-    """An EAGLE-3 head that must not read behind its window."""
+    """An EAGLE-3 head that must not read positions behind its window: tokens of a tree may share one."""
     model = copy.deepcopy(EAGLE3)
     model.config.max_position_embeddings = window
     head = TransformersEagleRuntime(model)
     forward = head.forward
 
-    def within(tokens, *rest, **more):
-        assert head.length + len(tokens) <= window
-        return forward(tokens, *rest, **more)
+    def within(tokens, keep=None, tree=None):
+        root = head.length - (0 if tree is None else len(tree.parents) - len(tokens))
+        assert root + (len(tokens) if tree is None else max(tree.depths) + 1) <= window
+        return forward(tokens, keep, tree)
 
     head.forward = within
     return head
@@ -346,6 +347,7 @@ def test_a_draft_proposes_as_far_as_its_window_reaches_and_then_nothing(window, 
     k=st.integers(1, 6),
     mode=st.sampled_from([DecodingMode(), DecodingMode(temperature=0.8, seed=3)]),
 )
+@example((3,), "tree_eagle3", 3, 2, DecodingMode())
 def test_no_draft_is_led_behind_its_window_and_its_next_text_is_read_as_ever(prompt, kind, window, k, mode):
     target = TransformersRuntime(TARGETS["gpt2"])
 
