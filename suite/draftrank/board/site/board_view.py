@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from draftrank.board.history import SpeedRecord, speed_records
-from draftrank.board.names import title_of
 from draftrank.board.order import version_of, weight
 from draftrank.board.rows import Board, BoardKey, BoardRow
 from draftrank.board.site import charts
@@ -125,7 +124,7 @@ def _view(board: Board, boards: Sequence[Board], plots: bool) -> BoardView:
     return BoardView(
         board,
         address,
-        title_of(board.key),
+        board.key.title,
         charts.Scale.over([row.speedup for row in board.rows], [row.ci for row in board.rows]),
         frozenset(name for name, figure in _COLUMNS.items() if any(map(figure, board.rows))),
         data,

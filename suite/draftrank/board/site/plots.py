@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from draftrank.board.frontier import frontier
+from draftrank.board.serving import frontier
 
 Theme = Literal["light", "dark"]
 Row = Mapping[str, Any]

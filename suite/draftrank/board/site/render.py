@@ -15,7 +15,6 @@ from draftrank.board.as_json import board_document, serving_document
 from draftrank.board.concurrency import effect_of_concurrency, served_techniques
 from draftrank.board.effects import effects_of
 from draftrank.board.formats import FILTERS
-from draftrank.board.names import place_of, title_of
 from draftrank.board.order import in_order, places_of, weight
 from draftrank.board.parity import Proof, parity_document, proofs_of
 from draftrank.board.recipe_text import draft_of, recipe_sentence, recipe_yaml, steps_of
@@ -262,8 +261,6 @@ def environment(
         targets=targets,
         tone=tone,
         signs=SIGNS,
-        title_of=title_of,
-        place_of=place_of,
         running=minor_of(__version__),
         archive_page=ARCHIVE,
         chart_width=charts.WIDTH,
