@@ -12,7 +12,7 @@ from draftrank.board.rows import Board, BoardKey, BoardRow
 from draftrank.board.site import charts
 from draftrank.board.site.addresses import board_page, draft_page
 from draftrank.board.site.page_data import page_data
-from draftrank.board.site.plots import Plot, Theme, config_of, plots_of
+from draftrank.board.site.plots import Plot, plots_of, specs_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +75,7 @@ class BoardView:
     @property
     def specs(self) -> dict[str, Any]:
         """The plots for the scripts, to be filled with the rows of `data`."""
-        themes: tuple[Theme, ...] = ("light", "dark")
-        return {
-            "plots": {plot.id: plot.spec for plot in self.plots},
-            "themes": {theme: config_of(theme) for theme in themes},
-        }
+        return specs_of(self.plots)
 
 
 _COLUMNS: dict[str, Callable[[BoardRow], object]] = {

@@ -31,7 +31,7 @@ from draftrank.board.site.index_schema import index_schema
 from draftrank.board.site.methodology import methodology
 from draftrank.board.site.news import news_of
 from draftrank.board.site.overviews import machine_views, target_views, task_views
-from draftrank.board.site.plots import SIZE, Theme, with_rows
+from draftrank.board.site.plots import SIZE, THEMES, with_rows
 from draftrank.board.site.serving_view import SIGNS, ServedEntry, served_entries, serving_views, tone
 from draftrank.catalog.target import Target
 from draftrank.catalog.task import Task
@@ -41,7 +41,6 @@ from draftrank.version import __version__, minor_of
 
 ARCHIVE = "archive.html"
 """The page of the archived boards; there only if there are any."""
-_THEMES: tuple[Theme, ...] = ("light", "dark")
 _NEVER = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 """Characters that XML forbids, even escaped."""
 
@@ -151,13 +150,13 @@ def render_pages(
         render.page(files, view.address, "board.html.j2", view=view)
         for plot in view.plots:
             spec = with_rows(plot, view.data["rows"])
-            for theme in _THEMES:
+            for theme in THEMES:
                 address = addresses.plot_file(view.board.key, plot.id, theme)
                 files[address] = kept_drawing(derived, address, spec, theme)
     for shown in served:
         render.page(files, shown.address, "serving_board.html.j2", view=shown)
         for plot in shown.plots:
-            for theme in _THEMES:
+            for theme in THEMES:
                 address = addresses.serving_plot_file(shown.board.key, plot.id, theme)
                 files[address] = kept_drawing(derived, address, shown.drawn(plot), theme)
     if served:

@@ -9,10 +9,8 @@ from pathlib import Path
 from draftrank.board.rows import Board
 from draftrank.board.site.drawing import draw
 from draftrank.board.site.files import site_source, write_site
-from draftrank.board.site.plots import Plot
+from draftrank.board.site.plots import COST, HEIGHT, SPREAD, WIDTH, Plot, quantity
 from draftrank.board.site.render import encoded, environment
-
-_WIDTH, _HEIGHT = 560, 340
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,36 +64,20 @@ def render_search(
 
 def _trade_off(tried: Sequence[TriedModel]) -> Plot | None:
     rows = [
-        {
-            "name": one.name,
-            "state": one.state,
-            "agreement": one.agreement,
-            "cost": one.cost,
-            "predicted_speedup": one.predicted_speedup,
-        }
+        {name: getattr(one, name) for name in ("name", "state", "agreement", "cost", "predicted_speedup")}
         for one in tried
         if one.predicted_speedup is not None
     ]
     if not rows:
         return None
     place = {
-        "x": {
-            "field": "cost",
-            "type": "quantitative",
-            "title": "draft cost (one forward in target forwards)",
-        },
-        "y": {
-            "field": "agreement",
-            "type": "quantitative",
-            "title": "agreement on held-out text",
-            "axis": {"format": "%"},
-            "scale": {"zero": False, "nice": True, "padding": 12},
-        },
+        "x": quantity("cost", COST),
+        "y": quantity("agreement", "agreement on held-out text", axis={"format": "%"}, scale=SPREAD),
     }
     spec = {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
-        "width": _WIDTH,
-        "height": _HEIGHT,
+        "width": WIDTH,
+        "height": HEIGHT,
         "data": {"values": rows},
         "layer": [
             {
