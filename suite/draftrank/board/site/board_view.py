@@ -12,7 +12,7 @@ from draftrank.board.rows import Board, BoardKey, BoardRow
 from draftrank.board.site import charts
 from draftrank.board.site.addresses import board_page, draft_page
 from draftrank.board.site.page_data import page_data
-from draftrank.board.site.plots import Plot, plots_of, specs_of
+from draftrank.board.site.plots import Plot, plots_of, specs_of, with_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,10 @@ class BoardView:
     def specs(self) -> dict[str, Any]:
         """The plots for the scripts, to be filled with the rows of `data`."""
         return specs_of(self.plots)
+
+    def drawn(self, plot: Plot) -> dict[str, Any]:
+        """A plot with its data."""
+        return with_rows(plot, self.data["rows"])
 
 
 _COLUMNS: dict[str, Callable[[BoardRow], object]] = {
