@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from draftrank.measure.serving_records import PromptTurn, Round, ServedRequest, ServingSession
-from draftrank.measure.statistics.student import t_cdf
+from draftrank.measure.statistics.log_ratio import t_cdf
 
 TIE_GAP_FP32 = 0.001
 """Largest gap of a numerical tie in fp32, in log-probability."""

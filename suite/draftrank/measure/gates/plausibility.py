@@ -14,6 +14,7 @@ from functools import lru_cache
 from draftrank.measure.gates.audit import (
     Ends,
     count_faults,
+    first_of,
     output_faults,
     place_of,
     plan_faults,
@@ -22,7 +23,7 @@ from draftrank.measure.gates.audit import (
 )
 from draftrank.measure.gates.clocks import holes, overlaps
 from draftrank.measure.records import Trial
-from draftrank.measure.statistics.estimates import SpeedComparison, geometric_mean, pair_trials
+from draftrank.measure.statistics.estimates import Estimate, ends_of, geometric_mean, pair_trials
 from draftrank.measure.summaries.summary import ArmSummary, SessionSummary
 
 MIN_FORWARD = 0.7
@@ -48,7 +49,8 @@ def implausible_speedup(summary: SessionSummary, arm: ArmSummary) -> Values | No
     for name, speedup, bound in [("over all tasks", arm.speedup, geometric_mean(lengths)), *cases]:
         if bound is None or speedup is None or speedup.interval is None:
             continue
-        if speedup.interval.low > bound * _by_chance(summary.noise, name):
+        noise = summary.noise and (summary.noise.tasks.get(name) or summary.noise.overall)
+        if speedup.interval.low > bound * by_chance(noise):
             return {
                 "speedup": f"{speedup.value:.2f}",
                 "low": f"{speedup.interval.low:.2f}",
@@ -81,7 +83,7 @@ def implausible_counts(summary: SessionSummary, arm: ArmSummary) -> Values | Non
     ]
     if summary.baseline is not None and arm.arm.kind == "draft":
         found += prompt_faults(pair_trials(_trials(summary, summary.baseline), _trials(summary, arm)))
-    return _first(found)
+    return told(found)
 
 
 def implausible_outputs(summary: SessionSummary, arm: ArmSummary) -> Values | None:
@@ -89,7 +91,7 @@ def implausible_outputs(summary: SessionSummary, arm: ArmSummary) -> Values | No
     stop tokens are those that end the baseline's outputs."""
     limits = {task.task: task for task in summary.session.tasks}
     ends = Ends.seen_in(_trials(summary, summary.baseline))
-    return _first(
+    return told(
         f"{place_of(trial)}: {fault}"
         for judged in _with_baseline(summary, arm)
         for trial in _trials(summary, judged)
@@ -101,7 +103,7 @@ def implausible_outputs(summary: SessionSummary, arm: ArmSummary) -> Values | No
 def unplanned(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     """Every prompt turn that counts was planned before it was measured, and counts once, so nobody can choose
     the prompts afterwards."""
-    return _first(
+    return told(
         fault
         for judged in _with_baseline(summary, arm)
         for fault in plan_faults(_trials(summary, judged), summary.session.tasks)
@@ -111,7 +113,7 @@ def unplanned(summary: SessionSummary, arm: ArmSummary) -> Values | None:
 def implausible_times(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     """Proposing and verifying are parts of decoding and cannot take longer than it, and no forward takes zero
     time."""
-    return _first(
+    return told(
         f"{place_of(trial)}: {fault}"
         for judged in _with_baseline(summary, arm)
         for trial in _trials(summary, judged)
@@ -128,8 +130,8 @@ def implausible_clock(summary: SessionSummary, arm: ArmSummary) -> Values | None
     try:
         found = [fault for name, fault in _clocks(_Same(summary)) if name in arms]
     except ValueError as error:
-        return _first([f"the time a trial began is unreadable ({error})"])
-    return _first(found)
+        return told([f"the time a trial began is unreadable ({error})"])
+    return told(found)
 
 
 class _Same:
@@ -207,21 +209,16 @@ def _with_baseline(summary: SessionSummary, arm: ArmSummary) -> Iterator[ArmSumm
         yield summary.baseline
 
 
-def _first(faults: Iterable[str]) -> Values | None:
-    found = list(faults)
-    if not found:
-        return None
-    others = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    return {"what": found[0] + others}
+def told(faults: Iterable[str]) -> Values | None:
+    """The values of a reason with the first fault; None without any."""
+    what = first_of(faults)
+    return None if what is None else {"what": what}
 
 
-def _by_chance(noise: SpeedComparison | None, task: str) -> float:
-    """How much a ratio of equals exceeded 1 in this session, in the task or over all of them."""
-    estimate = noise and (noise.tasks.get(task) or noise.overall)
-    if not estimate or estimate.interval is None:
-        return 1.0
-    low, high = estimate.interval.low, estimate.interval.high
-    return max(1.0, high, 1 / low if low > 0 else 1.0)
+def by_chance(noise: Estimate | None) -> float:
+    """How much a ratio of equals exceeded 1 in an A/A comparison; 1 without its interval."""
+    ends = ends_of(noise)
+    return max(1.0, ends[1], 1 / ends[0] if ends[0] > 0 else 1.0) if ends else 1.0
 
 
 def _trials(summary: SessionSummary, arm: ArmSummary | None) -> Sequence[Trial]:

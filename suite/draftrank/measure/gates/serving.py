@@ -8,13 +8,15 @@ judged by itself. What a speedup rests on is judged too: the rounds of the basel
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
 
 from draftrank.measure.gates.clocks import OVERLAP_S, OVERLAP_SHARE, seconds_of
+from draftrank.measure.gates.plausibility import by_chance, told
 from draftrank.measure.gates.verdict import Gate, Values, Verdict, differs, put_through, spreads
-from draftrank.measure.machine.disturbance import Disturbance, Kind, disturbances
+from draftrank.measure.machine.disturbance import Kind, disturbances
 from draftrank.measure.serving_records import PromptTurn, Round, ServedRequest, ServingArm
+from draftrank.measure.statistics.estimates import Interval
 from draftrank.measure.summaries.serving import ServedArm, ServedCell, ServingSummary
 
 MIN_ROUNDS = 4
@@ -43,7 +45,7 @@ def _failed(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Values
 def _unplanned(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Values | None:  # noqa: ARG001
     """Arms, concurrencies and the rate of arrivals are planned before the first round, so nobody can choose them
     afterwards."""
-    return _first(summary.unplanned)
+    return told(summary.unplanned)
 
 
 def _incomplete(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Values | None:
@@ -64,7 +66,7 @@ def _incomplete(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Va
             faults.append(
                 f"{_place(own)} has {len(own.requests)} requests, the plain server's {len(baseline.requests)}"
             )
-    return _first(faults)
+    return told(faults)
 
 
 def _unpaired(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Values | None:  # noqa: ARG001
@@ -88,7 +90,7 @@ def _truncated(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Val
     """An output ends at a stop token or at its limit. One that ends before its limit without a stop token was cut off, and
     none goes on behind its limit."""
     turns = summary.session.turns
-    return _first(
+    return told(
         f"{_place(one)}: {fault}"
         for one in _judged(summary, arm, cell)
         for request in one.requests
@@ -115,7 +117,7 @@ def _contradictory_counts(summary: ServingSummary, arm: ServedArm, cell: ServedC
     those it accepted, of k proposed at most. Counters may contain up to k accepted tokens behind each output's end. The
     plain servers propose nothing."""
     arms = {found.arm.id: found.arm for found in summary.arms}
-    return _first(
+    return told(
         f"{_place(one)}: {fault}"
         for one in _judged(summary, arm, cell)
         for fault in _count_faults(one, arms[one.arm])
@@ -140,7 +142,7 @@ def _implausible_times(summary: ServingSummary, arm: ServedArm, cell: ServedCell
                 faults.append(f"{_place(before)} ran {over:.1f} s into {_place(after)}")
     except ValueError as error:
         faults.append(f"the time a round began is unreadable ({error})")
-    return _first(faults)
+    return told(faults)
 
 
 def _not_lossless(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Values | None:  # noqa: ARG001
@@ -168,10 +170,7 @@ def _implausible_speedup(summary: ServingSummary, arm: ServedArm, cell: ServedCe
         return None
     length = cell.acceptance.length if cell.acceptance else None
     bound = length or arm.arm.num_speculative_tokens + 1
-    noise = summary.noise(cell.concurrency)
-    ends = noise.interval if noise else None
-    tolerance = max(1.0, ends.high, 1 / ends.low) if ends and ends.low > 0 else 1.0
-    if cell.speedup.interval.low <= bound * tolerance:
+    if cell.speedup.interval.low <= bound * by_chance(summary.noise(cell.concurrency)):
         return None
     return {
         "speedup": f"{cell.speedup.value:.2f}",
@@ -211,14 +210,12 @@ def _throttled(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Val
 
 def _no_noise_floor(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Values | None:  # noqa: ARG001
     """A session measures its plain server in two arms. Their difference is its noise floor at each concurrency."""
-    noise = summary.noise(cell.concurrency)
-    return {} if noise is None or noise.interval is None else None
+    return {} if _noise(summary, cell) is None else None
 
 
 def _unstable(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Values | None:  # noqa: ARG001
     """The plain server measured against its twin must come out at 1, to within 1 %."""
-    noise = summary.noise(cell.concurrency)
-    interval = noise.interval if noise else None
+    interval = _noise(summary, cell)
     if interval is None or not differs(interval):
         return None
     return {"low": f"{interval.low:.3f}", "high": f"{interval.high:.3f}"}
@@ -226,8 +223,7 @@ def _unstable(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Valu
 
 def _noisy(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Values | None:  # noqa: ARG001
     """An A/A interval wider than ±15 % says too little about any draft at this concurrency."""
-    noise = summary.noise(cell.concurrency)
-    interval = noise.interval if noise else None
+    interval = _noise(summary, cell)
     return {"width": f"{interval.half_width:.1%}"} if interval is not None and spreads(interval) else None
 
 
@@ -236,6 +232,11 @@ def _judged(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> list[R
     baseline = summary.baseline
     beside = baseline.cells[cell.concurrency].rounds if baseline and baseline is not arm else ()
     return [*cell.rounds, *beside]
+
+
+def _noise(summary: ServingSummary, cell: ServedCell) -> Interval | None:
+    noise = summary.noise(cell.concurrency)
+    return noise.interval if noise else None
 
 
 def _place(one: Round) -> str:
@@ -312,22 +313,11 @@ def _not_calm(summary: ServingSummary, cell: ServedCell, kind: Kind) -> Values |
         if concurrency == cell.concurrency:
             conditions = [one.conditions for one in block.values() if one.conditions is not None]
             watched += bool(conditions)
-            broken = _of_kind(disturbances(conditions, summary.session.machine.cores), kind)
-            found += broken[:1]
+            broken = disturbances(conditions, summary.session.machine.cores)
+            found += [one for one in broken if one.rule.kind == kind][:1]
     if not found or len(found) <= DISTURBED_BLOCKS * watched:
         return None
     return {"share": f"{len(found) / watched:.0%}", "example": found[0].reason, "fix": found[0].rule.fix}
-
-
-def _of_kind(found: Sequence[Disturbance], kind: Kind) -> list[Disturbance]:
-    return [one for one in found if one.rule.kind == kind]
-
-
-def _first(faults: Iterable[str]) -> Values | None:
-    found = list(faults)
-    if not found:
-        return None
-    return {"what": found[0] + (f" (and {len(found) - 1} more)" if len(found) > 1 else "")}
 
 
 _AGAIN = "run the same command again"

@@ -204,20 +204,19 @@ def _stale_proposals(summary: SessionSummary, arm: ArmSummary) -> Values | None:
 
 def _no_noise_floor(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
     """A session measures its baseline in two arms. Their difference is its noise floor."""
-    overall = summary.noise and summary.noise.overall
-    return {} if not overall or overall.interval is None else None
+    return {} if _noise(summary) is None else None
 
 
 def _unstable(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
     """The baseline measured against itself must come out at 1, to within 1 %."""
-    interval = summary.noise and summary.noise.overall and summary.noise.overall.interval
-    return _noise(summary) if interval and differs(interval) else None
+    noise = _noise(summary)
+    return _shown(noise) if noise and differs(noise) else None
 
 
 def _noisy(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
     """An A/A interval wider than ±15 % says too little about any draft of the session."""
-    interval = summary.noise and summary.noise.overall and summary.noise.overall.interval
-    return _noise(summary) if interval and spreads(interval) else None
+    noise = _noise(summary)
+    return _shown(noise) if noise and spreads(noise) else None
 
 
 def _disturbed(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
@@ -250,16 +249,13 @@ def _difference(summary: SessionSummary, arm: ArmSummary, first: Divergence) -> 
     }
 
 
-def _noise(summary: SessionSummary) -> Values:
-    assert summary.noise is not None
-    assert summary.noise.overall is not None
-    interval = summary.noise.overall.interval
-    assert interval is not None
-    return {
-        "low": f"{interval.low:.3f}",
-        "high": f"{interval.high:.3f}",
-        "width": f"{interval.half_width:.1%}",
-    }
+def _noise(summary: SessionSummary) -> Interval | None:
+    overall = summary.noise.overall if summary.noise else None
+    return overall.interval if overall else None
+
+
+def _shown(noise: Interval) -> Values:
+    return {"low": f"{noise.low:.3f}", "high": f"{noise.high:.3f}", "width": f"{noise.half_width:.1%}"}
 
 
 _QUIETER = "run it again on a quiet machine, with more prompts or repeats"

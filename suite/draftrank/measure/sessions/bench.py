@@ -6,7 +6,7 @@ import gc
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from draftrank.building.surgery.vocabulary_trimming import known_tokens
@@ -172,20 +172,13 @@ class Bench:
                 process=process,
                 started_at=started_at,
                 prompt_tokens=len(prompt),
-                token_ids=decoding.token_ids,
-                finish=decoding.finish,
-                steps=decoding.steps,
-                accept_histogram=decoding.accept_histogram,
-                offered=decoding.offered,
-                proposal_sizes=decoding.proposal_sizes,
-                proposed=decoding.proposed,
-                draft_forwards=decoding.draft_forwards,
-                prefill_s=decoding.prefill_s,
-                decode_s=decoding.decode_s,
-                propose_s=decoding.propose_s,
-                verify_s=decoding.verify_s,
                 attempt=attempt,
                 conditions=conditions,
+                **{
+                    one.name: getattr(decoding, one.name)
+                    for one in fields(decoding)
+                    if one.name != "proposals"
+                },
             )
             seed, k = f"{self._session.seed}/{arm_id}/{cell}", opened.arm.num_speculative_tokens
             step = step_to_check(decoding.proposals, k, request.max_new_tokens, self._turns, seed)
