@@ -75,6 +75,21 @@ class Client:
         async with aclosing(self._answer("GET", path, None)) as parts:
             return b"".join([part async for part in parts]).decode("utf-8", "replace")
 
+    async def models(self) -> list[str]:
+        """What the server calls its models.
+
+        Raises:
+            ServerError: it lists none.
+        """
+        listed = await self.json("/v1/models")
+        try:
+            first, *others = (str(one["id"]) for one in listed["data"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ServerError(
+                "/v1/models does not list models: another program listens on its port"
+            ) from error
+        return [first, *others]
+
     async def json(self, path: str, body: Any = None) -> Any:
         """The JSON that GET answers, or POST where there is a body; raises as `text`."""
         method = "GET" if body is None else "POST"
