@@ -14,7 +14,7 @@ from draftrank.board.reproduce import reproduce_command
 from draftrank.catalog.base import sha256_of_json
 from draftrank.measure.fidelity.divergence import Status
 from draftrank.measure.fidelity.quality import QualitySummary
-from draftrank.measure.gates.verdict import Finding, Verdict
+from draftrank.measure.gates.gate import Finding, Verdict
 from draftrank.measure.records import DraftBuild, Machine, Session
 from draftrank.measure.serving_records import ServingSession
 from draftrank.measure.statistics.estimates import Estimate, Interval, ends_of

@@ -17,8 +17,8 @@ from draftrank.board.serving import (
     ServingKey,
 )
 from draftrank.catalog.base import sha256_of_json
+from draftrank.measure.gates.gate import Finding
 from draftrank.measure.gates.serving import judge_served
-from draftrank.measure.gates.verdict import Finding
 from draftrank.measure.serving_records import ServingArm, ServingResult, ServingSession
 from draftrank.measure.statistics.estimates import ends_of
 from draftrank.measure.statistics.log_ratio import LogRatio, difference

@@ -22,6 +22,7 @@ from draftrank.measure.gates.audit import (
     time_faults,
 )
 from draftrank.measure.gates.clocks import holes, overlaps
+from draftrank.measure.gates.gate import Values, gate
 from draftrank.measure.records import Trial
 from draftrank.measure.statistics.estimates import Estimate, ends_of, geometric_mean, pair_trials
 from draftrank.measure.summaries.summary import ArmSummary, SessionSummary
@@ -35,9 +36,13 @@ MIN_PROPOSED = 100
 CONTROL_TECHNIQUE = "random weights"
 """How the step `random` is called on the board."""
 
-Values = dict[str, str]
 
-
+@gate(
+    "implausible-speedup",
+    "draft",
+    "implausible: {speedup}× (at least {low}×) {where} is more than the acceptance length {bound} allows; "
+    "run it again",
+)
 def implausible_speedup(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     """No draft can be faster than its acceptance length, because each step costs at least one forward of the
     target. The lower end of the speedup's interval must not exceed it, overall (as geometric means over the
@@ -60,6 +65,11 @@ def implausible_speedup(summary: SessionSummary, arm: ArmSummary) -> Values | No
     return None
 
 
+@gate(
+    "implausible-acceptance",
+    "draft",
+    "implausible: the acceptance length {length} {where} lies outside [1, {most}]",
+)
 def implausible_acceptance(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
     """A step emits at least one token and at most k+1, so the acceptance length lies between 1 and k+1, in
     each task too."""
@@ -72,6 +82,7 @@ def implausible_acceptance(summary: SessionSummary, arm: ArmSummary) -> Values |
     return None
 
 
+@gate("implausible-counts", "draft", "implausible counts: {what}")
 def implausible_counts(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     """Histogram, offered and proposed tokens, forwards of the draft and the prompt's length must fit each
     other, k and the baseline: accepted tokens were offered before, and offered tokens were proposed."""
@@ -86,6 +97,7 @@ def implausible_counts(summary: SessionSummary, arm: ArmSummary) -> Values | Non
     return told(found)
 
 
+@gate("implausible-outputs", "draft", "implausible: {what}; run it again, and report it if it stays")
 def implausible_outputs(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     """An output ends at a stop token or at its task's limit, states which, and nothing follows its end. The
     stop tokens are those that end the baseline's outputs."""
@@ -100,6 +112,7 @@ def implausible_outputs(summary: SessionSummary, arm: ArmSummary) -> Values | No
     )
 
 
+@gate("unplanned", "draft", "not as planned: {what}")
 def unplanned(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     """Every prompt turn that counts was planned before it was measured, and counts once, so nobody can choose
     the prompts afterwards."""
@@ -110,6 +123,7 @@ def unplanned(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     )
 
 
+@gate("implausible-times", "draft", "implausible times: {what}; run it again")
 def implausible_times(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     """Proposing and verifying are parts of decoding and cannot take longer than it, and no forward takes zero
     time."""
@@ -121,6 +135,12 @@ def implausible_times(summary: SessionSummary, arm: ArmSummary) -> Values | None
     )
 
 
+@gate(
+    "implausible-clock",
+    "draft",
+    "implausible times: the stopwatch and the time of day disagree: {what}; run it again without "
+    "suspending the machine or setting its clock",
+)
 def implausible_clock(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     """The stopwatch and the time of day must agree. A trial ends before the next of its process begins, and
     the gap between two that follow directly is short and about the same after every arm. A stopwatch that
@@ -157,6 +177,12 @@ def _clocks(same: _Same) -> tuple[tuple[str, str], ...]:
     return (*((trial.arm, fault) for trial, fault in overlaps(trials)), *holes(trials))
 
 
+@gate(
+    "skipped-work",
+    "draft",
+    "implausible: a verification took {mean} ms on average in {task}, though no forward of the target "
+    "took under {fastest} ms; work was skipped, or the clock is wrong",
+)
 def skipped_work(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     """A verification is a forward of the target over at least one token, so its mean time in a task cannot be
     far below the session's fastest single-token forward: the baseline's in the same task, or one timed before
@@ -177,6 +203,12 @@ def skipped_work(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     return None
 
 
+@gate(
+    "accepts-nothing",
+    "draft",
+    "accepts nothing: none of {proposed} proposed tokens was accepted; check that the draft reads the "
+    "target's token ids",
+)
 def accepts_nothing(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     """A model of which no token is accepted reads other token ids than the target (a permuted vocabulary,
     wrong weights) or has lost all its training: a defect of its build, not a slow draft. Random weights that
@@ -190,6 +222,12 @@ def accepts_nothing(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     return {"proposed": str(arm.acceptance.proposed)}
 
 
+@gate(
+    "proposes-nothing",
+    "draft",
+    "proposes nothing: not one token in {steps} steps, so this is plain decoding; check that its rule can apply "
+    "to these prompts, or use longer outputs",
+)
 def proposes_nothing(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
     """A draft that proposed no token in all its steps is plain decoding: its row would rank the session's
     noise."""
