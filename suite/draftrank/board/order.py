@@ -31,12 +31,8 @@ def _nowhere(_: str) -> bool:
 
 
 def in_order(boards: Sequence[Board], is_here: Callable[[str], bool] = _nowhere) -> tuple[Board, ...]:
-    """All boards, leading ones first; their order in `boards` does not matter.
-
-    Args:
-        boards: any.
-        is_here: whether a machine class is this machine's.
-    """
+    """All boards, leading ones first; their order in `boards` does not matter. `is_here` tells whether a machine class
+    is this machine's."""
     return tuple(
         board for place in places_of(boards, is_here) for backend in place.backends for board in backend
     )

@@ -44,13 +44,8 @@ class Standing:
 def standings(
     results: Sequence[SessionResult], drafts: Iterable[str] = (), against: Iterable[str] = ()
 ) -> tuple[tuple[Board, tuple[Standing, ...]], ...]:
-    """Each session's drafts in question, set against the others prompt by prompt.
-
-    Args:
-        results: sessions to tell of.
-        drafts: ids of the drafts in question; empty: all of a session.
-        against: ids of those they are set against; empty: all others of the session.
-    """
+    """Each session's drafts in question, set against others of the session prompt by prompt; where no ids are named,
+    all against all."""
     wanted, others = set(drafts), set(against)
     found = []
     for result in results:

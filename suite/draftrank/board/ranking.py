@@ -68,11 +68,9 @@ def rows_of(summary: SessionSummary) -> SessionRows:
 
 
 def join_boards(sessions: Iterable[SessionRows], trials: Trials) -> tuple[Board, ...]:
-    """All boards of these sessions, sorted by their key.
+    """All boards of these sessions, each given once in any order, sorted by their key.
 
-    Args:
-        sessions: each once, in any order.
-        trials: asked only for drafts of one session that did not decode the same prompts.
+    The trials are asked for only of drafts of one session that did not decode the same prompts.
     """
     grouped: dict[BoardKey, list[SessionRows]] = defaultdict(list)
     for session in sessions:

@@ -44,15 +44,8 @@ class Client:
         tls: bool = False,
         token: str | None = None,
     ) -> None:
-        """Nothing is sent yet.
-
-        Args:
-            port: where the server listens.
-            host: its address.
-            idle_s: seconds without a byte after which a request counts as hung.
-            tls: whether it speaks https.
-            token: sent as bearer token.
-        """
+        """Nothing is sent yet. After `idle_s` seconds without a byte a request counts as hung; `tls` is for https, and
+        `token` is sent as bearer token."""
         self._host, self._port, self._idle_s, self._tls = host, port, idle_s, tls
         self._authorization = f"Authorization: Bearer {token}\r\n" if token else ""
         self.model: str | None = None

@@ -89,14 +89,8 @@ class Archive:
         parity_folder: Path | None = None,
         serving_folder: Path | None = None,
     ) -> None:
-        """Looks at the store and the folder; reads what is not known yet.
-
-        Args:
-            store: the store, or the file of one; None: none.
-            folder: where all bundles lie; None: nowhere.
-            derived: what is known from before.
-            parity_folder: where all published parity records lie; None: nowhere.
-            serving_folder: where all published serving sessions lie; None: nowhere.
+        """Looks at the store, or the file of one, and at the folders of all bundles, parity records and serving
+        sessions; None: there are none. Reads what is not known yet.
 
         Raises:
             InvalidInputError: some bundles are wrong or lie where they do not belong; all are named.

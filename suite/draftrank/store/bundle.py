@@ -27,16 +27,9 @@ if TYPE_CHECKING:  # a command that reads bundles alone does not wait for SQLAlc
 
 
 def publish(result: SessionResult, folder: Path, drafts: Collection[str] = ()) -> list[Path]:
-    """Writes the drafts of a session that are not published yet, with the baseline, as one bundle; equal content
-    gives equal paths and bytes. A bundle that says the same in the form of an older version stays as it is.
-
-    Args:
-        result: a session with its trials.
-        folder: where all bundles lie.
-        drafts: ids of those to publish; empty: all.
-
-    Returns:
-        The bundles that hold these drafts, sorted.
+    """Writes the drafts of a session (of these ids; none named: all) that are not published yet, with the baseline, as
+    one bundle below the folder of all bundles; returns those that hold the drafts, sorted. Equal content gives equal
+    paths and bytes. A bundle that says the same in the form of an older version stays as it is.
 
     Raises:
         InvalidInputError: the parts of the result do not fit together, a name cannot be a folder, or the
@@ -99,11 +92,7 @@ def load_results(store: Store | None, bundle_folder: Path | None) -> tuple[Sessi
 
 
 def bundle_path(session: Session, data: dict[str, Any]) -> Path:
-    """Where a bundle belongs, relative to the folder of all bundles.
-
-    Args:
-        session: the header of the bundle.
-        data: the bundle's JSON object.
+    """Where a bundle with this header and JSON object belongs, relative to the folder of all bundles.
 
     Raises:
         InvalidInputError: the machine class gives no folder name.

@@ -62,11 +62,7 @@ class RecordFiles(Generic[R]):
         return path
 
     def read(self, path: Path, folder: Path | None = None) -> R:
-        """Reads and checks one file.
-
-        Args:
-            path: the file.
-            folder: where all of them lie, when it must lie where its content says.
+        """Reads and checks one file, which must lie where its content says if the folder of all of them is named.
 
         Raises:
             InvalidInputError: it cannot be read, was changed, or does not add up; names file and field.
@@ -115,13 +111,8 @@ class RecordFiles(Generic[R]):
 def turn_problems(
     tasks: Sequence[SessionTask], turns: Sequence[ParityTurn | PromptTurn], longest: Callable[[int], int]
 ) -> Iterator[tuple[str, str]]:
-    """What does not fit between a record's tasks and its prompt turns, as field and message.
-
-    Args:
-        tasks: of the record.
-        turns: of the record.
-        longest: from the index of a turn, the most tokens that an output of it has.
-    """
+    """What does not fit between a record's tasks and its prompt turns, as field and message; `longest` gives, from the
+    index of a turn, the most tokens that an output of it has."""
     for index, task in enumerate(tasks):
         if len(task.prompts) != len(task.turns):
             yield f"tasks.{index}", "prompts and turns do not match one to one"

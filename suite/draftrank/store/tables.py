@@ -55,13 +55,8 @@ class Base(DeclarativeBase):
     def __init_subclass__(
         cls, *, record: type[Record] | None = None, without: Collection[str] = (), **others: Any
     ) -> None:
-        """Gives a table a column for each field of its record, but for those that it declares itself.
-
-        Args:
-            record: the record; None: all columns are declared.
-            without: fields that lie in other tables.
-            others: see `DeclarativeBase`.
-        """
+        """Gives a table a column for each field of its record, but for those that it declares itself and those
+        `without`, which lie in other tables."""
         for name, field in (record.model_fields if record else {}).items():
             if name not in without and name not in cls.__annotations__:
                 setattr(cls, name, _column(field.annotation))

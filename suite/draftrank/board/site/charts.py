@@ -39,13 +39,8 @@ class Scale:
 
     @classmethod
     def over(cls, values: Iterable[float | None], spans: Iterable[tuple[float, float] | None] = ()) -> Scale:
-        """The axis that holds every value and 1, and of the intervals what lies near: one that is many times as wide as
-        all the others may not flatten them, so it is cut off.
-
-        Args:
-            values: what must be shown; above 0.
-            spans: intervals of such values.
-        """
+        """The axis that holds every value, above 0, and 1, and of the intervals what lies near: one that is many times
+        as wide as all the others may not flatten them, so it is cut off."""
         marks = [1.0, *(value for value in values if value is not None)]
         low, high = min(marks), max(marks)
         ends = [end for span in spans if span for end in span]

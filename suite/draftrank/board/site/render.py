@@ -224,14 +224,8 @@ def environment(
     serving: bool = False,
     targets: Collection[str] = (),
 ) -> Environment:
-    """The templates below a folder, and what they may call.
-
-    Args:
-        source: the folder above them.
-        downloads: names of files that others add.
-        serving: whether there are serving boards.
-        targets: those that have a page.
-    """
+    """The templates below a folder, and what they may call; `downloads` are names of files that others add, `targets`
+    those that have a page."""
     made = Environment(
         loader=FileSystemLoader(source / "templates"),
         autoescape=True,

@@ -36,14 +36,10 @@ class TriedModel:
 def render_search(
     tried: Sequence[TriedModel], board: Board, best: str | None, recipe: str, out: Path
 ) -> tuple[Path, ...]:
-    """Writes the page into a folder of its own and returns its files, `index.html` last.
+    """Writes the page of a search into a folder of its own and returns its files, `index.html` last.
 
-    Args:
-        tried: every model, in the order they were tried.
-        board: the finalists as measured.
-        best: id of the one that the search ends with.
-        recipe: its recipe as YAML; empty without one.
-        out: the folder.
+    `tried` has every model in the order they were tried, `board` the finalists as measured; `best` is the id of the
+    one that the search ends with, and `recipe` its recipe as YAML, empty without one.
 
     Raises:
         InvalidInputError: `out` cannot take the page (see `write_site`).

@@ -64,14 +64,8 @@ class ServedFidelity:
 def compare_served(
     rounds: Sequence[Round], plain: Mapping[int, Sequence[Round]], concurrency: int, session: ServingSession
 ) -> ServedFidelity:
-    """Judges an arm's outputs at one concurrency.
-
-    Args:
-        rounds: its own that count, all at this concurrency.
-        plain: of every concurrency, the rounds of the plain arms.
-        concurrency: of `rounds`.
-        session: its dtype and its turns.
-    """
+    """Judges an arm's outputs in its rounds that count, all at one concurrency; `plain` has the plain arms' rounds of
+    every concurrency."""
     requests = _complete(rounds)
     if not requests:
         return ServedFidelity("not compared", 0, 0, "not compared")

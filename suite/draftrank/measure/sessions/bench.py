@@ -104,12 +104,8 @@ class Bench:
     def open_arms(self, session: Session, journal: Journal, progress: Progress, *, resumed: bool) -> None:
         """Loads every draft, warms every arm up and times forwards; an arm that cannot be opened is marked as failed.
 
-        Args:
-            session: whose arms to open.
-            journal: told what becomes of each arm.
-            progress: told how far it is.
-            resumed: the session has trials already. An arm that failed then stays out: alone, without
-                the baseline's trials of the same minutes, it could not be compared.
+        In a `resumed` session, which has trials already, an arm that failed then stays out: alone, without the
+        baseline's trials of the same minutes, it could not be compared.
         """
         self._session, self._journal = session, journal
         with progress.stage("load and warm up the drafts", len(session.arms)) as stage:
@@ -134,13 +130,7 @@ class Bench:
     ) -> Trial | None:
         """Decodes one prompt turn; None when the arm failed, which is then recorded.
 
-        Args:
-            arm_id: which arm.
-            block: which prompt turn and repeat.
-            position: the arm's place in the block.
-            answers: the target's answers to the turns before, as token ids.
-            process: number of this process in the session.
-            attempt: number of the attempt at this block.
+        `position` is the arm's place in the block; `answers` are the target's to the turns before, as token ids.
         """
         opened = self._arms[arm_id]
         entry = self._plan.tasks[block.task]
@@ -194,12 +184,8 @@ class Bench:
             return None
 
     def check_proposal(self, trial: Trial, prompt: Sequence[int]) -> ProposalCheck | None:
-        """Looks at a step of a trial of this process, once; None where there is none, or the arm fails at it.
-
-        Args:
-            trial: the trial.
-            prompt: what it continued.
-        """
+        """Looks at a step of a trial of this process, which continued the prompt, once; None where there is none, or
+        the arm fails at it."""
         step, opened = self._steps.pop(trial.key, None), self._arms.get(trial.arm)
         if step is None or opened is None or opened.proposer is None:
             return None
