@@ -16,6 +16,8 @@ from draftrank.measure.statistics.estimates import Estimate, ends_of
 SCHEMA_VERSION = 1
 NOT_SHOWN = ("build", "summary", "findings")
 """Fields of a row that the document leaves out."""
+SESSION_NOT_SHOWN = ("machine", "noise", "record")
+"""Fields of a session that the document leaves out or gives in another form."""
 SERVED_NOT_SHOWN = ("arms", "switch_off", "build")
 """Fields of a served row that the document leaves out or gives in another form."""
 _DOUBT = 0.0005
@@ -71,16 +73,7 @@ def _head(board: Board) -> dict[str, Any]:
 
 
 def _session(session: BoardSession) -> dict[str, Any]:
-    return {
-        "id": session.id,
-        "measured_at": session.measured_at,
-        "baseline_tokens_per_second": session.baseline_tokens_per_second,
-        "noise": _noise(session.noise),
-        "warnings": list(session.warnings),
-        "backend": session.backend,
-        "prompts": session.prompts,
-        "repeats": session.repeats,
-    }
+    return _plain(session, SESSION_NOT_SHOWN) | {"noise": _noise(session.noise)}
 
 
 def _noise(noise: Estimate | None) -> dict[str, Any] | None:

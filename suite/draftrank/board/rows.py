@@ -216,17 +216,20 @@ class BoardRow:
         return Interval(*self.ci) if self.ci else None
 
 
+@with_config(DOCUMENTED)
 @dataclass(frozen=True, slots=True)
 class BoardSession:
     """A session that gave rows to a board."""
 
     id: str
     measured_at: str
+    """UTC time, ISO 8601."""
     baseline_tokens_per_second: float | None
     noise: Estimate | None
     """A/A: the baseline against itself; None where the session has no such comparison."""
     machine: Machine
     warnings: tuple[str, ...]
+    """What a reader should know."""
     backend: str
     repeats: int
     prompts: int

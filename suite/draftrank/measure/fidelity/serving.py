@@ -24,6 +24,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 from typing import Literal
 
 from draftrank.measure.serving_records import PromptTurn, Round, ServedRequest, ServingSession
@@ -153,8 +154,7 @@ def _more(own: Mapping[int, float], other: Mapping[int, float]) -> float:
     apart = [own[turn] - other[turn] for turn in own.keys() & other.keys()]
     if len(apart) < 2:
         return 1.0
-    mean = math.fsum(apart) / len(apart)
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in apart) / (len(apart) - 1))
+    mean, spread = fmean(apart), stdev(apart)
     if spread == 0.0:
         return 0.0 if mean > 0.0 else 1.0
     return 1 - t_cdf(mean / (spread / math.sqrt(len(apart))), len(apart) - 1)

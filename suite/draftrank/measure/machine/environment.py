@@ -24,22 +24,10 @@ from draftrank.measure.machine.processor import (
 )
 
 THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "OMP_PROC_BIND",
-    "OMP_PLACES",
-    "OMP_WAIT_POLICY",
-    "OMP_DYNAMIC",
-    "MKL_NUM_THREADS",
-    "MKL_ENABLE_INSTRUCTIONS",
-    "OPENBLAS_NUM_THREADS",
-    "ONEDNN_MAX_CPU_ISA",
-    "ATEN_CPU_CAPABILITY",
-    "KMP_AFFINITY",
-    "KMP_BLOCKTIME",
-    "GOMP_CPU_AFFINITY",
-    "GOMP_SPINCOUNT",
-    "CUDA_VISIBLE_DEVICES",
-)
+    "OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES", "OMP_WAIT_POLICY", "OMP_DYNAMIC", "MKL_NUM_THREADS",
+    "MKL_ENABLE_INSTRUCTIONS", "OPENBLAS_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "KMP_AFFINITY",
+    "KMP_BLOCKTIME", "GOMP_CPU_AFFINITY", "GOMP_SPINCOUNT", "CUDA_VISIBLE_DEVICES",
+)  # fmt: skip
 """Environment variables that steer threads, instruction sets and devices."""
 _JOB_URL: TypeAdapter[str] = TypeAdapter(JobUrl)
 
