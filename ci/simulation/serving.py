@@ -4,7 +4,7 @@ The model, on the logarithmic scale, of the throughput of arm a in a block of on
 
     log speedup of a − drift at that moment − lasting noise at that moment − noise of the round
 
-Drift and lasting noise are those of `simulation`, over the rounds in the order in which they are measured. A round takes
+Drift and lasting noise are those of `sessions`, over the rounds in the order in which they are measured. A round takes
 minutes, so that a session has few, and the machine's drift (a line and a wave of up to three periods) is as fast as a
 pattern of arms that repeats with every second block.
 """
@@ -22,9 +22,9 @@ from draftrank.measure.records import BASELINE, CONTROL
 from draftrank.measure.sessions.schedule import round_order
 from draftrank.measure.statistics.log_ratio import Floats, LogRatio
 from draftrank.measure.statistics.serving import latency_of, mean_log_ratio
-from draftrank.measure.validation.coverage import Coverage, Share
-from draftrank.measure.validation.interval_methods import Ends, counts_of, ends_of, percentiles
-from draftrank.measure.validation.simulation import moments
+from simulation.coverage import Coverage, Share
+from simulation.interval_methods import Ends, counts_of, ends_of, percentiles
+from simulation.sessions import moments
 
 Order = Literal["drawn", "ABBA"]
 

@@ -17,8 +17,8 @@ from draftrank.measure.statistics.log_ratio import LogRatio, jackknife, mean_of,
 from draftrank.measure.statistics.ranking_evidence import stand_by
 from draftrank.measure.statistics.step_cost import MACHINE_SPREAD, between_machines
 from draftrank.measure.statistics.stopping import ArmPrecision, precise_enough
-from draftrank.measure.validation.interval_methods import METHODS, Ends, Method
-from draftrank.measure.validation.simulation import Scenario, SimulatedSession, draw_session, truth
+from simulation.interval_methods import METHODS, Ends, Method
+from simulation.sessions import Scenario, SimulatedSession, draw_session, truth
 
 
 @dataclass(slots=True)
