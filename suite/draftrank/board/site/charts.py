@@ -118,12 +118,11 @@ def stacked(shares: Sequence[tuple[str, float]]) -> tuple[Part, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Badge:
-    """A badge's words and widths, in pixels."""
+    """A badge's words and width, in pixels."""
 
-    label: str
     message: str
-    label_width: int
-    message_width: int
+    width: int
+    """Of the message."""
     good: bool
     """Whether the draft is ranked and surely faster than plain decoding."""
 
@@ -135,4 +134,4 @@ def badge(row: BoardRow) -> Badge:
     else:
         message = "not ranked"
     good = row.rank is not None and row.ci is not None and row.ci[0] > 1.0
-    return Badge("draftrank", message, 70, 14 + round(6.6 * len(message)), good)
+    return Badge(message, 14 + round(6.6 * len(message)), good)
