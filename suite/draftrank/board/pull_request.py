@@ -42,26 +42,23 @@ class Standing:
 
 
 def standings(
-    results: Sequence[SessionResult], drafts: Iterable[str] = (), against: Iterable[str] = ()
+    results: Iterable[SessionResult], drafts: Iterable[str] = ()
 ) -> tuple[tuple[Board, tuple[Standing, ...]], ...]:
-    """Each session's drafts in question, set against others of the session prompt by prompt; where no ids are named,
-    all against all."""
-    wanted, others = set(drafts), set(against)
+    """Each session's drafts in question (none named: all) set against all its others, prompt by prompt."""
+    wanted = set(drafts)
     found = []
     for result in results:
         (board,) = build_boards([result])
         rows = [row for row in board.rows if not wanted or row.draft in wanted]
-        told = tuple(Standing(row, tuple(_ratios(result, board, row, others))) for row in rows)
+        told = tuple(Standing(row, tuple(_ratios(result, board, row))) for row in rows)
         if told:
             found.append((board, told))
     return tuple(found)
 
 
-def _ratios(
-    result: SessionResult, board: Board, row: BoardRow, others: set[str]
-) -> Iterable[tuple[str, SpeedRatio]]:
+def _ratios(result: SessionResult, board: Board, row: BoardRow) -> Iterable[tuple[str, SpeedRatio]]:
     for other in board.rows:
-        if other.draft == row.draft or other.lossy != row.lossy or (others and other.draft not in others):
+        if other.draft == row.draft or other.lossy != row.lossy:
             continue
         try:
             ratio = compare([result], row.draft, other.draft).overall

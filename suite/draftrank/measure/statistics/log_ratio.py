@@ -40,16 +40,16 @@ class LogRatio:
         """The ratio itself; infinite where no float holds it."""
         return _exp(self.value)
 
-    def ends(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    def ends(self) -> tuple[float, float]:
         """Ends of the interval of the ratio itself, no longer its logarithm; infinite ones included."""
-        reach = self.reach(confidence)
+        reach = self.reach()
         return _exp(self.value - reach), _exp(self.value + reach)
 
-    def reach(self, confidence: float = CONFIDENCE) -> float:
+    def reach(self) -> float:
         """Half the interval's width on the logarithmic scale."""
         if self.standard_error == 0.0:
             return 0.0
-        return t_quantile((1 + confidence) / 2, self.freedom) * self.standard_error
+        return t_quantile((1 + CONFIDENCE) / 2, self.freedom) * self.standard_error
 
     @property
     def half_width(self) -> float:
