@@ -45,7 +45,8 @@ class Counters:
 
     def _combine(self, other: Counters, operation: Callable[[Any, Any], Any]) -> Counters:
         pairs = zip(astuple(self), astuple(other), strict=True)
-        return Counters(*(None if None in pair else operation(*pair) for pair in pairs))
+        values: list[Any] = [None if None in pair else operation(*pair) for pair in pairs]
+        return Counters(*values)
 
 
 class KernelCounters:
