@@ -199,7 +199,10 @@ def test_the_methodology_names_every_gate_and_rule_and_the_constants_of_interval
     ]
     assert all(f"| `{rule.id}` | {rule.kind} |" in page for rule in RULES)
     assert f"| interval | {CONFIDENCE:.0%} t-interval" in page
-    assert f"with fewer than {MIN_PROMPTS} prompts has none, and one with fewer than {MIN_SHOWN_PROMPTS} is" in page
+    assert (
+        f"with fewer than {MIN_PROMPTS} prompts has none, and one with fewer than {MIN_SHOWN_PROMPTS} is"
+        in page
+    )
     stopped_by = page.split("| fault | stopped by |")[1].split("\n\n")[0]
     assert set(re.findall(r"`([a-z-]+)`", stopped_by)) <= {gate.id for gate in GATES}
 
