@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
-from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -21,6 +20,7 @@ SESSION_NOT_SHOWN = ("machine", "noise", "record")
 SERVED_NOT_SHOWN = ("arms", "switch_off", "build")
 """Fields of a served row that the document leaves out or gives in another form."""
 _DOUBT = 0.0005
+_ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {}
 
 
 def board_document(boards: Sequence[Board]) -> dict[str, Any]:
@@ -103,7 +103,8 @@ def _plain(value: Any, without: Collection[str] = ()) -> dict[str, Any]:
     return found
 
 
-@cache
 def adapter_of(kind: type[Any]) -> TypeAdapter[Any]:
     """What reads and writes values of a type as JSON; made once, which takes time."""
-    return TypeAdapter(kind)
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]

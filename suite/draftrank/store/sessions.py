@@ -66,7 +66,7 @@ class Sessions(ABC, Generic[Row, Header, Whole]):
             StoreError: the session does not exist.
         """
         with self._writing() as transaction:
-            row = self._existing(transaction, session_id)
+            row: Row = self._existing(transaction, session_id)
             row.warnings = list(dict.fromkeys((*row.warnings, *warnings)))
 
     # -- reading ---------------------------------------------------------------------------------

@@ -148,7 +148,8 @@ def render_pages(
         render.page(view.address, "board.html.j2", view=view)
     for shown in served:
         render.page(shown.address, "serving_board.html.j2", view=shown)
-    with_plots: list[BoardView | ServingView] = [view for view in (*views, *served) if view.plots]
+    drawn: list[BoardView | ServingView] = [*views, *served]
+    with_plots = [one for one in drawn if one.plots]
     for one in with_plots:
         for plot in one.plots:
             for theme in THEMES:

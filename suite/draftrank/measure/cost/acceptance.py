@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TypeVar
 
 from draftrank.measure.records import Trial
-
-Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +54,11 @@ def sum_acceptance(trials: Iterable[Trial]) -> Acceptance:
     """Adds up the histograms of trials, which may differ in length."""
     trials = tuple(trials)
     return Acceptance(
-        added(trial.accept_histogram for trial in trials),
-        added(trial.offered for trial in trials),
+        _add(trial.accept_histogram for trial in trials),
+        _add(trial.offered for trial in trials),
         sum(trial.proposed for trial in trials),
     )
 
 
-def added(rows: Iterable[Sequence[Number]]) -> tuple[Number, ...]:
-    """The sums of columns of rows that may differ in length."""
+def _add(rows: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
     return tuple(sum(column) for column in zip_longest(*rows, fillvalue=0))

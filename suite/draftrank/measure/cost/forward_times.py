@@ -69,4 +69,5 @@ def _of_size(points: Points, tokens: int) -> float:
     (first, least), (last, most) = points[0], points[-1]
     if tokens > last > first:
         return most + max(0.0, (most - least) / (last - first)) * (tokens - last)
-    return float(np.interp(tokens, *zip(*points, strict=True)))
+    sizes, seconds = zip(*points, strict=True)
+    return float(np.interp(tokens, sizes, seconds))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from math import fsum
 
-from draftrank.measure.cost.acceptance import added, sum_acceptance
+from draftrank.measure.cost.acceptance import sum_acceptance
 from draftrank.measure.cost.forward_times import ForwardTimes
 from draftrank.measure.records import Trial
 
@@ -71,7 +72,8 @@ class StepCounts:
         """The counts of a draft's trials, all of the same k, at least one of them with steps."""
         found = sum_acceptance(trials)
         steps = found.steps
-        sizes = added(trial.proposal_sizes or _estimated_sizes(trial) for trial in trials)
+        told = (trial.proposal_sizes or _estimated_sizes(trial) for trial in trials)
+        sizes = tuple(map(fsum, zip_longest(*told, fillvalue=0.0)))
         verified = fsum(size * count for size, count in enumerate(sizes))
         forwards = sum(trial.draft_forwards for trial in trials)
         return cls(

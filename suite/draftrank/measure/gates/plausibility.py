@@ -54,7 +54,7 @@ def implausible_speedup(summary: SessionSummary, arm: ArmSummary) -> Values | No
     for name, speedup, bound in [("over all tasks", arm.speedup, geometric_mean(lengths)), *cases]:
         if bound is None or speedup is None or speedup.interval is None:
             continue
-        noise = summary.noise and (summary.noise.tasks.get(name) or summary.noise.overall)
+        noise = (summary.noise.tasks.get(name) or summary.noise.overall) if summary.noise else None
         if speedup.interval.low > bound * by_chance(noise):
             return {
                 "speedup": f"{speedup.value:.2f}",

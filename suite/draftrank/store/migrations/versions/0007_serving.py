@@ -10,7 +10,7 @@ from draftrank.store.migrations.columns import WHOLE, columns, key, key_of
 revision = "0007"
 down_revision = "0006"
 
-JSON, NUMBER, TEXT = sa.JSON(), sa.Double(), sa.String()
+JSON, TEXT = sa.JSON(), sa.String()
 
 
 def upgrade() -> None:
@@ -27,7 +27,7 @@ def upgrade() -> None:
         *columns(JSON, "environment", nullable=True),
         *columns(TEXT, "suite", "suite_sha256"),
         *columns(JSON, "tasks", "skipped_tasks", "turns", "concurrencies"),
-        *columns(NUMBER, "rate", nullable=True),
+        *columns(sa.Double(), "rate", nullable=True),
         *columns(WHOLE, "rounds", "seed"),
         *columns(JSON, "warnings"),
     )
@@ -43,7 +43,7 @@ def upgrade() -> None:
         *columns(JSON, "speculation"),
         *columns(TEXT, "form", "export_sha256", nullable=True),
         *columns(JSON, "differs", "flags"),
-        *columns(NUMBER, "start_s", nullable=True),
+        *columns(sa.Double(), "start_s", nullable=True),
         *columns(TEXT, "failure", "log_tail", nullable=True),
         sa.UniqueConstraint("session_key", "id"),
     )
@@ -53,16 +53,16 @@ def upgrade() -> None:
         *columns(WHOLE, "session_key"),
         *columns(TEXT, "arm"),
         *columns(WHOLE, "concurrency"),
-        *columns(NUMBER, "rate", nullable=True),
+        *columns(sa.Double(), "rate", nullable=True),
         *columns(WHOLE, "index", "position", "attempt", "process"),
         *columns(TEXT, "started_at"),
-        *columns(NUMBER, "wall_s"),
+        *columns(sa.Double(), "wall_s"),
         *columns(JSON, "requests"),
         *columns(JSON, "counters", "conditions", nullable=True),
-        *columns(NUMBER, "client_cpu", "server_cpu", nullable=True),
+        *columns(sa.Double(), "client_cpu", "server_cpu", nullable=True),
         *columns(WHOLE, "server_started"),
         *columns(WHOLE, "memory_bytes", nullable=True),
-        *columns(NUMBER, "energy_j", nullable=True),
+        *columns(sa.Double(), "energy_j", nullable=True),
         sa.ForeignKeyConstraint(
             ["session_key", "arm"], ["serving_arms.session_key", "serving_arms.id"], ondelete="CASCADE"
         ),
