@@ -154,7 +154,7 @@ def test_a_serving_board_is_a_table_with_a_column_for_each_concurrency():
     assert cells["switch-off"] == row.switch_off.words == "between 4 and 16"
     assert cells["accept"] == f"{best.acceptance_length:.2f}"
     assert lines[2][1:4] == [f"{board.newest.plain[at].throughput:.1f}" for at in (1, 4, 16)]
-    assert "- Not ranked: `dead` failed: the server ended with code 1.\n" in text
+    assert "- Not ranked: `dead`: failed: the server ended with code 1.\n" in text
 
 
 def test_the_picture_shows_the_front_pages_board():

@@ -15,6 +15,7 @@ from pydantic import with_config
 
 from draftrank.board.formats import UNKNOWN
 from draftrank.board.references import DOCUMENTED
+from draftrank.board.reproduce import serve_command
 from draftrank.board.rows import measured_at
 from draftrank.catalog.base import sha256_of_json
 from draftrank.catalog.programs import NAMES
@@ -224,6 +225,11 @@ class ServingBoardSession:
         """When it ended, or began if it has not ended."""
         return measured_at(self.record)
 
+    @property
+    def reproduce(self) -> str:
+        """The command that measures it again."""
+        return serve_command(self.record)
+
 
 @dataclass(frozen=True, slots=True)
 class ServingBoard:
@@ -257,6 +263,10 @@ class ServingBoard:
             and (row.best[concurrency].rank or (2, 2))[0] == 1
         ]
         return max(found, key=lambda row: row.best[concurrency].speedup or 0.0, default=None)
+
+    def ranks_at(self, concurrency: int) -> bool:
+        """Whether any draft is ranked with so many requests in flight."""
+        return any(concurrency in row.best and row.best[concurrency].ranked for row in self.rows)
 
     @property
     def frontier(self) -> list[ServedFigures]:

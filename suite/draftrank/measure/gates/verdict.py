@@ -6,6 +6,7 @@ page lists the gates from `GATES`, so a gate and its explanation cannot drift ap
 
 from __future__ import annotations
 
+from draftrank import kinds
 from draftrank.measure.fidelity.divergence import Divergence
 from draftrank.measure.fidelity.stale_proposals import MIN_STALE, STALE_SHARE, stale_steps
 from draftrank.measure.gates.audit import place_of
@@ -26,6 +27,7 @@ from draftrank.measure.machine.disturbance import Kind
 from draftrank.measure.statistics.estimates import Interval
 from draftrank.measure.statistics.log_ratio import MIN_PROMPTS
 from draftrank.measure.summaries.summary import ArmSummary, SessionSummary
+from draftrank.version import __version__, minor_of
 
 NOISE_TOLERANCE = 0.01
 """Tolerated distance of the A/A interval from 1. Less does not matter for a ranking, and by chance one quiet
@@ -125,6 +127,20 @@ def _other_backend(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     if backend is None or backend == own:
         return None
     return {"backend": f"{backend} {arm.arm.dtype}", "own": own}
+
+
+@gate(
+    "retired-step",
+    "draft",
+    "cannot be built again: draftrank no longer has the step {step} of its recipe",
+)
+def _retired_step(summary: SessionSummary, arm: ArmSummary) -> Values | None:
+    """What is ranked can be built again. A draft whose recipe has a step that draftrank no longer has keeps its row, without
+    a rank; boards of earlier minor versions keep theirs, since they are archived as a whole."""
+    if arm.arm.draft is None or minor_of(summary.session.draftrank_version) != minor_of(__version__):
+        return None
+    gone = [kind for kind in arm.arm.draft.step_kinds if kind not in kinds.STEPS]
+    return {"step": ", ".join(gone)} if gone else None
 
 
 @gate(
@@ -255,8 +271,8 @@ def _shown(noise: Interval) -> Values:
 
 
 GATES: tuple[Gate, ...] = (
-    _failed, _incomplete, _not_lossless, _samples_differ, _other_backend, implausible_outputs,
-    implausible_acceptance, implausible_counts, unplanned, implausible_times, implausible_clock,
-    skipped_work, implausible_speedup, accepts_nothing, _stale_proposals, proposes_nothing,
+    _failed, _incomplete, _not_lossless, _samples_differ, _other_backend, _retired_step,
+    implausible_outputs, implausible_acceptance, implausible_counts, unplanned, implausible_times,
+    implausible_clock, skipped_work, implausible_speedup, accepts_nothing, _stale_proposals, proposes_nothing,
     _unjudged_differences, _too_few_prompts, _no_noise_floor, _disturbed, _throttled, _unstable, _noisy,
 )  # fmt: skip

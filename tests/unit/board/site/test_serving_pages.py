@@ -259,8 +259,12 @@ def test_an_arm_that_failed_and_a_flagged_concurrency_give_their_reasons(out):
     arms = {"dead": an_arm("dead", draft=None, failure="the server ended with code 1")}
     servings = served(a_serving({"ngram": 1.3, "dead": 1.0}, arms=arms, change=change))
     render_site([], out, servings=servings)
-    text = text_of(out, serving_page(servings[0].key))
+    text = " ".join(text_of(out, serving_page(servings[0].key)).split())
     assert "at 16: the client was the bottleneck" in text
+    assert "16 requests in flightunknown: no draft is ranked" in text
+    assert re.search(
+        r"1 The draft ngram 1\.\d\d×\s*4 The draft ngram 1\.\d\d×\s*16 unknown", text_of(out, "index.html")
+    )
     assert "failed: the server ended with code 1" in text
     assert text.split("All figures")[0].count("not ranked") == 4 + 1  # and the sentence on the order of rows
 
