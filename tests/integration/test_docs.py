@@ -186,18 +186,23 @@ def test_words_that_are_not_used_are_found_where_they_stand():
     assert list(hits("docs/a.md", "<!-- boards: t m -->\nkin\n<!-- /boards -->\n")) == []
 
 
-def test_the_methodology_names_every_gate_rule_and_word():
-    from draftrank.board.words import SERVING_WORDS, WORDS
+def test_the_methodology_names_every_gate_and_rule_and_the_constants_of_intervals():
     from draftrank.measure.gates.serving import SERVING_GATES
     from draftrank.measure.gates.verdict import GATES
     from draftrank.measure.machine.disturbance import RULES
+    from draftrank.measure.statistics.log_ratio import CONFIDENCE, MIN_PROMPTS
+    from draftrank.measure.summaries.summary import MIN_SHOWN_PROMPTS
 
     page = PAGES["docs/methodology.md"]
     assert re.findall(r"^\| `([a-z-]+)` \| the (?:draft|session) \|", page, re.MULTILINE) == [
         gate.id for gate in (*GATES, *SERVING_GATES)
     ]
     assert all(f"| `{rule.id}` | {rule.kind} |" in page for rule in RULES)
-    assert all(f"| {word.word} | " in page for word in (*WORDS, *SERVING_WORDS))
+    assert f"| interval | {CONFIDENCE:.0%} t-interval" in page
+    assert (
+        f"with fewer than {MIN_PROMPTS} prompts has none, and one with fewer than {MIN_SHOWN_PROMPTS} is"
+        in page
+    )
     stopped_by = page.split("| fault | stopped by |")[1].split("\n\n")[0]
     assert set(re.findall(r"`([a-z-]+)`", stopped_by)) <= {gate.id for gate in GATES}
 

@@ -549,7 +549,8 @@ def test_a_broken_baseline_stops_the_run(workspace_root, monkeypatch):
 
 
 def test_an_imported_part_of_a_session_is_not_taken_for_the_whole(workspace_root, tmp_path):
-    from draftrank.store.bundle import import_bundle, publish
+    from draftrank.store.bundle import publish
+    from draftrank.store.shared_bundles import import_file
 
     workspace = Workspace.open(workspace_root)
     request = plain_request("tiny", drafts=("ngram", "shallow"))
@@ -557,7 +558,7 @@ def test_an_imported_part_of_a_session_is_not_taken_for_the_whole(workspace_root
         whole = run(workspace, request, store)
     files = publish(whole, tmp_path / "bundles", ("ngram",))
     with Store.open(tmp_path / "other.sqlite") as store:
-        import_bundle(files[0], store)
+        import_file(files[0], store)
         again = run(workspace, request, store)
     assert again.session.id != whole.session.id
     assert {arm.id for arm in again.session.arms} == {arm.id for arm in whole.session.arms}
