@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from draftrank.engine.backends.cpp.decoder import CppDecoder
-from draftrank.engine.backends.cpp.runtime import CppEagleRuntime, CppRuntime
-from draftrank.engine.backends.transformers.runtime import TransformersEagleRuntime, TransformersRuntime
+from draftrank.engine.backends.cpp.runtime import CppRuntime
+from draftrank.engine.backends.transformers.runtime import TransformersRuntime
 from models import own_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from draftrank.engine.backends.base import Runtime
-    from draftrank.engine.backends.eagle import EagleHead
 
 BACKENDS = ("transformers", "cpp")
 """Those that run on any CPU."""
@@ -28,11 +27,6 @@ def runtime_by(model: PreTrainedModel, backend: str) -> TransformersRuntime | Cp
         return TransformersRuntime(model)
     assert CppDecoder.fits(model)
     return CppRuntime(model)
-
-
-def eagle_by(model: PreTrainedModel, backend: str) -> EagleHead:
-    """The same of an EAGLE head."""
-    return TransformersEagleRuntime(model) if backend == "transformers" else CppEagleRuntime(model)
 
 
 def path_to(parents: Sequence[int], place: int) -> list[int]:
