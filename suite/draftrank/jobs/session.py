@@ -348,20 +348,13 @@ def build_all(
     from draftrank.models.loading import window_of_folder
     from draftrank.models.target_folder import ensure_target
 
-    folder = ensure_target(target, workspace.fetch_context(progress))
+    fetch = workspace.fetch_context(progress)
+    folder = ensure_target(target, fetch)
     arms = []
     with progress.stage("build drafts", len(recipes)) as stage:
         for recipe in recipes:
             try:
-                built = build_draft(
-                    recipe,
-                    target,
-                    folder,
-                    cache=workspace.cache,
-                    device=device,
-                    fetch=workspace.fetch_context(progress),
-                    progress=progress,
-                )
+                built = build_draft(recipe, target, folder, fetch, device=device)
             except (BuildError, MissingDataError) as error:
                 progress.message(f"draft {recipe.id} could not be built: {error}")
                 arms.append(DraftArm(recipe, None, None, f"build failed: {error}"))

@@ -76,7 +76,7 @@ class Training:
             if choice is None or choice.done in found:
                 continue
             alone = self._recipe(choice, RUNGS)
-            if find_draft(alone, target, self._folder, fetch=fetch, progress=self._progress) is not None:
+            if find_draft(alone, target, self._folder, fetch) is not None:
                 found[choice.done] = self.look(choice, RUNGS)
         return list(found.values())
 
@@ -121,10 +121,8 @@ class Training:
             recipe,
             self._target,
             self._folder,
-            cache=self._workspace.cache,
+            self._workspace.fetch_context(self._progress),
             device="cuda" if self._request.device == "cuda" else "cpu",
-            fetch=self._workspace.fetch_context(self._progress),
-            progress=self._progress,
         )
 
     def _times(self, recipe: Recipe, built: BuiltDraft) -> ForwardTimes:
