@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from draftrank.catalog.schemas import MODELS, generate, write_all
+from draftrank.catalog.schemas import FOLDER, MODELS, generate, generated_text
 from draftrank.catalog.step_order import RULES as ORDER
 from draftrank.kinds import STEPS as STEP_KINDS
 from draftrank.kinds import load_kind
@@ -206,17 +206,16 @@ def module_docstring(name: str) -> str:
 
 def main() -> int:
     """Writes what is not current; names it."""
-    changed = write_all()
-    for path, renew in ((PAGE, with_tables), (METHODOLOGY, with_sections)):
-        page = path.read_text("utf-8")
-        if renew(page) != page:
-            path.write_text(renew(page), "utf-8")
-            changed.append(path)
-    if SCHEMA_FILE.read_text("utf-8") != schema_text():
-        SCHEMA_FILE.write_text(schema_text(), "utf-8")
-        changed.append(SCHEMA_FILE)
-    for path in changed:
-        print(f"written: {path}")
+    generated = {
+        **{FOLDER / f"{name}.json": generated_text(name) for name in MODELS},
+        PAGE: with_tables(PAGE.read_text("utf-8")),
+        METHODOLOGY: with_sections(METHODOLOGY.read_text("utf-8")),
+        SCHEMA_FILE: schema_text(),
+    }
+    for path, text in generated.items():
+        if not path.exists() or path.read_text("utf-8") != text:
+            path.write_text(text, "utf-8")
+            print(f"written: {path}")
     return 0
 
 

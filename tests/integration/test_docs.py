@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import io
 import json
 import re
 from contextlib import redirect_stdout
-from functools import cache
+from importlib import import_module as script
 from pathlib import Path
 
 import pytest
@@ -31,14 +30,6 @@ KINDS = {**kinds.SOURCES, **kinds.STEPS, **kinds.DRAFTS}
 
 def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.+?)^```$", page, re.DOTALL | re.MULTILINE)
-
-
-@cache
-def script(name: str):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "ci" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_python_examples_run_in_their_order(measured_root, monkeypatch):

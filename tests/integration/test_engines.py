@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from draftrank import RunRequest
 from draftrank.building.export import folder as exporting
 from draftrank.catalog.workspace import Workspace
 from draftrank.engine.proposer import Proposal
@@ -27,7 +28,7 @@ from draftrank.models.loading import read_config
 from draftrank.models.target_folder import ensure_target
 from draftrank.serving.engines import find_engine
 from draftrank.store.store import Store
-from draftrank.workflows.parity import ParityRequest, parity
+from draftrank.workflows.parity import parity
 from draftrank.workflows.serve_bench import ServeRequest, serve_bench
 from workspaces import REPOSITORY
 
@@ -156,8 +157,8 @@ def require(engine: str, workspace: Workspace) -> None:
 def prove(workspace: Workspace, draft: str, engine: str, task: str) -> ParityReport:
     if engine != "transformers":
         require(engine, workspace)
-    asked = ParityRequest(TARGET, draft, engine, suite="short", tasks=(task,))
-    return report_of(parity(workspace, asked))
+    asked = RunRequest(TARGET, (draft,), "short", (task,), dtype="fp32", device="cpu")
+    return report_of(parity(workspace, asked, engine))
 
 
 @pytest.mark.parametrize("engine", ["vllm", "llama.cpp"])

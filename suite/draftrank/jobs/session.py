@@ -146,15 +146,12 @@ def build(
         MissingDataError: the target cannot be had.
     """
     progress = progress or SilentProgress()
-    chosen: Device = "cpu"
-    if device != "cpu":
-        from draftrank.engine.backends.choice import device_for
-
-        chosen = device_for(Asked(device=device))
     declared = workspace.target(target)
     recipes = choose_recipes(workspace, target, drafts)
+    from draftrank.engine.backends.choice import device_for  # loads torch: wrong names fail before
+
     with alone(workspace, progress):
-        return build_all(workspace, declared, recipes, chosen, progress)
+        return build_all(workspace, declared, recipes, device_for(Asked(device=device)), progress)
 
 
 def plan_run(
@@ -168,9 +165,6 @@ def plan_run(
     """Fetches and builds all that a run needs; nothing is measured yet.
 
     Args:
-        workspace: where declarations and caches lie.
-        request: what to measure.
-        progress: told how far it is.
         recipes: instead of those that the request names.
         suite: instead of the one that the request names.
 
