@@ -6,7 +6,7 @@ import json
 import math
 from fractions import Fraction
 
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from draftrank.catalog.decoding_mode import DecodingMode
