@@ -142,9 +142,7 @@ class Family:
             )
         )
         target = open_runtime(load_model(self._folder.path, "fp32", "cpu"), "transformers")
-        built = build_draft(
-            recipe, self._target, self._folder, cache=self._root / "cache", fetch=self._context
-        )
+        built = build_draft(recipe, self._target, self._folder, self._context)
         context = ProposerContext(target, built.folder, self._folder.path, "fp32", "cpu")
         with torch.inference_mode():
             expected = autoregressive(target, REQUEST)

@@ -19,6 +19,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -39,7 +40,6 @@ from draftrank.catalog.self_generated import SelfGenerated
 from draftrank.measure.machine.fingerprint import read_machine
 from draftrank.models.loading import compute_dtype, load_model, load_tokenizer
 from draftrank.models.target_folder import ensure_target
-from draftrank.progress import SilentProgress
 
 PASSES = 3
 """Over which the time of keeping the target's states is spread: what the shipped recipes make."""
@@ -69,14 +69,12 @@ def main() -> int:
         (workspace.cache / "corpora").mkdir(parents=True, exist_ok=True)
         (work / "corpora").symlink_to(workspace.cache / "corpora")
         return BuildContext(
+            target=declared,
             target_folder=folder.path,
             target_weights_sha256=folder.weights_sha256,
-            prompt_format=declared.prompt_format,
-            cache=work,
             scratch=work,
             device="cpu",
-            progress=SilentProgress(),
-            fetch=fetch,
+            fetch=replace(fetch, cache=work),
         )
 
     def cut() -> WorkingDraft:

@@ -15,7 +15,6 @@ Prints one JSON line. Run nothing else meanwhile.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -40,7 +39,7 @@ from draftrank.measure.cost.latency import measure_latencies
 from draftrank.measure.machine.fingerprint import read_machine
 from draftrank.models.loading import load_model, load_tokenizer
 from draftrank.models.target_folder import ensure_target
-from side_by_side import Decoded, blocks, compared, first_turns
+from side_by_side import Decoded, arguments, blocks, compared, first_turns
 
 MAX_NGRAM = 2
 Arm = Callable[[tuple[int, ...]], tuple[tuple[int, ...], float, Decoding | None]]
@@ -86,16 +85,11 @@ def flashspec_arms(target: Any, draft: Any, folder: Path, k: int, tokens: int) -
 
 def main() -> int:
     """Runs the comparison and prints its JSON line; 1 when an output differs in fp32."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--target", default="smollm2-135m-instruct")
+    parser = arguments(__doc__, k=3, tokens=64)
     parser.add_argument("--draft", default="int8-dynamic", help="a draft with a model of its own")
-    parser.add_argument("--k", type=int, default=3)
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--backend", choices=get_args(Backend), default="transformers", help="this engine's")
-    parser.add_argument("--prompts", type=int, default=4, help="per task")
-    parser.add_argument("--tasks", nargs="+", default=["code", "math", "rag"])
-    parser.add_argument("--tokens", type=int, default=64)
     options = parser.parse_args()
     transformers_logging.set_verbosity_error()
 

@@ -9,7 +9,6 @@ Prints one JSON line. Run nothing else meanwhile.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from time import perf_counter
@@ -24,20 +23,15 @@ from draftrank.engine.loop import Request, autoregressive
 from draftrank.measure.machine.fingerprint import read_machine
 from draftrank.models.loading import load_tokenizer
 from draftrank.models.target_folder import ensure_target
-from side_by_side import Decoded, blocks, compared, first_turns
+from side_by_side import Decoded, arguments, blocks, compared, first_turns
 
 VERIFICATIONS = 6
 
 
 def main() -> int:
     """Runs the comparison and prints its JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--target", default="smollm2-135m-instruct")
-    parser.add_argument("--k", type=int, default=4)
+    parser = arguments(__doc__, k=4, tokens=24)
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="bf16")
-    parser.add_argument("--prompts", type=int, default=4, help="per task")
-    parser.add_argument("--tasks", nargs="+", default=["code", "math", "rag"])
-    parser.add_argument("--tokens", type=int, default=24)
     options = parser.parse_args()
     transformers_logging.set_verbosity_error()
 

@@ -13,7 +13,6 @@ Prints one JSON line. Run nothing else meanwhile.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable
@@ -32,7 +31,7 @@ from draftrank.measure.machine.fingerprint import read_machine
 from draftrank.models.gguf_format import GGUF_FILE
 from draftrank.models.loading import load_tokenizer
 from draftrank.models.target_folder import ensure_target, gguf_file
-from side_by_side import Decoded, blocks, compared, first_turns
+from side_by_side import Decoded, arguments, blocks, compared, first_turns
 
 Arm = Callable[[tuple[int, ...]], tuple[tuple[int, ...], float]]
 """From a prompt to the tokens after it and the seconds from the first to the last."""
@@ -97,15 +96,10 @@ def by_us(target: LlamaCppRuntime, proposer: ModelProposer | None, k: int, token
 
 def main() -> int:
     """Runs the comparison and prints its JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--target", default="smollm2-135m-instruct")
+    parser = arguments(__doc__, k=2, tokens=64)
     parser.add_argument(
         "--draft", default="depth2-distilled-gguf", help="a draft whose recipe ends in write_gguf"
     )
-    parser.add_argument("--k", type=int, default=2)
-    parser.add_argument("--prompts", type=int, default=4, help="per task")
-    parser.add_argument("--tasks", nargs="+", default=["code", "math", "rag"])
-    parser.add_argument("--tokens", type=int, default=64)
     options = parser.parse_args()
 
     workspace = Workspace.open()

@@ -7,7 +7,6 @@ board in a text chunk, and a test compares that with the board that `README.md` 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import shutil
 import struct
 import subprocess
@@ -15,11 +14,11 @@ import sys
 import tempfile
 import zlib
 from pathlib import Path
-from types import ModuleType
 
 from draftrank.board.site import Declarations, render_site
 from draftrank.board.site.addresses import board_page
 from draftrank.catalog.workspace import Workspace
+from results import front_board, published
 
 ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "docs" / "board.png"
@@ -56,16 +55,6 @@ def with_board(picture: bytes, board: str) -> bytes:
     return picture[:header_end] + chunk + picture[header_end:]
 
 
-def results() -> ModuleType:
-    """The script `results.py`, which knows the front page's board."""
-    spec = importlib.util.spec_from_file_location("results", Path(__file__).with_name("results.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def main() -> int:
     """Renders the site into a temporary folder and takes the picture."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -74,11 +63,10 @@ def main() -> int:
     browser = parser.parse_args().browser
     if browser is None:
         parser.error(f"no {' or '.join(BROWSERS)} found: install Chromium, or name it with --browser")
-    script, checked = results(), Workspace.open(ROOT).check()
-    board = script.front_board()
+    checked, board = Workspace.open(ROOT).check(), front_board()
     with tempfile.TemporaryDirectory() as folder:
         site, taken = Path(folder) / "site", Path(folder) / "board.png"
-        render_site(script.published(), site, declared=Declarations.of(checked.targets, checked.tasks))
+        render_site(published(), site, declared=Declarations.of(checked.targets, checked.tasks))
         subprocess.run(
             [
                 browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--force-color-profile=srgb",

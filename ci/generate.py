@@ -1,5 +1,5 @@
 """Writes what is generated from the code: the JSON Schemas of declarations and bundles, the tables of fields
-in `docs/declarations.md`, and the words, gates, rules and constants in `docs/methodology.md`. Run it after
+in `docs/declarations.md`, and the gates, rules and constants in `docs/methodology.md`. Run it after
 one of them has changed; tests say when it is due.
 """
 
@@ -16,8 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from draftrank.board.words import SERVING_WORDS, WORDS
-from draftrank.catalog.schemas import MODELS, generate, write_all
+from draftrank.catalog.schemas import FOLDER, MODELS, generate, generated_text
 from draftrank.catalog.step_order import RULES as ORDER
 from draftrank.kinds import STEPS as STEP_KINDS
 from draftrank.kinds import load_kind
@@ -30,7 +29,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "declarations.md"
 METHODOLOGY = DOCS / "methodology.md"
 SECTION = re.compile(
-    r"(<!-- (?P<kind>words|gates|rules|constants|docstring):? ?(?P<names>[\w., ]*) -->\n).*?(<!-- /(?P=kind) -->)",
+    r"(<!-- (?P<kind>gates|rules|constants|docstring):? ?(?P<names>[\w., ]*) -->\n).*?(<!-- /(?P=kind) -->)",
     re.DOTALL,
 )
 STEPS = re.compile(r"(<!-- (?P<kind>steps|order) -->\n).*?(<!-- /(?P=kind) -->)", re.DOTALL)
@@ -160,11 +159,8 @@ def with_sections(page: str) -> str:
 
 
 def section(kind: str, names: list[str]) -> str:
-    """One section: of all words, gates or rules (`words: serving`: those of serving boards), or of the constants or the module
-    that are named."""
-    if kind == "words":
-        words = SERVING_WORDS if names else WORDS
-        return rows(("word", "meaning"), ((word.word, word.meaning) for word in words))
+    """One section: of all gates (`gates: serving`: those of serving sessions) or rules, or of the constants or the module that
+    are named."""
     if kind == "gates":
         gates = SERVING_GATES if names else GATES
         return rows(
@@ -210,17 +206,16 @@ def module_docstring(name: str) -> str:
 
 def main() -> int:
     """Writes what is not current; names it."""
-    changed = write_all()
-    for path, renew in ((PAGE, with_tables), (METHODOLOGY, with_sections)):
-        page = path.read_text("utf-8")
-        if renew(page) != page:
-            path.write_text(renew(page), "utf-8")
-            changed.append(path)
-    if SCHEMA_FILE.read_text("utf-8") != schema_text():
-        SCHEMA_FILE.write_text(schema_text(), "utf-8")
-        changed.append(SCHEMA_FILE)
-    for path in changed:
-        print(f"written: {path}")
+    generated = {
+        **{FOLDER / f"{name}.json": generated_text(name) for name in MODELS},
+        PAGE: with_tables(PAGE.read_text("utf-8")),
+        METHODOLOGY: with_sections(METHODOLOGY.read_text("utf-8")),
+        SCHEMA_FILE: schema_text(),
+    }
+    for path, text in generated.items():
+        if not path.exists() or path.read_text("utf-8") != text:
+            path.write_text(text, "utf-8")
+            print(f"written: {path}")
     return 0
 
 

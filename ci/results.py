@@ -59,12 +59,11 @@ def _minor(version: str) -> tuple[int, ...]:
 
 
 def front_board() -> Board:
-    """The board of the front page: of its target on a CPU, the best by the order of `published` with a ranked draft."""
-    return next(
-        board
-        for board in published()
-        if (board.key.target, board.key.device) == (FRONT_TARGET, "cpu") and board.fastest
-    )
+    """The board of the front page: of its target's boards on a CPU in the newest version, the one that ranks the most
+    drafts; the best of equals by the order of `published`."""
+    boards = [board for board in published() if (board.key.target, board.key.device) == (FRONT_TARGET, "cpu")]
+    newest = [board for board in boards if board.key.draftrank_version == boards[0].key.draftrank_version]
+    return max(newest, key=lambda board: sum(row.rank is not None for row in board.rows))
 
 
 def machines() -> list[tuple[str, str]]:
@@ -188,8 +187,16 @@ def whole(board: Board) -> str:
     head += f"Baseline {decimal(newest.baseline_tokens_per_second, 1)} tokens/s, A/A {apart}, {newest.prompts} prompts.\n\n"
     names = ("rank", "draft", "k", "speedup (95 %)", "slowest task", "fastest task", "accept", "cost")
     lines = table((*names, "tokens/s", "output"), map(_cells, board.rows))
-    reasons = [f"- Not ranked: `{row.draft}` {row.reason}.\n" for row in board.rows if not row.ranked]
-    return head + lines + ("\n" + "".join(reasons) if reasons else "")
+    return head + lines + not_ranked((row.draft, str(row.reason)) for row in board.rows if not row.ranked)
+
+
+def not_ranked(reasons: Iterable[tuple[str, str]]) -> str:
+    """A list of reasons below a board, each once, with the drafts that it holds for."""
+    drafts: dict[str, list[str]] = {}
+    for draft, reason in reasons:
+        drafts.setdefault(reason, []).append(f"`{draft}`")
+    lines = [f"- Not ranked: {', '.join(found)}: {reason}.\n" for reason, found in drafts.items()]
+    return "\n" + "".join(lines) if lines else ""
 
 
 def servings() -> str:
@@ -227,8 +234,7 @@ def server(board: ServingBoard) -> str:
         *(_served(board, row) for row in board.rows),
     ]
     lines = table(("draft", *map(str, board.concurrencies), "switch-off", "accept"), rows)
-    reasons = [f"- Not ranked: `{row.draft}` {reason}.\n" for row in board.rows for reason in row.reasons]
-    return head + lines + ("\n" + "".join(reasons) if reasons else "")
+    return head + lines + not_ranked((row.draft, reason) for row in board.rows for reason in row.reasons)
 
 
 def _served(board: ServingBoard, row: ServedRow) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
@@ -20,6 +21,17 @@ if TYPE_CHECKING:
 Name = TypeVar("Name")
 Decoded = list[tuple[int, float]]
 """Tokens and seconds of one arm, an entry per prompt."""
+
+
+def arguments(what: str, *, k: int, tokens: int) -> argparse.ArgumentParser:
+    """The options that all of them have."""
+    parser = argparse.ArgumentParser(description=what.splitlines()[0])
+    parser.add_argument("--target", default="smollm2-135m-instruct")
+    parser.add_argument("--k", type=int, default=k)
+    parser.add_argument("--prompts", type=int, default=4, help="per task")
+    parser.add_argument("--tasks", nargs="+", default=["code", "math", "rag"])
+    parser.add_argument("--tokens", type=int, default=tokens)
+    return parser
 
 
 def first_turns(

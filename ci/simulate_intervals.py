@@ -16,15 +16,15 @@ from pathlib import Path
 
 from draftrank.measure.gates.verdict import NOISE_TOLERANCE, NOISE_WIDTH
 from draftrank.measure.statistics.step_cost import MACHINE_SPREAD
-from draftrank.measure.validation.coverage import (
+from simulation.coverage import (
     cover_methods,
     cover_ranks,
     cover_stopping,
     cover_verifying,
 )
-from draftrank.measure.validation.interval_methods import METHODS, RESAMPLES
-from draftrank.measure.validation.serving import ServingScenario, cover_latencies, cover_serving
-from draftrank.measure.validation.simulation import Scenario
+from simulation.interval_methods import METHODS, RESAMPLES
+from simulation.serving import ServingScenario, cover_latencies, cover_serving
+from simulation.sessions import Scenario
 
 PAGE = Path(__file__).parents[1] / "docs" / "simulation.md"
 SEED = 20_261_123
@@ -143,7 +143,7 @@ HEAD = """# Coverage of the intervals
 
 `ci/simulate_intervals.py` writes this page (seed {seed:,}); tests run a small part of it. It draws sessions from a known
 truth and counts how often intervals, stopping, gates and rank ranges are right. The docstring of
-`measure/validation/simulation.py` describes the model: each prompt has its own length, pace and speedup per draft; the
+`ci/simulation/sessions.py` describes the model: each prompt has its own length, pace and speedup per draft; the
 machine drifts over the session; noise is partly autocorrelated from trial to trial (correlation 0.8) and partly
 independent; outliers take three times as long on average. Arms take turns in the order of the real schedule.
 

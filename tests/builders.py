@@ -114,27 +114,32 @@ MACHINE = Machine(
 )
 
 
+HEADER: dict[str, Any] = {
+    "plan_sha256": sha("plan"),
+    "suite": "quick",
+    "suite_sha256": sha("suite"),
+    "draftrank_version": __version__,
+    "target": "tiny-target",
+    "target_sha256": sha("target"),
+    "target_weights_sha256": sha("weights"),
+    "target_parameters": 1_000_000,
+    "dtype": "fp32",
+    "device": "cpu",
+    "backend": "transformers",
+    "mode": GREEDY,
+    "seed": 0,
+    "repeats": 2,
+    "machine": MACHINE,
+}
+
+
 def session(arms: Sequence[Arm], tasks: Mapping[str, int], *, repeats: int = 2, **changes: Any) -> Session:
     """A session of the given arms; `tasks` maps a task to its number of one-turn prompts."""
     values: dict[str, Any] = {
         "id": "20261101-a",
-        "plan_sha256": sha("plan"),
         "created_at": "2026-11-01T10:00:00Z",
         "finished_at": "2026-11-01T11:00:00Z",
-        "suite": "quick",
-        "suite_sha256": sha("suite"),
-        "draftrank_version": __version__,
-        "target": "tiny-target",
-        "target_sha256": sha("target"),
-        "target_weights_sha256": sha("weights"),
-        "target_parameters": 1_000_000,
-        "dtype": "fp32",
-        "device": "cpu",
-        "backend": "transformers",
-        "mode": GREEDY,
-        "seed": 0,
         "repeats": repeats,
-        "machine": MACHINE,
         "tasks": tuple(
             SessionTask(
                 task=task,
@@ -152,7 +157,7 @@ def session(arms: Sequence[Arm], tasks: Mapping[str, int], *, repeats: int = 2, 
             *arms,
         ),
     }
-    return Session(**(values | changes))
+    return Session(**(HEADER | values | changes))
 
 
 def wobble(*parts: object) -> float:

@@ -43,6 +43,14 @@ def small_gguf_model(architecture: str, layers: int, *, seed: int = 3, **more: A
     return model.eval().requires_grad_(False)
 
 
+def llama3_divisors(size: int, base: float, factor: float, original: int) -> np.ndarray[Any, Any]:
+    """What the released code of Llama 3.1 divides the frequencies of heads of a size by, float32 [size / 2]; between waves
+    of a quarter and of the whole of the original context it goes over from 1 to the factor."""
+    frequencies = base ** -(np.arange(0, size, 2) / size)
+    smooth = np.clip((original * frequencies / (2 * np.pi) - 1) / 3, 0, 1)
+    return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
+
+
 def write_target_file(path: Path, architecture: str, layers: int) -> Path:
     """The description that a target's GGUF file holds, without its weights."""
     writer = gguf.GGUFWriter(path, architecture)

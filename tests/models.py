@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,12 +13,6 @@ from tokenizers import models as tokenizer_models
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -59,59 +54,40 @@ def small_model(
 ) -> PreTrainedModel:
     """A random model, fp32, with weights large enough that its output is not degenerate."""
     torch.manual_seed(seed)
+    settings = _OTHERS.get(architecture, {})
+    if architecture == "gemma3":
+        kinds = ["full_attention" if i % 3 == 2 else "sliding_attention" for i in range(layers)]
+        settings = {"num_key_value_heads": 1, "head_dim": 8, "sliding_window": 8, "layer_types": kinds}
+    family = CONFIG_MAPPING["gemma3_text" if architecture == "gemma3" else architecture.split("-")[0]]
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": window,
+        "max_seq_len": window,
+        "initializer_range": 0.3,
+    }
+    # Names that a family does not have would be kept in its configuration.
+    renamed = {family.attribute_map.get(name, name): value for name, value in shape.items()}
+    known = {name: value for name, value in renamed.items() if hasattr(family, name)}
     common = {"vocab_size": vocabulary, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    if architecture == "llama":
-        model: PreTrainedModel = LlamaForCausalLM(
-            LlamaConfig(
-                hidden_size=32,
-                intermediate_size=48,
-                num_hidden_layers=layers,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                max_position_embeddings=window,
-                initializer_range=0.3,
-                **common,
-            )
-        )
-    elif architecture == "gemma3":
-        model = Gemma3ForCausalLM(
-            Gemma3TextConfig(
-                hidden_size=32,
-                intermediate_size=48,
-                num_hidden_layers=layers,
-                num_attention_heads=4,
-                num_key_value_heads=1,
-                head_dim=8,
-                max_position_embeddings=window,
-                sliding_window=8,
-                layer_types=["full_attention" if i % 3 == 2 else "sliding_attention" for i in range(layers)],
-                initializer_range=0.3,
-                **common,
-            )
-        )
-    elif architecture in _OTHERS:
-        family = CONFIG_MAPPING[architecture.split("-")[0]]
-        shape = {
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": layers,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": window,
-            "max_seq_len": window,
-            "initializer_range": 0.3,
-        }
-        # Names that a family does not have would be kept in its configuration.
-        renamed = {family.attribute_map.get(name, name): value for name, value in shape.items()}
-        known = {name: value for name, value in renamed.items() if hasattr(family, name)}
-        model = AutoModelForCausalLM.from_config(family(**{**common, **known, **_OTHERS[architecture]}))
-    else:
-        model = GPT2LMHeadModel(
-            GPT2Config(
-                n_embd=32, n_layer=layers, n_head=4, n_positions=window, initializer_range=0.3, **common
-            )
-        )
+    model = AutoModelForCausalLM.from_config(family(**{**common, **known, **settings}))
     return model.eval().requires_grad_(False)
+
+
+def sometimes_alike(model: PreTrainedModel, share: float = 0.15) -> PreTrainedModel:
+    """The model with a head that still chooses many of its tokens."""
+    head = model.get_output_embeddings().weight
+    head.data = head.data + share * head.data.flip(0)
+    return model
+
+
+def own_logits(model: PreTrainedModel, text: Sequence[int]) -> torch.Tensor:
+    """What the model's own forward says behind each token of a text, without a cache; [tokens, vocabulary]."""
+    with torch.inference_mode():
+        return model(torch.tensor([text], device=model.device), use_cache=False).logits[0]
 
 
 def small_tokenizer(template: str | None = None) -> PreTrainedTokenizerFast:

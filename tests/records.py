@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from builders import HEADER, MACHINE, build
 from draftrank.measure.records import (
     BASELINE,
     CONTROL,
     Arm,
-    DraftBuild,
     ForwardLatency,
     Machine,
     Session,
@@ -17,32 +17,13 @@ from draftrank.measure.records import (
 
 
 def a_machine(**changes) -> Machine:
-    values = {
-        "machine_class": "xeon-8c",
-        "cpu": "Xeon",
-        "cores": 8,
-        "threads": 8,
-        "memory_bytes": 34_359_738_368,
-        "gpu": None,
-        "platform": "Linux x86_64",
-        "python": "3.11.9",
-        "packages": {"torch": "2.13.0", "numpy": "2.3.1"},
-    }
-    return Machine(**(values | changes))
+    values = {"machine_class": "xeon-8c", "cpu": "Xeon", "cores": 8, "threads": 8}
+    return MACHINE.model_copy(update=values | changes)
 
 
 def an_arm(name: str, **changes) -> Arm:
     kind = {BASELINE: "baseline", CONTROL: "control"}.get(name, "draft")
-    draft = DraftBuild(
-        recipe={"id": name, "draft": {"kind": "ngram", "weights": [0.1, 1 / 3]}},
-        recipe_sha256="a" * 64,
-        weights_sha256=None,
-        techniques=("n-grams",),
-        trained=False,
-        parameters=0,
-        bytes_on_disk=0,
-        build_s=0.0,
-    )
+    draft = build(name, recipe={"id": name, "draft": {"kind": "ngram", "weights": [0.1, 1 / 3]}})
     latency = ForwardLatency(part="target", tokens=1, context=64, median_s=0.1 + 0.2, samples=30)
     values = {
         "id": name,
@@ -63,19 +44,10 @@ def a_session(
         "plan_sha256": "1" * 64,
         "created_at": f"{session_id[:10]}T10:00:00.123Z",
         "finished_at": None,
-        "suite": "quick",
-        "suite_sha256": "2" * 64,
         "draftrank_version": "0.1.0",
         "target": "small-target",
-        "target_sha256": "3" * 64,
-        "target_weights_sha256": "4" * 64,
-        "target_parameters": 134_515_008,
-        "dtype": "fp32",
-        "device": "cpu",
-        "backend": "transformers",
         "mode": {"temperature": 0.7, "top_p": 0.9},
         "seed": 7,
-        "repeats": 2,
         "machine": a_machine(),
         "tasks": (
             SessionTask(
@@ -98,7 +70,7 @@ def a_session(
         "arms": tuple(an_arm(name) for name in (BASELINE, CONTROL, *drafts)),
         "warnings": ("the machine was busy",),
     }
-    return Session(**(values | changes))
+    return Session(**(HEADER | values | changes))
 
 
 def a_trial(arm: str = "ngram-2", task: str = "chat", prompt: str = "p1", **changes) -> Trial:
@@ -133,22 +105,22 @@ def a_result(
     session_id: str = "2026-03-01-aaaa", drafts: tuple[str, ...] = ("ngram-2",), **changes
 ) -> SessionResult:
     """A session in which every arm decoded every prompt turn, twice, one arm a second."""
-    session = a_session(session_id, drafts, **changes)
+    measured = a_session(session_id, drafts, **changes)
     cells = [
         (task.task, prompt, turn, repeat)
-        for task in session.tasks
+        for task in measured.tasks
         for prompt, turns in zip(task.prompts, task.turns, strict=True)
         for turn in range(turns)
-        for repeat in range(session.repeats)
+        for repeat in range(measured.repeats)
     ]
     return SessionResult(
-        session=session,
+        session=measured,
         trials=tuple(
             a_trial(
                 arm.id, task, prompt, turn=turn, repeat=repeat, position=position,
                 started_at=f"2026-03-01T10:{block:02}:{1 + position:02}Z",
             )
             for block, (task, prompt, turn, repeat) in enumerate(cells)
-            for position, arm in enumerate(session.arms)
+            for position, arm in enumerate(measured.arms)
         ),
     )  # fmt: skip

@@ -16,6 +16,7 @@ from draftrank.measure.serving_records import (
     ServingSession,
 )
 from records import a_machine, an_arm
+from servings import HEADER as SERVED_HEADER
 
 SERVER = Server.model_validate(
     {
@@ -106,23 +107,14 @@ def a_serving_session(drafts: tuple[str, ...] = ("ngram",), **changes) -> Servin
     ]
     values = {
         "id": "2026-11-30-0123456789ab",
-        "plan_sha256": "1" * 64,
         "created_at": "2026-11-30T10:00:00.123Z",
         "finished_at": "2026-11-30T11:00:00.123Z",
         "draftrank_version": "0.3.0",
         "target": "small-target",
-        "target_sha256": "3" * 64,
-        "target_weights_sha256": "4" * 64,
         "server": SERVER.id,
         "server_declared": SERVER.model_dump(mode="json", exclude_defaults=True),
         "server_sha256": SERVER.content_sha256(),
-        "engine": "vllm",
-        "engine_version": "0.32.0",
-        "dtype": "bf16",
-        "device": "cpu",
         "machine": a_machine(),
-        "suite": "quick",
-        "suite_sha256": "2" * 64,
         "tasks": (
             SessionTask(
                 task="code",
@@ -136,11 +128,10 @@ def a_serving_session(drafts: tuple[str, ...] = ("ngram",), **changes) -> Servin
         "turns": (a_turn(), a_turn(prompt="p1")),
         "concurrencies": (1, 4),
         "rounds": 2,
-        "seed": 0,
         "arms": tuple(arms),
         "warnings": ("the machine was busy",),
     }
-    return ServingSession(**(values | changes))
+    return ServingSession(**(SERVED_HEADER | values | changes))
 
 
 def a_serving_result(**changes) -> ServingResult:

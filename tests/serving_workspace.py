@@ -6,7 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from workspaces import RECIPE, REPOSITORY
+from workspaces import REPOSITORY, write_draft
 
 SERVER = """\
 schema_version: 1
@@ -36,8 +36,7 @@ def declare_server(root: Path, text: str = SERVER) -> None:
 def declare_method(root: Path, draft_id: str = "method", method: str = "mtp") -> None:
     """Writes a draft that is a method of the engine."""
     body = f"kind: engine_method\n  method: {method}"
-    text = RECIPE.replace("id: ngram", f"id: {draft_id}").replace("kind: ngram\n  max_ngram: 3", body)
-    (root / "drafts" / "tiny" / f"{draft_id}.yaml").write_text(text)
+    write_draft(root, draft_id, body)
 
 
 def engine(root: Path, fault: str = "", which: str = "speculative-config") -> dict[str, str]:

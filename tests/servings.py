@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from builders import MACHINE, build, sha
+from builders import HEADER as BUILT
+from builders import build, sha
 from draftrank.measure.evidence import Conditions
 from draftrank.measure.records import SessionTask
 from draftrank.measure.serving_records import (
@@ -29,7 +30,6 @@ from draftrank.measure.serving_records import (
     ServingSession,
 )
 from draftrank.measure.sessions.schedule import round_order
-from draftrank.version import __version__
 
 Speedups = Mapping[int, float]
 K = 3
@@ -122,6 +122,24 @@ def a_round(
     return Round(**(values | places))
 
 
+_AS_BUILT = (
+    "plan_sha256",
+    "target",
+    "target_sha256",
+    "target_weights_sha256",
+    "suite",
+    "suite_sha256",
+    "device",
+    "seed",
+)
+HEADER: dict[str, Any] = {
+    **{name: BUILT[name] for name in (*_AS_BUILT, "machine", "draftrank_version")},
+    "engine": "vllm",
+    "engine_version": "0.32.0",
+    "dtype": "bf16",
+}
+
+
 def a_serving(
     drafts: Mapping[str, Speedups | float] | None = None,
     *,
@@ -179,20 +197,9 @@ def a_serving(
         "plan_sha256": plan,
         "created_at": "2026-11-30T10:00:00.000Z",
         "finished_at": now.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        "draftrank_version": __version__,
-        "target": "tiny-target",
-        "target_sha256": sha("target"),
-        "target_weights_sha256": sha("weights"),
         "server": "vllm-cpu",
         "server_declared": {"id": "vllm-cpu", "engine": "vllm"},
         "server_sha256": sha("vllm-cpu"),
-        "engine": "vllm",
-        "engine_version": "0.32.0",
-        "dtype": "bf16",
-        "device": "cpu",
-        "machine": MACHINE,
-        "suite": "quick",
-        "suite_sha256": sha("suite"),
         "tasks": (
             SessionTask(
                 task="chat",
@@ -209,7 +216,7 @@ def a_serving(
         "seed": seed,
         "arms": tuple(known.values()),
     }
-    return ServingResult(session=ServingSession(**(values | changes)), rounds=tuple(found))
+    return ServingResult(session=ServingSession(**(HEADER | values | changes)), rounds=tuple(found))
 
 
 def with_requests(one: Round, change: Callable[[ServedRequest], ServedRequest | None]) -> Round:

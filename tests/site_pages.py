@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 EVIL = [
@@ -18,6 +20,15 @@ EVIL = [
 ]
 VOID = {"meta", "link", "br", "img", "hr", "input", "line", "rect", "circle"}
 OWN_SCRIPTS = {"theme.js", "site.js", "evidence.js", "board.js", "compare.js", "plots.js"}
+METHODOLOGY = Path(__file__).parents[1] / "docs" / "methodology.md"
+
+
+def meanings(section):
+    """What the methodology says that the words of one of its sections mean."""
+    text = METHODOLOGY.read_text("utf-8").partition(f"## {section}\n")[2].partition("\n#")[0]
+    _, _, *found = re.findall(r"^\| .+? \| (.+) \|$", text, re.MULTILINE)
+    assert found
+    return found
 
 
 class Page(HTMLParser):

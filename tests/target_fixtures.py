@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from draftrank.building.pipeline import BuiltDraft, build_draft
 from draftrank.building.working_draft import BuildContext, WorkingDraft
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.sources.base import FetchContext
@@ -18,7 +19,7 @@ from draftrank.catalog.target import Target
 from draftrank.models.attention_windows import context_window
 from draftrank.models.loading import load_model, load_tokenizer
 from draftrank.models.target_folder import TargetFolder, ensure_target
-from draftrank.progress import SilentProgress
+from draftrank.progress import Progress, SilentProgress
 from models import ARCHITECTURES, small_model, small_tokenizer
 
 CHATML = (
@@ -86,14 +87,12 @@ def make_context(tmp_path, make_target) -> Callable[..., BuildContext]:
         path = tmp_path / scratch
         path.mkdir(exist_ok=True)
         return BuildContext(
+            target=target,
             target_folder=folder.path,
             target_weights_sha256=folder.weights_sha256,
-            prompt_format=target.prompt_format,
-            cache=tmp_path / "cache",
             scratch=path,
             device="cpu",
-            progress=progress or SilentProgress(),
-            fetch=FetchContext(tmp_path / "cache", (tmp_path,)),
+            fetch=FetchContext(tmp_path / "cache", (tmp_path,), progress=progress or SilentProgress()),
         )
 
     return make
@@ -125,6 +124,25 @@ def make_recipe() -> Callable[..., Recipe]:
         return Recipe.model_validate_json(json.dumps({**fields, **changes}))
 
     return make
+
+
+@pytest.fixture
+def build(tmp_path, make_target, make_recipe) -> Callable[..., BuiltDraft]:
+    """Builds a recipe, or one of these steps, for a small target; its sources and its cache are in `tmp_path`."""
+
+    def build(
+        *asked: Recipe | dict[str, Any],
+        architecture: str = "llama",
+        prompt_format: str = "chat",
+        cache: str = "",
+        progress: Progress | None = None,
+        **fields: Any,
+    ) -> BuiltDraft:
+        recipe = asked[0] if asked and isinstance(asked[0], Recipe) else make_recipe(*asked, **fields)
+        fetch = FetchContext(tmp_path / cache, (tmp_path,), progress=progress or SilentProgress())
+        return build_draft(recipe, *make_target(architecture, prompt_format), fetch)
+
+    return build
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from models import save_small_target
-from workspaces import RECIPE, write_workspace
+from workspaces import write_draft, write_workspace
 
 MODEL = "kind: draft_model\n  steps:\n"
 DRAFTS = {
@@ -20,6 +20,5 @@ def write_tiny_workspace(root: Path, architecture: str = "llama") -> Path:
     write_workspace(root)
     save_small_target(root / "models" / "tiny", architecture)
     for draft_id, body in DRAFTS.items():
-        text = RECIPE.replace("id: ngram", f"id: {draft_id}").replace("kind: ngram\n  max_ngram: 3", body)
-        (root / "drafts" / "tiny" / f"{draft_id}.yaml").write_text(text)
+        write_draft(root, draft_id, body)
     return root

@@ -73,6 +73,28 @@ def plain_request(target="tiny", *given, **asked):
     return RunRequest(target, *given, **(PLAIN | asked))
 
 
+def run_drafts(root, *drafts, **asked):
+    """The session of such a run of these drafts, or of all that are quick to build."""
+    from draftrank import Store, Workspace, run
+
+    workspace = Workspace.open(root)
+    with Store.open(workspace.store_url) as store:
+        return run(workspace, plain_request("tiny", drafts, **asked), store)
+
+
+def recipe_of(draft_id: str, draft: str) -> str:
+    """The recipe of another draft than n-grams; its fields are indented by two blanks."""
+    text = RECIPE.replace("id: ngram", f"id: {draft_id}")
+    return text.replace("kind: ngram\n  max_ngram: 3", draft)
+
+
+def write_draft(root: Path, draft_id: str, draft: str) -> Path:
+    """Declares another draft; returns its file."""
+    path = root / "drafts" / "tiny" / f"{draft_id}.yaml"
+    path.write_text(recipe_of(draft_id, draft))
+    return path
+
+
 def write_workspace(root: Path, prompts: list[dict] | None = None) -> Path:
     """Writes a valid workspace whose target's weights are still missing; returns its root."""
     (root / "drafts" / "tiny").mkdir(parents=True)

@@ -10,7 +10,6 @@ import pytest
 
 from commands import HEAVY, draftrank, several
 from draftrank.catalog.formatting import format_file
-from draftrank.catalog.schemas import FOLDER
 from draftrank.catalog.workspace import Workspace
 from draftrank.cli.main import COMMANDS
 from draftrank.version import __version__
@@ -23,7 +22,7 @@ def root(tmp_path):
     """A canonical workspace whose target has no weights: enough for all that loads no model."""
     folder = write_workspace(tmp_path / "workspace")
     for path, model in Workspace.open(folder).declaration_paths():
-        format_file(path, model, FOLDER)
+        format_file(path, model)
     return folder
 
 

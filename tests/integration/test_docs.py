@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import io
 import json
 import re
 from contextlib import redirect_stdout
-from functools import cache
+from importlib import import_module as script
 from pathlib import Path
 
 import pytest
@@ -31,14 +30,6 @@ KINDS = {**kinds.SOURCES, **kinds.STEPS, **kinds.DRAFTS}
 
 def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.+?)^```$", page, re.DOTALL | re.MULTILINE)
-
-
-@cache
-def script(name: str):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "ci" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_python_examples_run_in_their_order(measured_root, monkeypatch):
@@ -154,7 +145,7 @@ def test_a_serving_board_is_a_table_with_a_column_for_each_concurrency():
     assert cells["switch-off"] == row.switch_off.words == "between 4 and 16"
     assert cells["accept"] == f"{best.acceptance_length:.2f}"
     assert lines[2][1:4] == [f"{board.newest.plain[at].throughput:.1f}" for at in (1, 4, 16)]
-    assert "- Not ranked: `dead` failed: the server ended with code 1.\n" in text
+    assert "- Not ranked: `dead`: failed: the server ended with code 1.\n" in text
 
 
 def test_the_picture_shows_the_front_pages_board():
@@ -186,18 +177,23 @@ def test_words_that_are_not_used_are_found_where_they_stand():
     assert list(hits("docs/a.md", "<!-- boards: t m -->\nkin\n<!-- /boards -->\n")) == []
 
 
-def test_the_methodology_names_every_gate_rule_and_word():
-    from draftrank.board.words import SERVING_WORDS, WORDS
+def test_the_methodology_names_every_gate_and_rule_and_the_constants_of_intervals():
     from draftrank.measure.gates.serving import SERVING_GATES
     from draftrank.measure.gates.verdict import GATES
     from draftrank.measure.machine.disturbance import RULES
+    from draftrank.measure.statistics.log_ratio import CONFIDENCE, MIN_PROMPTS
+    from draftrank.measure.summaries.summary import MIN_SHOWN_PROMPTS
 
     page = PAGES["docs/methodology.md"]
     assert re.findall(r"^\| `([a-z-]+)` \| the (?:draft|session) \|", page, re.MULTILINE) == [
         gate.id for gate in (*GATES, *SERVING_GATES)
     ]
     assert all(f"| `{rule.id}` | {rule.kind} |" in page for rule in RULES)
-    assert all(f"| {word.word} | " in page for word in (*WORDS, *SERVING_WORDS))
+    assert f"| interval | {CONFIDENCE:.0%} t-interval" in page
+    assert (
+        f"with fewer than {MIN_PROMPTS} prompts has none, and one with fewer than {MIN_SHOWN_PROMPTS} is"
+        in page
+    )
     stopped_by = page.split("| fault | stopped by |")[1].split("\n\n")[0]
     assert set(re.findall(r"`([a-z-]+)`", stopped_by)) <= {gate.id for gate in GATES}
 

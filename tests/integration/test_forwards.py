@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from commands import several
-from draftrank import RunRequest, Store, Workspace, build_boards, run, summarise
+from draftrank import RunRequest, Workspace, build_boards, summarise
 from draftrank.board.reproduce import reproduce_command
 from draftrank.catalog.backend import Asked
 from draftrank.engine.backends import registry
@@ -20,7 +20,7 @@ from draftrank.models.loading import load_model
 from draftrank.models.target_folder import ensure_target
 from draftrank.progress import SilentProgress
 from tiny_workspace import write_tiny_workspace
-from workspaces import RECIPE, plain_request
+from workspaces import run_drafts, write_draft
 
 MODEL = "kind: draft_model\n  steps:\n"
 SHALLOW = MODEL + "    - {kind: drop_layers, keep: 2, select: ends}"
@@ -47,11 +47,6 @@ FORMS = {
 }
 
 
-def write_draft(root, draft_id, body):
-    text = RECIPE.replace("id: ngram", f"id: {draft_id}").replace("kind: ngram\n  max_ngram: 3", body)
-    (root / "drafts" / "tiny" / f"{draft_id}.yaml").write_text(text)
-
-
 @pytest.fixture
 def thin_root(workspace_root):
     write_draft(workspace_root, "thin", THIN)
@@ -59,9 +54,8 @@ def thin_root(workspace_root):
 
 
 def measured(root, *drafts, **asked):
-    workspace = Workspace.open(root)
-    with Store.open(workspace.store_url) as store:
-        return run(workspace, RunRequest("tiny", drafts, repeats=1, fresh=True, device="cpu", **asked), store)
+    asked = {"backend": "auto", "dtype": "auto"} | asked
+    return run_drafts(root, *drafts, repeats=1, fresh=True, **asked)
 
 
 def chosen(root, *drafts, **asked):
@@ -71,11 +65,10 @@ def chosen(root, *drafts, **asked):
 
 
 def test_every_kind_of_draft_is_lossless_in_cpp_and_has_a_board_apart(workspace_root):
-    workspace = Workspace.open(workspace_root)
-    with Store.open(workspace.store_url) as store:
-        plain = run(workspace, plain_request(), store)
-        compiled = run(workspace, plain_request(backend="cpp"), store)
-        assert run(workspace, plain_request(backend="cpp"), store) == compiled
+    plain, compiled, again = (
+        run_drafts(workspace_root, backend=backend) for backend in ("transformers", "cpp", "cpp")
+    )
+    assert again == compiled
     assert compiled.session.id != plain.session.id
     assert (plain.session.backend, compiled.session.backend) == ("transformers", "cpp")
     assert [arm.failure for arm in compiled.session.arms] == [None] * len(compiled.session.arms)

@@ -21,7 +21,7 @@ from draftrank.models.cache import draft_key
 from draftrank.models.loading import load_tokenizer
 from draftrank.workflows.keep import keep_draft
 from tiny_workspace import write_tiny_workspace
-from workspaces import PROMPTS, RECIPE, write_prompts
+from workspaces import PROMPTS, write_draft, write_prompts
 
 DRAFT = """kind: eagle
   aux_hidden_states: [1, 2]
@@ -31,6 +31,7 @@ DRAFT = """kind: eagle
       data: {kind: self_generated, tokens: 1000, sequence_tokens: 16}
       ttt_steps: 2
       round_weights: true"""
+MORE = f"{DRAFT}\n    - {{kind: quantize, scheme: dynamic_int8}}"
 KEPT = ("kept/small.json", "kept/small.safetensors")
 
 
@@ -38,9 +39,7 @@ KEPT = ("kept/small.json", "kept/small.safetensors")
 def kept(tmp_path_factory):
     """A workspace that keeps a draft. Not to be changed."""
     root = write_tiny_workspace(tmp_path_factory.mktemp("kept") / "workspace")
-    text = RECIPE.replace("id: ngram", "id: small").replace("kind: ngram\n  max_ngram: 3", DRAFT)
-    folder = root / "drafts" / "tiny"
-    (folder / "small.yaml").write_text(text)
+    folder = write_draft(root, "small", DRAFT).parent
     outcome = draftrank(root, "keep", "small", "--json")
     assert outcome.code == 0, outcome.err
     assert outcome.json["bytes"] == (folder / KEPT[1]).stat().st_size
@@ -88,17 +87,12 @@ def test_a_kept_draft_is_put_together_without_training(kept_root, never_trained)
 def test_what_adds_steps_to_a_kept_draft_begins_with_it(kept_root, never_trained):  # noqa: ARG001
     """Under another name and behind copying, where the head is a step of its own; or with a step more."""
     workspace, before = forget(kept_root)
-    folder = kept_root / "drafts" / "tiny"
-    text = (folder / "small.yaml").read_text()
-    other = text.replace("id: small", "id: other").replace(
+    other = DRAFT.replace(
         "kind: eagle\n  aux_hidden_states: [1, 2]\n  steps:\n",
         "kind: cascade\n  steps:\n    - {kind: eagle_head, aux_hidden_states: [1, 2]}\n",
     )
-    (folder / "other.yaml").write_text(other)
-    more = text.replace("id: small", "id: more").replace(
-        "      round_weights: true", "      round_weights: true\n    - {kind: quantize, scheme: dynamic_int8}"
-    )
-    (folder / "more.yaml").write_text(more)
+    write_draft(kept_root, "other", other)
+    write_draft(kept_root, "more", MORE)
     found = {arm.recipe.id: arm.build for arm in build(workspace, "tiny", ("more", "other"))}
     assert found["other"].weights_sha256 == before.weights_sha256
     assert found["more"].build_s >= before.build_s
@@ -118,16 +112,7 @@ def test_what_was_kept_serves_on_when_the_code_of_a_step_changes(kept_root, neve
     keep_draft(workspace, "tiny", "small")
     assert (kept_root / "drafts" / "tiny" / KEPT[0]).read_text() == first
     # what adds steps to it says so too
-    folder = kept_root / "drafts" / "tiny"
-    (folder / "more.yaml").write_text(
-        (folder / "small.yaml")
-        .read_text()
-        .replace("id: small", "id: more")
-        .replace(
-            "      round_weights: true",
-            "      round_weights: true\n    - {kind: quantize, scheme: dynamic_int8}",
-        )
-    )
+    write_draft(kept_root, "more", MORE)
     keep_draft(workspace, "tiny", "more")
     shutil.rmtree(workspace.cache / "drafts")
     monkeypatch.setattr(TrimVocabulary, "code_version", 10)

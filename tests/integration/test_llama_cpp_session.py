@@ -9,14 +9,14 @@ import shutil
 import pytest
 
 from commands import several
-from draftrank import RunRequest, Store, Workspace, run, summarise
+from draftrank import Workspace, summarise
 from draftrank.catalog.sources.base import file_sha256
 from draftrank.engine.backends.choice import fastest_dtype
 from draftrank.errors import InvalidInputError
 from draftrank.jobs.session import build
 from gguf_files import write_llama_file
 from models import save_small_target, small_model, small_tokenizer
-from workspaces import RECIPE, write_workspace
+from workspaces import RECIPE, run_drafts, write_draft, write_workspace
 
 pytest.importorskip(
     "llama_cpp", reason="llama-cpp-python is not installed (pip install 'draftrank[llama-cpp]')"
@@ -42,16 +42,12 @@ def root(tmp_path):
     declared = root / "drafts" / "tiny" / "target.yaml"
     declared.write_text(declared.read_text().replace("models/tiny", "models/tiny.gguf"))
     for draft_id, body in DRAFTS.items():
-        text = RECIPE.replace("id: ngram", f"id: {draft_id}").replace("kind: ngram\n  max_ngram: 3", body)
-        (root / "drafts" / "tiny" / f"{draft_id}.yaml").write_text(text)
+        write_draft(root, draft_id, body)
     return root
 
 
 def measured(root, backend, *drafts, **asked):
-    workspace = Workspace.open(root)
-    with Store.open(workspace.store_url) as store:
-        request = RunRequest("tiny", drafts=drafts, backend=backend, device="cpu", **asked)
-        return run(workspace, request, store)
+    return run_drafts(root, *drafts, **({"backend": backend, "dtype": "auto"} | asked))
 
 
 def test_a_gguf_target_is_measured_with_drafts_of_its_own_and_of_other_backends(root):

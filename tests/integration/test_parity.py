@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from commands import draftrank, several
-from workspaces import RECIPE, REPOSITORY
+from workspaces import REPOSITORY, write_draft
 
 SERVER = REPOSITORY / "tests" / "model_server.py"
 COPY = "kind: draft_model\n  steps:\n    - {kind: pretrained, source: {kind: local, path: models/tiny}, licence: Apache-2.0}"
@@ -19,8 +19,7 @@ COPY = "kind: draft_model\n  steps:\n    - {kind: pretrained, source: {kind: loc
 
 @pytest.fixture
 def root(workspace_root) -> Path:
-    text = RECIPE.replace("id: ngram", "id: copy").replace("kind: ngram\n  max_ngram: 3", COPY)
-    (workspace_root / "drafts" / "tiny" / "copy.yaml").write_text(text)
+    write_draft(workspace_root, "copy", COPY)
     return workspace_root
 
 

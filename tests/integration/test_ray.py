@@ -82,7 +82,7 @@ class Killer(threading.Thread):
                         return others[slot.node], process
 
     def _places(self):
-        return dict(self.executor.places)
+        return {job.id: slot for job, slot in list(self.executor._running.values())}
 
 
 def worker_of(node):

@@ -10,6 +10,7 @@ import torch
 
 from draftrank.building.pipeline import build_draft
 from draftrank.catalog.recipe import Recipe
+from draftrank.catalog.sources.base import FetchContext
 from draftrank.catalog.workspace import Workspace
 from draftrank.engine.backends.transformers.runtime import TransformersRuntime
 from draftrank.engine.loop import Request, autoregressive, speculative
@@ -106,7 +107,7 @@ def test_every_family_of_steps_makes_a_draft_of_a_real_target(target_id, hybrid,
         "speculate": {"num_speculative_tokens": 3},
     }
     recipe = Recipe.model_validate_json(json.dumps(fields))
-    built = build_draft(recipe, target, folder, cache=cache)
+    built = build_draft(recipe, target, folder, FetchContext(cache))
     assert 0 < built.parameters < folder.parameters
     runtime = TransformersRuntime(load_model(folder.path, "fp32", "cpu"))
     draft = TransformersRuntime(load_model(built.folder, "fp32", "cpu"))

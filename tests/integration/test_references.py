@@ -5,25 +5,20 @@ from __future__ import annotations
 import pytest
 
 from commands import draftrank, several
-from draftrank import DecodingMode, Store, Workspace, build_boards, render_site, run
+from draftrank import DecodingMode, Store, Workspace, build_boards, render_site
 from draftrank.board.as_json import board_document
 from draftrank.board.site.addresses import board_page
 from draftrank.engine.backends.transformers.generate import GenerateDecoder
 from draftrank.errors import InvalidInputError
 from draftrank.store.bundle import load_results, publish, read_bundle
-from workspaces import plain_request
+from workspaces import run_drafts
 
 ALL = ("prompt_lookup", "generate", "assisted")
 REFERENCES = ["transformers-assisted-shallow", "transformers-generate", "transformers-prompt-lookup-ngram"]
 
 
-def measure(root, **changes):
-    workspace = Workspace.open(root)
-    request = plain_request(
-        "tiny", **{"drafts": ("ngram", "shallow"), "references": ALL, "repeats": 1} | changes
-    )
-    with Store.open(workspace.store_url) as store:
-        return run(workspace, request, store)
+def measure(root, drafts=("ngram", "shallow"), references=ALL, **changes):
+    return run_drafts(root, *drafts, references=references, repeats=1, **changes)
 
 
 def test_references_decode_the_same_prompts_and_stand_beside_ours(workspace_root):

@@ -7,21 +7,20 @@ import json
 import pytest
 
 from commands import draftrank
-from draftrank import Store, Workspace
+from draftrank import RunRequest, Store, Workspace
 from draftrank.catalog.loading import load_declaration
 from draftrank.catalog.recipe import Recipe
 from draftrank.errors import InvalidInputError
 from draftrank.jobs.session import build
 from draftrank.workflows.search import search as searching
 from draftrank.workflows.search.choice import RUNGS, Choice
-from draftrank.workflows.search.request import SearchRequest
 from draftrank.workflows.search.search import search
 from draftrank.workflows.search.training import Training
 from tiny_workspace import write_tiny_workspace
-from workspaces import RECIPE
+from workspaces import write_draft
 
 pytest.importorskip("optuna")
-SHORT = SearchRequest("tiny", budget_s=12.0, dtype="fp32")
+SHORT = RunRequest("tiny", dtype="fp32"), 12.0
 
 
 @pytest.fixture
@@ -45,7 +44,7 @@ def test_the_fastest_measured_is_found_and_no_prompt_of_a_task_decides_what_is_t
 ):
     workspace = Workspace.open(workspace_root)
     with Store.open(workspace.store_url) as store:
-        found = search(workspace, SHORT, store)
+        found = search(workspace, *SHORT, store)
     assert 1 <= len(found.tried) <= 2
     for one in found.tried:
         assert one.prediction is not None, one.note
@@ -72,16 +71,16 @@ def test_a_search_that_was_stopped_goes_on_and_trains_nothing_twice(workspace_ro
     monkeypatch.setattr(Training, "look", stop)
     with Store.open(workspace.store_url) as store:
         with pytest.raises(KeyboardInterrupt):
-            search(workspace, SHORT, store)
+            search(workspace, *SHORT, store)
         built = {path.name for path in (workspace.cache / "drafts").iterdir()}
         assert built
         monkeypatch.setattr(Training, "look", look)
         two_models.clear()
-        found = search(workspace, SHORT, store)
+        found = search(workspace, *SHORT, store)
         after = {path: path.stat().st_mtime_ns for path in (workspace.cache / "drafts").iterdir()}
         assert built <= {path.name for path in after}
         two_models.clear()
-        again = search(workspace, SHORT, store)
+        again = search(workspace, *SHORT, store)
     assert again.session == found.session
     assert again.tried == found.tried
     assert {path: path.stat().st_mtime_ns for path in after} == after
@@ -97,7 +96,7 @@ def test_a_head_that_the_target_cannot_have_is_noted_and_the_search_goes_on(tmp_
     monkeypatch.setattr(searching, "suggest", lambda *_: next(chosen, Choice(layers=1, vocabulary=None)))
     monkeypatch.setattr(searching, "_MAX_REPEATS", 1)
     with Store.open(workspace.store_url) as store:
-        found = search(workspace, SHORT, store)
+        found = search(workspace, *SHORT, store)
     assert found.tried[0].prediction is None
     assert "does not tell a model's hidden states" in found.tried[0].note
     assert all(one.prediction is not None for one in found.tried[1:])
@@ -112,17 +111,15 @@ TRAINED = """kind: cascade
 
 
 def test_it_goes_on_from_what_recipes_have_trained_and_trains_no_recipe(workspace_root, monkeypatch):
-    folder = workspace_root / "drafts" / "tiny"
-    text = RECIPE.replace("kind: ngram\n  max_ngram: 3", TRAINED)
-    (folder / "mine.yaml").write_text(text.replace("id: ngram", "id: mine"))
-    (folder / "never.yaml").write_text(text.replace("id: ngram", "id: never").replace("1000", "1200"))
+    write_draft(workspace_root, "mine", TRAINED)
+    write_draft(workspace_root, "never", TRAINED.replace("1000", "1200"))
     workspace = Workspace.open(workspace_root)
     (mine,) = build(workspace, "tiny", ("mine",))
     assert mine.failure is None
     before = {path.name for path in (workspace.cache / "drafts").iterdir()}
     monkeypatch.setattr(searching, "_MAX_REPEATS", 0)  # so that nothing else is there to go on from
     with Store.open(workspace.store_url) as store:
-        found = search(workspace, SHORT, store)
+        found = search(workspace, *SHORT, store)
     (one,) = found.tried
     assert one.choice.recipe == "mine"
     assert one.rung >= RUNGS
@@ -160,4 +157,4 @@ def test_wrong_requests_say_what_to_change(workspace_root):
         assert words in outcome.err
     workspace = Workspace.open(workspace_root)
     with Store.open(workspace.store_url) as store, pytest.raises(InvalidInputError, match="no model"):
-        search(workspace, SearchRequest("tiny", budget_s=1e-9), store)
+        search(workspace, RunRequest("tiny"), 1e-9, store)

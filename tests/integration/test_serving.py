@@ -82,14 +82,7 @@ def test_one_command_measures_and_the_record_travels(root):
     asked += ["-c", "4", "-c", "1", "--rounds", "2", "--json"]
     written = [
         *asked,
-        "--format",
-        "vllm-bench",
-        "--format",
-        "aiperf",
-        "--format",
-        "guidellm",
-        "--to",
-        "bench",
+        *["--format", "vllm-bench", "--format", "aiperf", "--format", "guidellm", "--to", "bench"],
     ]
     found, again, nowhere = several(root, asked, written, [*asked, "--format", "aiperf"], **engine(root))
     assert found.code == 0, found

@@ -18,12 +18,12 @@ from commands import draftrank, start
 from draftrank.catalog.workspace import Workspace
 from draftrank.jobs.execute import execute
 from draftrank.jobs.executors.isolated import WORKER, IsolatedExecutor, Limits, without_network
-from draftrank.jobs.job import Ended, Job
+from draftrank.jobs.job import Ended
 from draftrank.jobs.ledger import Ledger, sweeps
 from draftrank.jobs.planning import plan_jobs
 from draftrank.progress import SilentProgress
 from draftrank.store.store import Store
-from workspaces import RECIPE, plain_request
+from workspaces import plain_request, write_draft
 
 REQUEST = plain_request("tiny", ("ngram", "shallow"), "quick")
 
@@ -49,7 +49,7 @@ def run_isolated(workspace, requests, limits=None):
     return ledger
 
 
-def test_the_plan_shares_what_sessions_share(workspace):
+def test_the_plan_shares_what_sessions_share(workspace, tmp_path):
     plan = plan_jobs(workspace, [REQUEST, plain_request("tiny", ("ngram", "shallow"), "quick", dtype="bf16")])
     kinds = [job.kind for job in plan.jobs]
     assert kinds == ["fetch", "build", "session", "session"]
@@ -57,7 +57,8 @@ def test_the_plan_shares_what_sessions_share(workspace):
     assert build.needs == (fetch.id,)
     for session in sessions:
         assert (session.needs, session.after) == ((fetch.id,), (build.id,))
-    assert [Job.from_json(job.to_json()) for job in plan.jobs] == list(plan.jobs)
+    Ledger.begin(tmp_path / "sweep", plan)
+    assert Ledger.read(tmp_path / "sweep").jobs == plan.jobs
 
 
 def test_a_dry_run_prints_the_plan_and_does_nothing(workspace_root):
@@ -90,11 +91,8 @@ def test_what_is_built_is_left_out(measured_root):
 
 
 def test_a_sweep_ends_with_a_board_and_its_record(workspace_root):
-    broken = RECIPE.replace("id: ngram", "id: broken").replace(
-        "kind: ngram\n  max_ngram: 3",
-        "kind: draft_model\n  steps:\n    - {kind: drop_layers, keep: 99, select: ends}",
-    )
-    (workspace_root / "drafts" / "tiny" / "broken.yaml").write_text(broken)
+    too_deep = "kind: draft_model\n  steps:\n    - {kind: drop_layers, keep: 99, select: ends}"
+    write_draft(workspace_root, "broken", too_deep)
     done = draftrank(workspace_root, "sweep", "-d", "ngram", "-d", "broken", "--json")
     assert done.code == 1  # one draft could not be built
     states = {job["id"]: job["state"] for job in done.json["jobs"]}

@@ -9,7 +9,7 @@ from draftrank import Store, TuneRequest, Workspace, build_boards, tune_k
 from draftrank.errors import InvalidInputError
 from draftrank.measure.cost.model import AtK
 from draftrank.workflows.tune import candidates, variant_of
-from workspaces import PLAIN, plain_request
+from workspaces import PLAIN, run_drafts
 
 
 def test_the_measured_are_the_most_promising_and_the_declared():
@@ -76,13 +76,11 @@ def test_wrong_requests_are_refused_before_anything_is_measured(workspace_root, 
 
 
 def test_a_confident_recipe_runs_and_is_lossless(workspace_root):
-    from draftrank import run, summarise
+    from draftrank import summarise
 
     path = workspace_root / "drafts" / "tiny" / "early-exit.yaml"
     path.write_text(path.read_text() + "  stop_below_confidence: 0.3\n")
-    workspace = Workspace.open(workspace_root)
-    with Store.open(workspace.store_url) as store:
-        result = run(workspace, plain_request("tiny", drafts=("early-exit",)), store)
+    result = run_drafts(workspace_root, "early-exit")
     (arm,) = (arm for arm in summarise(result).arms if arm.arm.kind == "draft")
     assert arm.fidelity.status == "identical"
     assert arm.arm.draft.recipe["speculate"]["stop_below_confidence"] == 0.3

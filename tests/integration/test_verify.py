@@ -8,14 +8,14 @@ from datetime import datetime, timedelta
 import pytest
 
 from commands import several
-from draftrank import Store, Workspace, run, verify
+from draftrank import Store, Workspace, verify
 from draftrank.errors import InvalidInputError
 from draftrank.measure.records import sha256_of_ids
 from draftrank.store.bundle import part_of, publish, read_bundle
 from draftrank.store.merging import join
 from forging import version_2
 from tiny_workspace import write_tiny_workspace
-from workspaces import PROMPTS, RECIPE, plain_request, write_prompts
+from workspaces import PROMPTS, run_drafts, write_draft, write_prompts
 
 EVERYTHING = {"prompts": len(PROMPTS), "seed": 1}
 DISTILLED = """kind: draft_model
@@ -30,15 +30,12 @@ DISTILLED = """kind: draft_model
 def published(tmp_path_factory):
     """A workspace and the text of the bundle of each draft that was measured in it."""
     root = write_tiny_workspace(tmp_path_factory.mktemp("verify") / "workspace")
-    text = RECIPE.replace("id: ngram", "id: distilled").replace("kind: ngram\n  max_ngram: 3", DISTILLED)
-    (root / "drafts" / "tiny" / "distilled.yaml").write_text(text)
+    write_draft(root, "distilled", DISTILLED)
     return root, {**measure(root, "fp32", "shallow", "ngram", "distilled"), **measure(root, "bf16", "int8")}
 
 
 def measure(root, dtype, *drafts):
-    workspace = Workspace.open(root)
-    with Store.open(workspace.store_url) as store:
-        result = run(workspace, plain_request("tiny", drafts=drafts, dtype=dtype), store)
+    result = run_drafts(root, *drafts, dtype=dtype)
     return {draft: json.dumps(version_2(part_of(result, {draft}))) for draft in drafts}
 
 

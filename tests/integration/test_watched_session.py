@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from commands import MAX_S
-from draftrank import Store, Workspace, run, summarise
+from draftrank import Store, Workspace, summarise
 from draftrank.measure.gates import clocks
 from draftrank.measure.gates.timeline import timeline_problems
 from draftrank.measure.gates.verdict import judge
@@ -18,9 +18,8 @@ from draftrank.measure.machine import conditions
 from draftrank.measure.machine.counters import Counters, KernelCounters
 from draftrank.measure.sessions import bench, session
 from models import save_small_target
-from workspaces import plain_request, write_workspace
+from workspaces import run_drafts, write_workspace
 
-REQUEST = plain_request("tiny", drafts=("ngram",), repeats=1, target_ci=None)
 PROMPT_TURNS, ARMS = 4, 3
 # A large machine bears a busy thread or two, so there are more of them there.
 BURN = """
@@ -50,8 +49,7 @@ def workspace(tmp_path, monkeypatch):
 
 
 def measured(workspace):
-    with Store.open(workspace.store_url) as store:
-        return run(workspace, REQUEST, store)
+    return run_drafts(workspace.root, "ngram", repeats=1, target_ci=None)
 
 
 def findings(result):

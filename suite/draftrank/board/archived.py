@@ -7,10 +7,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
+from draftrank.board.as_json import adapter_of
 from draftrank.board.ranking import SessionRows, join_boards, rows_of
 from draftrank.board.rows import Board
 from draftrank.measure.records import Trial
@@ -96,7 +97,7 @@ def _joined(archive: Archive, chosen: Sequence[Known]) -> tuple[Board, ...]:
 
 def _read(kind: type[T], text: bytes | None) -> T | None:
     try:
-        return None if text is None else _adapter(kind).validate_json(text)
+        return None if text is None else cast("T", adapter_of(kind).validate_json(text))
     except ValidationError:
         return None
 
@@ -104,18 +105,9 @@ def _read(kind: type[T], text: bytes | None) -> T | None:
 def _keep(archive: Archive, name: str, entries: dict[str, tuple[str, T]]) -> None:
     """Keeps values with their sources, but not where JSON loses something: it knows no infinite number."""
     texts = {
-        key: (source, _adapter(type(value)).dump_json(value)) for key, (source, value) in entries.items()
+        key: (source, adapter_of(type(value)).dump_json(value)) for key, (source, value) in entries.items()
     }
     same = {
         key: kept for key, kept in texts.items() if _read(type(entries[key][1]), kept[1]) == entries[key][1]
     }
     archive.derived.keep(name, same)
-
-
-def _adapter(kind: type[T]) -> TypeAdapter[T]:
-    if kind not in _ADAPTERS:  # making one takes time, so what is not read needs none
-        _ADAPTERS[kind] = TypeAdapter(kind)
-    return _ADAPTERS[kind]
-
-
-_ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {}

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
-from draftrank.board.references import ReferenceRow
+from pydantic import TypeAdapter
+
 from draftrank.board.rows import Board, BoardRow, BoardSession
-from draftrank.board.serving import ServedFigures, ServedRow, ServingBoard
-from draftrank.measure.statistics.estimates import Estimate
+from draftrank.board.serving import ServedRow, ServingBoard
+from draftrank.measure.statistics.estimates import Estimate, ends_of
 
 SCHEMA_VERSION = 1
 NOT_SHOWN = ("build", "summary", "findings")
 """Fields of a row that the document leaves out."""
+SESSION_NOT_SHOWN = ("machine", "noise", "record")
+"""Fields of a session that the document leaves out or gives in another form."""
 SERVED_NOT_SHOWN = ("arms", "switch_off", "build")
 """Fields of a served row that the document leaves out or gives in another form."""
 _DOUBT = 0.0005
+_ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {}
 
 
 def board_document(boards: Sequence[Board]) -> dict[str, Any]:
@@ -42,7 +46,7 @@ def serving_document(boards: Sequence[ServingBoard]) -> list[dict[str, Any]]:
             "sessions": [session.record.id for session in board.sessions],
             "warnings": list(board.newest.record.warnings),
             "concurrencies": list(board.concurrencies),
-            "plain": [_figures(found) for found in board.newest.plain.values()],
+            "plain": [_plain(found) for found in board.newest.plain.values()],
             "noise": [
                 {"concurrency": at, **(_noise(noise) or {"speedup": None, "ci": None})}
                 for at, noise in board.newest.noise.items()
@@ -64,71 +68,43 @@ def _head(board: Board) -> dict[str, Any]:
         "warnings": list(newest.warnings),
         "tasks": list(board.tasks),
         "sessions": [_session(session) for session in board.sessions],
-        "references": [_reference(reference) for reference in board.references],
+        "references": [_plain(reference) for reference in board.references],
     }
 
 
 def _session(session: BoardSession) -> dict[str, Any]:
-    return {
-        "id": session.id,
-        "measured_at": session.measured_at,
-        "baseline_tokens_per_second": session.baseline_tokens_per_second,
-        "noise": _noise(session.noise),
-        "warnings": list(session.warnings),
-        "backend": session.backend,
-        "prompts": session.prompts,
-        "repeats": session.repeats,
-    }
-
-
-def _reference(reference: ReferenceRow) -> dict[str, Any]:
-    ends = {"ci": _pair(reference.ci), "beside_ci": _pair(reference.beside_ci)}
-    return asdict(reference) | ends | {"differs": list(reference.differs)}
+    return _plain(session, SESSION_NOT_SHOWN) | {"noise": _noise(session.noise)}
 
 
 def _noise(noise: Estimate | None) -> dict[str, Any] | None:
-    if noise is None:
-        return None
-    interval = noise.interval
-    return {"speedup": noise.value, "ci": [interval.low, interval.high] if interval else None}
+    ends = ends_of(noise)
+    return {"speedup": noise.value, "ci": list(ends) if ends else None} if noise else None
 
 
 def _row(row: BoardRow) -> dict[str, Any]:
-    plain = {name: getattr(row, name) for name in BoardRow.__slots__ if name not in NOT_SHOWN}
-    plain |= {
-        "rank": _pair(row.rank),
-        "ci": _pair(row.ci),
-        "ahead": {name: value for name, value in row.ahead.items() if _DOUBT < value < 1 - _DOUBT},
+    unsure = {name: value for name, value in row.ahead.items() if _DOUBT < value < 1 - _DOUBT}
+    return _plain(replace(row, ahead=unsure), NOT_SHOWN) | {
         "complete": row.complete,
-        "techniques": list(row.techniques),
-        "remarks": list(row.remarks),
-        "fidelity": asdict(row.fidelity),
-        "quality": asdict(row.quality) if row.quality else None,
-        "baseline_quality": asdict(row.baseline_quality) if row.baseline_quality else None,
         "gates": [finding.gate for finding in row.findings],
-        "per_task": {task: asdict(cell) | {"ci": _pair(cell.ci)} for task, cell in row.per_task.items()},
     }
-    return plain
 
 
 def _served_row(row: ServedRow) -> dict[str, Any]:
-    plain = {name: getattr(row, name) for name in ServedRow.__slots__ if name not in SERVED_NOT_SHOWN}
-    return plain | {
-        "techniques": list(row.techniques),
-        "differs": list(row.differs),
-        "best": {str(at): _figures(found) for at, found in row.best.items()},
-        "by_k": [_figures(found) for figures in row.arms for found in figures],
-        "best_k": {str(at): list(found) for at, found in row.best_k.items()},
+    return _plain(row, SERVED_NOT_SHOWN) | {
+        "by_k": [_plain(found) for figures in row.arms for found in figures],
         "switch_off_at": row.switch_off.at,
         "switch_off_words": row.switch_off.words,
     }
 
 
-def _figures(found: ServedFigures) -> dict[str, Any]:
-    plain = asdict(found)
-    pairs = {name: _pair(plain[name]) for name in ("rank", "ci", "tpot_ci", "ttft_ci")}
-    return plain | pairs | {"gates": list(found.gates)}
+def _plain(value: Any, without: Collection[str] = ()) -> dict[str, Any]:
+    """The fields of a dataclass as JSON values."""
+    found: dict[str, Any] = adapter_of(type(value)).dump_python(value, mode="json", exclude=set(without))
+    return found
 
 
-def _pair(ends: tuple[Any, Any] | None) -> list[Any] | None:
-    return list(ends) if ends else None
+def adapter_of(kind: type[Any]) -> TypeAdapter[Any]:
+    """What reads and writes values of a type as JSON; made once, which takes time."""
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]

@@ -117,14 +117,8 @@ def effects_of(boards: Sequence[Board]) -> tuple[TechniqueEffects, ...]:
 
 
 def changes_among(recipes: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, Change]]:
-    """Pairs of which the second is the first with one step more, or with another way to propose.
-
-    Args:
-        recipes: recorded recipes of one target, by id.
-
-    Yields:
-        The id without the change, the id with it, and the change.
-    """
+    """Pairs of recorded recipes of one target of which the second is the first with one step more, or with another way
+    to propose: the id without the change, the id with it, and the change."""
     parts = {name: _Parts.of(recipe) for name, recipe in recipes.items()}
     equal: dict[_Parts, list[str]] = defaultdict(list)
     for name, part in parts.items():

@@ -26,13 +26,8 @@ def model_card(
 ) -> str:
     """The card as Markdown with a YAML head.
 
-    Args:
-        build: the draft as recorded.
-        target: the declaration of its target.
-        boards: boards whose rows of these very weights are shown.
-        parities: records of which the newest of these very weights in each program is told.
-        uses_: how programs are given the draft.
-        facts: further lines of the lineage, by name.
+    Shows the rows of these very weights on the boards, and of their parity the newest record in each program; `facts`
+    are further lines of the lineage, by name.
     """
     recipe = build.recipe
     name, k = str(recipe["id"]), recipe["speculate"]["num_speculative_tokens"]

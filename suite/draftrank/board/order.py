@@ -13,9 +13,6 @@ from draftrank.board.rows import Board, BoardKey
 class Place:
     """One target on one machine class, as one minor version measured it."""
 
-    target: str
-    machine_class: str
-    archived: bool
     backends: tuple[tuple[Board, ...], ...]
     """The boards of each backend and dtype, of each the board that tells most first. The backend whose first board has
     the fastest plain decoding leads. Never empty."""
@@ -31,12 +28,8 @@ def _nowhere(_: str) -> bool:
 
 
 def in_order(boards: Sequence[Board], is_here: Callable[[str], bool] = _nowhere) -> tuple[Board, ...]:
-    """All boards, leading ones first; their order in `boards` does not matter.
-
-    Args:
-        boards: any.
-        is_here: whether a machine class is this machine's.
-    """
+    """All boards, leading ones first; their order in `boards` does not matter. `is_here` tells whether a machine class
+    is this machine's."""
     return tuple(
         board for place in places_of(boards, is_here) for backend in place.backends for board in backend
     )
@@ -55,12 +48,12 @@ def places_of(boards: Sequence[Board], is_here: Callable[[str], bool] = _nowhere
     def leading(place: Place) -> tuple[object, ...]:
         key = place.lead.key
         return (
-            place.archived,
+            key.archived,
             versions.index(version_of(key)),
-            not is_here(place.machine_class),
-            place.target,
+            not is_here(key.machine_class),
+            key.target,
             -_plain(place.lead),
-            place.machine_class,
+            key.machine_class,
             key.id,
         )
 
@@ -86,8 +79,7 @@ def _place(boards: Sequence[Board]) -> Place:
     for board in sorted(boards, key=weight, reverse=True):
         grouped.setdefault((board.key.device, board.key.backend_and_dtype), []).append(board)
     backends = sorted(grouped.items(), key=lambda entry: (-_plain(entry[1][0]), entry[0]))
-    key = boards[0].key
-    return Place(key.target, key.machine_class, key.archived, tuple(tuple(own) for _, own in backends))
+    return Place(tuple(tuple(own) for _, own in backends))
 
 
 def _plain(board: Board) -> float:

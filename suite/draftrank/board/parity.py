@@ -9,6 +9,7 @@ from typing import Any
 from draftrank.board.formats import decimal
 from draftrank.catalog.programs import NAMES
 from draftrank.measure.parity import LengthRatio, Parity, ParityReport, report_of
+from draftrank.measure.statistics.estimates import ends_of
 
 NOT_SHOWN = ("build", "tasks", "machine", "turns")
 """Fields of a record that the document leaves out."""
@@ -61,8 +62,7 @@ def proofs_of(parities: Iterable[Parity]) -> tuple[Proof, ...]:
 
 def parity_document(parity: Parity, report: ParityReport) -> dict[str, Any]:
     """The report with the record's header, plain JSON values only."""
-    header = parity.model_dump(mode="json", exclude=set(NOT_SHOWN))
-    return header | {
+    return parity.model_dump(mode="json", exclude=set(NOT_SHOWN)) | {
         "machine_class": parity.machine.machine_class,
         "recipe_sha256": parity.build.recipe_sha256,
         "weights_sha256": parity.build.weights_sha256,
@@ -78,11 +78,10 @@ def parity_document(parity: Parity, report: ParityReport) -> dict[str, Any]:
 
 
 def _lengths(lengths: LengthRatio) -> dict[str, Any]:
-    found = lengths.ratio
-    interval = found.interval if found else None
+    ends = ends_of(lengths.ratio)
     return {
         "here": lengths.here,
         "there": lengths.there,
-        "ratio": found.value if found else None,
-        "ci": [interval.low, interval.high] if interval else None,
+        "ratio": lengths.ratio.value if lengths.ratio else None,
+        "ci": list(ends) if ends else None,
     }

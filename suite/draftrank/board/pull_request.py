@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from draftrank.board.formats import UNKNOWN, decimal, span, times
 from draftrank.board.ranking import build_boards
 from draftrank.board.rows import Board, BoardRow
 from draftrank.catalog.plain_text import UNSEEN
@@ -41,31 +42,23 @@ class Standing:
 
 
 def standings(
-    results: Sequence[SessionResult], drafts: Iterable[str] = (), against: Iterable[str] = ()
+    results: Iterable[SessionResult], drafts: Iterable[str] = ()
 ) -> tuple[tuple[Board, tuple[Standing, ...]], ...]:
-    """Each session's drafts in question, set against the others prompt by prompt.
-
-    Args:
-        results: sessions to tell of.
-        drafts: ids of the drafts in question; empty: all of a session.
-        against: ids of those they are set against; empty: all others of the session.
-    """
-    wanted, others = set(drafts), set(against)
+    """Each session's drafts in question (none named: all) set against all its others, prompt by prompt."""
+    wanted = set(drafts)
     found = []
     for result in results:
         (board,) = build_boards([result])
         rows = [row for row in board.rows if not wanted or row.draft in wanted]
-        told = tuple(Standing(row, tuple(_ratios(result, board, row, others))) for row in rows)
+        told = tuple(Standing(row, tuple(_ratios(result, board, row))) for row in rows)
         if told:
             found.append((board, told))
     return tuple(found)
 
 
-def _ratios(
-    result: SessionResult, board: Board, row: BoardRow, others: set[str]
-) -> Iterable[tuple[str, SpeedRatio]]:
+def _ratios(result: SessionResult, board: Board, row: BoardRow) -> Iterable[tuple[str, SpeedRatio]]:
     for other in board.rows:
-        if other.draft == row.draft or other.lossy != row.lossy or (others and other.draft not in others):
+        if other.draft == row.draft or other.lossy != row.lossy:
             continue
         try:
             ratio = compare([result], row.draft, other.draft).overall
@@ -87,9 +80,8 @@ def _section(board: Board, found: Sequence[Standing]) -> Iterable[str]:
     noise = session.noise
     yield f"### {_code(key.target)}: {_code(key.suite)}, {_code(key.backend_and_dtype)}, {_code(key.mode)}, {_code(key.machine_class)}"
     yield ""
-    tokens = session.baseline_tokens_per_second
     yield (
-        f"Plain decoding {_number(tokens, 1)} tokens/s"
+        f"Plain decoding {decimal(session.baseline_tokens_per_second, 1)} tokens/s"
         + (f", against itself (A/A) {_ratio(noise.value, noise.interval)}" if noise else "")
         + f"; {session.prompts} prompts of {len(board.tasks)} tasks; session {_code(session.id)}."
     )
@@ -105,9 +97,9 @@ def _section(board: Board, found: Sequence[Standing]) -> Iterable[str]:
         cells = (
             _code(row.draft),
             _ratio(row.speedup, row.interval),
-            against or "–",
-            _number(row.acceptance_length, 2),
-            _number(row.draft_cost, 2),
+            against or UNKNOWN,
+            decimal(row.acceptance_length),
+            decimal(row.draft_cost),
             _output(row),
             _verdict(one),
         )
@@ -148,13 +140,7 @@ def _output(row: BoardRow) -> str:
 
 
 def _ratio(value: float | None, interval: Interval | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.2f}×" + (f" ({interval.low:.2f}–{interval.high:.2f})" if interval else "")
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+    return times(value) + (f" ({span((interval.low, interval.high))})" if interval else "")
 
 
 def _code(text: str) -> str:

@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
 
 from draftrank.board.references import ReferenceRow, newest_of, references_of
 from draftrank.board.rows import (
@@ -41,14 +40,6 @@ class SessionRows:
     references: tuple[ReferenceRow, ...]
 
 
-class _Candidate(NamedTuple):
-    """One session's result for a draft."""
-
-    row: BoardRow
-    trials: Callable[[], Sequence[Trial]]
-    """Its own, those that count."""
-
-
 Trials = Callable[[str, str], Sequence[Trial]]
 """The trials that count of a session and a draft, by their ids."""
 
@@ -77,11 +68,9 @@ def rows_of(summary: SessionSummary) -> SessionRows:
 
 
 def join_boards(sessions: Iterable[SessionRows], trials: Trials) -> tuple[Board, ...]:
-    """All boards of these sessions, sorted by their key.
+    """All boards of these sessions, each given once in any order, sorted by their key.
 
-    Args:
-        sessions: each once, in any order.
-        trials: asked only for drafts of one session that did not decode the same prompts.
+    The trials are asked for only of drafts of one session that did not decode the same prompts.
     """
     grouped: dict[BoardKey, list[SessionRows]] = defaultdict(list)
     for session in sessions:
@@ -98,17 +87,17 @@ def contender_of(row: BoardRow, trials: Callable[[], Sequence[Trial]] = tuple) -
 
 def _board(key: BoardKey, sessions: Sequence[SessionRows], trials: Trials) -> Board:
     newest_first = sorted(sessions, key=_age, reverse=True)
-    candidates: dict[str, list[_Candidate]] = defaultdict(list)
+    results: dict[str, list[BoardRow]] = defaultdict(list)
     for session in newest_first:
         for row in session.rows:
-            candidates[row.draft].append(_Candidate(row, partial(trials, row.session, row.draft)))
-    chosen = [_stands_for_draft(found) for found in candidates.values()]
-    used = {candidate.row.session for candidate in chosen}
+            results[row.draft].append(row)
+    chosen = [_stands_for_draft(found) for found in results.values()]
+    used = {row.session for row in chosen}
     shown = [one.session for one in newest_first if one.session.id in used]
-    every = [candidate.row for found in candidates.values() for candidate in found]
+    every = [row for found in results.values() for row in found]
     return Board(
         key,
-        _ranked(chosen),
+        _ranked(chosen, trials),
         tuple(shown or [newest_first[0].session]),
         # The board's key fixes the tasks and their prompts, so any session's list is every session's.
         tuple(task.task for task in newest_first[0].session.record.tasks),
@@ -117,43 +106,39 @@ def _board(key: BoardKey, sessions: Sequence[SessionRows], trials: Trials) -> Bo
     )
 
 
-def _stands_for_draft(newest_first: Sequence[_Candidate]) -> _Candidate:
+def _stands_for_draft(newest_first: Sequence[BoardRow]) -> BoardRow:
     """The newest recipe's best result: complete in a steady session, else complete, else the fullest;
     the newest of equals.
 
     Results of earlier recipes under the same id are history. A build that failed names no recipe, so it
     only counts where nothing else does.
     """
-    recipes = [found.row.recipe_sha256 for found in newest_first if found.row.recipe_sha256]
-    current = [found for found in newest_first if not recipes or found.row.recipe_sha256 == recipes[0]]
+    recipes = [row.recipe_sha256 for row in newest_first if row.recipe_sha256]
+    current = [row for row in newest_first if not recipes or row.recipe_sha256 == recipes[0]]
     return max(current, key=_standing)  # max keeps the first of equals: the newest
 
 
-def _standing(candidate: _Candidate) -> tuple[bool, bool, float]:
-    row, arm = candidate.row, candidate.row.summary
+def _standing(row: BoardRow) -> tuple[bool, bool, float]:
+    arm = row.summary
     steady = not any(finding.scope == "session" for finding in row.findings)
     return row.complete, steady and row.complete, 1 - arm.missing / arm.planned if arm.planned else 0.0
 
 
-def _ranked(candidates: Sequence[_Candidate]) -> tuple[BoardRow, ...]:
-    in_order = sorted(candidates, key=lambda found: (-(found.row.speedup or 0.0), found.row.draft))
+def _ranked(rows: Sequence[BoardRow], trials: Trials) -> tuple[BoardRow, ...]:
+    in_order = sorted(rows, key=lambda row: (-(row.speedup or 0.0), row.draft))
     placed: list[BoardRow] = []
     for lossy in (False, True):  # a faster draft with another output has not won
-        ranked = [found for found in in_order if _may_rank(found.row) and found.row.lossy == lossy]
-        standings = stand(map(_contender, ranked))
+        ranked = [row for row in in_order if _may_rank(row) and row.lossy == lossy]
+        standings = stand(contender_of(row, partial(trials, row.session, row.draft)) for row in ranked)
         # By their ranges: of two that are not told apart, the faster may be the less certain. (The sort is stable.)
-        for found in sorted(ranked, key=lambda found: standings[found.row.draft].rank):
-            own = standings[found.row.draft]
-            placed.append(replace(found.row, rank=own.rank, ahead=own.ahead))
-    return (*placed, *(found.row for found in in_order if not _may_rank(found.row)))
+        for row in sorted(ranked, key=lambda row: standings[row.draft].rank):
+            own = standings[row.draft]
+            placed.append(replace(row, rank=own.rank, ahead=own.ahead))
+    return (*placed, *(row for row in in_order if not _may_rank(row)))
 
 
 def _may_rank(row: BoardRow) -> bool:
     return row.ranked and row.ci is not None
-
-
-def _contender(candidate: _Candidate) -> Contender:
-    return contender_of(candidate.row, candidate.trials)
 
 
 def _once_each(results: Iterable[SessionResult]) -> list[SessionResult]:

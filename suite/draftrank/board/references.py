@@ -8,7 +8,7 @@ from itertools import chain
 
 from pydantic import ConfigDict, with_config
 
-from draftrank.measure.statistics.estimates import Estimate
+from draftrank.measure.statistics.estimates import ends_of
 from draftrank.measure.summaries.summary import ArmSummary, SessionSummary
 
 DOCUMENTED = ConfigDict(use_attribute_docstrings=True)
@@ -86,20 +86,15 @@ def _row(summary: SessionSummary, arm: ArmSummary, beside: ArmSummary) -> Refere
         draft=reference.draft,
         k=arm.arm.num_speculative_tokens,
         speedup=arm.speedup.value if arm.speedup else None,
-        ci=_ends(arm.speedup),
+        ci=ends_of(arm.speedup),
         acceptance_length=arm.acceptance.length,
         tokens_per_second=arm.timing.tokens_per_second,
         beside=beside.arm.id,
         beside_speedup=beside.speedup.value if beside.speedup else None,
-        beside_ci=_ends(beside.speedup),
+        beside_ci=ends_of(beside.speedup),
         beside_tokens_per_second=beside.timing.tokens_per_second,
         fidelity=arm.fidelity.status,
         differs=reference.differs,
         failure=arm.arm.failure,
         session=summary.session.id,
     )
-
-
-def _ends(estimate: Estimate | None) -> tuple[float, float] | None:
-    interval = estimate.interval if estimate else None
-    return (interval.low, interval.high) if interval else None

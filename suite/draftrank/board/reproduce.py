@@ -1,4 +1,4 @@
-"""The command that measures a row again."""
+"""The command that measures a row again, or all of a serving session."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shlex
 
 from draftrank.catalog.backend import is_backend, is_dtype
 from draftrank.measure.records import Session
+from draftrank.measure.serving_records import ServingArm, ServingSession
 
 CUSTOM = "-custom"
 """How a run marks a suite that it narrowed by tasks or repeats."""
@@ -46,3 +47,34 @@ def reproduce_command(session: Session, draft: str) -> str:
     if session.seed:
         words += ["--seed", str(session.seed)]
     return shlex.join(words)
+
+
+def serve_command(session: ServingSession) -> str:
+    """`draftrank serve-bench …` for the whole session, quoted for a shell."""
+    drafts = [arm for arm in session.arms if arm.draft_id is not None]
+    words = ["draftrank", "serve-bench", session.target, "--server", session.server]
+    for draft in dict.fromkeys(arm.draft_id for arm in drafts):
+        words += ["--draft", str(draft)]
+    for concurrency in session.concurrencies:
+        words += ["--concurrency", str(concurrency)]
+    words += ["--suite", session.suite.removesuffix(CUSTOM)]
+    if session.suite.endswith(CUSTOM):
+        for task in session.tasks:
+            words += ["--task", task.task]
+        words += ["--prompts", str(max(len(task.prompts) for task in session.tasks))]
+    words += ["--rounds", str(session.rounds)]
+    if session.rate is not None:
+        words += ["--rate", f"{session.rate:g}"]
+    if any(arm.num_speculative_tokens != _declared_k(arm) for arm in drafts):
+        for k in sorted({arm.num_speculative_tokens for arm in drafts}):
+            words += ["--k", str(k)]
+    if session.seed:
+        words += ["--seed", str(session.seed)]
+    return shlex.join(words)
+
+
+def _declared_k(arm: ServingArm) -> int | None:
+    speculate = arm.draft.recipe.get("speculate") if arm.draft else None
+    return (
+        speculate.get("num_speculative_tokens") if isinstance(speculate, dict) else arm.num_speculative_tokens
+    )

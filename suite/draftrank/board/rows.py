@@ -14,9 +14,10 @@ from draftrank.board.reproduce import reproduce_command
 from draftrank.catalog.base import sha256_of_json
 from draftrank.measure.fidelity.divergence import Status
 from draftrank.measure.fidelity.quality import QualitySummary
-from draftrank.measure.gates.verdict import Finding, Verdict
+from draftrank.measure.gates.gate import Finding, Verdict
 from draftrank.measure.records import DraftBuild, Machine, Session
-from draftrank.measure.statistics.estimates import Estimate, Interval
+from draftrank.measure.serving_records import ServingSession
+from draftrank.measure.statistics.estimates import Estimate, Interval, ends_of
 from draftrank.measure.summaries.summary import ArmSummary, SessionSummary, TaskSummary
 from draftrank.version import __version__, minor_of
 
@@ -45,6 +46,17 @@ class BoardKey:
     def backend_and_dtype(self) -> str:
         """See `Session.backend_and_dtype`."""
         return f"{self.backend} {self.dtype}"
+
+    @property
+    def place(self) -> str:
+        """The board in a few words, without its target; an archived one says so."""
+        words = f"{self.suite}, {self.backend_and_dtype}, {self.mode}, {self.machine_class}"
+        return f"{words} (archived, draftrank {self.draftrank_version})" if self.archived else words
+
+    @property
+    def title(self) -> str:
+        """The board in a few words."""
+        return f"{self.target}: {self.place}"
 
     @property
     def archived(self) -> bool:
@@ -204,17 +216,20 @@ class BoardRow:
         return Interval(*self.ci) if self.ci else None
 
 
+@with_config(DOCUMENTED)
 @dataclass(frozen=True, slots=True)
 class BoardSession:
     """A session that gave rows to a board."""
 
     id: str
     measured_at: str
+    """UTC time, ISO 8601."""
     baseline_tokens_per_second: float | None
     noise: Estimate | None
     """A/A: the baseline against itself; None where the session has no such comparison."""
     machine: Machine
     warnings: tuple[str, ...]
+    """What a reader should know."""
     backend: str
     repeats: int
     prompts: int
@@ -270,7 +285,7 @@ def row_of(summary: SessionSummary, arm: ArmSummary, verdict: Verdict) -> BoardR
         findings=verdict.findings,
         remarks=remarks_on(summary, arm),
         speedup=arm.speedup.value if arm.speedup else None,
-        ci=_ends(arm.speedup),
+        ci=ends_of(arm.speedup),
         acceptance_length=arm.acceptance.length,
         acceptance_rate=arm.acceptance.rate,
         draft_cost=arm.draft_cost,
@@ -328,23 +343,16 @@ def session_of(summary: SessionSummary) -> BoardSession:
     )
 
 
-def measured_at(session: Session) -> str:
+def measured_at(session: Session | ServingSession) -> str:
     """When the session ended, or began if it has not ended."""
     return session.finished_at or session.created_at
 
 
 def _cell(task: TaskSummary) -> TaskCell:
+    interval = task.shown_interval
     return TaskCell(
         task.speedup.value if task.speedup else None,
-        _pair(task.shown_interval),
+        (interval.low, interval.high) if interval else None,
         task.acceptance.length,
         task.timing.tokens_per_second,
     )
-
-
-def _ends(estimate: Estimate | None) -> tuple[float, float] | None:
-    return _pair(estimate.interval if estimate else None)
-
-
-def _pair(interval: Interval | None) -> tuple[float, float] | None:
-    return (interval.low, interval.high) if interval else None

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 from pydantic import with_config
 
 from draftrank.board.formats import UNKNOWN
-from draftrank.board.frontier import frontier
 from draftrank.board.references import DOCUMENTED
+from draftrank.board.reproduce import serve_command
+from draftrank.board.rows import measured_at
 from draftrank.catalog.base import sha256_of_json
 from draftrank.catalog.programs import NAMES
 from draftrank.measure.records import DraftBuild
@@ -25,6 +27,7 @@ from draftrank.version import __version__, minor_of
 
 _ENGINES: Mapping[str, str] = {str(engine): name for engine, name in NAMES.items()}
 Ends = tuple[float, float]
+Item = TypeVar("Item")
 
 
 @with_config(DOCUMENTED)
@@ -220,7 +223,12 @@ class ServingBoardSession:
     @property
     def measured_at(self) -> str:
         """When it ended, or began if it has not ended."""
-        return self.record.finished_at or self.record.created_at
+        return measured_at(self.record)
+
+    @property
+    def reproduce(self) -> str:
+        """The command that measures it again."""
+        return serve_command(self.record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +264,10 @@ class ServingBoard:
         ]
         return max(found, key=lambda row: row.best[concurrency].speedup or 0.0, default=None)
 
+    def ranks_at(self, concurrency: int) -> bool:
+        """Whether any draft is ranked with so many requests in flight."""
+        return any(concurrency in row.best and row.best[concurrency].ranked for row in self.rows)
+
     @property
     def frontier(self) -> list[ServedFigures]:
         """Ranked figures of drafts that no other ones beat in tokens per second per user and in total."""
@@ -275,3 +287,17 @@ def _frontier(found: Iterable[ServedFigures]) -> list[ServedFigures]:
         if cell.per_user is not None and cell.throughput is not None
     ]
     return frontier(placed)
+
+
+def frontier(items: Iterable[tuple[Item, float, float]]) -> list[Item]:
+    """The Pareto frontier of (item, cost, gain): lowest costs and highest gains, by rising cost.
+
+    An item is on it unless another one costs no more and gains at least as much, and differs in either.
+    """
+    best: list[Item] = []
+    reached, at = float("-inf"), float("-inf")
+    for item, cost, gain in sorted(items, key=lambda entry: (entry[1], -entry[2])):
+        if gain > reached or (gain == reached and cost == at):
+            best.append(item)
+            reached, at = gain, cost
+    return best

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from draftrank.board.proposers import proposer_of, technique_in_words
-from draftrank.board.rows import words_of
+from draftrank.board.rows import measured_at, words_of
 from draftrank.board.serving import (
-    Ends,
     ServedFigures,
     ServedRow,
     ServingBoard,
@@ -18,10 +17,10 @@ from draftrank.board.serving import (
     ServingKey,
 )
 from draftrank.catalog.base import sha256_of_json
+from draftrank.measure.gates.gate import Finding
 from draftrank.measure.gates.serving import judge_served
-from draftrank.measure.gates.verdict import Finding
 from draftrank.measure.serving_records import ServingArm, ServingResult, ServingSession
-from draftrank.measure.statistics.estimates import Estimate
+from draftrank.measure.statistics.estimates import ends_of
 from draftrank.measure.statistics.log_ratio import LogRatio, difference
 from draftrank.measure.statistics.ranking_evidence import Standing, stand_by
 from draftrank.measure.statistics.serving import compare_rounds, switch_off
@@ -53,7 +52,7 @@ def build_serving_boards(results: Iterable[ServingResult]) -> tuple[ServingBoard
 
 def _board(key: ServingKey, summaries: Sequence[ServingSummary]) -> ServingBoard:
     newest_first = sorted(
-        summaries, key=lambda summary: (_measured_at(summary.session), summary.session.id), reverse=True
+        summaries, key=lambda summary: (measured_at(summary.session), summary.session.id), reverse=True
     )
     chosen: dict[str, tuple[ServedRow, ServingSummary]] = {}
     for summary in newest_first:
@@ -108,7 +107,7 @@ def _row(summary: ServingSummary, draft: str, arms: Sequence[ServedArm]) -> Serv
         recipe_sha256=build.recipe_sha256 if build else None,
         weights_sha256=build.weights_sha256 if build else None,
         session=session.id,
-        measured_at=_measured_at(session),
+        measured_at=measured_at(session),
         build=build,
     )
 
@@ -155,14 +154,14 @@ def _plain_figures(
         gates=tuple(finding.gate for finding in findings),
         reason=findings[0].reason if findings else None,
         speedup=speedup.value if speedup else None,
-        ci=_ends(speedup),
+        ci=ends_of(speedup),
         throughput=cell.throughput,
         per_user=cell.per_user,
         tpot_s=cell.tpot.median.value if cell.tpot else None,
-        tpot_ci=_ends(cell.tpot.median if cell.tpot else None),
+        tpot_ci=ends_of(cell.tpot.median if cell.tpot else None),
         tpot_p99_s=cell.tpot.p99.value if cell.tpot else None,
         ttft_s=cell.ttft.median.value if cell.ttft else None,
-        ttft_ci=_ends(cell.ttft.median if cell.ttft else None),
+        ttft_ci=ends_of(cell.ttft.median if cell.ttft else None),
         ttft_p99_s=cell.ttft.p99.value if cell.ttft else None,
         acceptance_length=acceptance.length if acceptance else None,
         acceptance_rate=acceptance.rate if acceptance else None,
@@ -227,15 +226,6 @@ def _ratio(
         assert cell.speedup.log is not None  # too few rounds are not ranked
         speedups.append(cell.speedup.log)
     return difference(*speedups)
-
-
-def _measured_at(session: ServingSession) -> str:
-    return session.finished_at or session.created_at
-
-
-def _ends(estimate: Estimate | None) -> Ends | None:
-    interval = estimate.interval if estimate else None
-    return (interval.low, interval.high) if interval else None
 
 
 def serving_key_of(session: ServingSession) -> ServingKey:

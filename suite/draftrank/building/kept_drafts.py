@@ -37,9 +37,9 @@ from draftrank.models.cache import (
 from draftrank.models.forms import Form
 from draftrank.models.loading import load_tokenizer
 from draftrank.models.quiet import quiet_transformers
-from draftrank.progress import Progress
 
 if TYPE_CHECKING:
+    from draftrank.building.working_draft import BuildContext
     from draftrank.catalog.recipe import Recipe
     from draftrank.models.target_folder import TargetFolder
 
@@ -89,13 +89,8 @@ def hashes_path(folder: Path, corpus: str) -> Path:
 
 
 def keep_hashes(built: Path, target: Path, folder: Path, cache: Path) -> tuple[str, ...]:
-    """Keeps hashes of the text that a draft was made with, as far as it is in the cache.
-
-    Args:
-        built: the draft's folder.
-        target: its target's folder.
-        folder: the target's folder of recipes.
-        cache: where the text is.
+    """Keeps hashes of the text that a built draft was made with, as far as it is in the cache, in the target's folder of
+    recipes.
 
     Returns:
         Keys of the corpora whose hashes are not kept.
@@ -117,13 +112,7 @@ def keep_hashes(built: Path, target: Path, folder: Path, cache: Path) -> tuple[s
 
 
 def keep(recipe: Recipe, built: Path, target: TargetFolder, folder: Path) -> tuple[Path, Path]:
-    """Writes a built draft beside its recipe; returns the description and the weights.
-
-    Args:
-        recipe: how it was built.
-        built: the draft's folder in the cache.
-        target: its target.
-        folder: the target's folder of recipes.
+    """Writes a built draft beside its recipe, in the target's folder of recipes; returns the description and the weights.
 
     Raises:
         BuildError: the weights take too much room, or are a GGUF file.
@@ -172,10 +161,9 @@ _NO_USE = "the kept draft {} is of no use: {}"
 
 def take_kept(
     key_by: Callable[[Mapping[str, int]], str],
-    target: Path,
+    context: BuildContext,
     folder: Path,
     final: Path,
-    progress: Progress,
     *,
     told: bool = False,
 ) -> bool:
@@ -186,12 +174,12 @@ def take_kept(
 
     Args:
         key_by: identity of the steps and the target under given versions of the steps' code (see `draft_key`).
-        target: the target's folder.
+        context: names the target, and who is told.
         folder: the target's folder of recipes.
         final: where the draft shall lie.
-        progress: who is told.
         told: whether descriptions that cannot be read were told of already.
     """
+    progress, target = context.progress, context.target_folder
     for described in sorted((folder / KEPT).glob("*.json")):
         try:
             found = KeptDraft.model_validate_json(described.read_text("utf-8"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -20,7 +20,7 @@ from draftrank.building.text.corpus import corpus_key, self_generated_corpus
 from draftrank.building.working_draft import BuildContext, WorkingDraft
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.self_generated import SelfGenerated
-from draftrank.catalog.sources.base import FetchContext, SourceBase
+from draftrank.catalog.sources.base import FetchContext
 from draftrank.catalog.target import Target
 from draftrank.errors import BuildError, DraftrankError, MissingDataError
 from draftrank.models.cache import (
@@ -38,7 +38,6 @@ from draftrank.models.cache import (
 from draftrank.models.forms import FORMS
 from draftrank.models.loading import load_model, load_tokenizer, read_forms
 from draftrank.models.target_folder import TargetFolder
-from draftrank.progress import Progress, SilentProgress
 
 _PACKAGES = ("draftrank", "torch", "transformers", "safetensors", "tokenizers")
 
@@ -69,11 +68,9 @@ def build_draft(
     recipe: Recipe,
     target: Target,
     target_folder: TargetFolder,
+    fetch: FetchContext,
     *,
-    cache: Path,
     device: str = "cpu",
-    fetch: FetchContext | None = None,
-    progress: Progress | None = None,
 ) -> BuiltDraft:
     """Builds a recipe's draft, or finds it in the cache: equal steps on equal weights are built once, and a
     recipe that adds steps to another one begins with what that one gave.
@@ -85,44 +82,35 @@ def build_draft(
         recipe: what to build.
         target: the declaration of the recipe's target.
         target_folder: that target on disk.
-        cache: folder of the content-addressed cache.
+        fetch: how the sources that steps name are had, where what is built is cached, and who is told how far it is.
         device: where to compute, `cpu` or `cuda`.
-        fetch: how the sources that steps name are had; None: from the cache.
-        progress: who is told how far it is.
 
     Raises:
         BuildError: a step failed; the message names the step and the cause.
     """
     if not recipe.draft.has_weights:
         return BuiltDraft(recipe, recipe.content_sha256(), None, None, 0, 0, 0.0, reused=False)
-    progress = progress or SilentProgress()
-    key = draft_key(recipe.draft, target_folder.weights_sha256)
-    folder = draft_folder(cache, key)
+    context = _context(recipe, target, target_folder, fetch, device)
+    folder = draft_folder(fetch.cache, draft_key(recipe.draft, target_folder.weights_sha256))
     reused = folder.is_dir()
     if not reused:
-        with only_process(folder, progress, f"the draft {recipe.id}"):
-            context = fetch or FetchContext(cache)
-            reused = _at_hand(context, recipe, target, target_folder, folder, progress)
+        with only_process(folder, fetch.progress, f"the draft {recipe.id}"):
+            reused = _at_hand(recipe, context, folder)
             if not reused:
-                _build(recipe, target, target_folder, context, device, progress, key)
-                give_shared(context, folder, progress)
+                _build(recipe, context, folder)
+                give_shared(fetch, folder, fetch.progress)
     return _opened(recipe, folder, reused=reused)
 
 
 def find_draft(
-    recipe: Recipe,
-    target: Target,
-    target_folder: TargetFolder,
-    *,
-    fetch: FetchContext,
-    progress: Progress,
+    recipe: Recipe, target: Target, target_folder: TargetFolder, fetch: FetchContext
 ) -> BuiltDraft | None:
     """A draft with weights that was built before, here or elsewhere, or kept; None where it would have to be built.
     Arguments as for `build_draft`."""
-    key = draft_key(recipe.draft, target_folder.weights_sha256)
-    folder = draft_folder(fetch.cache, key)
-    with only_process(folder, progress, f"the draft {recipe.id}"):
-        found = _at_hand(fetch, recipe, target, target_folder, folder, progress)
+    context = _context(recipe, target, target_folder, fetch, "cpu")
+    folder = draft_folder(fetch.cache, draft_key(recipe.draft, target_folder.weights_sha256))
+    with only_process(folder, fetch.progress, f"the draft {recipe.id}"):
+        found = _at_hand(recipe, context, folder)
     return _opened(recipe, folder, reused=True) if found else None
 
 
@@ -130,19 +118,16 @@ def write_text(
     recipe: Recipe,
     target: Target,
     target_folder: TargetFolder,
+    fetch: FetchContext,
     corpora: Collection[str],
     *,
     device: str,
-    fetch: FetchContext,
-    progress: Progress,
 ) -> None:
     """Lets the target write those of these corpora, given by their keys, that the recipe declares and the cache lacks.
 
     Other arguments as for `build_draft`. Raises: see `self_generated_corpus`.
     """
-    context = _context(
-        recipe, target, target_folder, fetch, device, progress, scratch=fetch.cache / "scratch"
-    )
+    context = _context(recipe, target, target_folder, fetch, device)
     declared = [getattr(step, "data", None) for step in recipe.draft.build_steps]
     for spec in (recipe.draft.calibration_text, *declared):
         if isinstance(spec, SelfGenerated) and corpus_key(spec, context) in corpora:
@@ -155,84 +140,46 @@ def _context(
     target_folder: TargetFolder,
     fetch: FetchContext,
     device: str,
-    progress: Progress,
-    scratch: Path,
 ) -> BuildContext:
+    first = recipe.draft.build_steps[0]
+    own = recipe.draft.vocabulary_mode != "same"
     return BuildContext(
+        target=target,
         target_folder=target_folder.path,
         target_weights_sha256=target_folder.weights_sha256,
-        prompt_format=target.prompt_format,
-        cache=fetch.cache,
-        scratch=scratch,
+        scratch=fetch.cache / "scratch",
         device=device,
-        progress=progress,
         fetch=fetch,
         calibration=recipe.draft.calibration_text,
-        target=target,
-        own_vocabulary=_own_vocabulary(recipe),
+        own_vocabulary=first.source if own and isinstance(first, Pretrained) else None,
     )
 
 
-def _own_vocabulary(recipe: Recipe) -> SourceBase | None:
-    first = recipe.draft.build_steps[0]
-    return first.source if recipe.draft.vocabulary_mode != "same" and isinstance(first, Pretrained) else None
-
-
-def _at_hand(
-    fetch: FetchContext,
-    recipe: Recipe,
-    target: Target,
-    target_folder: TargetFolder,
-    folder: Path,
-    progress: Progress,
-) -> bool:
+def _at_hand(recipe: Recipe, context: BuildContext, folder: Path) -> bool:
     """Whether the draft lies in `folder` now without having been built."""
     return (
         folder.is_dir()
-        or take_shared(fetch, folder.name, folder, progress)
-        or _kept(
-            fetch,
-            partial(draft_key, recipe.draft, target_folder.weights_sha256, None),
-            target,
-            target_folder.path,
-            folder,
-            progress,
-        )
+        or take_shared(context.fetch, folder.name, folder, context.progress)
+        or _kept(recipe, context, folder)
     )
 
 
-def _kept(
-    fetch: FetchContext,
-    key_by: Callable[[Mapping[str, int]], str],
-    target: Target,
-    target_folder: Path,
-    folder: Path,
-    progress: Progress,
-    *,
-    told: bool = False,
-) -> bool:
-    """Whether the draft was kept beside the workspace's recipes and lies in `folder` now; see `take_kept`."""
+def _kept(recipe: Recipe, context: BuildContext, folder: Path, steps: int | None = None) -> bool:
+    """Whether the draft of the first so many steps, or of all, was kept beside the workspace's recipes and lies in `folder`
+    now; see `take_kept`."""
+    key_by = partial(draft_key, recipe.draft, context.target_weights_sha256, steps)
     return any(
-        take_kept(key_by, target_folder, root / "drafts" / target.id, folder, progress, told=told)
-        for root in fetch.roots[:1]
+        take_kept(key_by, context, root / "drafts" / context.target.id, folder, told=steps is not None)
+        for root in context.fetch.roots[:1]
     )
 
 
-def _build(
-    recipe: Recipe,
-    target: Target,
-    target_folder: TargetFolder,
-    fetch: FetchContext,
-    device: str,
-    progress: Progress,
-    key: str,
-) -> None:
-    cache = fetch.cache
+def _build(recipe: Recipe, context: BuildContext, folder: Path) -> None:
     began = time.monotonic()
-    scratch = scratch_folder(cache, f"draft-{key}")
+    scratch = scratch_folder(context.cache, f"draft-{folder.name}")
     ledger = scratch / "spent_s"
     spent = float(ledger.read_text()) if ledger.is_file() else 0.0
-    context = _context(recipe, target, target_folder, fetch, device, progress, scratch)
+    context = replace(context, scratch=scratch)
     done = _Done()
     try:
         draft, done = _begin(recipe, context)
@@ -242,9 +189,9 @@ def _build(
             "format": 1,
             "recipe": recipe.model_dump(mode="json", exclude_none=True),
             "recipe_sha256": recipe.content_sha256(),
-            "target": target.id,
-            "target_weights_sha256": target_folder.weights_sha256,
-            "key": key,
+            "target": context.target.id,
+            "target_weights_sha256": context.target_weights_sha256,
+            "key": folder.name,
             "notes": draft.notes,
             CODE_VERSIONS: {
                 **{step.kind: step.code_version for step in recipe.draft.build_steps},
@@ -253,10 +200,10 @@ def _build(
             "corpora": sorted(context.corpora),
             "forms": FORMS.dump_python(draft.forms, mode="json", exclude_defaults=False),
             "versions": _versions(),
-            "device": device,
+            "device": context.device,
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        publish_folder(draft_folder(cache, key), lambda staging: _save(draft, facts, staging, began - spent))
+        publish_folder(folder, lambda staging: _save(draft, facts, staging, began - spent))
     except BaseException:
         ledger.write_text(str(spent - done.build_s + time.monotonic() - began))
         raise
@@ -280,18 +227,10 @@ def _begin(recipe: Recipe, context: BuildContext) -> tuple[WorkingDraft, _Done]:
     for count in range(len(recipe.draft.build_steps) - 1, 0, -1):
         key = draft_key(recipe.draft, context.target_weights_sha256, count)
         folder = draft_folder(context.cache, key)
-        if not folder.is_dir() and context.target is not None:
+        if not folder.is_dir():
             with only_process(folder, context.progress, f"a part of {recipe.id}"):
                 if not folder.is_dir():
-                    _kept(
-                        context.fetch,
-                        partial(draft_key, recipe.draft, context.target_weights_sha256, count),
-                        context.target,
-                        context.target_folder,
-                        folder,
-                        context.progress,
-                        told=True,
-                    )
+                    _kept(recipe, context, folder, count)
         if folder.is_dir():
             facts = json.loads((folder / FACTS).read_text("utf-8"))
             draft = _working(folder, context.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from draftrank.catalog.self_generated import CALIBRATION, SelfGenerated
 from draftrank.catalog.sources.base import FetchContext, SourceBase
@@ -76,29 +76,34 @@ class WorkingDraft:
 class BuildContext:
     """What a step may use beside the draft itself."""
 
+    target: Target
+    """The target's declaration."""
     target_folder: Path
     """The target as a Hugging Face folder."""
     target_weights_sha256: str
     """Identity of the target's weights, for the keys of cached corpora."""
-    prompt_format: Literal["chat", "completion"]
-    """How the target is prompted."""
-    cache: Path
-    """The workspace's cache: corpora are kept below it."""
     scratch: Path
     """A folder of this build alone that survives an interruption: checkpoints go here."""
     device: str
     """Where to compute: `cpu` or `cuda`."""
-    progress: Progress
     fetch: FetchContext
-    """How sources are had."""
+    """How sources are had, where corpora are cached, and who is told how far the build is."""
     calibration: SelfGenerated = CALIBRATION
     """What steps that look at activations are shown."""
-    target: Target | None = None
-    """The target's declaration, for what its folder does not tell; None: it is not known."""
     corpora: set[str] = field(default_factory=set)
     """Keys of the corpora that this build has read."""
     own_vocabulary: SourceBase | None = None
     """Where the draft's model comes from, if its tokenizer is another than the target's; None: it is the target's."""
+
+    @property
+    def cache(self) -> Path:
+        """The workspace's cache: corpora are kept below it."""
+        return self.fetch.cache
+
+    @property
+    def progress(self) -> Progress:
+        """Who is told how far the build is."""
+        return self.fetch.progress
 
     @property
     def model_folder(self) -> Path:

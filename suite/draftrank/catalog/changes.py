@@ -44,12 +44,7 @@ class Changes:
 
 
 def compare_workspaces(before: Checked, after: Checked) -> Changes:
-    """What `after` has that `before` had not.
-
-    Args:
-        before: the state that results exist for.
-        after: the state to be judged.
-    """
+    """What `after` has that `before` had not."""
     old_recipes, recipes = _recipes_of(before), _recipes_of(after)
     drafts = _changed(old_recipes, recipes)
     targets = _changed({one.id: one for one in before.targets}, {one.id: one for one in after.targets})

@@ -27,6 +27,8 @@ class DraftBase(Declared):
     """Whether proposed tokens have probabilities, which `stop_below_confidence` needs."""
     branches: ClassVar[bool] = False
     """Whether it can propose alternatives, which `branch_above_probability` needs."""
+    has_weights: ClassVar[bool] = False
+    """Whether a model of its own must be built before it can propose."""
     served_only: ClassVar[bool] = False
     """Whether only external engines run it, so that `draftrank serve-bench` alone measures it."""
 
@@ -39,11 +41,6 @@ class DraftBase(Declared):
     def calibration_text(self) -> SelfGenerated:
         """Text for steps that read activations."""
         return CALIBRATION
-
-    @property
-    def has_weights(self) -> bool:
-        """Whether a model of its own must be built before it can propose."""
-        return False
 
     @property
     def vocabulary_mode(self) -> Vocabulary:

@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from draftrank.catalog.base import Declared
-from draftrank.catalog.schemas import schema_name
+from draftrank.catalog.schemas import FOLDER, schema_name
 
 _HEADER = re.compile(r"^# yaml-language-server:(?: *\$schema=(?P<path>\S+))?.*\n")
 _MARKS = ("%", "---", "...")
@@ -29,19 +29,14 @@ def canonical_text(text: str, model: type[Declared], schema_path: str) -> str:
 
     Args:
         text: the file's content; must be valid for `model`.
-        model: the declaration's model.
         schema_path: path of the schema relative to the file, for the first line.
     """
     text = _HEADER.sub("", text)
-    yaml = YAML(typ="rt")
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    yaml.width = 4096
-    yaml.preserve_quotes = True
-    data = yaml.load(text)
+    reader = YAML()
+    reader.preserve_quotes = True
+    data = reader.load(text)
     data.fa.set_block_style()
-    output = io.StringIO()
-    yaml.dump(data, output)
-    body = output.getvalue()
+    body = yaml_text(data)
     stripped = "".join(line.rstrip() + "\n" for line in body.splitlines())
     header = f"# yaml-language-server: $schema={schema_path}\n"
     # Blanks at a line's end are content in a literal block: a form that changes content is not used.
@@ -62,37 +57,35 @@ def yaml_text(content: Any, line_width: int = 4096) -> str:
     return text.getvalue()
 
 
-def is_canonical(path: Path, model: type[Declared], schema_folder: Path) -> bool:
+def is_canonical(path: Path, model: type[Declared]) -> bool:
     """Whether a valid file is written the canonical way."""
-    return _wanted(path, model, schema_folder) == path.read_text("utf-8")
+    return _wanted(path, model) == path.read_text("utf-8")
 
 
-def format_file(path: Path, model: type[Declared], schema_folder: Path) -> bool:
+def format_file(path: Path, model: type[Declared]) -> bool:
     """Rewrites a valid file in canonical form; True when that changed it."""
-    if is_canonical(path, model, schema_folder):
+    if is_canonical(path, model):
         return False
-    path.write_text(_wanted(path, model, schema_folder), "utf-8")
+    path.write_text(_wanted(path, model), "utf-8")
     return True
 
 
-def _wanted(path: Path, model: type[Declared], schema_folder: Path) -> str:
+def _wanted(path: Path, model: type[Declared]) -> str:
     text = path.read_text("utf-8")
-    return canonical_text(text, model, _schema_path(path, text, model, schema_folder))
+    return canonical_text(text, model, _schema_path(path, text, model))
 
 
-def _schema_path(path: Path, text: str, model: type[Declared], schema_folder: Path) -> str:
+def _schema_path(path: Path, text: str, model: type[Declared]) -> str:
     """Where the file's first line points.
 
     In a workspace that does not hold the schemas, their place differs from machine to machine: there a
     first line that names them already stays as it is.
     """
-    ours = any(
-        (folder / "drafts").is_dir() and schema_folder.is_relative_to(folder) for folder in path.parents
-    )
+    ours = any((folder / "drafts").is_dir() and FOLDER.is_relative_to(folder) for folder in path.parents)
     present = _HEADER.match(text)
     if present and present["path"] and not ours:
         return present["path"]
-    relative = os.path.relpath(schema_folder / f"{schema_name(model)}.json", path.parent)
+    relative = os.path.relpath(FOLDER / f"{schema_name(model)}.json", path.parent)
     return Path(relative).as_posix()
 
 

@@ -41,8 +41,6 @@ def load_declaration(
     """Reads and validates one declaration; its `id`, where it has one, must be the file's stem.
 
     Args:
-        path: the file.
-        model: what it declares.
         name: how errors name the file; default: its path.
         references: what the file may refer to; None: it must be complete in itself.
 
@@ -51,9 +49,7 @@ def load_declaration(
     """
     file = read_yaml(path, name)
     if not isinstance(file.data, dict):
-        raise InvalidInputError.single(
-            "must be a mapping of fields", file=file.name, line=1, fix="start from `draftrank new`"
-        )
+        raise file.fault("must be a mapping of fields", "start from `draftrank new`", 1)
     problems: list[Problem] = []
     stem = path.parent.name if path.name == "target.yaml" else path.stem
     declared_id = file.data.get("id")

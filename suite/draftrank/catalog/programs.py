@@ -81,19 +81,12 @@ def uses_of_model(traits: Collection[Trait], model: str, folder: str, k: int) ->
     """How each program is given a draft with a model.
 
     Args:
-        traits: what the draft's model has.
         model: the target, as programs load it.
         folder: where the draft lies, or is written to.
-        k: tokens proposed per step.
     """
     missing, differs = why_no_form(traits), what_differs(traits)
-    snippets = (
-        _head(model, folder, k)
-        if "EAGLE-3 head" in traits
-        else _model(model, folder, k, own_vocabulary="own vocabulary" in traits)
-    )
     found = []
-    for program, (language, snippet) in snippets.items():
+    for program, (language, snippet) in _snippets(traits, model, folder, k).items():
         reason = missing.get(program)
         if reason is not None:
             found.append(ProgramUse(NAMES[program], language, None, reason))
@@ -105,48 +98,36 @@ def uses_of_model(traits: Collection[Trait], model: str, folder: str, k: int) ->
     return tuple(found)
 
 
-def _model(model: str, folder: str, k: int, *, own_vocabulary: bool) -> dict[Program, tuple[str, str]]:
-    """By program, the language and what to type for a draft model."""
-    tokenizers = ", tokenizer=tokenizer, assistant_tokenizer=draft_tokenizer" if own_vocabulary else ""
-    opened = f'draft_tokenizer = AutoTokenizer.from_pretrained("{folder}")\n' if own_vocabulary else ""
-    imported = "AutoModelForCausalLM, AutoTokenizer" if own_vocabulary else "AutoModelForCausalLM"
+def _snippets(
+    traits: Collection[Trait], model: str, folder: str, k: int
+) -> dict[Program, tuple[str, str | None]]:
+    """By program, the language and what to type."""
+    head, own = "EAGLE-3 head" in traits, "own vocabulary" in traits
+    method, algorithm, kind = (
+        ("eagle3", "EAGLE3", "draft-eagle3") if head else ("draft_model", "STANDALONE", "draft-simple")
+    )
+    tokenizers = ", tokenizer=tokenizer, assistant_tokenizer=draft_tokenizer" if own else ""
+    opened = f'draft_tokenizer = AutoTokenizer.from_pretrained("{folder}")\n' if own else ""
     generate = (
-        f"from transformers import {imported}\n"
+        f"from transformers import AutoModelForCausalLM{', AutoTokenizer' if own else ''}\n"
         f'draft = AutoModelForCausalLM.from_pretrained("{folder}", dtype="auto")\n'
         f"{opened}draft.generation_config.num_assistant_tokens = {k}\n"
         f"target.generate(**inputs, assistant_model=draft{tokenizers})"
     )
-    speculative = json.dumps({"model": folder, "num_speculative_tokens": k, "method": "draft_model"})
-    return {
-        "transformers": (
-            "python",
-            generate,
-        ),
-        "vllm": ("sh", f"vllm serve {model} --speculative-config '{speculative}'"),
-        "sglang": ("sh", _sglang("STANDALONE", model, folder, k)),
-        "llama.cpp": ("sh", f"llama-server -m TARGET.gguf {_llama('draft-simple', folder, k)}"),
-    }
-
-
-def _head(model: str, folder: str, k: int) -> dict[Program, tuple[str, str]]:
-    """The same for an EAGLE-3 head."""
-    speculative = json.dumps({"model": folder, "num_speculative_tokens": k, "method": "eagle3"})
-    return {
-        "transformers": ("python", ""),
-        "vllm": ("sh", f"vllm serve {model} --speculative-config '{speculative}'"),
-        "sglang": ("sh", _sglang("EAGLE3", model, folder, k)),
-        "llama.cpp": ("sh", f"llama-server -m TARGET.gguf {_llama('draft-eagle3', folder, k)}"),
-        "speculators": ("sh", f"vllm serve {folder}"),
-    }
-
-
-def _sglang(algorithm: str, model: str, folder: str, k: int) -> str:
-    return (
+    speculative = json.dumps({"model": folder, "num_speculative_tokens": k, "method": method})
+    sglang = (
         f"python -m sglang.launch_server --model-path {model} --speculative-algorithm {algorithm} "
         f"--speculative-draft-model-path {folder} --speculative-num-steps {k} --speculative-eagle-topk 1 "
         f"--speculative-num-draft-tokens {k + 1}"
     )
-
-
-def _llama(kind: str, folder: str, k: int) -> str:
-    return f"--spec-type {kind} --spec-draft-model {folder}/draft.gguf --spec-draft-n-max {k}"
+    llama = (
+        f"llama-server -m TARGET.gguf --spec-type {kind} --spec-draft-model {folder}/draft.gguf "
+        f"--spec-draft-n-max {k}"
+    )
+    found: dict[Program, tuple[str, str | None]] = {
+        "transformers": ("python", generate),
+        "vllm": ("sh", f"vllm serve {model} --speculative-config '{speculative}'"),
+        "sglang": ("sh", sglang),
+        "llama.cpp": ("sh", llama),
+    }
+    return found | {"speculators": ("sh", f"vllm serve {folder}")} if head else found

@@ -71,18 +71,9 @@ def prompts_of(source: SourceBase, read: ReadRows, context: FetchContext, file: 
     for line, row in rows:
         try:
             prompt = _prompt_of_row({"row": line, **row}, read)
-        except KeyError as error:
-            problems.append(
-                Problem(
-                    f"the row has no field {error.args[0]!r}",
-                    name,
-                    line,
-                    fix="mend the row or `read`",
-                )
-            )
-            continue
-        except ValueError as error:
-            problems.append(Problem(str(error), name, line, fix="mend the row or `read`"))
+        except (KeyError, ValueError) as error:
+            told = f"the row has no field {error.args[0]!r}" if isinstance(error, KeyError) else str(error)
+            problems.append(Problem(told, name, line, fix="mend the row or `read`"))
             continue
         if prompt.id in seen:
             problems.append(
@@ -134,18 +125,14 @@ def _read_json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
         try:
             row = json.loads(line, parse_constant=_not_finite)
         except (ValueError, RecursionError) as error:
-            cut = number == len(lines)
-            what = "is cut off" if cut else "is not JSON"
-            problems.append(
-                Problem(f"the line {what}: {error}", path.name, number, fix="fetch or write the file again")
-            )
+            told = f"the line is {'cut off' if number == len(lines) else 'not JSON'}: {error}"
+            problems.append(Problem(told, path.name, number, fix="fetch or write the file again"))
             continue
         if isinstance(row, dict):
             rows.append((number, row))
         else:
-            problems.append(
-                Problem("the line is not a JSON object", path.name, number, fix="write one object per line")
-            )
+            told = "the line is not a JSON object"
+            problems.append(Problem(told, path.name, number, fix="write one object per line"))
     if problems:
         raise InvalidInputError(problems[:MAX_REPORTED])
     if not rows:

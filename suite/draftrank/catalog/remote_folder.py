@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +63,12 @@ class RemoteFolder:
             self._system.put_file(str(path), target)
 
 
-class _told:  # noqa: N801 - reads as a word of the `with` statement
+@contextmanager
+def _told(address: str) -> Iterator[None]:
     """Turns what a file system refuses into an error that names the address."""
-
-    def __init__(self, address: str) -> None:
-        self._address = address
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, _REFUSED):
-            raise MissingDataError(
-                f"{self._address}: {type(error).__name__}: {error} (check the address and your rights there)"
-            ) from error
+    try:
+        yield
+    except _REFUSED as error:
+        raise MissingDataError(
+            f"{address}: {type(error).__name__}: {error} (check the address and your rights there)"
+        ) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
@@ -13,7 +13,6 @@ from ruamel.yaml.error import YAMLError
 from draftrank.catalog.base import Declared, Identifier, Line
 from draftrank.catalog.formatting import format_file
 from draftrank.catalog.recipe import Recipe
-from draftrank.catalog.schemas import FOLDER
 from draftrank.catalog.self_generated import Corpus
 from draftrank.catalog.server import Server
 from draftrank.catalog.task import Task
@@ -127,44 +126,32 @@ max_requests: 16
 """
 
 
-def start_draft(workspace: Workspace, target: str, draft_id: str, author: str) -> Path:
-    """Writes a commented recipe; returns its path.
+def start(
+    workspace: Workspace,
+    what: Literal["draft", "corpus", "task", "server"],
+    new_id: str,
+    *,
+    target: str = "",
+    author: str = "your name",
+) -> Path:
+    """Writes a commented declaration; returns its path. Drafts and corpora are for a target, drafts have an author.
 
     Raises:
-        InvalidInputError: the target is unknown, the id or the author's name is malformed, or the file
-            exists.
+        InvalidInputError: the target is unknown, the id or the author's name is malformed, or the file exists.
     """
+    kinds: dict[str, tuple[str, str, type[Declared]]] = {
+        "draft": (f"drafts/{target}", RECIPE, Recipe),
+        "corpus": (f"drafts/{target}/corpora", CORPUS, Corpus),
+        "task": ("tasks", TASK, Task),
+        "server": ("tasks/servers", SERVER, Server),
+    }
+    folder, text, model = kinds[what]
     workspace.require_own()
-    workspace.target(target)
+    if target:
+        workspace.target(target)
     require_text(Line, author, "an author's name", "write one line of text")
-    path = workspace.root / "drafts" / target / f"{draft_id}.yaml"
-    names = {"id": draft_id, "target": target, "author": author}
-    return write_new(
-        path, draft_id, RECIPE.format(**{key: _scalar(text) for key, text in names.items()}), Recipe
-    )
-
-
-def start_corpus(workspace: Workspace, target: str, corpus_id: str) -> Path:
-    """Writes a commented corpus; returns its path; raises as `start_draft`."""
-    workspace.require_own()
-    workspace.target(target)
-    path = workspace.root / "drafts" / target / "corpora" / f"{corpus_id}.yaml"
-    text = CORPUS.format(id=_scalar(corpus_id), stem=corpus_id, target=_scalar(target))
-    return write_new(path, corpus_id, text, Corpus)
-
-
-def start_task(workspace: Workspace, task_id: str) -> Path:
-    """Writes a commented task; returns its path; raises as `start_draft`."""
-    workspace.require_own()
-    path = workspace.root / "tasks" / f"{task_id}.yaml"
-    return write_new(path, task_id, TASK.format(id=_scalar(task_id), stem=task_id), Task)
-
-
-def start_server(workspace: Workspace, server_id: str) -> Path:
-    """Writes a commented server; returns its path; raises as `start_draft`."""
-    workspace.require_own()
-    path = workspace.root / "tasks" / "servers" / f"{server_id}.yaml"
-    return write_new(path, server_id, SERVER.format(id=_scalar(server_id)), Server)
+    names = {"id": _scalar(new_id), "stem": new_id, "target": _scalar(target), "author": _scalar(author)}
+    return write_new(workspace.root / folder / f"{new_id}.yaml", new_id, text.format(**names), model)
 
 
 def write_new(path: Path, new_id: str, text: str, model: type[Declared]) -> Path:
@@ -176,7 +163,7 @@ def write_new(path: Path, new_id: str, text: str, model: type[Declared]) -> Path
     require_new(path, new_id)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, "utf-8")
-    format_file(path, model, FOLDER)
+    format_file(path, model)
     return path
 
 

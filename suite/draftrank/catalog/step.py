@@ -43,11 +43,13 @@ class StepBase(Declared):
     """Supported architectures, with the reason for exceptions."""
     code_version: ClassVar[int] = 1
     """Incremented when the step's result changes for equal fields; invalidates cached drafts."""
+    adds: ClassVar[Trait | None] = None
+    """What it adds to the model that other programs may not support; None: nothing."""
 
     @property
     def trait(self) -> Trait | None:
-        """What the step adds to the model that other programs may not support; None: nothing."""
-        return None
+        """What these fields add; see `adds`."""
+        return self.adds
 
     def sentence(self) -> str:
         """One sentence that describes the step."""
@@ -59,6 +61,8 @@ class StepBase(Declared):
         Raises:
             BuildError: it cannot; the message says why, and what would work.
         """
+        if self.phase != "quantization":
+            _ = draft.architecture  # refuses a model whose parts are not found
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """Changes the draft in place.

@@ -7,6 +7,7 @@ takes longer to import than they take altogether.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from draftrank.catalog.task import Suite, Task
 
 T = TypeVar("T", bound=Declared)
+OfTarget = TypeVar("OfTarget", "Corpus", "Recipe")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,32 +147,12 @@ class Workspace:
         """A path as shown to people: relative to the workspace where it lies inside."""
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
 
-    # -- paths of declarations -------------------------------------------------------------------
-
-    def target_paths(self) -> list[Path]:
-        """All target files, sorted."""
-        return sorted((self.root / "drafts").glob("*/target.yaml"))
+    # -- declarations ----------------------------------------------------------------------------
 
     def recipe_paths(self, target: str | None = None) -> list[Path]:
         """All recipe files, of one target or of all, sorted."""
         found = (self.root / "drafts").glob(f"{target or '*'}/*.yaml")
         return sorted(path for path in found if path.name != "target.yaml")
-
-    def corpus_paths(self, target: str | None = None) -> list[Path]:
-        """All corpus files, of one target or of all, sorted."""
-        return sorted((self.root / "drafts").glob(f"{target or '*'}/corpora/*.yaml"))
-
-    def task_paths(self) -> list[Path]:
-        """All task files, sorted."""
-        return sorted((self.root / "tasks").glob("*.yaml"))
-
-    def suite_paths(self) -> list[Path]:
-        """All suite files, sorted."""
-        return sorted((self.root / "tasks" / "suites").glob("*.yaml"))
-
-    def server_paths(self) -> list[Path]:
-        """All server files, sorted."""
-        return sorted((self.root / "tasks" / "servers").glob("*.yaml"))
 
     def declaration_paths(self) -> list[tuple[Path, type[Declared]]]:
         """Every declaration of the workspace with the model it must satisfy."""
@@ -180,16 +162,15 @@ class Workspace:
         from draftrank.catalog.target import Target
         from draftrank.catalog.task import Suite, Task
 
-        return (
-            [(path, Target) for path in self.target_paths()]
-            + [(path, Task) for path in self.task_paths()]
-            + [(path, Suite) for path in self.suite_paths()]
-            + [(path, Server) for path in self.server_paths()]
-            + [(path, Corpus) for path in self.corpus_paths()]
-            + [(path, Recipe) for path in self.recipe_paths()]
-        )
-
-    # -- loading ---------------------------------------------------------------------------------
+        found: dict[type[Declared], Iterable[Path]] = {
+            Target: self._targets().values(),
+            Task: self._files("tasks").values(),
+            Suite: self._files("tasks/suites").values(),
+            Server: self._files("tasks/servers").values(),
+            Corpus: sorted(self.root.glob("drafts/*/corpora/*.yaml")),
+            Recipe: self.recipe_paths(),
+        }
+        return [(path, model) for model, paths in found.items() for path in paths]
 
     def target(self, target_id: str) -> Target:
         """One target.
@@ -199,27 +180,14 @@ class Workspace:
         """
         from draftrank.catalog.target import Target
 
-        known = [path.parent.name for path in self.target_paths()]
-        self._require("target", target_id, known)
-        return self._load(self.root / "drafts" / target_id / "target.yaml", Target)
+        return self._load(_named("target", target_id, self._targets()), Target)
 
     def recipe(self, target_id: str, draft_id: str) -> Recipe:
         """One recipe of a target, with the texts of the corpora it names; raises as `target`."""
         from draftrank.catalog.recipe import Recipe
 
-        known = [path.stem for path in self.recipe_paths(target_id)]
-        self._require("draft", draft_id, known)
-        path = self.root / "drafts" / target_id / f"{draft_id}.yaml"
-        recipe = self._load(path, Recipe)
-        if recipe.target != target_id:
-            raise InvalidInputError([self._wrong_folder(path, recipe)])
-        return recipe
-
-    def corpus(self, target_id: str, corpus_id: str) -> Corpus:
-        """One corpus of a target; raises as `target`."""
-        self._require("corpus", corpus_id, [path.stem for path in self.corpus_paths(target_id)])
-        path = self.root / "drafts" / target_id / "corpora" / f"{corpus_id}.yaml"
-        return self._load_corpus(path, _WorkspaceReferences(self))
+        known = {path.stem: path for path in self.recipe_paths(target_id)}
+        return self._load_of_target(_named("draft", draft_id, known), Recipe)
 
     def files_of_recipe(self, target_id: str, draft_id: str) -> tuple[Path, ...]:
         """A recipe's file, then the files that it needs: corpora and prompt prefixes, sorted; raises as `target`."""
@@ -241,29 +209,26 @@ class Workspace:
             raise InvalidInputError.single(
                 f"the draft {draft_id!r} exists for {', '.join(targets)}", fix="name the target with --target"
             )
-        self._require("draft", draft_id, [path.stem for path in self.recipe_paths()])
-        return self.recipe(targets[0], draft_id)
+        path = _named("draft", draft_id, {path.stem: path for path in self.recipe_paths()})
+        return self.recipe(path.parent.name, draft_id)
 
     def task(self, task_id: str) -> Task:
         """One task; raises as `target`."""
         from draftrank.catalog.task import Task
 
-        self._require("task", task_id, [path.stem for path in self.task_paths()])
-        return self._load(self.root / "tasks" / f"{task_id}.yaml", Task)
+        return self._load(_named("task", task_id, self._files("tasks")), Task)
 
     def suite(self, suite_id: str) -> Suite:
         """One suite; raises as `target`."""
         from draftrank.catalog.task import Suite
 
-        self._require("suite", suite_id, [path.stem for path in self.suite_paths()])
-        return self._load(self.root / "tasks" / "suites" / f"{suite_id}.yaml", Suite)
+        return self._load(_named("suite", suite_id, self._files("tasks/suites")), Suite)
 
     def server(self, server_id: str) -> Server:
         """One server; raises as `target`."""
         from draftrank.catalog.server import Server
 
-        self._require("server", server_id, [path.stem for path in self.server_paths()])
-        return self._load(self.root / "tasks" / "servers" / f"{server_id}.yaml", Server)
+        return self._load(_named("server", server_id, self._files("tasks/servers")), Server)
 
     def prompts(
         self, suite: Suite, progress: Progress | None = None
@@ -291,51 +256,43 @@ class Workspace:
         from draftrank.catalog.task import Suite, Task
 
         problems: list[Problem] = []
-        wanted = {path.resolve() for path in paths} if paths else None
-
+        loaded: list[tuple[Path, Declared]] = []
         references = _WorkspaceReferences(self)
-
-        def load_all(found: list[Path], model: type[T]) -> list[tuple[Path, T]]:
-            loaded = []
-            for path in found:
-                try:
-                    loaded.append((path, self._load(path, model, references)))
-                except InvalidInputError as error:
-                    problems.extend(error.problems)
-            return loaded
-
-        targets = load_all(self.target_paths(), Target)
-        tasks = load_all(self.task_paths(), Task)
-        suites = load_all(self.suite_paths(), Suite)
-        servers = load_all(self.server_paths(), Server)
-        corpora = load_all(self.corpus_paths(), Corpus)
-        recipes = load_all(self.recipe_paths(), Recipe)
-        target_ids = [path.parent.name for path in self.target_paths()]
-        task_ids = [path.stem for path in self.task_paths()]
-        of_targets: list[tuple[Path, Corpus | Recipe]] = [*corpora, *recipes]
-        for path, one in of_targets:
-            if one.target not in target_ids:
-                problems.append(_unknown("target", one.target, target_ids, self.display(path), "target"))
-            elif one.target != self._target_of(path):
-                problems.append(self._wrong_folder(path, one))
-        for path, suite in suites:
-            for index, entry in enumerate(suite.tasks):
-                if entry.task not in task_ids:
-                    problems.append(
-                        _unknown("task", entry.task, task_ids, self.display(path), f"tasks.{index}.task")
-                    )
-        for path, task in tasks:
-            problems.extend(self._check_local_data(path, task))
-        if wanted is not None:
-            shown = {self.display(path) for path in wanted}
+        for path, model in self.declaration_paths():
+            try:
+                loaded.append((path, self._load(path, model, references)))
+            except InvalidInputError as error:
+                problems += error.problems
+        targets, tasks = self._targets(), self._files("tasks")
+        for path, one in loaded:
+            file = self.display(path)
+            if isinstance(one, Corpus | Recipe):
+                if one.target not in targets:
+                    problems.append(_unknown("target", one.target, targets, file, "target"))
+                elif one.target != self._target_of(path):
+                    problems.append(self._wrong_folder(path, one))
+            elif isinstance(one, Suite):
+                problems += [
+                    _unknown("task", entry.task, tasks, file, f"tasks.{index}.task")
+                    for index, entry in enumerate(one.tasks)
+                    if entry.task not in tasks
+                ]
+            elif isinstance(one, Task):
+                problems += self._check_local_data(path, one)
+        if paths:
+            shown = {self.display(path.resolve()) for path in paths}
             problems = [problem for problem in problems if problem.file in shown]
+
+        def valid(model: type[T]) -> tuple[T, ...]:
+            return tuple(one for _, one in loaded if isinstance(one, model))
+
         return Checked(
-            tuple(target for _, target in targets),
-            tuple(task for _, task in tasks),
-            tuple(suite for _, suite in suites),
-            tuple(server for _, server in servers),
-            tuple(corpus for _, corpus in corpora),
-            tuple(recipe for _, recipe in recipes),
+            valid(Target),
+            valid(Task),
+            valid(Suite),
+            valid(Server),
+            valid(Corpus),
+            valid(Recipe),
             tuple(problems),
         )
 
@@ -343,26 +300,20 @@ class Workspace:
         """Reads task data that needs no fetching, so that `check` sees a bad file at once."""
         from draftrank.catalog.prompts import read_prompts
 
+        found: list[Problem] = []
         if task.source.kind not in ("local", "inline"):  # type: ignore[attr-defined]
-            return []
+            return found
         try:
             read_prompts(task, self.fetch_context())
         except MissingDataError:
-            return []
+            pass  # that is told where they are read
         except InvalidInputError as error:
-            return [
-                Problem(
-                    problem.message
-                    if problem.file is None
-                    else f"{problem.file}:{problem.line or ''} {problem.message}",
-                    self.display(path),
-                    None,
-                    problem.field or "source",
-                    problem.fix,
-                )
-                for problem in error.problems
-            ]
-        return []
+            file = self.display(path)
+            for problem in error.problems:
+                place = "" if problem.file is None else f"{problem.file}:{problem.line or ''} "
+                field_ = problem.field or "source"
+                found.append(Problem(place + problem.message, file, None, field_, problem.fix))
+        return found
 
     def _load(self, path: Path, model: type[T], references: _WorkspaceReferences | None = None) -> T:
         from draftrank.catalog.loading import load_declaration
@@ -370,13 +321,20 @@ class Workspace:
         references = references or _WorkspaceReferences(self)
         return load_declaration(path, model, self.display(path), references.for_file(path))
 
-    def _load_corpus(self, path: Path, references: _WorkspaceReferences) -> Corpus:
-        from draftrank.catalog.self_generated import Corpus
+    def _load_of_target(
+        self, path: Path, model: type[OfTarget], references: _WorkspaceReferences | None = None
+    ) -> OfTarget:
+        one = self._load(path, model, references)
+        if one.target != self._target_of(path):
+            raise InvalidInputError([self._wrong_folder(path, one)])
+        return one
 
-        corpus = self._load(path, Corpus, references)
-        if corpus.target != self._target_of(path):
-            raise InvalidInputError([self._wrong_folder(path, corpus)])
-        return corpus
+    def _targets(self) -> dict[str, Path]:
+        return {path.parent.name: path for path in sorted(self.root.glob("drafts/*/target.yaml"))}
+
+    def _files(self, folder: str) -> dict[str, Path]:
+        """The declarations in a folder by their ids."""
+        return {path.stem: path for path in sorted((self.root / folder).glob("*.yaml"))}
 
     def _target_of(self, path: Path) -> str:
         """Id of the target in whose folder a file lies; empty outside of all."""
@@ -392,10 +350,6 @@ class Workspace:
             "target",
             f"move the file to drafts/{one.target}/{folder}",
         )
-
-    def _require(self, what: str, name: str, known: list[str]) -> None:
-        if name not in known:
-            raise InvalidInputError([_unknown(what, name, known)])
 
 
 @dataclass(slots=True)
@@ -420,9 +374,10 @@ class _WorkspaceReferences:
         return self.read[self.target, name]
 
     def _read_corpus(self, name: str) -> SelfGenerated:
-        known = [path.stem for path in self.workspace.corpus_paths(self.target)]
+        known = self.workspace._files(f"drafts/{self.target}/corpora")
         if name not in known:
-            others = [path for path in self.workspace.corpus_paths() if path.stem == name]
+            every = sorted(self.workspace.root.glob("drafts/*/corpora/*.yaml"))
+            others = [path for path in every if path.stem == name]
             listed = f"known: {', '.join(known) or 'none'}"
             if others:
                 raise ValueError(
@@ -432,10 +387,11 @@ class _WorkspaceReferences:
             raise ValueError(
                 f"{self.target} has no corpus {name!r} (fix: `draftrank new corpus {name}`; {listed})"
             )
+        from draftrank.catalog.self_generated import Corpus
+
         try:
-            path = self.workspace.root / "drafts" / self.target / "corpora" / f"{name}.yaml"
-            self.files.add(path)
-            return self.workspace._load_corpus(path, self).text
+            self.files.add(known[name])
+            return self.workspace._load_of_target(known[name], Corpus, self).text
         except InvalidInputError as error:
             raise ValueError(
                 f"the corpus {name!r} is invalid: {error.problems[0]} (fix: mend that file)"
@@ -443,14 +399,13 @@ class _WorkspaceReferences:
 
     def source_of_target(self, name: str) -> SourceBase:
         """See `References.source_of_target`."""
-        path = self.workspace.root / "drafts" / name / "target.yaml"
-        known = [found.parent.name for found in self.workspace.target_paths()]
+        known = self.workspace._targets()
         if name not in known:
             raise ValueError(
                 f"there is no target {name!r} (fix: write a source, or one of {', '.join(known)})"
             )
         try:
-            self.files.add(path)
+            self.files.add(known[name])
             return self.workspace.target(name).source
         except InvalidInputError as error:
             raise ValueError(
@@ -480,12 +435,18 @@ class _WorkspaceReferences:
         return tuple(line for line in text.splitlines() if line.strip())
 
 
+def _named(what: str, name: str, known: Mapping[str, Path]) -> Path:
+    if name not in known:
+        raise InvalidInputError([_unknown(what, name, known)])
+    return known[name]
+
+
 def _unknown(
-    what: str, name: str, known: list[str], file: str | None = None, field: str | None = None
+    what: str, name: str, known: Iterable[str], file: str | None = None, field: str | None = None
 ) -> Problem:
     import difflib
 
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     fix = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(set(known))) or 'none'}"
     return Problem(f"there is no {what} {name!r}", file, None, field, fix)
 

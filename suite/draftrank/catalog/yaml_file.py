@@ -61,6 +61,10 @@ class YamlFile:
             path = path[:-1]
         return self.lines.get(path)
 
+    def fault(self, message: str, fix: str, line: int | None = None) -> InvalidInputError:
+        """An error that names the file."""
+        return InvalidInputError.single(message, file=self.name, line=line, fix=fix)
+
 
 class _Reader:
     def __init__(self, file: YamlFile) -> None:
@@ -132,40 +136,31 @@ def read_yaml(path: Path, name: str | None = None) -> YamlFile:
     file = YamlFile(name or str(path))
     try:
         if not path.is_file():  # a pipe or a device would be read for ever
-            raise InvalidInputError.single("is not a file", file=file.name, fix="check the path")
+            raise file.fault("is not a file", "check the path")
         with path.open("rb") as stream:
             raw = stream.read(MAX_BYTES + 1)
     except OSError as error:
-        raise InvalidInputError.single(
-            f"cannot be read: {error.strerror}", file=file.name, fix="check the path"
-        ) from error
+        raise file.fault(f"cannot be read: {error.strerror}", "check the path") from error
     if len(raw) > MAX_BYTES:
-        raise InvalidInputError.single(
-            f"has more than {MAX_BYTES} bytes", file=file.name, fix="declare less in one file"
-        )
+        raise file.fault(f"has more than {MAX_BYTES} bytes", "declare less in one file")
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        raise InvalidInputError.single(
-            "is not UTF-8 text", file=file.name, line=line, fix="save it as UTF-8"
-        ) from error
+        raise file.fault("is not UTF-8 text", "save it as UTF-8", line) from error
     try:
         node = _compose(text, file)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise InvalidInputError.single(
+        raise file.fault(
             f"is not valid YAML: {error.problem or error.context}",
-            file=file.name,
-            line=mark.line + 1 if mark else None,
-            fix="check the indentation and quotes near this line",
+            "check the indentation and quotes near this line",
+            mark.line + 1 if mark else None,
         ) from error
     except (YAMLError, RecursionError, ValueError) as error:
-        raise InvalidInputError.single(
-            f"is not valid YAML: {str(error).splitlines()[0]}", file=file.name, fix="mend the file"
-        ) from error
+        raise file.fault(f"is not valid YAML: {str(error).splitlines()[0]}", "mend the file") from error
     if node is None:
-        raise InvalidInputError.single("is empty", file=file.name, fix="start from `draftrank new`")
+        raise file.fault("is empty", "start from `draftrank new`")
     reader = _Reader(file)
     file.data = reader.read(node, ())
     if reader.problems:
@@ -178,19 +173,10 @@ def _compose(text: str, file: YamlFile) -> Node | None:
     depth = 0
     for token in parser.scan(text):
         depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+        line = token.start_mark.line + 1
         if depth > MAX_DEPTH + 1:  # the scanner's time grows with the square of the depth
-            raise InvalidInputError.single(
-                "nested too deeply",
-                file=file.name,
-                line=token.start_mark.line + 1,
-                fix=f"use at most {MAX_DEPTH} levels",
-            )
+            raise file.fault("nested too deeply", f"use at most {MAX_DEPTH} levels", line)
         if isinstance(token, AnchorToken | AliasToken):
-            raise InvalidInputError.single(
-                "anchors and aliases are not allowed",
-                file=file.name,
-                line=token.start_mark.line + 1,
-                fix="write the value out",
-            )
+            raise file.fault("anchors and aliases are not allowed", "write the value out", line)
     node = YAML(typ="safe", pure=True).compose(text)
     return node if isinstance(node, Node) else None

@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from draftrank.cli.options import JsonOption, TargetOption, WorkspaceOption
+from draftrank.cli.options import JsonOption, SuiteFilter, TargetOption, WorkspaceOption
 from draftrank.cli.output import out, print_json
 
 
 def board(
     target: TargetOption = None,
-    suite: Annotated[str | None, typer.Option("--suite", "-s", help="Only this suite.", metavar="ID")] = None,
+    suite: SuiteFilter = None,
     published: Annotated[
         bool, typer.Option("--published", help="Only the published bundles, not the local store.")
     ] = False,

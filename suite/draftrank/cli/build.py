@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from draftrank.cli.options import DeviceName, DeviceOption, JsonOption, WorkspaceOption
+from draftrank.cli.options import DeviceOption, DraftsOption, JsonOption, WorkspaceOption
 from draftrank.cli.output import ConsoleProgress, err, out, print_json
 
 
@@ -14,16 +14,8 @@ def build(
     target: Annotated[
         str | None, typer.Argument(help="Target whose drafts to build.", show_default=False)
     ] = None,
-    draft: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--draft",
-            "-d",
-            help="Only this draft; repeatable. Default: all recipes with `effort: minutes`.",
-            metavar="ID",
-        ),
-    ] = None,
-    device: DeviceOption = DeviceName.auto,
+    draft: DraftsOption = None,
+    device: DeviceOption = "auto",
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
@@ -38,11 +30,7 @@ def build(
     opened = Workspace.open(workspace)
     with ConsoleProgress() as progress:
         arms = build_job(
-            opened,
-            target or default_target(opened),
-            tuple(draft or ()),
-            device=device.value,
-            progress=progress,
+            opened, target or default_target(opened), tuple(draft or ()), device=device, progress=progress
         )
     for arm in arms:
         if arm.build is None:
@@ -55,18 +43,15 @@ def build(
                 f"built in {arm.build.build_s:.0f} s, {arm.folder}"
             )
     if json:
-        print_json(
+        drafts = [
             {
-                "drafts": [
-                    {
-                        "draft": arm.recipe.id,
-                        "folder": str(arm.folder) if arm.folder else None,
-                        "failure": arm.failure,
-                        "build": arm.build.model_dump(mode="json", exclude={"recipe"}) if arm.build else None,
-                    }
-                    for arm in arms
-                ]
+                "draft": arm.recipe.id,
+                "folder": str(arm.folder) if arm.folder else None,
+                "failure": arm.failure,
+                "build": arm.build.model_dump(mode="json", exclude={"recipe"}) if arm.build else None,
             }
-        )
+            for arm in arms
+        ]
+        print_json({"drafts": drafts})
     if any(arm.build is None for arm in arms):
         raise typer.Exit(1)

@@ -2,48 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from draftrank.cli.changed import SinceOption
-from draftrank.cli.options import (
-    BackendName,
-    BackendOption,
-    DeviceName,
-    DeviceOption,
-    DtypeName,
-    DtypeOption,
-    JsonOption,
-    LimitOption,
-    MemoryOption,
-    MixedOption,
-    WorkspaceOption,
-    job_limits,
-    parse_duration,
-)
+from draftrank.cli import options
 from draftrank.cli.output import ConsoleProgress, out, print_json
 
 
 def challenge(
-    since: SinceOption = "main",
-    suite: Annotated[str, typer.Option("--suite", "-s", help="quick, core, full or your own.")] = "quick",
-    backend: BackendOption = BackendName.auto,
-    dtype: DtypeOption = DtypeName.auto,
-    device: DeviceOption = DeviceName.auto,
-    allow_mixed_backends: MixedOption = False,
+    since: options.SinceOption = "main",
+    suite: options.SuiteOption = "quick",
+    backend: options.BackendOption = "auto",
+    dtype: options.DtypeOption = "auto",
+    device: options.DeviceOption = "auto",
+    allow_mixed_backends: options.MixedOption = False,
     incumbents: Annotated[int, typer.Option(help="Leading drafts to measure beside.", min=0, max=20)] = 2,
-    budget: Annotated[
-        str | None, typer.Option(help="Decoding time for repeats, as for `run`.", metavar="TIME")
-    ] = None,
-    to: Annotated[
-        Path | None, typer.Option("--out", help="Write the result bundles here.", metavar="DIR")
-    ] = None,
-    memory: MemoryOption = None,
-    limit: LimitOption = None,
-    json: JsonOption = False,
-    workspace: WorkspaceOption = None,
+    budget: options.BudgetOption = None,
+    to: options.BundlesOption = None,
+    memory: options.MemoryOption = None,
+    limit: options.LimitOption = None,
+    json: options.JsonOption = False,
+    workspace: options.WorkspaceOption = None,
 ) -> None:
     """Build the drafts that a branch changes and measure them in one session with the leading ones.
 
@@ -66,18 +46,18 @@ def challenge(
     like = RunRequest(
         target="",
         suite=suite,
-        backend=backend.value,
-        dtype=dtype.value,
-        device=device.value,
+        backend=backend,
+        dtype=dtype,
+        device=device,
         allow_mixed_backends=allow_mixed_backends,
-        budget_s=parse_duration(budget, "--budget") if budget else None,
+        budget_s=options.budget_seconds(budget),
     )
     changes = changes_since(opened, since)
     published = load_results(None, opened.published)
     planned = plan_challenges(
         opened, changes.declared.to_measure, published, like, most_incumbents=incumbents
     )
-    limits = job_limits(memory, limit)
+    limits = options.job_limits(memory, limit)
     plan = plan_jobs(opened, [one.request(like) for one in planned], cache=opened.cache)
     measured = {}
     failed = False

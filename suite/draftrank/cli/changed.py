@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
 
-import typer
-
-from draftrank.cli.options import JsonOption, WorkspaceOption
+from draftrank.cli.options import JsonOption, SinceOption, WorkspaceOption
 from draftrank.cli.output import out, print_json
-
-SinceOption = Annotated[
-    str, typer.Option("--since", help="Branch or commit that this branch is based on.", metavar="REVISION")
-]
 
 
 def changed(since: SinceOption = "main", json: JsonOption = False, workspace: WorkspaceOption = None) -> None:

@@ -25,7 +25,6 @@ def check(
     [bold]Example:[/bold] draftrank check --fix
     """
     from draftrank.catalog.formatting import format_file, is_canonical
-    from draftrank.catalog.schemas import FOLDER
     from draftrank.catalog.workspace import Workspace
     from draftrank.errors import InvalidInputError, Problem
 
@@ -49,9 +48,9 @@ def check(
         if (chosen is not None and path not in chosen) or name in broken:
             continue
         if fix:
-            if format_file(path, model, FOLDER):
+            if format_file(path, model):
                 rewritten.append(name)
-        elif not is_canonical(path, model, FOLDER):
+        elif not is_canonical(path, model):
             problems.append(Problem("is not in canonical form", name, fix="run `draftrank check --fix`"))
     print_problems(tuple(problems))
     for name in rewritten:

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 import typer
 from rich.text import Text
 
-from draftrank.cli.doctor_machine import look_at_machine
-from draftrank.cli.findings import Finding, Status
+from draftrank.cli.doctor_machine import Finding, Status, look_at_machine
 from draftrank.cli.options import JsonOption, WorkspaceOption
 from draftrank.cli.output import out, print_json
 
 if TYPE_CHECKING:
-    from draftrank.catalog.workspace import Workspace
+    from draftrank.catalog.workspace import Checked, Workspace
 
 _STYLES: dict[Status, str] = {"ok": "green", "warning": "yellow", "absent": "dim", "missing": "bold red"}
 MIN_DISK_BYTES = 5 << 30
@@ -49,7 +48,8 @@ def doctor(json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
     findings = [*_packages()]
     missing = any(finding.status == "missing" for finding in findings)
     if not missing:  # the rest needs the packages
-        findings += [*look_at_machine(), *_engines(opened), *_workspace(opened)]
+        checked = opened.check()
+        findings += [*look_at_machine(), *_engines(opened, checked), *_workspace(opened, checked)]
     status_width, width = (max(map(len, column)) for column in (_STYLES, (one.what for one in findings)))
     for finding in findings:
         line = Text.assemble(
@@ -68,33 +68,25 @@ def doctor(json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
 def _packages() -> Iterator[Finding]:
     from draftrank.measure.machine.fingerprint import PACKAGES, package_version
 
-    version = platform.python_version()
     enough = sys.version_info >= (3, 11)
-    yield Finding(
-        "python", "ok" if enough else "missing", version, None if enough else "install Python 3.11 or newer"
+    yield Finding.of(
+        "python", enough, platform.python_version(), "install Python 3.11 or newer", otherwise="missing"
     )
     for name in PACKAGES:
-        if name.replace("_", "-") in OPTIONAL:
-            continue
-        found = package_version(name)
-        yield Finding(
-            name,
-            "ok" if found else "missing",
-            found or "not installed",
-            None if found else "pip install draftrank",
-        )
+        if name.replace("_", "-") not in OPTIONAL:
+            found = package_version(name)
+            yield Finding.of(
+                name, bool(found), found or "not installed", "pip install draftrank", otherwise="missing"
+            )
     for name, (extra, purpose) in OPTIONAL.items():
         found = package_version(name)
+        told = found or f"not installed; only needed for {purpose}"
         here = ", or `make llama-cpp` in a checkout" if extra == "llama-cpp" else ""
-        yield Finding(
-            name,
-            "ok" if found else "absent",
-            found or f"not installed; only needed for {purpose}",
-            None if found else f"pip install 'draftrank[{extra}]'{here}",
-        )
+        fix = f"pip install 'draftrank[{extra}]'{here}"
+        yield Finding.of(name, bool(found), told, fix, otherwise="absent")
 
 
-def _engines(workspace: Workspace) -> Iterator[Finding]:
+def _engines(workspace: Workspace, checked: Checked) -> Iterator[Finding]:
     from draftrank.serving.engines import ENGINES
     from draftrank.serving.http import ServerError
 
@@ -107,31 +99,22 @@ def _engines(workspace: Workspace) -> Iterator[Finding]:
             yield Finding(what, "absent", needed, kind.get)
             continue
         try:
-            servers = ", ".join(one.id for one in workspace.check().servers if one.engine == name)
+            servers = ", ".join(one.id for one in checked.servers if one.engine == name)
             runs = f"; serves {servers}" if servers else ""
             yield Finding(what, "ok", f"{kind(program).version()}, {program}{runs}")
         except ServerError as error:
             yield Finding(what, "warning", str(error), kind.get)
 
 
-def _workspace(workspace: Workspace) -> Iterator[Finding]:
-    checked = workspace.check()
+def _workspace(workspace: Workspace, checked: Checked) -> Iterator[Finding]:
     count = f"{len(checked.targets)} targets, {len(checked.recipes)} drafts, {len(checked.tasks)} tasks, {len(checked.servers)} servers"
-    yield Finding(
-        "workspace",
-        "warning" if checked.problems else "ok",
-        f"{workspace.root}: {count}, {len(checked.problems)} problems",
-        "run `draftrank check`" if checked.problems else None,
-    )
+    told = f"{workspace.root}: {count}, {len(checked.problems)} problems"
+    yield Finding.of("workspace", not checked.problems, told, "run `draftrank check`")
     folder = workspace.state if workspace.state.exists() else workspace.root
     disk = shutil.disk_usage(folder).free
-    roomy = disk >= MIN_DISK_BYTES
-    writable = os.access(folder, os.W_OK)
-    yield Finding(
+    yield Finding.of(
         "disk",
-        "ok" if roomy and writable else "warning",
+        disk >= MIN_DISK_BYTES and os.access(folder, os.W_OK),
         f"{disk / 2**30:.1f} GiB free for {workspace.state}",
-        None
-        if roomy and writable
-        else "set DRAFTRANK_STATE and DRAFTRANK_CACHE to folders you may write with 5 GiB free",
+        "set DRAFTRANK_STATE and DRAFTRANK_CACHE to folders you may write with 5 GiB free",
     )

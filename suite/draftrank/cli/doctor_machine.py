@@ -5,13 +5,30 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from draftrank.catalog.backend import Backend, Device
-from draftrank.cli.findings import Finding
 
 MIN_MEMORY_BYTES = 4 << 30
 GIB = 1 << 30
+Status = Literal["ok", "warning", "absent", "missing"]
+"""`absent` may stay so; `missing` may not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was found, and what to do about it."""
+
+    what: str
+    status: Status
+    found: str
+    fix: str | None = None
+
+    @classmethod
+    def of(cls, what: str, fine: bool, found: str, fix: str, otherwise: Status = "warning") -> Finding:
+        """`fix` is what to do where it is not fine."""
+        return cls(what, "ok" if fine else otherwise, found, None if fine else fix)
 
 
 def look_at_machine() -> Iterator[Finding]:
@@ -21,7 +38,7 @@ def look_at_machine() -> Iterator[Finding]:
     from draftrank.measure.machine.fingerprint import read_machine
 
     compute = compute_environment()
-    device: Literal["cpu", "cuda"] = "cuda" if compute.gpu else "cpu"
+    device: Device = "cuda" if compute.gpu else "cpu"
     machine, environment = read_machine(device), read_environment(device)
     sets = ", ".join(environment.instruction_sets) or "no vector instructions known"
     yield Finding("processor", "ok", f"{machine.cpu}, {machine.cores} cores, {sets}")
@@ -66,24 +83,19 @@ def _backends(device: Device) -> Iterator[Finding]:
         yield Finding(f"backend {backend}", "absent" if reason else "ok", reason or told)
     first = next(backend for backend in FASTEST_FIRST if reasons[backend] is None)
     dtype = fastest_dtype(first, device)
-    yield Finding(
+    yield Finding.of(
         "auto",
-        "ok" if first != "transformers" else "warning",
+        first != "transformers",
         f"backend {first}, {dtype} for targets and drafts that it can run: {advantage(first, dtype)}; transformers runs the "
         f"others; instructions {instructions_here()}",
-        None if first != "transformers" else f"{reasons['cpp' if device == 'cpu' else 'cuda-graphs']}",
+        f"{reasons['cpp' if device == 'cpu' else 'cuda-graphs']}",
     )
 
 
 def _threads(threads: int, cores: int, variables: dict[str, str]) -> Finding:
-    matched = threads <= cores
     set_by = ", ".join(f"{name}={value}" for name, value in variables.items())
-    return Finding(
-        "threads",
-        "ok" if matched else "warning",
-        f"torch computes with {threads}" + (f" ({set_by})" if set_by else ""),
-        None if matched else f"set OMP_NUM_THREADS={cores}",
-    )
+    found = f"torch computes with {threads}" + (f" ({set_by})" if set_by else "")
+    return Finding.of("threads", threads <= cores, found, f"set OMP_NUM_THREADS={cores}")
 
 
 def _affinity(affinity: tuple[int, ...]) -> Finding:
@@ -97,15 +109,12 @@ def _container(quota: float | None, memory: int | None, threads: int) -> Iterato
     if quota is None:
         yield Finding("quota", "ok", "none")
     else:
-        enough = threads <= quota
-        yield Finding(
+        yield Finding.of(
             "quota",
-            "ok" if enough else "warning",
+            threads <= quota,
             f"the container may use {quota:g} processors",
-            None
-            if enough
-            else f"set OMP_NUM_THREADS={max(1, int(quota))}, or raise the container's limit: with more threads "
-            "than that, the quota stops them within a step",
+            f"set OMP_NUM_THREADS={max(1, int(quota))}, or raise the container's limit: with more threads than that, the "
+            "quota stops them within a step",
         )
     if memory is not None:
         yield Finding("memory limit", "ok", f"the container may hold {memory / GIB:.1f} GiB")
@@ -115,27 +124,21 @@ def _governor(governor: str | None, frequency_max_hz: float | None) -> Finding:
     top = f", up to {frequency_max_hz / 1e9:.2f} GHz" if frequency_max_hz else ""
     if governor is None:
         return Finding("governor", "ok", f"not readable here{top}")
-    steady = governor == "performance"
-    return Finding(
-        "governor",
-        "ok" if steady else "warning",
-        governor + top,
-        None if steady else "`sudo cpupower frequency-set -g performance` keeps the clock constant",
-    )
+    fix = "`sudo cpupower frequency-set -g performance` keeps the clock constant"
+    return Finding.of("governor", governor == "performance", governor + top, fix)
 
 
 def _memory(available: int | None, limit: int | None, total: int) -> Finding:
     free = min(value for value in (available, limit, total) if value is not None)
-    roomy = free >= MIN_MEMORY_BYTES
-    return Finding(
+    return Finding.of(
         "memory",
-        "ok" if roomy else "warning",
+        free >= MIN_MEMORY_BYTES,
         f"{free / GIB:.1f} GiB free of {total / GIB:.1f}",
-        None if roomy else "close other programs: the default target with its drafts needs 4 GiB",
+        "close other programs: the default target with its drafts needs 4 GiB",
     )
 
 
-def _calm(device: Literal["cpu", "cuda"], load_average: float | None, cores: int) -> Iterator[Finding]:
+def _calm(device: Device, load_average: float | None, cores: int) -> Iterator[Finding]:
     from draftrank.measure.machine.conditions import LOOK_S, ThisMachine, Watch, watching
     from draftrank.measure.machine.disturbance import disturbances
 

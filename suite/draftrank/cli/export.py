@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from draftrank.cli.options import DeviceName, DeviceOption, JsonOption, TargetOption, WorkspaceOption
+from draftrank.cli.options import DeviceOption, JsonOption, TargetOption, WorkspaceOption
 from draftrank.cli.output import ConsoleProgress, out, print_json
 
 
@@ -37,7 +37,7 @@ def export(
     every: Annotated[
         bool, typer.Option("--all", help="Write every form there is, each in a folder of its own.")
     ] = False,
-    device: DeviceOption = DeviceName.auto,
+    device: DeviceOption = "auto",
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
@@ -45,7 +45,7 @@ def export(
 
     [bold]Example:[/bold] draftrank export depth4-distilled --for vllm --to ./depth4-distilled
     """
-    from draftrank.catalog.programs import NAMES, PROGRAMS, Program
+    from draftrank.catalog.programs import NAMES, PROGRAMS
     from draftrank.catalog.workspace import Workspace
     from draftrank.cli.results import open_archive
     from draftrank.errors import InvalidInputError
@@ -54,7 +54,7 @@ def export(
 
     if every and programs:
         raise InvalidInputError.single("cannot be had together", field="--all and --for", fix="leave one out")
-    wanted: list[Program] = [one for one in PROGRAMS if one in (programs or ("transformers",))]
+    wanted = [one for one in PROGRAMS if one in (programs or ("transformers",))]
     opened = Workspace.open(workspace)
     with open_archive(opened) as archive:
         results, parities = tuple(map(archive.result, archive.sessions)), archive.parities
@@ -67,7 +67,7 @@ def export(
             results,
             parities,
             programs=() if every else wanted,
-            device=device.value,
+            device=device,
             progress=progress,
         )
     for form in done.forms:

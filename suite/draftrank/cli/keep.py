@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from draftrank.cli.options import DeviceName, DeviceOption, JsonOption, TargetOption, WorkspaceOption
+from draftrank.cli.options import DeviceOption, JsonOption, TargetOption, WorkspaceOption
 from draftrank.cli.output import ConsoleProgress, out, print_json
 
 
 def keep(
     draft: Annotated[str, typer.Argument(help="The draft's id.", show_default=False)],
     target: TargetOption = None,
-    device: DeviceOption = DeviceName.auto,
+    device: DeviceOption = "auto",
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
@@ -27,13 +27,8 @@ def keep(
 
     opened = Workspace.open(workspace)
     with ConsoleProgress() as progress:
-        described, weights = keep_draft(
-            opened,
-            target or opened.find_recipe(draft).target,
-            draft,
-            asked=device.value,
-            progress=progress,
-        )
+        named = target or opened.find_recipe(draft).target
+        described, weights = keep_draft(opened, named, draft, asked=device, progress=progress)
     taken = weights.stat().st_size
     out.print(f"kept: {opened.display(weights)} ({size(taken)}) and {opened.display(described)}")
     if json:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -12,24 +11,12 @@ from draftrank.catalog.architectures import ran_on_families
 from draftrank.cli.options import JsonOption, TargetOption, WorkspaceOption
 from draftrank.cli.output import out, print_json, print_problems, print_table
 
-
-class What(StrEnum):
-    """What to list."""
-
-    drafts = "drafts"
-    corpora = "corpora"
-    targets = "targets"
-    tasks = "tasks"
-    suites = "suites"
-    servers = "servers"
-    steps = "steps"
-    proposers = "proposers"
-    sources = "sources"
-    architectures = "architectures"
+Kinds = Literal["steps", "proposers", "sources"]
+What = Literal["drafts", "corpora", "targets", "tasks", "suites", "servers", Kinds, "architectures"]
 
 
 def list_(
-    what: Annotated[What, typer.Argument(help="What to list.")] = What.drafts,
+    what: Annotated[What, typer.Argument(help="What to list.")] = "drafts",
     target: TargetOption = None,
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
@@ -40,9 +27,9 @@ def list_(
     [bold]Example:[/bold] draftrank list steps
     """
     rows: list[dict[str, Any]]
-    if what in (What.steps, What.proposers, What.sources):
+    if what in ("steps", "proposers", "sources"):
         rows = _kinds(what)
-    elif what is What.architectures:
+    elif what == "architectures":
         rows = _architectures()
     else:
         from draftrank.catalog.workspace import Workspace
@@ -52,7 +39,7 @@ def list_(
             opened.target(target)  # refuses an unknown one
         checked = opened.check()
         print_problems(checked.problems)
-        if what is What.drafts:
+        if what == "drafts":
             rows = [
                 {
                     "target": recipe.target,
@@ -65,7 +52,7 @@ def list_(
                 for recipe in checked.recipes
                 if target in (None, recipe.target)
             ]
-        elif what is What.corpora:
+        elif what == "corpora":
             rows = [
                 {
                     "target": one.target,
@@ -77,12 +64,12 @@ def list_(
                 for one in checked.corpora
                 if target in (None, one.target)
             ]
-        elif what is What.targets:
+        elif what == "targets":
             rows = [
                 {"target": one.id, "source": one.source.kind, "licence": one.licence, "title": one.title}  # type: ignore[attr-defined]
                 for one in checked.targets
             ]
-        elif what is What.tasks:
+        elif what == "tasks":
             rows = [
                 {
                     "task": one.id,
@@ -93,7 +80,7 @@ def list_(
                 }
                 for one in checked.tasks
             ]
-        elif what is What.servers:
+        elif what == "servers":
             rows = [
                 {
                     "server": one.id,
@@ -117,22 +104,22 @@ def list_(
                 for one in checked.suites
             ]
     _print_rows(rows)
-    if json and what is What.architectures:  # the reasons, too, which fill no table
+    if json and what == "architectures":  # the reasons, too, which fill no table
         rows = [{"family": name, **cells} for name, cells in ran_on_families().items()]
     if json:
-        print_json({what.value: rows})
+        print_json({what: rows})
 
 
-def _kinds(what: What) -> list[dict[str, Any]]:
+def _kinds(what: Kinds) -> list[dict[str, Any]]:
     from draftrank import kinds
 
-    table = {What.steps: kinds.STEPS, What.proposers: kinds.DRAFTS, What.sources: kinds.SOURCES}[what]
+    table = {"steps": kinds.STEPS, "proposers": kinds.DRAFTS, "sources": kinds.SOURCES}[what]
     rows = []
     for kind, path in table.items():
         loaded = kinds.load_kind(path)
         knobs = [name for name in loaded.model_fields if name != "kind"]
         row = {"kind": kind, "meaning": (loaded.__doc__ or "").strip().splitlines()[0]}
-        if what is What.steps:
+        if what == "steps":
             row |= {"cost": loaded.cost, "architectures": loaded.architectures, "source": loaded.paper}
         rows.append({**row, "fields": ", ".join(knobs)})
     return rows

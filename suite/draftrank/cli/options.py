@@ -3,48 +3,23 @@
 from __future__ import annotations
 
 import re
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from draftrank.catalog.backend import Auto, Backend, Device, Dtype
 from draftrank.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from draftrank.jobs.executors.isolated import Limits
-    from draftrank.measure.sessions.references import ReferenceMethod
 
-
-class BackendName(StrEnum):
-    """Which code runs forwards; see `catalog.backend.Backend`."""
-
-    auto = "auto"
-    transformers = "transformers"
-    cpp = "cpp"
-    cuda_graphs = "cuda-graphs"
-    llama_cpp = "llama.cpp"
-
-
-class DtypeName(StrEnum):
-    """What weights are loaded in."""
-
-    auto = "auto"
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
-
-
-class DeviceName(StrEnum):
-    """Where to run."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
+AnyBackend = Literal[Auto, Backend]
+AnyDtype = Literal[Auto, Dtype]
+AnyDevice = Literal[Auto, Device]
 
 BackendOption = Annotated[
-    BackendName,
+    AnyBackend,
     typer.Option(
         "--backend",
         help="Which code runs forwards. auto: the fastest that the target and every named draft fit; "
@@ -52,12 +27,16 @@ BackendOption = Annotated[
     ),
 ]
 DtypeOption = Annotated[
-    DtypeName,
+    AnyDtype,
     typer.Option("--dtype", help="What weights are loaded in. auto: bf16 where the backend is fast in it."),
 ]
 DeviceOption = Annotated[
-    DeviceName, typer.Option("--device", help="Where to run. auto: a GPU where there is one.")
+    AnyDevice, typer.Option("--device", help="Where to run. auto: a GPU where there is one.")
 ]
+BackendFilter = Annotated[
+    AnyBackend, typer.Option("--backend", help="Only results of this backend. auto: of any.")
+]
+DtypeFilter = Annotated[AnyDtype, typer.Option("--dtype", help="Only results of this dtype. auto: of any.")]
 MixedOption = Annotated[
     bool,
     typer.Option(
@@ -65,25 +44,63 @@ MixedOption = Annotated[
         help="Measure drafts that the backend cannot run in another one; they are shown and not ranked.",
     ),
 ]
-
-
-class ReferenceName(StrEnum):
-    """What is measured beside the engine's own arms."""
-
-    generate = "generate"
-    assisted = "assisted"
-    prompt_lookup = "prompt-lookup"
-
-    @property
-    def method(self) -> ReferenceMethod:
-        """Its name in records."""
-        methods: dict[str, ReferenceMethod] = {
-            "generate": "generate",
-            "assisted": "assisted",
-            "prompt-lookup": "prompt_lookup",
-        }
-        return methods[self.value]
-
+DraftsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--draft",
+        "-d",
+        help="Only this draft; repeatable. Default: all recipes with `effort: minutes`.",
+        metavar="ID",
+    ),
+]
+SuiteOption = Annotated[
+    str,
+    typer.Option("--suite", "-s", help="Suite to measure on: quick, core, full or your own.", metavar="ID"),
+]
+SuiteFilter = Annotated[
+    str | None, typer.Option("--suite", "-s", help="Only boards of this suite.", metavar="ID")
+]
+TasksOption = Annotated[
+    list[str] | None, typer.Option("--task", help="Only this task; repeatable.", metavar="ID")
+]
+BudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        help="Decoding time for repeats until the intervals are narrow enough, e.g. 90s, 30m, 2h. "
+        "Default: only the suite's own repeats.",
+        metavar="TIME",
+    ),
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of arm order and sampling.", min=0)]
+FreshOption = Annotated[bool, typer.Option("--fresh", help="Measure again even if the session is finished.")]
+SinceOption = Annotated[
+    str, typer.Option("--since", help="Branch or commit that this branch is based on.", metavar="REVISION")
+]
+BundlesOption = Annotated[
+    Path | None, typer.Option("--out", help="Write the result bundles here.", metavar="DIR")
+]
+WorkspaceOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--workspace",
+        "-w",
+        help="Folder with drafts/ and tasks/. Default: the nearest one, here or above.",
+        metavar="DIR",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one compact JSON object as the last line.")]
+TargetOption = Annotated[str | None, typer.Option("--target", "-t", help="Only this target.", metavar="ID")]
+MemoryOption = Annotated[
+    float | None,
+    typer.Option("--memory", help="Memory limit of one isolated job, in GiB.", min=0.1, show_default=False),
+]
+LimitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--limit", help="Time limit of one isolated job, e.g. 90m.", metavar="TIME", show_default=False
+    ),
+]
 
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -102,37 +119,13 @@ def parse_duration(text: str, option: str) -> float:
     return float(found[1]) * _UNITS_S[found[2]]
 
 
-WorkspaceOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--workspace",
-        "-w",
-        help="Folder with drafts/ and tasks/. Default: the nearest one, here or above.",
-        metavar="DIR",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one compact JSON object as the last line.")]
-TargetOption = Annotated[str | None, typer.Option("--target", "-t", help="Only this target.", metavar="ID")]
-
-
-MemoryOption = Annotated[
-    float | None,
-    typer.Option("--memory", help="Memory limit of one isolated job, in GiB.", min=0.1, show_default=False),
-]
-LimitOption = Annotated[
-    str | None,
-    typer.Option(
-        "--limit", help="Time limit of one isolated job, e.g. 90m.", metavar="TIME", show_default=False
-    ),
-]
+def budget_seconds(budget: str | None) -> float | None:
+    """What `--budget` says; raises as `parse_duration`."""
+    return parse_duration(budget, "--budget") if budget else None
 
 
 def job_limits(memory_gib: float | None, limit: str | None) -> Limits:
-    """What `--memory` and `--limit` say.
-
-    Raises:
-        InvalidInputError: the time is none.
-    """
+    """What `--memory` and `--limit` say; raises as `parse_duration`."""
     from draftrank.jobs.executors.isolated import Limits
 
     return Limits(

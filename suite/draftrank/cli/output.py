@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any
@@ -54,6 +54,14 @@ def print_facts(facts: Mapping[str, str]) -> None:
     print_table(table)
 
 
+def new_table(*names: str, left: Collection[str] = ("task",)) -> Table:
+    """A table with these columns, aligned to the right but for those in `left`."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in names:
+        table.add_column(name, justify="left" if name in left else "right")
+    return table
+
+
 def print_table(table: Table) -> None:
     """Prints a table without lines, as wide as its content: a narrow terminal breaks lines, no figure is cut off. rich
     itself takes many times as long for the same text."""
@@ -89,6 +97,14 @@ def print_problems(problems: tuple[Problem, ...]) -> None:
     """Prints problems, one per line."""
     for problem in problems:
         err.print(Text.assemble(("error: ", "bold red"), str(problem)))
+
+
+def print_head(target: str, facts: Iterable[str], archived: str | None = None) -> None:
+    """Prints what a board or a comparison is about; `archived` is the version that measured an archived one."""
+    out.print(Text.assemble(("\n" + target, "bold"), *(f" · {fact}" for fact in facts)))
+    if archived:
+        told = f"archived: measured by draftrank {archived}; minor versions are not comparable"
+        out.print(Text(told, "yellow"))
 
 
 class _Stage:

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
-from draftrank.cli.options import (
-    BackendName,
-    BackendOption,
-    DeviceName,
-    DeviceOption,
-    DtypeName,
-    DtypeOption,
-    JsonOption,
-    TargetOption,
-    WorkspaceOption,
-)
-from draftrank.cli.output import ConsoleProgress, out, print_facts, print_json, print_table
+from draftrank.cli import options
+from draftrank.cli.output import ConsoleProgress, new_table, out, print_facts, print_json, print_table
 
 if TYPE_CHECKING:
     from draftrank.measure.parity import LengthRatio, Parity, ParityReport
@@ -28,27 +16,20 @@ if TYPE_CHECKING:
 _STYLES = {"holds": "bold green", "fails": "bold red", "undecided": "bold yellow"}
 
 
-class ParityEngine(StrEnum):
-    """Where parity can be proved."""
-
-    vllm = "vllm"
-    llama_cpp = "llama.cpp"
-    transformers = "transformers"
-
-
 def parity(
     draft: Annotated[str, typer.Argument(help="The draft's id.", show_default=False)],
-    engine: Annotated[ParityEngine, typer.Option(help="The other engine.", show_default=False)],
-    target: TargetOption = None,
+    engine: Annotated[
+        Literal["vllm", "llama.cpp", "transformers"],
+        typer.Option(help="The other engine.", show_default=False),
+    ],
+    target: options.TargetOption = None,
     suite: Annotated[str, typer.Option(help="The suite whose prompts are decoded.", metavar="ID")] = "quick",
-    task: Annotated[
-        list[str] | None, typer.Option(help="Only this task of the suite; repeatable.", metavar="ID")
-    ] = None,
-    backend: BackendOption = BackendName.auto,
-    dtype: DtypeOption = DtypeName.fp32,
-    device: DeviceOption = DeviceName.cpu,
-    json: JsonOption = False,
-    workspace: WorkspaceOption = None,
+    task: options.TasksOption = None,
+    backend: options.BackendOption = "auto",
+    dtype: options.DtypeOption = "fp32",
+    device: options.DeviceOption = "cpu",
+    json: options.JsonOption = False,
+    workspace: options.WorkspaceOption = None,
 ) -> None:
     """Export a draft, run it in another engine and here on the same prompts, and compare. Exit code 1 means no parity.
 
@@ -59,25 +40,23 @@ def parity(
     """
     from draftrank.board.parity import parity_document
     from draftrank.catalog.workspace import Workspace
-    from draftrank.jobs.session import default_target
+    from draftrank.jobs.session import RunRequest, default_target
     from draftrank.measure.parity import report_of
     from draftrank.store.store import Store
-    from draftrank.workflows.parity import ParityRequest
     from draftrank.workflows.parity import parity as prove
 
     opened = Workspace.open(workspace)
-    asked = ParityRequest(
+    asked = RunRequest(
         target=target or default_target(opened),
-        draft=draft,
-        engine=engine.value,
+        drafts=(draft,),
         suite=suite,
         tasks=tuple(task or ()),
-        backend=backend.value,
-        dtype=dtype.value,
-        device=device.value,
+        backend=backend,
+        dtype=dtype,
+        device=device,
     )
     with Store.open(opened.store_url) as store, ConsoleProgress() as progress:
-        found = prove(opened, asked, progress)
+        found = prove(opened, asked, engine, progress)
         store.add_parity(found)
     report = report_of(found)
     _print(found, report)
@@ -95,9 +74,7 @@ def _print(parity: Parity, report: ParityReport) -> None:
             (parity.draft, "bold"), f" in {there}, {parity.dtype}, k={parity.num_speculative_tokens}"
         )
     )
-    table = Table(box=None, pad_edge=False)
-    for name in ("task", "here", "there", "ratio", "95 % interval"):
-        table.add_column(name, justify="left" if name == "task" else "right")
+    table = new_table("task", "here", "there", "ratio", "95 % interval")
     for task, lengths in report.tasks.items():
         table.add_row(task, *_cells(lengths))
     table.add_row("all", *_cells(report.overall), style="bold")

@@ -6,18 +6,10 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
-from draftrank.cli.options import (
-    BackendName,
-    DeviceName,
-    DtypeName,
-    JsonOption,
-    TargetOption,
-    WorkspaceOption,
-)
-from draftrank.cli.output import out, print_json, print_table
+from draftrank.cli import options
+from draftrank.cli.output import out, print_facts, print_json
 
 
 def predict(
@@ -28,18 +20,14 @@ def predict(
             "--machine", "-m", help="Machine class with results, or a part of its name.", metavar="CLASS"
         ),
     ],
-    target: TargetOption = None,
-    backend: Annotated[
-        BackendName, typer.Option(help="Only sessions of this backend. auto: of any.")
-    ] = BackendName.auto,
-    dtype: Annotated[
-        DtypeName, typer.Option(help="Only sessions of this dtype. auto: of any.")
-    ] = DtypeName.auto,
+    target: options.TargetOption = None,
+    backend: options.BackendFilter = "auto",
+    dtype: options.DtypeFilter = "auto",
     device: Annotated[
-        DeviceName, typer.Option(help="Only sessions on this device. auto: on any.")
-    ] = DeviceName.auto,
-    json: JsonOption = False,
-    workspace: WorkspaceOption = None,
+        options.AnyDevice, typer.Option(help="Only results on this device. auto: on any.")
+    ] = "auto",
+    json: options.JsonOption = False,
+    workspace: options.WorkspaceOption = None,
 ) -> None:
     """Predict a draft's speedup on a machine, from acceptance measured anywhere and forward times measured there.
 
@@ -54,7 +42,7 @@ def predict(
     opened = Workspace.open(workspace)
     if target is not None:
         opened.target(target)
-    wanted = {"backend": backend.value, "dtype": dtype.value, "device": device.value}
+    wanted = {"backend": backend, "dtype": dtype, "device": device}
     results = [
         result
         for result in read_results(opened)
@@ -69,9 +57,6 @@ def predict(
             (times(prediction.speedup), "bold"),
         )
     )
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim")
-    table.add_column(overflow="fold")
     facts = {
         "tasks": ", ".join(f"{task} {times(value)}" for task, value in prediction.tasks.items()),
         "by k": by_k(prediction),
@@ -82,9 +67,7 @@ def predict(
         "forward times": f"of {found.times_arm} in session {found.times.id} ({day(found.times.created_at)})",
         "assumed": "; ".join(found.assumptions),
     }
-    for name, value in facts.items():
-        table.add_row(name, Text(value))
-    print_table(table)
+    print_facts(facts)
     if json:
         print_json(
             {

@@ -3,67 +3,52 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
-from draftrank.cli.options import (
-    BackendName,
-    DeviceName,
-    DeviceOption,
-    DtypeName,
-    JsonOption,
-    TargetOption,
-    WorkspaceOption,
-)
+from draftrank.cli import options
 from draftrank.cli.output import ConsoleProgress, out, print_json
 
 
 def remeasure(
-    target: TargetOption = None,
-    suite: Annotated[
-        str | None, typer.Option("--suite", "-s", help="Only boards of this suite.", metavar="ID")
-    ] = None,
+    target: options.TargetOption = None,
+    suite: options.SuiteFilter = None,
     drafts: Annotated[int, typer.Option(help="Leading drafts of each board.", min=1, max=20)] = 2,
-    backend: Annotated[
-        BackendName, typer.Option(help="Only boards of this backend. auto: of all.")
-    ] = BackendName.auto,
-    dtype: Annotated[
-        DtypeName, typer.Option(help="Only boards of this dtype. auto: of all.")
-    ] = DtypeName.auto,
-    device: DeviceOption = DeviceName.auto,
-    to: Annotated[
-        Path | None, typer.Option("--out", help="Write the result bundles here.", metavar="DIR")
-    ] = None,
-    json: JsonOption = False,
-    workspace: WorkspaceOption = None,
+    backend: options.BackendFilter = "auto",
+    dtype: options.DtypeFilter = "auto",
+    device: options.DeviceOption = "auto",
+    to: options.BundlesOption = None,
+    json: options.JsonOption = False,
+    workspace: options.WorkspaceOption = None,
 ) -> None:
     """Measure the leading drafts of this machine's published boards again. Exit code 1 means that a figure
     moved.
 
     [bold]Example:[/bold] draftrank remeasure --suite quick
     """
-    from draftrank.catalog.backend import Asked
+    from draftrank.board.ranking import build_boards
+    from draftrank.catalog.backend import Asked, is_backend
     from draftrank.catalog.workspace import Workspace
     from draftrank.engine.backends.choice import device_for
     from draftrank.measure.machine.fingerprint import read_machine
     from draftrank.store.bundle import load_results, publish
     from draftrank.store.store import Store
-    from draftrank.workflows.remeasure import boards_of_machine
     from draftrank.workflows.remeasure import remeasure as remeasure_job
 
     opened = Workspace.open(workspace)
-    chosen = device_for(Asked(device=device.value))
+    chosen = device_for(Asked(device=device))
     here = read_machine(chosen)
     boards = [
         board
-        for board in boards_of_machine(load_results(None, opened.published), here.machine_class, target)
-        if board.key.device == chosen
+        for board in build_boards(load_results(None, opened.published))
+        if (board.key.machine_class, board.key.device) == (here.machine_class, chosen)
+        and target in (None, board.key.target)
+        and is_backend(board.key.backend)  # one that has retired cannot measure again
         and suite in (None, board.key.suite)
-        and backend.value in ("auto", board.key.backend)
-        and dtype.value in ("auto", board.key.dtype)
+        and backend in ("auto", board.key.backend)
+        and dtype in ("auto", board.key.dtype)
     ]
     told, files = [], []
     with Store.open(opened.store_url) as store:

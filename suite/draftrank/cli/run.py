@@ -2,52 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from draftrank.cli.options import (
-    BackendName,
-    BackendOption,
-    DeviceName,
-    DeviceOption,
-    DtypeName,
-    DtypeOption,
-    JsonOption,
-    MixedOption,
-    ReferenceName,
-    WorkspaceOption,
-    parse_duration,
-)
+from draftrank.cli import options
 from draftrank.cli.output import ConsoleProgress, out, print_json
+
+if TYPE_CHECKING:
+    from draftrank.measure.sessions.references import ReferenceMethod
+
+
+class ReferenceName(StrEnum):
+    """What is measured beside the engine's own arms."""
+
+    generate = "generate"
+    assisted = "assisted"
+    prompt_lookup = "prompt-lookup"
+
+
+_METHODS: dict[ReferenceName, ReferenceMethod] = {
+    ReferenceName.generate: "generate",
+    ReferenceName.assisted: "assisted",
+    ReferenceName.prompt_lookup: "prompt_lookup",
+}
+"""Their names in records."""
 
 
 def run(
     target: Annotated[
         str | None, typer.Argument(help="Target to rank drafts for.", show_default=False)
     ] = None,
-    draft: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--draft",
-            "-d",
-            help="Only this draft; repeatable. Default: all recipes with `effort: minutes`.",
-            metavar="ID",
-        ),
-    ] = None,
-    suite: Annotated[
-        str,
-        typer.Option(
-            "--suite", "-s", help="Suite to measure on: quick, core, full or your own.", metavar="ID"
-        ),
-    ] = "quick",
-    task: Annotated[
-        list[str] | None, typer.Option("--task", help="Only this task; repeatable.", metavar="ID")
-    ] = None,
-    backend: BackendOption = BackendName.auto,
-    dtype: DtypeOption = DtypeName.auto,
-    device: DeviceOption = DeviceName.auto,
-    allow_mixed_backends: MixedOption = False,
+    draft: options.DraftsOption = None,
+    suite: options.SuiteOption = "quick",
+    task: options.TasksOption = None,
+    backend: options.BackendOption = "auto",
+    dtype: options.DtypeOption = "auto",
+    device: options.DeviceOption = "auto",
+    allow_mixed_backends: options.MixedOption = False,
     temperature: Annotated[
         list[float] | None,
         typer.Option(
@@ -74,14 +67,7 @@ def run(
             "--target-ci", help="Relative half-width of the 95 % intervals to reach.", min=0.001, max=1.0
         ),
     ] = 0.02,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            help="Decoding time for repeats until --target-ci is reached, e.g. 90s, 30m, 2h. "
-            "Default: only the suite's own repeats.",
-            metavar="TIME",
-        ),
-    ] = None,
+    budget: options.BudgetOption = None,
     reference: Annotated[
         list[ReferenceName] | None,
         typer.Option(
@@ -89,12 +75,10 @@ def run(
             "repeatable.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of arm order and sampling.", min=0)] = 0,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Measure again even if the session is finished.")
-    ] = False,
-    json: JsonOption = False,
-    workspace: WorkspaceOption = None,
+    seed: options.SeedOption = 0,
+    fresh: options.FreshOption = False,
+    json: options.JsonOption = False,
+    workspace: options.WorkspaceOption = None,
 ) -> None:
     """Build drafts, measure each against the target on real tasks, and print the ranking.
 
@@ -118,17 +102,17 @@ def run(
             drafts=tuple(draft or ()),
             suite=suite,
             tasks=tuple(task or ()),
-            backend=backend.value,
-            dtype=dtype.value,
-            device=device.value,
+            backend=backend,
+            dtype=dtype,
+            device=device,
             allow_mixed_backends=allow_mixed_backends,
             mode=DecodingMode(temperature=one, top_p=top_p, top_k=top_k, seed=seed),
             repeats=repeats,
             target_ci=target_ci,
-            budget_s=parse_duration(budget, "--budget") if budget else None,
+            budget_s=options.budget_seconds(budget),
             seed=seed,
             fresh=fresh,
-            references=tuple(entry.method for entry in reference or ()),
+            references=tuple(_METHODS[one] for one in reference or ()),
         )
         for one in dict.fromkeys(temperature or [0.0])
     ]

@@ -7,21 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from draftrank.cli.options import (
-    BackendName,
-    BackendOption,
-    DeviceName,
-    DeviceOption,
-    DtypeName,
-    DtypeOption,
-    JsonOption,
-    TargetOption,
-    WorkspaceOption,
-    parse_duration,
-)
-from draftrank.cli.output import ConsoleProgress, out, print_json, print_table
+from draftrank.cli import options
+from draftrank.cli.output import ConsoleProgress, new_table, out, print_json, print_table
 
 if TYPE_CHECKING:
     from draftrank.board.site.search_page import TriedModel
@@ -29,18 +17,18 @@ if TYPE_CHECKING:
 
 
 def search(
-    target: TargetOption = None,
+    target: options.TargetOption = None,
     suite: Annotated[str, typer.Option("--suite", "-s", help="Suite that decides.", metavar="ID")] = "quick",
     budget: Annotated[str, typer.Option(help="Time for all of it, e.g. 30m, 2h.", metavar="TIME")] = "2h",
-    backend: BackendOption = BackendName.auto,
-    dtype: DtypeOption = DtypeName.auto,
-    device: DeviceOption = DeviceName.auto,
+    backend: options.BackendOption = "auto",
+    dtype: options.DtypeOption = "auto",
+    device: options.DeviceOption = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the choices and of arm order.", min=0)] = 0,
     folder: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for the recipe and the report.", metavar="DIR")
     ] = Path("search"),
-    json: JsonOption = False,
-    workspace: WorkspaceOption = None,
+    json: options.JsonOption = False,
+    workspace: options.WorkspaceOption = None,
 ) -> None:
     """Search the best draft for a target: train models, stop those with low predicted speedups, measure the best.
 
@@ -54,23 +42,22 @@ def search(
     from draftrank.board.site.search_page import render_search
     from draftrank.catalog.workspace import Workspace
     from draftrank.cli.tables import print_board
-    from draftrank.jobs.session import default_target
+    from draftrank.jobs.session import RunRequest, default_target
     from draftrank.store.store import Store
-    from draftrank.workflows.search.request import SearchRequest
     from draftrank.workflows.search.search import search as search_job
 
     opened = Workspace.open(workspace)
-    request = SearchRequest(
+    request = RunRequest(
         target=target or default_target(opened),
         suite=suite,
-        backend=backend.value,
-        dtype=dtype.value,
-        device=device.value,
-        budget_s=parse_duration(budget, "--budget"),
+        backend=backend,
+        dtype=dtype,
+        device=device,
         seed=seed,
     )
+    budget_s = options.parse_duration(budget, "--budget")
     with Store.open(opened.store_url) as store, ConsoleProgress() as progress:
-        found = search_job(opened, request, store, progress)
+        found = search_job(opened, request, budget_s, store, progress)
     tried = _tried(found)
     _print_tried(tried)
     boards = build_boards([found.session])
@@ -122,9 +109,8 @@ def _tried(found: Found) -> list[TriedModel]:
 def _print_tried(tried: list[TriedModel]) -> None:
     from draftrank.board.formats import decimal, duration, percent, times
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("model", "passes", "agreement", "cost", "predicted", "k", "time", "state"):
-        table.add_column(name, justify="left" if name in ("model", "state") else "right")
+    names = ("model", "passes", "agreement", "cost", "predicted", "k", "time", "state")
+    table = new_table(*names, left=("model", "state"))
     for one in sorted(tried, key=lambda one: -(one.predicted_speedup or 0.0)):
         table.add_row(
             one.name,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from draftrank.cli.options import JsonOption, WorkspaceOption
+from draftrank.cli.options import FreshOption, JsonOption, TasksOption, WorkspaceOption
 from draftrank.cli.output import ConsoleProgress, out, print_json
 
 if TYPE_CHECKING:
@@ -45,9 +45,7 @@ def serve_bench(
         ),
     ] = None,
     suite: Annotated[str, typer.Option(help="The suite whose prompts are sent.", metavar="ID")] = "quick",
-    task: Annotated[
-        list[str] | None, typer.Option(help="Only this task of the suite; repeatable.", metavar="ID")
-    ] = None,
+    task: TasksOption = None,
     prompts: Annotated[
         int | None, typer.Option(help="At most so many prompts of each task.", min=1, show_default=False)
     ] = None,
@@ -84,7 +82,7 @@ def serve_bench(
     to: Annotated[
         Path | None, typer.Option(help="Folder for --format.", metavar="DIR", show_default=False)
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again even if it is measured.")] = False,
+    fresh: FreshOption = False,
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from rich.table import Table
 from rich.text import Text
 
 from draftrank.board.formats import UNKNOWN, day, decimal, milliseconds, rank, span, times
 from draftrank.board.serving import ServedFigures, ServedRow, ServingBoard
-from draftrank.cli.output import out, print_table
+from draftrank.cli.output import new_table, out, print_head, print_table
 
 _LEGEND = (
     "Throughput over the plain server's in the same blocks, with its 95 % interval, by requests in flight: + surely faster, "
@@ -20,31 +19,15 @@ _SIGNS = {"faster": "+", "slower": "-", "can't tell": "~"}
 def print_serving_board(board: ServingBoard) -> None:
     """Prints one serving board: the plain server, a column for each concurrency, and why drafts are not ranked."""
     key, newest = board.key, board.newest
-    out.print(
-        Text.assemble(
-            ("\n" + key.target, "bold"),
-            f" · {key.engine_and_dtype} · {key.server} · {key.suite} · {key.machine_class} · {day(newest.measured_at)}",
-        )
-    )
-    if key.archived:
-        out.print(
-            Text(
-                f"archived: measured by draftrank {key.draftrank_version}; minor versions are not comparable",
-                "yellow",
-            )
-        )
+    facts = (key.engine_and_dtype, key.server, key.suite, key.machine_class, day(newest.measured_at))
+    print_head(key.target, facts, key.draftrank_version if key.archived else None)
     plain = ", ".join(
         f"{decimal(cell.throughput, 1)} at {at}" for at, cell in newest.plain.items() if cell.throughput
     )
     load = f" · {key.rate:g} requests/s" if key.rate is not None else ""
     out.print(f"plain server tok/s: {plain or 'unknown'} · {newest.record.rounds} rounds{load}")
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
-    table.add_column("draft", no_wrap=True)
-    for at in board.concurrencies:
-        table.add_column(str(at), justify="right", no_wrap=True)
-    table.add_column("switch-off")
-    for name in ("k", "accept", "TPOT", "TTFT"):
-        table.add_column(name, justify="right")
+    names = ("draft", *map(str, board.concurrencies), "switch-off", "k", "accept", "TPOT", "TTFT")
+    table = new_table(*names, left=("draft", "switch-off"))
     for row in board.rows:
         table.add_row(*_cells(board, row), style="" if row.ranked else "dim")
     print_table(table)

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.text import Text
 
-from draftrank.cli.options import (
-    BackendName,
-    DeviceName,
-    DeviceOption,
-    DtypeName,
-    JsonOption,
-    LimitOption,
-    MemoryOption,
-    MixedOption,
-    WorkspaceOption,
-    job_limits,
-)
+from draftrank.cli import options
 from draftrank.cli.output import ConsoleProgress, out, print_json
 
 if TYPE_CHECKING:
@@ -33,27 +23,33 @@ if TYPE_CHECKING:
     from draftrank.store.store import Store
 
 
-class ExecutorName(StrEnum):
-    """Where jobs run."""
+class BackendName(StrEnum):
+    """`catalog.backend.Backend` and `auto`: typer takes lists of enumerations only."""
 
-    isolated = "isolated"
-    inline = "inline"
-    ray = "ray"
+    auto = "auto"
+    transformers = "transformers"
+    cpp = "cpp"
+    cuda_graphs = "cuda-graphs"
+    llama_cpp = "llama.cpp"
+
+
+class DtypeName(StrEnum):
+    """`catalog.backend.Dtype` and `auto`."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+ExecutorName = Literal["isolated", "inline", "ray"]
 
 
 def sweep(
     target: Annotated[
         list[str] | None, typer.Argument(help="Targets. Default: all with recipes.", show_default=False)
     ] = None,
-    draft: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--draft",
-            "-d",
-            help="Only this draft; repeatable. Default: all recipes with `effort: minutes`.",
-            metavar="ID",
-        ),
-    ] = None,
+    draft: options.DraftsOption = None,
     suite: Annotated[
         list[str] | None, typer.Option("--suite", "-s", help="Repeatable. Default: quick.", metavar="ID")
     ] = None,
@@ -63,8 +59,8 @@ def sweep(
     dtype: Annotated[
         list[DtypeName] | None, typer.Option(help="As for `run`; repeatable. Default: auto.")
     ] = None,
-    device: DeviceOption = DeviceName.auto,
-    allow_mixed_backends: MixedOption = False,
+    device: options.DeviceOption = "auto",
+    allow_mixed_backends: options.MixedOption = False,
     per_session: Annotated[
         int,
         typer.Option(
@@ -75,16 +71,14 @@ def sweep(
     executor: Annotated[
         ExecutorName,
         typer.Option(help="Run each job in its own process, all in this process, or on a Ray cluster."),
-    ] = ExecutorName.isolated,
+    ] = "isolated",
     address: Annotated[str, typer.Option(help="Address of the Ray cluster.")] = "auto",
-    memory: MemoryOption = None,
-    limit: LimitOption = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Measure again even if the session is finished.")
-    ] = False,
+    memory: options.MemoryOption = None,
+    limit: options.LimitOption = None,
+    fresh: options.FreshOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its time only.")] = False,
-    json: JsonOption = False,
-    workspace: WorkspaceOption = None,
+    json: options.JsonOption = False,
+    workspace: options.WorkspaceOption = None,
 ) -> None:
     """Fetch, build and measure for many targets, suites, backends and dtypes; a job that fails stops no other.
 
@@ -113,7 +107,7 @@ def sweep(
                     suite_id,
                     backend=of_backend.value,
                     dtype=of_dtype.value,
-                    device=device.value,
+                    device=device,
                     allow_mixed_backends=allow_mixed_backends,
                     leave_misfits_out=not draft,
                     fresh=fresh,
@@ -122,21 +116,22 @@ def sweep(
                 for of_backend in backend or [BackendName.auto]
                 for of_dtype in dtype or [DtypeName.auto]
             ]
-    if executor is not ExecutorName.ray:  # of a cluster, nobody knows what its machines are before it runs
+    machine_class: str | None = None
+    cache: Path | None = None
+    if executor != "ray":  # of a cluster, nobody knows what its machines are before it runs
+        from draftrank.catalog.backend import Asked
+        from draftrank.engine.backends.choice import device_for
+        from draftrank.measure.machine.fingerprint import read_machine
+
         requests = [resolved(opened, request) for request in requests]
-    plan = plan_jobs(
-        opened,
-        requests,
-        read_results(opened),
-        machine_class=_class_here(executor, device),
-        cache=opened.cache if executor is not ExecutorName.ray else None,
-    )
+        machine_class, cache = read_machine(device_for(Asked(device=device))).machine_class, opened.cache
+    plan = plan_jobs(opened, requests, read_results(opened), machine_class=machine_class, cache=cache)
     _print(plan)
     if dry_run or not plan.jobs:
         if json:
             print_json(_document(plan, None))
         return
-    limits = job_limits(memory, limit)
+    limits = options.job_limits(memory, limit)
     with Store.open(opened.store_url) as store, ConsoleProgress() as progress:
         ledger = run_plan(
             opened,
@@ -162,11 +157,11 @@ def _executor(
     limits: Limits,
     progress: Progress,
 ) -> Executor:
-    if name is ExecutorName.inline:
+    if name == "inline":
         from draftrank.jobs.executors.inline import InlineExecutor
 
         return InlineExecutor(workspace, store, progress)
-    if name is ExecutorName.ray:
+    if name == "ray":
         import os
 
         from draftrank.jobs.executors.ray_cluster import RayExecutor
@@ -178,17 +173,6 @@ def _executor(
     from draftrank.jobs.executors.isolated import IsolatedExecutor
 
     return IsolatedExecutor(workspace, folder, limits, progress)
-
-
-def _class_here(executor: ExecutorName, device: DeviceName) -> str | None:
-    """Whose results count as done: those of this machine's class; of a cluster, nobody knows before it runs."""
-    if executor is ExecutorName.ray:
-        return None
-    from draftrank.catalog.backend import Asked
-    from draftrank.engine.backends.choice import device_for
-    from draftrank.measure.machine.fingerprint import read_machine
-
-    return read_machine(device_for(Asked(device=device.value))).machine_class
 
 
 def _print(plan: Plan) -> None:
@@ -212,8 +196,6 @@ def _duration(seconds: float) -> str:
 
 
 def _document(plan: Plan, ledger: Ledger | None) -> dict[str, object]:
-    from dataclasses import asdict
-
     return {
         "jobs": [
             {

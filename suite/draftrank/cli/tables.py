@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from rich.table import Table
 from rich.text import Text
 
 from draftrank.board.formats import UNKNOWN, day, decimal, duration, percent, rank, size, span, times
+from draftrank.board.references import ReferenceRow
 from draftrank.board.rows import Board, BoardRow
-from draftrank.cli.output import out, print_facts, print_table
-from draftrank.cli.reference_lines import reference_lines
+from draftrank.cli.output import new_table, out, print_facts, print_head, print_table
 from draftrank.measure.cost.model import Prediction
 from draftrank.measure.records import Session
 from draftrank.measure.statistics.comparing import ArmComparison
@@ -28,27 +27,14 @@ def print_board(board: Board) -> None:
     """Prints one board: its head, the ranked rows and, with their reason, the others. Columns without any figure are
     left out."""
     key, newest = board.key, board.newest
-    out.print(
-        Text.assemble(
-            ("\n" + key.target, "bold"),
-            f" · {key.suite} · {key.backend_and_dtype} · {key.mode} · {key.machine_class} · {day(newest.measured_at)}",
-        )
-    )
-    if key.archived:
-        out.print(
-            Text(
-                f"archived: measured by draftrank {key.draftrank_version}; minor versions are not comparable",
-                "yellow",
-            )
-        )
+    facts = (key.suite, key.backend_and_dtype, key.mode, key.machine_class, day(newest.measured_at))
+    print_head(key.target, facts, key.draftrank_version if key.archived else None)
     noise = newest.noise
     apart = "unknown" if noise is None else f"{times(noise.value)} ({span(_ends(noise.interval))})"
     out.print(
         f"baseline {decimal(newest.baseline_tokens_per_second, 1)} tok/s · A/A {apart} · "
         f"{newest.prompts} prompts × {newest.repeats}"
     )
-    left = ("draft", "output")
-    whole = ("draft", "95 % interval", "output", *board.tasks)
     names = (
         "rank",
         "draft",
@@ -63,10 +49,7 @@ def print_board(board: Board) -> None:
     )
     cells = [_cells(board, row) for row in board.rows]
     shown = [place for place in range(len(names)) if any(own[place] != UNKNOWN for own in cells)]
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
-    for place in shown:
-        name = names[place]
-        table.add_column(name, justify="left" if name in left else "right", no_wrap=name in whole)
+    table = new_table(*(names[place] for place in shown), left=("draft", "output"))
     for row, own in zip(board.rows, cells, strict=True):
         table.add_row(*(own[place] for place in shown), style="" if row.ranked else "dim")
     print_table(table)
@@ -79,7 +62,7 @@ def print_board(board: Board) -> None:
             remarks[remark].append(row.draft)
     for remark, drafts in remarks.items():
         out.print(Text.assemble(("remark: ", "cyan"), f"{', '.join(drafts)}: {remark}"))
-    for line in reference_lines(board.references):
+    for line in _reference_lines(board.references):
         out.print(Text.assemble(("reference: ", "cyan"), line))
     for warning in newest.warnings:
         out.print(Text(warning, "yellow"))
@@ -100,6 +83,29 @@ def _cells(board: Board, row: BoardRow) -> list[str]:
         *(times(cell.speedup if cell else None) for cell in per_task),
         row.fidelity.status,
     ]
+
+
+def _reference_lines(references: Sequence[ReferenceRow]) -> Iterator[str]:
+    """One line per reference with this engine's arm beside it, then what differs, each sentence once."""
+    for row in references:
+        name = f"{row.implementation} {row.method.replace('_', ' ')}" + (f" {row.draft}" if row.draft else "")
+        if row.failure is not None:
+            yield f"{name}: failed: {row.failure}"
+            continue
+        yield (
+            f"{name}: {decimal(row.tokens_per_second, 1)} tok/s, {times(row.speedup)} ({span(row.ci)}), "
+            f"accept {decimal(row.acceptance_length)}, output {row.fidelity}; "
+            f"{row.beside}: {decimal(row.beside_tokens_per_second, 1)} tok/s, "
+            f"{times(row.beside_speedup)} ({span(row.beside_ci)})"
+        )
+    methods: dict[str, list[str]] = {}
+    for row in references:
+        for sentence in row.differs:
+            named = methods.setdefault(sentence, [])
+            if row.method not in named:
+                named.append(row.method)
+    for sentence, named in methods.items():
+        yield f"{', '.join(named).replace('_', ' ')} differs: {sentence}"
 
 
 def print_arm(session: str, arm: ArmSummary, remarks: Sequence[str], verdict: str | None) -> None:
@@ -139,9 +145,7 @@ def print_arm(session: str, arm: ArmSummary, remarks: Sequence[str], verdict: st
     if verdict is not None:
         facts["not ranked"] = verdict
     print_facts(facts)
-    tasks = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("task", "speedup", "95 % interval", "accept", "tok/s", "outliers", "identical"):
-        tasks.add_column(name, justify="left" if name == "task" else "right")
+    tasks = new_table("task", "speedup", "95 % interval", "accept", "tok/s", "outliers", "identical")
     for task in arm.tasks:
         tasks.add_row(
             task.task,
@@ -203,16 +207,10 @@ def _output(arm: ArmSummary) -> str:
 def print_comparison(found: ArmComparison, cautions: Mapping[str, str]) -> None:
     """Prints how two arms of one session compare; `cautions` say why an arm is not ranked."""
     session = found.session
-    out.print(
-        Text.assemble(
-            ("\n" + session.target, "bold"),
-            f" · {session.suite} · {session.backend_and_dtype} · {session.mode.label} · session {session.id}",
-        )
-    )
+    facts = (session.suite, session.backend_and_dtype, session.mode.label, f"session {session.id}")
+    print_head(session.target, facts)
     out.print(Text(_sentence(found), "bold"))
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("task", "ratio", "95 % interval", "probability", f"{found.first} is"):
-        table.add_column(name, justify="left" if name == "task" else "right", no_wrap=True)
+    table = new_table("task", "ratio", "95 % interval", "probability", f"{found.first} is")
     rows = [*found.tasks.items(), *([("overall", found.overall)] if found.overall else [])]
     for name, one in rows:
         table.add_row(name, times(one.value), span(_ends(one.interval)), percent(one.probability), one.answer)
@@ -239,9 +237,8 @@ def _sentence(found: ArmComparison) -> str:
 
 def print_sessions(sessions: Iterable[Session]) -> None:
     """Prints one line per session."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("session", "target", "suite", "dtype", "mode", "machine", "drafts", "state"):
-        table.add_column(name, no_wrap=name == "session")
+    names = ("session", "target", "suite", "dtype", "mode", "machine", "drafts", "state")
+    table = new_table(*names, left=names)
     for session in sessions:
         drafts = sum(arm.kind == "draft" for arm in session.arms)
         state = "complete" if session.finished_at else "unfinished"

@@ -6,23 +6,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
-from draftrank.cli.options import (
-    BackendName,
-    BackendOption,
-    DeviceName,
-    DeviceOption,
-    DtypeName,
-    DtypeOption,
-    JsonOption,
-    MixedOption,
-    TargetOption,
-    WorkspaceOption,
-    parse_duration,
-)
-from draftrank.cli.output import ConsoleProgress, out, print_json, print_table
+from draftrank.cli import options
+from draftrank.cli.output import ConsoleProgress, new_table, out, print_json, print_table
 
 if TYPE_CHECKING:
     from draftrank.workflows.tune import Tuning
@@ -30,7 +17,7 @@ if TYPE_CHECKING:
 
 def tune_k(
     draft: Annotated[str, typer.Argument(help="The draft's id.", show_default=False)],
-    target: TargetOption = None,
+    target: options.TargetOption = None,
     max_k: Annotated[int, typer.Option("--max-k", help="Largest k to try.", min=1, max=64)] = 8,
     confidence: Annotated[
         list[float] | None,
@@ -40,22 +27,17 @@ def tune_k(
             metavar="P",
         ),
     ] = None,
-    suite: Annotated[str, typer.Option("--suite", "-s", help="Suite to measure on.", metavar="ID")] = "quick",
-    backend: BackendOption = BackendName.auto,
-    dtype: DtypeOption = DtypeName.auto,
-    device: DeviceOption = DeviceName.auto,
-    allow_mixed_backends: MixedOption = False,
+    suite: options.SuiteOption = "quick",
+    backend: options.BackendOption = "auto",
+    dtype: options.DtypeOption = "auto",
+    device: options.DeviceOption = "auto",
+    allow_mixed_backends: options.MixedOption = False,
     temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0.0, max=10.0)] = 0.0,
-    budget: Annotated[
-        str | None,
-        typer.Option(help="Decoding time for repeats, e.g. 90s, 30m. Default: none.", metavar="TIME"),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of arm order and sampling.", min=0)] = 0,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Measure again even if the session is finished.")
-    ] = False,
-    json: JsonOption = False,
-    workspace: WorkspaceOption = None,
+    budget: options.BudgetOption = None,
+    seed: options.SeedOption = 0,
+    fresh: options.FreshOption = False,
+    json: options.JsonOption = False,
+    workspace: options.WorkspaceOption = None,
 ) -> None:
     """Predict the best k of a draft from forward times and acceptance, and confirm it by measurement.
 
@@ -74,12 +56,12 @@ def tune_k(
         max_k=max_k,
         confidences=tuple(dict.fromkeys(confidence or ())),
         suite=suite,
-        backend=backend.value,
-        dtype=dtype.value,
-        device=device.value,
+        backend=backend,
+        dtype=dtype,
+        device=device,
         allow_mixed_backends=allow_mixed_backends,
         mode=DecodingMode(temperature=temperature, seed=seed),
-        budget_s=parse_duration(budget, "--budget") if budget else None,
+        budget_s=options.budget_seconds(budget),
         seed=seed,
         fresh=fresh,
     )
@@ -109,9 +91,9 @@ def _print(draft: str, found: Tuning) -> None:
 
     predicted = ", ".join(f"{at.k}: {times(at.speedup)}" for at in found.by_k)
     out.print(Text.assemble(("\n" + draft, "bold"), f" · predicted speedup by k: {predicted}"))
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("k", "confidence", "predicted", "measured", "95 % interval", "accept", "best is faster by"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = new_table(
+        "k", "confidence", "predicted", "measured", "95 % interval", "accept", "best is faster by"
+    )
     for variant in found.variants:
         behind, measured = variant.behind_best, variant.measured
         interval = measured.interval if measured else None

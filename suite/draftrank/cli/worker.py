@@ -12,8 +12,8 @@ from pathlib import Path
 from draftrank.catalog.workspace import Workspace
 from draftrank.cli.output import ConsoleProgress
 from draftrank.errors import DraftrankError
-from draftrank.jobs.executors.order import STOPPED, Answer, Order
-from draftrank.jobs.job import Job
+from draftrank.jobs.executors.isolated import ENDED, STOPPED, Order
+from draftrank.jobs.job import Ended
 from draftrank.jobs.work import work
 from draftrank.store.store import Store
 
@@ -24,16 +24,15 @@ def main(order_file: str) -> int:
     workspace = Workspace(order.workspace, order.state)
     try:
         with Store.open(order.store) as store, ConsoleProgress() as progress:
-            ended = work(Job.from_json(order.job), workspace, store, progress, order.attempt)
-        answer = Answer(done=True, session=ended.session, built=ended.built)
+            ended = work(order.job, workspace, store, progress, order.attempt)
     except DraftrankError as error:
-        answer = Answer(done=False, reason=str(error))
+        ended = Ended(order.job.id, "failed", str(error))
     except KeyboardInterrupt:
         return STOPPED
     unfinished = order.answer.with_suffix(".part")
-    unfinished.write_text(answer.model_dump_json(), encoding="utf-8")
+    unfinished.write_bytes(ENDED.dump_json(ended))
     unfinished.replace(order.answer)
-    return 0 if answer.done else 1
+    return 0 if ended.end == "done" else 1
 
 
 if __name__ == "__main__":

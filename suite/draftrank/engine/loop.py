@@ -13,8 +13,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.engine.device_tokens import DeviceTokens
-from draftrank.engine.proposer import Proposal, Proposer
+from draftrank.engine.proposer import DeviceTokens, Proposal, Proposer
 from draftrank.engine.sampling import Sampler
 from draftrank.engine.stamps import HostStamp
 from draftrank.engine.token_tree import TokenTree

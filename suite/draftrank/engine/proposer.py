@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, overload
 
 from draftrank.catalog.backend import Backend, Device, Dtype
 
@@ -16,6 +16,27 @@ if TYPE_CHECKING:
     from draftrank.engine.backends.base import Runtime
     from draftrank.engine.sampling import Sampler
     from draftrank.engine.stamps import DeviceStamp, HostStamp
+
+
+class DeviceTokens(Sequence[int]):
+    """Token ids that a captured draft proposed. How many there are is known; looking at one waits for the device."""
+
+    def __init__(self, on_device: Tensor) -> None:
+        """Wraps int64 [count] on its device, where it must stay what it is until somebody has looked."""
+        self.on_device = on_device
+        self._read: list[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.on_device)
+
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[int]: ...
+    def __getitem__(self, place: int | slice) -> int | list[int]:
+        if self._read is None:
+            self._read = self.on_device.tolist()
+        return self._read[place]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +78,10 @@ class Proposal:
 class Proposer(ABC):
     """Proposes continuations of one sequence at a time."""
 
-    @property
-    def translates(self) -> bool:
-        """Whether its model's tokens are not the target's, whose tokens it proposes all the same."""
-        return False
-
-    @property
-    def reads_target(self) -> bool:
-        """Whether it reads the target's hidden states or KV cache. If not, it needs the text alone."""
-        return False
+    translates: bool = False
+    """Whether its model's tokens are not the target's, whose tokens it proposes all the same."""
+    reads_target: bool = False
+    """Whether it reads the target's hidden states or KV cache. If not, it needs the text alone."""
 
     @abstractmethod
     def begin(self, prompt: Sequence[int], sampler: Sampler, reserve: int) -> None:

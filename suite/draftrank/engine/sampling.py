@@ -129,12 +129,7 @@ class Sampler:
         return torch.rand(count, generator=self._generator)
 
     def choose(self, logits: Tensor, by: Runtime | None = None) -> int:
-        """One token id from one row of logits, [1, vocabulary].
-
-        Args:
-            logits: the row.
-            by: the runtime that has just given it.
-        """
+        """One token id from one row of logits, [1, vocabulary], which the runtime `by` has just given."""
         if self.mode.greedy:
             return most_likely_after(by, logits[-1:])[0]
         return self.draw(self.probabilities(logits[-1:])[0])

@@ -3,17 +3,7 @@
 from __future__ import annotations
 
 from time import perf_counter
-from typing import Any, Protocol, Self
-
-
-class Stamp(Protocol):
-    """A moment."""
-
-    def since(self, earlier: Self) -> float:
-        """Seconds after another moment on the same clock."""
-
-    def wait(self) -> None:
-        """Returns when the moment has come."""
+from typing import Any
 
 
 class HostStamp:
@@ -23,12 +13,12 @@ class HostStamp:
         self._at = perf_counter()
 
     def since(self, earlier: Any) -> float:
-        """See `Stamp.since`."""
+        """Seconds after another moment on the same clock."""
         seconds: float = self._at - earlier._at
         return seconds
 
     def wait(self) -> None:
-        """See `Stamp.wait`."""
+        """Returns when the moment has come."""
 
 
 class DeviceStamp:
@@ -41,11 +31,11 @@ class DeviceStamp:
         self._event.record()
 
     def since(self, earlier: Any) -> float:
-        """See `Stamp.since`; waits for this moment."""
+        """See `HostStamp.since`; waits for this moment."""
         self.wait()
         milliseconds: float = earlier._event.elapsed_time(self._event)
         return milliseconds / 1000
 
     def wait(self) -> None:
-        """See `Stamp.wait`."""
+        """See `HostStamp.wait`."""
         self._event.synchronize()

@@ -56,11 +56,7 @@ class TokenTree:
 
     @classmethod
     def behind(cls, parents: Sequence[int]) -> TokenTree:
-        """The tree of a proposal's tokens behind the context's last token.
-
-        Args:
-            parents: see `Proposal.parents`.
-        """
+        """The tree of a proposal's tokens behind the context's last token; for `parents` see `Proposal.parents`."""
         return cls((-1, *(parent + 1 for parent in parents)))
 
     @cached_property

@@ -69,12 +69,8 @@ def verify(
 
 
 def verify_greedy(choices: Sequence[int], proposal: Proposal) -> Verdict:
-    """Accepts as long as the proposed token is the target's most likely one.
-
-    Args:
-        choices: the target's most likely tokens, the first after no proposed one, the next after each.
-        proposal: what was proposed, a chain.
-    """
+    """Accepts a chain as long as the proposed token is the target's most likely one; the first of `choices` comes after no
+    proposed token, the next after each."""
     accepted = 0
     for token, choice in zip(proposal.tokens, choices, strict=False):
         if token != choice:

@@ -27,9 +27,6 @@ def check_contamination(
     was compared.
 
     Args:
-        arms: the drafts.
-        tasks: what they would be measured on.
-        target_folder: the target's folder.
         cache: where the texts are that drafts were made with.
         recipes: the target's folder of recipes, beside which hashes of texts are kept.
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from draftrank.errors import StoreError
 from draftrank.jobs.job import Ended, Executor, Job, JobFacts
@@ -19,9 +20,7 @@ ATTEMPTS = 3
 _WAIT_S = 0.5
 
 
-def execute(
-    ledger: Ledger, executor: Executor, store: Store, progress: Progress, *, attempts: int = ATTEMPTS
-) -> None:
+def execute(ledger: Ledger, executor: Executor, store: Store, progress: Progress) -> None:
     """Runs the jobs of a ledger until none is left that can run; the ledger says what became of each.
 
     Ctrl-C stops what runs at its next safe point, keeps what it measured, and is raised again.
@@ -30,10 +29,8 @@ def execute(
         ledger: the plan's jobs, none of them begun.
         executor: where they run; closed by the caller.
         store: gets results of jobs that could not write it themselves.
-        progress: told of every end.
-        attempts: how often a job is tried at most.
     """
-    sweep = _Sweep(ledger, executor, store, progress, attempts)
+    sweep = _Sweep(ledger, executor, store, progress)
     with progress.stage("jobs", len(ledger.jobs)) as stage:
         sweep.on_end = lambda job: stage.advance(note=job)
         try:
@@ -48,11 +45,8 @@ def execute(
 class _Sweep:
     """A plan under way."""
 
-    def __init__(
-        self, ledger: Ledger, executor: Executor, store: Store, progress: Progress, attempts: int
-    ) -> None:
-        self._ledger, self._executor, self._store = ledger, executor, store
-        self._progress, self._attempts = progress, attempts
+    def __init__(self, ledger: Ledger, executor: Executor, store: Store, progress: Progress) -> None:
+        self._ledger, self._executor, self._store, self._progress = ledger, executor, store, progress
         self._began: dict[str, float] = {}
         self.on_end: Callable[[str], None] = lambda _: None
 
@@ -80,7 +74,7 @@ class _Sweep:
         for job in self._ledger.jobs:
             facts = self._facts(job.id)
             if not facts.ended:
-                self._ledger.tell(job.id, facts.but(state="cancelled", reason="the sweep was stopped"))
+                self._ledger.tell(job.id, replace(facts, state="cancelled", reason="the sweep was stopped"))
 
     def _facts(self, job: str) -> JobFacts:
         return self._ledger.facts[job]
@@ -99,12 +93,12 @@ class _Sweep:
             ]
             if missing:
                 reason = f"{missing[0]} did not succeed"
-                self._ledger.tell(job.id, self._facts(job.id).but(state="skipped", reason=reason))
+                self._ledger.tell(job.id, replace(self._facts(job.id), state="skipped", reason=reason))
                 self._progress.message(f"{job.id}: skipped, {reason}")
                 self.on_end(job.id)
 
     def _start(self, job: Job) -> None:
-        facts = self._facts(job.id).but(state="running", attempts=self._facts(job.id).attempts + 1)
+        facts = replace(self._facts(job.id), state="running", attempts=self._facts(job.id).attempts + 1)
         with _undisturbed():  # a job that has begun must be known, or nobody could end it
             self._ledger.tell(job.id, facts)
             self._began[job.id] = time.monotonic()
@@ -115,19 +109,19 @@ class _Sweep:
         if began is None:  # told twice, e.g. by a node that came back: the first word counted
             return
         facts = self._facts(ended.job)
-        facts = facts.but(seconds=facts.seconds + time.monotonic() - began, reason=ended.reason)
+        facts = replace(facts, seconds=facts.seconds + time.monotonic() - began, reason=ended.reason)
         if ended.end == "done":
             try:
                 for result in ended.results:
                     self._store.join_result(result)
             except StoreError as error:
                 ended = Ended(ended.job, "failed", str(error))
-        if ended.end == "lost" and facts.attempts < self._attempts and not final:
+        if ended.end == "lost" and facts.attempts < ATTEMPTS and not final:
             self._progress.message(f"{ended.job}: {ended.reason}; it is tried again")
-            self._ledger.tell(ended.job, facts.but(state="waiting"))
+            self._ledger.tell(ended.job, replace(facts, state="waiting"))
             return
-        state = {"done": "done", "failed": "failed", "lost": "failed", "cancelled": "cancelled"}[ended.end]
-        self._ledger.tell(ended.job, facts.but(state=state, reason=ended.reason, session=ended.session))
+        state = "failed" if ended.end == "lost" else ended.end
+        self._ledger.tell(ended.job, replace(facts, state=state, reason=ended.reason, session=ended.session))
         self._progress.message(f"{ended.job}: {state}" + (f", {ended.reason}" if ended.reason else ""))
         self.on_end(ended.job)
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
-
-from pydantic import TypeAdapter
 
 from draftrank.jobs.session import RunRequest
 from draftrank.measure.records import SessionResult
@@ -33,18 +31,6 @@ class Job:
     """Ids of jobs that must have ended before, well or not: a session goes on without a draft that failed."""
     estimate_s: float | None = None
     """Seconds it is expected to take; None: nobody knows."""
-
-    def to_json(self) -> str:
-        """The job as JSON."""
-        return _JOB.dump_json(self).decode()
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Job:
-        """The job of `to_json`."""
-        return _JOB.validate_json(text)
-
-
-_JOB: TypeAdapter[Job] = TypeAdapter(Job)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +67,6 @@ class JobFacts:
     def ended(self) -> bool:
         """Whether nothing more happens to it."""
         return self.state not in ("waiting", "running")
-
-    def but(self, **changes: object) -> JobFacts:
-        """The same with changes."""
-        return replace(self, **changes)  # type: ignore[arg-type]
 
 
 class Executor(Protocol):

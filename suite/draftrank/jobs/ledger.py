@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from pydantic import TypeAdapter
 
 from draftrank.errors import InvalidInputError
 from draftrank.jobs.job import Job, JobFacts
@@ -18,6 +21,7 @@ from draftrank.jobs.planning import Plan
 from draftrank.measure.record import utc_now
 
 PLAN, EVENTS, PROCESS = "plan.json", "events.jsonl", "process"
+_JOBS: TypeAdapter[tuple[Job, ...]] = TypeAdapter(tuple[Job, ...])
 
 
 @dataclass(slots=True)
@@ -32,9 +36,7 @@ class Ledger:
     def begin(cls, folder: Path, plan: Plan) -> Ledger:
         """Starts the record of a new sweep."""
         folder.mkdir(parents=True)
-        (folder / PLAN).write_text(
-            json.dumps([json.loads(job.to_json()) for job in plan.jobs]), encoding="utf-8"
-        )
+        (folder / PLAN).write_bytes(_JOBS.dump_json(plan.jobs))
         (folder / PROCESS).write_text(str(os.getpid()))
         return cls(folder, plan.jobs, {job.id: JobFacts() for job in plan.jobs})
 
@@ -46,10 +48,7 @@ class Ledger:
             InvalidInputError: the folder holds none.
         """
         try:
-            jobs = tuple(
-                Job.from_json(json.dumps(one))
-                for one in json.loads((folder / PLAN).read_text(encoding="utf-8"))
-            )
+            jobs = _JOBS.validate_json((folder / PLAN).read_bytes())
         except (OSError, ValueError) as error:
             raise InvalidInputError.single(
                 "holds no sweep", file=str(folder), fix="`draftrank status` lists those there are"
@@ -80,10 +79,7 @@ class Ledger:
     @property
     def counts(self) -> Mapping[str, int]:
         """How many jobs are in each state."""
-        found: dict[str, int] = {}
-        for facts in self.facts.values():
-            found[facts.state] = found.get(facts.state, 0) + 1
-        return found
+        return Counter(facts.state for facts in self.facts.values())
 
 
 def sweeps(state: Path) -> list[Path]:

@@ -54,8 +54,6 @@ def plan_jobs(
     """The jobs of several sessions; what they share is one job.
 
     Args:
-        workspace: where declarations lie.
-        requests: one for each session.
         results: what is known: a session with the same recipes that is finished is left out unless it is asked for
             `fresh`, and earlier figures give the estimates.
         machine_class: only sessions of this class count as done; None: any.

@@ -146,15 +146,12 @@ def build(
         MissingDataError: the target cannot be had.
     """
     progress = progress or SilentProgress()
-    chosen: Device = "cpu"
-    if device != "cpu":
-        from draftrank.engine.backends.choice import device_for
-
-        chosen = device_for(Asked(device=device))
     declared = workspace.target(target)
     recipes = choose_recipes(workspace, target, drafts)
+    from draftrank.engine.backends.choice import device_for  # loads torch: wrong names fail before
+
     with alone(workspace, progress):
-        return build_all(workspace, declared, recipes, chosen, progress)
+        return build_all(workspace, declared, recipes, device_for(Asked(device=device)), progress)
 
 
 def plan_run(
@@ -168,9 +165,6 @@ def plan_run(
     """Fetches and builds all that a run needs; nothing is measured yet.
 
     Args:
-        workspace: where declarations and caches lie.
-        request: what to measure.
-        progress: told how far it is.
         recipes: instead of those that the request names.
         suite: instead of the one that the request names.
 
@@ -348,20 +342,13 @@ def build_all(
     from draftrank.models.loading import window_of_folder
     from draftrank.models.target_folder import ensure_target
 
-    folder = ensure_target(target, workspace.fetch_context(progress))
+    fetch = workspace.fetch_context(progress)
+    folder = ensure_target(target, fetch)
     arms = []
     with progress.stage("build drafts", len(recipes)) as stage:
         for recipe in recipes:
             try:
-                built = build_draft(
-                    recipe,
-                    target,
-                    folder,
-                    cache=workspace.cache,
-                    device=device,
-                    fetch=workspace.fetch_context(progress),
-                    progress=progress,
-                )
+                built = build_draft(recipe, target, folder, fetch, device=device)
             except (BuildError, MissingDataError) as error:
                 progress.message(f"draft {recipe.id} could not be built: {error}")
                 arms.append(DraftArm(recipe, None, None, f"build failed: {error}"))

@@ -175,6 +175,14 @@ class DraftBuild(Record):
     itself, kept `hashes` of it, or `nothing`, at least for a part of it. None for a draft made without text, and in
     sessions of older versions."""
 
+    @property
+    def step_kinds(self) -> tuple[str, ...]:
+        """Kinds of its recipe's steps, in order; empty where the recipe has none."""
+        draft = self.recipe.get("draft")
+        steps = draft.get("steps") if isinstance(draft, dict) else None
+        listed = steps if isinstance(steps, list | tuple) else ()
+        return tuple(str(step.get("kind")) for step in listed if isinstance(step, dict))
+
 
 class Arm(Record):
     """One way of decoding within a session."""

@@ -17,8 +17,8 @@ from draftrank.measure.serving_records import (
     ServedDivergence,
     ServedRequest,
 )
-from draftrank.serving.base import Completion, CompletionRequest, Counts, Engine
-from draftrank.serving.http import Client, ServerError
+from draftrank.serving.base import CompletionRequest, Counts, Engine
+from draftrank.serving.http import Client
 from draftrank.serving.load import Answer, Load
 from draftrank.serving.sending import in_turn
 
@@ -75,40 +75,6 @@ def moments_of(count: int, place: Place, seed: int) -> list[float] | None:
         moments.append(now)
         now += gaps.expovariate(place.rate)
     return moments
-
-
-def with_whole_outputs(
-    engine: Engine, client: Client, requests: Sequence[CompletionRequest], load: Load
-) -> Load:
-    """The load with the tokens that streams left out: those requests are sent once more, alone, after the round."""
-    answers = []
-    for answer in load.answers:
-        completion = answer.completion
-        if completion is not None and completion.gaps:
-            whole = _asked_again(engine, client, requests[answer.request], completion)
-            answer = (
-                replace(answer, completion=replace(completion, token_ids=whole, gaps=False))
-                if whole is not None
-                else replace(
-                    answer,
-                    completion=None,
-                    failure="the stream left tokens out, and asked again the server answered otherwise",
-                )
-            )
-        answers.append(answer)
-    return replace(load, answers=tuple(answers))
-
-
-def _asked_again(
-    engine: Engine, client: Client, request: CompletionRequest, first: Completion
-) -> tuple[int, ...] | None:
-    try:
-        (whole,) = in_turn(engine, client, [replace(request, once=False)])
-    except ServerError:
-        return None
-    rest = iter(whole.token_ids)
-    same = len(whole.token_ids) == sum(tokens for _, tokens in first.arrivals)
-    return whole.token_ids if same and all(token in rest for token in first.token_ids) else None
 
 
 def requests_of(load: Load, turns: Sequence[PromptTurn], *, drafted: bool) -> tuple[ServedRequest, ...]:

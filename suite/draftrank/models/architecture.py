@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -79,16 +80,6 @@ class Architecture:
         )
 
     @property
-    def decoder(self) -> str:
-        """Name of the module below the head, in the model."""
-        return self.names.decoder
-
-    @property
-    def output_head(self) -> str:
-        """Name of the projection to the vocabulary, in the model."""
-        return self.names.output_head
-
-    @property
     def block(self) -> Block:
         """The parts of every layer.
 
@@ -110,7 +101,7 @@ class Architecture:
     @property
     def layers_name(self) -> str:
         """Name of the list of decoder layers in the model."""
-        return f"{self.decoder}.{self.names.layer_list}"
+        return f"{self.names.decoder}.{self.names.layer_list}"
 
     def layer_name(self, index: int) -> str:
         """Name of a decoder layer in the model."""
@@ -138,7 +129,7 @@ class Architecture:
         """
         if not self.names.final_norm:
             raise BuildError(f"this {self.model_type} model has no norm after its last layer")
-        return _module(self._decoder(model), self.names.final_norm)
+        return self._decoder(model).get_submodule(self.names.final_norm)
 
     def embedding(self, model: PreTrainedModel) -> nn.Module:
         """The token embedding; its weight has shape [vocabulary, hidden]."""
@@ -180,15 +171,8 @@ class Architecture:
         features: Tensor | None = None,
         ahead: EarlierForwards | None = None,
     ) -> Tensor:
-        """Outputs of some layers, then final states after the norm: [batch, length] int64 to
-        [batch, length, (layers + 1) · hidden].
-
-        Args:
-            model: what to run.
-            token_ids: what it reads.
-            layers: numbers of layers, from 0.
-            features: see `hidden_states`.
-            ahead: see `hidden_states`.
+        """Outputs of some layers, from 0, then final states after the norm: [batch, length] int64 to
+        [batch, length, (layers + 1) · hidden]; for the other arguments see `hidden_states`.
 
         Raises:
             BuildError: a layer gives something else than one state of each token.
@@ -204,18 +188,15 @@ class Architecture:
                     f"the layers of {self.model_type} give more than one state of each token: leave auxiliary hidden states out"
                 )
 
-        hooks = [self.layers(model)[number].register_forward_hook(partial(keep, number)) for number in layers]
-        try:
+        with ExitStack() as hooks:
+            for number in layers:
+                hooks.enter_context(self.layers(model)[number].register_forward_hook(partial(keep, number)))
             final = self.hidden_states(model, token_ids, features, ahead)
-        finally:
-            for hook in hooks:
-                hook.remove()
         return torch.cat([*(kept[number] for number in layers), final], -1) if layers else final
 
     def fused(self, model: PreTrainedModel, token_ids: Tensor, features: Tensor) -> Tensor:
         """What the first layer of a model reads that was made to read features; arguments as above."""
-        fusion = _module(model, FEATURES)
-        fused: Tensor = fusion(self.embedding(model)(token_ids), features)
+        fused: Tensor = model.get_submodule(FEATURES)(self.embedding(model)(token_ids), features)
         return fused
 
     def logits(
@@ -228,19 +209,15 @@ class Architecture:
         states = hidden.reshape(1, -1, hidden.shape[-1])
         given = _shallow_copy(self._decoder(model))
         given.forward = lambda *_, **__: _Given(last_hidden_state=states)
-        view = _with_part(model, self.decoder, given)
+        view = _with_part(model, self.names.decoder, given)
         if head is not None:
-            view = _with_part(view, self.output_head, _Head(head, self.head(model)))
+            view = _with_part(view, self.names.output_head, _Head(head, self.head(model)))
         ids = torch.zeros(states.shape[:2], dtype=torch.int64, device=states.device)
         logits: Tensor = view(input_ids=ids, use_cache=False).logits
         return logits.reshape(*hidden.shape[:-1], -1)
 
     def keep_layers(self, model: PreTrainedModel, indices: Sequence[int]) -> None:
-        """Drops all other layers, in place; the model's configuration follows.
-
-        Args:
-            model: the model to cut.
-            indices: which layers stay, ascending, from 0.
+        """Drops all layers but those of `indices`, ascending from 0, in place; the model's configuration follows.
 
         Raises:
             BuildError: an index is out of range or out of order, or the architecture's layers
@@ -275,10 +252,6 @@ class Architecture:
     def require_counting(self, model: PreTrainedModel, indices: Sequence[int]) -> None:
         """Refuses layers of which none counts the tokens it has read, where another one of the model does.
 
-        Args:
-            model: the model.
-            indices: which of its layers are to make a model.
-
         Raises:
             BuildError: they are recurrent ones of a hybrid.
         """
@@ -306,21 +279,16 @@ class Architecture:
     def view_of(
         self, model: PreTrainedModel, layers: Iterable[nn.Module], indices: Sequence[int]
     ) -> PreTrainedModel:
-        """A model that runs other layers between the same embedding and head, sharing every weight.
+        """A model that runs other layers between the same embedding and head, sharing every weight; `indices`: for each,
+        the layer of the model whose configuration it has.
 
-        It has no cache of its own numbering: feed it whole sequences, or the model's first layers.
-
-        Args:
-            model: the model to look at; it stays as it is.
-            layers: the layers to run, in order.
-            indices: for each, the layer of the model whose configuration it has.
-        """
+        It has no cache of its own numbering: feed it whole sequences, or the model's first layers."""
         config = copy.deepcopy(model.config)
         set_depth(config.get_text_config(), indices)
         decoder = _shallow_copy(self._decoder(model))
         decoder.config = config.get_text_config()
         setattr(decoder, self.names.layer_list, nn.ModuleList(layers))
-        view = _with_part(model, self.decoder, decoder)
+        view = _with_part(model, self.names.decoder, decoder)
         view.config = config
         return view
 
@@ -344,7 +312,7 @@ class Architecture:
         require_equal(expected, model, "moving its layers")
 
     def _decoder(self, model: PreTrainedModel) -> nn.Module:
-        return _module(model, self.decoder)
+        return _module(model, self.names.decoder)
 
 
 class _Head(nn.Module):
@@ -391,7 +359,7 @@ def _with_part(model: PreTrainedModel, name: str, part: nn.Module) -> PreTrained
     parent = view
     *above, last = name.split(".")
     for step in above:
-        child = _shallow_copy(_module(parent, step))
+        child = _shallow_copy(parent.get_submodule(step))
         setattr(parent, step, child)
         parent = child
     setattr(parent, last, part)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +13,7 @@ from draftrank.errors import BuildError
 from draftrank.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from transformers import PretrainedConfig, PreTrainedModel
 
@@ -44,39 +46,24 @@ def short_logits(model: PreTrainedModel) -> Tensor:
 
 
 def logits_without(model: PreTrainedModel, dropped: Mapping[str, Sequence[int]]) -> Tensor:
-    """`short_logits` while some inputs of matrices are zero.
+    """`short_logits` while some inputs of matrices, given by the matrices' names, are zero; the model stays as it is."""
 
-    Args:
-        model: the model; it stays as it is.
-        dropped: by a matrix's name, which of its inputs.
-    """
+    def clear(
+        channels: Sequence[int], _module: nn.Module, arguments: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        read = arguments[0].clone()
+        read[..., list(channels)] = 0.0
+        return (read, *arguments[1:])
 
-    def zero(channels: Sequence[int]) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
-        def clear(_module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            read = arguments[0].clone()
-            read[..., list(channels)] = 0.0
-            return (read, *arguments[1:])
-
-        return clear
-
-    handles = [
-        model.get_submodule(name).register_forward_pre_hook(zero(channels))
-        for name, channels in dropped.items()
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name, channels in dropped.items():
+            reader = model.get_submodule(name)
+            hooks.enter_context(reader.register_forward_pre_hook(partial(clear, channels)))
         return short_logits(model)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def require_equal(expected: Tensor, model: PreTrainedModel, what: str) -> None:
-    """Compares logits with those of a model that must compute the same.
-
-    Args:
-        expected: of `short_logits`.
-        model: the model.
-        what: what was done to it, for the message.
+    """Compares a model with `short_logits` that it must give too; `what` was done to it, for the message.
 
     Raises:
         BuildError: they differ by more than rounding.
@@ -95,13 +82,8 @@ def require_equal(expected: Tensor, model: PreTrainedModel, what: str) -> None:
 def require_same_layers(
     family: type[PreTrainedModel], config: PretrainedConfig, name: str, layers: Iterable[nn.Module]
 ) -> None:
-    """Compares layers with those that a configuration makes, without weights.
-
-    Args:
-        family: the model's class.
-        config: the configuration.
-        name: of the list of layers in the model.
-        layers: what it must describe.
+    """Compares layers with those that a configuration makes, without weights, in a model of this class whose list of layers
+    has this name.
 
     Raises:
         BuildError: a layer would be of another kind when the model is opened again.

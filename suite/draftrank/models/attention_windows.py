@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from inspect import signature
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from draftrank.errors import UnsupportedModelError
 
@@ -31,6 +31,16 @@ def context_window(config: PretrainedConfig) -> int | None:
     return next((int(one) for one in found if one), None)
 
 
+def head_size(config: PretrainedConfig) -> int:
+    """How many numbers a query of one head has."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def declared(config: PretrainedConfig, name: str, otherwise: Any = None) -> Any:
+    """A setting of a configuration whose family has it; its model ignores it in any other."""
+    return getattr(config, name) if hasattr(type(config), name) else otherwise
+
+
 def layer_kinds(config: PretrainedConfig) -> list[str]:
     """The kind of each layer, by transformers' names: as the configuration lists them, or, where it lists none, sliding
     attention in all layers if the architecture declares a window and full attention if not.
@@ -41,9 +51,9 @@ def layer_kinds(config: PretrainedConfig) -> list[str]:
     listed = getattr(config, "layer_types", None)
     if listed:
         return [str(kind) for kind in listed]
-    if _declared(config, "sliding_window") is not None:
+    if declared(config, "sliding_window") is not None:
         kind = SLIDING
-    elif _declared(config, "attention_chunk_size") is not None:
+    elif declared(config, "attention_chunk_size") is not None:
         kind = CHUNKED
     else:
         kind = FULL
@@ -121,9 +131,3 @@ def _refuse(config: PretrainedConfig, reason: str) -> NoReturn:
     raise UnsupportedModelError(
         f"the architecture {config.model_type!r} is not supported: {reason}; use a decoder-only language model"
     )
-
-
-def _declared(config: PretrainedConfig, field: str) -> int | None:
-    """A field's value, where the architecture has such a field."""
-    value = getattr(config, field, None) if hasattr(type(config), field) else None
-    return None if value is None else int(value)

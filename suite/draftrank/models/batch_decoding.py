@@ -18,12 +18,7 @@ class BatchDecoder:
     """Forwards over the newest tokens of every text, behind a cache of those before."""
 
     def __init__(self, model: PreTrainedModel, length: int) -> None:
-        """Begins new texts.
-
-        Args:
-            model: the model that writes.
-            length: tokens of each text, at most.
-        """
+        """Begins new texts of at most so many tokens."""
         from transformers import DynamicCache, StaticCache
 
         self._model = model

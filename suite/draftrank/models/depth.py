@@ -28,12 +28,8 @@ _NO_LAYERS = frozenset(vars(PretrainedConfig())) | {"attention_types", "block_ty
 
 
 def set_depth(config: PretrainedConfig, indices: Sequence[int]) -> None:
-    """Makes a configuration, in place, that of a model with these layers.
-
-    Args:
-        config: of the text model.
-        indices: for each layer of the new model, the layer of the old one that it is.
-    """
+    """Makes the configuration of a text model, in place, that of a model with other layers: `indices` are the old ones that
+    they are."""
     depth = int(config.num_hidden_layers)
     for name, values in list(vars(config).items()):
         if name in _INDEX_LISTS and isinstance(values, list):

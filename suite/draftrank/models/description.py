@@ -60,10 +60,8 @@ class ModelDescription:
 
 
 def describe_model(folder: Path) -> ModelDescription:
-    """Reads a folder in the hub's layout; weights need not be there.
-
-    Args:
-        folder: configuration and tokenizer, and if there is one a model card.
+    """Reads a folder in the hub's layout: configuration, tokenizer and, if there is one, model card. Weights need not be
+    there.
 
     Raises:
         MissingDataError: it has no configuration or tokenizer that transformers reads.

@@ -60,13 +60,8 @@ class Eagle3Layer(nn.Module):
     """The layer of an EAGLE-3 head, by the names of the published files."""
 
     def __init__(self, layer: nn.Module, hidden: int, *, norm_before_residual: bool = False) -> None:
-        """Takes a Llama layer's parts, and makes its attention read two vectors.
-
-        Args:
-            layer: the layer; it is not to be used any more.
-            hidden: its hidden size.
-            norm_before_residual: whether the attention's result is added to the normed state and not to the state.
-        """
+        """Takes the parts of a Llama layer, which is not to be used any more, and makes its attention read two vectors.
+        `norm_before_residual`: whether the attention's result is added to the normed state and not to the state."""
         super().__init__()
         parts: Any = layer
         self.hidden_size = hidden

@@ -57,12 +57,8 @@ class PublishedHead:
 
 
 def weight_shapes(head: PublishedHead, target_hidden_size: int) -> dict[str, tuple[int, ...]]:
-    """The shape of every weight that a head has or may have, by canonical name.
-
-    Args:
-        head: its configuration and vocabulary are read, its weights are not.
-        target_hidden_size: width of one hidden state of the target.
-    """
+    """The shape of every weight that a head has or may have, by canonical name. Of the head only configuration and
+    vocabulary are read; `target_hidden_size` is the width of one hidden state of the target."""
     config = head.config
     hidden, inner, eagle3 = config["hidden_size"], config["intermediate_size"], head.architecture == "eagle3"
     queries = config["num_attention_heads"] * config["head_dim"]
@@ -93,11 +89,7 @@ def weight_shapes(head: PublishedHead, target_hidden_size: int) -> dict[str, tup
 
 
 def check_against(head: PublishedHead, target: PretrainedConfig) -> None:
-    """Compares a head with the target that it shall draft for.
-
-    Args:
-        head: the head.
-        target: configuration of the target.
+    """Compares a head with the configuration of the target that it shall draft for.
 
     Raises:
         IncompatibleDraftError: it was made for another target; the message says everything by which that is seen.

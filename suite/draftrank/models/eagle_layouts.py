@@ -47,10 +47,7 @@ _AGAIN = "fetch the head again, or correct its config.json"
 
 
 def read_published_head(folder: Path) -> PublishedHead:
-    """Reads a head in any of the public layouts.
-
-    Args:
-        folder: `config.json` and `*.safetensors`.
+    """Reads a head in any of the public layouts from a folder with `config.json` and `*.safetensors`.
 
     Raises:
         InvalidInputError: it is a head of another kind, or its files contradict one another; all contradictions at once.
@@ -271,29 +268,17 @@ def _weight_problems(
         if name not in head.tensors and name not in optional
     ]
     for name, tensor in head.tensors.items():
-        field, file = stored[name]
+        fix = _AGAIN
         if name not in shapes:
-            problems.append(
-                Problem(f"has no place in {what} of one Llama layer", file, field=field, fix=ELSEWHERE)
-            )
+            message, fix = f"has no place in {what} of one Llama layer", ELSEWHERE
         elif tuple(tensor.shape) != shapes[name]:
-            problems.append(
-                Problem(
-                    f"has the shape {list(tensor.shape)}, and by {CONFIG} it is {list(shapes[name])}",
-                    file,
-                    field=field,
-                    fix=_AGAIN,
-                )
-            )
+            message = f"has the shape {list(tensor.shape)}, and by {CONFIG} it is {list(shapes[name])}"
         elif not tensor.is_floating_point():
-            problems.append(
-                Problem(
-                    f"is {tensor.dtype}",
-                    file,
-                    field=field,
-                    fix="name the head as it was trained, not quantized",
-                )
-            )
+            message, fix = f"is {tensor.dtype}", "name the head as it was trained, not quantized"
         elif not bool(tensor.isfinite().all()):
-            problems.append(Problem("has entries that are no finite numbers", file, field=field, fix=_AGAIN))
+            message = "has entries that are no finite numbers"
+        else:
+            continue
+        field, file = stored[name]
+        problems.append(Problem(message, file, field=field, fix=fix))
     return problems

@@ -65,12 +65,8 @@ def refuse_other_methods(config: Mapping[str, Any], file: str) -> None:
 
 
 def refuse_other_layers(layer: Mapping[str, Any], file: str, field: str) -> None:
-    """Refuses a layer's configuration that is not one plain Llama layer with full attention.
-
-    Args:
-        layer: the fields.
-        file: what holds them, for the message.
-        field: where in it; empty: at the top.
+    """Refuses fields of a layer that is not one plain Llama layer with full attention; the message names the file, and the
+    field in it that holds them, empty at the top.
 
     Raises:
         InvalidInputError: it is not.
@@ -100,11 +96,8 @@ def refuse_other_layers(layer: Mapping[str, Any], file: str, field: str) -> None
 
 
 def refuse_other_weights(names: Iterable[str], files: Mapping[str, str]) -> None:
-    """Refuses weights of another kind of head, or of another layer than Llama's.
-
-    Args:
-        names: of all weights, as stored.
-        files: by weight, the file that holds it.
+    """Refuses stored names of weights of another kind of head, or of another layer than Llama's; the message names their
+    file.
 
     Raises:
         InvalidInputError: one of them is known to be.

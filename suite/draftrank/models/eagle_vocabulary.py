@@ -12,15 +12,11 @@ from torch import Tensor
 from draftrank.errors import Problem
 
 _FETCH = "fetch the head again, or write both maps from the ids that its rows stand for"
+_MISSING = "fetch the head again: d2t says which tokens its rows stand for"
 
 
 def maps_of(token_ids: Tensor, vocabulary: int) -> dict[str, Tensor]:
-    """The two maps.
-
-    Args:
-        token_ids: int64 [draft vocabulary], ascending.
-        vocabulary: number of the target's tokens.
-    """
+    """The two maps of token ids, int64 [draft vocabulary], ascending, in a vocabulary of so many."""
     marked = torch.zeros(vocabulary, dtype=torch.bool)
     marked[token_ids] = True
     return {"d2t": token_ids - torch.arange(token_ids.numel()), "t2d": marked}
@@ -44,79 +40,46 @@ def ids_of(
     if d2t is None and t2d is None:
         if said in (None, vocabulary):
             return None, []
-        return None, [
-            Problem(
-                f"is missing, and the head says {said} of {vocabulary} tokens",
-                file,
-                field="d2t",
-                fix="fetch the head again: d2t says which tokens its rows stand for",
-            )
-        ]
-    problems = _malformed(d2t, t2d, said, vocabulary, file)
-    if problems:
-        return None, problems
+        wrong, fix = f"is missing, and the head says {said} of {vocabulary} tokens", _MISSING
+        return None, [Problem(wrong, file, field="d2t", fix=fix)]
+    found = _malformed(d2t, t2d, said, vocabulary)
+    if found:
+        return None, [Problem(wrong, file, field=field, fix=fix) for field, wrong, fix in found]
     if d2t is None:
         assert t2d is not None
         return _unless_all(t2d.nonzero().flatten(), vocabulary), []
     ids = d2t.to(torch.int64) + torch.arange(d2t.numel())
-    wrong = _disagreement(ids, t2d, vocabulary)
-    if wrong is None:
+    differs, fix = _disagreement(ids, t2d, vocabulary), _FETCH
+    if differs is None:
         return _unless_all(ids, vocabulary), []
     if _disagreement(d2t.to(torch.int64), t2d, vocabulary) is None:
-        return None, [
-            Problem(
-                "holds the target's ids themselves",
-                file,
-                field="d2t",
-                fix="subtract the row's number from each: d2t is the target's id minus the row",
-            )
-        ]
-    return None, [Problem(wrong, file, field="d2t", fix=_FETCH)]
+        differs = "holds the target's ids themselves"
+        fix = "subtract the row's number from each: d2t is the target's id minus the row"
+    return None, [Problem(differs, file, field="d2t", fix=fix)]
 
 
 def _malformed(
-    d2t: Tensor | None, t2d: Tensor | None, said: int | None, vocabulary: int, file: str
-) -> list[Problem]:
-    problems = []
-    if d2t is not None and (
-        d2t.ndim != 1 or d2t.is_floating_point() or d2t.is_complex() or d2t.dtype == torch.bool
-    ):
-        problems.append(
-            Problem(
-                f"is {d2t.dtype} {list(d2t.shape)}, not integers [draft vocabulary]",
-                file,
-                field="d2t",
-                fix=_FETCH,
-            )
-        )
-    elif d2t is not None and said is not None and d2t.numel() != said:
-        problems.append(
-            Problem(
-                f"has {d2t.numel()} rows, and draft_vocab_size is {said}",
-                file,
-                field="d2t",
-                fix="write the number of rows to draft_vocab_size, or fetch the head again",
-            )
-        )
-    if t2d is not None and (t2d.dtype != torch.bool or tuple(t2d.shape) != (vocabulary,)):
-        problems.append(
-            Problem(
-                f"is {t2d.dtype} {list(t2d.shape)}, not bool [{vocabulary}]",
-                file,
-                field="t2d",
-                fix="fetch the head again, or write the target's vocabulary to vocab_size",
-            )
-        )
-    elif t2d is not None and d2t is None and said is not None and int(t2d.sum()) != said:
-        problems.append(
-            Problem(
-                f"marks {int(t2d.sum())} tokens, and draft_vocab_size is {said}",
-                file,
-                field="t2d",
-                fix=_FETCH,
-            )
-        )
-    return problems
+    d2t: Tensor | None, t2d: Tensor | None, said: int | None, vocabulary: int
+) -> list[tuple[str, str, str]]:
+    """What is wrong with either map alone: which one, what, and the fix."""
+    found = []
+    if d2t is not None:
+        if d2t.ndim != 1 or d2t.is_floating_point() or d2t.is_complex() or d2t.dtype == torch.bool:
+            wrong = f"is {d2t.dtype} {list(d2t.shape)}, not integers [draft vocabulary]"
+            found.append(("d2t", wrong, _FETCH))
+        elif said is not None and d2t.numel() != said:
+            wrong = f"has {d2t.numel()} rows, and draft_vocab_size is {said}"
+            fix = "write the number of rows to draft_vocab_size, or fetch the head again"
+            found.append(("d2t", wrong, fix))
+    if t2d is not None:
+        if t2d.dtype != torch.bool or tuple(t2d.shape) != (vocabulary,):
+            wrong = f"is {t2d.dtype} {list(t2d.shape)}, not bool [{vocabulary}]"
+            fix = "fetch the head again, or write the target's vocabulary to vocab_size"
+            found.append(("t2d", wrong, fix))
+        elif d2t is None and said is not None and int(t2d.sum()) != said:
+            wrong = f"marks {int(t2d.sum())} tokens, and draft_vocab_size is {said}"
+            found.append(("t2d", wrong, _FETCH))
+    return found
 
 
 def _disagreement(ids: Tensor, t2d: Tensor | None, vocabulary: int) -> str | None:

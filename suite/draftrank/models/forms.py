@@ -8,6 +8,7 @@ the new parts from the folder's safetensors. A draft without forms is an ordinar
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from draftrank.catalog.base import Declared
 from draftrank.errors import BuildError
 from draftrank.models.eagle import Eagle3Fusion, Eagle3Layer
-from draftrank.models.matrices import is_transposed, unfolded
+from draftrank.models.matrices import is_transposed, matrix, unfolded
 from draftrank.models.quiet import quiet_transformers
 from draftrank.models.resizing import replace_module
 
@@ -53,13 +54,8 @@ class TrimmedHead(nn.Module):
     """int64 [kept tokens], ascending."""
 
     def __init__(self, projection: nn.Module, kept: int, vocabulary: int) -> None:
-        """Wraps a head.
-
-        Args:
-            projection: [..., hidden] to [..., kept].
-            kept: how many tokens it answers for: the first ones, until `token_ids` says otherwise.
-            vocabulary: how many it is asked for.
-        """
+        """Wraps a projection [..., hidden] to [..., kept] that answers for the first `kept` of so many tokens, until
+        `token_ids` says otherwise."""
         super().__init__()
         self.projection = projection
         self.register_buffer("token_ids", torch.arange(kept))
@@ -90,7 +86,13 @@ class PaddedHead(TrimmedHead):
         return nn.functional.pad(kept, (0, missing), value=float("-inf"))
 
 
-class LowRankForm(Declared):
+class _Form(Declared):
+    def prepare(self, model: PreTrainedModel) -> tuple[str, ...]:
+        """Makes empty parts in a model; returns their names, by which the folder's weights fill them."""
+        return ()
+
+
+class LowRankForm(_Form):
     """A linear layer is two thin ones."""
 
     form: Literal["low_rank"] = "low_rank"
@@ -100,15 +102,15 @@ class LowRankForm(Declared):
     """Width between the two."""
 
     def prepare(self, model: PreTrainedModel) -> tuple[str, ...]:
-        """Puts an empty low-rank layer in place; returns its name."""
+        """See `_Form.prepare`: a low-rank layer."""
         found = model.get_submodule(self.module)
-        outputs, inputs = _shape(found)
+        outputs, inputs = matrix(found).shape
         thin = LowRankLinear(inputs, self.rank, outputs, bias=found.bias is not None)
         replace_module(model, self.module, _like(thin, found))
         return (self.module,)
 
 
-class TrimmedHeadForm(Declared):
+class TrimmedHeadForm(_Form):
     """The head knows some tokens only."""
 
     form: Literal["trimmed_head"] = "trimmed_head"
@@ -120,9 +122,9 @@ class TrimmedHeadForm(Declared):
     """Width between the two layers it is made of, if it is factorized as well."""
 
     def prepare(self, model: PreTrainedModel) -> tuple[str, ...]:
-        """Puts an empty trimmed head in place; returns its name."""
+        """See `_Form.prepare`: a trimmed head."""
         found = model.get_submodule(self.module)
-        vocabulary, inputs = _shape(found)
+        vocabulary, inputs = matrix(found).shape
         bias = found.bias is not None
         projection: nn.Module = (
             nn.Linear(inputs, self.kept, bias=bias)
@@ -134,7 +136,7 @@ class TrimmedHeadForm(Declared):
         return (self.module,)
 
 
-class TiedLayersForm(Declared):
+class TiedLayersForm(_Form):
     """Several layers use one layer's weights."""
 
     form: Literal["tied_layers"] = "tied_layers"
@@ -153,7 +155,7 @@ class TiedLayersForm(Declared):
         return ()
 
 
-class Eagle3Form(Declared):
+class Eagle3Form(_Form):
     """A Llama model of one layer is an EAGLE-3 head."""
 
     form: Literal["eagle3"] = "eagle3"
@@ -167,7 +169,7 @@ class Eagle3Form(Declared):
     """Whether `fc` adds one."""
 
     def prepare(self, model: PreTrainedModel) -> tuple[str, ...]:
-        """Puts an empty layer in place and adds an untrained fusion; returns their names."""
+        """See `_Form.prepare`: a layer, and an untrained fusion beside it."""
         embedding, width = model.get_input_embeddings(), int(model.config.hidden_size)
         layers = model.get_submodule("model.layers")
         assert isinstance(layers, nn.ModuleList)
@@ -178,15 +180,15 @@ class Eagle3Form(Declared):
         return ("model.layers.0", FEATURES)
 
 
-class DynamicInt8Form(Declared):
-    """Linear layers are torch's dynamic int8 ones, on CPU."""
+class DynamicInt8Form(_Form):
+    """Linear layers are torch's dynamic int8 ones, on CPU, which `loading.load_model` makes last."""
 
     form: Literal["dynamic_int8"] = "dynamic_int8"
     keep_precise: tuple[str, ...] = ()
     """Ends of the names of linear layers that stay as they are."""
 
 
-class SemiStructuredForm(Declared):
+class SemiStructuredForm(_Form):
     """Of every four weights of these layers two are zero: a GPU multiplies them by its sparse kernels in
     half precision; elsewhere the model is an ordinary one."""
 
@@ -194,19 +196,11 @@ class SemiStructuredForm(Declared):
     modules: tuple[str, ...]
     """Names in the model."""
 
-    def prepare(self, model: PreTrainedModel) -> tuple[str, ...]:
-        """Nothing: the weights are in the folder as they are."""
-        return ()
 
-
-class GgufForm(Declared):
+class GgufForm(_Form):
     """The draft is a GGUF file, and llama.cpp runs it; there is nothing for torch to load."""
 
     form: Literal["gguf"] = "gguf"
-
-    def prepare(self, model: PreTrainedModel) -> tuple[str, ...]:
-        """Nothing: see `loading.load_model`, which refuses such a draft."""
-        return ()
 
 
 Form = Annotated[
@@ -272,15 +266,11 @@ def use_sparse_kernels(model: nn.Module, names: Sequence[str]) -> None:
 
 
 def quantize_linear_layers(model: nn.Module, keep_precise: Sequence[str] = ()) -> None:
-    """Replaces linear layers by their dynamic int8 form, in place: int8 weights with one scale per
-    output channel, activations quantized per forward.
+    """Replaces linear layers of an fp32 model by their dynamic int8 form, in place, but for those with names that end so:
+    int8 weights with one scale per output channel, activations quantized per forward.
 
     A head that shares the embedding's weight gets its own int8 copy; the embedding stays fp32. Matrices
     whose weights the model's code reads by itself, as in state-space layers, stay as they are.
-
-    Args:
-        model: an fp32 model.
-        keep_precise: ends of the names of layers that stay as they are.
 
     Raises:
         BuildError: torch has no quantized engine for this processor.
@@ -324,27 +314,17 @@ def weights_read_directly(model: nn.Module) -> set[nn.Module]:
             found.add(module)
         return nn.Module.__getattr__(module, name)
 
-    handles = [
-        hook
-        for one in linear
-        for hook in (one.register_forward_pre_hook(enter), one.register_forward_hook(leave))
-    ]
-    nn.Linear.__getattr__ = spy  # type: ignore[method-assign, assignment]
-    try:
-        ids = torch.zeros(1, 8, dtype=torch.int64, device=next(model.parameters()).device)
-        model(ids, use_cache=False)
-    finally:
-        del nn.Linear.__getattr__
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks:
+        for one in linear:
+            hooks.enter_context(one.register_forward_pre_hook(enter))
+            hooks.enter_context(one.register_forward_hook(leave))
+        nn.Linear.__getattr__ = spy  # type: ignore[method-assign, assignment]
+        try:
+            ids = torch.zeros(1, 8, dtype=torch.int64, device=next(model.parameters()).device)
+            model(ids, use_cache=False)
+        finally:
+            del nn.Linear.__getattr__
     return found
-
-
-def _shape(module: nn.Module) -> tuple[int, int]:
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    outputs, inputs = reversed(weight.shape) if is_transposed(module) else weight.shape
-    return outputs, inputs
 
 
 def _like(module: nn.Module, original: nn.Module) -> nn.Module:

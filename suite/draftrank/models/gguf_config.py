@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from draftrank.errors import BuildError, InvalidInputError
+from draftrank.models.attention_windows import head_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,7 +84,7 @@ def statements_of(config: PretrainedConfig, architecture: str) -> dict[str, int 
         BuildError: llama.cpp runs no such model.
     """
     _require_expressible(config, architecture)
-    size = _head_size(config)
+    size = head_size(config)
     full, sliding = _rope_parameters(config)
     found: dict[str, int | float | str] = {
         "context_length": int(config.max_position_embeddings),
@@ -118,7 +119,7 @@ def rotary_divisors(config: PretrainedConfig) -> np.ndarray[Any, Any] | None:
     if full["rope_type"] != "llama3":
         return None
     frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
-    size = _head_size(config)
+    size = head_size(config)
     plain = float(full["rope_theta"]) ** -(np.arange(0, size, 2) / size)
     divisors: np.ndarray[Any, Any] = plain / frequencies.double().numpy()
     return divisors.astype(np.float32)
@@ -162,7 +163,7 @@ def complete_config(config: PretrainedConfig, source: Path, reader: GGUFReader) 
     if hasattr(config, "query_pre_attn_scalar"):
         by_width = (architecture, config.num_hidden_layers) in _SCALED_BY_WIDTH
         config.query_pre_attn_scalar = (
-            config.hidden_size // config.num_attention_heads if by_width else _head_size(config)
+            config.hidden_size // config.num_attention_heads if by_width else head_size(config)
         )
     if getattr(config, "rope_parameters", None):
         _set_rope(config, stated, divisors if architecture == "llama" else None, refuse)
@@ -176,16 +177,11 @@ def complete_config(config: PretrainedConfig, source: Path, reader: GGUFReader) 
 
 
 def require_all_weights(model: PreTrainedModel, missing: set[str], source: Path, reader: GGUFReader) -> None:
-    """Compares the numbers that a file holds with those of the model that was read from it.
-
-    Args:
-        model: what transformers made of the file; tied weights count once.
-        missing: weights that transformers did not find.
-        source: the file.
-        reader: the same, opened.
+    """Compares the numbers that a file holds with those of the model that transformers read from it; tied weights count
+    once.
 
     Raises:
-        InvalidInputError: a weight is missing, or the model left out a tensor.
+        InvalidInputError: a weight is missing, by `missing` or by their number, or the model left out a tensor.
     """
     if missing:
         _refuse(source, f"no {', '.join(sorted(missing)[:3])}", "lacks weights of the model")
@@ -216,10 +212,6 @@ def _refuse(
     )
 
 
-def _head_size(config: PretrainedConfig) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-
-
 def _rope_parameters(config: PretrainedConfig) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Those of layers with full attention, and, where they have their own, of those with a sliding window."""
     parameters = config.rope_parameters
@@ -242,7 +234,7 @@ def _require_expressible(config: PretrainedConfig, architecture: str) -> None:
         return
     if config.attn_logit_softcapping or config.use_bidirectional_attention:
         raise BuildError("llama.cpp's Gemma 3 has causal attention whose logits are not capped")
-    size, scale = _head_size(config), int(config.query_pre_attn_scalar)
+    size, scale = head_size(config), int(config.query_pre_attn_scalar)
     if ("gemma3", config.num_hidden_layers) in _SCALED_BY_WIDTH:
         size = int(config.hidden_size // config.num_attention_heads)
     if size != scale:
@@ -339,7 +331,7 @@ def _set_rope(
     full, sliding = _rope_parameters(config)
     base = float(stated.get("rope.freq_base", _DEFAULT_BASE))
     kept = {key: full[key] for key in ("partial_rotary_factor",) if key in full}
-    rotated = int(_head_size(config) * kept.get("partial_rotary_factor", 1.0))
+    rotated = int(head_size(config) * kept.get("partial_rotary_factor", 1.0))
     if stated.get("rope.dimension_count", rotated) != rotated:
         refuse("rope.dimension_count")
     scaled = {"rope_theta": base, **kept, **_scaling(config, stated, sliding is not None, refuse)}

@@ -81,12 +81,7 @@ class Block:
 
 
 def parts_of(layer: nn.Module, hidden: int) -> Block:
-    """Finds the parts of a decoder layer.
-
-    Args:
-        layer: the layer.
-        hidden: size of the residual stream.
-    """
+    """Finds the parts of a decoder layer, by the size of the residual stream."""
     matrices = [
         name for name, module in layer.named_modules() if is_matrix(module) and not _inside(layer, name)
     ]

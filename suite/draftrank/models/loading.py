@@ -106,9 +106,7 @@ def load_model(
     require_cache(model)
     model.eval()
     model.requires_grad_(False)
-    replaced = [
-        name for form in forms if not isinstance(form, DynamicInt8Form) for name in form.prepare(model)
-    ]
+    replaced = [name for form in forms for name in form.prepare(model)]
     if replaced:
         fill(model, replaced, {k: v for path in weight_files(folder) for k, v in load_file(path).items()})
     _require_weights(folder, model, told, replaced)
@@ -200,15 +198,6 @@ def read_config(folder: Path) -> PretrainedConfig:
 def window_of_folder(folder: Path) -> int | None:
     """See `context_window`, of a folder's model."""
     return context_window(read_config(folder))
-
-
-def row_count(folder: Path) -> int:
-    """Rows of the vocabulary of a folder's model, by its configuration."""
-    from transformers import AutoConfig
-
-    with quiet_transformers():
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    return int(config.get_text_config().vocab_size)
 
 
 def compute_dtype(device: str) -> DtypeName:

@@ -31,14 +31,29 @@ def axis(module: nn.Module, side: Side) -> int:
     return int((side == "inputs") != is_transposed(module))
 
 
+def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A layer, not to be trained, of this weight [outputs, inputs] and bias [outputs], which it shares."""
+    outputs, inputs = weight.shape
+    linear = nn.Linear(inputs, outputs, bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return linear
+
+
+def bias_of(module: nn.Module) -> Tensor | None:
+    """Of a linear layer, [outputs]."""
+    return module.bias if isinstance(module.bias, Tensor) else None
+
+
+def some_rows(module: nn.Module, rows: Tensor) -> nn.Linear:
+    """A copy of some outputs of a layer, given by their numbers, int64 [kept]."""
+    bias = bias_of(module)
+    return linear_of(matrix(module)[rows], None if bias is None else bias[rows])
+
+
 def unfolded(module: nn.Module) -> nn.Linear:
     """The same layer as `nn.Linear`, sharing its bias; itself if it is one already."""
     if isinstance(module, nn.Linear):
         return module
-    weight = matrix(module)
-    outputs, inputs = weight.shape
-    linear = nn.Linear(inputs, outputs, bias=module.bias is not None, device="meta")
-    linear.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
-    if isinstance(module.bias, Tensor):
-        linear.bias = nn.Parameter(module.bias.detach(), requires_grad=False)
-    return linear
+    return linear_of(matrix(module).contiguous(), bias_of(module))

@@ -23,12 +23,7 @@ TEXT_CONFIG, TOKENIZER = "text_config in config.json", "the tokenizer"
 
 
 def read_stop_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Every end token that a model's folder or its tokenizer names and its vocabulary has; may be empty.
-
-    Args:
-        folder: a Hugging Face folder.
-        tokenizer: the folder's.
-    """
+    """Every end token that a Hugging Face folder or its tokenizer names and its vocabulary has; may be empty."""
     size = _vocabulary(folder, tokenizer)
     return frozenset(
         token for ids in _named(folder, tokenizer).values() for token in ids if _is_token(token, size)

@@ -108,40 +108,32 @@ def gguf_file(target: Target, context: FetchContext) -> Path:
     """
     source = target.source.fetch(context)
     if source.is_dir():
-        raise InvalidInputError.single(
-            f"the target {target.id!r} is no GGUF file, which llama.cpp needs",
-            file=f"drafts/{target.id}/target.yaml",
-            field="source",
-            fix="use another --backend, or name a GGUF file as its source",
-        )
+        message = f"the target {target.id!r} is no GGUF file, which llama.cpp needs"
+        fix = "use another --backend, or name a GGUF file as its source"
+        raise _misdeclared(target, message, "source", fix)
     _require_gguf(source)
     return source
 
 
 def _checked(target: Target, folder: Path, facts: dict[str, Any]) -> TargetFolder:
+    named, configured = f"the target {target.id!r}", facts["context_window"]
     if target.prompt_format == "chat" and not load_tokenizer(folder).chat_template:
-        raise InvalidInputError.single(
-            f"the target {target.id!r} has no chat template",
-            file=f"drafts/{target.id}/target.yaml",
-            field="prompt_format",
-            fix="write `prompt_format: completion`",
-        )
-    window = target.context_window or facts["context_window"]
+        fix = "write `prompt_format: completion`"
+        raise _misdeclared(target, f"{named} has no chat template", "prompt_format", fix)
+    window = target.context_window or configured
     if window is None:
-        raise InvalidInputError.single(
-            f"the configuration of the target {target.id!r} says nothing of how many tokens it may hold",
-            file=f"drafts/{target.id}/target.yaml",
-            field="context_window",
-            fix="write how many tokens it was trained for, e.g. `context_window: 2048`",
-        )
-    if facts["context_window"] is not None and window > facts["context_window"]:
-        raise InvalidInputError.single(
-            f"the target {target.id!r} holds {facts['context_window']} tokens, not {window}",
-            file=f"drafts/{target.id}/target.yaml",
-            field="context_window",
-            fix=f"write at most {facts['context_window']}",
-        )
+        message = f"the configuration of {named} says nothing of how many tokens it may hold"
+        fix = "write how many tokens it was trained for, e.g. `context_window: 2048`"
+        raise _misdeclared(target, message, "context_window", fix)
+    if configured is not None and window > configured:
+        message = f"{named} holds {configured} tokens, not {window}"
+        raise _misdeclared(target, message, "context_window", f"write at most {configured}")
     return TargetFolder(path=folder, **{**facts, "context_window": window})
+
+
+def _misdeclared(target: Target, message: str, field: str, fix: str) -> InvalidInputError:
+    file = f"drafts/{target.id}/target.yaml"
+    return InvalidInputError.single(message, file=file, field=field, fix=fix)
 
 
 def _require_gguf(path: Path) -> None:

@@ -153,9 +153,7 @@ def _from_byte_level(piece: str) -> bytes:
 
 @cache
 def _byte_level_table() -> dict[str, int]:
-    """The printed letter of each byte in byte-level BPE (GPT-2): printable bytes are themselves, the others follow 255."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {
-        chr(256 + place): byte for place, byte in enumerate(others)
-    }
+    """The byte that each letter prints in byte-level BPE (GPT-2)."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    return {letter: byte for byte, letter in bytes_to_unicode().items()}

@@ -68,12 +68,7 @@ class SharedTokens:
         return cls(dict(sorted(pairs.items())))
 
     def within(self, target_rows: int, draft_rows: int, head: frozenset[int] | None) -> SharedTokens:
-        """Only those that both models have rows for and the draft's head knows.
-
-        Args:
-            target_rows: rows of the target's vocabulary.
-            draft_rows: the same of the draft.
-            head: ids that the draft's trimmed head knows; None: it knows all.
+        """Only those that both models have rows for and the draft's head, where it is trimmed to some ids, knows.
 
         Raises:
             IncompatibleDraftError: there are none.

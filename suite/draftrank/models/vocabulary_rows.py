@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from draftrank.errors import IncompatibleDraftError
 from draftrank.models.architecture import Architecture
 from draftrank.models.forms import LowRankLinear, PaddedHead, TrimmedHead
+from draftrank.models.matrices import some_rows
 from draftrank.models.resizing import replace_module
 
 if TYPE_CHECKING:
@@ -71,17 +72,14 @@ def pad_rows(model: PreTrainedModel, rows: int) -> None:
     if isinstance(head, TrimmedHead):
         head.vocabulary = rows
     else:
-        replace_module(model, shape.output_head, PaddedHead(head, known, rows).to(weight.device).eval())
+        replace_module(model, shape.names.output_head, PaddedHead(head, known, rows).to(weight.device).eval())
     config.vocab_size = rows
 
 
 @torch.no_grad()
 def know_only(model: PreTrainedModel, token_ids: Sequence[int]) -> None:
-    """Lets the head answer for some tokens only, in place; the others get probability 0.
-
-    Args:
-        model: any, not yet in dynamic int8.
-        token_ids: the model's own ids, ascending; a trimmed head must know them.
+    """Lets the head of a model that is not yet in dynamic int8 answer for some tokens only, in place; the others get
+    probability 0. `token_ids` are the model's own, ascending; a trimmed head must know them.
 
     Raises:
         IncompatibleDraftError: the head is of a form from which no rows can be taken.
@@ -96,28 +94,20 @@ def know_only(model: PreTrainedModel, token_ids: Sequence[int]) -> None:
         return
     trimmed = TrimmedHead(_taken(head, wanted), len(wanted), rows)
     trimmed.token_ids = wanted
-    replace_module(model, shape.output_head, trimmed.eval())
+    replace_module(model, shape.names.output_head, trimmed.eval())
 
 
 def _taken(head: nn.Module, rows: Tensor) -> nn.Module:
     """The head with some rows only; a plain head itself stays, since an embedding may share its weights."""
     if isinstance(head, LowRankLinear):
-        head.second = _some_rows(head.second, rows)
+        replace_module(head, "second", _taken(head.second, rows))
         return head
-    return _some_rows(head, rows)
-
-
-def _some_rows(head: nn.Module, rows: Tensor) -> nn.Linear:
     if type(head) is not nn.Linear:
         raise IncompatibleDraftError(
             f"token_intersection leaves out rows of the draft's head, and those of a {type(head).__name__} cannot be: keep "
             "the head out of quantization (`keep_precise`), or use `vocabulary: string_match`"
         )
-    taken = nn.Linear(head.in_features, len(rows), bias=head.bias is not None, device="meta")
-    taken.weight = nn.Parameter(head.weight[rows], requires_grad=False)
-    if head.bias is not None:
-        taken.bias = nn.Parameter(head.bias[rows], requires_grad=False)
-    return taken
+    return some_rows(head, rows)
 
 
 def _cut_head(head: nn.Module, rows: int) -> None:

@@ -81,8 +81,6 @@ class CompletionRequest:
     """Any of these ends the output and is its last token."""
     top: int = 0
     """How many of the most likely tokens to tell of every position, with their log-probabilities."""
-    once: bool = False
-    """Whether to leave out tokens that the stream left out, instead of asking for the whole output once more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +88,7 @@ class Completion:
     """What a server made of a request, in the suite's terms: tokens = 1 + steps + accepted."""
 
     token_ids: tuple[int, ...]
-    """Emitted tokens; the first comes from the prefill."""
+    """Emitted tokens, without those that the stream left out; the first comes from the prefill."""
     finish: Literal["stop", "length"]
     accepted: int
     """Proposed tokens that were accepted and emitted. One that ended the output stands for the step's bonus token, and
@@ -105,8 +103,8 @@ class Completion:
     """How the server's figures contradict its output; None where they agree."""
     joined: bool = False
     """Whether the disagreement is only that some event brought the tokens of several steps, as busy servers do."""
-    gaps: bool = False
-    """Whether the stream left tokens out, so that `token_ids` lacks them."""
+    gaps: frozenset[int] = frozenset()
+    """Indices in the output of tokens that the stream left out, so that `token_ids` lacks them."""
     figures: bool = True
     """Whether the server told of acceptance; where it did not, `accepted` and `proposed` are 0."""
     top: tuple[tuple[tuple[int, float], ...], ...] = ()
@@ -240,6 +238,14 @@ class Engine(ABC):
         Raises:
             ServerError: the server failed, or answered something else than a completion.
         """
+
+    async def filled(self, client: Client, request: CompletionRequest, completion: Completion) -> Completion:
+        """The completion with the tokens that its stream left out, asked for behind those that came.
+
+        Raises:
+            ServerError: the server failed, or goes on otherwise than in its stream.
+        """
+        return completion
 
 
 def own_engines(root: Path) -> Path:

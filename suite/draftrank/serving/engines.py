@@ -19,11 +19,7 @@ def engine_elsewhere(name: str) -> Engine:
 
 
 def find_engine(name: str, root: Path) -> Engine:
-    """An engine of this machine.
-
-    Args:
-        name: its name.
-        root: the workspace, in whose `.engines/` it may lie.
+    """An engine of this machine by its name; it may lie in the `.engines/` of the workspace at `root`.
 
     Raises:
         MissingDataError: it is not here; says how to get it.

@@ -44,15 +44,8 @@ class Client:
         tls: bool = False,
         token: str | None = None,
     ) -> None:
-        """Nothing is sent yet.
-
-        Args:
-            port: where the server listens.
-            host: its address.
-            idle_s: seconds without a byte after which a request counts as hung.
-            tls: whether it speaks https.
-            token: sent as bearer token.
-        """
+        """Nothing is sent yet. After `idle_s` seconds without a byte a request counts as hung; `tls` is for https, and
+        `token` is sent as bearer token."""
         self._host, self._port, self._idle_s, self._tls = host, port, idle_s, tls
         self._authorization = f"Authorization: Bearer {token}\r\n" if token else ""
         self.model: str | None = None
@@ -74,6 +67,21 @@ class Client:
         """
         async with aclosing(self._answer("GET", path, None)) as parts:
             return b"".join([part async for part in parts]).decode("utf-8", "replace")
+
+    async def models(self) -> list[str]:
+        """What the server calls its models.
+
+        Raises:
+            ServerError: it lists none.
+        """
+        listed = await self.json("/v1/models")
+        try:
+            first, *others = (str(one["id"]) for one in listed["data"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ServerError(
+                "/v1/models does not list models: another program listens on its port"
+            ) from error
+        return [first, *others]
 
     async def json(self, path: str, body: Any = None) -> Any:
         """The JSON that GET answers, or POST where there is a body; raises as `text`."""

@@ -1,8 +1,8 @@
 """llama.cpp: its `llama-server`, given GGUF files.
 
 Every event of the stream is one token with the counts of proposed and accepted tokens so far, so a step that proposed
-some begins where the first count grows. Tokens of an unfinished character are not in the stream; the whole output is
-then asked for once more.
+some begins where the first count grows. The first tokens of a character that takes several are not in the stream; they
+are asked for behind the tokens before them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar
@@ -103,15 +105,6 @@ class LlamaCpp(Engine):
 
     async def complete(self, client: Client, request: CompletionRequest) -> Completion:
         """See `Engine.complete`."""
-        body: dict[str, Any] = {
-            "prompt": list(request.prompt),
-            "n_predict": request.max_new_tokens,
-            "temperature": 0,
-            "cache_prompt": False,
-            "return_tokens": True,
-        }
-        if request.top:
-            body["n_probs"] = request.top
         began = perf_counter()
         moments: list[float] = []
         tokens: list[int] = []
@@ -119,29 +112,25 @@ class LlamaCpp(Engine):
         top: list[tuple[tuple[int, float], ...]] = []
         end: dict[str, Any] | None = None
         async for arrived, event in client.events(
-            "/completion", {**body, "stream": True, "timings_per_token": True}
+            "/completion", {**_body(request), "stream": True, "timings_per_token": True}
         ):
             if "error" in event:
                 raise ServerError(f"llama-server refused the request: {event['error']}")
             if event.get("stop"):
                 end = event
+                moments.append(arrived)
             elif event.get("tokens"):
                 moments.append(arrived)
                 tokens += event["tokens"]
                 counts.append(_counts(event["timings"]))
                 top += [_most_likely(entry) for entry in event.get("completion_probabilities", ())]
-        if end is None or not tokens:
+        emitted, proposed, accepted = _counts(end["timings"]) if end else (0, 0, 0)
+        if not emitted:
             raise ServerError(f"llama-server's answer ended after {len(tokens)} tokens without saying why")
-        emitted, proposed, accepted = _counts(end["timings"])
-        gaps = len(tokens) < emitted
-        if gaps and not request.once:
-            whole = await client.json("/completion", {**body, "stream": False})
-            tokens = list(whole.get("tokens", ()))
-            top = [_most_likely(entry) for entry in whole.get("completion_probabilities", ())]
-            gaps = False
+        gaps = frozenset(range(emitted)) - {count[0] - 1 for count in counts}
         accepted -= past_the_end(counts, emitted)
         disagreement = None
-        if len(tokens) != emitted and not gaps:
+        if len(tokens) + len(gaps) != emitted:
             disagreement = f"it counts {emitted} tokens, and {len(tokens)} came"
         elif request.stop_tokens & set(tokens[:-1]):
             disagreement = "it went on behind a stop token: its file names others"
@@ -149,7 +138,7 @@ class LlamaCpp(Engine):
             disagreement = f"it counts {accepted} accepted tokens among {emitted}"
         return Completion(
             token_ids=tuple(tokens),
-            finish="stop" if tokens[-1] in request.stop_tokens else "length",
+            finish="stop" if request.stop_tokens & set(tokens[-1:]) else "length",
             accepted=accepted,
             proposed=proposed,
             began=began,
@@ -158,6 +147,43 @@ class LlamaCpp(Engine):
             gaps=gaps,
             top=tuple(top),
         )
+
+    async def filled(self, client: Client, request: CompletionRequest, completion: Completion) -> Completion:
+        """See `Engine.filled`."""
+        came, came_top = list(completion.token_ids), list(completion.top)
+        tokens: list[int] = []
+        top: list[tuple[tuple[int, float], ...]] = []
+        emitted = len(came) + len(completion.gaps)
+        for left_out, run in groupby(range(emitted), key=completion.gaps.__contains__):
+            count = len(list(run))
+            if not left_out:
+                tokens += came[:count]
+                top += came_top[:count]
+                del came[:count], came_top[:count]
+                continue
+            known = came[:1]  # the token behind them, which shows that the server goes on as in its stream
+            asked = replace(request, prompt=(*request.prompt, *tokens), max_new_tokens=count + len(known))
+            answer = await client.json("/completion", {**_body(asked), "stream": False})
+            found = list(answer.get("tokens", ()))
+            if len(found) != asked.max_new_tokens or found[count:] != known:
+                raise ServerError(
+                    f"its stream left out tokens {len(tokens)} to {len(tokens) + count - 1}, and asked for them it goes "
+                    "on otherwise than in its stream"
+                )
+            tokens += found[:count]
+            top += map(_most_likely, answer.get("completion_probabilities", ())[:count])
+        return replace(completion, token_ids=tuple(tokens), top=tuple(top), gaps=frozenset())
+
+
+def _body(request: CompletionRequest) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "prompt": list(request.prompt),
+        "n_predict": request.max_new_tokens,
+        "temperature": 0,
+        "cache_prompt": False,
+        "return_tokens": True,
+    }
+    return {**body, "n_probs": request.top} if request.top else body
 
 
 def arguments(speculation: Speculation, cache: str) -> list[str]:
@@ -192,6 +218,8 @@ def past_the_end(counts: Sequence[tuple[int, int, int]], emitted: int) -> int:
         counts: at every token of the stream: tokens emitted, proposed and accepted so far.
         emitted: tokens of the whole output.
     """
+    if not counts:
+        return 0
     proposed, accepted = counts[-1][1:]
     begun = next(index for index, count in enumerate(counts) if count[1] == proposed)
     if begun == 0:  # nothing was ever proposed, or nothing but that is in the stream
@@ -207,8 +235,9 @@ def _counts(timings: dict[str, Any]) -> tuple[int, int, int]:
 def _arrivals(
     moments: Sequence[float], counts: Sequence[tuple[int, int, int]], emitted: int
 ) -> tuple[tuple[float, int], ...]:
-    """A token that the stream left out counts with the event behind it, or with the last one."""
-    so_far = [*(count[0] for count in counts[:-1]), emitted]
+    """Of each event, the last one included, which brings no token: a token that the stream left out counts with the event
+    behind it."""
+    so_far = [*(count[0] for count in counts), emitted]
     sizes = [now - before for before, now in zip([0, *so_far], so_far, strict=False)]
     return tuple((moment, size) for moment, size in zip(moments, sizes, strict=True) if size > 0)
 

@@ -114,16 +114,8 @@ def version_of(engine: Engine, client: Client) -> str:
 
 
 def model_of(client: Client) -> str:
-    """What a server that runs calls its model.
-
-    Raises:
-        ServerError: it lists none.
-    """
-    listed = asyncio.run(client.json("/v1/models"))
-    try:
-        return str(listed["data"][0]["id"])
-    except (KeyError, TypeError, IndexError) as error:
-        raise ServerError("/v1/models does not list models") from error
+    """What a server that runs calls its model; raises as `Client.models`."""
+    return asyncio.run(client.models())[0]
 
 
 class _Sender:

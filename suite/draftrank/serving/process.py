@@ -185,15 +185,9 @@ def _wait(client: Client, process: subprocess.Popen[bytes], name: str, start_s: 
         if time.monotonic() > until:
             raise ServerError(f"the server was not ready after {start_s:g} s")
         time.sleep(_LOOK_S)
-    listed = asyncio.run(client.json("/v1/models"))
-    try:
-        models = [str(entry["id"]) for entry in listed["data"]]
-    except (KeyError, TypeError) as error:
-        raise ServerError("/v1/models does not list models: another program listens on its port") from error
+    models = asyncio.run(client.models())
     if name not in models:
-        raise ServerError(
-            f"it serves {', '.join(models) or 'nothing'} and not {name}: another server listens on its port"
-        )
+        raise ServerError(f"it serves {', '.join(models)} and not {name}: another server listens on its port")
 
 
 def _is_ready(client: Client) -> bool:

@@ -38,17 +38,11 @@ _METRIC = re.compile(
 )
 _OPTIONS = frozenset(
     {
-        *(
-            "prompt_lookup_max",
-            "prompt_lookup_min",
-            "max_model_len",
-            "draft_tensor_parallel_size",
-            "quantization",
-        ),
+        *("prompt_lookup_max", "prompt_lookup_min", "max_model_len", "quantization"),
+        *("draft_tensor_parallel_size", "eagle_aux_hidden_state_layer_ids"),
         *("parallel_drafting", "disable_padded_drafter_batch", "draft_sample_method"),
         *("suffix_decoding_max_tree_depth", "suffix_decoding_max_cached_requests"),
         *("suffix_decoding_max_spec_factor", "suffix_decoding_min_token_prob"),
-        "eagle_aux_hidden_state_layer_ids",
     }
 )
 """Keys of `--speculative-config` that a recipe may set; none of them names a place that code could come from."""
@@ -67,16 +61,8 @@ class Vllm(Engine):
     methods: ClassVar[frozenset[Method]] = frozenset({"ngram", "suffix", "draft_model", "eagle3", "eagle"})
     own_methods: ClassVar[frozenset[str]] = frozenset(
         {
-            "ngram",
-            "ngram_gpu",
-            "suffix",
-            "draft_model",
-            "eagle",
-            "eagle3",
-            "medusa",
-            "mlp_speculator",
-            "mtp",
-            "dflash",
+            *("ngram", "ngram_gpu", "suffix", "draft_model", "eagle", "eagle3"),
+            *("medusa", "mlp_speculator", "mtp", "dflash"),
         }
     )
 
@@ -135,6 +121,9 @@ class Vllm(Engine):
             "VLLM_CPU_NUM_OF_RESERVED_CPU": str(reserved),
             # Its n-gram lookup calls numba, whose OpenMP layer leaves the forwards behind it with a single thread.
             "NUMBA_THREADING_LAYER": "workqueue",
+            # torch then asks for huge pages: in small ones two servers that are alike differ by some percent for as long as
+            # they live, by where their pages happen to lie.
+            "THP_MEM_ALLOC_ENABLE": "1",
         }
         return Launch(tuple(command), {**environment, **served.environment})
 

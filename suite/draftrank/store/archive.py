@@ -14,7 +14,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import time_ns
@@ -45,42 +45,8 @@ MAX_FRESH = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """What one bundle, or the store, has of a session."""
-
-    session: str
-    """Id of the session."""
-    created_at: str
-    target: str
-    suite: str
-    arms: tuple[str, ...]
-    """Ids of its arms, those without trials too."""
-    sha256: str
-    """Hash of the content."""
-
-    @classmethod
-    def of(cls, session: Session, sha256: str) -> Part:
-        """The part that has this header."""
-        arms = tuple(arm.id for arm in session.arms)
-        return cls(session.id, session.created_at, session.target, session.suite, arms, sha256)
-
-    @classmethod
-    def from_json(cls, text: bytes) -> Part | None:
-        """The part that was written by `to_json`; None for any other text."""
-        try:
-            fields = json.loads(text)
-            return cls(**{**fields, "arms": tuple(fields["arms"])})
-        except (ValueError, KeyError, TypeError):
-            return None
-
-    def to_json(self) -> bytes:
-        """Its fields as JSON."""
-        return json.dumps(asdict(self)).encode()
-
-
-@dataclass(frozen=True, slots=True)
 class Known:
-    """A session without its trials."""
+    """A session without its trials, or what one bundle or the store has of it."""
 
     id: str
     created_at: str
@@ -90,7 +56,26 @@ class Known:
     arms: frozenset[str]
     """Ids of its arms, those without trials too."""
     source: str
-    """Hash of the content of its parts."""
+    """Hash of the content."""
+
+    @classmethod
+    def of(cls, session: Session, source: str) -> Known:
+        """What has this header."""
+        arms = frozenset(arm.id for arm in session.arms)
+        return cls(session.id, session.created_at, session.target, session.suite, arms, source)
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Known | None:
+        """What was written by `to_json`; None for any other text."""
+        try:
+            fields = json.loads(text)
+            return cls(**{**fields, "arms": frozenset(fields["arms"])})
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def to_json(self) -> bytes:
+        """Its fields as JSON."""
+        return json.dumps({**asdict(self), "arms": sorted(self.arms)}).encode()
 
 
 class Archive:
@@ -104,14 +89,8 @@ class Archive:
         parity_folder: Path | None = None,
         serving_folder: Path | None = None,
     ) -> None:
-        """Looks at the store and the folder; reads what is not known yet.
-
-        Args:
-            store: the store, or the file of one; None: none.
-            folder: where all bundles lie; None: nowhere.
-            derived: what is known from before.
-            parity_folder: where all published parity records lie; None: nowhere.
-            serving_folder: where all published serving sessions lie; None: nowhere.
+        """Looks at the store, or the file of one, and at the folders of all bundles, parity records and serving
+        sessions; None: there are none. Reads what is not known yet.
 
         Raises:
             InvalidInputError: some bundles are wrong or lie where they do not belong; all are named.
@@ -119,10 +98,10 @@ class Archive:
         """
         self.derived = derived
         self._readers: dict[str, list[Reader]] = defaultdict(list)
-        parts: dict[str, list[Part]] = defaultdict(list)
+        parts: dict[str, list[Known]] = defaultdict(list)
         for part, reader in (*_stored(store), *_published(folder, derived)):
-            parts[part.session].append(part)
-            self._readers[part.session].append(reader)
+            parts[part.id].append(part)
+            self._readers[part.id].append(reader)
         joined = map(_joined, parts.values())
         self.sessions = tuple(sorted(joined, key=lambda one: (one.created_at, one.id)))
         """What is known of each session, oldest first."""
@@ -176,19 +155,19 @@ def _of_store(store: Store | Path | None, read: Callable[[Store], tuple[T, ...]]
     return read(store) if store is not None else ()
 
 
-def _stored(store: Store | Path | None) -> Iterator[tuple[Part, Reader]]:
+def _stored(store: Store | Path | None) -> Iterator[tuple[Known, Reader]]:
     if store is None:
         return
     if isinstance(store, Path):
         for part in stored_parts(store):
-            yield part, partial(_read_stored, store, part.session)
+            yield part, partial(_read_stored, store, part.id)
         return
     for result in store.results():
         sha256 = hashlib.sha256(result.model_dump_json().encode()).hexdigest()
-        yield Part.of(result.session, sha256), partial(_itself, result)
+        yield Known.of(result.session, sha256), partial(_itself, result)
 
 
-def stored_parts(path: Path) -> list[Part]:
+def stored_parts(path: Path) -> list[Known]:
     """The sessions of a store's file, by a hash over their rows.
 
     Raises:
@@ -215,7 +194,7 @@ def stored_parts(path: Path) -> list[Part]:
                         content.update(repr(tuple(row)).encode())
                         arms += [row["id"]] if table == "arms" else []
                 header = (session["id"], session["created_at"], session["target"], session["suite"])
-                parts.append(Part(*header, tuple(arms), content.hexdigest()))
+                parts.append(Known(*header, frozenset(arms), content.hexdigest()))
     except sqlite3.Error as error:
         raise StoreError(f"{path}: {error} (restore a backup of the file)") from error
     return parts
@@ -228,20 +207,20 @@ def _read_stored(path: Path, session: str) -> SessionResult:
         return store.result(session)
 
 
-def _published(folder: Path | None, derived: Derived) -> Iterator[tuple[Part, Reader]]:
+def _published(folder: Path | None, derived: Derived) -> Iterator[tuple[Known, Reader]]:
     """Every bundle of the folder; those that were not known are read."""
     if folder is None:
         return
     before = derived.all_of("bundle")
     now: dict[str, tuple[str, bytes]] = {}
     problems: list[Problem] = []
-    parts: dict[str, Part] = {}
+    parts: dict[str, Known] = {}
     fresh: dict[str, SessionResult] = {}
     for path in sorted(folder.rglob("*.json")):
         name = str(path)
         state = _state_of(path)
         source, value = before.get(name, ("", b""))
-        known = Part.from_json(value)
+        known = Known.from_json(value)
         if known is None or source != state:
             try:
                 sha256, result = _look_at(path, folder, known)
@@ -249,7 +228,7 @@ def _published(folder: Path | None, derived: Derived) -> Iterator[tuple[Part, Re
                 problems.extend(error.problems)
                 continue
             if result is not None:
-                known = Part.of(result.session, sha256)
+                known = Known.of(result.session, sha256)
                 if len(fresh) < MAX_FRESH:
                     fresh[name] = result
             assert known is not None
@@ -264,11 +243,11 @@ def _published(folder: Path | None, derived: Derived) -> Iterator[tuple[Part, Re
         yield part, partial(_itself, found) if found else partial(read_in_place, Path(name), folder)
 
 
-def _look_at(path: Path, folder: Path, known: Part | None) -> tuple[str, SessionResult | None]:
+def _look_at(path: Path, folder: Path, known: Known | None) -> tuple[str, SessionResult | None]:
     """The hash of a bundle's bytes, and what it holds unless that is known."""
     content = read_bytes(path)
     sha256 = hashlib.sha256(content).hexdigest()
-    if known is not None and known.sha256 == sha256:
+    if known is not None and known.source == sha256:
         return sha256, None
     return sha256, read_in_place(path, folder, content)
 
@@ -288,8 +267,6 @@ def _itself(result: SessionResult) -> SessionResult:
     return result
 
 
-def _joined(parts: list[Part]) -> Known:
-    one = parts[0]
-    source = hashlib.sha256(" ".join(sorted({part.sha256 for part in parts})).encode()).hexdigest()
-    arms = frozenset(arm for part in parts for arm in part.arms)
-    return Known(one.session, one.created_at, one.target, one.suite, arms, source)
+def _joined(parts: list[Known]) -> Known:
+    source = hashlib.sha256(" ".join(sorted({part.source for part in parts})).encode()).hexdigest()
+    return replace(parts[0], arms=frozenset().union(*(part.arms for part in parts)), source=source)

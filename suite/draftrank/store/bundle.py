@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from draftrank.errors import InvalidInputError, Problem
 from draftrank.measure.records import Session, SessionResult
-from draftrank.store.bundle_checks import is_identifier, require_times, session_date
+from draftrank.store.bundle_checks import is_identifier, session_date
 from draftrank.store.bundle_format import bundle_data, content_hash, render
-from draftrank.store.bundle_reading import bundle_result, parse_json, read_bytes
+from draftrank.store.bundle_reading import bundle_result, parse_json, read_bytes, read_each, require_place
 from draftrank.store.merging import in_order, merge
 
 if TYPE_CHECKING:  # a command that reads bundles alone does not wait for SQLAlchemy
@@ -27,16 +27,9 @@ if TYPE_CHECKING:  # a command that reads bundles alone does not wait for SQLAlc
 
 
 def publish(result: SessionResult, folder: Path, drafts: Collection[str] = ()) -> list[Path]:
-    """Writes the drafts of a session that are not published yet, with the baseline, as one bundle; equal content
-    gives equal paths and bytes. A bundle that says the same in the form of an older version stays as it is.
-
-    Args:
-        result: a session with its trials.
-        folder: where all bundles lie.
-        drafts: ids of those to publish; empty: all.
-
-    Returns:
-        The bundles that hold these drafts, sorted.
+    """Writes the drafts of a session (of these ids; none named: all) that are not published yet, with the baseline, as
+    one bundle below the folder of all bundles; returns those that hold the drafts, sorted. Equal content gives equal
+    paths and bytes. A bundle that says the same in the form of an older version stays as it is.
 
     Raises:
         InvalidInputError: the parts of the result do not fit together, a name cannot be a folder, or the
@@ -76,37 +69,12 @@ def bundle_files(paths: Iterable[Path]) -> list[Path]:
     Raises:
         InvalidInputError: some folders hold none; all are named.
     """
-    files: list[Path] = []
-    problems: list[Problem] = []
-    for path in paths:
-        found = sorted(path.rglob("*.json")) if path.is_dir() else [path]
-        files += found
-        if not found:
-            problems.append(Problem("holds no .json file", str(path), fix="name a folder of bundles"))
-    if problems:
-        raise InvalidInputError(problems)
-    return files
-
-
-def import_bundle(path: Path, store: Store) -> SessionResult:
-    """Adds a bundle to a store; bundles of one session become that one session again.
-
-    Returns:
-        What the bundle holds.
-
-    Raises:
-        InvalidInputError: as `read_bundle`, or its times contradict each other.
-        StoreError: it contradicts what the store has of the session.
-    """
-    return import_parsed(parse_json(read_bytes(path), str(path)), str(path), store)
-
-
-def import_parsed(data: dict[str, Any], name: str, store: Store) -> SessionResult:
-    """The same of a bundle's JSON object; errors name the file as `name`."""
-    result = bundle_result(data, name)
-    require_times(result, name)
-    store.join_result(result)
-    return result
+    found = {path: sorted(path.rglob("*.json")) if path.is_dir() else [path] for path in paths}
+    empty = [path for path, files in found.items() if not files]
+    if empty:
+        fix = "name a folder of bundles"
+        raise InvalidInputError(Problem("holds no .json file", str(path), fix=fix) for path in empty)
+    return [file for files in found.values() for file in files]
 
 
 def load_results(store: Store | None, bundle_folder: Path | None) -> tuple[SessionResult, ...]:
@@ -117,24 +85,14 @@ def load_results(store: Store | None, bundle_folder: Path | None) -> tuple[Sessi
         StoreError: two parts of a session contradict each other.
     """
     results = list(store.results()) if store else []
-    problems: list[Problem] = []
-    for path in sorted(bundle_folder.rglob("*.json")) if bundle_folder else ():
-        assert bundle_folder is not None
-        try:
-            results.append(read_in_place(path, bundle_folder))
-        except InvalidInputError as error:
-            problems.extend(error.problems)
-    if problems:
-        raise InvalidInputError(problems)
+    if bundle_folder is not None:
+        paths = sorted(bundle_folder.rglob("*.json"))
+        results += read_each(paths, lambda path: read_in_place(path, bundle_folder))
     return tuple(merge(results))
 
 
 def bundle_path(session: Session, data: dict[str, Any]) -> Path:
-    """Where a bundle belongs, relative to the folder of all bundles.
-
-    Args:
-        session: the header of the bundle.
-        data: the bundle's JSON object.
+    """Where a bundle with this header and JSON object belongs, relative to the folder of all bundles.
 
     Raises:
         InvalidInputError: the machine class gives no folder name.
@@ -200,13 +158,7 @@ def read_in_place(path: Path, folder: Path, content: bytes | None = None) -> Ses
     """
     data = parse_json(read_bytes(path) if content is None else content, str(path))
     result = bundle_result(data, str(path))
-    belongs = bundle_path(result.session, data)
-    if path.relative_to(folder) != belongs:
-        raise InvalidInputError.single(
-            "was changed after it was published, or does not lie where its content says",
-            file=str(path),
-            fix=f"restore it, or publish it again: it would be {belongs}",
-        )
+    require_place(path, folder, bundle_path(result.session, data))
     return result
 
 

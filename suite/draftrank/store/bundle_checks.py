@@ -31,6 +31,19 @@ def find_problems(result: SessionResult, file: str) -> list[Problem]:
     return [Problem(message, file, None, field, fix) for field, message, fix in found[:MAX_PROBLEMS]]
 
 
+def refused(error: ValidationError, file: str, fix: str, within: tuple[str, ...] = ()) -> InvalidInputError:
+    """What a record refuses as problems of its file, at most `MAX_PROBLEMS`; `within` is the record's own field there."""
+    return InvalidInputError(
+        Problem(
+            details["msg"].removeprefix("Value error, "),
+            file,
+            field=".".join(map(str, (*within, *details["loc"]))) or None,
+            fix=fix,
+        )
+        for details in error.errors(include_url=False)[:MAX_PROBLEMS]
+    )
+
+
 def require_times(result: SessionResult, file: str) -> None:
     """What is imported or published must state seconds that fit the times of day it states.
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from draftrank.catalog.backend import OLDER_NAMES
 from draftrank.errors import InvalidInputError, Problem
 from draftrank.measure.records import SessionResult, sha256_of_ids
-from draftrank.store.bundle_checks import MAX_PROBLEMS, PUBLISH_AGAIN, find_problems
+from draftrank.store.bundle_checks import MAX_PROBLEMS, PUBLISH_AGAIN, find_problems, refused
 from draftrank.store.bundle_format import SCHEMA_VERSION, expanded
 
+T = TypeVar("T")
 _SKIPPED = re.compile(r"task (\S+) is skipped:")
 
 MAX_BYTES = 64_000_000
@@ -71,6 +73,38 @@ def parse_json(content: bytes, name: str) -> dict[str, Any]:
     return data
 
 
+def read_each(paths: Iterable[Path], read: Callable[[Path], T]) -> list[T]:
+    """What a reader makes of each file.
+
+    Raises:
+        InvalidInputError: some are wrong; all are named.
+    """
+    found: list[T] = []
+    problems: list[Problem] = []
+    for path in paths:
+        try:
+            found.append(read(path))
+        except InvalidInputError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise InvalidInputError(problems)
+    return found
+
+
+def require_place(path: Path, folder: Path, belongs: Path) -> None:
+    """A published file lies where its content says.
+
+    Raises:
+        InvalidInputError: it lies elsewhere below `folder`.
+    """
+    if path.relative_to(folder) != belongs:
+        raise InvalidInputError.single(
+            "was changed after it was published, or does not lie where its content says",
+            file=str(path),
+            fix=f"restore it, or publish it again: it would be {belongs}",
+        )
+
+
 def bundle_result(data: dict[str, Any], name: str) -> SessionResult:
     """The checked records of a bundle's JSON object; errors name the file as `name`.
 
@@ -101,16 +135,7 @@ def bundle_result(data: dict[str, Any], name: str) -> SessionResult:
     except RecursionError as error:
         raise InvalidInputError.single("is nested too deeply", file=name, fix="publish it again") from error
     except ValidationError as error:
-        raise InvalidInputError(
-            Problem(
-                details["msg"].removeprefix("Value error, "),
-                name,
-                None,
-                ".".join(map(str, details["loc"])) or None,
-                PUBLISH_AGAIN,
-            )
-            for details in error.errors(include_url=False)[:MAX_PROBLEMS]
-        ) from error
+        raise refused(error, name, PUBLISH_AGAIN) from error
     problems = find_problems(result, name)
     if version < SCHEMA_VERSION and sum(arm.kind == "draft" for arm in result.session.arms) > 1:
         problems.append(Problem("has more than one draft", name, None, "session.arms", PUBLISH_AGAIN))

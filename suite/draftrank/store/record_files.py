@@ -18,8 +18,8 @@ from draftrank.measure.parity import ParityTurn
 from draftrank.measure.records import SessionTask
 from draftrank.measure.serving_records import PromptTurn
 from draftrank.store.bundle import write_bundle
-from draftrank.store.bundle_checks import MAX_PROBLEMS
-from draftrank.store.bundle_reading import parse_json, read_bytes
+from draftrank.store.bundle_checks import MAX_PROBLEMS, refused
+from draftrank.store.bundle_reading import parse_json, read_bytes, read_each, require_place
 
 R = TypeVar("R", bound=BaseModel)
 AGAIN = "publish it again from its store"
@@ -62,24 +62,15 @@ class RecordFiles(Generic[R]):
         return path
 
     def read(self, path: Path, folder: Path | None = None) -> R:
-        """Reads and checks one file.
-
-        Args:
-            path: the file.
-            folder: where all of them lie, when it must lie where its content says.
+        """Reads and checks one file, which must lie where its content says if the folder of all of them is named.
 
         Raises:
             InvalidInputError: it cannot be read, was changed, or does not add up; names file and field.
         """
         data = parse_json(read_bytes(path), str(path))
         record = self.checked(data, str(path))
-        belongs = self.place(record, data)
-        if folder is not None and path.relative_to(folder) != belongs:
-            raise InvalidInputError.single(
-                "was changed after it was published, or does not lie where its content says",
-                file=str(path),
-                fix=f"restore it, or publish it again: it would be {belongs}",
-            )
+        if folder is not None:
+            require_place(path, folder, self.place(record, data))
         return record
 
     def read_all(self, folder: Path) -> tuple[R, ...]:
@@ -88,15 +79,7 @@ class RecordFiles(Generic[R]):
         Raises:
             InvalidInputError: some are wrong; all are named.
         """
-        found: list[R] = []
-        problems: list[Problem] = []
-        for path in sorted(folder.rglob("*.json")):
-            try:
-                found.append(self.read(path, folder))
-            except InvalidInputError as error:
-                problems.extend(error.problems)
-        if problems:
-            raise InvalidInputError(problems)
+        found = read_each(sorted(folder.rglob("*.json")), lambda path: self.read(path, folder))
         return tuple(sorted(found, key=self.age))
 
     def checked(self, data: dict[str, Any], name: str) -> R:
@@ -115,16 +98,7 @@ class RecordFiles(Generic[R]):
         try:
             record = self.model.model_validate_json(json.dumps(data[self.key]), strict=True)
         except ValidationError as error:
-            raise InvalidInputError(
-                Problem(
-                    details["msg"].removeprefix("Value error, "),
-                    name,
-                    None,
-                    ".".join(map(str, (self.key, *details["loc"]))),
-                    AGAIN,
-                )
-                for details in error.errors()[:MAX_PROBLEMS]
-            ) from error
+            raise refused(error, name, AGAIN, within=(self.key,)) from error
         problems = [
             Problem(message, name, None, f"{self.key}.{field}", AGAIN)
             for field, message in self.problems(record, data)
@@ -137,13 +111,8 @@ class RecordFiles(Generic[R]):
 def turn_problems(
     tasks: Sequence[SessionTask], turns: Sequence[ParityTurn | PromptTurn], longest: Callable[[int], int]
 ) -> Iterator[tuple[str, str]]:
-    """What does not fit between a record's tasks and its prompt turns, as field and message.
-
-    Args:
-        tasks: of the record.
-        turns: of the record.
-        longest: from the index of a turn, the most tokens that an output of it has.
-    """
+    """What does not fit between a record's tasks and its prompt turns, as field and message; `longest` gives, from the
+    index of a turn, the most tokens that an output of it has."""
     for index, task in enumerate(tasks):
         if len(task.prompts) != len(task.turns):
             yield f"tasks.{index}", "prompts and turns do not match one to one"

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from draftrank.catalog.remote_folder import RemoteFolder
 from draftrank.errors import InvalidInputError
 from draftrank.measure.records import SessionResult
-from draftrank.store.bundle import import_parsed, publish
-from draftrank.store.bundle_reading import parse_json, read_bytes
+from draftrank.store.bundle import publish
+from draftrank.store.bundle_checks import require_times
+from draftrank.store.bundle_reading import bundle_result, parse_json, read_bytes
 from draftrank.store.parity_bundle import PARITY_FILES
 from draftrank.store.serving_bundle import SERVING_FILES
 
@@ -67,16 +68,20 @@ def _copy(address: str, to: Path) -> Path:
 
 
 def import_file(path: Path, store: Store) -> None:
-    """Adds a result bundle, a parity record or a serving session to a store.
+    """Adds a result bundle, a parity record or a serving session to a store; bundles of one session become that one session
+    again.
 
     Raises:
-        InvalidInputError: it is none of them, or as `import_parsed` and `RecordFiles.checked`.
+        InvalidInputError: it is none of them, does not add up, or its times contradict each other; names file and field.
         StoreError: it contradicts what the store has.
     """
-    data = parse_json(read_bytes(path), str(path))
+    name = str(path)
+    data = parse_json(read_bytes(path), name)
     if PARITY_FILES.key in data:
-        store.add_parity(PARITY_FILES.checked(data, str(path)))
+        store.add_parity(PARITY_FILES.checked(data, name))
     elif SERVING_FILES.key in data:
-        store.serving.add(SERVING_FILES.checked(data, str(path)))
+        store.serving.add(SERVING_FILES.checked(data, name))
     else:
-        import_parsed(data, str(path), store)
+        result = bundle_result(data, name)
+        require_times(result, name)
+        store.join_result(result)

@@ -6,49 +6,38 @@ every mean on the board is computed from these records. Several processes may us
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from sqlalchemy import Engine, insert, make_url, select, update
+from sqlalchemy import Engine, delete, insert, make_url, select
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session as Transaction
 
+from draftrank.catalog.base import sha256_of_json
 from draftrank.errors import StoreError
 from draftrank.measure.evidence import Numerics
 from draftrank.measure.parity import Parity
-from draftrank.measure.records import Arm, Session, SessionResult, StoppedBy, Trial
-from draftrank.store.database import create_server_engine, create_store_engine, shown, store_errors, writing
-from draftrank.store.merging import describe, in_order, join
-from draftrank.store.queries import (
-    existing_session_row,
-    find_session_row,
-    insert_session,
-    of_target,
-    read_result,
-    read_trials,
-    remove_session,
-    require_part_of,
-    session_rows,
-    trial_row,
-)
-from draftrank.store.rows import arm_values, to_parity, to_session, to_trial, trial_values
+from draftrank.measure.records import Arm, Machine, Session, SessionResult, SessionTask, StoppedBy, Trial
+from draftrank.store.database import create_server_engine, create_store_engine, shown, store_errors
+from draftrank.store.merging import describe, in_order, join, trial_order
 from draftrank.store.schema import ensure_schema, ensure_server_schema
 from draftrank.store.serving import ServingSessions
-from draftrank.store.tables import ArmRow, ParityRow, SessionRow, TrialRow
+from draftrank.store.sessions import Sessions, as_stored, to_record
+from draftrank.store.tables import ArmRow, MachineRow, ParityRow, SessionRow, SessionTaskRow, TrialRow
 
 _URL = "sqlite:///"
 
 
-class Store:
+class Store(Sessions[SessionRow, Session, SessionResult]):
     """An open results store; use it as a context manager, or call `close`."""
 
+    table = SessionRow
+    kind = "session"
+
     def __init__(self, name: str, engine: Engine) -> None:
-        self.name = name
-        """Its path or address, without a password."""
-        self._engine = engine
-        self.serving = ServingSessions(self._writing, self._reading)
+        super().__init__(name, engine)
+        self.serving = ServingSessions(name, engine)
         """Serving sessions."""
 
     @classmethod
@@ -109,32 +98,9 @@ class Store:
             StoreError: the id exists.
         """
         with self._writing() as transaction:
-            if find_session_row(transaction, session.id) is not None:
+            if self._find(transaction, session.id) is not None:
                 raise StoreError(f"session {session.id} exists already (go on with it, or take another id)")
-            insert_session(transaction, session, ())
-
-    def update_arm(self, session_id: str, arm: Arm) -> None:
-        """Replaces what is known of an arm, e.g. once its draft is built or has failed.
-
-        Raises:
-            StoreError: the session or the arm does not exist.
-        """
-        with self._writing() as transaction:
-            row = existing_session_row(transaction, session_id)
-            known = [entry for entry in row.arms if entry.id == arm.id]
-            if not known:
-                raise StoreError(f"session {session_id} has no arm {arm.id!r} (declare it when it begins)")
-            transaction.execute(update(ArmRow).where(ArmRow.key == known[0].key).values(**arm_values(arm)))
-
-    def add_warnings(self, session_id: str, warnings: Iterable[str]) -> None:
-        """Appends warnings that the session does not have yet.
-
-        Raises:
-            StoreError: the session does not exist.
-        """
-        with self._writing() as transaction:
-            row = existing_session_row(transaction, session_id)
-            row.warnings = list(dict.fromkeys((*row.warnings, *warnings)))
+            _insert(transaction, session, ())
 
     def finish_session(self, session_id: str, finished_at: str, stopped_by: StoppedBy | None = None) -> None:
         """Marks a session complete at a UTC time (ISO 8601), and says what ended it.
@@ -143,7 +109,7 @@ class Store:
             StoreError: the session does not exist.
         """
         with self._writing() as transaction:
-            row = existing_session_row(transaction, session_id)
+            row = self._existing(transaction, session_id)
             row.finished_at, row.stopped_by = finished_at, stopped_by
 
     def set_numerics(self, session_id: str, numerics: Numerics) -> None:
@@ -153,7 +119,7 @@ class Store:
             StoreError: the session does not exist.
         """
         with self._writing() as transaction:
-            existing_session_row(transaction, session_id).numerics = numerics.model_dump(mode="json")
+            self._existing(transaction, session_id).numerics = numerics.model_dump(mode="json")
 
     def add_trial(self, session_id: str, trial: Trial) -> None:
         """Stores a trial; it is on disk when this returns. An identical one is ignored.
@@ -163,12 +129,12 @@ class Store:
                 trial.
         """
         with self._writing() as transaction:
-            session = existing_session_row(transaction, session_id)
-            require_part_of(session, trial)
-            known = trial_row(transaction, session, trial)
+            session = self._existing(transaction, session_id)
+            _require_part_of(session, trial)
+            known = _trial_row(transaction, session, trial)
             if known is None:
-                transaction.execute(insert(TrialRow).values(**trial_values(trial, session.key)))
-            elif to_trial(known) != trial:
+                transaction.add(TrialRow(session_key=session.key, **trial.model_dump(mode="json")))
+            elif to_record(Trial, known) != trial:
                 raise StoreError(
                     f"session {session_id} holds another trial {describe(trial)} "
                     "(measure it in a new session)"
@@ -181,11 +147,10 @@ class Store:
             StoreError: the session or the trial does not exist.
         """
         with self._writing() as transaction:
-            known = trial_row(transaction, existing_session_row(transaction, session_id), trial)
+            known = _trial_row(transaction, self._existing(transaction, session_id), trial)
             if known is None:
                 raise StoreError(f"session {session_id} has no trial {describe(trial)} (add it first)")
-            judgement = trial.judgement
-            known.judgement = judgement.model_dump(mode="json") if judgement else None
+            known.judgement = trial.judgement.model_dump(mode="json") if trial.judgement else None
 
     def add_result(self, result: SessionResult) -> None:
         """Stores a whole session; an identical one is ignored.
@@ -194,10 +159,10 @@ class Store:
             StoreError: the id exists with other content, or the parts do not fit together.
         """
         with self._writing() as transaction:
-            row = find_session_row(transaction, result.session.id)
+            row = self._find(transaction, result.session.id)
             if row is None:
-                insert_session(transaction, result.session, result.trials)
-            elif in_order(read_result(transaction, row)) != in_order(result):
+                _insert(transaction, result.session, result.trials)
+            elif in_order(self._whole(transaction, row)) != in_order(result):
                 raise StoreError(
                     f"session {result.session.id} exists with other content (delete it first to replace it)"
                 )
@@ -209,15 +174,15 @@ class Store:
             StoreError: the two contradict each other, or the parts do not fit together.
         """
         with self._writing() as transaction:
-            row = find_session_row(transaction, result.session.id)
+            row = self._find(transaction, result.session.id)
             if row is None:
-                insert_session(transaction, result.session, result.trials)
+                _insert(transaction, result.session, result.trials)
                 return
-            known = in_order(read_result(transaction, row))
+            known = in_order(self._whole(transaction, row))
             joined = join(known, result)
             if joined != known:
-                remove_session(transaction, row)
-                insert_session(transaction, joined.session, joined.trials)
+                _remove(transaction, row)
+                _insert(transaction, joined.session, joined.trials)
 
     def delete_session(self, session_id: str) -> None:
         """Removes a session with its trials, and its machine when no other session ran there.
@@ -226,7 +191,7 @@ class Store:
             StoreError: the session does not exist.
         """
         with self._writing() as transaction:
-            remove_session(transaction, existing_session_row(transaction, session_id))
+            _remove(transaction, self._existing(transaction, session_id))
 
     def add_parity(self, parity: Parity) -> None:
         """Stores a draft's parity with another engine; an identical one is ignored.
@@ -238,7 +203,7 @@ class Store:
             known = transaction.scalar(select(ParityRow).filter_by(id=parity.id))
             if known is None:
                 transaction.add(ParityRow(**parity.model_dump(mode="json")))
-            elif to_parity(known) != Parity.model_validate(parity.model_dump(mode="json")):
+            elif to_record(Parity, known) != as_stored(parity):
                 raise StoreError(
                     f"parity {parity.id} exists with other content (keep the one that was measured)"
                 )
@@ -247,14 +212,7 @@ class Store:
 
     def find_session(self, plan_sha256: str) -> Session | None:
         """The newest session of a plan, complete or not."""
-        with self._reading() as transaction:
-            rows = session_rows(transaction, SessionRow.plan_sha256 == plan_sha256)
-            return to_session(rows[-1]) if rows else None
-
-    def sessions(self, target: str | None = None) -> tuple[Session, ...]:
-        """All sessions, or those of one target, from the oldest to the newest."""
-        with self._reading() as transaction:
-            return tuple(to_session(row) for row in session_rows(transaction, *of_target(target)))
+        return self._newest_of(plan_sha256)
 
     def trials(self, session_id: str) -> tuple[Trial, ...]:
         """A session's trials, by task, prompt, turn, repeat and place, whatever order they came in.
@@ -263,32 +221,74 @@ class Store:
             StoreError: the session does not exist.
         """
         with self._reading() as transaction:
-            return read_trials(transaction, existing_session_row(transaction, session_id))
-
-    def result(self, session_id: str) -> SessionResult:
-        """A session with its trials, as they were at one moment; raises as `trials`."""
-        with self._reading() as transaction:
-            return read_result(transaction, existing_session_row(transaction, session_id))
-
-    def results(self, target: str | None = None) -> tuple[SessionResult, ...]:
-        """All sessions with their trials, or those of one target, from the oldest to the newest."""
-        with self._reading() as transaction:
-            return tuple(
-                read_result(transaction, row) for row in session_rows(transaction, *of_target(target))
-            )
+            return _trials(transaction, self._existing(transaction, session_id))
 
     def parities(self) -> tuple[Parity, ...]:
         """Every draft's parity with other engines, from the oldest to the newest."""
         with self._reading() as transaction:
             rows = transaction.scalars(select(ParityRow).order_by(ParityRow.created_at, ParityRow.id))
-            return tuple(map(to_parity, rows))
+            return tuple(to_record(Parity, row) for row in rows)
 
-    @contextmanager
-    def _writing(self) -> Iterator[Transaction]:
-        with store_errors(self.name), Transaction(writing(self._engine)) as transaction, transaction.begin():
-            yield transaction
+    def _header(self, row: SessionRow) -> Session:
+        return to_record(
+            Session,
+            row,
+            machine=to_record(Machine, row.machine),
+            tasks=tuple(to_record(SessionTask, task) for task in row.tasks),
+            arms=tuple(to_record(Arm, arm) for arm in row.arms),
+        )
 
-    @contextmanager
-    def _reading(self) -> Iterator[Transaction]:
-        with store_errors(self.name), Transaction(self._engine) as transaction, transaction.begin():
-            yield transaction
+    def _whole(self, transaction: Transaction, row: SessionRow) -> SessionResult:
+        return SessionResult(session=self._header(row), trials=_trials(transaction, row))
+
+
+def _trials(transaction: Transaction, row: SessionRow) -> tuple[Trial, ...]:
+    found = transaction.scalars(select(TrialRow).where(TrialRow.session_key == row.key))
+    return tuple(sorted((to_record(Trial, trial) for trial in found), key=trial_order))
+
+
+def _trial_row(transaction: Transaction, session: SessionRow, trial: Trial) -> TrialRow | None:
+    """The row of a trial's key, if there is one."""
+    key = dict(zip(("arm", "task", "prompt", "turn", "repeat", "attempt"), trial.key, strict=True))
+    return transaction.scalar(select(TrialRow).filter_by(session_key=session.key, **key))
+
+
+def _insert(transaction: Transaction, session: Session, trials: Sequence[Trial]) -> None:
+    """Adds a session that is not stored yet, with its trials.
+
+    Raises:
+        StoreError: a trial names an arm or a task that the session does not have.
+    """
+    machine = session.machine.model_dump(mode="json")
+    sha256 = sha256_of_json(machine)
+    known = transaction.scalar(select(MachineRow).where(MachineRow.sha256 == sha256))
+    values = session.model_dump(mode="json")
+    tasks = [SessionTaskRow(place=place, **task) for place, task in enumerate(values.pop("tasks"))]
+    arms = [ArmRow(place=place, **arm) for place, arm in enumerate(values.pop("arms"))]
+    values["machine"] = known or MachineRow(sha256=sha256, **machine)
+    row = SessionRow(**values, tasks=tasks, arms=arms)
+    transaction.add(row)
+    transaction.flush()
+    for trial in trials:
+        _require_part_of(row, trial)
+    if trials:
+        rows = [{"session_key": row.key, **trial.model_dump(mode="json")} for trial in trials]
+        transaction.execute(insert(TrialRow), rows)
+
+
+def _remove(transaction: Transaction, row: SessionRow) -> None:
+    """Removes a session; the database removes its tasks, arms and trials."""
+    transaction.execute(delete(SessionRow).where(SessionRow.key == row.key))
+    unused = ~select(SessionRow.key).where(SessionRow.machine_key == MachineRow.key).exists()
+    transaction.execute(delete(MachineRow).where(unused))
+    transaction.expunge_all()
+
+
+def _require_part_of(session: SessionRow, trial: Trial) -> None:
+    """Says in words what the foreign keys would refuse."""
+    for what, name, known in (
+        ("arm", trial.arm, {arm.id for arm in session.arms}),
+        ("task", trial.task, {task.task for task in session.tasks}),
+    ):
+        if name not in known:
+            raise StoreError(f"session {session.id} has no {what} {name!r} (declare it when it begins)")

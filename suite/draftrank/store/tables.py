@@ -3,12 +3,14 @@ one column each.
 
 A column has the name of the record's field; nested values are JSON. Nothing derived is kept. Short
 integer keys tie the tables together, and natural constraints see to it that no fact is stored twice.
-Each change here needs a migration in `migrations/versions/`; a test compares the two.
+A new field of a record needs a migration in `migrations/versions/`; a test compares the two.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Collection
+from types import NoneType
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from sqlalchemy import (
     JSON,
@@ -19,14 +21,22 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    String,
     UniqueConstraint,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.orm import DeclarativeBase, Mapped, MappedColumn, mapped_column, relationship
+from sqlalchemy.types import Boolean, TypeEngine
+
+from draftrank.measure.parity import Parity
+from draftrank.measure.record import Record
+from draftrank.measure.records import Arm, Machine, Session, SessionTask, Trial
+from draftrank.measure.serving_records import Round, ServingArm, ServingSession
 
 WHOLE = BigInteger().with_variant(Integer(), "sqlite")
 """SQLite's integers have 64 bits, and only by this name do they count up by themselves."""
 JSON_OR_NULL = JSON(none_as_null=True)
 SESSION_KEY = "sessions.key"
+_TYPES: dict[Any, TypeEngine[Any]] = {str: String(), int: WHOLE, float: Double(), bool: Boolean()}
 
 
 class Base(DeclarativeBase):
@@ -42,8 +52,31 @@ class Base(DeclarativeBase):
         }
     )
 
+    def __init_subclass__(
+        cls, *, record: type[Record] | None = None, without: Collection[str] = (), **others: Any
+    ) -> None:
+        """Gives a table a column for each field of its record, but for those that it declares itself and those
+        `without`, which lie in other tables."""
+        for name, field in (record.model_fields if record else {}).items():
+            if name not in without and name not in cls.__annotations__:
+                setattr(cls, name, _column(field.annotation))
+        super().__init_subclass__(**others)
 
-class MachineRow(Base):
+
+def _column(annotation: Any) -> MappedColumn[Any]:
+    """A column for a field of this type."""
+    options = [one for one in get_args(annotation) if one is not NoneType]
+    nullable = NoneType in get_args(annotation)
+    kind = options[0] if nullable and len(options) == 1 else annotation
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    if get_origin(kind) is Literal:
+        kind = str
+    plain = _TYPES.get(kind) if isinstance(kind, type) else None
+    return mapped_column(plain or (JSON_OR_NULL if nullable else JSON()), nullable=nullable)
+
+
+class MachineRow(Base, record=Machine):
     """A machine, once however many sessions ran on it."""
 
     __tablename__ = "machines"
@@ -51,18 +84,9 @@ class MachineRow(Base):
     key: Mapped[int] = mapped_column(primary_key=True)
     sha256: Mapped[str] = mapped_column(unique=True)
     """Hash of all other fields: what makes a machine the same."""
-    machine_class: Mapped[str]
-    cpu: Mapped[str]
-    cores: Mapped[int]
-    threads: Mapped[int]
-    memory_bytes: Mapped[int]
-    gpu: Mapped[str | None]
-    platform: Mapped[str]
-    python: Mapped[str]
-    packages: Mapped[dict[str, str]] = mapped_column(JSON)
 
 
-class SessionRow(Base):
+class SessionRow(Base, record=Session, without=("machine", "tasks", "arms")):
     """The header of a session."""
 
     __tablename__ = "sessions"
@@ -74,33 +98,17 @@ class SessionRow(Base):
     plan_sha256: Mapped[str]
     created_at: Mapped[str]
     finished_at: Mapped[str | None]
-    suite: Mapped[str]
-    suite_sha256: Mapped[str]
-    draftrank_version: Mapped[str]
     target: Mapped[str]
-    target_sha256: Mapped[str]
-    target_weights_sha256: Mapped[str]
-    target_parameters: Mapped[int]
-    dtype: Mapped[str]
-    device: Mapped[str]
-    backend: Mapped[str]
-    mode: Mapped[dict[str, Any]] = mapped_column(JSON)
-    seed: Mapped[int]
-    repeats: Mapped[int]
     warnings: Mapped[list[str]] = mapped_column(JSON)
-    skipped_tasks: Mapped[list[str]] = mapped_column(JSON)
-    target_ci: Mapped[float | None]
-    budget_s: Mapped[float | None]
     stopped_by: Mapped[str | None]
     numerics: Mapped[dict[str, Any] | None] = mapped_column(JSON_OR_NULL)
-    environment: Mapped[dict[str, Any] | None] = mapped_column(JSON_OR_NULL)
 
-    machine: Mapped[MachineRow] = relationship()
-    tasks: Mapped[list[SessionTaskRow]] = relationship(order_by="SessionTaskRow.place")
-    arms: Mapped[list[ArmRow]] = relationship(order_by="ArmRow.place")
+    machine: Mapped[MachineRow] = relationship(lazy="joined")
+    tasks: Mapped[list[SessionTaskRow]] = relationship(lazy="selectin", order_by="SessionTaskRow.place")
+    arms: Mapped[list[ArmRow]] = relationship(lazy="selectin", order_by="ArmRow.place")
 
 
-class SessionTaskRow(Base):
+class SessionTaskRow(Base, record=SessionTask):
     """A task of a session."""
 
     __tablename__ = "session_tasks"
@@ -111,15 +119,9 @@ class SessionTaskRow(Base):
     place: Mapped[int]
     """Index among the session's tasks."""
     task: Mapped[str]
-    task_sha256: Mapped[str]
-    prompts: Mapped[list[str]] = mapped_column(JSON)
-    turns: Mapped[list[int]] = mapped_column(JSON)
-    prompts_sha256: Mapped[str]
-    max_new_tokens: Mapped[int]
-    rendered_sha256: Mapped[str | None]
 
 
-class ArmRow(Base):
+class ArmRow(Base, record=Arm):
     """An arm of a session."""
 
     __tablename__ = "arms"
@@ -130,20 +132,9 @@ class ArmRow(Base):
     place: Mapped[int]
     """Index among the session's arms."""
     id: Mapped[str]
-    kind: Mapped[str]
-    num_speculative_tokens: Mapped[int]
-    draft: Mapped[dict[str, Any] | None] = mapped_column(JSON_OR_NULL)
-    peak_memory_bytes: Mapped[int | None]
-    latencies: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
-    failure: Mapped[str | None]
-    lossy: Mapped[bool]
-    sampling: Mapped[dict[str, Any] | None] = mapped_column(JSON_OR_NULL)
-    reference: Mapped[dict[str, Any] | None] = mapped_column(JSON_OR_NULL)
-    backend: Mapped[str | None]
-    dtype: Mapped[str | None]
 
 
-class TrialRow(Base):
+class TrialRow(Base, record=Trial):
     """A trial; its arm and task must be those of its session."""
 
     __tablename__ = "trials"
@@ -160,33 +151,10 @@ class TrialRow(Base):
 
     key: Mapped[int] = mapped_column(primary_key=True)
     session_key: Mapped[int]
-    arm: Mapped[str]
-    task: Mapped[str]
-    prompt: Mapped[str]
-    turn: Mapped[int]
-    repeat: Mapped[int]
-    position: Mapped[int]
-    process: Mapped[int]
-    started_at: Mapped[str]
-    prompt_tokens: Mapped[int]
-    token_ids: Mapped[list[int]] = mapped_column(JSON)
-    finish: Mapped[str]
-    steps: Mapped[int]
-    accept_histogram: Mapped[list[int]] = mapped_column(JSON)
-    offered: Mapped[list[int]] = mapped_column(JSON)
-    proposed: Mapped[int]
-    draft_forwards: Mapped[int]
-    prefill_s: Mapped[float]
-    decode_s: Mapped[float]
-    propose_s: Mapped[float]
-    verify_s: Mapped[float]
-    attempt: Mapped[int]
-    conditions: Mapped[dict[str, Any] | None] = mapped_column(JSON_OR_NULL)
-    proposal_sizes: Mapped[list[int] | None] = mapped_column(JSON_OR_NULL)
     judgement: Mapped[dict[str, Any] | None] = mapped_column(JSON_OR_NULL)
 
 
-class ParityRow(Base):
+class ParityRow(Base, record=Parity):
     """A draft in another engine beside this one; see `measure.parity.Parity`."""
 
     __tablename__ = "parities"
@@ -195,33 +163,9 @@ class ParityRow(Base):
     key: Mapped[int] = mapped_column(primary_key=True)
     id: Mapped[str] = mapped_column(unique=True)
     created_at: Mapped[str]
-    draftrank_version: Mapped[str]
-    target: Mapped[str]
-    target_sha256: Mapped[str]
-    target_weights_sha256: Mapped[str]
-    draft: Mapped[str]
-    build: Mapped[dict[str, Any]] = mapped_column(JSON)
-    num_speculative_tokens: Mapped[int]
-    engine: Mapped[str]
-    engine_version: Mapped[str]
-    speculation: Mapped[dict[str, Any]] = mapped_column(JSON)
-    form: Mapped[str]
-    export_sha256: Mapped[str | None]
-    differs: Mapped[list[str]] = mapped_column(JSON)
-    suite: Mapped[str]
-    suite_sha256: Mapped[str]
-    tasks: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
-    skipped_tasks: Mapped[list[str]] = mapped_column(JSON)
-    backend: Mapped[str]
-    dtype: Mapped[str]
-    device: Mapped[str]
-    machine: Mapped[dict[str, Any]] = mapped_column(JSON)
-    rounding: Mapped[float]
-    rounding_positions: Mapped[int]
-    turns: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
 
 
-class ServingSessionRow(Base):
+class ServingSessionRow(Base, record=ServingSession, without=("arms",)):
     """The header of a serving session; see `measure.serving_records.ServingSession`."""
 
     __tablename__ = "serving_sessions"
@@ -232,34 +176,13 @@ class ServingSessionRow(Base):
     plan_sha256: Mapped[str]
     created_at: Mapped[str]
     finished_at: Mapped[str | None]
-    draftrank_version: Mapped[str]
     target: Mapped[str]
-    target_sha256: Mapped[str]
-    target_weights_sha256: Mapped[str]
-    server: Mapped[str]
-    server_declared: Mapped[dict[str, Any]] = mapped_column(JSON)
-    server_sha256: Mapped[str]
-    engine: Mapped[str]
-    engine_version: Mapped[str]
-    dtype: Mapped[str]
-    device: Mapped[str]
-    machine: Mapped[dict[str, Any]] = mapped_column(JSON)
-    environment: Mapped[dict[str, Any] | None] = mapped_column(JSON_OR_NULL)
-    suite: Mapped[str]
-    suite_sha256: Mapped[str]
-    tasks: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
-    skipped_tasks: Mapped[list[str]] = mapped_column(JSON)
-    turns: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
-    concurrencies: Mapped[list[int]] = mapped_column(JSON)
-    rate: Mapped[float | None]
-    rounds: Mapped[int]
-    seed: Mapped[int]
     warnings: Mapped[list[str]] = mapped_column(JSON)
 
-    arms: Mapped[list[ServingArmRow]] = relationship(order_by="ServingArmRow.place")
+    arms: Mapped[list[ServingArmRow]] = relationship(lazy="selectin", order_by="ServingArmRow.place")
 
 
-class ServingArmRow(Base):
+class ServingArmRow(Base, record=ServingArm):
     """A server of a serving session."""
 
     __tablename__ = "serving_arms"
@@ -270,21 +193,9 @@ class ServingArmRow(Base):
     place: Mapped[int]
     """Index among the session's arms."""
     id: Mapped[str]
-    kind: Mapped[str]
-    draft_id: Mapped[str | None]
-    draft: Mapped[dict[str, Any] | None] = mapped_column(JSON_OR_NULL)
-    num_speculative_tokens: Mapped[int]
-    speculation: Mapped[dict[str, Any]] = mapped_column(JSON)
-    form: Mapped[str | None]
-    export_sha256: Mapped[str | None]
-    differs: Mapped[list[str]] = mapped_column(JSON)
-    flags: Mapped[list[str]] = mapped_column(JSON)
-    start_s: Mapped[float | None]
-    failure: Mapped[str | None]
-    log_tail: Mapped[str | None]
 
 
-class RoundRow(Base):
+class RoundRow(Base, record=Round):
     """A round of a serving session; its arm must be one of the session."""
 
     __tablename__ = "serving_rounds"
@@ -297,20 +208,4 @@ class RoundRow(Base):
 
     key: Mapped[int] = mapped_column(primary_key=True)
     session_key: Mapped[int]
-    arm: Mapped[str]
-    concurrency: Mapped[int]
-    rate: Mapped[float | None]
-    index: Mapped[int]
-    position: Mapped[int]
-    attempt: Mapped[int]
-    process: Mapped[int]
-    started_at: Mapped[str]
-    wall_s: Mapped[float]
     requests: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
-    counters: Mapped[dict[str, Any] | None] = mapped_column(JSON_OR_NULL)
-    conditions: Mapped[dict[str, Any] | None] = mapped_column(JSON_OR_NULL)
-    client_cpu: Mapped[float | None]
-    server_cpu: Mapped[float | None]
-    server_started: Mapped[int]
-    memory_bytes: Mapped[int | None]
-    energy_j: Mapped[float | None]

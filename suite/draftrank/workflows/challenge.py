@@ -17,8 +17,6 @@ from draftrank.errors import InvalidInputError
 from draftrank.jobs.session import RunRequest
 from draftrank.measure.records import SessionResult
 
-MAX_INCUMBENTS = 2
-"""Leading drafts measured beside the challengers; each costs as much time as a challenger."""
 FIRST_INCUMBENT = "ngram"
 """The draft to beat where nothing is published yet: it needs no model, so anything else must be worth one."""
 
@@ -44,16 +42,13 @@ def plan_challenges(
     published: Sequence[SessionResult],
     like: RunRequest,
     *,
-    most_incumbents: int = MAX_INCUMBENTS,
+    most_incumbents: int,
 ) -> tuple[Challenge, ...]:
     """One challenge for each target with a draft to be measured, by target.
 
     Args:
         workspace: where recipes lie: an incumbent whose recipe is gone, or has become another, is passed over.
-        to_measure: the challengers.
-        published: results that say who leads.
         like: suite, backend, dtype, device and mode of the boards in question.
-        most_incumbents: how many leaders at most.
     """
     challengers: dict[str, list[str]] = {}
     for one in to_measure:

@@ -31,10 +31,6 @@ class BranchChanges:
 def changes_since(workspace: Workspace, revision: str) -> BranchChanges:
     """Compares the workspace as it lies there with the commit at which it left `revision`.
 
-    Args:
-        workspace: a folder in a git repository.
-        revision: branch or commit that the work is based on.
-
     Raises:
         InvalidInputError: there is no such revision, a declaration is invalid, or a published result was
             changed or removed; every problem is named.

@@ -58,15 +58,10 @@ def export(
     """Builds a draft, or finds it in the cache, and writes it for other programs, each form with its card.
 
     Args:
-        workspace: where the declarations lie.
-        target: the target's id.
-        draft: the draft's id.
         to: a new or empty folder. The form of one program lies in it, those of several in folders named after them.
         results: what is known of its speed.
         parities: what is known of it in other programs.
         programs: for which; none: for all that have a form, and the others are told.
-        device: where to build it.
-        progress: told how far it is.
 
     Raises:
         InvalidInputError: it has no weights of its own, or the folder holds something already.

@@ -46,11 +46,6 @@ def first_recipes(
     """Contents of recipes that run on the model's family, and why others are left out.
 
     Whether a family's layers can be cut is looked up in the table that `draftrank list architectures` shows.
-
-    Args:
-        target: the target's id.
-        model: its description.
-        author: name of the recipes' author.
     """
     cells = _cells(model.model_type)
     left_out: list[str] = []
@@ -80,8 +75,6 @@ def corpus_of(target: str, model: ModelDescription, prefixes: str | None) -> dic
     """Content of the corpus that the trained recipe names.
 
     Args:
-        target: the target's id.
-        model: its description.
         prefixes: the workspace's file of prompt prefixes; None: those of a search are written out.
     """
     return {

@@ -54,15 +54,13 @@ def keep_draft(
     with alone(workspace, progress):
         fetch = workspace.fetch_context(progress)
         folder = ensure_target(declared, fetch)
-        built = build_draft(
-            recipe, declared, folder, cache=workspace.cache, device=device, fetch=fetch, progress=progress
-        )
+        built = build_draft(recipe, declared, folder, fetch, device=device)
         assert built.folder is not None
         recipes = workspace.root / "drafts" / target
         kept = keep(recipe, built.folder, folder, recipes)
         missing = keep_hashes(built.folder, folder.path, recipes, workspace.cache)
         if missing:
-            write_text(recipe, declared, folder, missing, device=device, fetch=fetch, progress=progress)
+            write_text(recipe, declared, folder, fetch, missing, device=device)
             missing = keep_hashes(built.folder, folder.path, recipes, workspace.cache)
     if missing:
         progress.message(

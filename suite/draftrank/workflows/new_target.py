@@ -44,24 +44,13 @@ class NewTarget:
     """What could not be told, one sentence each."""
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
-    path: Path
-    model: type[Declared]
-    content: dict[str, Any]
-
-
 def target_from_hub(
     workspace: Workspace, target_id: str, address: str, author: str, progress: Progress
 ) -> NewTarget:
     """Declares a model repository of the hub as a target.
 
     Args:
-        workspace: where to write.
-        target_id: the new target's id.
         address: `owner/name`, or `owner/name@revision`; without a revision the commit of the branch `main` is pinned.
-        author: author of the recipes.
-        progress: where to report.
 
     Raises:
         InvalidInputError: the id, the address or the author is malformed, or a file exists.
@@ -129,18 +118,18 @@ def _write(
     place = _folder_of(workspace, target_id)
     prefixes = _PREFIXES if (workspace.root / _PREFIXES).is_file() else None
     recipes, left_out = first_recipes(target_id, model, author)
-    files = [
-        _File(place / "target.yaml", Target, _target(target_id, title, source, model, note)),
-        *(_File(place / f"{recipe['id']}.yaml", Recipe, recipe) for recipe in recipes),
+    files: list[tuple[Path, type[Declared], dict[str, Any]]] = [
+        (place / "target.yaml", Target, _target(target_id, title, source, model, note)),
+        *((place / f"{recipe['id']}.yaml", Recipe, recipe) for recipe in recipes),
     ]
     if any("data" in step for recipe in recipes for step in recipe["draft"].get("steps", ())):
         corpus = corpus_of(target_id, model, prefixes)
-        files.insert(1, _File(place / "corpora" / f"{CORPUS}.yaml", Corpus, corpus))
-    for file in files:
-        require_new(file.path, file.content["id"])
-    for file in files:
-        write_new(file.path, file.content["id"], yaml_text(file.content), file.model)
-    return NewTarget(tuple(file.path for file in files), (*model.doubts, *left_out))
+        files.insert(1, (place / "corpora" / f"{CORPUS}.yaml", Corpus, corpus))
+    for path, _, content in files:
+        require_new(path, content["id"])
+    for path, kind, content in files:
+        write_new(path, content["id"], yaml_text(content), kind)
+    return NewTarget(tuple(path for path, _, _ in files), (*model.doubts, *left_out))
 
 
 def _target(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from draftrank.catalog.backend import Auto, Backend, Device, Dtype, is_dtype
+from draftrank.catalog.backend import is_dtype
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.workspace import Workspace
 from draftrank.engine.proposer import Proposer, ProposerContext
@@ -57,28 +57,6 @@ _SPARE = 16
 
 
 @dataclass(frozen=True, slots=True)
-class ParityRequest:
-    """What a user asks to have proved."""
-
-    target: str
-    """Id of the target."""
-    draft: str
-    """Id of the draft."""
-    engine: EngineName
-    """In which engine."""
-    suite: str = "quick"
-    """Id of the suite whose prompts are decoded."""
-    tasks: tuple[str, ...] = ()
-    """Only these tasks of the suite."""
-    backend: Backend | Auto = "auto"
-    """What runs the forwards here."""
-    dtype: Dtype | Auto = "fp32"
-    """What both engines compute in. In fp32 outputs are equal but for exact ties; in others rounding decides more often."""
-    device: Device | Auto = "cpu"
-    """Where they run."""
-
-
-@dataclass(frozen=True, slots=True)
 class _Asked:
     """A prompt turn, and what this engine made of it."""
 
@@ -112,8 +90,15 @@ class _There:
     rounding_positions: int
 
 
-def parity(workspace: Workspace, asked: ParityRequest, progress: Progress | None = None) -> Parity:
+def parity(
+    workspace: Workspace, request: RunRequest, engine: EngineName, progress: Progress | None = None
+) -> Parity:
     """Exports a draft, runs it in another engine and here on the same prompts, and records both.
+
+    In fp32 outputs are equal but for exact ties; in other dtypes rounding decides more often.
+
+    Args:
+        request: the run of this one draft here.
 
     Raises:
         InvalidInputError: the request or a declaration is wrong, or the draft is of a kind that the engine does not have.
@@ -122,34 +107,37 @@ def parity(workspace: Workspace, asked: ParityRequest, progress: Progress | None
         ServerError: the engine does not start or breaks off; with the end of its log.
     """
     progress = progress or SilentProgress()
-    recipe = workspace.recipe(asked.target, asked.draft)
-    engine = None if asked.engine == "transformers" else find_engine(asked.engine, workspace.root)
-    _require_method(recipe, asked.engine)
+    (draft,) = request.drafts
+    recipe = workspace.recipe(request.target, draft)
+    server = None if engine == "transformers" else find_engine(engine, workspace.root)
+    _require_method(recipe, engine)
+    if request.backend == "llama.cpp":
+        request = replace(request, dtype="auto")
     with alone(workspace, progress):
-        plan = plan_run(workspace, _run_request(asked), progress)
+        plan = plan_run(workspace, request, progress)
     (arm,) = plan.drafts
     if arm.build is None or arm.failure is not None:
         raise BuildError(arm.failure or f"{recipe.id} could not be built")
     scratch = workspace.cache / "scratch" / f"parity-{uuid.uuid4().hex[:12]}"
     try:
-        exported = export_draft(workspace, recipe, asked.engine, scratch / recipe.id, progress)
+        exported = export_draft(workspace, recipe, engine, scratch / recipe.id, progress)
         with alone(workspace, progress):
             here = _open(plan, arm)
             turns = list(_decode_here(here, progress))
             speculation = speculation_of(recipe, exported, here.k)
-            if engine is None:
+            if server is None:
                 there = _generate(here, turns, speculation, progress)
             else:
-                log = workspace.state / "logs" / f"parity-{recipe.id}-{asked.engine}.log"
+                log = workspace.state / "logs" / f"parity-{recipe.id}-{engine}.log"
                 log.unlink(missing_ok=True)
                 model = plan.target_folder.path
-                if asked.engine == "llama.cpp":
+                if engine == "llama.cpp":
                     dtype = plan.dtype if is_dtype(plan.dtype) else "fp16"
                     model = plan.target_file or gguf_of_target(
                         workspace, plan.target, model, dtype, scratch, progress
                     )
-                there = _serve(engine, model, here, turns, speculation, log, progress)
-            return _record(asked, arm, here, turns, there, speculation)
+                there = _serve(server, model, here, turns, speculation, log, progress)
+            return _record(engine, arm, here, turns, there, speculation)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -164,18 +152,6 @@ def _require_method(recipe: Recipe, engine: str) -> None:
             field="draft",
             fix="name an n-gram draft or one with a model",
         )
-
-
-def _run_request(asked: ParityRequest) -> RunRequest:
-    return RunRequest(
-        target=asked.target,
-        drafts=(asked.draft,),
-        suite=asked.suite,
-        tasks=asked.tasks,
-        backend=asked.backend,
-        dtype="auto" if asked.backend == "llama.cpp" else asked.dtype,
-        device=asked.device,
-    )
 
 
 # -- here ----------------------------------------------------------------------------------------
@@ -350,7 +326,7 @@ def _of_decoding(found: Decoding) -> Output:
 
 
 def _record(
-    asked: ParityRequest,
+    engine: EngineName,
     arm: DraftArm,
     here: _Here,
     turns: Sequence[_Asked],
@@ -369,12 +345,12 @@ def _record(
         draft=arm.recipe.id,
         build=arm.build,
         num_speculative_tokens=here.k,
-        engine=asked.engine,
+        engine=engine,
         engine_version=there.version,
         speculation=told_of(speculation),
         form=form_of(speculation),
         export_sha256=export_sha256(speculation),
-        differs=tuple(differences(arm.recipe, asked.engine)),
+        differs=tuple(differences(arm.recipe, engine)),
         suite=plan.suite.id,
         suite_sha256=plan.suite.content_sha256(),
         tasks=plan.session_tasks,

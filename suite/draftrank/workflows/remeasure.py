@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from draftrank.board.ranking import build_boards
@@ -39,41 +39,15 @@ class Moved:
 class Remeasured:
     """One board's leaders, measured again."""
 
-    board: Board
-    """As published."""
     result: SessionResult
     drafts: tuple[Moved, ...]
     """Those that both sessions give an interval for."""
 
 
-def boards_of_machine(
-    published: Sequence[SessionResult], machine_class: str, target: str | None = None
-) -> tuple[Board, ...]:
-    """The boards whose leaders this machine can measure again."""
-    return tuple(
-        board
-        for board in build_boards(published)
-        if board.key.machine_class == machine_class
-        and target in (None, board.key.target)
-        and is_backend(board.key.backend)  # one that has retired cannot measure again
-    )
-
-
 def remeasure(
     workspace: Workspace, board: Board, journal: Journal, *, most: int, progress: Progress
 ) -> Remeasured | None:
-    """Measures a board's leaders in a session of its own.
-
-    Args:
-        workspace: where recipes lie.
-        board: as published.
-        journal: keeps the session.
-        most: how many leaders.
-        progress: told how far it is.
-
-    Returns:
-        None where no recipe is still what the board's leaders were made by.
-    """
+    """Measures a board's leaders in a session of its own; None where no recipe is still what they were made by."""
     drafts = leaders(workspace, board)[:most]
     if not drafts:
         return None
@@ -90,7 +64,7 @@ def remeasure(
     )
     result = run(workspace, request, journal, progress)
     (again,) = build_boards([result])
-    return Remeasured(board, result, tuple(_moves(board.rows, again.rows)))
+    return Remeasured(result, tuple(_moves(board.rows, again.rows)))
 
 
 def _moves(published: Iterable[BoardRow], now: Iterable[BoardRow]) -> Iterable[Moved]:

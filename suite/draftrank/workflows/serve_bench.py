@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from draftrank.catalog.base import sha256_of_json
@@ -368,7 +368,7 @@ def _plain_outputs(
                 for turn in range(len(prompt.turns)):
                     request = _request(plan, index, place, turn, answers)
                     try:
-                        (found,) = in_turn(servers.engine, plain.client, [replace(request, once=False)])
+                        (found,) = in_turn(servers.engine, plain.client, [request])
                     except ServerError as error:
                         raise plain.ended(str(error)) from error
                     answers.append(found.token_ids)
@@ -405,7 +405,6 @@ def _request(
         plan.texts.render(task, prompt, turn, answers),
         plan.session.tasks[task].max_new_tokens,
         plan.texts.stop_tokens,
-        once=True,
     )
 
 

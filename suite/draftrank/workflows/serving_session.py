@@ -28,14 +28,13 @@ from draftrank.measure.serving_rounds import (
     order_of,
     requests_of,
     told_at,
-    with_whole_outputs,
 )
 from draftrank.measure.sessions.schedule import round_order
 from draftrank.progress import Progress
 from draftrank.serving.base import CompletionRequest, Speculation
 from draftrank.serving.http import ServerError
 from draftrank.serving.load import counters_of, put_load
-from draftrank.serving.sending import in_turn
+from draftrank.serving.sending import in_turn, with_whole_outputs
 from draftrank.store.serving import ServingSessions
 from draftrank.workflows.serving_arms import OpenServer, Servers
 
@@ -314,6 +313,4 @@ def warm_up(
 
 
 def _short(prompt: CompletionRequest) -> CompletionRequest:
-    return CompletionRequest(
-        prompt.prompt, min(WARM_UP_TOKENS, prompt.max_new_tokens), prompt.stop_tokens, once=True
-    )
+    return CompletionRequest(prompt.prompt, min(WARM_UP_TOKENS, prompt.max_new_tokens), prompt.stop_tokens)

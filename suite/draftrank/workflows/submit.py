@@ -40,10 +40,6 @@ def submit(
     """Checks a draft's recipe, publishes its newest finished result, and words the pull request.
 
     Args:
-        workspace: one's own.
-        target: the target's id.
-        draft: the draft's id.
-        store: holds what was measured.
         session: publish this session's result, not the newest.
 
     Raises:

@@ -28,10 +28,6 @@ def sweep(
     Ctrl-C ends what runs at its next safe point and is raised again; the record says so.
 
     Args:
-        workspace: whose state keeps the record.
-        plan: what to run.
-        store: gets the results.
-        progress: told of every end.
         executor_in: makes the executor, given the folder for its logs.
     """
     folder = workspace.state / "sweeps" / datetime.now(UTC).strftime("%Y-%m-%dT%H%M%S.%fZ")

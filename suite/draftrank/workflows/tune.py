@@ -17,7 +17,7 @@ from draftrank.catalog.recipe import MAX_SPECULATIVE_TOKENS, Recipe
 from draftrank.catalog.task import Suite
 from draftrank.catalog.workspace import Workspace
 from draftrank.errors import InvalidInputError
-from draftrank.jobs.session import RunRequest, alone, plan_run
+from draftrank.jobs.session import RunRequest, alone, narrowed, plan_run
 from draftrank.measure.cost.model import AtK, Prediction
 from draftrank.measure.journal import Journal
 from draftrank.measure.records import SessionResult, Trial
@@ -46,23 +46,15 @@ class TuneRequest:
     confidences: tuple[float, ...] = ()
     """Values of `stop_below_confidence` to measure beside, each at the largest k."""
     suite: str = "quick"
-    """Id of the suite to measure on."""
+    """This and the fields below: see `RunRequest`."""
     backend: Backend | Auto = "auto"
-    """What runs the forwards of target and draft."""
     dtype: Dtype | Auto = "auto"
-    """What weights are loaded in."""
     device: Device | Auto = "auto"
-    """Where to run."""
     allow_mixed_backends: bool = False
-    """See `RunRequest.allow_mixed_backends`."""
     mode: DecodingMode = DecodingMode()
-    """How tokens are chosen."""
     budget_s: float | None = None
-    """Seconds of decoding up to which prompts are repeated; None: the suite's repeats."""
     seed: int = 0
-    """Seed of arm order."""
     fresh: bool = False
-    """Measure again even if the session is finished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +122,8 @@ def tune_k(
     suite = suite.model_copy(update={"id": f"{suite.id}{TUNING}"})
     largest = variant_of(recipe, request.max_k)
     with alone(workspace, progress):
-        probe = _measure(workspace, request, _shortened(suite), (largest,), journal, progress)
+        short = narrowed(suite, repeats=1, prompts=PROBE_PROMPTS).model_copy(update={"id": suite.id})
+        probe = _measure(workspace, request, short, (largest,), journal, progress)
         prediction = _prediction(probe, largest.id)
         by_k = prediction.by_k[: request.max_k]
         declared = recipe.speculate.num_speculative_tokens
@@ -182,14 +175,6 @@ def _check(request: TuneRequest, recipe: Recipe) -> None:
                 field="--confidence",
                 fix="use a number between 0 and 1, e.g. 0.3",
             )
-
-
-def _shortened(suite: Suite) -> Suite:
-    entries = [
-        entry.model_copy(update={"prompts": min(entry.prompts or PROBE_PROMPTS, PROBE_PROMPTS)})
-        for entry in suite.tasks
-    ]
-    return suite.model_copy(update={"tasks": tuple(entries), "repeats": 1})
 
 
 def _measure(

@@ -20,7 +20,7 @@ from draftrank.catalog.prompts import TaskPrompts
 from draftrank.catalog.task import Suite, SuiteTask
 from draftrank.catalog.workspace import Workspace
 from draftrank.errors import InvalidInputError, MissingDataError
-from draftrank.jobs.session import build
+from draftrank.jobs.session import alone, build
 from draftrank.measure.gates.clocks import taken
 from draftrank.measure.gates.timeline import timeline_problems
 from draftrank.measure.machine.fingerprint import read_machine
@@ -45,7 +45,6 @@ from draftrank.measure.summaries.recheck import (
     check_step_cost,
     pair_up,
 )
-from draftrank.models.cache import only_process
 from draftrank.progress import Progress, SilentProgress
 from draftrank.store.bundle import part_of, read_bundle
 from draftrank.store.store import Store
@@ -97,12 +96,9 @@ def verify(
     Nothing is run for a draft when the bundle contradicts itself or the workspace.
 
     Args:
-        workspace: where target, recipe and tasks are declared.
-        bundle: the file.
         prompts: how many of each task to run again; None: as many as took `SAMPLE_S` where the machine's class and
             the minor version are the bundle's, else `MIN_SAMPLE`.
         seed: of the sample; None draws one, so that nobody knows beforehand which prompts will be run.
-        progress: told how far it is.
 
     Yields:
         What was found, draft by draft; once without a draft where the file is no sound bundle.
@@ -278,7 +274,7 @@ def _plan(
 def _run(workspace: Workspace, plan: SessionPlan, progress: Progress) -> SessionResult:
     """The re-run is kept apart from the workspace's own results."""
     with (
-        only_process(workspace.state / "running", progress, "runs in this workspace"),
+        alone(workspace, progress),
         tempfile.TemporaryDirectory(prefix="draftrank-verify-") as folder,
         Store.open(Path(folder) / "again.sqlite") as store,
     ):

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import arm_of, result
-from draftrank.board.frontier import frontier
 from draftrank.board.history import speed_records
 from draftrank.board.ranking import build_boards
+from draftrank.board.serving import frontier
 
 
 def on_day(day, speedups, **changes):

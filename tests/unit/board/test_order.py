@@ -52,7 +52,9 @@ def test_without_a_machine_of_its_own_the_fastest_place_of_a_target_leads():
 def test_a_place_holds_the_boards_of_each_backend():
     places = places_of(build_boards(SESSIONS))
     (here,) = (
-        place for place in places if place.machine_class == "here" and place.lead.rows[0].draft == "fast"
+        place
+        for place in places
+        if place.lead.key.machine_class == "here" and place.lead.rows[0].draft == "fast"
     )
     assert [names(boards) for boards in here.backends] == [
         ["fast", "fast-few"],

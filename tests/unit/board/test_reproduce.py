@@ -8,9 +8,10 @@ import pytest
 import typer
 
 from builders import result
-from draftrank.board.reproduce import reproduce_command
+from draftrank.board.reproduce import reproduce_command, serve_command
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.cli.main import app
+from served_sessions import a_serving_session
 
 
 @pytest.mark.parametrize(
@@ -41,3 +42,42 @@ def test_the_command_parses_to_the_sessions_own_settings(changes):
     custom = session.suite.endswith("-custom")
     assert (found["repeats"] is not None) == custom
     assert bool(found["task"]) == custom
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked"),
+    [
+        ({}, {}),
+        ({"seed": 3, "rate": 2.5}, {}),
+        ({"suite": "quick-custom"}, {"task": ["code"], "prompts": 2}),
+    ],
+)
+def test_the_command_of_a_serving_session_parses_to_its_settings(changes, asked):
+    session = a_serving_session(("ngram", "suffix"), **changes)
+    words = shlex.split(serve_command(session))
+    assert words[:2] == ["draftrank", "serve-bench"]
+    found = typer.main.get_command(app).commands["serve-bench"].make_context("serve-bench", words[2:]).params
+    same = ("target", "server", "rounds", "rate", "seed")
+    assert {name: found[name] for name in same} == {name: getattr(session, name) for name in same}
+    assert (found["draft"], tuple(found["concurrency"])) == (["ngram", "suffix"], session.concurrencies)
+    assert (found["suite"], found["task"] or [], found["prompts"]) == (
+        "quick",
+        asked.get("task", []),
+        asked.get("prompts"),
+    )
+    assert not found["k"]
+
+
+def test_the_command_of_a_serving_session_names_every_k_that_is_not_the_recipes():
+    session = a_serving_session(("ngram", "suffix"))
+    arms = [arm.model_copy(update={"num_speculative_tokens": k}) for arm in session.arms[2:] for k in (2, 8)]
+    several = session.model_copy(update={"arms": (*session.arms[:2], *_declaring(arms, 4))})
+    words = shlex.split(serve_command(several))
+    assert [words[place + 1] for place, word in enumerate(words) if word == "--k"] == ["2", "8"]
+    assert words.count("--draft") == 2
+
+
+def _declaring(arms, k):
+    for arm in arms:
+        recipe = {**arm.draft.recipe, "speculate": {"num_speculative_tokens": k}}
+        yield arm.model_copy(update={"draft": arm.draft.model_copy(update={"recipe": recipe})})

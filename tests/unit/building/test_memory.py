@@ -22,10 +22,10 @@ from pydantic import TypeAdapter
 from transformers import LlamaConfig, LlamaForCausalLM
 from draftrank.catalog.sources.base import FetchContext
 from draftrank.catalog.steps import Step
+from draftrank.catalog.target import Target
 from draftrank.models.loading import load_model, load_tokenizer
 from draftrank.building.working_draft import BuildContext, WorkingDraft
 from draftrank.catalog.self_generated import SelfGenerated
-from draftrank.progress import SilentProgress
 from models import small_tokenizer
 
 root = Path(sys.argv[1])
@@ -45,9 +45,10 @@ def watch():
         time.sleep(0.002)
 
 text = SelfGenerated(kind="self_generated", tokens=1_000, sequence_tokens=64, batch_sequences=16)
-context = BuildContext(target_folder=root / "target", target_weights_sha256="0", prompt_format="completion",
-    cache=root / "cache", scratch=root, device="cpu", progress=SilentProgress(),
-    fetch=FetchContext(root / "cache"), calibration=text)
+target = Target(schema_version=1, id="tiny", title="Tiny", licence="MIT",
+    source={"kind": "local", "path": "target"}, prompt_format="completion")
+context = BuildContext(target=target, target_folder=root / "target", target_weights_sha256="0", scratch=root,
+    device="cpu", fetch=FetchContext(root / "cache"), calibration=text)
 step_of = TypeAdapter(Step).validate_json
 for line in sys.stdin:
     for warm in (True, False) if not (root / "cache").exists() else (False,):

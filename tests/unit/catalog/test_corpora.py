@@ -16,7 +16,7 @@ from draftrank.catalog.base import sha256_of_json
 from draftrank.catalog.changes import compare_workspaces
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.schemas import FOLDER
-from draftrank.catalog.starters import start_corpus
+from draftrank.catalog.starters import start
 from draftrank.catalog.workspace import Workspace
 from draftrank.catalog.yaml_file import read_yaml
 from draftrank.errors import InvalidInputError
@@ -201,7 +201,7 @@ def test_prefixes_in_a_file_are_those_written_out(tmp_path_factory, lines, blank
     for name, prefixes in (("file", "drafts/prefixes.txt"), ("list", json.dumps(lines))):
         text = CORPUS.replace("sequence_tokens: 64", f"prompt_prefixes: {prefixes}")
         write_corpus(workspace, text.replace("id: chat", f"id: {name}"), name)
-    file, written = (workspace.corpus("tiny", name) for name in ("file", "list"))
+    file, written = workspace.check().corpora
     assert file.text.prompt_prefixes == tuple(lines)
     assert file.text.content_sha256() == written.text.content_sha256()
 
@@ -233,10 +233,10 @@ def test_a_new_corpus_is_valid_canonical_and_listed(workspace):
     assert "drafts/tiny/corpora/mine.yaml" in told.out
     assert draftrank(workspace.root, "check", "--fix").code == 0
     write_recipe(workspace, "mine")
-    assert workspace.recipe("tiny", "small").draft.steps[1].data == workspace.corpus("tiny", "mine").text
+    assert workspace.recipe("tiny", "small").draft.steps[1].data == workspace.check().corpora[-1].text
     assert "mine" in draftrank(workspace.root, "list", "corpora").out
     with pytest.raises(InvalidInputError, match="exists already"):
-        start_corpus(workspace, "tiny", "mine")
+        start(workspace, "corpus", "mine", target="tiny")
 
 
 def test_each_prefix_of_the_repository_stands_in_one_file():

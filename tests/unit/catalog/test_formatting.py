@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
+from draftrank.catalog import formatting
 from draftrank.catalog.formatting import canonical_text, format_file, is_canonical
 from draftrank.catalog.loading import load_declaration
 from draftrank.catalog.recipe import Recipe
@@ -72,19 +73,19 @@ def test_no_text_is_changed(description, quote):
     assert loaded(form) == loaded(text)
 
 
-def test_a_first_line_is_left_alone_where_the_schemas_lie_elsewhere(tmp_path):
+def test_a_first_line_is_left_alone_where_the_schemas_lie_elsewhere(tmp_path, monkeypatch):
     (tmp_path / "drafts" / "tiny").mkdir(parents=True)
     path = tmp_path / "drafts" / "tiny" / "ngram.yaml"
     named = "# yaml-language-server: $schema=/opt/a-colleagues/recipe.json\n" + BODY
     path.write_text(named)
-    assert is_canonical(path, Recipe, FOLDER)
+    assert is_canonical(path, Recipe)
     path.write_text(BODY)
-    assert format_file(path, Recipe, FOLDER)
+    assert format_file(path, Recipe)
     first = path.read_text().splitlines()[0].partition("$schema=")[2]
     assert (path.parent / first).resolve() == FOLDER / "recipe.json"
     # A workspace that holds the schemas has one right first line.
-    schemas = tmp_path / "schemas"
+    monkeypatch.setattr(formatting, "FOLDER", tmp_path / "schemas")
     path.write_text(named)
-    assert format_file(path, Recipe, schemas)
+    assert format_file(path, Recipe)
     assert path.read_text().startswith("# yaml-language-server: $schema=../../schemas/recipe.json\n")
     assert read_yaml(path).data["id"] == "ngram"

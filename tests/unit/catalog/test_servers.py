@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 
 from draftrank.catalog.formatting import is_canonical
-from draftrank.catalog.schemas import FOLDER
 from draftrank.catalog.server import Server
-from draftrank.catalog.starters import start_server
+from draftrank.catalog.starters import start
 from draftrank.catalog.workspace import Workspace
 from draftrank.errors import InvalidInputError
 from draftrank.jobs.session import choose_recipes, plan_run
-from workspaces import RECIPE, REPOSITORY, plain_request, write_workspace
+from workspaces import REPOSITORY, plain_request, write_draft, write_workspace
 
 SERVER = """\
 schema_version: 1
@@ -21,9 +20,7 @@ engine: vllm
 dtype: bf16
 context: 512
 """
-METHOD = RECIPE.replace("id: ngram", "id: tree").replace(
-    "kind: ngram\n  max_ngram: 3", "kind: engine_method\n  method: suffix\n  options: {depth: 3}"
-)
+METHOD = "kind: engine_method\n  method: suffix\n  options: {depth: 3}"
 
 
 @pytest.fixture
@@ -48,8 +45,8 @@ def test_the_servers_of_the_repository_compute_in_the_dtype_that_people_serve_in
 
 
 def test_a_new_server_is_valid_and_found(workspace):
-    path = start_server(workspace, "new-one")
-    assert is_canonical(path, Server, FOLDER)
+    path = start(workspace, "server", "new-one")
+    assert is_canonical(path, Server)
     assert workspace.server("new-one").max_requests == 16
     assert [one.id for one in workspace.check().servers] == ["new-one"]
 
@@ -90,7 +87,7 @@ def test_only_what_decides_speed_makes_a_server_another_one(workspace):
 
 
 def test_a_method_of_engines_is_declared_and_not_run_here(workspace):
-    (workspace.root / "drafts" / "tiny" / "tree.yaml").write_text(METHOD)
+    write_draft(workspace.root, "tree", METHOD)
     assert not workspace.check().problems
     assert workspace.recipe("tiny", "tree").draft.techniques == ("suffix",)
     assert [recipe.id for recipe in choose_recipes(workspace, "tiny", ())] == ["ngram"]
@@ -99,7 +96,7 @@ def test_a_method_of_engines_is_declared_and_not_run_here(workspace):
 
 
 def test_a_methods_weights_come_from_the_hub_or_a_folder(workspace):
-    path = workspace.root / "drafts" / "tiny" / "tree.yaml"
-    path.write_text(METHOD.replace("method: suffix", "method: suffix\n  source: {kind: inline, prompts: []}"))
+    source = "method: suffix\n  source: {kind: inline, prompts: []}"
+    write_draft(workspace.root, "tree", METHOD.replace("method: suffix", source))
     with pytest.raises(InvalidInputError):
         workspace.recipe("tiny", "tree")

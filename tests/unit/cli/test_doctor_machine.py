@@ -14,8 +14,7 @@ from builders import MACHINE, result
 from draftrank.board.ranking import build_boards
 from draftrank.catalog.backend import Backend
 from draftrank.cli import doctor as doctor_command
-from draftrank.cli.doctor_machine import look_at_machine
-from draftrank.cli.findings import Finding
+from draftrank.cli.doctor_machine import Finding, look_at_machine
 from draftrank.cli.session_facts import print_session
 from draftrank.engine.backends import choice, registry
 from draftrank.measure.evidence import Conditions, Environment

@@ -14,8 +14,7 @@ from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.catalog.recipe import Recipe, TypicalAcceptance
 from draftrank.engine.backends.cpp.decoder import CppDecoder
 from draftrank.engine.backends.cpp.runtime import CppRuntime
-from draftrank.engine.backends.transformers.eagle import TransformersEagleRuntime
-from draftrank.engine.backends.transformers.runtime import TransformersRuntime
+from draftrank.engine.backends.transformers.runtime import TransformersEagleRuntime, TransformersRuntime
 from draftrank.engine.loop import Request, autoregressive, speculative
 from draftrank.engine.proposer import Proposal
 from draftrank.engine.proposers import drafting
@@ -26,8 +25,8 @@ from draftrank.engine.token_tree import TokenTree
 from draftrank.engine.verification import verify
 from draftrank.models.architecture import Architecture
 from examples import examples
-from models import ARCHITECTURES, small_eagle3, small_model
-from runtimes import runtime_by
+from models import ARCHITECTURES, own_logits, small_eagle3, small_model, sometimes_alike
+from runtimes import path_to, runtime_by
 
 MODELS = {name: small_model(name) for name in ARCHITECTURES}
 GREEDY = Sampler(DecodingMode())
@@ -58,16 +57,7 @@ def trees(draw):
 
 
 def branch(tokens, parents, place):
-    found = []
-    while place >= 0:
-        found.insert(0, tokens[place])
-        place = parents[place]
-    return found
-
-
-def fresh(name, sequence):
-    with torch.inference_mode():
-        return MODELS[name](torch.tensor([sequence]), use_cache=False).logits[0]
+    return [tokens[one] for one in path_to(parents, place)]
 
 
 @named
@@ -89,17 +79,17 @@ def test_every_token_is_read_behind_its_own_ancestors(name, runtime, prompt, tre
     assert logits.shape == (1 + len(tokens), 61)
     for place in range(-1, len(tokens)):
         text = [*prompt, root, *branch(tokens, parents, place)]
-        torch.testing.assert_close(logits[place + 1], fresh(name, text)[-1], atol=3e-4, rtol=1e-3)
-    last = data.draw(st.integers(-1, len(tokens) - 1))
-    path = []
-    while last >= 0:
-        path.insert(0, last)
-        last = parents[last]
+        torch.testing.assert_close(
+            logits[place + 1], own_logits(MODELS[name], text)[-1], atol=3e-4, rtol=1e-3
+        )
+    path = path_to(parents, data.draw(st.integers(-1, len(tokens) - 1)))
     runtime.commit(len(prompt), (0, *(place + 1 for place in path)))
     held = [*prompt, root, *(tokens[place] for place in path)]
     assert runtime.length == len(held)
     found = runtime.forward(more)
-    torch.testing.assert_close(found, fresh(name, [*held, *more])[-len(more) :], atol=3e-4, rtol=1e-3)
+    torch.testing.assert_close(
+        found, own_logits(MODELS[name], [*held, *more])[-len(more) :], atol=3e-4, rtol=1e-3
+    )
 
 
 @named
@@ -166,7 +156,7 @@ def test_the_most_probable_tokens_are_proposed(count, branch_above, stop_below, 
     for _ in range(count):
         behind = {}
         for text, path in level.items():
-            shares = fresh("llama", [*prompt, *text])[-1].softmax(-1)
+            shares = own_logits(model, [*prompt, *text])[-1].softmax(-1)
             for token in shares.argsort(descending=True)[: MAX_RUNNERS_UP + 1].tolist():
                 behind[*text, token] = path * float(shares[token])
         best = max(behind.values())
@@ -217,16 +207,15 @@ def test_a_tree_that_is_fed_in_parts_is_read_as_if_fed_at_once(name, runtime, pr
             rows.append(runtime.forward(fed[start:end], tree=TokenTree(shape.parents[:end])).clone())
     for place in range(-1, len(tokens)):
         text = [*prompt, 7, *branch(tokens, parents, place)]
-        torch.testing.assert_close(torch.cat(rows)[place + 1], fresh(name, text)[-1], atol=3e-4, rtol=1e-3)
+        torch.testing.assert_close(
+            torch.cat(rows)[place + 1], own_logits(MODELS[name], text)[-1], atol=3e-4, rtol=1e-3
+        )
     if len(fed) > 1:
-        path, place = [], len(tokens) - 1
-        while place >= 0:
-            path.insert(0, place)
-            place = parents[place]
+        path = path_to(parents, len(tokens) - 1)
         runtime.commit(len(prompt), (0, *(one + 1 for one in path)))
         held = [*prompt, 7, *(tokens[one] for one in path)]
         torch.testing.assert_close(
-            runtime.forward([5, 6]), fresh(name, [*held, 5, 6])[-2:], atol=3e-4, rtol=1e-3
+            runtime.forward([5, 6]), own_logits(MODELS[name], [*held, 5, 6])[-2:], atol=3e-4, rtol=1e-3
         )
 
 
@@ -244,14 +233,10 @@ def test_a_head_reads_the_state_of_its_tokens_parent():
         *tree.forward(tokens[3:], tree=TokenTree(parents)).clone(),
     ]
     for place in range(1, len(tokens)):
-        path, one = [], place
-        while one:
-            path.insert(0, tokens[one])
-            one = parents[one]
         chain.reset()
         chain.offer(features)
         chain.forward((3, 4, 5, tokens[0]), keep=1)
-        for token in path:
+        for token in branch(tokens, parents, place)[1:]:
             last = chain.forward((token,))
         torch.testing.assert_close(rows[place - 1], last[0], atol=3e-4, rtol=1e-3)
 
@@ -261,9 +246,7 @@ def test_a_head_reads_the_state_of_its_tokens_parent():
 @given(prompt=st.lists(st.integers(3, 60), min_size=1, max_size=12), count=st.integers(1, 9))
 def test_a_draft_keeps_what_it_read_of_what_stands(name, prompt, count):
     """After any step its cache holds a beginning of the text, read as that alone."""
-    model = small_model(name)
-    head = model.get_output_embeddings().weight
-    head.data = head.data + 0.15 * head.data.flip(0)
+    model = sometimes_alike(small_model(name))
     draft = TransformersRuntime(model)
     proposer = ModelProposer(draft, Drafting(None, 0.02))
     accept, kept = proposer.accept, []
@@ -277,16 +260,13 @@ def test_a_draft_keeps_what_it_read_of_what_stands(name, prompt, count):
     text = [*prompt, *found.token_ids]
     assert all(len(prompt) <= length <= len(text) for length in kept)
     draft.rollback(draft.length - kept[-1])
-    with torch.inference_mode():
-        expected = model(torch.tensor([[*text[: kept[-1]], 5]]), use_cache=False).logits[0, -1]
+    expected = own_logits(model, [*text[: kept[-1]], 5])[-1]
     torch.testing.assert_close(draft.forward((5,))[0], expected, atol=3e-4, rtol=1e-3)
 
 
 def test_a_tree_accepts_at_least_what_its_chain_does_and_more_where_runners_up_are_right():
     target = TransformersRuntime(MODELS["llama"])
-    near = small_model("llama")
-    head = near.get_output_embeddings().weight
-    head.data = head.data + 0.3 * head.data.flip(0)
+    near = sometimes_alike(small_model("llama"), 0.3)
     steps = {"chain": 0, "tree": 0}
     for start in range(3, 40, 3):
         request = Request((5, 9, start), 30)

@@ -20,14 +20,12 @@ from draftrank.measure.serving_rounds import (
     order_of,
     requests_of,
     told_at,
-    with_whole_outputs,
 )
 from draftrank.serving.base import Completion, CompletionRequest, Counts
 from draftrank.serving.http import Client
-from draftrank.serving.llama_cpp import LlamaCpp
-from draftrank.serving.load import Answer, Load, put_load
+from draftrank.serving.load import Answer, Load
 from draftrank.serving.vllm import Vllm
-from model_server import ModelServer, output_of, serving
+from model_server import ModelServer, serving
 from served_sessions import OUTPUT, a_request, a_round, a_turn, parted_request
 
 PLACE = Place("ngram", 1, None, 0, 0, 0, 0)
@@ -118,27 +116,6 @@ def test_counters_are_differenced_and_tell_of_a_server_that_started_anew():
     assert counters_between(after, before) == (None, True)
     assert counters_between(before, None) == (None, True)
     assert counters_between(None, None) == counters_between(None, after) == (None, False)
-
-
-def test_tokens_that_a_stream_left_out_are_asked_for_after_the_round():
-    prompt, engine = CompletionRequest((5, 11, 42), 12, frozenset(), once=True), LlamaCpp(Path("x"))
-    expected = output_of([5, 11, 42], 12)
-    server = ModelServer("llama.cpp", (2, None), unfinished=frozenset(expected[4:6]))
-    with serving(server) as port:
-        client = Client(port)
-        load = put_load(engine, client, [prompt], [0], 1)
-        assert len(server.requests) == 1
-        whole = with_whole_outputs(engine, client, [prompt], load)
-    (before,), (after,) = load.answers, whole.answers
-    assert before.completion is not None
-    assert before.completion.gaps
-    assert after.completion is not None
-    assert after.completion.token_ids == tuple(expected)
-    assert sum(tokens for _, tokens in before.completion.arrivals) == 12
-    with serving(ModelServer("llama.cpp", fault="parts")) as port:
-        (other,) = with_whole_outputs(engine, Client(port), [prompt], load).answers
-    assert other.completion is None
-    assert "answered otherwise" in (other.failure or "")
 
 
 def test_a_divergence_is_judged_once_by_the_plain_server():

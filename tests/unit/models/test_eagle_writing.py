@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +89,7 @@ def heads(draw: st.DrawFn) -> PublishedHead:
         for name, shape in shapes.items()
         if name not in left_out
     }
-    return PublishedHead(
-        architecture=empty.architecture,
-        config=config,
-        aux_layers=empty.aux_layers,
-        norm_before_residual=False,
-        token_ids=ids,
-        tensors=tensors,
-    )
+    return replace(empty, tensors=tensors)
 
 
 def layouts_of(head: PublishedHead) -> list[HeadLayout]:
@@ -164,14 +158,8 @@ def with_biases(head: PublishedHead) -> PublishedHead:
     biases: dict[str, Tensor] = {
         name: torch.ones(shapes[name]) for name in (f"layer.self_attn.{part}_proj.bias" for part in "qkv")
     }
-    return PublishedHead(
-        head.architecture,
-        {**head.config, "attention_bias": True},
-        head.aux_layers,
-        head.norm_before_residual,
-        head.token_ids,
-        {**head.tensors, **biases},
-    )
+    config = {**head.config, "attention_bias": True}
+    return replace(head, config=config, tensors={**head.tensors, **biases})
 
 
 def test_a_missing_bias_after_the_attention_is_written_as_zeros(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 
 from draftrank.building import pipeline
-from draftrank.building.pipeline import build_draft
 from draftrank.building.surgery.layer_merging import merge_layers, merged_layer
 from draftrank.building.surgery.low_rank import factorized, saving_rank
 from draftrank.building.surgery.vocabulary_trimming import (
@@ -55,10 +54,7 @@ STEPS = {
 @pytest.mark.usefixtures("in_fp32")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("steps", STEPS.values(), ids=STEPS)
-def test_what_is_loaded_is_what_was_built(
-    make_target, make_recipe, tmp_path, monkeypatch, architecture, steps
-):
-    target, folder = make_target(architecture)
+def test_what_is_loaded_is_what_was_built(build, monkeypatch, architecture, steps):
     built_models = []
     save = pipeline._save
 
@@ -68,8 +64,8 @@ def test_what_is_loaded_is_what_was_built(
 
     monkeypatch.setattr(pipeline, "_save", remember)
     calibration = {**CORPUS, "tokens": 1_500}
-    recipe = make_recipe(draft={"kind": "draft_model", "steps": steps, "calibration": calibration})
-    built = build_draft(recipe, target, folder, cache=tmp_path)
+    draft = {"kind": "draft_model", "steps": steps, "calibration": calibration}
+    built = build(draft=draft, architecture=architecture)
     loaded = load_model(built.folder, "fp32", "cpu")
     with torch.inference_mode():
         expected = built_models[0](IDS).logits
@@ -155,18 +151,16 @@ def test_a_head_that_is_too_small_for_them_is_refused_with_the_number_it_needs(m
 
 
 @pytest.mark.usefixtures("in_fp32")
-def test_a_built_draft_tells_which_tokens_its_head_knows(make_target, make_recipe, tmp_path):
-    target, folder = make_target()
+def test_a_built_draft_tells_which_tokens_its_head_knows(build):
     steps = [
         {"kind": "trim_vocabulary", "keep_tokens": 40, "data": CORPUS},
         {"kind": "quantize", "scheme": "dynamic_int8"},
     ]
-    built = build_draft(make_recipe(*steps), target, folder, cache=tmp_path)
+    built = build(*steps)
     known = known_tokens(built.folder)
     assert known == set(load_model(built.folder, "fp32", "cpu").lm_head.token_ids.tolist())
     assert len(known) == 40
-    whole = make_recipe({"kind": "drop_layers", "keep": [0]})
-    assert known_tokens(build_draft(whole, target, folder, cache=tmp_path).folder) is None
+    assert known_tokens(build({"kind": "drop_layers", "keep": [0]}).folder) is None
 
 
 @pytest.mark.usefixtures("in_fp32")
@@ -178,10 +172,9 @@ def test_a_built_draft_tells_which_tokens_its_head_knows(make_target, make_recip
         ("mamba2", {"kind": "trim_vocabulary", "keep_tokens": 40}),  # whose code asks for its head's dtype
     ],
 )
-def test_heads_of_other_families_are_found_again(make_target, make_recipe, tmp_path, architecture, head):
-    target, folder = make_target(architecture, "completion")
-    recipe = make_recipe(draft={"kind": "draft_model", "steps": [head], "calibration": CORPUS})
-    built = build_draft(recipe, target, folder, cache=tmp_path)
+def test_heads_of_other_families_are_found_again(build, architecture, head):
+    draft = {"kind": "draft_model", "steps": [head], "calibration": CORPUS}
+    built = build(draft=draft, architecture=architecture, prompt_format="completion")
     runtime = load_runtime(built.folder, "fp32", "cpu", "transformers")  # compared with its own forward
     known = known_tokens(built.folder)
     assert (known is None) == (head["kind"] == "factorize_head")
@@ -281,9 +274,8 @@ def test_layers_that_do_nothing_are_merged_away(make_context, make_draft, tmp_pa
         merge_layers(draft, 2, 2, TEXT, SilentProgress())
 
 
-def test_tied_layers_share_their_weights_when_loaded(make_target, make_recipe, tmp_path):
-    target, folder = make_target()
-    built = build_draft(make_recipe({"kind": "tie_layers", "blocks": 2}), target, folder, cache=tmp_path)
+def test_tied_layers_share_their_weights_when_loaded(build):
+    built = build({"kind": "tie_layers", "blocks": 2})
     layers = load_model(built.folder, "fp32", "cpu").model.layers
     assert layers[0].mlp.up_proj.weight is layers[1].mlp.up_proj.weight
     assert layers[2].mlp.up_proj.weight is layers[3].mlp.up_proj.weight

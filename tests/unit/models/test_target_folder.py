@@ -23,7 +23,7 @@ from draftrank.models import target_folder as module
 from draftrank.models.gguf_config import complete_config
 from draftrank.models.target_folder import ensure_target
 from families import NOT_SUPPORTED
-from gguf_files import small_gguf_model, write_llama_file, write_target_file
+from gguf_files import llama3_divisors, small_gguf_model, write_llama_file, write_target_file
 from models import save_small_target, small_model
 from workspaces import REPOSITORY
 
@@ -43,15 +43,30 @@ def declare(path: str, **changes) -> Target:
 
 
 @pytest.fixture
-def gguf_source(tmp_path, make_tokenizer):
-    tokenizer = make_tokenizer()
-    model = small_model("llama", vocabulary=len(tokenizer))
-    write_llama_file(tmp_path / "tiny.gguf", model, tokenizer)
-    return model, tokenizer, FetchContext(tmp_path / "cache", (tmp_path,))
+def context(tmp_path) -> FetchContext:
+    return FetchContext(tmp_path / "cache", (tmp_path,))
 
 
-def test_a_gguf_file_becomes_an_ordinary_folder(gguf_source, capfd):
-    model, tokenizer, context = gguf_source
+@pytest.fixture
+def write_source(tmp_path, make_tokenizer):
+    """Writes `tiny.gguf`, or another file, in llama.cpp's terms; returns its model and its tokenizer."""
+
+    def write(name="tiny", **more):
+        tokenizer = make_tokenizer()
+        model = small_model("llama", vocabulary=len(tokenizer))
+        write_llama_file(tmp_path / f"{name}.gguf", model, tokenizer, **more)
+        return model, tokenizer
+
+    return write
+
+
+@pytest.fixture
+def gguf_source(write_source):
+    return write_source()
+
+
+def test_a_gguf_file_becomes_an_ordinary_folder(gguf_source, context, capfd):
+    model, tokenizer = gguf_source
     folder = ensure_target(declare("tiny.gguf"), context)
     assert capfd.readouterr() == ("", "")
     opened = AutoModelForCausalLM.from_pretrained(folder.path)
@@ -69,13 +84,11 @@ def test_a_gguf_file_becomes_an_ordinary_folder(gguf_source, capfd):
     assert folder.bytes_on_disk == (folder.path / "model.safetensors").stat().st_size
 
 
-def meta_divisors(base, factor):
-    """Frequencies of the released code of Llama 3.1 for heads of 8, by the plain ones."""
-    plain = base ** -(np.arange(0, 8, 2) / 8)
-    smooth = np.clip((8192 * plain / (2 * np.pi) - 1) / 3, 0, 1)
-    return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
-
-
+YARN = {
+    "rope.scaling.type": "yarn",
+    "rope.scaling.factor": 4.0,
+    "rope.scaling.original_context_length": 64,
+}
 SCALED = {
     "linear": (
         {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0},
@@ -85,23 +98,12 @@ SCALED = {
     "linear, old key": ({"rope.scale_linear": 4.0}, {}, {"rope_type": "linear", "factor": 4.0}),
     "none": ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, {}, {"rope_type": "default"}),
     "yarn": (
-        {
-            "rope.scaling.type": "yarn",
-            "rope.scaling.factor": 4.0,
-            "rope.scaling.original_context_length": 64,
-            "rope.scaling.yarn_beta_fast": 32.0,
-            "rope.scaling.finetuned": True,
-        },
+        {**YARN, "rope.scaling.yarn_beta_fast": 32.0, "rope.scaling.finetuned": True},
         {},
         {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
     ),
     "yarn, attention told": (
-        {
-            "rope.scaling.type": "yarn",
-            "rope.scaling.factor": 4.0,
-            "rope.scaling.original_context_length": 64,
-            "rope.scaling.attn_factor": 0.5,
-        },
+        {**YARN, "rope.scaling.attn_factor": 0.5},
         {},
         {
             "rope_type": "yarn",
@@ -112,7 +114,7 @@ SCALED = {
     ),
     "llama3": (
         {},
-        {"rope_freqs.weight": meta_divisors(500_000.0, 32)},
+        {"rope_freqs.weight": llama3_divisors(8, 500_000.0, 32, 8192)},
         {
             "rope_type": "llama3",
             "factor": 32.0,
@@ -125,23 +127,15 @@ SCALED = {
 
 
 @pytest.mark.parametrize("kind", SCALED)
-def test_rope_scaling_of_a_gguf_file_is_carried(tmp_path, make_tokenizer, kind):
+def test_rope_scaling_of_a_gguf_file_is_carried(write_source, context, kind):
     """The expected model is transformers' own, made from a configuration that says so."""
     stated, tensors, parameters = SCALED[kind]
-    tokenizer = make_tokenizer()
-    plain = small_model("llama", vocabulary=len(tokenizer))
-    write_llama_file(
-        tmp_path / "tiny.gguf",
-        plain,
-        tokenizer,
-        stated={"rope.freq_base": 500_000.0, **stated},
-        tensors=tensors,
-    )
+    plain, _ = write_source(stated={"rope.freq_base": 500_000.0, **stated}, tensors=tensors)
     config = copy.deepcopy(plain.config)
     config.rope_parameters = {"rope_theta": 500_000.0, **parameters}
     expected = type(plain)(config).eval()
     expected.load_state_dict(plain.state_dict())
-    folder = ensure_target(declare("tiny.gguf"), FetchContext(tmp_path / "cache", (tmp_path,)))
+    folder = ensure_target(declare("tiny.gguf"), context)
     opened = AutoModelForCausalLM.from_pretrained(folder.path)
     ids = torch.cat([IDS, IDS], dim=1)
     for start in (20, 150, 9000):
@@ -166,30 +160,26 @@ def test_rope_scaling_of_a_gguf_file_is_carried(tmp_path, make_tokenizer, kind):
         ({}, {"rope_freqs.weight": np.linspace(1, 8, 4, dtype=np.float32)}, r"rope_freqs\.weight"),
         (
             {"rope.scaling.factor": 2.0},
-            {"rope_freqs.weight": meta_divisors(10_000.0, 8)},
+            {"rope_freqs.weight": llama3_divisors(8, 10_000.0, 8, 8192)},
             r"rope_freqs\.weight",
         ),
         ({}, {"blk.0.attn_q.bias": np.ones(32, np.float32)}, r"blk\.0\.attn_q\.bias"),
         ({}, {"rope_factors_long.weight": np.ones(4, np.float32)}, r"rope_factors_long\.weight"),
     ],
 )
-def test_what_a_gguf_file_states_in_vain_is_refused_by_name(tmp_path, make_tokenizer, stated, tensors, named):
-    tokenizer = make_tokenizer()
-    model = small_model("llama", vocabulary=len(tokenizer))
-    write_llama_file(tmp_path / "tiny.gguf", model, tokenizer, stated=stated, tensors=tensors)
+def test_what_a_gguf_file_states_in_vain_is_refused_by_name(write_source, context, stated, tensors, named):
+    write_source(stated=stated, tensors=tensors)
     with pytest.raises(InvalidInputError, match=f"has no place for: {named}.*safetensors folder"):
-        ensure_target(declare("tiny.gguf"), FetchContext(tmp_path / "cache", (tmp_path,)))
+        ensure_target(declare("tiny.gguf"), context)
 
 
-def test_a_gguf_file_without_a_weight_is_refused(tmp_path, make_tokenizer):
+def test_a_gguf_file_without_a_weight_is_refused(write_source, context):
     """transformers would fill it with random numbers."""
-    tokenizer = make_tokenizer()
-    model = small_model("llama", vocabulary=len(tokenizer))
-    write_llama_file(tmp_path / "tiny.gguf", model, tokenizer, without="blk.1.ffn_up.weight")
+    write_source(without="blk.1.ffn_up.weight")
     with pytest.raises(
         InvalidInputError, match=r"lacks weights of the model: no model\.layers\.1\.mlp\.up_proj"
     ):
-        ensure_target(declare("tiny.gguf"), FetchContext(tmp_path / "cache", (tmp_path,)))
+        ensure_target(declare("tiny.gguf"), context)
 
 
 @pytest.mark.parametrize(
@@ -229,30 +219,28 @@ def test_mistral_has_no_window_that_its_file_does_not_state(tmp_path):
     assert (MistralConfig().sliding_window, config.sliding_window) == (4096, None)
 
 
-def test_what_is_read_from_a_gguf_file_besides_weights_is_part_of_its_identity(tmp_path, make_tokenizer):
+def test_what_is_read_from_a_gguf_file_besides_weights_is_part_of_its_identity(write_source, context):
     """A draft of the model with scaling is no draft of the one without, though their weights are equal."""
-    tokenizer = make_tokenizer()
-    model = small_model("llama", vocabulary=len(tokenizer))
     found = {}
     for name, stated in (("plain", {}), ("scaled", {"rope.scaling.factor": 4.0})):
-        write_llama_file(tmp_path / f"{name}.gguf", model, tokenizer, stated=stated)
-        found[name] = ensure_target(declare(f"{name}.gguf"), FetchContext(tmp_path / "cache", (tmp_path,)))
+        write_source(name, stated=stated)
+        found[name] = ensure_target(declare(f"{name}.gguf"), context)
     files = {name: file_sha256(folder.path / "model.safetensors") for name, folder in found.items()}
     assert files["plain"] == files["scaled"]
     assert found["plain"].weights_sha256 == sha256_of_json([["model.safetensors", files["plain"]]])
     assert found["scaled"].weights_sha256 != found["plain"].weights_sha256
 
 
-def test_conversions_by_older_rules_are_not_used_again(gguf_source, monkeypatch):
-    _, _, context = gguf_source
+@pytest.mark.usefixtures("gguf_source")
+def test_conversions_by_older_rules_are_not_used_again(context, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(module, "_CONVERSION", module._CONVERSION - 1)
         older = ensure_target(declare("tiny.gguf"), context)
     assert ensure_target(declare("tiny.gguf"), context).path != older.path
 
 
-def test_it_is_converted_once(gguf_source, monkeypatch):
-    _, _, context = gguf_source
+@pytest.mark.usefixtures("gguf_source")
+def test_it_is_converted_once(context, monkeypatch):
     calls = []
     convert = module._convert
     monkeypatch.setattr(module, "_convert", lambda *given: calls.append(given) or convert(*given))
@@ -263,9 +251,8 @@ def test_it_is_converted_once(gguf_source, monkeypatch):
     assert len(calls) == 1
 
 
-def test_an_interrupted_conversion_leaves_nothing(gguf_source, monkeypatch):
-    _, _, context = gguf_source
-
+@pytest.mark.usefixtures("gguf_source")
+def test_an_interrupted_conversion_leaves_nothing(context, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
@@ -277,8 +264,8 @@ def test_an_interrupted_conversion_leaves_nothing(gguf_source, monkeypatch):
     assert ensure_target(declare("tiny.gguf"), context).path.is_dir()
 
 
-def test_a_changed_folder_is_not_trusted(gguf_source):
-    _, _, context = gguf_source
+@pytest.mark.usefixtures("gguf_source")
+def test_a_changed_folder_is_not_trusted(context):
     folder = ensure_target(declare("tiny.gguf"), context).path
     with (folder / "model.safetensors").open("ab") as stream:
         stream.write(b"x")
@@ -291,16 +278,15 @@ def local_source(tmp_path, make_tokenizer):
     model = small_model("gemma3")
     model.save_pretrained(tmp_path / "model")
     make_tokenizer(None).save_pretrained(tmp_path / "model")
-    return model, FetchContext(tmp_path / "cache", (tmp_path,))
+    return model
 
 
-def test_a_folder_is_used_where_it_lies_and_hashed_once(local_source, monkeypatch):
-    model, context = local_source
+def test_a_folder_is_used_where_it_lies_and_hashed_once(local_source, context, monkeypatch):
     target = declare("model", prompt_format="completion")
     folder = ensure_target(target, context)
     assert folder.path == context.roots[0] / "model"
     assert not (folder.path / "draftrank.json").exists()
-    assert folder.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert folder.parameters == sum(parameter.numel() for parameter in local_source.parameters())
     assert (folder.model_type, folder.context_window) == ("gemma3_text", 256)
     with monkeypatch.context() as patch:
         patch.setattr(module, "weights_sha256", lambda _: pytest.fail("hashed again"))
@@ -309,49 +295,48 @@ def test_a_folder_is_used_where_it_lies_and_hashed_once(local_source, monkeypatc
     assert ensure_target(target, context).weights_sha256 != folder.weights_sha256
 
 
-def test_the_hash_is_that_of_the_files(local_source):
-    _, context = local_source
+@pytest.mark.usefixtures("local_source")
+def test_the_hash_is_that_of_the_files(context):
     folder = ensure_target(declare("model", prompt_format="completion"), context)
     expected = [["model.safetensors", file_sha256(folder.path / "model.safetensors")]]
     assert folder.weights_sha256 == sha256_of_json(expected)
 
 
-def test_a_declared_window_narrows_and_never_widens(local_source):
-    _, context = local_source
-    assert (
-        ensure_target(declare("model", prompt_format="completion", context_window=64), context).context_window
-        == 64
-    )
+@pytest.mark.usefixtures("local_source")
+def test_a_declared_window_narrows_and_never_widens(context):
+    narrow = declare("model", prompt_format="completion", context_window=64)
+    assert ensure_target(narrow, context).context_window == 64
     with pytest.raises(InvalidInputError, match=r"holds 256 tokens, not 512.*at most 256"):
         ensure_target(declare("model", prompt_format="completion", context_window=512), context)
 
 
-def test_a_chat_target_needs_a_chat_template(local_source):
+@pytest.mark.usefixtures("local_source")
+def test_a_chat_target_needs_a_chat_template(context):
     with pytest.raises(InvalidInputError, match=r"no chat template.*prompt_format: completion"):
-        ensure_target(declare("model"), local_source[1])
+        ensure_target(declare("model"), context)
 
 
-def test_folders_without_safetensors_are_refused(local_source):
-    _, context = local_source
+@pytest.mark.usefixtures("local_source")
+def test_folders_without_safetensors_are_refused(context):
     (context.roots[0] / "model" / "model.safetensors").rename(context.roots[0] / "model" / "weights.bin")
     with pytest.raises(MissingDataError, match=r"no \*\.safetensors"):
         ensure_target(declare("model"), context)
 
 
-def test_folders_without_configuration_are_refused(local_source):
-    _, context = local_source
+@pytest.mark.usefixtures("local_source")
+def test_folders_without_configuration_are_refused(context):
     (context.roots[0] / "model" / "config.json").unlink()
     with pytest.raises(InvalidInputError, match="no model that transformers can open"):
         ensure_target(declare("model"), context)
 
 
-def test_other_files_are_refused(tmp_path):
+def test_other_files_are_refused(tmp_path, context):
     (tmp_path / "weights.bin").write_bytes(b"PK\x03\x04")
     with pytest.raises(InvalidInputError, match="not a GGUF file"):
-        ensure_target(declare("weights.bin"), FetchContext(tmp_path / "cache", (tmp_path,)))
+        ensure_target(declare("weights.bin"), context)
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + b"\0" * 60)
     with pytest.raises(InvalidInputError, match="transformers cannot read it"):
-        ensure_target(declare("broken.gguf"), FetchContext(tmp_path / "cache", (tmp_path,)))
+        ensure_target(declare("broken.gguf"), context)
 
 
 @pytest.mark.parametrize(
@@ -365,17 +350,15 @@ def test_the_declared_targets_are_valid(path):
 
 
 @pytest.mark.parametrize("name", NOT_SUPPORTED)
-def test_targets_that_keep_their_state_elsewhere_are_refused_before_they_are_used(tmp_path, name):
+def test_targets_that_keep_their_state_elsewhere_are_refused_before_they_are_used(tmp_path, context, name):
     save_small_target(tmp_path / "model", name)
-    context = FetchContext(tmp_path / "cache", (tmp_path,))
     with pytest.raises(UnsupportedModelError, match=f"the architecture '{name}' is not supported"):
         ensure_target(declare("model", prompt_format="completion"), context)
 
 
 @pytest.mark.parametrize("name", ["bloom", "mamba2"])
-def test_a_target_without_a_configured_context_window_must_declare_one(tmp_path, name):
+def test_a_target_without_a_configured_context_window_must_declare_one(tmp_path, context, name):
     save_small_target(tmp_path / "model", name)
-    context = FetchContext(tmp_path / "cache", (tmp_path,))
     for _ in range(2):  # facts that are known already say the same
         with pytest.raises(
             InvalidInputError, match=r"target\.yaml: context_window: .*\(write how many tokens"

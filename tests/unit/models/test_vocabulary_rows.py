@@ -31,11 +31,10 @@ from draftrank.models.loading import load_model
 from exact_law import TableRuntime, law, own_law
 from gguf_files import small_gguf_model
 from models import small_model, small_tokenizer
-from runtimes import runtime_by
+from runtimes import BACKENDS, runtime_by
 
 FEW, MANY = 61, 64
 STEPS = ({"kind": "random", "seed": 0},)
-FORWARDS = ("transformers", "cpp")
 PROMPTS = [(5, 9, 11, 5, 9), (7, 20, 33, 7, 20, 33, 7), (12,), (40, 41, 42, 40, 41)]
 
 
@@ -53,10 +52,14 @@ def model_of(architecture, rows, *, seed=0, layers=3, padding=None):
     if padding is not None:
         for weight in {most.get_input_embeddings().weight, most.get_output_embeddings().weight}:
             weight.data[FEW:] *= padding
+    return with_first_rows(most, architecture, rows, layers)
+
+
+def with_first_rows(most, architecture, rows, layers=3):
+    """A copy of a model of `MANY` rows with some of them."""
     fewer = small_model(architecture, layers=layers, vocabulary=rows)
-    fewer.load_state_dict(
-        {name: value[:rows] if len(value) == MANY else value for name, value in most.state_dict().items()}
-    )
+    state = most.state_dict()
+    fewer.load_state_dict({k: v[:rows] if len(v) == MANY else v for k, v in state.items()})
     return fewer
 
 
@@ -94,7 +97,7 @@ HOW = {
 
 
 @pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize("forward", BACKENDS)
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
 def test_a_draft_with_other_rows_does_as_its_twin_with_the_targets(folder, architecture, forward, how):
     """Where no padded row of the target wins, padding on either side changes neither output nor acceptance."""
@@ -106,17 +109,12 @@ def test_a_draft_with_other_rows_does_as_its_twin_with_the_targets(folder, archi
     head.data[:FEW] += 0.15 * head.data[:FEW].flip(0)
     drafts = {}
     for rows in (FEW, MANY):
-        draft = small_model(architecture, vocabulary=rows)
-        state = {k: v[:rows] if len(v) == MANY else v for k, v in near.state_dict().items()}
-        draft.load_state_dict(state)
+        draft = with_first_rows(near, architecture, rows)
         # a padded row that would be proposed all the time, were it not beyond the target's
         if rows == MANY and architecture == "llama":
             draft.get_output_embeddings().weight.data[FEW] = 3 * draft.get_output_embeddings().weight[7]
         drafts[rows] = folder(draft)
-    targets = {MANY: runtime_by(copy.deepcopy(model), forward)}
-    cut = small_model(architecture, vocabulary=FEW)
-    cut.load_state_dict({k: v[:FEW] if len(v) == MANY else v for k, v in model.state_dict().items()})
-    targets[FEW] = runtime_by(cut, forward)
+    targets = {rows: runtime_by(with_first_rows(model, architecture, rows), forward) for rows in (MANY, FEW)}
     pairs = {
         name: (targets[ours], opened(targets[ours], drafts[theirs], forward, **HOW[how]))
         for name, ours, theirs in (("twin", FEW, FEW), ("more", FEW, MANY), ("fewer", MANY, FEW))
@@ -135,7 +133,7 @@ def test_a_draft_with_other_rows_does_as_its_twin_with_the_targets(folder, archi
 
 
 @pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize("forward", BACKENDS)
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
 def test_a_target_that_says_padded_tokens_is_never_changed(folder, architecture, forward, how, monkeypatch):
     """And of its padded tokens the draft proposes none."""
@@ -189,7 +187,7 @@ def test_the_outputs_law_is_exactly_the_targets(folder, rows, threshold):
         assert found[output] == pytest.approx(probability, abs=1e-5)
 
 
-@pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize("forward", BACKENDS)
 @pytest.mark.parametrize("rows", [(FEW, MANY), (MANY, FEW)], ids=["draft has more", "draft has fewer"])
 def test_sampling_runs_in_every_forward(folder, rows, forward):
     """Equal models accept nearly everything, whichever of them is padded; typical acceptance all of it."""
@@ -216,7 +214,7 @@ def test_transformers_generate_takes_the_same_draft(folder, rows):
         assert decoder.decode(request).token_ids == autoregressive(target, request).token_ids
 
 
-@pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize("forward", BACKENDS)
 @pytest.mark.parametrize("rows", [(FEW, MANY), (MANY, FEW)], ids=["draft has more", "draft has fewer"])
 def test_a_draft_that_reads_states_has_the_targets_rows_too(folder, rows, forward):
     ours, theirs = rows
@@ -289,7 +287,7 @@ def test_a_draft_that_was_opened_otherwise_is_refused():
 UNKNOWN = [-1, FEW, 63, 5_000, 10_000_000, 2**40]
 
 
-@pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize("forward", BACKENDS)
 @pytest.mark.parametrize("token", UNKNOWN)
 def test_ids_outside_the_embedding_are_refused_and_nothing_is_read(forward, token):
     runtime = runtime_by(small_model("llama"), forward)
@@ -338,7 +336,7 @@ def test_states_of_another_target_are_refused(folder):
             opened(target, folder(model, form))
 
 
-@pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize("forward", BACKENDS)
 def test_states_of_another_width_are_refused(folder, forward):
     wide = runtime_by(small_gguf_model("llama", 2, vocab_size=FEW), forward)
     reader, form = small_model("llama", layers=1), Eagle3Form(layers=(0,))

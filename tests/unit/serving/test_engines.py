@@ -75,13 +75,36 @@ def test_steps_and_accepted_tokens_are_those_that_were_emitted(
     assert found.finish == ("stop" if expected[-1] in stop else "length")
 
 
-def test_tokens_of_an_unfinished_character_are_asked_for_again() -> None:
+@settings(max_examples=40)
+@given(left_out=st.sets(st.integers(0, 19)), script=st.sampled_from([(), (2, None), (3, 0, 1)]))
+def test_tokens_that_the_stream_left_out_are_asked_for_where_they_belong(
+    left_out: set[int], script: tuple[int | None, ...]
+) -> None:
+    """In the toy server a token id is left out wherever it stands, so more places than drawn may be missing."""
     expected = output_of(list(PROMPT), 20)
-    server = ModelServer("llama.cpp", (2, None), unfinished=frozenset(expected[4:6]))
-    found = complete(server)
-    assert found.token_ids == tuple(expected)
-    assert found.disagreement is None
-    assert [asked["stream"] for asked in server.requests] == [True, False]
+    unfinished = frozenset(expected[index] for index in left_out)
+    missing = frozenset(index for index, token in enumerate(expected) if token in unfinished)
+    server = ModelServer("llama.cpp", script, unfinished=unfinished)
+    engine, request = ENGINES["llama.cpp"], CompletionRequest(PROMPT, 20, frozenset())
+    with serving(server) as port:
+        client = Client(port)
+        streamed = asyncio.run(engine.complete(client, request))
+        whole = asyncio.run(engine.filled(client, request, streamed))
+    assert streamed.gaps == missing
+    assert streamed.token_ids == tuple(token for token in expected if token not in unfinished)
+    assert sum(tokens for _, tokens in streamed.arrivals) == 20
+    assert (whole.token_ids, whole.gaps, whole.disagreement) == (tuple(expected), frozenset(), None)
+    begins = [index for index in sorted(missing) if index - 1 not in missing]
+    assert [len(asked["prompt"]) - len(PROMPT) for asked in server.requests] == [0, *begins]
+
+
+def test_one_token_asked_for_at_a_character_that_takes_several_is_told() -> None:
+    """The plain server is asked so at a divergence: then the stream brings no token at all."""
+    expected = output_of(list(PROMPT), 1)
+    server = ModelServer("llama.cpp", unfinished=frozenset(expected))
+    with serving(server) as port:
+        (found,) = in_turn(ENGINES["llama.cpp"], Client(port), [CompletionRequest(PROMPT, 1, frozenset())])
+    assert (found.token_ids, found.finish, found.disagreement) == (tuple(expected), "length", None)
 
 
 def test_the_most_likely_tokens_come_best_first() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from draftrank.serving.engines import engine_elsewhere
 from draftrank.serving.http import Client, ServerError
 from draftrank.serving.llama_cpp import LlamaCpp
 from draftrank.serving.load import Load, counters_of, model_of, put_load, version_of
+from draftrank.serving.sending import with_whole_outputs
 from draftrank.serving.vllm import Vllm, configuration, past_joined, past_the_end
 from model_server import ModelServer, output_of, serving
 
@@ -214,3 +216,27 @@ def test_methods_and_options_that_an_engine_does_not_have_are_refused(
     with pytest.raises(InvalidInputError) as error:
         ENGINES[engine].check(speculation)
     assert field in (error.value.problems[0].field or "")
+
+
+def test_tokens_that_a_stream_left_out_are_asked_for_after_the_round():
+    prompt, engine = CompletionRequest((5, 11, 42), 12, frozenset()), LlamaCpp(Path("x"))
+    expected = output_of([5, 11, 42], 12)
+    server = ModelServer("llama.cpp", (2, None), unfinished=frozenset(expected[4:6]))
+    with serving(server) as port:
+        client = Client(port)
+        load = put_load(engine, client, [prompt], [0], 1)
+        assert len(server.requests) == 1
+        whole = with_whole_outputs(engine, client, [prompt], load)
+    (before,), (after,) = load.answers, whole.answers
+    assert before.completion is not None
+    assert before.completion.gaps
+    assert after.completion is not None
+    assert after.completion.token_ids == tuple(expected)
+    assert sum(tokens for _, tokens in before.completion.arrivals) == 12
+    came, first = before.completion.token_ids, min(before.completion.gaps)
+    others = replace(before.completion, token_ids=(*came[:first], came[first] + 1, *came[first + 1 :]))
+    with serving(ModelServer("llama.cpp")) as port:
+        otherwise = replace(load, answers=(replace(before, completion=others),))
+        (other,) = with_whole_outputs(engine, Client(port), [prompt], otherwise).answers
+    assert other.completion is None
+    assert "left out tokens 3 to 5, and asked for them it goes on otherwise" in (other.failure or "")

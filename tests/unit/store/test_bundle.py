@@ -16,10 +16,11 @@ from builders import result as measured
 from draftrank.errors import InvalidInputError, StoreError
 from draftrank.measure.records import BASELINE, CONTROL, SessionResult
 from draftrank.store import bundle_format, bundle_reading
-from draftrank.store.bundle import folder_name, import_bundle, load_results, part_of, publish, read_bundle
+from draftrank.store.bundle import folder_name, load_results, part_of, publish, read_bundle
 from draftrank.store.bundle_format import COLUMNS, SCHEMA_FILE, bundle_schema, content_hash, schema_text
 from draftrank.store.bundle_reading import bundle_result
 from draftrank.store.merging import in_order, merge, trial_order
+from draftrank.store.shared_bundles import import_file
 from draftrank.store.store import Store
 from examples import examples
 from forging import forge, version_2
@@ -505,8 +506,8 @@ def test_bundles_of_one_session_become_one_session_in_the_store(tmp_path):
     with Store.open(tmp_path / "results.sqlite") as store:
         for draft in ("b", "a"):
             for path in publish(result, tmp_path / "results", (draft,)):
-                import_bundle(path, store)
-                import_bundle(path, store)
+                import_file(path, store)
+                import_file(path, store)
         assert store.results() == (in_order(result),)
 
 
@@ -516,9 +517,9 @@ def test_a_bundle_whose_seconds_leave_holes_in_the_clock_is_not_imported(tmp_pat
     forged = forge(path, tmp_path / "forged.json", 0.1)
     with Store.open(tmp_path / "results.sqlite") as store:
         with pytest.raises(InvalidInputError, match=r"11\.1% of each trial of ngram .*measure it again"):
-            import_bundle(forged, store)
+            import_file(forged, store)
         assert store.results() == ()
-        import_bundle(path, store)
+        import_file(path, store)
         assert store.results() == (in_order(honest),)
 
 
@@ -527,7 +528,7 @@ def test_a_bundle_that_contradicts_the_store_is_refused_and_changes_nothing(tmp_
     with Store.open(tmp_path / "results.sqlite") as store:
         store.add_result(a_result(drafts=("a",)))
         with pytest.raises(StoreError, match="differ in its seed"):
-            import_bundle(path, store)
+            import_file(path, store)
         assert store.results() == (in_order(a_result(drafts=("a",))),)
 
 

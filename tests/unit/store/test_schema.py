@@ -6,7 +6,6 @@ import sqlite3
 from contextlib import closing
 
 import pytest
-from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -14,7 +13,7 @@ from sqlalchemy import create_engine
 from sqlalchemy import inspect as inspect_database
 
 from draftrank.errors import StoreError
-from draftrank.store.database import create_store_engine, writing
+from draftrank.store.database import create_store_engine
 from draftrank.store.schema import HEAD, alembic_config, migrate, read_revision
 from draftrank.store.store import Store
 from draftrank.store.tables import Base
@@ -32,14 +31,16 @@ def indexes(path):
 
 def an_old_store(path):
     """A file of the first schema with a session in it."""
-    with Store.open(path) as store:
+    new = path.with_name("new.sqlite")
+    with Store.open(new) as store:
         store.add_result(a_result())
-    engine = create_store_engine(path, foreign_keys=False)
-    config = alembic_config()
-    with writing(engine).begin() as connection:
-        config.attributes["connection"] = connection
-        command.downgrade(config, "0001")
-    engine.dispose()
+    migrate(path, "0001")
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("ATTACH ? AS new", (str(new),))
+        for table in ("machines", "sessions", "session_tasks", "arms", "trials"):
+            columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+            values = ["backend" if column == "runtime" else f'"{column}"' for column in columns]
+            connection.execute(f"INSERT INTO {table} SELECT {', '.join(values)} FROM new.{table}")
     assert read_revision(path) == "0001"
     return path
 

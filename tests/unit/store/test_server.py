@@ -9,7 +9,8 @@ from sqlalchemy import create_engine, text
 
 from draftrank.errors import StoreError
 from draftrank.measure.evidence import Judgement
-from draftrank.store.bundle import import_bundle, publish
+from draftrank.store.bundle import publish
+from draftrank.store.shared_bundles import import_file
 from draftrank.store.store import Store
 from postgresql import running_server
 from records import a_result, a_session, a_trial
@@ -81,7 +82,7 @@ def test_bundles_travel_between_a_server_and_files(url, tmp_path):
         file.add_result(a_result())
         (path,) = publish(file.results()[0], tmp_path / "results")
     with Store.open(url) as store:
-        import_bundle(path, store)
+        import_file(path, store)
         assert publish(store.results()[0], tmp_path / "again")[0].read_bytes() == path.read_bytes()
 
 

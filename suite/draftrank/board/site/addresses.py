@@ -32,11 +32,6 @@ def serving_page(key: ServingKey) -> str:
     return f"serving/{safe_name(key.target)}/{name}/index.html"
 
 
-def serving_plot_file(key: ServingKey, plot: str, theme: str) -> str:
-    """A serving board's plot in one theme, beside its page."""
-    return f"{serving_page(key).removesuffix('index.html')}{plot}-{theme}.svg"
-
-
 def draft_page(target: str, draft: str) -> str:
     """A draft's page."""
     return f"drafts/{safe_name(target)}/{safe_name(draft)}/index.html"
@@ -62,6 +57,6 @@ def machine_page(machine_class: str) -> str:
     return f"machines/{safe_name(machine_class)}/index.html"
 
 
-def plot_file(key: BoardKey, plot: str, theme: str) -> str:
+def plot_file(page: str, plot: str, theme: str) -> str:
     """A board's plot in one theme, beside the board's page."""
-    return f"{board_page(key).removesuffix('index.html')}{plot}-{theme}.svg"
+    return f"{page.removesuffix('index.html')}{plot}-{theme}.svg"

@@ -77,18 +77,18 @@ def answers_of(places: Sequence[Place], declared: Mapping[str, Target]) -> tuple
         key = place.lead.key
         where = key.target, key.target_weights_sha256, key.machine_class
         if where not in found:
-            found[where] = _answer(place, declared.get(place.target))
+            found[where] = _answer(place, declared.get(key.target))
     return tuple(found.values())
 
 
 def _answer(place: Place, target: Target | None) -> Answer:
-    machine = place.lead.newest.machine
+    key, machine = place.lead.key, place.lead.newest.machine
     return Answer(
-        place.target,
-        target.title if target else place.target,
-        place.machine_class,
+        key.target,
+        target.title if target else key.target,
+        key.machine_class,
         machine.gpu or machine.cpu,
-        place.archived,
+        key.archived,
         tuple(map(_backend, (boards[0] for boards in place.backends))),
     )
 

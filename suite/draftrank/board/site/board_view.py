@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from draftrank.board.history import SpeedRecord, speed_records
-from draftrank.board.names import title_of
 from draftrank.board.order import version_of, weight
 from draftrank.board.rows import Board, BoardKey, BoardRow
 from draftrank.board.site import charts
 from draftrank.board.site.addresses import board_page, draft_page
 from draftrank.board.site.page_data import page_data
-from draftrank.board.site.plots import Plot, Theme, config_of, plots_of
+from draftrank.board.site.plots import Plot, plots_of, specs_of, with_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +75,11 @@ class BoardView:
     @property
     def specs(self) -> dict[str, Any]:
         """The plots for the scripts, to be filled with the rows of `data`."""
-        themes: tuple[Theme, ...] = ("light", "dark")
-        return {
-            "plots": {plot.id: plot.spec for plot in self.plots},
-            "themes": {theme: config_of(theme) for theme in themes},
-        }
+        return specs_of(self.plots)
+
+    def drawn(self, plot: Plot) -> dict[str, Any]:
+        """A plot with its data."""
+        return with_rows(plot, self.data["rows"])
 
 
 _COLUMNS: dict[str, Callable[[BoardRow], object]] = {
@@ -125,7 +124,7 @@ def _view(board: Board, boards: Sequence[Board], plots: bool) -> BoardView:
     return BoardView(
         board,
         address,
-        title_of(board.key),
+        board.key.title,
         charts.Scale.over([row.speedup for row in board.rows], [row.ci for row in board.rows]),
         frozenset(name for name, figure in _COLUMNS.items() if any(map(figure, board.rows))),
         data,

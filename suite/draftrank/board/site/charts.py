@@ -39,13 +39,8 @@ class Scale:
 
     @classmethod
     def over(cls, values: Iterable[float | None], spans: Iterable[tuple[float, float] | None] = ()) -> Scale:
-        """The axis that holds every value and 1, and of the intervals what lies near: one that is many times as wide as
-        all the others may not flatten them, so it is cut off.
-
-        Args:
-            values: what must be shown; above 0.
-            spans: intervals of such values.
-        """
+        """The axis that holds every value, above 0, and 1, and of the intervals what lies near: one that is many times
+        as wide as all the others may not flatten them, so it is cut off."""
         marks = [1.0, *(value for value in values if value is not None)]
         low, high = min(marks), max(marks)
         ends = [end for span in spans if span for end in span]
@@ -123,12 +118,11 @@ def stacked(shares: Sequence[tuple[str, float]]) -> tuple[Part, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Badge:
-    """A badge's words and widths, in pixels."""
+    """A badge's words and width, in pixels."""
 
-    label: str
     message: str
-    label_width: int
-    message_width: int
+    width: int
+    """Of the message."""
     good: bool
     """Whether the draft is ranked and surely faster than plain decoding."""
 
@@ -140,4 +134,4 @@ def badge(row: BoardRow) -> Badge:
     else:
         message = "not ranked"
     good = row.rank is not None and row.ci is not None and row.ci[0] > 1.0
-    return Badge("draftrank", message, 70, 14 + round(6.6 * len(message)), good)
+    return Badge(message, 14 + round(6.6 * len(message)), good)

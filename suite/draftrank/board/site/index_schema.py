@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from draftrank.board.as_json import NOT_SHOWN, SCHEMA_VERSION, SERVED_NOT_SHOWN
+from draftrank.board.as_json import NOT_SHOWN, SCHEMA_VERSION, SERVED_NOT_SHOWN, SESSION_NOT_SHOWN
 from draftrank.board.parity import NOT_SHOWN as NOT_SHOWN_OF_PARITY
 from draftrank.board.references import ReferenceRow
-from draftrank.board.rows import BoardKey, BoardRow
+from draftrank.board.rows import BoardKey, BoardRow, BoardSession
 from draftrank.board.serving import ServedFigures, ServedRow, ServingKey
 from draftrank.catalog.field_docs import described
-from draftrank.measure.parity import Parity
+from draftrank.measure.parity import Agreement, Parity, Speeds
 from draftrank.measure.records import Machine
 
 _TEXT = {"type": "string"}
@@ -42,15 +43,12 @@ def index_schema() -> dict[str, Any]:
     """A JSON Schema (draft 2020-12) of the document that `board_document` gives for several boards."""
     definitions: dict[str, Any] = {}
     key = _of(BoardKey, definitions)
-    row = _of(BoardRow, definitions)
-    row["properties"] = {name: value for name, value in row["properties"].items() if name not in NOT_SHOWN}
-    row["properties"] |= {
+    session = _shown(BoardSession, SESSION_NOT_SHOWN, definitions) | {"noise": _NOISE}
+    row = _shown(BoardRow, NOT_SHOWN, definitions) | {
         "board": {"description": "Id of the board.", **_TEXT},
         "complete": {"description": "Whether it has an output of every prompt.", "type": "boolean"},
         "gates": {"description": "Ids of the gates it did not pass.", "type": "array", "items": _TEXT},
     }
-    row |= {"required": sorted(row["properties"]), "additionalProperties": False}
-    reference = _of(ReferenceRow, definitions) | {"additionalProperties": False}
     head = key["properties"] | {
         "id": {"description": "Id of the board: 12 hex digits.", **_TEXT},
         "machine": _of(Machine, definitions),
@@ -59,18 +57,21 @@ def index_schema() -> dict[str, Any]:
         "warnings": _WARNINGS,
         "tasks": {"description": "Ids of the tasks.", "type": "array", "items": _TEXT},
         "sessions": {"type": "array", "items": {"$ref": "#/$defs/Session"}},
-        "references": {"type": "array", "items": reference},
+        "references": {"type": "array", "items": _of(ReferenceRow, definitions)},
     }
     definitions |= {
         "Board": _object("One board.", head),
-        "Row": row,
-        "Session": _object("One session.", _SESSION),
+        "Row": _object("One draft on one board.", row),
+        "Session": _object("One session.", session),
     }
-    parity = _of(Parity, definitions)["properties"] | _PARITY
-    definitions["Parity"] = _object(
-        "A draft in another engine beside this one.",
-        {name: value for name, value in parity.items() if name not in NOT_SHOWN_OF_PARITY},
-    )
+    parity = _shown(Parity, NOT_SHOWN_OF_PARITY, definitions) | _PARITY
+    parity |= {
+        "tokens_per_second": _of(Speeds, definitions),
+        "outputs": _of(Agreement, definitions) | {"description": "There, with the draft against without."},
+        "target_outputs": _of(Agreement, definitions)
+        | {"description": "Without the draft, there against here."},
+    }
+    definitions["Parity"] = _object("A draft in another engine beside this one.", parity)
     definitions["Serving"] = _serving(definitions)
     document = {
         "schema_version": {"const": SCHEMA_VERSION},
@@ -90,17 +91,6 @@ def index_schema() -> dict[str, Any]:
     }
 
 
-_SESSION = {
-    "id": _TEXT,
-    "measured_at": {"description": "UTC time, ISO 8601.", **_TEXT},
-    "baseline_tokens_per_second": _FIGURE,
-    "noise": _NOISE,
-    "warnings": _WARNINGS,
-    "backend": _TEXT,
-    "prompts": {"type": "integer"},
-    "repeats": {"type": "integer"},
-}
-
 _LENGTHS = {
     "type": "object",
     "properties": {
@@ -112,12 +102,6 @@ _LENGTHS = {
     "required": ["ci", "here", "ratio", "there"],
     "additionalProperties": False,
 }
-_AGREEMENT = {
-    "type": "object",
-    "properties": {name: {"type": "integer"} for name in ("compared", "ties", "breaks")},
-    "required": ["breaks", "compared", "ties"],
-    "additionalProperties": False,
-}
 _PARITY = {
     "machine_class": _TEXT,
     "recipe_sha256": _TEXT,
@@ -126,14 +110,6 @@ _PARITY = {
     "reasons": {"description": "Why it does not hold.", "type": "array", "items": _TEXT},
     "acceptance": _LENGTHS,
     "per_task": {"type": "object", "additionalProperties": _LENGTHS},
-    "tokens_per_second": {
-        "type": "object",
-        "properties": dict.fromkeys(("plain_here", "draft_here", "plain_there", "draft_there"), _FIGURE),
-        "required": ["draft_here", "draft_there", "plain_here", "plain_there"],
-        "additionalProperties": False,
-    },
-    "outputs": {"description": "There, with the draft against without.", **_AGREEMENT},
-    "target_outputs": {"description": "Without the draft, there against here.", **_AGREEMENT},
     "disagreements": {
         "description": "Prompts whose counts contradict the output.",
         "type": "array",
@@ -144,11 +120,8 @@ _PARITY = {
 
 def _serving(definitions: dict[str, Any]) -> dict[str, Any]:
     """A serving board with its rows."""
-    figures = _of(ServedFigures, definitions)
-    definitions["Figures"] = figures | {"additionalProperties": False}
-    row = _of(ServedRow, definitions)
-    shown = {name: value for name, value in row["properties"].items() if name not in SERVED_NOT_SHOWN}
-    shown |= {
+    definitions["Figures"] = _of(ServedFigures, definitions)
+    shown = _shown(ServedRow, SERVED_NOT_SHOWN, definitions) | {
         "best": {
             "description": "By concurrency, the figures of the k that is shown: the ranked one with the highest speedup.",
             "type": "object",
@@ -206,7 +179,13 @@ def _of(kind: type, definitions: dict[str, Any]) -> dict[str, Any]:
     """A type's schema; what it refers to goes into `definitions`."""
     schema = described(TypeAdapter(kind).json_schema(mode="serialization"))
     definitions |= schema.pop("$defs", {})
-    return schema
+    return schema | {"additionalProperties": False}
+
+
+def _shown(kind: type, without: Collection[str], definitions: dict[str, Any]) -> dict[str, Any]:
+    """A type's properties but for those that the document leaves out."""
+    found = _of(kind, definitions)["properties"]
+    return {name: value for name, value in found.items() if name not in without}
 
 
 def _used(definitions: dict[str, Any], start: object) -> dict[str, Any]:

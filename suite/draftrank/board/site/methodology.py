@@ -17,11 +17,8 @@ _NOT_IN_ANCHORS = re.compile(r"[^\w\- ]")
 
 @cache
 def methodology(source: Path) -> Markup:
-    """The document as HTML, without markup of its own in the text and without links that lead out of it.
-
-    Args:
-        source: the site's source (`site_source`); an installed package has the document there, a repository in `docs/`.
-    """
+    """The document as HTML, without markup of its own in the text and without links that lead out of it. An installed
+    package has it in the site's source (`site_source`), a repository in `docs/`."""
     packaged = source / "methodology.md"
     path = packaged if packaged.is_file() else source.parent / "docs" / "methodology.md"
     reader = MarkdownIt("commonmark", {"html": False}).enable("table")

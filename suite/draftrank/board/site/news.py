@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from draftrank.board.formats import rank, span, times
 from draftrank.board.history import speed_records
-from draftrank.board.names import title_of
 from draftrank.board.rows import Board, BoardRow
 from draftrank.board.serving import ServedRow, ServingBoard
 from draftrank.board.site.addresses import board_page, draft_page, serving_page
@@ -97,4 +96,4 @@ def _figure(row: BoardRow) -> str:
 
 def _sentence(board: Board, row: BoardRow) -> str:
     place = f"rank {rank(row.rank)}" if row.rank else f"not ranked ({row.reason or 'no interval'})"
-    return f"{_figure(row)} ({span(row.ci)}), {place}, on {title_of(board.key)}."
+    return f"{_figure(row)} ({span(row.ci)}), {place}, on {board.key.title}."

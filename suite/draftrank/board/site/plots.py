@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from draftrank.board.frontier import frontier
+from draftrank.board.serving import frontier
 
 Theme = Literal["light", "dark"]
 Row = Mapping[str, Any]
+THEMES: tuple[Theme, ...] = ("light", "dark")
 WIDTH, HEIGHT = 560, 340
 _KEPT = (
     "draft", "title", "proposer", "made", "techniques", "trained", "lossy", "ranked", "complete", "speedup", "low", "high", "tps",
@@ -70,6 +71,14 @@ def plots_of(rows: Sequence[Row], target_parameters: int) -> tuple[Plot, ...]:
     return tuple(found)
 
 
+def specs_of(plots: Sequence[Plot]) -> dict[str, Any]:
+    """Plots for the scripts, to be filled with rows."""
+    return {
+        "plots": {plot.id: plot.spec for plot in plots},
+        "themes": {theme: config_of(theme) for theme in THEMES},
+    }
+
+
 def config_of(theme: Theme) -> dict[str, Any]:
     """Colours and type of a theme, as a Vega-Lite configuration."""
     ink, soft, line = _INKS[theme]
@@ -115,6 +124,7 @@ def readable(value: Any) -> Any:
     return short.encode("utf-8", "replace").decode()
 
 
+COST = "draft cost (one forward in target forwards)"
 _HOW = "datum.trained ? 'trained' : 'training-free'"
 _COLOUR = {"field": "proposer", "type": "nominal", "title": "proposed by"}
 _SHAPE = {"field": "how", "type": "nominal", "title": None, "legend": {"orient": "top"}}
@@ -130,7 +140,25 @@ _TOOLTIP = [
     {"field": "tps", "title": "tokens/s", "format": ".1f"},
     {"field": "lossy"},
 ]
-_SPEEDUP = {"type": "quantitative", "title": "speedup", "scale": {"zero": False, "nice": True, "padding": 12}}
+SPREAD = {"zero": False, "nice": True, "padding": 12}
+"""A scale from the lowest to the highest value, with room."""
+_SPEEDUP = {"type": "quantitative", "title": "speedup", "scale": SPREAD}
+POINTS = {"type": "point", "filled": True, "size": 80, "opacity": 1}
+
+
+def quantity(field: str, title: str, **others: Any) -> dict[str, Any]:
+    """An axis of numbers."""
+    return {"field": field, "type": "quantitative", "title": title, **others}
+
+
+def no_gain(speedup: Mapping[str, Any]) -> dict[str, Any]:
+    """The dashed line at a speedup of 1."""
+    return {
+        "data": {"values": [{"one": 1}]},
+        "transform": [],
+        "mark": {"type": "rule", "strokeDash": [3, 3]},
+        "encoding": {"y": {**speedup, "field": "one"}},
+    }
 
 
 def layered(layers: list[dict[str, Any]], *transforms: dict[str, Any]) -> dict[str, Any]:
@@ -165,7 +193,7 @@ def _points(x: dict[str, Any], **of_intervals: Any) -> list[dict[str, Any]]:
             },
         },
         {
-            "mark": {"type": "point", "filled": True, "size": 80, "opacity": 1},
+            "mark": POINTS,
             "encoding": {
                 "x": x,
                 "y": {"field": "speedup", **_SPEEDUP},
@@ -177,13 +205,6 @@ def _points(x: dict[str, Any], **of_intervals: Any) -> list[dict[str, Any]]:
     ]
 
 
-_NO_GAIN = {
-    "data": {"values": [{"one": 1}]},
-    "mark": {"type": "rule", "strokeDash": [3, 3]},
-    "encoding": {"y": {"field": "one", **_SPEEDUP}},
-}
-
-
 def _by_cost(rows: Sequence[Row]) -> Plot:
     placed = [
         (row, row["cost"], row["speedup"]) for row in rows if row["cost"] is not None and not row["lossy"]
@@ -191,7 +212,7 @@ def _by_cost(rows: Sequence[Row]) -> Plot:
     best = [
         {"cost": row["cost"], "speedup": row["speedup"], "draft": row["draft"]} for row in frontier(placed)
     ]
-    x = {"field": "cost", "type": "quantitative", "title": "draft cost (one forward in target forwards)"}
+    x = quantity("cost", COST)
     line = {
         "data": {"values": best},
         "mark": {"type": "line", "strokeDash": [6, 3], "interpolate": "step-after", "opacity": 0.8},
@@ -203,7 +224,7 @@ def _by_cost(rows: Sequence[Row]) -> Plot:
         "Speedup against draft cost",
         f"Each draft's speedup with its interval over the cost of one of its forwards. The dashed line is the Pareto "
         f"frontier: no lossless draft is both cheaper and faster. On the frontier: {names}.",
-        _spec([_NO_GAIN, line, *_points(x)], {"filter": "isValid(datum.cost)"}),
+        _spec([no_gain(_SPEEDUP), line, *_points(x)], {"filter": "isValid(datum.cost)"}),
     )
 
 
@@ -217,12 +238,7 @@ def _by_acceptance(rows: Sequence[Row]) -> Plot:
         if 1.0 / (1 + cost) <= 1.08 * top
         for at, end in ((1.0, False), (min(reach, 1.08 * top * (1 + cost)), True))
     ]
-    x = {
-        "field": "acceptance",
-        "type": "quantitative",
-        "title": "acceptance length (tokens per step)",
-        "scale": {"zero": False, "nice": False, "padding": 12},
-    }
+    x = quantity("acceptance", "acceptance length (tokens per step)", scale=SPREAD | {"nice": False})
     y = {"field": "speedup", **_SPEEDUP}
     equal = {
         "data": {"values": lines},
@@ -244,19 +260,18 @@ def _by_acceptance(rows: Sequence[Row]) -> Plot:
 
 
 def _by_size(target_parameters: int) -> Plot:
-    x = {
-        "field": "share",
-        "type": "quantitative",
-        "title": "parameters beside the target's, in parts of the target's",
-        "scale": {"type": "symlog", "constant": 0.02},
-        "axis": {"format": "~%", "values": [0, 0.01, 0.03, 0.1, 0.3, 1]},
-    }
+    x = quantity(
+        "share",
+        "parameters beside the target's, in parts of the target's",
+        scale={"type": "symlog", "constant": 0.02},
+        axis={"format": "~%", "values": [0, 0.01, 0.03, 0.1, 0.3, 1]},
+    )
     return Plot(
         SIZE,
         "Speedup by proposer and size",
         "Each draft's speedup over its size. The colour says what proposes, the shape whether it was trained.",
         _spec(
-            [_NO_GAIN, *_points(x)],
+            [no_gain(_SPEEDUP), *_points(x)],
             {"filter": "isValid(datum.parameters)"},
             {"calculate": f"datum.parameters / {max(target_parameters, 1)}", "as": "share"},
         ),
@@ -276,13 +291,12 @@ def _by_position(rows: Sequence[Row]) -> Plot:
                         "title": "position",
                         "axis": {"labelAngle": 0},
                     },
-                    "y": {
-                        "field": "positions",
-                        "type": "quantitative",
-                        "title": "accepted, given those before were",
-                        "axis": {"format": ".0%"},
-                        "scale": {"domain": [0, 1]},
-                    },
+                    "y": quantity(
+                        "positions",
+                        "accepted, given those before were",
+                        axis={"format": ".0%"},
+                        scale={"domain": [0, 1]},
+                    ),
                     "color": {"field": "draft", "type": "nominal", "title": None, "sort": shown},
                     "tooltip": [
                         {"field": "draft"},

@@ -15,7 +15,6 @@ from draftrank.board.as_json import board_document, serving_document
 from draftrank.board.concurrency import effect_of_concurrency, served_techniques
 from draftrank.board.effects import effects_of
 from draftrank.board.formats import FILTERS
-from draftrank.board.names import place_of, title_of
 from draftrank.board.order import in_order, places_of, weight
 from draftrank.board.parity import Proof, parity_document, proofs_of
 from draftrank.board.recipe_text import draft_of, recipe_sentence, recipe_yaml, steps_of
@@ -23,7 +22,7 @@ from draftrank.board.rows import Board, words_of
 from draftrank.board.serving import ServingBoard
 from draftrank.board.site import addresses, charts
 from draftrank.board.site.answers import answers_of
-from draftrank.board.site.board_view import heaviest_of_each, views_of
+from draftrank.board.site.board_view import BoardView, heaviest_of_each, views_of
 from draftrank.board.site.csv_table import csv_table, serving_table
 from draftrank.board.site.draft_view import BARS_WIDTH, Entry, entry_of
 from draftrank.board.site.drawing import VEGA, kept_drawing, kept_library
@@ -32,8 +31,15 @@ from draftrank.board.site.index_schema import index_schema
 from draftrank.board.site.methodology import methodology
 from draftrank.board.site.news import news_of
 from draftrank.board.site.overviews import machine_views, target_views, task_views
-from draftrank.board.site.plots import SIZE, Theme, with_rows
-from draftrank.board.site.serving_view import SIGNS, ServedEntry, served_entries, serving_views, tone
+from draftrank.board.site.plots import SIZE, THEMES
+from draftrank.board.site.serving_view import (
+    SIGNS,
+    ServedEntry,
+    ServingView,
+    served_entries,
+    serving_views,
+    tone,
+)
 from draftrank.catalog.target import Target
 from draftrank.catalog.task import Task
 from draftrank.measure.parity import Parity, report_of
@@ -42,7 +48,6 @@ from draftrank.version import __version__, minor_of
 
 ARCHIVE = "archive.html"
 """The page of the archived boards; there only if there are any."""
-_THEMES: tuple[Theme, ...] = ("light", "dark")
 _NEVER = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 """Characters that XML forbids, even escaped."""
 
@@ -111,15 +116,8 @@ def render_pages(
 ) -> dict[str, bytes]:
     """Every file of the site by its relative path.
 
-    Args:
-        boards: what is shown.
-        declared: titles, licences and descriptions.
-        url: where the site will be served.
-        downloads: names of files that others add.
-        plots: whether to draw plots, which takes most of the time.
-        derived: what was drawn before.
-        parities: drafts in other engines.
-        servings: boards of servers.
+    `downloads` are the names of files that others add; `plots` says whether to draw plots, which takes most of the time. For
+    the others see `render_site`.
     """
     declared, derived = declared or Declarations(), derived or Derived(None)
     source = site_source()
@@ -132,7 +130,7 @@ def render_pages(
     render = _Renderer(environment(source, downloads, serving=bool(servings), targets=with_page))
     views = views_of(boards, plots=plots)
     served = serving_views(servings, plots=plots)
-    files: dict[str, bytes] = {}
+    files = render.files
 
     def home(address: str, template: str, shown: Sequence[Board], answering: Sequence[Board]) -> None:
         ids = {board.key.id for board in shown}
@@ -140,41 +138,37 @@ def render_pages(
         lead = max((place.lead for place in places_of(shown)), key=weight, default=None)
         view = next((view for view in own if view.board is lead), None)
         answers = answers_of(places_of(answering), declared.targets)
-        render.page(
-            files, address, template, answers=answers, views=own, view=view, archive=archived, served=served
-        )
+        render.page(address, template, answers=answers, views=own, view=view, archive=archived, served=served)
 
     # A machine class that this version has not measured is answered by an archived board, which says so.
     home("index.html", "home.html.j2", leading, boards)
     if archived:
         home(ARCHIVE, "archive.html.j2", archived, archived)
     for view in views:
-        render.page(files, view.address, "board.html.j2", view=view)
-        for plot in view.plots:
-            spec = with_rows(plot, view.data["rows"])
-            for theme in _THEMES:
-                address = addresses.plot_file(view.board.key, plot.id, theme)
-                files[address] = kept_drawing(derived, address, spec, theme)
+        render.page(view.address, "board.html.j2", view=view)
     for shown in served:
-        render.page(files, shown.address, "serving_board.html.j2", view=shown)
-        for plot in shown.plots:
-            for theme in _THEMES:
-                address = addresses.serving_plot_file(shown.board.key, plot.id, theme)
-                files[address] = kept_drawing(derived, address, shown.drawn(plot), theme)
+        render.page(shown.address, "serving_board.html.j2", view=shown)
+    drawn: list[BoardView | ServingView] = [*views, *served]
+    with_plots = [one for one in drawn if one.plots]
+    for one in with_plots:
+        for plot in one.plots:
+            for theme in THEMES:
+                address = addresses.plot_file(one.address, plot.id, theme)
+                files[address] = kept_drawing(derived, address, one.drawn(plot), theme)
     if served:
-        render.page(files, "serving/index.html", "serving.html.j2", served=served)
+        render.page("serving/index.html", "serving.html.j2", served=served)
     for (target, draft), entries in known.items():
         proofs = proofs_of(one for one in parities if (one.target, one.draft) == (target, draft))
         in_servers = served_entries(servings, target, draft)
-        _draft(render, files, target, draft, entries, declared, proofs, in_servers)
+        _draft(render, target, draft, entries, declared, proofs, in_servers)
     for seen in target_views(boards, servings, declared.targets):
         own = [one for one in served if one.board.key.target == seen.id]
-        render.page(files, addresses.target_page(seen.id), "target.html.j2", view=seen, served=own)
+        render.page(addresses.target_page(seen.id), "target.html.j2", view=seen, served=own)
     for task in task_views(boards, declared.tasks):
-        render.page(files, addresses.task_page(task.id), "task.html.j2", view=task)
+        render.page(addresses.task_page(task.id), "task.html.j2", view=task)
     for machine in machine_views(boards):
         own = [one for one in served if one.board.key.machine_class == machine.id]
-        render.page(files, addresses.machine_page(machine.id), "machine.html.j2", view=machine, served=own)
+        render.page(addresses.machine_page(machine.id), "machine.html.j2", view=machine, served=own)
     sizes = heaviest_of_each([view for view in views if view.board in leading], SIZE)
     effects = served_techniques([board for board in servings if not board.key.archived] or servings)
     study = {
@@ -184,12 +178,12 @@ def render_pages(
         "in_servers": effects,
         "finding": effect_of_concurrency(effects),
     }
-    render.page(files, "study.html", "study.html.j2", **study)
-    render.page(files, "methodology.html", "methodology.html.j2", content=methodology(source))
-    render.page(files, "submit.html", "submit.html.j2")
-    render.page(files, "data.html", "data.html.j2", boards=boards)
+    render.page("study.html", "study.html.j2", **study)
+    render.page("methodology.html", "methodology.html.j2", content=methodology(source))
+    render.page("submit.html", "submit.html.j2")
+    render.page("data.html", "data.html.j2", boards=boards)
     news = news_of(boards, servings)
-    render.page(files, "feed.xml", "feed.xml.j2", news=news, url=url)
+    render.page("feed.xml", "feed.xml.j2", news=news, url=url)
     proved = [parity_document(one, report_of(one)) for one in parities]
     files["index.json"] = _json(
         board_document(boards) | {"parities": proved, "servings": serving_document(servings)}
@@ -200,7 +194,7 @@ def render_pages(
         files["serving.csv"] = serving_table(servings).encode("utf-8", "replace")
     for file in sorted((source / "static").iterdir()):
         files[f"static/{file.name}"] = file.read_bytes()
-    if any(view.plots for view in views) or any(view.plots for view in served):
+    if with_plots:
         files[VEGA] = kept_library(derived)
     return files
 
@@ -210,12 +204,13 @@ class _Renderer:
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
+        self.files: dict[str, bytes] = {}
 
-    def page(self, files: dict[str, bytes], address: str, template: str, **values: Any) -> None:
+    def page(self, address: str, template: str, **values: Any) -> None:
         """Renders one page to its address."""
         root = "../" * address.count("/")
         text = self._environment.get_template(template).render(root=root, address=address, **values)
-        files[address] = encoded(text)
+        self.files[address] = encoded(text)
 
 
 def encoded(text: str) -> bytes:
@@ -230,14 +225,8 @@ def environment(
     serving: bool = False,
     targets: Collection[str] = (),
 ) -> Environment:
-    """The templates below a folder, and what they may call.
-
-    Args:
-        source: the folder above them.
-        downloads: names of files that others add.
-        serving: whether there are serving boards.
-        targets: those that have a page.
-    """
+    """The templates below a folder, and what they may call; `downloads` are names of files that others add, `targets`
+    those that have a page."""
     made = Environment(
         loader=FileSystemLoader(source / "templates"),
         autoescape=True,
@@ -257,13 +246,10 @@ def environment(
         machine_page=addresses.machine_page,
         plot_file=addresses.plot_file,
         serving_page=addresses.serving_page,
-        serving_plot_file=addresses.serving_plot_file,
         serving=serving,
         targets=targets,
         tone=tone,
         signs=SIGNS,
-        title_of=title_of,
-        place_of=place_of,
         running=minor_of(__version__),
         archive_page=ARCHIVE,
         chart_width=charts.WIDTH,
@@ -275,7 +261,6 @@ def environment(
 
 def _draft(
     render: _Renderer,
-    files: dict[str, bytes],
     target: str,
     draft: str,
     entries: Sequence[Entry],
@@ -293,7 +278,6 @@ def _draft(
     known = declared.targets.get(target)
     model = getattr(known.source, "repository", None) if known else None
     render.page(
-        files,
         addresses.draft_page(target, draft),
         "draft.html.j2",
         target=target,
@@ -316,7 +300,7 @@ def _draft(
         in_servers=in_servers,
     )
     if isinstance(newest, Entry):
-        render.page(files, addresses.badge(target, draft), "badge.svg.j2", badge=charts.badge(newest.row))
+        render.page(addresses.badge(target, draft), "badge.svg.j2", badge=charts.badge(newest.row))
 
 
 def _entries(boards: Sequence[Board], servings: Sequence[ServingBoard]) -> dict[tuple[str, str], list[Entry]]:

@@ -9,10 +9,8 @@ from pathlib import Path
 from draftrank.board.rows import Board
 from draftrank.board.site.drawing import draw
 from draftrank.board.site.files import site_source, write_site
-from draftrank.board.site.plots import Plot
+from draftrank.board.site.plots import COST, HEIGHT, SPREAD, WIDTH, Plot, quantity
 from draftrank.board.site.render import encoded, environment
-
-_WIDTH, _HEIGHT = 560, 340
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +36,10 @@ class TriedModel:
 def render_search(
     tried: Sequence[TriedModel], board: Board, best: str | None, recipe: str, out: Path
 ) -> tuple[Path, ...]:
-    """Writes the page into a folder of its own and returns its files, `index.html` last.
+    """Writes the page of a search into a folder of its own and returns its files, `index.html` last.
 
-    Args:
-        tried: every model, in the order they were tried.
-        board: the finalists as measured.
-        best: id of the one that the search ends with.
-        recipe: its recipe as YAML; empty without one.
-        out: the folder.
+    `tried` has every model in the order they were tried, `board` the finalists as measured; `best` is the id of the
+    one that the search ends with, and `recipe` its recipe as YAML, empty without one.
 
     Raises:
         InvalidInputError: `out` cannot take the page (see `write_site`).
@@ -66,36 +60,20 @@ def render_search(
 
 def _trade_off(tried: Sequence[TriedModel]) -> Plot | None:
     rows = [
-        {
-            "name": one.name,
-            "state": one.state,
-            "agreement": one.agreement,
-            "cost": one.cost,
-            "predicted_speedup": one.predicted_speedup,
-        }
+        {name: getattr(one, name) for name in ("name", "state", "agreement", "cost", "predicted_speedup")}
         for one in tried
         if one.predicted_speedup is not None
     ]
     if not rows:
         return None
     place = {
-        "x": {
-            "field": "cost",
-            "type": "quantitative",
-            "title": "draft cost (one forward in target forwards)",
-        },
-        "y": {
-            "field": "agreement",
-            "type": "quantitative",
-            "title": "agreement on held-out text",
-            "axis": {"format": "%"},
-            "scale": {"zero": False, "nice": True, "padding": 12},
-        },
+        "x": quantity("cost", COST),
+        "y": quantity("agreement", "agreement on held-out text", axis={"format": "%"}, scale=SPREAD),
     }
     spec = {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
-        "width": _WIDTH,
-        "height": _HEIGHT,
+        "width": WIDTH,
+        "height": HEIGHT,
         "data": {"values": rows},
         "layer": [
             {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from draftrank.board.serving import ServedFigures, ServedRow, ServingBoard
-from draftrank.board.site.plots import Plot, layered, readable
+from draftrank.board.site.plots import POINTS, SPREAD, Plot, layered, no_gain, quantity, readable
 
 CURVE, TRADE_OFF = "curve", "trade-off"
 PLAIN = "plain server"
@@ -80,46 +80,24 @@ _TOOLTIP = [
 
 def _curve(board: ServingBoard) -> Plot:
     draft = _told_apart(board, plain=False)
-    x = {
-        "field": "place",
-        "type": "quantitative",
-        "title": "requests in flight (concurrency)",
-        "scale": {"type": "log", "base": 2, "nice": False, "padding": 24},
-        "axis": {"values": list(board.concurrencies), "format": "d", "grid": False},
-    }
-    y = {
-        "type": "quantitative",
-        "title": "speedup (throughput over the plain server's)",
-        "scale": {"zero": False, "nice": True, "padding": 12},
-    }
-    no_gain = {
-        "data": {"values": [{"one": 1}]},
-        "transform": [],
-        "mark": {"type": "rule", "strokeDash": [3, 3]},
-        "encoding": {"y": {"field": "one", **y}},
-    }
+    x = quantity(
+        "place",
+        "requests in flight (concurrency)",
+        scale={"type": "log", "base": 2, "nice": False, "padding": 24},
+        axis={"values": list(board.concurrencies), "format": "d", "grid": False},
+    )
+    y = quantity("speedup", "speedup (throughput over the plain server's)", scale=SPREAD)
+    placed = {"x": x, "y": y, "color": draft}
     intervals = {
         "mark": {"type": "rule", "strokeWidth": 2, "opacity": 0.55},
-        "encoding": {"x": x, "y": {"field": "low", **y}, "y2": {"field": "high"}, "color": draft},
+        "encoding": {**placed, "y": y | {"field": "low"}, "y2": {"field": "high"}},
     }
-    lines = {
-        "mark": {"type": "line", "strokeWidth": 2},
-        "encoding": {"x": x, "y": {"field": "speedup", **y}, "color": draft},
-    }
-    points = {
-        "mark": {"type": "point", "filled": True, "size": 80, "opacity": 1},
-        "encoding": {
-            "x": x,
-            "y": {"field": "speedup", **y},
-            "color": draft,
-            "shape": draft,
-            "tooltip": _TOOLTIP,
-        },
-    }
+    lines = {"mark": {"type": "line", "strokeWidth": 2}, "encoding": placed}
+    points = {"mark": POINTS, "encoding": {**placed, "shape": draft, "tooltip": _TOOLTIP}}
     off = {
         "transform": [{"filter": "datum.off"}],
         "mark": {"type": "text", "text": "off", "dy": -14, "fontSize": 11, "fontWeight": 600},
-        "encoding": {"x": x, "y": {"field": "speedup", **y}, "color": draft},
+        "encoding": placed,
     }
     ends = "; ".join(f"{row.draft}: {row.switch_off.words}" for row in _drawn(board))
     return Plot(
@@ -127,26 +105,16 @@ def _curve(board: ServingBoard) -> Plot:
         "Speedup against concurrency",
         "Each draft's speedup with its 95 % interval over the number of requests in flight. Above the dashed line it pays. "
         f"“off” marks the switch-off point. Uncertainty of the switch-off points: {ends}.",
-        layered([no_gain, intervals, lines, points, off], {"filter": "isValid(datum.speedup)"}),
+        layered([no_gain(y), intervals, lines, points, off], {"filter": "isValid(datum.speedup)"}),
     )
 
 
 def _trade_off(board: ServingBoard) -> Plot:
     draft = _told_apart(board, plain=True)
-    x = {
-        "field": "user",
-        "type": "quantitative",
-        "title": "tokens/s per user",
-        "scale": {"zero": False, "nice": True, "padding": 12},
-    }
-    y = {
-        "field": "throughput",
-        "type": "quantitative",
-        "title": "tokens/s in total",
-        "scale": {"zero": False, "nice": True, "padding": 12},
-    }
+    x = quantity("user", "tokens/s per user", scale=SPREAD)
+    y = quantity("throughput", "tokens/s in total", scale=SPREAD)
     points = {
-        "mark": {"type": "point", "filled": True, "size": 80, "opacity": 1},
+        "mark": POINTS,
         "encoding": {"x": x, "y": y, "color": draft, "shape": draft, "tooltip": _TOOLTIP},
     }
     return Plot(

@@ -9,7 +9,7 @@ from typing import Any
 from draftrank.board.formats import heat
 from draftrank.board.serving import ServedFigures, ServedRow, ServingBoard
 from draftrank.board.site.addresses import serving_page
-from draftrank.board.site.plots import Plot, Theme, config_of
+from draftrank.board.site.plots import Plot, specs_of
 from draftrank.board.site.serving_plots import serving_plots, serving_rows
 
 SIGNS = {"faster": "▲", "slower": "▼", "can't tell": "≈", "not ranked": ""}
@@ -37,11 +37,7 @@ class ServingView:
     @property
     def specs(self) -> dict[str, Any]:
         """The plots for the scripts, to be filled with the rows of `data`."""
-        themes: tuple[Theme, ...] = ("light", "dark")
-        return {
-            "plots": {plot.id: plot.spec for plot in self.plots},
-            "themes": {theme: config_of(theme) for theme in themes},
-        }
+        return specs_of(self.plots)
 
     def drawn(self, plot: Plot) -> dict[str, Any]:
         """A plot with its data."""

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from draftrank.building.export.gguf import add_matrix, copy_tokenizer, interleaved
+from draftrank.building.export.gguf import add_matrix, as_written, written_file
 from draftrank.errors import BuildError
 from draftrank.models.eagle_head import STATES, PublishedHead
-from draftrank.models.gguf_config import ROPE_FREQS, rotary_divisors, statements_of
+from draftrank.models.gguf_config import rotary_divisors, statements_of
 from draftrank.models.gguf_format import GgufWeights
 from draftrank.models.quiet import quiet_gguf
 
@@ -40,19 +40,13 @@ _NAMES = {
 def write_eagle3_gguf(
     head: PublishedHead, target_file: Path, name: str, final: Path, weights: GgufWeights = "f16"
 ) -> None:
-    """Writes matrices in one type, norms as float32.
-
-    Args:
-        head: an EAGLE-3 head.
-        target_file: a GGUF file of its target, which gives the vocabulary and the number of layers.
-        name: what the file calls the head.
-        final: where to write.
-        weights: type of the matrices; one whose rows are no multiple of its blocks is written as float16.
+    """Writes an EAGLE-3 head, as `write_gguf` writes a draft; the target's file gives the vocabulary and the number of
+    layers.
 
     Raises:
         BuildError: llama.cpp has no such head, or the target's file is another target's.
     """
-    from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
+    from gguf import GGMLQuantizationType, GGUFReader
     from transformers import LlamaConfig
 
     _require_expressible(head)
@@ -62,34 +56,19 @@ def write_eagle3_gguf(
         of_target = str(source.fields["general.architecture"].contents())
         depth = int(source.fields[f"{of_target}.block_count"].contents())
         _require_target(head, source.fields, of_target, target_file)
-        writer = GGUFWriter(final, _ARCHITECTURE)
-        writer.add_name(name)
-        copy_tokenizer(writer, source)
-        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
-        for key, value in statements_of(config, "llama").items():
-            add[type(value)](f"{_ARCHITECTURE}.{key}", value)
-        writer.add_array(f"{_ARCHITECTURE}.target_layers", list(head.layers_of(depth)))
-        writer.add_uint32(f"{_ARCHITECTURE}.target_hidden_size", head.target_hidden_size)
-        writer.add_bool(f"{_ARCHITECTURE}.norm_before_residual", head.norm_before_residual)
-        divisors = rotary_divisors(config)
-        if divisors is not None:
-            writer.add_tensor(ROPE_FREQS, divisors)
-        for key, tensor in head.tensors.items():
-            stem = key.removesuffix(".weight")
-            if stem not in _NAMES:
-                continue  # a bias of zeros
-            values = tensor.detach().float().cpu()
-            if stem.endswith((".q_proj", ".k_proj")):
-                heads = config.num_attention_heads if stem.endswith("q_proj") else config.num_key_value_heads
-                values = interleaved(values, int(heads))
-            add_matrix(writer, f"{_NAMES[stem]}.weight", values.numpy(), weights)
-        if head.token_ids is not None:
-            ids = head.token_ids.cpu().numpy().astype(np.int64)
-            writer.add_tensor("d2t", ids, raw_dtype=GGMLQuantizationType.I64)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        stated, divisors = statements_of(config, "llama"), rotary_divisors(config)
+        with written_file(final, _ARCHITECTURE, name, source, stated, divisors) as writer:
+            writer.add_array(f"{_ARCHITECTURE}.target_layers", list(head.layers_of(depth)))
+            writer.add_uint32(f"{_ARCHITECTURE}.target_hidden_size", head.target_hidden_size)
+            writer.add_bool(f"{_ARCHITECTURE}.norm_before_residual", head.norm_before_residual)
+            for key, tensor in head.tensors.items():
+                stem = key.removesuffix(".weight")
+                if stem in _NAMES:  # others are biases of zeros
+                    values = as_written(key, tensor, config, "llama")
+                    add_matrix(writer, f"{_NAMES[stem]}.weight", values, weights)
+            if head.token_ids is not None:
+                ids = head.token_ids.cpu().numpy().astype(np.int64)
+                writer.add_tensor("d2t", ids, raw_dtype=GGMLQuantizationType.I64)
 
 
 def _require_expressible(head: PublishedHead) -> None:

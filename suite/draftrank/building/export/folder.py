@@ -26,7 +26,7 @@ from draftrank.models.forms import (
     TrimmedHeadForm,
 )
 from draftrank.models.loading import is_quantized, load_model, load_tokenizer, read_config, read_forms
-from draftrank.models.matrices import is_transposed, matrix
+from draftrank.models.matrices import bias_of, is_transposed, linear_of, matrix
 from draftrank.models.quiet import quiet_transformers
 from draftrank.models.resizing import replace_module
 
@@ -119,32 +119,27 @@ def write_out(model: PreTrainedModel, target_folder: Path) -> None:
     head = shape.head(model)
     if not isinstance(head, TrimmedHead):
         return
-    projection = head.projection
-    if isinstance(projection, LowRankLinear):
-        kept, kept_bias = _product(projection), projection.second.bias
-    else:
-        assert isinstance(projection, nn.Linear)
-        kept, kept_bias = projection.weight, projection.bias
+    kept = head.projection
+    if isinstance(kept, LowRankLinear):
+        kept = linear_of(_product(kept), kept.second.bias)
+    assert isinstance(kept, nn.Linear)
     embedding = matrix(shape.embedding(model))
     rows = embedding.clone()
     bias: torch.Tensor | None = None
-    if not model.config.get_text_config().tie_word_embeddings or kept_bias is not None:
+    if not model.config.get_text_config().tie_word_embeddings or kept.bias is not None:
         target = load_model(target_folder, "fp32", "cpu")
         theirs = Architecture.of(target).head(target)
         rows = matrix(theirs).clone()
-        bias = theirs.bias.detach().clone() if isinstance(theirs.bias, torch.Tensor) else None
-    if rows.shape != (head.vocabulary, kept.shape[1]):
+        bias = None if (own := bias_of(theirs)) is None else own.detach().clone()
+    if rows.shape != (head.vocabulary, kept.in_features):
         raise BuildError(
             f"the rows of tokens that its head left out are gone: the target's have {rows.shape[1]} numbers, the draft's "
-            f"{kept.shape[1]} (fix: leave prune_hidden or trim_vocabulary out)"
+            f"{kept.in_features} (fix: leave prune_hidden or trim_vocabulary out)"
         )
-    rows[head.token_ids] = kept
-    whole = nn.Linear(rows.shape[1], rows.shape[0], bias=bias is not None)
-    whole.weight.copy_(rows)
+    rows[head.token_ids] = kept.weight
     if bias is not None:
-        bias[head.token_ids] = kept_bias
-        whole.bias.copy_(bias)
-    replace_module(model, shape.output_head, whole.requires_grad_(False))
+        bias[head.token_ids] = kept.bias
+    replace_module(model, shape.names.output_head, linear_of(rows, bias))
     tied = torch.equal(rows, embedding)
     model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = tied
     if tied:

@@ -7,6 +7,8 @@ finds the two vocabularies equal. Everything that says how the model computes is
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +67,7 @@ def write_gguf(
     Raises:
         BuildError: llama.cpp has no such model, or this architecture is not written yet.
     """
-    from gguf import GGUFReader, GGUFWriter
+    from gguf import GGUFReader
 
     with quiet_gguf():
         source = GGUFReader(target_file)
@@ -73,36 +75,52 @@ def write_gguf(
         if architecture not in _NORMS:
             raise BuildError(f"GGUF files of the architecture {architecture} are not written yet")
         stated = statements_of(model.config, architecture)
-        writer = GGUFWriter(final, architecture)
-        writer.add_name(name)
-        copy_tokenizer(writer, source)
-        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
-        for key, value in stated.items():
-            add[type(value)](f"{architecture}.{key}", value)
-        divisors = rotary_divisors(model.config)
-        if divisors is not None:
-            writer.add_tensor(ROPE_FREQS, divisors)
-        tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-        for key, tensor in model.state_dict().items():
-            if tied and key == "lm_head.weight":
-                continue
-            array = _as_written(key, tensor, model.config, architecture)
-            add_matrix(writer, _tensor_name(key, architecture), array, weights)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        with written_file(final, architecture, name, source, stated, rotary_divisors(model.config)) as writer:
+            tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+            for key, tensor in model.state_dict().items():
+                if not (tied and key == "lm_head.weight"):
+                    array = as_written(key, tensor, model.config, architecture)
+                    add_matrix(writer, _tensor_name(key, architecture), array, weights)
 
 
-def copy_tokenizer(writer: Any, source: GGUFReader) -> None:
-    """Copies tokens, chat template and all else that a file says of its tokenizer."""
-    from gguf import GGUFValueType
+@contextmanager
+def written_file(
+    final: Path,
+    architecture: str,
+    name: str,
+    source: GGUFReader,
+    stated: Mapping[str, int | float | str],
+    divisors: np.ndarray[Any, Any] | None,
+) -> Iterator[Any]:
+    """A `GGUFWriter` that is told what comes before the weights, and writes the file in the end.
 
+    Args:
+        final: where to write.
+        architecture: as llama.cpp names it.
+        name: what the file calls the model.
+        source: a file of the target, of which all is copied that it says of its tokenizer.
+        stated: see `statements_of`.
+        divisors: see `rotary_divisors`.
+    """
+    from gguf import GGUFValueType, GGUFWriter
+
+    writer = GGUFWriter(final, architecture)
+    writer.add_name(name)
     for key, field in source.fields.items():
         if key.startswith("tokenizer."):
             kinds = field.types
             inner = kinds[1] if kinds[0] is GGUFValueType.ARRAY else None
             writer.add_key_value(key, field.contents(), kinds[0], sub_type=inner)
+    add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    for key, value in stated.items():
+        add[type(value)](f"{architecture}.{key}", value)
+    if divisors is not None:
+        writer.add_tensor(ROPE_FREQS, divisors)
+    yield writer
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def _tensor_name(key: str, architecture: str) -> str:
@@ -131,21 +149,17 @@ def add_matrix(writer: Any, name: str, array: np.ndarray[Any, Any], weights: Ggu
         writer.add_tensor(name, quantize(array, kind), raw_dtype=kind)
 
 
-def _as_written(
+def as_written(
     key: str, tensor: torch.Tensor, config: PretrainedConfig, architecture: str
 ) -> np.ndarray[Any, Any]:
+    """The float32 numbers of a weight, given by its name in transformers' model, as llama.cpp expects them: it rotates
+    neighbouring channels of a head of queries or keys, transformers those half a head apart."""
     values = tensor.detach().float().cpu()
     if values.ndim == 1:
         return (values + 1.0 if architecture == "gemma3" else values).numpy()
     if architecture == "llama" and key.endswith(("q_proj.weight", "k_proj.weight")):
         heads = config.num_attention_heads if "q_proj" in key else config.num_key_value_heads
-        values = interleaved(values, int(heads))
+        outputs, inputs = values.shape
+        halves = values.view(heads, 2, outputs // heads // 2, inputs)
+        values = halves.transpose(1, 2).reshape(outputs, inputs).contiguous()
     return values.numpy()
-
-
-def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Queries or keys, [heads · size, inputs], in llama.cpp's order: it rotates neighbouring channels of a head,
-    transformers those half a head apart."""
-    outputs, inputs = weight.shape
-    halves = weight.view(heads, 2, outputs // heads // 2, inputs)
-    return halves.transpose(1, 2).reshape(outputs, inputs).contiguous()

@@ -110,10 +110,6 @@ class Distill(StepBase):
         times = "1 pass" if self.passes == 1 else f"{self.passes} passes"
         return f"distil towards {goal} on {self.data.tokens:,} tokens that the target generated, {times}"
 
-    def check(self, draft: WorkingDraft) -> None:
-        """See `StepBase.check`."""
-        _ = draft.architecture  # refuses a model whose parts are not found
-
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""
         from draftrank.building.training.distillation import distill

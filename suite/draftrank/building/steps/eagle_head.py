@@ -68,15 +68,11 @@ class EagleHead(HeadFields, StepBase):
 
     technique: ClassVar[str] = "EAGLE-3 head"
     phase: ClassVar[Phase] = "origin"
+    adds: ClassVar[Trait | None] = "EAGLE-3 head"
     paper: ClassVar[str] = "EAGLE-3 (arXiv:2503.01840)"
     cost: ClassVar[str] = "the download of a published head; a new one is worthless until it is trained"
 
     kind: Literal["eagle_head"]
-
-    @property
-    def trait(self) -> Trait | None:
-        """See `StepBase.trait`."""
-        return "EAGLE-3 head"
 
     def sentence(self) -> str:
         """See `StepBase.sentence`."""

@@ -19,6 +19,7 @@ class Factorize(StepBase):
 
     technique: ClassVar[str] = "low rank"
     phase: ClassVar[Phase] = "factors"
+    adds: ClassVar[Trait | None] = "factors"
     paper: ClassVar[str] = "SVD-LLM (arXiv:2403.07378); plain: Eckart and Young (1936)"
     cost: ClassVar[str] = "seconds to a minute; time and memory fall with the rank, agreement steeply"
 
@@ -30,11 +31,6 @@ class Factorize(StepBase):
     matrices: Literal["all", "attention", "feed_forward"] = "all"
     """Matrices of each layer to factorize."""
 
-    @property
-    def trait(self) -> Trait | None:
-        """See `StepBase.trait`."""
-        return "factors"
-
     def sentence(self) -> str:
         """See `StepBase.sentence`."""
         which = {"all": "all", "attention": "the attention's", "feed_forward": "the feed-forward"}[
@@ -42,10 +38,6 @@ class Factorize(StepBase):
         ]
         how = ", approximating their outputs" if self.activation_aware else ""
         return f"factorize {which} matrices to {self.keep_parameters:.0%} of their parameters{how}"
-
-    def check(self, draft: WorkingDraft) -> None:
-        """See `StepBase.check`."""
-        _ = draft.architecture  # refuses a model whose parts are not found
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""
@@ -61,6 +53,7 @@ class FactorizeHead(StepBase):
 
     technique: ClassVar[str] = "low-rank head"
     phase: ClassVar[Phase] = "head"
+    adds: ClassVar[Trait | None] = "factors"
     paper: ClassVar[str] = "GroupReduce (arXiv:1806.06950); SVD-LLM (arXiv:2403.07378)"
     cost: ClassVar[str] = "a minute; the head, most of a shallow draft's bytes, shrinks with the rank"
 
@@ -69,11 +62,6 @@ class FactorizeHead(StepBase):
     """Rank of the factorized head."""
     activation_aware: bool = True
     """Whether to approximate the logits on the calibration text (true) or the weights (false)."""
-
-    @property
-    def trait(self) -> Trait | None:
-        """See `StepBase.trait`."""
-        return "factors"
 
     def sentence(self) -> str:
         """See `StepBase.sentence`."""

@@ -65,10 +65,6 @@ class Sparsify(StepBase):
         name = {"magnitude": "magnitude", "wanda": "Wanda", "sparsegpt": "SparseGPT"}[self.method]
         return f"set {share} weights to zero by {name}"
 
-    def check(self, draft: WorkingDraft) -> None:
-        """See `StepBase.check`."""
-        _ = draft.architecture  # refuses a model whose parts are not found
-
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""
         from draftrank.building.surgery.sparsity import sparsify

@@ -22,6 +22,7 @@ class TieLayers(StepBase):
 
     technique: ClassVar[str] = "layer tying"
     phase: ClassVar[Phase] = "tying"
+    adds: ClassVar[Trait | None] = "shared layers"
     paper: ClassVar[str] = "ALBERT (arXiv:1909.11942), MobileLLM (arXiv:2402.14905)"
     cost: ClassVar[str] = "seconds; fewer parameters at equal depth, agreement nearly to nothing"
 
@@ -31,11 +32,6 @@ class TieLayers(StepBase):
     blocks: Annotated[int, Field(ge=1, le=10_000)]
     """Number of distinct layers that remain: the layers are split into this many consecutive groups, and each
     group uses the weights of its first layer."""
-
-    @property
-    def trait(self) -> Trait | None:
-        """See `StepBase.trait`."""
-        return "shared layers"
 
     def sentence(self) -> str:
         """See `StepBase.sentence`."""

@@ -22,6 +22,7 @@ class TrimVocabulary(StepBase):
 
     technique: ClassVar[str] = "vocabulary trimming"
     phase: ClassVar[Phase] = "head"
+    adds: ClassVar[Trait | None] = "trimmed head"
     paper: ClassVar[str] = "FR-Spec (arXiv:2502.14856)"
     cost: ClassVar[str] = "the corpus, if it is not there; the head shrinks to the share kept"
     code_version: ClassVar[int] = 2
@@ -34,18 +35,9 @@ class TrimVocabulary(StepBase):
     """Text in which tokens are counted: the name of a corpus, or a text in place. Absent: the recipe's
     calibration text."""
 
-    @property
-    def trait(self) -> Trait | None:
-        """See `StepBase.trait`."""
-        return "trimmed head"
-
     def sentence(self) -> str:
         """See `StepBase.sentence`."""
         return f"trim the head to the {self.keep_tokens:,} most frequent tokens"
-
-    def check(self, draft: WorkingDraft) -> None:
-        """See `StepBase.check`."""
-        _ = draft.architecture  # refuses a model whose parts are not found
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """See `StepBase.apply`."""

@@ -20,6 +20,7 @@ class WriteGguf(StepBase):
 
     technique: ClassVar[str] = "GGUF"
     phase: ClassVar[Phase] = "quantization"
+    adds: ClassVar[Trait | None] = "gguf"
     paper: ClassVar[str] = "none; the file format and the kernels of llama.cpp"
     cost: ClassVar[str] = "seconds; on CPU a forward of llama.cpp in place of torch's"
     architectures: ClassVar[str] = "Llama and Gemma 3: others are not written yet"
@@ -29,11 +30,6 @@ class WriteGguf(StepBase):
     weights: GgufWeights = "q8_0"
     """Type of the matrices, in llama.cpp's names; norms stay f32, and matrices whose rows are no multiple of
     32 become f16."""
-
-    @property
-    def trait(self) -> Trait | None:
-        """See `StepBase.trait`."""
-        return "gguf"
 
     def sentence(self) -> str:
         """See `StepBase.sentence`."""
@@ -49,8 +45,6 @@ class WriteGguf(StepBase):
         special = [form.form for form in draft.forms if not isinstance(form, TiedLayersForm)]
         if special:
             raise BuildError(f"GGUF cannot express {', '.join(dict.fromkeys(special))} parts")
-        if context.target is None:
-            raise BuildError("the target's own file is needed, which tells llama.cpp what its tokens are")
         source = gguf_file(context.target, context.fetch)
         draft.packed_parameters = draft.count_parameters()
         draft.gguf = context.scratch / GGUF_FILE

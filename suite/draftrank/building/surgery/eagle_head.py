@@ -72,11 +72,8 @@ def new_eagle3_head(
 def model_of_published(
     head: PublishedHead, target: PreTrainedModel
 ) -> tuple[PreTrainedModel, list[Eagle3Form | TrimmedHeadForm]]:
-    """A published head as a model, and its forms.
-
-    Args:
-        head: what was read.
-        target: a copy of the target, whose embedding and head it uses where it has none of its own.
+    """A published head as a model, and its forms. Of the target, a copy, it uses embedding and head where it has none of
+    its own.
 
     Raises:
         BuildError: its architecture is not EAGLE-3, or it reads the target's embeddings as a hidden state.
@@ -98,8 +95,8 @@ def model_of_published(
         bias="fc.bias" in head.tensors,
     )
     forms: list[Eagle3Form | TrimmedHeadForm] = [form]
-    ends = {name: getattr(config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    made = LlamaForCausalLM(LlamaConfig(**(head.config | ends | {"tie_word_embeddings": False})))
+    fields = head.config | _special_tokens(config) | {"tie_word_embeddings": False}
+    made = LlamaForCausalLM(LlamaConfig(**fields))
     form.prepare(made)
     tensors = {_renamed(name): value.to(target.dtype) for name, value in head.tensors.items()}
     tensors.setdefault("model.embed_tokens.weight", matrix(shape.embedding(target)))
@@ -123,12 +120,8 @@ def model_of_published(
 
 
 def published_of(model: PreTrainedModel, form: Eagle3Form) -> PublishedHead:
-    """A head of ours as it is published: the inverse of `model_of_published`, with the rows of the target that its head has.
-
-    Args:
-        model: the head, not quantized.
-        form: how it reads the target.
-    """
+    """A head of ours, not quantized, as it is published: the inverse of `model_of_published`, with the rows of the target
+    that its head has."""
     config = model.config
     trimmed = model.get_output_embeddings()
     state = dict(model.state_dict())
@@ -183,7 +176,6 @@ def llama_config(config: PretrainedConfig) -> LlamaConfig:
     rope = rope.get("full_attention", rope)
     inner = getattr(config, "intermediate_size", None)
     window = context_window(config)
-    ends = {name: getattr(config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     return LlamaConfig(
         vocab_size=int(config.vocab_size),
         hidden_size=hidden,
@@ -191,14 +183,18 @@ def llama_config(config: PretrainedConfig) -> LlamaConfig:
         num_hidden_layers=1,
         num_attention_heads=heads,
         num_key_value_heads=int(getattr(config, "num_key_value_heads", None) or heads),
-        head_dim=int(getattr(config, "head_dim", None) or hidden // heads),
+        head_dim=int(getattr(config, "head_dim", None) or hidden // heads),  # `heads` may be made up
         hidden_act="silu",
         rms_norm_eps=float(getattr(config, "rms_norm_eps", _EPSILON)),
         tie_word_embeddings=bool(getattr(config, "tie_word_embeddings", False)),
         **({"rope_parameters": rope} if rope else {}),
         **({"max_position_embeddings": window} if window else {}),
-        **ends,
+        **_special_tokens(config),
     )
+
+
+def _special_tokens(config: PretrainedConfig) -> dict[str, Any]:
+    return {name: getattr(config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from draftrank.errors import BuildError
+from draftrank.models.attention_windows import head_size
 from draftrank.models.forms import weights_read_directly
 from draftrank.models.matrices import matrix
 from draftrank.models.quiet import quiet_transformers
@@ -90,7 +91,7 @@ def require_heads(shape: Architecture, model: PreTrainedModel) -> None:
         )
     heads = int(config.num_attention_heads)
     groups = int(getattr(config, "num_key_value_heads", None) or heads)
-    size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    size = head_size(config)
     for block, layer in zip(shape.blocks, shape.layers(model), strict=True):
         attention = layer.get_submodule(block.attention)
         found = [
@@ -117,15 +118,8 @@ def require_heads(shape: Architecture, model: PreTrainedModel) -> None:
 
 
 def _require_head_size(model: PreTrainedModel, output: str, heads: int, groups: int, size: int) -> None:
-    """Refuses architectures whose model of fewer heads has heads of another size.
-
-    Args:
-        model: the model.
-        output: name of a layer's attention output.
-        heads: its query heads.
-        groups: its heads of keys and values.
-        size: channels of a head.
-    """
+    """Refuses architectures whose model of fewer heads has heads of another size, as the attention's `output` of a layer
+    tells."""
     config = copy.deepcopy(model.config)
     fewer = groups if groups < heads else 1
     for name, value in (("num_attention_heads", fewer), ("num_key_value_heads", fewer), ("head_dim", size)):
@@ -160,11 +154,8 @@ def require_hidden(shape: Architecture, model: PreTrainedModel) -> None:
 
 
 def require_depth(draft: WorkingDraft, keep: int | Sequence[int]) -> None:
-    """Refuses models of which a cut is known to fail.
-
-    Args:
-        draft: the model.
-        keep: the layers that stay; or how many, where it is not known yet which.
+    """Refuses models of which a cut is known to fail, by the layers that stay; or how many, where it is not known yet
+    which.
 
     Raises:
         BuildError: no configuration describes them, or they count no tokens.

@@ -11,17 +11,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from draftrank.models.attention_windows import head_size
 from draftrank.models.matrices import matrix
 
 if TYPE_CHECKING:
     from draftrank.building.working_draft import WorkingDraft
 
+Key = TypeVar("Key")
 Importance = Literal["magnitude", "activation", "taylor"]
 BATCH_SEQUENCES = 8
 """Sequences of calibration text that are run together."""
@@ -30,13 +33,8 @@ _GRADIENT_SEQUENCES = 1
 
 
 def feed_forward_scores(draft: WorkingDraft, importance: Importance, tokens: Tensor | None) -> list[Tensor]:
-    """Score of each feed-forward channel: one float64 tensor [channels] per layer.
-
-    Args:
-        draft: the model to judge.
-        importance: the measure.
-        tokens: int [sequences, length]; not needed for `magnitude`.
-    """
+    """Score of each feed-forward channel: one float64 tensor [channels] per layer. `tokens` is int [sequences, length], not
+    needed for `magnitude`."""
     shape = draft.architecture
     networks = [
         (block, layer.get_submodule(block.feed_forward))
@@ -71,7 +69,7 @@ def head_scores(draft: WorkingDraft, importance: Importance, tokens: Tensor | No
         for block, layer in zip(shape.blocks, shape.layers(draft.model), strict=True)
     ]
     outputs = [output for _, output in parts]
-    size = head_size(draft)
+    size = head_size(draft.model.config)
     if importance == "magnitude":
         return [
             (_squares(output, along=0) + _squares(queries, along=1)).view(-1, size).sum(1).sqrt()
@@ -79,12 +77,6 @@ def head_scores(draft: WorkingDraft, importance: Importance, tokens: Tensor | No
         ]
     assert tokens is not None
     return _scores_of_inputs(draft, importance, outputs, tokens, unit=size)
-
-
-def head_size(draft: WorkingDraft) -> int:
-    """Channels per attention head."""
-    config = draft.model.config
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def hidden_scores(draft: WorkingDraft, importance: Importance, tokens: Tensor | None) -> Tensor:
@@ -167,7 +159,7 @@ def _accumulate(
             if not gradients:
                 draft.architecture.hidden_states(draft.model, ids)
                 continue
-            with _differentiable(draft):
+            with draft.architecture.embedding(draft.model).register_forward_hook(_open_graph):
                 logits = draft.architecture.logits(
                     draft.model, draft.architecture.hidden_states(draft.model, ids)
                 )
@@ -183,35 +175,21 @@ def _accumulate(
 
 
 @contextmanager
-def watched_inputs(modules: Mapping[int, nn.Module], seen: Callable[[int, Tensor], None]) -> Iterator[None]:
+def watched_inputs(modules: Mapping[Key, nn.Module], seen: Callable[[Key, Tensor], None]) -> Iterator[None]:
     """Shows each module's input [sequences, length, channels] whenever it runs."""
 
-    def observer(index: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def observe(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-            seen(index, arguments[0])
+    def observe(key: Key, _: nn.Module, arguments: tuple[Any, ...]) -> None:
+        seen(key, arguments[0])
 
-        return observe
-
-    handles = [module.register_forward_pre_hook(observer(index)) for index, module in modules.items()]
-    try:
+    with ExitStack() as hooks:
+        for key, module in modules.items():
+            hooks.enter_context(module.register_forward_pre_hook(partial(observe, key)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-@contextmanager
-def _differentiable(draft: WorkingDraft) -> Iterator[None]:
-    """Lets gradients reach all activations while no weight asks for one."""
-
-    def open_graph(_module: nn.Module, _arguments: tuple[Any, ...], output: Tensor) -> Tensor:
-        return output.requires_grad_()
-
-    handle = draft.architecture.embedding(draft.model).register_forward_hook(open_graph)
-    try:
-        yield
-    finally:
-        handle.remove()
+def _open_graph(_module: nn.Module, _arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+    """Behind the embedding: lets gradients reach all activations while no weight asks for one."""
+    return output.requires_grad_()
 
 
 def _squares(module: nn.Module, along: Literal[0, 1]) -> Tensor:

@@ -29,14 +29,8 @@ MERGING_SEQUENCES = 8
 def merge_layers(
     draft: WorkingDraft, keep: int, group: int, tokens: Tensor, progress: Progress
 ) -> list[list[int]]:
-    """Merges layers, up to `group` at a time, until `keep` are left, in place.
-
-    Args:
-        draft: the model to cut.
-        keep: layers that are left.
-        group: layers that become one in a round.
-        tokens: calibration text, int [sequences, length].
-        progress: told how far it is.
+    """Merges layers, up to `group` at a time, until `keep` are left, in place; `tokens`: calibration text, int [sequences,
+    length].
 
     Returns:
         for each layer that is left, the original layers in it.

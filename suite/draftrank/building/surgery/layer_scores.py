@@ -26,13 +26,8 @@ _LOSS_POSITIONS = 512
 
 
 def block_influence(draft: WorkingDraft, token_ids: Tensor) -> list[float]:
-    """ShortGPT's score of each layer: one minus the mean cosine similarity between the hidden state
-    before and after it, over all positions (Men et al. 2024, arXiv:2403.03853).
-
-    Args:
-        draft: the model to judge.
-        token_ids: int tensor [sequences, length].
-    """
+    """ShortGPT's score of each layer: one minus the mean cosine similarity between the hidden state before and after it,
+    over all positions of a text, int [sequences, length] (Men et al. 2024, arXiv:2403.03853)."""
     depth = len(draft.architecture.layers(draft.model))
     totals = [0.0] * depth
     for states in _hidden_states(draft, token_ids):

@@ -18,12 +18,8 @@ LOSS_SEQUENCES = 8
 
 
 def named_layers(keep: int | Sequence[int], select: Selection | None, depth: int) -> tuple[int, ...] | None:
-    """Indices of the layers that stay, ascending, where nothing has to be measured to tell them; else None.
-
-    Args:
-        keep: how many, or which.
-        select: with a number: how they are chosen (see `DropLayers.select`).
-        depth: layers of the model.
+    """Indices of the layers that stay of `depth`, ascending, where nothing has to be measured to tell them; else None. For
+    `keep` and `select` see `DropLayers`.
 
     Raises:
         BuildError: the model has fewer layers than that.
@@ -48,13 +44,8 @@ def named_layers(keep: int | Sequence[int], select: Selection | None, depth: int
 def choose_layers(
     keep: int | Sequence[int], select: Selection | None, draft: WorkingDraft, context: BuildContext
 ) -> tuple[int, ...]:
-    """Indices of the layers that stay, ascending.
-
-    Args:
-        keep: how many, or which.
-        select: with a number: how they are chosen (see `DropLayers.select`).
-        draft: the model to cut; what decided is noted in its notes.
-        context: what surrounds the build.
+    """Indices of the layers that stay, ascending; what decided is noted in the draft's notes. For `keep` and `select` see
+    `DropLayers`.
 
     Raises:
         BuildError: the model has fewer layers than that.

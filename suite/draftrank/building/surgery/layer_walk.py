@@ -8,12 +8,13 @@ than one layer: so hidden states are carried from layer to layer, and nothing el
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from draftrank.building.surgery.importance import BATCH_SEQUENCES
+from draftrank.building.surgery.importance import BATCH_SEQUENCES, watched_inputs
 
 if TYPE_CHECKING:
     from draftrank.building.working_draft import WorkingDraft
@@ -46,18 +47,11 @@ class VisitedLayer:
                 moment = flat.t() @ flat
                 found[part] = found[part] + moment if part in found else moment
 
-        def observe(part: str) -> Any:
-            return lambda _module, arguments: add(part, arguments[0])
-
-        handles = [self.layer.get_submodule(part).register_forward_pre_hook(observe(part)) for part in parts]
-        try:
+        with watched_inputs({part: self.layer.get_submodule(part) for part in parts}, add):
             for batch in self._batches:
                 seen.clear()
                 alive.clear()
                 batch.run(self.index, self.layer)
-        finally:
-            for handle in handles:
-                handle.remove()
         return {part: found[same[part]] for part in parts}
 
 
@@ -78,12 +72,8 @@ class _Batch:
 
 @torch.inference_mode()
 def walk_layers(draft: WorkingDraft, token_ids: Tensor) -> Iterator[VisitedLayer]:
-    """Yields each decoder layer in order; what is done to it is seen by those after it.
-
-    Args:
-        draft: the model, changed by the caller between two layers.
-        token_ids: calibration text, int [sequences, length].
-    """
+    """Yields each decoder layer in order, on calibration text, int [sequences, length]; what is done to it is seen by those
+    after it."""
     shape, model = draft.architecture, draft.model
     batches = [_recorded(draft, ids) for ids in torch.split(token_ids, BATCH_SEQUENCES)]
     for index, layer in enumerate(shape.layers(model)):
@@ -101,11 +91,8 @@ def _recorded(draft: WorkingDraft, token_ids: Tensor) -> _Batch:
         batch.positional.append(arguments[1:])
         batch.named.append(named)
 
-    layers = draft.architecture.layers(draft.model)
-    handles = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
-    try:
+    with ExitStack() as hooks:
+        for layer in draft.architecture.layers(draft.model):
+            hooks.enter_context(layer.register_forward_pre_hook(record, with_kwargs=True))
         draft.architecture.hidden_states(draft.model, token_ids.to(draft.model.device, torch.int64))
-    finally:
-        for handle in handles:
-            handle.remove()
     return batch

@@ -37,15 +37,9 @@ _DAMPING = 1e-4
 def factorize_layers(
     draft: WorkingDraft, keep_parameters: float, which: Matrices, tokens: Tensor | None, progress: Progress
 ) -> None:
-    """Factorizes matrices of every decoder layer, in place; not those whose weights the model's code reads by itself.
-
-    Args:
-        draft: the model.
-        keep_parameters: share of a matrix's parameters that its factors hold.
-        which: which matrices.
-        tokens: calibration text, int [sequences, length]; None: only the weights are approximated.
-        progress: told how far it is.
-    """
+    """Factorizes matrices of every decoder layer, in place, to a share of their parameters; not those whose weights the
+    model's code reads by itself. `tokens`: calibration text, int [sequences, length]; None: only the weights are
+    approximated."""
     blocks = draft.architecture.blocks
     parts = [
         {
@@ -92,8 +86,8 @@ def factorize_head(draft: WorkingDraft, rank: int, tokens: Tensor | None) -> Non
         place = next(i for i, form in enumerate(draft.forms) if isinstance(form, TrimmedHeadForm))
         draft.forms[place] = draft.forms[place].model_copy(update={"rank": rank})
         return
-    replace_module(model, shape.output_head, factorized(head, rank, moment))
-    draft.forms.append(LowRankForm(module=shape.output_head, rank=rank))
+    replace_module(model, shape.names.output_head, factorized(head, rank, moment))
+    draft.forms.append(LowRankForm(module=shape.names.output_head, rank=rank))
 
 
 @torch.inference_mode()

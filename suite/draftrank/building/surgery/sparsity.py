@@ -122,14 +122,8 @@ def wanda_scores(weight: Tensor, moment: Tensor) -> Tensor:
 
 
 def sparsegpt(weight: Tensor, moment: Tensor, sparsity: float, pattern: Pattern) -> Tensor:
-    """The weights with zeros in them, the others adjusted.
-
-    Args:
-        weight: float32 [outputs, inputs]; left as it is.
-        moment: X Xᵀ of its inputs, float32 [inputs, inputs].
-        sparsity: see `lowest_mask`.
-        pattern: see `lowest_mask`.
-    """
+    """The weights, float32 [outputs, inputs], with zeros in them, the others adjusted, in a copy. `moment`: X Xᵀ of the
+    inputs, float32 [inputs, inputs]; for the rest see `lowest_mask`."""
     weight = weight.clone()
     inverse = inverse_hessian_factor(moment, weight)
     columns = weight.shape[1]

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from draftrank.errors import BuildError
 from draftrank.models.cache import weight_files
 from draftrank.models.forms import LowRankLinear, TrimmedHead, TrimmedHeadForm
 from draftrank.models.loading import read_forms
-from draftrank.models.matrices import matrix
+from draftrank.models.matrices import matrix, some_rows
 from draftrank.models.resizing import replace_module
 
 if TYPE_CHECKING:
@@ -25,13 +25,8 @@ if TYPE_CHECKING:
 
 
 def trim_vocabulary(draft: WorkingDraft, tokens: Tensor, keep: int, stop_tokens: frozenset[int]) -> float:
-    """Trims the draft's head in place; returns the share of the text that it still can say.
-
-    Args:
-        draft: the model.
-        tokens: text in which tokens are counted, int of any shape.
-        keep: tokens the head keeps.
-        stop_tokens: ids that end the target's outputs, which are kept in any case, as `marked_tokens` are.
+    """Trims the draft's head in place to `keep` tokens; returns the share of the text, int of any shape, that it still can
+    say. Stop tokens are kept in any case, as `marked_tokens` are.
 
     Raises:
         BuildError: there are fewer tokens, or the head is no longer a plain matrix.
@@ -43,21 +38,16 @@ def trim_vocabulary(draft: WorkingDraft, tokens: Tensor, keep: int, stop_tokens:
     vocabulary = matrix(head).shape[0]
     always = {token for token in marked_tokens(draft.tokenizer) | stop_tokens if token < vocabulary}
     kept = most_used_tokens(tokens, vocabulary, keep, always)
-    replace_module(draft.model, shape.output_head, trimmed_head(draft, kept))
-    draft.forms.append(TrimmedHeadForm(module=shape.output_head, kept=keep))
+    replace_module(draft.model, shape.names.output_head, trimmed_head(draft, kept))
+    draft.forms.append(TrimmedHeadForm(module=shape.names.output_head, kept=keep))
     return round(float(torch.isin(tokens.long(), kept).double().mean()), 6)
 
 
 def most_used_tokens(token_ids: Tensor, vocabulary: int, keep: int, always: Collection[int]) -> Tensor:
-    """Ids of the tokens that occur most often, ascending, int64 [keep].
+    """Ids of the `keep` tokens that occur most often in a text, int of any shape, ascending, int64 [keep]; those of
+    `always` are among them whatever they count.
 
     Tokens that occur equally often go by id: in merge order, the tokenizer's own sign of frequency.
-
-    Args:
-        token_ids: text, int of any shape.
-        vocabulary: size of the vocabulary.
-        keep: how many.
-        always: ids that are kept whatever they count.
 
     Raises:
         BuildError: there are fewer tokens, or more that must be kept.
@@ -82,15 +72,9 @@ def most_used_tokens(token_ids: Tensor, vocabulary: int, keep: int, always: Coll
 def trimmed_head(draft: WorkingDraft, token_ids: Tensor) -> TrimmedHead:
     """The draft's head with the rows of some tokens only; `token_ids` int64 [kept], ascending."""
     head = draft.architecture.head(draft.model)
-    weight = matrix(head)
-    bias = head.bias if isinstance(head.bias, Tensor) else None
-    projection = nn.Linear(weight.shape[1], len(token_ids), bias=bias is not None)
-    projection.weight.copy_(weight[token_ids])
-    if bias is not None:
-        projection.bias.copy_(bias[token_ids])
-    trimmed = TrimmedHead(projection, len(token_ids), weight.shape[0])
+    trimmed = TrimmedHead(some_rows(head, token_ids), len(token_ids), len(matrix(head)))
     trimmed.token_ids.copy_(token_ids)
-    return trimmed.to(weight.device, weight.dtype).eval().requires_grad_(False)
+    return trimmed.to(matrix(head).device).eval()
 
 
 def marked_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

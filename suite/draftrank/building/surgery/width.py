@@ -13,11 +13,11 @@ from draftrank.building.surgery.importance import (
     Importance,
     feed_forward_scores,
     head_scores,
-    head_size,
     hidden_scores,
 )
 from draftrank.errors import BuildError
 from draftrank.models.architecture_checks import logits_without, require_equal
+from draftrank.models.attention_windows import head_size
 from draftrank.models.resizing import Cut, matrix_cuts, resized
 
 if TYPE_CHECKING:
@@ -25,13 +25,8 @@ if TYPE_CHECKING:
 
 
 def prune_feed_forward(draft: WorkingDraft, keep: int, importance: Importance, tokens: Tensor | None) -> None:
-    """Keeps the `keep` most important channels of each layer's feed-forward network, in place.
-
-    Args:
-        draft: the model to cut.
-        keep: channels that stay in each layer.
-        importance: how they are judged.
-        tokens: calibration text, int [sequences, length]; None for `magnitude`.
+    """Keeps the `keep` most important channels of each layer's feed-forward network, in place. `tokens`: calibration text,
+    int [sequences, length]; None for `magnitude`.
 
     Raises:
         BuildError: there are fewer channels.
@@ -63,16 +58,10 @@ def prune_heads(
     importance: Importance,
     tokens: Tensor | None,
 ) -> None:
-    """Keeps the most important query groups of each layer, and of each the most important heads.
+    """Keeps the most important query groups of each layer, and of each the most important heads; None: all. For the text
+    see `prune_feed_forward`.
 
     A group is one head of keys and values with all query heads that read it; its score is their sum.
-
-    Args:
-        draft: the model to cut.
-        keep_groups: groups that stay in each layer; None: all.
-        keep_heads_per_group: query heads that stay in each of them; None: all.
-        importance: how heads are judged.
-        tokens: calibration text, int [sequences, length]; None for `magnitude`.
 
     Raises:
         BuildError: there are fewer, or the architecture cannot say how many heads it has.
@@ -84,7 +73,7 @@ def prune_heads(
     stay, stay_each = keep_groups or groups, keep_heads_per_group or per_group
     _require(stay, groups, "query groups per layer", "keep_groups")
     _require(stay_each, per_group, "query heads per group", "keep_heads_per_group")
-    size = head_size(draft)
+    size = head_size(config)
     cuts: list[Cut] = []
     dropped: dict[str, list[int]] = {}
     for index, score in enumerate(head_scores(draft, importance, tokens)):
@@ -110,16 +99,11 @@ def prune_heads(
 
 
 def prune_hidden(draft: WorkingDraft, keep: int, importance: Importance, tokens: Tensor | None) -> None:
-    """Keeps the `keep` most important channels of the residual stream, the same in all layers, in place.
+    """Keeps the `keep` most important channels of the residual stream, the same in all layers, in place. For the text see
+    `prune_feed_forward`.
 
     Norms divide by the mean square over all channels; with fewer of them the same stream would come out
     smaller, so their weights are enlarged: where the dropped channels were zero, nothing changes.
-
-    Args:
-        draft: the model to cut.
-        keep: channels that stay.
-        importance: how they are judged.
-        tokens: calibration text, int [sequences, length]; None for `magnitude`.
 
     Raises:
         BuildError: there are fewer channels, or the architecture ties its width to something else.
@@ -130,15 +114,15 @@ def prune_hidden(draft: WorkingDraft, keep: int, importance: Importance, tokens:
     _require(keep, width, "hidden channels", "keep_channels")
     kept = _best(hidden_scores(draft, importance, tokens), keep, draft)
     cuts = [Cut(f"{shape.names.token_embedding}.weight", 1, kept)]
-    cuts += matrix_cuts(draft.model, shape.output_head, "inputs", kept)
-    cuts.append(Cut(f"{shape.decoder}.{shape.names.final_norm}.weight", 0, kept))
+    cuts += matrix_cuts(draft.model, shape.names.output_head, "inputs", kept)
+    cuts.append(Cut(f"{shape.names.decoder}.{shape.names.final_norm}.weight", 0, kept))
     for index in range(len(shape.layers(draft.model))):
         layer = shape.layer_name(index)
         cuts += [Cut(f"{layer}.{name}.weight", 0, kept) for name in block.norms]
         for name in (*block.attention_parts(), *block.feed_forward_parts()):
             writes = name.endswith((block.attention_output, block.feed_forward_output))
             cuts += matrix_cuts(draft.model, f"{layer}.{name}", "outputs" if writes else "inputs", kept)
-    draft.model = resized(draft.model, {"hidden_size": keep, "head_dim": head_size(draft)}, cuts)
+    draft.model = resized(draft.model, {"hidden_size": keep, "head_dim": head_size(config)}, cuts)
     _rescale(draft, math.sqrt(width / keep))
 
 

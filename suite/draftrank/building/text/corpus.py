@@ -112,15 +112,10 @@ def _retokenized(written: Path, spec: SelfGenerated, context: BuildContext) -> C
 
 
 def retokenized(corpus: Corpus, translation: Translation, length: int) -> dict[str, Tensor]:
-    """A corpus of the target's in the tokens of a draft with another tokenizer.
+    """A corpus of the target's in the tokens of a draft with another tokenizer, in rows of `length`.
 
     Runs of one role are tokenized each by itself, and rows are cut anew from the joined text of all rows; what does not
     fill the last one is left out.
-
-    Args:
-        corpus: in the target's tokens.
-        translation: from the target's tokens to the draft's.
-        length: tokens of a row.
 
     Returns:
         `tokens` int32 and `roles` uint8, both [sequences, length].
@@ -162,7 +157,7 @@ def corpus_key(spec: SelfGenerated, context: BuildContext) -> str:
             "code_version": CODE_VERSION,
             "spec": spec.model_dump(mode="json", exclude_none=True),
             "target_weights_sha256": context.target_weights_sha256,
-            "prompt_format": context.prompt_format,
+            "prompt_format": context.target.prompt_format,
             "tokenizer_sha256": _tokenizer_sha256(context.target_folder),
             "dtype": compute_dtype(context.device),
             "device": context.device,
@@ -184,7 +179,7 @@ def _write_batches(
 ) -> list[dict[str, Tensor]]:
     tokenizer = load_tokenizer(context.target_folder)
     stop_ids = read_stop_tokens(context.target_folder, tokenizer)
-    rules = row_rules(tokenizer, context.prompt_format, spec.sequence_tokens, stop_ids)
+    rules = row_rules(tokenizer, context.target.prompt_format, spec.sequence_tokens, stop_ids)
     sequences = -(-spec.tokens // spec.sequence_tokens)
     asked = given_prompts(spec, tokenizer, rules, context)
     parts = []

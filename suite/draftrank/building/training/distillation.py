@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -42,7 +42,6 @@ from draftrank.building.training.schedule import (
     split_sequences,
 )
 from draftrank.building.training.target_states import target_states
-from draftrank.building.training.trainable import decay_groups, unfreeze, zeros_of
 from draftrank.building.training.training_time_test import TrainingTimeTest
 from draftrank.catalog.base import sha256_of_json
 from draftrank.errors import BuildError
@@ -156,8 +155,8 @@ class _Trainer:
         self.shape = draft.architecture
         self.target = load_model(context.model_folder, self.dtype, context.device)
         self.target_shape = Architecture.of(self.target)
-        self.trained = unfreeze(self.draft, self.shape, with_head=spec.train_head)
-        self.zeros = zeros_of(draft)
+        self.trained = _unfreeze(self.draft, self.shape, with_head=spec.train_head)
+        self.zeros = _zeros_of(draft)
         self.heads = HeadPair(
             self.draft, self.target, frozen_in=None if spec.train_head else DTYPES[self.dtype]
         )
@@ -175,7 +174,7 @@ class _Trainer:
         if spec.hidden_weight:
             self.matching = HiddenMatching(draft, self.target, self.target_shape)
         self.optimizer = torch.optim.AdamW(
-            decay_groups(self.trained.values(), spec.weight_decay), lr=spec.learning_rate, betas=(0.9, 0.95)
+            _decay_groups(self.trained.values(), spec.weight_decay), lr=spec.learning_rate, betas=(0.9, 0.95)
         )
 
     def train(self, batches: list[Tensor], held_out: Tensor, state: _State) -> Iterator[tuple[int, str]]:
@@ -421,3 +420,32 @@ def shifted(states: Tensor) -> Tensor:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
+
+
+def _unfreeze(model: PreTrainedModel, shape: Architecture, *, with_head: bool) -> dict[str, nn.Parameter]:
+    """Lets a model train, its embedding and head only where asked for; returns what trains, by name."""
+    model.requires_grad_(True)
+    if not with_head:
+        shape.embedding(model).requires_grad_(False)
+        shape.head(model).requires_grad_(False)
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; norms and biases do not."""
+    found = list(parameters)
+    return [
+        {"params": [one for one in found if one.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [one for one in found if one.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def _zeros_of(draft: WorkingDraft) -> dict[str, Tensor]:
+    """Where weights of a sparse draft are zero, by parameter."""
+    if "zeros" not in draft.notes:
+        return {}
+    masks = {
+        f"{name}.weight": module.weight == 0
+        for name, module in draft.architecture.linear_layers(draft.model).items()
+    }
+    return {name: mask for name, mask in masks.items() if isinstance(mask, Tensor) and bool(mask.any())}

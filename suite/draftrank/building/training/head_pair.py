@@ -6,11 +6,11 @@ import copy
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from draftrank.models.architecture import Architecture
 from draftrank.models.forms import TrimmedHead
-from draftrank.models.matrices import matrix
+from draftrank.models.matrices import some_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,13 +25,7 @@ class HeadPair:
     def __init__(
         self, draft: PreTrainedModel, target: PreTrainedModel, *, frozen_in: torch.dtype | None
     ) -> None:
-        """Pairs the heads.
-
-        Args:
-            draft: the draft.
-            target: its target.
-            frozen_in: dtype of the draft's head, where it is not trained; None: it is.
-        """
+        """Pairs the heads; `frozen_in`: dtype of the draft's head, where it is not trained; None: it is."""
         self._draft, self._target = draft, target
         self._shape, self._target_shape = Architecture.of(draft), Architecture.of(target)
         self._all_theirs = self._target_shape.head(target)
@@ -39,7 +33,7 @@ class HeadPair:
         if isinstance(self._ours, TrimmedHead):
             # what the draft cannot say is left out on both sides, and costs nothing
             self.kept, self._ours = self._ours.token_ids, self._ours.projection
-            self._theirs = _some_rows(self._all_theirs, self.kept)
+            self._theirs = some_rows(self._all_theirs, self.kept)
         if frozen_in is not None:
             # autocast would convert a frozen head anew in every chunk
             self._ours = copy.deepcopy(self._ours).to(frozen_in).requires_grad_(False)
@@ -55,13 +49,3 @@ class HeadPair:
     def all_theirs(self, hidden: Tensor) -> Tensor:
         """The target's, of all tokens."""
         return self._target_shape.logits(self._target, hidden, self._all_theirs)
-
-
-def _some_rows(head: nn.Module, kept: Tensor) -> nn.Linear:
-    """A head over some tokens only."""
-    weight = matrix(head)[kept]
-    rows = nn.Linear(weight.shape[1], weight.shape[0], bias=isinstance(head.bias, Tensor), device="meta")
-    rows.weight = nn.Parameter(weight, requires_grad=False)
-    if isinstance(head.bias, Tensor):
-        rows.bias = nn.Parameter(head.bias.detach()[kept], requires_grad=False)
-    return rows

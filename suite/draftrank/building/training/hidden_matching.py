@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from draftrank.models.architecture import Architecture
 
 
-class HiddenMatching:
+class HiddenMatching(ExitStack):
     """Listens to the layers of both models while they run; use it as a context around their forwards.
 
     The distance is the mean over layers of |ours - theirs|² / |theirs|², as in TinyBERT's hidden loss
@@ -26,6 +26,7 @@ class HiddenMatching:
     """
 
     def __init__(self, draft: WorkingDraft, target: PreTrainedModel, target_shape: Architecture) -> None:
+        super().__init__()
         kept = draft.notes.get("kept_layers")
         layers = draft.architecture.layers(draft.model)
         if kept is None or len(kept) != len(layers):
@@ -38,20 +39,12 @@ class HiddenMatching:
         theirs = target_shape.layers(target)
         self._watched = [*layers, *(theirs[index] for index in kept)]
         self._seen: dict[int, Tensor] = {}
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
-    def __enter__(self) -> HiddenMatching:
+    def __enter__(self) -> Self:
         self._seen.clear()
-        self._handles = [
-            module.register_forward_hook(self._observer(index)) for index, module in enumerate(self._watched)
-        ]
+        for index, module in enumerate(self._watched):
+            self.enter_context(module.register_forward_hook(partial(self._observe, index)))
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
 
     def distance(self) -> Tensor:
         """The distance of the last forwards, a scalar with its graph."""
@@ -63,8 +56,5 @@ class HiddenMatching:
         self._seen.clear()
         return torch.stack(parts).mean()
 
-    def _observer(self, index: int) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        def observe(_: nn.Module, _arguments: tuple[Any, ...], output: Any) -> None:
-            self._seen[index] = output if isinstance(output, Tensor) else output[0]
-
-        return observe
+    def _observe(self, index: int, _: nn.Module, _arguments: tuple[Any, ...], output: Any) -> None:
+        self._seen[index] = output if isinstance(output, Tensor) else output[0]

@@ -34,15 +34,8 @@ _BATCH_SEQUENCES = 16
 def target_states(
     target: PreTrainedModel, corpus: Corpus, key: str, context: BuildContext, layers: Sequence[int] = ()
 ) -> Tensor:
-    """Outputs of some layers and final hidden states after the norm, in the target's dtype,
-    [sequences, length, (layers + 1) · hidden], on the CPU.
-
-    Args:
-        target: the model that is read off.
-        corpus: the text.
-        key: identity of the corpus, which includes the target's.
-        context: where the cache lies.
-        layers: numbers of layers, from 0.
+    """Outputs of some layers, from 0, and final hidden states after the norm, in the target's dtype, [sequences, length,
+    (layers + 1) · hidden], on the CPU; cached by the key of the corpus, which includes the target's.
 
     Raises:
         BuildError: they would take more than `MAX_BYTES`.

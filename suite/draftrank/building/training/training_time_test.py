@@ -39,16 +39,8 @@ class TrainingTimeTest:
 
 
 def visible(length: int, ahead: int, device: torch.device) -> Tensor:
-    """Which keys the forward sees that is `ahead` tokens ahead of the first.
-
-    Args:
-        length: positions of the text.
-        ahead: forwards before this one.
-        device: where.
-
-    Returns:
-        bool tensor [length, (ahead + 1) · length]: the keys of the first forward, those of the second, and so on.
-    """
+    """Which keys the forward sees that is `ahead` tokens ahead of the first, over `length` positions: bool [length, (ahead
+    + 1) · length], the keys of the first forward, those of the second, and so on."""
     queries = torch.arange(length, device=device)[:, None]
     keys = torch.arange(length, device=device)[None]
     parts = [keys <= queries - ahead, *(keys == queries - ahead + number for number in range(1, ahead + 1))]

@@ -41,15 +41,3 @@ def generate(name: str) -> dict[str, Any]:
 def generated_text(name: str) -> str:
     """The committed file's exact content."""
     return json.dumps(generate(name), indent=2, ensure_ascii=False) + "\n"
-
-
-def write_all() -> list[Path]:
-    """Writes every schema; returns the files that changed."""
-    changed = []
-    for name in MODELS:
-        path = FOLDER / f"{name}.json"
-        text = generated_text(name)
-        if not path.exists() or path.read_text("utf-8") != text:
-            path.write_text(text, "utf-8")
-            changed.append(path)
-    return changed

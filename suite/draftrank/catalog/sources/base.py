@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import IO
 
 from draftrank.catalog.base import Declared
-from draftrank.errors import InvalidInputError
+from draftrank.errors import InvalidInputError, MissingDataError
 from draftrank.progress import Progress, SilentProgress
 
 MAX_FETCHED_BYTES = 64 << 30
@@ -85,30 +84,28 @@ def copy_bounded(source: IO[bytes], output: IO[bytes], what: str) -> None:
         output.write(block)
 
 
-def cached_file(context: FetchContext, sha256: str, name: str) -> Path:
-    """Where the cache keeps the file with this content."""
-    return context.cache / "sources" / sha256[:2] / sha256 / name
+def fetch_once(
+    context: FetchContext, sha256: str, name: str, what: str, write: Callable[[Path], None]
+) -> Path:
+    """The file with this content in the cache. Where it is not there yet, `write` makes one in a private folder; it is
+    checked, and one rename publishes all of it or nothing.
 
-
-@contextmanager
-def staging_folder(parent: Path) -> Iterator[Path]:
-    """A private folder beside the final place, so that a rename publishes a whole file or nothing."""
-    parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(mkdtemp(prefix=".staging-", dir=parent))
-    try:
-        yield folder
-    finally:
-        _remove(folder)
-
-
-def publish(staged: Path, final: Path) -> Path:
-    """Moves a finished file to its place at once; an equal file already there is kept."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(staged, final)
+    Raises:
+        MissingDataError: it is not in the cache and the run is offline.
+        InvalidInputError: its bytes are not those declared.
+    """
+    final = context.cache / "sources" / sha256[:2] / sha256 / name
+    if final.exists():
+        return final
+    if context.offline:
+        raise MissingDataError(
+            f"{what} is not in the cache and the run is offline: run once with access to the network"
+        )
+    final.parent.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".staging-", dir=final.parent.parent) as folder:
+        staged = Path(folder) / name
+        write(staged)
+        check_sha256(staged, sha256, what)
+        final.parent.mkdir(exist_ok=True)
+        os.replace(staged, final)
     return final
-
-
-def _remove(folder: Path) -> None:
-    for path in sorted(folder.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    folder.rmdir()

@@ -71,9 +71,7 @@ def fetch_description(repository: str, revision: str, context: FetchContext) -> 
     """Fetches what a model repository says about its model, without its weights: configuration, tokenizer, model card.
 
     Args:
-        repository: `owner/name` on the hub.
         revision: a commit, branch or tag.
-        context: where things go and whether anything may be fetched.
 
     Returns:
         A folder in the hub's layout; its name is the full commit.

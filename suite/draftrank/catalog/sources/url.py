@@ -10,15 +10,7 @@ from urllib.error import URLError
 from pydantic import StringConstraints
 
 from draftrank.catalog.base import Sha256
-from draftrank.catalog.sources.base import (
-    FetchContext,
-    SourceBase,
-    cached_file,
-    check_sha256,
-    copy_bounded,
-    publish,
-    staging_folder,
-)
+from draftrank.catalog.sources.base import FetchContext, SourceBase, copy_bounded, fetch_once
 from draftrank.errors import MissingDataError
 
 TIMEOUT_S = 60
@@ -50,13 +42,8 @@ class UrlSource(SourceBase):
     def fetch(self, context: FetchContext) -> Path:
         """See `SourceBase.fetch`."""
         name = Path(self.url.split("?", 1)[0]).name or "download"
-        final = cached_file(context, self.sha256, name)
-        if final.exists():
-            return final
-        if context.offline:
-            raise MissingDataError(f"{self.url} is not in the cache and the run is offline")
-        with staging_folder(final.parent.parent) as staging:
-            staged = staging / name
+
+        def write(staged: Path) -> None:
             try:
                 with (
                     context.progress.stage(f"fetch {name}"),
@@ -66,5 +53,5 @@ class UrlSource(SourceBase):
                     copy_bounded(reply, output, self.url)
             except (URLError, OSError) as error:
                 raise MissingDataError(f"{self.url} could not be fetched: {error}") from error
-            check_sha256(staged, self.sha256, self.url)
-            return publish(staged, final)
+
+        return fetch_once(context, self.sha256, name, self.url, write)

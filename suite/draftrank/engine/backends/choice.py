@@ -125,11 +125,7 @@ def choose(asked: Asked, what: Candidates) -> Choice:
                 _refuse(f"the backend {backend} {fault}: {reason}")
             tried.append(f"{backend} {fault} ({reason})")
             continue
-        misfits = {
-            recipe.id: reason
-            for recipe in what.recipes
-            if (reason := draft_misfit(recipe, what, backend, dtype, device)) is not None
-        }
+        misfits = _misfits(what, backend, dtype, device)
         if not misfits or asked.allow_mixed or (not what.named and len(misfits) < len(what.recipes)):
             return _taken(asked, what, Place(backend, dtype), device, misfits, tried)
         if asked.backend != "auto":
@@ -152,6 +148,12 @@ def fastest_dtype(backend: Backend, device: Device) -> Dtype:
     return compute_dtype(device)
 
 
+def _misfits(what: Candidates, backend: Backend, dtype: Dtype | None, device: Device) -> dict[str, str]:
+    """Why drafts will not run in a backend, by id; arguments as below."""
+    found = {recipe.id: draft_misfit(recipe, what, backend, dtype, device) for recipe in what.recipes}
+    return {draft: reason for draft, reason in found.items() if reason is not None}
+
+
 def draft_misfit(
     recipe: Recipe,
     what: Candidates,
@@ -160,16 +162,10 @@ def draft_misfit(
     device: Device,
     beside: Backend | None = None,
 ) -> str | None:
-    """Why the draft of a recipe will not run in a backend; None where it will.
+    """Why the draft of a recipe, which need not be built, will not run in a backend beside a target's; None where it will.
 
-    Args:
-        recipe: the draft, which need not be built.
-        what: the target.
-        backend: of the draft.
-        dtype: what a draft's weights are loaded in unless its steps say otherwise; None with llama.cpp.
-        device: where it runs.
-        beside: the target's backend; None: the same.
-    """
+    `dtype` is what a draft's weights are loaded in unless its steps say otherwise; None with llama.cpp. `beside` is the
+    target's backend; None: the same."""
     draft = recipe.draft
     if (beside or backend) == "llama.cpp":
         if isinstance(draft, EarlyExitDraft):
@@ -338,11 +334,7 @@ def _llama_cpp(asked: Asked, what: Candidates, device: Device) -> Choice:
         )
     assert what.gguf is not None
     place = Place("llama.cpp", quantization_of(what.gguf()))
-    misfits = {
-        recipe.id: reason
-        for recipe in what.recipes
-        if (reason := draft_misfit(recipe, what, "llama.cpp", None, device)) is not None
-    }
+    misfits = _misfits(what, "llama.cpp", None, device)
     if misfits and not asked.allow_mixed and (what.named or len(misfits) == len(what.recipes)):
         raise _no_room(asked, what, misfits, "")
     return _taken(asked, what, place, device, misfits, ())

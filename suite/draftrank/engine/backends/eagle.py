@@ -27,35 +27,36 @@ class EagleHead(Runtime, ABC):
 
     model: PreTrainedModel
     """The head."""
+    _fusion: Eagle3Fusion
+    _offered: Tensor | None = None
 
     @property
-    @abstractmethod
     def layers(self) -> tuple[int, ...]:
         """Layers of the target whose outputs are read."""
+        return self._fusion.layers
 
     @property
-    @abstractmethod
     def state_width(self) -> int:
         """Numbers of each of the target's tokens: outputs of these layers, then the final state, which is not read."""
+        return self._fusion.state_width
 
     @abstractmethod
     def reduced(self, states: Tensor) -> Tensor:
         """What of the target's states is offered: [tokens, state_width] to [tokens, hidden]."""
 
-    @abstractmethod
     def offer(self, states: Tensor) -> None:
         """States [tokens, hidden] for exactly the tokens of the next forward.
 
         Without an offer a single token reads the head's own state of the token before it, one of a tree that of its
         parent, and several tokens in a row read zeros.
         """
+        self._offered = states
 
 
 class OfferedStates(EagleHead):
     """The states beside the next tokens, kept on the host's side; put before the class of a backend that has no place of
     its own for them."""
 
-    _offered: Tensor | None = None
     _of_tree: list[Tensor]
     """States of the tree so far, by index; of a chain's last token if there is none."""
 
@@ -66,23 +67,9 @@ class OfferedStates(EagleHead):
         self._of_tree = []
         self.keep_hidden_states()
 
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """See `EagleHead.layers`."""
-        return self._fusion.layers
-
-    @property
-    def state_width(self) -> int:
-        """See `EagleHead.state_width`."""
-        return self._fusion.state_width
-
     def _own_states(self) -> Tensor:
         """What the head reads of itself, of the tokens of the last forward: [tokens, hidden]."""
         return self.hidden_states()
-
-    def offer(self, states: Tensor) -> None:
-        """See `EagleHead.offer`."""
-        self._offered = states
 
     def forward(
         self, tokens: Sequence[int], keep: int | None = None, tree: TokenTree | None = None

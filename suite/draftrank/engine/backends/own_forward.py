@@ -11,8 +11,6 @@ trimmed head are found.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch import Tensor, nn
+    from torch.utils.hooks import RemovableHandle
     from transformers import PreTrainedModel
 
 
@@ -264,10 +263,9 @@ def _routes_in_int8(model: PreTrainedModel) -> bool:
     return _is_int8(model) and any("expert" in name or "router" in name for name, _ in model.named_modules())
 
 
-@contextmanager
-def _inputs_moved_by_a_step(model: PreTrainedModel) -> Iterator[None]:
-    """Moves what the first layer reads by up to one rounding step, at random: of a head the states too, since an untrained
-    one makes nothing of embeddings."""
+def _inputs_moved_by_a_step(model: PreTrainedModel) -> RemovableHandle:
+    """A context that moves what the first layer reads by up to one rounding step, at random: of a head the states too,
+    since an untrained one makes nothing of embeddings."""
     # Products in int8 round activations to 127 steps, whatever dtype these have.
     int8 = _is_int8(model)
 
@@ -277,9 +275,5 @@ def _inputs_moved_by_a_step(model: PreTrainedModel) -> Iterator[None]:
         moves = torch.rand(read.shape, generator=chance, device=read.device) * 2 - 1
         return (read * (1 + step * moves)).to(read.dtype)
 
-    last_before_it = dict(model.named_children()).get(FEATURES, model.get_input_embeddings())
-    hook = last_before_it.register_forward_hook(move)
-    try:
-        yield
-    finally:
-        hook.remove()
+    last_before_it: nn.Module = dict(model.named_children()).get(FEATURES, model.get_input_embeddings())
+    return last_before_it.register_forward_hook(move)

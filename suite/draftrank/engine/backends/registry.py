@@ -47,11 +47,11 @@ _HOME = "draftrank.engine.backends"
 _BACKENDS: dict[Backend, _Entry] = {
     "transformers": _Entry(
         f"{_HOME}.transformers.runtime:TransformersRuntime",
-        f"{_HOME}.transformers.eagle:TransformersEagleRuntime",
+        f"{_HOME}.transformers.runtime:TransformersEagleRuntime",
     ),
     "cpp": _Entry(
         f"{_HOME}.cpp.runtime:CppRuntime",
-        f"{_HOME}.cpp.eagle:CppEagleRuntime",
+        f"{_HOME}.cpp.runtime:CppEagleRuntime",
         f"{_HOME}.cpp.decoder:CppDecoder",
         "cpu",
         ("fp32", "bf16"),
@@ -69,12 +69,8 @@ _BACKENDS: dict[Backend, _Entry] = {
 def why_not(backend: Backend, model: PreTrainedModel | Path, dtype: Dtype, device: Device) -> str | None:
     """Why a backend cannot run a model; None where it can.
 
-    Args:
-        backend: the backend.
-        model: a loaded model, one without weights (`skeleton`), or a GGUF file.
-        dtype: what its weights are loaded in; a GGUF file has its own.
-        device: where it is to run.
-    """
+    The model is loaded, without weights (`skeleton`), or a GGUF file, whose weights have a type of their own whatever
+    `dtype` says."""
     reason = why_not_here(backend, device)
     if reason is not None:
         return reason
@@ -170,12 +166,8 @@ def load_gguf_runtime(file: Path, vocabulary: int | None = None) -> Runtime:
 
 
 def dtype_of(runtime: Runtime, folder: Path | None = None) -> str:
-    """What a runtime's forwards compute in: `int8` for torch's dynamic int8, of a GGUF file its own quantization.
-
-    Args:
-        runtime: the runtime.
-        folder: where the draft lies, of a runtime in llama.cpp.
-    """
+    """What a runtime's forwards compute in: `int8` for torch's dynamic int8, in llama.cpp the quantization of the file in
+    `folder`."""
     model = getattr(runtime, "model", None)
     if model is None:
         assert folder is not None

@@ -15,13 +15,14 @@ from pydantic import Field, model_validator
 
 from draftrank.catalog.programs import ProgramUse
 from draftrank.engine.proposer import Proposal, Proposer, ProposerContext
-from draftrank.engine.proposers.draft_model import ModelBasedDraft, ModelBasedProposer
+from draftrank.engine.proposers.draft_model import ModelBasedDraft
 from draftrank.engine.proposers.ngram import NgramDraft, NgramProposer, TokensPerMatch, trust_in_words
 from draftrank.engine.proposers.suffix import DEFAULT_TRUST, MinProbability, SuffixDraft, SuffixProposer
 
 if TYPE_CHECKING:
     from draftrank.engine.backends.base import Runtime
     from draftrank.engine.proposer import DeviceSteps
+    from draftrank.engine.proposers.draft_model import ModelBasedProposer
     from draftrank.engine.sampling import Sampler
 
 
@@ -115,17 +116,13 @@ class CascadeProposer(Proposer):
         model: ModelBasedProposer,
         max_model_tokens: int | None = None,
     ) -> None:
-        """Puts the two together.
-
-        Args:
-            first: is asked first.
-            model: is asked where the first has nothing.
-            max_model_tokens: most tokens that the model is asked for; None: as many as the step may verify.
-        """
+        """Puts the two together: the model is asked where the first has nothing, for at most so many tokens; None: for as
+        many as the step may verify."""
         self._first = first
         self._model = model
         self._most = max_model_tokens
         self._asked_model = False
+        self.translates, self.reads_target = model.translates, model.reads_target
 
     def begin(self, prompt: Sequence[int], sampler: Sampler, reserve: int) -> None:
         """See `Proposer.begin`."""
@@ -154,16 +151,6 @@ class CascadeProposer(Proposer):
     def device_steps(self, target: Runtime, sampler: Sampler, count: int) -> DeviceSteps | None:
         """See `Proposer.device_steps`; the model proposes while the host looks for something to copy."""
         return self._model.device_steps(target, sampler, count, self._most, self._first.propose)
-
-    @property
-    def translates(self) -> bool:
-        """See `Proposer.translates`."""
-        return self._model.translates
-
-    @property
-    def reads_target(self) -> bool:
-        """See `Proposer.reads_target`."""
-        return self._model.reads_target
 
     def known(self) -> frozenset[int] | None:
         """See `Proposer.known`."""

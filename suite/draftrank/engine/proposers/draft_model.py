@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -17,15 +17,18 @@ from draftrank.catalog.self_generated import CALIBRATION, CorpusText, SelfGenera
 from draftrank.catalog.step import StepBase
 from draftrank.catalog.step_order import order_fault
 from draftrank.catalog.steps import Step
-from draftrank.engine.proposer import Proposal, ProposerContext
+from draftrank.engine.proposer import Proposal, Proposer, ProposerContext
 from draftrank.engine.proposers.drafting import PLAIN, Drafting, SteppingModel, draft_tokens, drafting_of
 from draftrank.engine.proposers.eagle import EagleProposer
-from draftrank.engine.proposers.other_vocabulary import OtherVocabularyProposer
 from draftrank.errors import IncompatibleDraftError
 
 if TYPE_CHECKING:
     from draftrank.engine.backends.base import Runtime
+    from draftrank.engine.proposers.other_vocabulary import OtherVocabularyProposer
     from draftrank.engine.sampling import Sampler
+
+    ModelBasedProposer: TypeAlias = "ModelProposer | EagleProposer | OtherVocabularyProposer"
+    """Whatever proposes with a model of its own."""
 
 
 class ModelBasedDraft(DraftBase):
@@ -34,6 +37,7 @@ class ModelBasedDraft(DraftBase):
     technique: ClassVar[str] = "model"
     has_confidence: ClassVar[bool] = True
     branches: ClassVar[bool] = True
+    has_weights: ClassVar[bool] = True
 
     steps: Annotated[tuple[Step, ...], Field(min_length=1, max_length=32)]
     """Steps applied to a copy of the target, in order."""
@@ -99,11 +103,6 @@ class ModelBasedDraft(DraftBase):
         """See `DraftBase.build_steps`."""
         return self.steps
 
-    @property
-    def has_weights(self) -> bool:
-        """See `DraftBase.has_weights`."""
-        return True
-
     def uses(self, model: str, folder: str, k: int) -> tuple[ProgramUse, ...]:
         """See `DraftBase.uses`."""
         return uses_of_model(self.traits, model, folder, k)
@@ -111,6 +110,10 @@ class ModelBasedDraft(DraftBase):
     def sentence(self) -> str:
         """See `DraftBase.sentence`."""
         return "from a copy of the target: " + super().sentence() + _IN_WORDS[self.vocabulary]
+
+    def open(self, context: ProposerContext) -> Proposer:
+        """See `DraftBase.open`."""
+        return self.open_model(context)
 
     def open_model(self, context: ProposerContext) -> ModelBasedProposer:
         """The model as a proposer; raises as `open`."""
@@ -150,9 +153,8 @@ class ModelBasedDraft(DraftBase):
     def _tokens(self, context: ProposerContext, folder: Path, drafting: Drafting) -> _Tokens:
         """How the model is loaded beside the target's vocabulary, and what proposes with it; raises as `open`."""
         from draftrank.building.surgery.vocabulary_trimming import known_tokens
-        from draftrank.engine.proposers.string_match import StringMatchProposer
-        from draftrank.engine.proposers.token_intersection import TokenIntersectionProposer
-        from draftrank.models.loading import load_tokenizer, row_count
+        from draftrank.engine.proposers.other_vocabulary import StringMatchProposer, TokenIntersectionProposer
+        from draftrank.models.loading import load_tokenizer, read_config
         from draftrank.models.token_bytes import TokenBytes
         from draftrank.models.translation import Translation
         from draftrank.models.vocabulary import SharedTokens, check_vocabularies
@@ -165,7 +167,8 @@ class ModelBasedDraft(DraftBase):
         translation = Translation(target, own)
         if self.vocabulary == "string_match":
             return _Tokens(lambda draft: StringMatchProposer(draft, translation, drafting))
-        shared = SharedTokens.of(target, own).within(rows, row_count(folder), known_tokens(folder))
+        own_rows = int(read_config(folder).get_text_config().vocab_size)
+        shared = SharedTokens.of(target, own).within(rows, own_rows, known_tokens(folder))
         return _Tokens(
             lambda draft: TokenIntersectionProposer(draft, translation, drafting, shared, rows),
             known=sorted(shared.to_draft.values()),
@@ -204,10 +207,6 @@ class ModelDraft(ModelBasedDraft):
             )
         return self
 
-    def open(self, context: ProposerContext) -> ModelBasedProposer:
-        """See `DraftBase.open`."""
-        return self.open_model(context)
-
 
 class EagleDraft(HeadFields, ModelBasedDraft):
     """An EAGLE-3 head: one layer that reads the target's hidden states."""
@@ -222,10 +221,6 @@ class EagleDraft(HeadFields, ModelBasedDraft):
         declared = self.model_dump(include=set(HeadFields.model_fields))
         return (EagleHead.model_validate({"kind": "eagle_head", **declared}), *self.steps)
 
-    def open(self, context: ProposerContext) -> ModelBasedProposer:
-        """See `DraftBase.open`."""
-        return self.open_model(context)
-
 
 class ModelProposer(SteppingModel):
     """Decodes up to k tokens with the draft, one forward each.
@@ -235,9 +230,7 @@ class ModelProposer(SteppingModel):
     """
 
     def __init__(self, draft: Runtime, drafting: Drafting = PLAIN) -> None:
-        super().__init__(drafting)
-        self._draft = draft
-        self._sampler: Sampler | None = None
+        super().__init__(draft, drafting)
         self._asked_at = 0
         self._proposal = Proposal([])
 
@@ -271,11 +264,3 @@ class ModelProposer(SteppingModel):
         else:
             read = (0, *(drafted[index] for index in path if drafted[index]))
         self._draft.commit(self._asked_at - 1, read)
-
-    def runtime(self) -> Runtime:
-        """See `Proposer.runtime`."""
-        return self._draft
-
-
-ModelBasedProposer = ModelProposer | EagleProposer | OtherVocabularyProposer
-"""Whatever proposes with a model of its own."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -101,21 +100,19 @@ def draft_tokens(
 class SteppingModel(Proposer):
     """What proposers with a model share."""
 
-    def __init__(self, drafting: Drafting) -> None:
+    def __init__(self, draft: Runtime, drafting: Drafting) -> None:
+        self._draft = draft
         self._drafting = drafting
+        self._sampler: Sampler | None = None
         self._steps: dict[tuple[int, int, DecodingMode], DeviceSteps | None] = {}
 
-    @abstractmethod
-    def propose(self, context: Sequence[int], count: int) -> Proposal:
-        """See `Proposer.propose`."""
-
-    @abstractmethod
     def runtime(self) -> Runtime:
         """See `Proposer.runtime`."""
+        return self._draft
 
     def _readable(self, context: int, count: int) -> int:
         """How many of `count` tokens its window lets it propose behind so many others; it need not read the last."""
-        return max(0, min(count, self.runtime().context_window - context + 1))
+        return max(0, min(count, self._draft.context_window - context + 1))
 
     def device_steps(
         self,
@@ -130,8 +127,9 @@ class SteppingModel(Proposer):
             return None
         key = id(target), count, sampler.mode
         if key not in self._steps:
-            draft, mode = self.runtime(), sampler.mode
-            self._steps[key] = target.device_steps(draft, count, mode, self.propose, chain, copying)
+            self._steps[key] = target.device_steps(
+                self._draft, count, sampler.mode, self.propose, chain, copying
+            )
         return self._steps[key]
 
 

@@ -25,20 +25,16 @@ if TYPE_CHECKING:
 class EagleProposer(SteppingModel):
     """Decodes up to k tokens with the draft, one forward each."""
 
+    reads_target = True
+    _draft: EagleHead
+
     def __init__(self, target: Runtime, draft: EagleHead, drafting: Drafting = PLAIN) -> None:
-        super().__init__(drafting)
+        super().__init__(draft, drafting)
         target.keep_hidden_states(draft.layers)
         self._target = target
-        self._draft = draft
-        self._sampler: Sampler | None = None
         self._states: Tensor | None = None
         self._known = 0
         """How many tokens of the context have their features: all of them, whenever something is proposed."""
-
-    @property
-    def reads_target(self) -> bool:
-        """See `Proposer.reads_target`."""
-        return True
 
     def begin(self, prompt: Sequence[int], sampler: Sampler, reserve: int) -> None:
         """See `Proposer.begin`; the target has just read the prompt.
@@ -85,10 +81,6 @@ class EagleProposer(SteppingModel):
     def observe(self, tokens: Sequence[int]) -> None:
         """See `Proposer.observe`."""
         self._learn(len(tokens) + 1)
-
-    def runtime(self) -> Runtime:
-        """See `Proposer.runtime`."""
-        return self._draft
 
     def _learn(self, count: int) -> None:
         if self._states is None:  # the text has outgrown the draft's window

@@ -65,15 +65,12 @@ class EarlyExitDraft(DraftBase):
 class EarlyExitProposer(Proposer):
     """Proposes like a model whose KV cache always equals the target's: all it reads is rolled back when it has proposed."""
 
+    reads_target = True
+
     def __init__(self, view: Runtime, drafting: Drafting = PLAIN) -> None:
         self._view = view
         self._drafting = drafting
         self._sampler: Sampler | None = None
-
-    @property
-    def reads_target(self) -> bool:
-        """See `Proposer.reads_target`."""
-        return True
 
     def begin(self, prompt: Sequence[int], sampler: Sampler, reserve: int) -> None:
         """See `Proposer.begin`; the target's prefill has filled the shared cache already."""

@@ -9,15 +9,23 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
 
+import torch
+
+from draftrank.catalog.decoding_mode import DecodingMode
+from draftrank.engine.backends.base import Runtime
 from draftrank.engine.proposer import Proposal
-from draftrank.engine.proposers.drafting import Drafting, SteppingModel
+from draftrank.engine.proposers.drafting import Drafting, SteppingModel, draft_tokens
+from draftrank.engine.sampling import Sampler
 
 if TYPE_CHECKING:
-    from draftrank.engine.backends.base import Runtime
-    from draftrank.engine.sampling import Sampler
+    from torch import Tensor
+
+    from draftrank.engine.token_tree import Branch, TokenTree, TreeWidth
     from draftrank.models.translation import Translation
+    from draftrank.models.vocabulary import SharedTokens
 
 
 class OtherVocabularyProposer(SteppingModel):
@@ -27,18 +35,13 @@ class OtherVocabularyProposer(SteppingModel):
     back to what both have in common, and the rest is read anew.
     """
 
+    translates = True
+
     def __init__(self, draft: Runtime, translation: Translation, drafting: Drafting) -> None:
-        super().__init__(drafting)
-        self._draft = draft
+        super().__init__(draft, drafting)
         self._translation = translation
-        self._sampler: Sampler | None = None
         self._cached: list[int] = []
         """The draft's tokens in its KV cache."""
-
-    @property
-    def translates(self) -> bool:
-        """See `Proposer.translates`."""
-        return True
 
     @abstractmethod
     def _drafted(
@@ -83,18 +86,141 @@ class OtherVocabularyProposer(SteppingModel):
         self._cached = [*own, *chain][: self._draft.length]
         return proposal
 
-    def runtime(self) -> Runtime:
-        """See `Proposer.runtime`."""
-        return self._draft
-
     def device_steps(self, *_: object, **__: object) -> None:
         """See `Proposer.device_steps`; the host translates in each step."""
         return
 
 
+class StringMatchProposer(OtherVocabularyProposer):
+    """Decodes up to k tokens of the draft's own, one forward each, and proposes up to k of the target's.
+
+    Source: string-level exact match (SLEM), Timor et al. 2025 (arXiv:2502.05202). The draft takes its most likely tokens of
+    its whole vocabulary, in sampling modes too. The proposal is then a function of the context alone, a distribution with
+    all mass on one token, and the rule of speculative sampling for it is exact match: the target draws its own token, and a
+    proposed one stands where it is the same. A text drawn at random would be judged by the same rule without loss, since
+    the target draws independently of it, but the most likely text is accepted most often.
+    """
+
+    def __init__(self, draft: Runtime, translation: Translation, drafting: Drafting) -> None:
+        super().__init__(draft, translation, drafting)
+        self._most_likely = Sampler(DecodingMode())
+
+    def known(self) -> frozenset[int]:
+        """See `Proposer.known`."""
+        target, draft = self._translation.target, self._translation.draft
+        return frozenset(token for token, text in target.of_token.items() if draft.can_write(text))
+
+    def _drafted(
+        self, context: Sequence[int], unseen: Sequence[int], count: int
+    ) -> tuple[Proposal, list[int]]:
+        drafted = draft_tokens(self._draft, self._most_likely, unseen, count, self._drafting)
+        own = list(drafted.tokens)
+        return Proposal(self._translation.said(context, own)[:count], forwards=drafted.forwards), own
+
+
+class SharedTokensRuntime(Runtime):
+    """A draft's runtime over the target's vocabulary: logits of tokens that are not shared are minus infinity.
+
+    It reads the target's shared tokens by their ids, and each token of its own by its id behind the target's: the target's
+    number of ids plus its own id.
+    """
+
+    name: ClassVar[str] = "shared tokens"
+
+    def __init__(self, draft: Runtime, shared: SharedTokens, vocabulary: int) -> None:
+        """Wraps the draft's own, whose head answers for shared tokens only; `vocabulary`: how many ids the target has."""
+        pairs = {ours: theirs for ours, theirs in shared.to_draft.items() if ours < vocabulary}
+        self._draft = draft
+        self._to_draft = pairs
+        self._to_target = {theirs: ours for ours, theirs in pairs.items()}
+        self._columns = torch.tensor(list(pairs)), torch.tensor(list(pairs.values()))
+        self.vocabulary_size = vocabulary
+        self.context_window = draft.context_window
+        self.capabilities = replace(draft.capabilities, device=False, hidden_states=False, first_layers=False)
+
+    @property
+    def length(self) -> int:
+        """See `Runtime.length`."""
+        return self._draft.length
+
+    def own(self, tokens: Sequence[int]) -> list[int]:
+        """The draft's ids of tokens."""
+        return [
+            token - self.vocabulary_size if token >= self.vocabulary_size else self._to_draft[token]
+            for token in tokens
+        ]
+
+    def reserve(self, tokens: int) -> None:
+        """See `Runtime.reserve`."""
+        self._draft.reserve(tokens)
+
+    def forward(
+        self, tokens: Sequence[int], keep: int | None = None, tree: TokenTree | None = None
+    ) -> Tensor:
+        """See `Runtime.forward`."""
+        logits = self._draft.forward(self.own(tokens), keep, tree)
+        targets, drafts = (columns.to(logits.device) for columns in self._columns)
+        spread = logits.new_full((len(logits), self.vocabulary_size), float("-inf"))
+        return spread.index_copy_(-1, targets, logits.index_select(-1, drafts))
+
+    def rollback(self, count: int) -> None:
+        """See `Runtime.rollback`."""
+        self._draft.rollback(count)
+
+    def reset(self) -> None:
+        """See `Runtime.reset`."""
+        self._draft.reset()
+
+    def choices(self, count: int) -> list[int]:
+        """See `Runtime.choices`."""
+        return [self._to_target[token] for token in self._draft.choices(count)]
+
+    def chain(self, unseen: Sequence[int], count: int, stop_below: float | None = None) -> Sequence[int]:
+        """See `Runtime.chain`."""
+        return [self._to_target[token] for token in self._draft.chain(self.own(unseen), count, stop_below)]
+
+    def grow_tree(self, unseen: Sequence[int], count: int, width: TreeWidth) -> tuple[Sequence[Branch], int]:
+        """See `Runtime.grow_tree`."""
+        grown, forwards = self._draft.grow_tree(self.own(unseen), count, width)
+        return [branch._replace(token=self._to_target[branch.token]) for branch in grown], forwards
+
+
+class TokenIntersectionProposer(OtherVocabularyProposer):
+    """Decodes up to k shared tokens with the draft, one forward each.
+
+    Source: token-level intersection (TLI), Timor et al. 2025 (arXiv:2502.05202). The draft's distribution is restricted to
+    the shared tokens and renormalised, and so is one over the target's vocabulary: the ordinary rules of verification
+    apply, greedy and sampling.
+    """
+
+    def __init__(
+        self,
+        draft: Runtime,
+        translation: Translation,
+        drafting: Drafting,
+        shared: SharedTokens,
+        vocabulary: int,
+    ) -> None:
+        """See `SharedTokensRuntime` for the draft and the last two."""
+        super().__init__(draft, translation, drafting)
+        self._shared = SharedTokensRuntime(draft, shared, vocabulary)
+        self._known = frozenset(shared.to_draft)
+
+    def known(self) -> frozenset[int]:
+        """See `Proposer.known`."""
+        return self._known
+
+    def _drafted(
+        self, context: Sequence[int], unseen: Sequence[int], count: int
+    ) -> tuple[Proposal, list[int]]:
+        assert self._sampler is not None
+        shared = self._shared
+        numbered = [shared.vocabulary_size + token for token in unseen]
+        proposal = draft_tokens(shared, self._sampler, numbered, count, self._drafting)
+        return proposal, shared.own(proposal.tokens) if proposal.drafted is None else []
+
+
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     """How many first tokens of two sequences are equal."""
-    for place, (ours, theirs) in enumerate(zip(one, other, strict=False)):
-        if ours != theirs:
-            return place
-    return min(len(one), len(other))
+    shorter = min(len(one), len(other))
+    return next((place for place in range(shorter) if one[place] != other[place]), shorter)

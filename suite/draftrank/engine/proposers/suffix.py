@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MinProbability = Annotated[float, Field(ge=0.0, le=1.0)]
 DEFAULT_TRUST = 1.0
 """Tokens proposed for each that matches, where a recipe does not say."""
-_MAX_TREE_TOKENS = 64
+_MAX_VOTERS = 64
 """Earlier places that may vote, the most recent ones: of more, each says little."""
 
 
@@ -138,7 +138,7 @@ class SuffixProposer(Proposer):
         said is expected too.
         """
         self._index(context, len(context) - 1)
-        ends = self._ends.get(tuple(context[-self._min :]), [])[-_MAX_TREE_TOKENS:]
+        ends = self._ends.get(tuple(context[-self._min :]), [])[-_MAX_VOTERS:]
         if self._branches:
             return proposal_of(self._tree(context, ends, count))
         matches = sorted(((self._matched(context, end), end) for end in ends), reverse=True)

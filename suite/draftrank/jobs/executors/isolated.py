@@ -12,26 +12,48 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 
 import psutil
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from draftrank.building.shared_drafts import give_shared
 from draftrank.catalog.workspace import Workspace
-from draftrank.jobs.executors.order import STOPPED, Answer, Order
 from draftrank.jobs.job import Ended, Job
 from draftrank.measure.records import SessionResult
 from draftrank.progress import Progress, SilentProgress
 from draftrank.store.store import Store
 
 WORKER = "draftrank.cli.worker"
+STOPPED = 130
+"""Exit code of a job that was asked to stop and did."""
+ENDED: TypeAdapter[Ended] = TypeAdapter(Ended)
+"""Writes and reads what a worker tells."""
 _LOOK_S = 0.2
 """Seconds between two looks at a running job."""
 _GRACE_S = 30.0
 """Seconds that a job has to end itself once it was asked to."""
+
+
+class Order(BaseModel):
+    """What a worker is told, as a JSON file of the sweep's folder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    job: Job
+    attempt: int
+    """Counts from 1."""
+    workspace: Path
+    """Its root."""
+    state: Path
+    """Where its caches lie, unless the environment names others."""
+    store: str
+    """The results store to write to; never the address of a server, which a job could not reach."""
+    answer: Path
+    """Where the outcome goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +92,6 @@ class IsolatedExecutor:
         Args:
             workspace: where declarations and caches lie, and the results store that each job writes itself.
             folder: for orders, answers and one log per attempt.
-            limits: of each job.
             progress: told when a draft is shared.
         """
         self._workspace, self._folder = workspace, folder
@@ -95,7 +116,7 @@ class IsolatedExecutor:
         )
         answer.unlink(missing_ok=True)
         told = Order(
-            job=job.to_json(),
+            job=job,
             attempt=attempt,
             workspace=self._workspace.root,
             state=self._workspace.state,
@@ -172,12 +193,10 @@ class IsolatedExecutor:
         if running.killed_for is not None:
             return Ended(job, "failed", f"{running.killed_for} (log: {running.log})")
         if running.answer.is_file():
-            answer = Answer.model_validate_json(running.answer.read_bytes())
-            if answer.built is not None:
-                give_shared(self._workspace.fetch_context(), answer.built, self._progress)
-            if not answer.done:
-                return Ended(job, "failed", answer.reason)
-            return Ended(job, "done", None, answer.session, answer.built, self._to_hand_on(answer.session))
+            ended = ENDED.validate_json(running.answer.read_bytes())
+            if ended.built is not None:
+                give_shared(self._workspace.fetch_context(), ended.built, self._progress)
+            return replace(ended, results=self._to_hand_on(ended.session))
         if running.cancelled or code == STOPPED:
             return Ended(job, "cancelled", "it was stopped")
         return Ended(job, "lost", f"{_fate(code)} (log: {running.log})")

@@ -13,7 +13,7 @@ import os
 import tarfile
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from draftrank.catalog.workspace import Workspace
 from draftrank.errors import DraftrankError, InvalidInputError
 from draftrank.jobs.job import Ended, Job
 from draftrank.jobs.work import work
-from draftrank.measure.records import SessionResult
 from draftrank.progress import SilentProgress
 from draftrank.store.store import Store
 
@@ -74,11 +73,6 @@ class RayExecutor:
         self._running: dict[Any, tuple[Job, Slot]] = {}
         self._cancelled: set[str] = set()
 
-    @property
-    def places(self) -> dict[str, Slot]:
-        """Where each running job is, by its id."""
-        return {job.id: slot for job, slot in self._running.values()}
-
     def has_room(self, job: Job) -> bool:
         """Whether a machine, or a GPU where the job computes on one, is free."""
         return self._free_slot(job) is not None
@@ -96,7 +90,7 @@ class RayExecutor:
                 "ray.util.scheduling_strategies"
             ).NodeAffinitySchedulingStrategy(slot.node, soft=False),
         )(_work_there)
-        self._running[task.remote(job.to_json(), attempt, self._files, self._settings)] = (job, slot)
+        self._running[task.remote(job, attempt, self._files, self._settings)] = (job, slot)
 
     def wait(self, seconds: float) -> list[Ended]:
         """See `job.Executor.wait`."""
@@ -137,7 +131,7 @@ class RayExecutor:
     def _ended(self, reference: Any) -> Ended:
         job, _ = self._running.pop(reference)
         try:
-            told = self._ray.get(reference)
+            ended: Ended = self._ray.get(reference)
         except self._ray.exceptions.TaskCancelledError:
             return Ended(job.id, "cancelled", "it was stopped")
         except self._ray.exceptions.RayError as error:
@@ -145,8 +139,7 @@ class RayExecutor:
                 f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
             )
             return Ended(job.id, "cancelled" if job.id in self._cancelled else "lost", reason)
-        results = tuple(SessionResult.model_validate_json(one) for one in told["results"])
-        return Ended(job.id, told["end"], told["reason"], told["session"], results=results)
+        return ended
 
 
 def pack(root: Path) -> bytes:
@@ -168,7 +161,7 @@ def pack(root: Path) -> bytes:
     return stream.getvalue()
 
 
-def _work_there(job_json: str, attempt: int, files: bytes, settings: dict[str, str]) -> dict[str, Any]:
+def _work_there(job: Job, attempt: int, files: bytes, settings: dict[str, str]) -> Ended:
     """On the machine: does the job with a store of its own, and returns what that holds, whatever happened."""
     base = Path(os.environ.get("DRAFTRANK_STATE") or Path(tempfile.gettempdir()) / "draftrank-node")
     root = base / "workspaces" / hashlib.sha256(files).hexdigest()[:16]
@@ -183,18 +176,15 @@ def _work_there(job_json: str, attempt: int, files: bytes, settings: dict[str, s
         except OSError:  # another job of this machine was first
             pass
     os.environ.update(settings)
-    job = Job.from_json(job_json)
     workspace = Workspace(root, base / "state")
-    told: dict[str, Any] = {"end": "done", "reason": None, "session": None, "results": []}
     with (
         tempfile.TemporaryDirectory(prefix="draftrank-job-") as folder,
         Store.open(Path(folder) / "job.sqlite") as store,
     ):
         try:
-            told["session"] = work(job, workspace, store, SilentProgress(), attempt).session
+            ended = work(job, workspace, store, SilentProgress(), attempt)
         except DraftrankError as error:
-            told |= {"end": "failed", "reason": str(error)}
+            ended = Ended(job.id, "failed", str(error))
         except KeyboardInterrupt:
-            told |= {"end": "cancelled", "reason": "it was stopped"}
-        told["results"] = [result.model_dump_json() for result in store.results()]
-    return told
+            ended = Ended(job.id, "cancelled", "it was stopped")
+        return replace(ended, results=store.results())

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from draftrank.measure.records import ForwardLatency
 
 MIN_S, MAX_S = 1e-9, 1e6
@@ -37,11 +39,6 @@ class ForwardTimes:
         """Whether a draft's forwards were timed."""
         return bool(self.draft)
 
-    @property
-    def largest_target(self) -> int:
-        """Most tokens in a timed forward of the target."""
-        return int(max(points[-1][0] for _, points in self.target))
-
     def target_s(self, tokens: int, context: float) -> float:
         """Seconds of one forward of the target.
 
@@ -64,24 +61,13 @@ def _curves(latencies: Iterable[ForwardLatency], part: Literal["target", "draft"
 
 
 def _at(curves: Curves, tokens: int, context: float) -> float:
-    column = tuple((float(held), _of_size(points, tokens)) for held, points in curves)
-    return _between(column, min(max(context, column[0][0]), column[-1][0]))
+    contexts = [held for held, _ in curves]
+    return float(np.interp(context, contexts, [_of_size(points, tokens) for _, points in curves]))
 
 
 def _of_size(points: Points, tokens: int) -> float:
     (first, least), (last, most) = points[0], points[-1]
-    if tokens <= first:
-        return least
-    if tokens > last:
-        slope = (most - least) / (last - first) if last > first else 0.0
-        return most + max(0.0, slope) * (tokens - last)
-    return _between(points, tokens)
-
-
-def _between(points: Points, place: float) -> float:
-    below = max((point for point in points if point[0] <= place), key=lambda point: point[0])
-    above = min((point for point in points if point[0] >= place), key=lambda point: point[0])
-    if above[0] == below[0]:
-        return below[1]
-    share = (place - below[0]) / (above[0] - below[0])
-    return below[1] + share * (above[1] - below[1])
+    if tokens > last > first:
+        return most + max(0.0, (most - least) / (last - first)) * (tokens - last)
+    sizes, seconds = zip(*points, strict=True)
+    return float(np.interp(tokens, sizes, seconds))

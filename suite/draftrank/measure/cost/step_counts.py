@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from math import fsum
@@ -72,7 +72,8 @@ class StepCounts:
         """The counts of a draft's trials, all of the same k, at least one of them with steps."""
         found = sum_acceptance(trials)
         steps = found.steps
-        sizes = _add(trial.proposal_sizes or _estimated_sizes(trial) for trial in trials)
+        told = (trial.proposal_sizes or _estimated_sizes(trial) for trial in trials)
+        sizes = tuple(map(fsum, zip_longest(*told, fillvalue=0.0)))
         verified = fsum(size * count for size, count in enumerate(sizes))
         forwards = sum(trial.draft_forwards for trial in trials)
         return cls(
@@ -145,7 +146,3 @@ def _estimated_sizes(trial: Trial) -> tuple[float, ...]:
     counts[1] += proposing - longer
     counts[k] += longer
     return tuple(counts)
-
-
-def _add(rows: Iterable[Sequence[float]]) -> tuple[float, ...]:
-    return tuple(fsum(column) for column in zip_longest(*rows, fillvalue=0.0))

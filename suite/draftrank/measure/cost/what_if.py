@@ -43,6 +43,14 @@ class _Source:
     arm: Arm
     trials: tuple[Trial, ...]
 
+    @property
+    def recipe(self) -> str | None:
+        return self.arm.draft.recipe_sha256 if self.arm.draft else None
+
+    @property
+    def steps(self) -> int:
+        return sum(trial.steps for trial in self.trials)
+
 
 def predict_elsewhere(
     results: Sequence[SessionResult], draft: str, machine: str, target: str | None = None
@@ -93,17 +101,9 @@ def _sources(results: Sequence[SessionResult], draft: str, target: str | None) -
         if any(trial.steps for trial in trials):
             found.append(_Source(session, arm, trials))
     found.sort(key=lambda source: source.session.created_at, reverse=True)
-    newest = {source.session.target: source.arm.draft for source in reversed(found)}
-    current = [source for source in found if _same_recipe(source.arm, newest[source.session.target])]
-    return sorted(current, key=lambda source: -_steps(source))
-
-
-def _same_recipe(arm: Arm, draft: object) -> bool:
-    return arm.draft is not None and arm.draft.recipe_sha256 == getattr(draft, "recipe_sha256", None)
-
-
-def _steps(source: _Source) -> int:
-    return sum(trial.steps for trial in source.trials)
+    newest = {source.session.target: source.recipe for source in reversed(found)}
+    current = [source for source in found if source.recipe == newest[source.session.target]]
+    return sorted(current, key=lambda source: -source.steps)
 
 
 def _machine_class(results: Sequence[SessionResult], machine: str) -> str:
@@ -204,7 +204,7 @@ def _elsewhere(source: _Source, times: Session, arm: Arm, found: Prediction) -> 
         source.arm.num_speculative_tokens,
         found,
         source.session,
-        _steps(source),
+        source.steps,
         times,
         arm.id,
         tuple(assumptions),

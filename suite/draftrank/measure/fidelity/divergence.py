@@ -105,15 +105,11 @@ def compare_outputs(
     lossy: bool = False,
     same_kernels: bool = True,
 ) -> Fidelity:
-    """Compares the emitted tokens of every cell that both arms have.
+    """Compares the emitted tokens of every cell that both arms have; the session's mode, dtype and numerics decide
+    what a difference means.
 
-    Args:
-        baseline: the baseline's trials.
-        other: the other arm's.
-        session: its mode, dtype and numerics decide what a difference means.
-        lossy: whether the arm's rule may change the output.
-        same_kernels: whether the arm computes as the baseline does. The session's rounding says nothing of
-            other kernels, so differences are unjudged without.
+    The rule of a `lossy` arm may change the output. Without `same_kernels` the arm does not compute as the baseline
+    does. The session's rounding says nothing of other kernels, so that differences are unjudged.
     """
     if not session.mode.greedy:
         return NOT_COMPARED

@@ -44,13 +44,9 @@ def measure_numerics(
     forward_tokens: Sequence[int],
     stage: Stage,
 ) -> Numerics:
-    """Compares the logits after every output token between forwards of one token and of several.
+    """Compares the logits after every output token between forwards of one token and of several, each of at least two.
 
-    Args:
-        target: the model; its sequence is lost.
-        texts: prompts with the target's outputs, as token ids; see `MIN_EXACT`.
-        forward_tokens: the forward sizes to set against 1, each at least 2.
-        stage: told of every text.
+    `texts` are prompts with the target's outputs, as token ids; see `MIN_EXACT`. The target's sequence is lost.
     """
     changes: list[float] = []
     alone: list[float] = []
@@ -79,11 +75,8 @@ def largest_deviation(
 ) -> float:
     """How far the gap between the target's two best tokens lies from another runtime's of the same model, at most.
 
-    Args:
-        target: decodes one token at a time; its sequence is lost.
-        reference: reads each text in one forward; its sequence is lost.
-        texts: prompts with the target's outputs, as token ids.
-        stage: told of every text.
+    `texts` are prompts with the target's outputs, as token ids. The target decodes them one token at a time, and the
+    reference reads each in one forward; the sequences of both are lost.
     """
     largest = 0.0
     for prompt, output in texts:
@@ -104,12 +97,10 @@ Top = Sequence[Sequence[tuple[int, float]]]
 def deviation_from(
     target: Runtime, texts: Sequence[tuple[Sequence[int], Sequence[int], Top]], stage: Stage
 ) -> tuple[float, int]:
-    """The same for another program of which log-probabilities are known: the largest deviation, and over how many positions.
+    """The same for another program of which log-probabilities are known: the largest deviation, and over how many
+    positions.
 
-    Args:
-        target: decodes one token at a time; its sequence is lost.
-        texts: prompts with the program's outputs, as token ids, and what it says of each position.
-        stage: told of every text.
+    `texts` are prompts with the program's outputs, as token ids, and what it says of each position.
     """
     deviations: list[float] = []
     for prompt, output, top in texts:

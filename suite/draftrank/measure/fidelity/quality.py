@@ -49,13 +49,8 @@ def summarise_quality(trials: Iterable[Trial]) -> QualitySummary | None:
 
 
 def mean_log_likelihood(target: Runtime, prompt: Sequence[int], output: Sequence[int]) -> float:
-    """Mean natural logarithm of the target's probability of each output token, at temperature 1.
-
-    Args:
-        target: its sequence is lost.
-        prompt: what the output continues.
-        output: token ids, at least one.
-    """
+    """Mean natural logarithm of the target's probability of each token of an output, at least one, at temperature 1;
+    the target's sequence is lost."""
     target.reset()
     target.reserve(len(prompt) + len(output))
     rows = [target.forward(prompt, keep=1).float().log_softmax(dim=-1)[0, output[0]].item()]

@@ -46,16 +46,9 @@ def check_sampling(
     place: tuple[str, str],
     draws: int = DRAWS,
 ) -> SamplingCheck:
-    """Draws outputs and compares them with the target's distribution.
+    """Draws outputs, with seeds 0, 1, … of the check's own, and compares them with the target's distribution.
 
-    Args:
-        target: its sequence is lost.
-        proposer: the draft in question.
-        prompt: context to continue.
-        mode: a sampling mode.
-        num_speculative_tokens: k.
-        place: task and prompt, for the record.
-        draws: outputs to draw; seeds 0, 1, … of the check's own.
+    The target's sequence is lost; `place` is task and prompt, for the record.
     """
     request = Request(tuple(prompt), NEW_TOKENS, mode=mode)
     counts: Counter[Outcome] = Counter()

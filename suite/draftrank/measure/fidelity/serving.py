@@ -24,10 +24,11 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 from typing import Literal
 
 from draftrank.measure.serving_records import PromptTurn, Round, ServedRequest, ServingSession
-from draftrank.measure.statistics.student import t_cdf
+from draftrank.measure.statistics.log_ratio import t_cdf
 
 TIE_GAP_FP32 = 0.001
 """Largest gap of a numerical tie in fp32, in log-probability."""
@@ -64,14 +65,8 @@ class ServedFidelity:
 def compare_served(
     rounds: Sequence[Round], plain: Mapping[int, Sequence[Round]], concurrency: int, session: ServingSession
 ) -> ServedFidelity:
-    """Judges an arm's outputs at one concurrency.
-
-    Args:
-        rounds: its own that count, all at this concurrency.
-        plain: of every concurrency, the rounds of the plain arms.
-        concurrency: of `rounds`.
-        session: its dtype and its turns.
-    """
+    """Judges an arm's outputs in its rounds that count, all at one concurrency; `plain` has the plain arms' rounds of
+    every concurrency."""
     requests = _complete(rounds)
     if not requests:
         return ServedFidelity("not compared", 0, 0, "not compared")
@@ -159,8 +154,7 @@ def _more(own: Mapping[int, float], other: Mapping[int, float]) -> float:
     apart = [own[turn] - other[turn] for turn in own.keys() & other.keys()]
     if len(apart) < 2:
         return 1.0
-    mean = math.fsum(apart) / len(apart)
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in apart) / (len(apart) - 1))
+    mean, spread = fmean(apart), stdev(apart)
     if spread == 0.0:
         return 0.0 if mean > 0.0 else 1.0
     return 1 - t_cdf(mean / (spread / math.sqrt(len(apart))), len(apart) - 1)

@@ -38,12 +38,8 @@ def step_to_check(
 ) -> tuple[int, Proposal] | None:
     """Draws whether to check a prompt turn, and one of its steps that were asked for k tokens; None without any.
 
-    Args:
-        proposals: see `Decoding.proposals`.
-        k: how many tokens a step may propose.
-        room: most tokens of the output.
-        turns: how many prompt turns the session has.
-        seed: of the draw.
+    `proposals` are `Decoding.proposals`, `room` is the most tokens of the output, and `turns` the prompt turns of the
+    session.
     """
     drawn = random.Random(seed)  # repeatable, not secret
     whole = [(stood, proposal) for stood, proposal in proposals if stood + k < room]

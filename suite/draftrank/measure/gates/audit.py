@@ -38,6 +38,14 @@ class Ends:
         return cls(frozenset(stop), frozenset(text - stop))
 
 
+def first_of(faults: Iterable[str]) -> str | None:
+    """The first fault, and how many more there are; None without any."""
+    found = list(faults)
+    if not found:
+        return None
+    return found[0] + (f" (and {len(found) - 1} more)" if len(found) > 1 else "")
+
+
 def place_of(trial: Trial) -> str:
     """For people: which output of which arm."""
     return f"{trial.task}/{trial.prompt} (turn {trial.turn}, repeat {trial.repeat}) of {trial.arm}"

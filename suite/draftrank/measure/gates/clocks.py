@@ -43,11 +43,7 @@ _ERROR_OF_MEDIAN = 1.2533 * 1.4826
 
 
 def overlaps(trials: Iterable[Trial]) -> Iterator[tuple[Trial, str]]:
-    """Trials that ended, by their own seconds, only after the next of their process had begun.
-
-    Args:
-        trials: of all arms.
-    """
+    """Trials, of all arms, that ended by their own seconds only after the next of their process had begun."""
     for first, second in _in_order(trials):
         gap, own = began_at(second) - began_at(first), taken(first)
         if own > gap + OVERLAP_S + OVERLAP_SHARE * own:
@@ -60,17 +56,14 @@ def overlaps(trials: Iterable[Trial]) -> Iterator[tuple[Trial, str]]:
 def holes(trials: Iterable[Trial]) -> Iterator[tuple[str, str]]:
     """Arms whose stated seconds are not those that the time of day leaves for them, each with a sentence.
 
-    Looks at trials that follow directly: in neighbouring places of one block. Elsewhere the session may have looked at
-    outputs or waited. An arm is named when
+    Looks at trials of all arms that follow directly: in neighbouring places of one block. Elsewhere the session may
+    have looked at outputs or waited. An arm is named when
 
     - single gaps beyond `PAUSE_S` add up to more than `LOST_SHARE` of its time (trials that were cut, or a clock
       that jumped), or
     - the median gap is longer than the usual one by more than `GAP_SHARE` of its decode time, `GAP_VARIES` of the
       usual gap and `GAP_S` (all its trials were cut), or
     - the median gap is below 0 by more than `GAP_S` (all its trials were stretched).
-
-    Args:
-        trials: of all arms.
     """
     found: dict[str, list[tuple[float, Trial]]] = defaultdict(list)
     for first, second in _in_order(trials):
@@ -107,12 +100,8 @@ def _error_of_median(values: list[float]) -> float:
 
 
 def pause_within(trials: Iterable[Trial]) -> float | None:
-    """Seconds that passed unseen between two trials of one block, beyond the least that passed between others; None
-    where they are no more than what may pass.
-
-    Args:
-        trials: of one attempt at one prompt turn.
-    """
+    """Seconds that passed unseen between two trials of one attempt at a prompt turn, beyond the least that passed
+    between others; None where they are no more than what may pass."""
     gaps = [
         began_at(second) - began_at(first) - taken(first)
         for first, second in _in_order(trials)

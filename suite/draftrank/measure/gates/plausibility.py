@@ -14,6 +14,7 @@ from functools import lru_cache
 from draftrank.measure.gates.audit import (
     Ends,
     count_faults,
+    first_of,
     output_faults,
     place_of,
     plan_faults,
@@ -21,8 +22,9 @@ from draftrank.measure.gates.audit import (
     time_faults,
 )
 from draftrank.measure.gates.clocks import holes, overlaps
+from draftrank.measure.gates.gate import Values, gate
 from draftrank.measure.records import Trial
-from draftrank.measure.statistics.estimates import SpeedComparison, geometric_mean, pair_trials
+from draftrank.measure.statistics.estimates import Estimate, ends_of, geometric_mean, pair_trials
 from draftrank.measure.summaries.summary import ArmSummary, SessionSummary
 
 MIN_FORWARD = 0.7
@@ -34,9 +36,13 @@ MIN_PROPOSED = 100
 CONTROL_TECHNIQUE = "random weights"
 """How the step `random` is called on the board."""
 
-Values = dict[str, str]
 
-
+@gate(
+    "implausible-speedup",
+    "draft",
+    "implausible: {speedup}× (at least {low}×) {where} is more than the acceptance length {bound} allows; "
+    "run it again",
+)
 def implausible_speedup(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     """No draft can be faster than its acceptance length, because each step costs at least one forward of the
     target. The lower end of the speedup's interval must not exceed it, overall (as geometric means over the
@@ -48,7 +54,8 @@ def implausible_speedup(summary: SessionSummary, arm: ArmSummary) -> Values | No
     for name, speedup, bound in [("over all tasks", arm.speedup, geometric_mean(lengths)), *cases]:
         if bound is None or speedup is None or speedup.interval is None:
             continue
-        if speedup.interval.low > bound * _by_chance(summary.noise, name):
+        noise = (summary.noise.tasks.get(name) or summary.noise.overall) if summary.noise else None
+        if speedup.interval.low > bound * by_chance(noise):
             return {
                 "speedup": f"{speedup.value:.2f}",
                 "low": f"{speedup.interval.low:.2f}",
@@ -58,6 +65,11 @@ def implausible_speedup(summary: SessionSummary, arm: ArmSummary) -> Values | No
     return None
 
 
+@gate(
+    "implausible-acceptance",
+    "draft",
+    "implausible: the acceptance length {length} {where} lies outside [1, {most}]",
+)
 def implausible_acceptance(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
     """A step emits at least one token and at most k+1, so the acceptance length lies between 1 and k+1, in
     each task too."""
@@ -70,6 +82,7 @@ def implausible_acceptance(summary: SessionSummary, arm: ArmSummary) -> Values |
     return None
 
 
+@gate("implausible-counts", "draft", "implausible counts: {what}")
 def implausible_counts(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     """Histogram, offered and proposed tokens, forwards of the draft and the prompt's length must fit each
     other, k and the baseline: accepted tokens were offered before, and offered tokens were proposed."""
@@ -81,15 +94,16 @@ def implausible_counts(summary: SessionSummary, arm: ArmSummary) -> Values | Non
     ]
     if summary.baseline is not None and arm.arm.kind == "draft":
         found += prompt_faults(pair_trials(_trials(summary, summary.baseline), _trials(summary, arm)))
-    return _first(found)
+    return told(found)
 
 
+@gate("implausible-outputs", "draft", "implausible: {what}; run it again, and report it if it stays")
 def implausible_outputs(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     """An output ends at a stop token or at its task's limit, states which, and nothing follows its end. The
     stop tokens are those that end the baseline's outputs."""
     limits = {task.task: task for task in summary.session.tasks}
     ends = Ends.seen_in(_trials(summary, summary.baseline))
-    return _first(
+    return told(
         f"{place_of(trial)}: {fault}"
         for judged in _with_baseline(summary, arm)
         for trial in _trials(summary, judged)
@@ -98,20 +112,22 @@ def implausible_outputs(summary: SessionSummary, arm: ArmSummary) -> Values | No
     )
 
 
+@gate("unplanned", "draft", "not as planned: {what}")
 def unplanned(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     """Every prompt turn that counts was planned before it was measured, and counts once, so nobody can choose
     the prompts afterwards."""
-    return _first(
+    return told(
         fault
         for judged in _with_baseline(summary, arm)
         for fault in plan_faults(_trials(summary, judged), summary.session.tasks)
     )
 
 
+@gate("implausible-times", "draft", "implausible times: {what}; run it again")
 def implausible_times(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     """Proposing and verifying are parts of decoding and cannot take longer than it, and no forward takes zero
     time."""
-    return _first(
+    return told(
         f"{place_of(trial)}: {fault}"
         for judged in _with_baseline(summary, arm)
         for trial in _trials(summary, judged)
@@ -119,6 +135,12 @@ def implausible_times(summary: SessionSummary, arm: ArmSummary) -> Values | None
     )
 
 
+@gate(
+    "implausible-clock",
+    "draft",
+    "implausible times: the stopwatch and the time of day disagree: {what}; run it again without "
+    "suspending the machine or setting its clock",
+)
 def implausible_clock(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     """The stopwatch and the time of day must agree. A trial ends before the next of its process begins, and
     the gap between two that follow directly is short and about the same after every arm. A stopwatch that
@@ -128,8 +150,8 @@ def implausible_clock(summary: SessionSummary, arm: ArmSummary) -> Values | None
     try:
         found = [fault for name, fault in _clocks(_Same(summary)) if name in arms]
     except ValueError as error:
-        return _first([f"the time a trial began is unreadable ({error})"])
-    return _first(found)
+        return told([f"the time a trial began is unreadable ({error})"])
+    return told(found)
 
 
 class _Same:
@@ -155,6 +177,12 @@ def _clocks(same: _Same) -> tuple[tuple[str, str], ...]:
     return (*((trial.arm, fault) for trial, fault in overlaps(trials)), *holes(trials))
 
 
+@gate(
+    "skipped-work",
+    "draft",
+    "implausible: a verification took {mean} ms on average in {task}, though no forward of the target "
+    "took under {fastest} ms; work was skipped, or the clock is wrong",
+)
 def skipped_work(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     """A verification is a forward of the target over at least one token, so its mean time in a task cannot be
     far below the session's fastest single-token forward: the baseline's in the same task, or one timed before
@@ -175,6 +203,12 @@ def skipped_work(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     return None
 
 
+@gate(
+    "accepts-nothing",
+    "draft",
+    "accepts nothing: none of {proposed} proposed tokens was accepted; check that the draft reads the "
+    "target's token ids",
+)
 def accepts_nothing(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     """A model of which no token is accepted reads other token ids than the target (a permuted vocabulary,
     wrong weights) or has lost all its training: a defect of its build, not a slow draft. Random weights that
@@ -188,6 +222,12 @@ def accepts_nothing(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     return {"proposed": str(arm.acceptance.proposed)}
 
 
+@gate(
+    "proposes-nothing",
+    "draft",
+    "proposes nothing: not one token in {steps} steps, so this is plain decoding; check that its rule can apply "
+    "to these prompts, or use longer outputs",
+)
 def proposes_nothing(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
     """A draft that proposed no token in all its steps is plain decoding: its row would rank the session's
     noise."""
@@ -207,21 +247,16 @@ def _with_baseline(summary: SessionSummary, arm: ArmSummary) -> Iterator[ArmSumm
         yield summary.baseline
 
 
-def _first(faults: Iterable[str]) -> Values | None:
-    found = list(faults)
-    if not found:
-        return None
-    others = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    return {"what": found[0] + others}
+def told(faults: Iterable[str]) -> Values | None:
+    """The values of a reason with the first fault; None without any."""
+    what = first_of(faults)
+    return None if what is None else {"what": what}
 
 
-def _by_chance(noise: SpeedComparison | None, task: str) -> float:
-    """How much a ratio of equals exceeded 1 in this session, in the task or over all of them."""
-    estimate = noise and (noise.tasks.get(task) or noise.overall)
-    if not estimate or estimate.interval is None:
-        return 1.0
-    low, high = estimate.interval.low, estimate.interval.high
-    return max(1.0, high, 1 / low if low > 0 else 1.0)
+def by_chance(noise: Estimate | None) -> float:
+    """How much a ratio of equals exceeded 1 in an A/A comparison; 1 without its interval."""
+    ends = ends_of(noise)
+    return max(1.0, ends[1], 1 / ends[0] if ends[0] > 0 else 1.0) if ends else 1.0
 
 
 def _trials(summary: SessionSummary, arm: ArmSummary | None) -> Sequence[Trial]:

@@ -8,13 +8,16 @@ judged by itself. What a speedup rests on is judged too: the rounds of the basel
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
 
 from draftrank.measure.gates.clocks import OVERLAP_S, OVERLAP_SHARE, seconds_of
-from draftrank.measure.gates.verdict import Gate, Values, Verdict, differs, put_through, spreads
-from draftrank.measure.machine.disturbance import Disturbance, Kind, disturbances
+from draftrank.measure.gates.gate import Gate, Values, Verdict, gate, put_through
+from draftrank.measure.gates.plausibility import by_chance, told
+from draftrank.measure.gates.verdict import differs, spreads
+from draftrank.measure.machine.disturbance import Kind, disturbances
 from draftrank.measure.serving_records import PromptTurn, Round, ServedRequest, ServingArm
+from draftrank.measure.statistics.estimates import Interval
 from draftrank.measure.summaries.serving import ServedArm, ServedCell, ServingSummary
 
 MIN_ROUNDS = 4
@@ -28,6 +31,7 @@ DISTURBED_BLOCKS = 0.2
 WALL_TOLERANCE = 0.02
 """By how much the wall seconds of a round may differ from the time between its first request and its last token."""
 _WALL_S = 0.1
+_AGAIN = "run the same command again"
 
 
 def judge_served(summary: ServingSummary, arm: ServedArm, concurrency: int) -> Verdict:
@@ -35,17 +39,20 @@ def judge_served(summary: ServingSummary, arm: ServedArm, concurrency: int) -> V
     return put_through(SERVING_GATES, summary, arm, arm.cells[concurrency])
 
 
+@gate("failed", "draft", "failed: {failure}")
 def _failed(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Values | None:  # noqa: ARG001
     """The draft could not be built or exported, its server did not start, or it broke in a round."""
     return None if arm.arm.failure is None else {"failure": arm.arm.failure}
 
 
+@gate("unplanned", "session", "not as planned: {what}")
 def _unplanned(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Values | None:  # noqa: ARG001
     """Arms, concurrencies and the rate of arrivals are planned before the first round, so nobody can choose them
     afterwards."""
-    return _first(summary.unplanned)
+    return told(summary.unplanned)
 
 
+@gate("incomplete", "draft", f"incomplete: {{what}}; {_AGAIN} to fill it")
 def _incomplete(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Values | None:
     """Every planned round must be there. Each sends every prompt turn equally often, as often as the baseline's round of its
     block: other prompts have other speedups."""
@@ -64,15 +71,23 @@ def _incomplete(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Va
             faults.append(
                 f"{_place(own)} has {len(own.requests)} requests, the plain server's {len(baseline.requests)}"
             )
-    return _first(faults)
+    return told(faults)
 
 
+@gate(
+    "unpaired",
+    "draft",
+    f"unpaired: {{alone}} of {{rounds}} rounds have no round of the plain server beside them; {_AGAIN}",
+)
 def _unpaired(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Values | None:  # noqa: ARG001
     """A round counts only beside the baseline's round of the same block, because the machine drifts between blocks."""
     alone = len(cell.rounds) - len(cell.pairs)
     return {"alone": str(alone), "rounds": str(len(cell.rounds))} if alone else None
 
 
+@gate(
+    "failed-requests", "draft", "failed requests: {failed} of {of}, first in {example}; see the server's log"
+)
 def _failed_requests(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Values | None:
     """No request may fail, of the draft or of the baseline: a server that drops requests has time for the others."""
     rounds = _judged(summary, arm, cell)
@@ -84,11 +99,12 @@ def _failed_requests(summary: ServingSummary, arm: ServedArm, cell: ServedCell) 
     return {"failed": str(len(failed)), "of": str(of), "example": f"{_place(one)}: {request.failure}"}
 
 
+@gate("truncated", "draft", "truncated: {what}; see the server's log")
 def _truncated(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Values | None:
     """An output ends at a stop token or at its limit. One that ends before its limit without a stop token was cut off, and
     none goes on behind its limit."""
     turns = summary.session.turns
-    return _first(
+    return told(
         f"{_place(one)}: {fault}"
         for one in _judged(summary, arm, cell)
         for request in one.requests
@@ -97,6 +113,7 @@ def _truncated(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Val
     )
 
 
+@gate("restarted", "draft", "restarted: the server of {arm} was started anew between rounds; see its log")
 def _restarted(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Values | None:
     """A server that started anew between the rounds of one process broke before, and its first requests met it cold."""
     known = {found.arm.id: found for found in summary.arms}
@@ -110,18 +127,24 @@ def _restarted(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Val
     return None
 
 
+@gate(
+    "contradictory-counts",
+    "draft",
+    "contradictory counts: {what}; the engine's figures of acceptance are wrong, so report it",
+)
 def _contradictory_counts(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Values | None:
     """The engine's figures of each request, its counters and the outputs must fit each other: a step emits one token and
     those it accepted, of k proposed at most. Counters may contain up to k accepted tokens behind each output's end. The
     plain servers propose nothing."""
     arms = {found.arm.id: found.arm for found in summary.arms}
-    return _first(
+    return told(
         f"{_place(one)}: {fault}"
         for one in _judged(summary, arm, cell)
         for fault in _count_faults(one, arms[one.arm])
     )
 
 
+@gate("implausible-times", "draft", "implausible times: {what}; run it again")
 def _implausible_times(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Values | None:
     """A round's wall seconds are the time from its first request to its last token, no more requests are in flight than
     its concurrency, and no two rounds of a session overlap: only one server has load at a time."""
@@ -140,15 +163,19 @@ def _implausible_times(summary: ServingSummary, arm: ServedArm, cell: ServedCell
                 faults.append(f"{_place(before)} ran {over:.1f} s into {_place(after)}")
     except ValueError as error:
         faults.append(f"the time a round began is unreadable ({error})")
-    return _first(faults)
+    return told(faults)
 
 
+@gate("not-lossless", "draft", "not lossless: {words}")
 def _not_lossless(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Values | None:  # noqa: ARG001
     """Greedy outputs must be the plain server's, but for rounding: in fp32 at concurrency 1 numerical ties alone, otherwise
     divergences no more and no wider than the plain server's own."""
     return None if cell.fidelity.lossless else {"words": cell.fidelity.words}
 
 
+@gate(
+    "implausible-acceptance", "draft", "implausible: the acceptance length {length} lies outside [1, {most}]"
+)
 def _implausible_acceptance(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Values | None:  # noqa: ARG001
     """A step emits at least one token and at most k+1, so the acceptance length lies between 1 and k+1."""
     most = arm.arm.num_speculative_tokens + 1
@@ -161,6 +188,11 @@ def _implausible_acceptance(summary: ServingSummary, arm: ServedArm, cell: Serve
     return {"length": length, "most": str(most)}
 
 
+@gate(
+    "implausible-speedup",
+    "draft",
+    "implausible: {speedup}× (at least {low}×) is more than the {bound} tokens of a step allow; run it again",
+)
 def _implausible_speedup(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Values | None:
     """A step costs at least one forward of the target, so no draft is faster than its acceptance length allows, or k+1 where
     the engine tells none. The lower end of the speedup's interval must not exceed it, with a tolerance from the A/A."""
@@ -168,10 +200,7 @@ def _implausible_speedup(summary: ServingSummary, arm: ServedArm, cell: ServedCe
         return None
     length = cell.acceptance.length if cell.acceptance else None
     bound = length or arm.arm.num_speculative_tokens + 1
-    noise = summary.noise(cell.concurrency)
-    ends = noise.interval if noise else None
-    tolerance = max(1.0, ends.high, 1 / ends.low) if ends and ends.low > 0 else 1.0
-    if cell.speedup.interval.low <= bound * tolerance:
+    if cell.speedup.interval.low <= bound * by_chance(summary.noise(cell.concurrency)):
         return None
     return {
         "speedup": f"{cell.speedup.value:.2f}",
@@ -180,22 +209,43 @@ def _implausible_speedup(summary: ServingSummary, arm: ServedArm, cell: ServedCe
     }
 
 
+@gate(
+    "proposes-nothing",
+    "draft",
+    "proposes nothing: not one token, so this is a plain server; check the speculative configuration",
+)
 def _proposes_nothing(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Values | None:  # noqa: ARG001
     """A draft of which no token was proposed is a plain server: its row would rank the session's noise."""
     return {} if cell.acceptance is not None and not cell.acceptance.proposed else None
 
 
+@gate(
+    "too-few-rounds",
+    "session",
+    "too few rounds: {pairs} where {least} are the minimum; measure with more --rounds",
+)
 def _too_few_rounds(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Values | None:  # noqa: ARG001
     """The spread between rounds must be known to say how sure a speedup is."""
     return {"pairs": str(len(cell.pairs)), "least": str(MIN_ROUNDS)} if len(cell.pairs) < MIN_ROUNDS else None
 
 
+@gate(
+    "client-bound",
+    "session",
+    "the client was the bottleneck: it kept {cpu} processors busy where {most} are the limit; run it on another machine "
+    "than the server",
+)
 def _client_bound(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Values | None:
     """The client must not be what limits throughput: its processor time is taken in every round."""
     busiest = max((one.client_cpu or 0.0 for one in _judged(summary, arm, cell)), default=0.0)
     return {"cpu": f"{busiest:.2f}", "most": f"{CLIENT_CPU:g}"} if busiest > CLIENT_CPU else None
 
 
+@gate(
+    "disturbed",
+    "session",
+    "unstable: the machine was disturbed in {share} of the blocks (e.g. {example}); {fix}",
+)
 def _disturbed(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Values | None:  # noqa: ARG001
     """The machine must be free for the client and the one server that has load. Other processes count, and idle servers
     of the session do too. A block that is disturbed is measured again, and no more than one in five may stay so. Rounds
@@ -203,31 +253,48 @@ def _disturbed(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Val
     return _not_calm(summary, cell, "disturbed")
 
 
+@gate(
+    "throttled",
+    "session",
+    "unstable: the machine was slowed down in {share} of the blocks (e.g. {example}); {fix}",
+)
 def _throttled(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Values | None:  # noqa: ARG001
     """The machine must keep its speed: no more than one block in five may be slowed down by a container's quota or by
     lowered clocks. Rounds that were not watched pass."""
     return _not_calm(summary, cell, "throttled")
 
 
+@gate(
+    "no-noise-floor",
+    "session",
+    "noise unknown: the session has no A/A comparison; run it again with the control arm",
+)
 def _no_noise_floor(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Values | None:  # noqa: ARG001
     """A session measures its plain server in two arms. Their difference is its noise floor at each concurrency."""
-    noise = summary.noise(cell.concurrency)
-    return {} if noise is None or noise.interval is None else None
+    return {} if _noise(summary, cell) is None else None
 
 
+@gate(
+    "unstable",
+    "session",
+    "unstable: the plain server against its twin came out at {low}–{high} instead of 1; run it again on a quiet machine",
+)
 def _unstable(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Values | None:  # noqa: ARG001
     """The plain server measured against its twin must come out at 1, to within 1 %."""
-    noise = summary.noise(cell.concurrency)
-    interval = noise.interval if noise else None
+    interval = _noise(summary, cell)
     if interval is None or not differs(interval):
         return None
     return {"low": f"{interval.low:.3f}", "high": f"{interval.high:.3f}"}
 
 
+@gate(
+    "noisy",
+    "session",
+    "noisy: the plain server against its twin spreads by ±{width}; run it again on a quiet machine, with more rounds",
+)
 def _noisy(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Values | None:  # noqa: ARG001
     """An A/A interval wider than ±15 % says too little about any draft at this concurrency."""
-    noise = summary.noise(cell.concurrency)
-    interval = noise.interval if noise else None
+    interval = _noise(summary, cell)
     return {"width": f"{interval.half_width:.1%}"} if interval is not None and spreads(interval) else None
 
 
@@ -236,6 +303,11 @@ def _judged(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> list[R
     baseline = summary.baseline
     beside = baseline.cells[cell.concurrency].rounds if baseline and baseline is not arm else ()
     return [*cell.rounds, *beside]
+
+
+def _noise(summary: ServingSummary, cell: ServedCell) -> Interval | None:
+    noise = summary.noise(cell.concurrency)
+    return noise.interval if noise else None
 
 
 def _place(one: Round) -> str:
@@ -312,116 +384,16 @@ def _not_calm(summary: ServingSummary, cell: ServedCell, kind: Kind) -> Values |
         if concurrency == cell.concurrency:
             conditions = [one.conditions for one in block.values() if one.conditions is not None]
             watched += bool(conditions)
-            broken = _of_kind(disturbances(conditions, summary.session.machine.cores), kind)
-            found += broken[:1]
+            broken = disturbances(conditions, summary.session.machine.cores)
+            found += [one for one in broken if one.rule.kind == kind][:1]
     if not found or len(found) <= DISTURBED_BLOCKS * watched:
         return None
     return {"share": f"{len(found) / watched:.0%}", "example": found[0].reason, "fix": found[0].rule.fix}
 
 
-def _of_kind(found: Sequence[Disturbance], kind: Kind) -> list[Disturbance]:
-    return [one for one in found if one.rule.kind == kind]
-
-
-def _first(faults: Iterable[str]) -> Values | None:
-    found = list(faults)
-    if not found:
-        return None
-    return {"what": found[0] + (f" (and {len(found) - 1} more)" if len(found) > 1 else "")}
-
-
-_AGAIN = "run the same command again"
-
 SERVING_GATES: tuple[Gate, ...] = (
-    Gate("failed", "draft", "failed: {failure}", _failed),
-    Gate("unplanned", "session", "not as planned: {what}", _unplanned),
-    Gate("incomplete", "draft", f"incomplete: {{what}}; {_AGAIN} to fill it", _incomplete),
-    Gate(
-        "unpaired",
-        "draft",
-        f"unpaired: {{alone}} of {{rounds}} rounds have no round of the plain server beside them; {_AGAIN}",
-        _unpaired,
-    ),
-    Gate(
-        "failed-requests",
-        "draft",
-        "failed requests: {failed} of {of}, first in {example}; see the server's log",
-        _failed_requests,
-    ),
-    Gate("truncated", "draft", "truncated: {what}; see the server's log", _truncated),
-    Gate(
-        "restarted",
-        "draft",
-        "restarted: the server of {arm} was started anew between rounds; see its log",
-        _restarted,
-    ),
-    Gate(
-        "contradictory-counts",
-        "draft",
-        "contradictory counts: {what}; the engine's figures of acceptance are wrong, so report it",
-        _contradictory_counts,
-    ),
-    Gate("implausible-times", "draft", "implausible times: {what}; run it again", _implausible_times),
-    Gate("not-lossless", "draft", "not lossless: {words}", _not_lossless),
-    Gate(
-        "implausible-acceptance",
-        "draft",
-        "implausible: the acceptance length {length} lies outside [1, {most}]",
-        _implausible_acceptance,
-    ),
-    Gate(
-        "implausible-speedup",
-        "draft",
-        "implausible: {speedup}× (at least {low}×) is more than the {bound} tokens of a step allow; run it again",
-        _implausible_speedup,
-    ),
-    Gate(
-        "proposes-nothing",
-        "draft",
-        "proposes nothing: not one token, so this is a plain server; check the speculative configuration",
-        _proposes_nothing,
-    ),
-    Gate(
-        "too-few-rounds",
-        "session",
-        "too few rounds: {pairs} where {least} are the minimum; measure with more --rounds",
-        _too_few_rounds,
-    ),
-    Gate(
-        "client-bound",
-        "session",
-        "the client was the bottleneck: it kept {cpu} processors busy where {most} are the limit; run it on another machine "
-        "than the server",
-        _client_bound,
-    ),
-    Gate(
-        "disturbed",
-        "session",
-        "unstable: the machine was disturbed in {share} of the blocks (e.g. {example}); {fix}",
-        _disturbed,
-    ),
-    Gate(
-        "throttled",
-        "session",
-        "unstable: the machine was slowed down in {share} of the blocks (e.g. {example}); {fix}",
-        _throttled,
-    ),
-    Gate(
-        "no-noise-floor",
-        "session",
-        "noise unknown: the session has no A/A comparison; run it again with the control arm",
-        _no_noise_floor,
-    ),
-    Gate(
-        "unstable",
-        "session",
-        "unstable: the plain server against its twin came out at {low}–{high} instead of 1; run it again on a quiet machine",
-        _unstable,
-    ),
-    Gate(
-        "noisy",
-        "session",
-        "noisy: the plain server against its twin spreads by ±{width}; run it again on a quiet machine, with more rounds",
-        _noisy,
-    ),
-)
+    _failed, _unplanned, _incomplete, _unpaired, _failed_requests, _truncated, _restarted,
+    _contradictory_counts, _implausible_times, _not_lossless, _implausible_acceptance,
+    _implausible_speedup, _proposes_nothing, _too_few_rounds, _client_bound, _disturbed, _throttled,
+    _no_noise_floor, _unstable, _noisy,
+)  # fmt: skip

@@ -9,9 +9,10 @@ turn again because its clocks disagreed, and keeps the first attempt.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
-from draftrank.measure.gates.audit import place_of, time_faults
+from draftrank.measure.gates.audit import first_of, place_of, time_faults
 from draftrank.measure.gates.clocks import (
     OVERLAP_S,
     began_at,
@@ -33,33 +34,27 @@ def timeline_problems(result: SessionResult) -> list[str]:
     standing = standing_trials(trials)
     keys = {trial.key for trial in standing}
     try:
-        return [
-            *_once(f"{place_of(trial)}: {fault}" for trial in trials for fault in time_faults(trial)),
-            *_once(fault for trial, fault in overlaps(trials) if trial.key in keys),
-            *_outside(trials, session.created_at, session.finished_at),
-            *(hole for _, hole in holes(standing)),
-        ]
+        kinds = (
+            (f"{place_of(trial)}: {fault}" for trial in trials for fault in time_faults(trial)),
+            (fault for trial, fault in overlaps(trials) if trial.key in keys),
+            _begun_before(trials, session.created_at),
+            _ended_after(trials, session.finished_at),
+        )
+        found = [*map(first_of, kinds), *(hole for _, hole in holes(standing))]
+        return [fault for fault in found if fault is not None]
     except ValueError as error:
         return [f"a time is none: {error}"]
 
 
-def _once(faults: Iterator[str]) -> Iterator[str]:
-    found = list(faults)
-    if found:
-        yield found[0] + (f" (and {len(found) - 1} more)" if len(found) > 1 else "")
-
-
-def _outside(trials: Sequence[Trial], created_at: str, finished_at: str | None) -> Iterator[str]:
+def _begun_before(trials: Sequence[Trial], created_at: str) -> Iterator[str]:
     begin = seconds_of(created_at)
-    yield from _once(
-        f"{place_of(trial)}: it began before its session"
-        for trial in trials
-        if began_at(trial) < begin - OVERLAP_S
-    )
-    if finished_at is not None:
-        end = seconds_of(finished_at)
-        yield from _once(
-            f"{place_of(trial)}: it ended after its session"
-            for trial in trials
-            if began_at(trial) + taken(trial) > end + OVERLAP_S
-        )
+    for trial in trials:
+        if began_at(trial) < begin - OVERLAP_S:
+            yield f"{place_of(trial)}: it began before its session"
+
+
+def _ended_after(trials: Sequence[Trial], finished_at: str | None) -> Iterator[str]:
+    end = math.inf if finished_at is None else seconds_of(finished_at)
+    for trial in trials:
+        if began_at(trial) + taken(trial) > end + OVERLAP_S:
+            yield f"{place_of(trial)}: it ended after its session"

@@ -6,14 +6,11 @@ page lists the gates from `GATES`, so a gate and its explanation cannot drift ap
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Literal
-
+from draftrank import kinds
 from draftrank.measure.fidelity.divergence import Divergence
 from draftrank.measure.fidelity.stale_proposals import MIN_STALE, STALE_SHARE, stale_steps
 from draftrank.measure.gates.audit import place_of
+from draftrank.measure.gates.gate import Gate, Values, Verdict, gate, put_through
 from draftrank.measure.gates.plausibility import (
     accepts_nothing,
     implausible_acceptance,
@@ -30,6 +27,7 @@ from draftrank.measure.machine.disturbance import Kind
 from draftrank.measure.statistics.estimates import Interval
 from draftrank.measure.statistics.log_ratio import MIN_PROMPTS
 from draftrank.measure.summaries.summary import ArmSummary, SessionSummary
+from draftrank.version import __version__, minor_of
 
 NOISE_TOLERANCE = 0.01
 """Tolerated distance of the A/A interval from 1. Less does not matter for a ranking, and by chance one quiet
@@ -44,72 +42,12 @@ so a few disturbed ones widen the intervals; many can bias the comparison."""
 
 SAMPLING_P = 0.001
 """Probability below which samples do not follow the target's distribution."""
-
-Values = dict[str, str]
-Check = Callable[..., Values | None]
-"""Takes what a gate judges: a summary and an arm, and of serving sessions a concurrency."""
-Scope = Literal["draft", "session"]
-
-
-@dataclass(frozen=True, slots=True)
-class Gate:
-    """One condition of being ranked."""
-
-    id: str
-    """Short name."""
-    scope: Scope
-    """Whether it judges the draft or the session that measured it."""
-    reason: str
-    """What a reader is told, with `{named}` values."""
-    check: Check
-    """The values of the reason when the result fails; None when it passes."""
-
-    @property
-    def meaning(self) -> str:
-        """What the gate is for, in one paragraph."""
-        return " ".join((inspect.getdoc(self.check) or "").split())
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """A gate that a result did not pass."""
-
-    gate: str
-    scope: Scope
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Whether a result is ranked."""
-
-    findings: tuple[Finding, ...]
-    """Every gate it did not pass, the weightiest first."""
-
-    @property
-    def ranked(self) -> bool:
-        """Whether it passed all gates."""
-        return not self.findings
-
-    @property
-    def reason(self) -> str | None:
-        """The weightiest reason against ranking it; None when ranked."""
-        return self.findings[0].reason if self.findings else None
+_QUIETER = "run it again on a quiet machine, with more prompts or repeats"
 
 
 def judge(summary: SessionSummary, arm: ArmSummary) -> Verdict:
     """Puts one arm of a session through all gates."""
     return put_through(GATES, summary, arm)
-
-
-def put_through(gates: Iterable[Gate], *judged: object) -> Verdict:
-    """Asks every gate about one result."""
-    findings = []
-    for gate in gates:
-        values = gate.check(*judged)
-        if values is not None:
-            findings.append(Finding(gate.id, gate.scope, gate.reason.format(**values)))
-    return Verdict(tuple(findings))
 
 
 def differs(noise: Interval) -> bool:
@@ -122,11 +60,13 @@ def spreads(noise: Interval) -> bool:
     return noise.half_width > NOISE_WIDTH
 
 
+@gate("failed", "draft", "failed: {failure}")
 def _failed(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
     """The draft could not be built, or decoding with it stopped with an error."""
     return None if arm.arm.failure is None else {"failure": arm.arm.failure}
 
 
+@gate("incomplete", "draft", "incomplete: {what}; run the same command again to fill it")
 def _incomplete(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     """A missing task or prompt changes the set that the overall speedup is a mean of."""
     parts = [f"task {task} was skipped" for task in summary.skipped_tasks]
@@ -145,6 +85,12 @@ def _incomplete(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     return {"what": "; ".join(parts)} if parts else None
 
 
+@gate(
+    "too-few-prompts",
+    "session",
+    "too few prompts: {task} has fewer than {least} that can be compared, so there is no interval; use a "
+    "larger suite",
+)
 def _too_few_prompts(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
     """One prompt in a task does not show how prompts differ, so no honest interval exists."""
     for task in arm.tasks:
@@ -153,6 +99,11 @@ def _too_few_prompts(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     return None
 
 
+@gate(
+    "not-lossless",
+    "draft",
+    "not lossless: {breaks} of {compared} outputs leave the target's own, first at {place}",
+)
 def _not_lossless(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     """Greedy outputs must be the baseline's, token for token. In any dtype but fp32 an output may diverge
     where both tokens lie within the session's measured rounding of the target's best one, in fp32 where the
@@ -163,6 +114,11 @@ def _not_lossless(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     return _difference(summary, arm, first) | {"breaks": str(arm.fidelity.breaks)}
 
 
+@gate(
+    "other-backend",
+    "draft",
+    "other backend: its model ran in {backend}, and the session is of {own}; compare it in a session of its own",
+)
 def _other_backend(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     """All drafts that are ranked together run in the backend of their session, where the same forward takes the same
     time. A draft that this backend cannot run may be measured in another one on request: its row is shown and not
@@ -173,6 +129,25 @@ def _other_backend(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     return {"backend": f"{backend} {arm.arm.dtype}", "own": own}
 
 
+@gate(
+    "retired-step",
+    "draft",
+    "cannot be built again: draftrank no longer has the step {step} of its recipe",
+)
+def _retired_step(summary: SessionSummary, arm: ArmSummary) -> Values | None:
+    """What is ranked can be built again. A draft whose recipe has a step that draftrank no longer has keeps its row, without
+    a rank; boards of earlier minor versions keep theirs, since they are archived as a whole."""
+    if arm.arm.draft is None or minor_of(summary.session.draftrank_version) != minor_of(__version__):
+        return None
+    gone = [kind for kind in arm.arm.draft.step_kinds if kind not in kinds.STEPS]
+    return {"step": ", ".join(gone)} if gone else None
+
+
+@gate(
+    "samples-differ",
+    "draft",
+    "not lossless: {draws} outputs drawn do not follow the target's distribution (p = {p})",
+)
 def _samples_differ(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
     """In sampling modes the first tokens drawn over many seeds must follow the target's own distribution
     (chi-square). One honest draft in a thousand fails by chance."""
@@ -182,6 +157,12 @@ def _samples_differ(summary: SessionSummary, arm: ArmSummary) -> Values | None: 
     return {"p": f"{check.p_value:.1g}", "draws": str(check.draws)}
 
 
+@gate(
+    "unjudged-differences",
+    "draft",
+    "unjudged differences: {differing} of {compared} outputs differ, first at {place}; in {dtype} they "
+    "may be ties, so run it again to have them judged",
+)
 def _unjudged_differences(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     """In any dtype but fp32, a tie cannot be told from a break until the target's logits at the place and the
     session's rounding are known."""
@@ -191,6 +172,12 @@ def _unjudged_differences(summary: SessionSummary, arm: ArmSummary) -> Values | 
     return _difference(summary, arm, first)
 
 
+@gate(
+    "stale-proposals",
+    "draft",
+    "stale proposals: in {stale} of {checked} steps a fresh cache of the draft proposes other tokens, first in "
+    "{place}; the draft's cache or the engine's rollback is wrong, so report it",
+)
 def _stale_proposals(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     """A draft must propose what its context says. Where its KV cache still contains other tokens, outputs
     stay right but acceptance is not the draft's. In greedy modes steps of some prompt turns are proposed
@@ -202,24 +189,43 @@ def _stale_proposals(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     return {"stale": str(len(stale)), "checked": str(checked), "place": place_of(stale[0])}
 
 
+@gate(
+    "no-noise-floor",
+    "session",
+    "noise unknown: the session has no A/A comparison; run it again with the control arm",
+)
 def _no_noise_floor(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
     """A session measures its baseline in two arms. Their difference is its noise floor."""
-    overall = summary.noise and summary.noise.overall
-    return {} if not overall or overall.interval is None else None
+    return {} if _noise(summary) is None else None
 
 
+@gate(
+    "unstable",
+    "session",
+    f"unstable: the baseline against itself came out at {{low}}–{{high}} instead of 1; {_QUIETER}",
+)
 def _unstable(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
     """The baseline measured against itself must come out at 1, to within 1 %."""
-    interval = summary.noise and summary.noise.overall and summary.noise.overall.interval
-    return _noise(summary) if interval and differs(interval) else None
+    noise = _noise(summary)
+    return _shown(noise) if noise and differs(noise) else None
 
 
+@gate(
+    "noisy",
+    "session",
+    f"noisy: the baseline against itself spreads by ±{{width}} ({{low}}–{{high}}); {_QUIETER}",
+)
 def _noisy(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
     """An A/A interval wider than ±15 % says too little about any draft of the session."""
-    interval = summary.noise and summary.noise.overall and summary.noise.overall.interval
-    return _noise(summary) if interval and spreads(interval) else None
+    noise = _noise(summary)
+    return _shown(noise) if noise and spreads(noise) else None
 
 
+@gate(
+    "disturbed",
+    "session",
+    "unstable: the machine was disturbed in {share} of the prompt turns (e.g. {example}); {fix}",
+)
 def _disturbed(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
     """The machine must be free for the session. A prompt turn during which other processes, the hypervisor or
     a lack of memory took time is decoded again, and no more than a tenth may stay so. Sessions that were not
@@ -227,6 +233,11 @@ def _disturbed(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # no
     return _not_calm(summary, "disturbed")
 
 
+@gate(
+    "throttled",
+    "session",
+    "unstable: the machine was slowed down in {share} of the prompt turns (e.g. {example}); {fix}",
+)
 def _throttled(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
     """The machine must keep its speed. No more than a tenth of the prompt turns may stay slowed down by a
     container's quota or by lowered clocks. Sessions that were not watched pass."""
@@ -250,140 +261,18 @@ def _difference(summary: SessionSummary, arm: ArmSummary, first: Divergence) -> 
     }
 
 
-def _noise(summary: SessionSummary) -> Values:
-    assert summary.noise is not None
-    assert summary.noise.overall is not None
-    interval = summary.noise.overall.interval
-    assert interval is not None
-    return {
-        "low": f"{interval.low:.3f}",
-        "high": f"{interval.high:.3f}",
-        "width": f"{interval.half_width:.1%}",
-    }
+def _noise(summary: SessionSummary) -> Interval | None:
+    overall = summary.noise.overall if summary.noise else None
+    return overall.interval if overall else None
 
 
-_QUIETER = "run it again on a quiet machine, with more prompts or repeats"
+def _shown(noise: Interval) -> Values:
+    return {"low": f"{noise.low:.3f}", "high": f"{noise.high:.3f}", "width": f"{noise.half_width:.1%}"}
+
 
 GATES: tuple[Gate, ...] = (
-    Gate("failed", "draft", "failed: {failure}", _failed),
-    Gate("incomplete", "draft", "incomplete: {what}; run the same command again to fill it", _incomplete),
-    Gate(
-        "not-lossless",
-        "draft",
-        "not lossless: {breaks} of {compared} outputs leave the target's own, first at {place}",
-        _not_lossless,
-    ),
-    Gate(
-        "samples-differ",
-        "draft",
-        "not lossless: {draws} outputs drawn do not follow the target's distribution (p = {p})",
-        _samples_differ,
-    ),
-    Gate(
-        "other-backend",
-        "draft",
-        "other backend: its model ran in {backend}, and the session is of {own}; compare it in a session of its own",
-        _other_backend,
-    ),
-    Gate(
-        "implausible-outputs",
-        "draft",
-        "implausible: {what}; run it again, and report it if it stays",
-        implausible_outputs,
-    ),
-    Gate(
-        "implausible-acceptance",
-        "draft",
-        "implausible: the acceptance length {length} {where} lies outside [1, {most}]",
-        implausible_acceptance,
-    ),
-    Gate("implausible-counts", "draft", "implausible counts: {what}", implausible_counts),
-    Gate("unplanned", "draft", "not as planned: {what}", unplanned),
-    Gate("implausible-times", "draft", "implausible times: {what}; run it again", implausible_times),
-    Gate(
-        "implausible-clock",
-        "draft",
-        "implausible times: the stopwatch and the time of day disagree: {what}; run it again without "
-        "suspending the machine or setting its clock",
-        implausible_clock,
-    ),
-    Gate(
-        "skipped-work",
-        "draft",
-        "implausible: a verification took {mean} ms on average in {task}, though no forward of the target "
-        "took under {fastest} ms; work was skipped, or the clock is wrong",
-        skipped_work,
-    ),
-    Gate(
-        "implausible-speedup",
-        "draft",
-        "implausible: {speedup}× (at least {low}×) {where} is more than the acceptance length {bound} allows; "
-        "run it again",
-        implausible_speedup,
-    ),
-    Gate(
-        "accepts-nothing",
-        "draft",
-        "accepts nothing: none of {proposed} proposed tokens was accepted; check that the draft reads the "
-        "target's token ids",
-        accepts_nothing,
-    ),
-    Gate(
-        "stale-proposals",
-        "draft",
-        "stale proposals: in {stale} of {checked} steps a fresh cache of the draft proposes other tokens, first in "
-        "{place}; the draft's cache or the engine's rollback is wrong, so report it",
-        _stale_proposals,
-    ),
-    Gate(
-        "proposes-nothing",
-        "draft",
-        "proposes nothing: not one token in {steps} steps, so this is plain decoding; check that its rule can apply "
-        "to these prompts, or use longer outputs",
-        proposes_nothing,
-    ),
-    Gate(
-        "unjudged-differences",
-        "draft",
-        "unjudged differences: {differing} of {compared} outputs differ, first at {place}; in {dtype} they "
-        "may be ties, so run it again to have them judged",
-        _unjudged_differences,
-    ),
-    Gate(
-        "too-few-prompts",
-        "session",
-        "too few prompts: {task} has fewer than {least} that can be compared, so there is no interval; use a "
-        "larger suite",
-        _too_few_prompts,
-    ),
-    Gate(
-        "no-noise-floor",
-        "session",
-        "noise unknown: the session has no A/A comparison; run it again with the control arm",
-        _no_noise_floor,
-    ),
-    Gate(
-        "disturbed",
-        "session",
-        "unstable: the machine was disturbed in {share} of the prompt turns (e.g. {example}); {fix}",
-        _disturbed,
-    ),
-    Gate(
-        "throttled",
-        "session",
-        "unstable: the machine was slowed down in {share} of the prompt turns (e.g. {example}); {fix}",
-        _throttled,
-    ),
-    Gate(
-        "unstable",
-        "session",
-        f"unstable: the baseline against itself came out at {{low}}–{{high}} instead of 1; {_QUIETER}",
-        _unstable,
-    ),
-    Gate(
-        "noisy",
-        "session",
-        f"noisy: the baseline against itself spreads by ±{{width}} ({{low}}–{{high}}); {_QUIETER}",
-        _noisy,
-    ),
-)
+    _failed, _incomplete, _not_lossless, _samples_differ, _other_backend, _retired_step,
+    implausible_outputs, implausible_acceptance, implausible_counts, unplanned, implausible_times,
+    implausible_clock, skipped_work, implausible_speedup, accepts_nothing, _stale_proposals, proposes_nothing,
+    _unjudged_differences, _too_few_prompts, _no_noise_floor, _disturbed, _throttled, _unstable, _noisy,
+)  # fmt: skip

@@ -26,11 +26,7 @@ class ControlGroups:
 
     @classmethod
     def of_this_process(cls, root: Path = Path("/")) -> ControlGroups:
-        """Finds them; none where there are no control groups.
-
-        Args:
-            root: where `proc` and `sys` lie.
-        """
+        """Finds them; none where there are no control groups. `root` is where `proc` and `sys` lie."""
         try:
             groups = (root / "proc/self/cgroup").read_text().splitlines()
             mounts = (root / "proc/self/mountinfo").read_text().splitlines()

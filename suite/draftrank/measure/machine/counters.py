@@ -6,11 +6,13 @@ small machines and is never done inside a timed region.
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from draftrank.measure.machine.cgroup import ControlGroups
 from draftrank.measure.machine.processor import processors_of_this_process
@@ -36,23 +38,15 @@ class Counters:
     """Seconds in which some task of the machine waited for memory."""
 
     def __add__(self, other: Counters) -> Counters:
-        return self._combine(other, lambda mine, theirs: mine + theirs)
+        return self._combine(other, operator.add)
 
     def __sub__(self, other: Counters) -> Counters:
-        return self._combine(other, lambda mine, theirs: mine - theirs)
+        return self._combine(other, operator.sub)
 
-    def _combine(self, other: Counters, operation: Callable[[float, float], float]) -> Counters:
-        def both(mine: float | None, theirs: float | None) -> float | None:
-            return None if mine is None or theirs is None else operation(mine, theirs)
-
-        return Counters(
-            operation(self.elapsed_s, other.elapsed_s),
-            operation(self.own_s, other.own_s),
-            both(self.busy_s, other.busy_s),
-            both(self.stolen_s, other.stolen_s),
-            both(self.throttled_s, other.throttled_s),
-            both(self.memory_stalled_s, other.memory_stalled_s),
-        )
+    def _combine(self, other: Counters, operation: Callable[[Any, Any], Any]) -> Counters:
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        values: list[Any] = [None if None in pair else operation(*pair) for pair in pairs]
+        return Counters(*values)
 
 
 class KernelCounters:

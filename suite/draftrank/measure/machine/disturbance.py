@@ -66,12 +66,7 @@ class Disturbance:
 
 
 def disturbances(stretch: Iterable[Conditions | None], cores: int) -> list[Disturbance]:
-    """Every rule that a stretch breaks; empty when it was calm, or not watched.
-
-    Args:
-        stretch: the conditions of its trials.
-        cores: processors this process may use.
-    """
+    """Every rule that a stretch of trials on so many processors breaks; empty when it was calm, or not watched."""
     watched = [conditions for conditions in stretch if conditions is not None]
     found = ((rule, rule.check(watched, cores)) for rule in RULES)
     return [Disturbance(rule, rule.reason.format(**values)) for rule, values in found if values is not None]

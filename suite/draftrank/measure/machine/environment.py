@@ -24,22 +24,10 @@ from draftrank.measure.machine.processor import (
 )
 
 THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "OMP_PROC_BIND",
-    "OMP_PLACES",
-    "OMP_WAIT_POLICY",
-    "OMP_DYNAMIC",
-    "MKL_NUM_THREADS",
-    "MKL_ENABLE_INSTRUCTIONS",
-    "OPENBLAS_NUM_THREADS",
-    "ONEDNN_MAX_CPU_ISA",
-    "ATEN_CPU_CAPABILITY",
-    "KMP_AFFINITY",
-    "KMP_BLOCKTIME",
-    "GOMP_CPU_AFFINITY",
-    "GOMP_SPINCOUNT",
-    "CUDA_VISIBLE_DEVICES",
-)
+    "OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES", "OMP_WAIT_POLICY", "OMP_DYNAMIC", "MKL_NUM_THREADS",
+    "MKL_ENABLE_INSTRUCTIONS", "OPENBLAS_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "KMP_AFFINITY",
+    "KMP_BLOCKTIME", "GOMP_CPU_AFFINITY", "GOMP_SPINCOUNT", "CUDA_VISIBLE_DEVICES",
+)  # fmt: skip
 """Environment variables that steer threads, instruction sets and devices."""
 _JOB_URL: TypeAdapter[str] = TypeAdapter(JobUrl)
 
@@ -47,12 +35,9 @@ _JOB_URL: TypeAdapter[str] = TypeAdapter(JobUrl)
 def read_environment(
     device: Literal["cpu", "cuda"], workspace: Path | None = None, *, root: Path = Path("/")
 ) -> Environment:
-    """Describes how this machine is set up now; what cannot be read is None.
+    """Describes how this machine is set up now, and the git state of a workspace; what cannot be read is None.
 
-    Args:
-        device: where the session computes.
-        workspace: folder whose git state to tell.
-        root: where `proc` and `sys` lie.
+    `root` is where `proc` and `sys` lie.
     """
     compute = compute_environment()
     groups = ControlGroups.of_this_process(root)
@@ -82,14 +67,8 @@ def read_environment(
 
 
 def job_url(variables: Mapping[str, str]) -> str | None:
-    """The page of the job that this process is part of, by what GitHub's and GitLab's runners tell it.
-
-    Args:
-        variables: environment variables.
-
-    Returns:
-        None outside of such jobs, or where what they tell is no plain https address.
-    """
+    """The page of the job that this process is part of, by what GitHub's and GitLab's runners tell it; None outside of
+    such jobs, or where what they tell is no plain https address."""
     if variables.get("GITHUB_ACTIONS") == "true":
         server, repository, run = (
             variables.get(name, "") for name in ("GITHUB_SERVER_URL", "GITHUB_REPOSITORY", "GITHUB_RUN_ID")
@@ -104,11 +83,8 @@ def job_url(variables: Mapping[str, str]) -> str | None:
 
 
 def git_state(folder: Path) -> tuple[str | None, bool | None]:
-    """The commit a folder is at, and whether it holds changes that are not committed (new files too).
-
-    Returns:
-        Two times None for a folder without commits, or without git.
-    """
+    """The commit a folder is at, and whether it holds changes that are not committed (new files too); None for both
+    without commits, or without git."""
     commit = git(folder, "rev-parse", "--verify", "HEAD")
     if not commit:
         return None, None

@@ -29,10 +29,7 @@ def read_machine(
 ) -> Machine:
     """Describes this machine as seen by this process.
 
-    Args:
-        device: where the session computes.
-        threads: threads that compute, where another process than this one does.
-        root: where `proc` and `sys` lie.
+    `threads` are those that compute, where another process than this one does; `root` is where `proc` and `sys` lie.
     """
     import psutil  # not for `is_this_machine`
 
@@ -58,10 +55,6 @@ def is_this_machine(machine_class: str, *, root: Path = Path("/")) -> bool:
     """Whether a class is this machine's, on its processor with any number of threads or on one of its GPUs.
 
     It does not ask torch, so that commands which only read records stay light.
-
-    Args:
-        machine_class: the class.
-        root: where `proc` and `sys` lie.
     """
     own = re.escape(_slug(_processor(root)[2]))
     return re.fullmatch(rf"{own}(?:-\d+t)?", machine_class) is not None or machine_class in _gpu_classes(root)

@@ -47,13 +47,8 @@ def frequency_max_hz(processors: tuple[int, ...], root: Path = Path("/")) -> flo
 
 
 def frequency_hz(processors: tuple[int, ...], busy: int, root: Path = Path("/")) -> float | None:
-    """Mean frequency of the processors in use now.
-
-    Args:
-        processors: those this process may run on.
-        busy: how many of them compute: as many of the fastest are taken, since idle ones clock down.
-        root: where `proc` and `sys` lie.
-    """
+    """Mean frequency of the processors in use now: of those this process may run on, as many of the fastest as
+    compute, since idle ones clock down."""
     found = _frequencies_hz(processors, "scaling_cur_freq", root)
     if not found:
         infos = _cpu_infos(root)

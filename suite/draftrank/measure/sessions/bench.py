@@ -6,7 +6,7 @@ import gc
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from draftrank.building.surgery.vocabulary_trimming import known_tokens
@@ -104,12 +104,8 @@ class Bench:
     def open_arms(self, session: Session, journal: Journal, progress: Progress, *, resumed: bool) -> None:
         """Loads every draft, warms every arm up and times forwards; an arm that cannot be opened is marked as failed.
 
-        Args:
-            session: whose arms to open.
-            journal: told what becomes of each arm.
-            progress: told how far it is.
-            resumed: the session has trials already. An arm that failed then stays out: alone, without
-                the baseline's trials of the same minutes, it could not be compared.
+        In a `resumed` session, which has trials already, an arm that failed then stays out: alone, without the
+        baseline's trials of the same minutes, it could not be compared.
         """
         self._session, self._journal = session, journal
         with progress.stage("load and warm up the drafts", len(session.arms)) as stage:
@@ -134,13 +130,7 @@ class Bench:
     ) -> Trial | None:
         """Decodes one prompt turn; None when the arm failed, which is then recorded.
 
-        Args:
-            arm_id: which arm.
-            block: which prompt turn and repeat.
-            position: the arm's place in the block.
-            answers: the target's answers to the turns before, as token ids.
-            process: number of this process in the session.
-            attempt: number of the attempt at this block.
+        `position` is the arm's place in the block; `answers` are the target's to the turns before, as token ids.
         """
         opened = self._arms[arm_id]
         entry = self._plan.tasks[block.task]
@@ -172,20 +162,13 @@ class Bench:
                 process=process,
                 started_at=started_at,
                 prompt_tokens=len(prompt),
-                token_ids=decoding.token_ids,
-                finish=decoding.finish,
-                steps=decoding.steps,
-                accept_histogram=decoding.accept_histogram,
-                offered=decoding.offered,
-                proposal_sizes=decoding.proposal_sizes,
-                proposed=decoding.proposed,
-                draft_forwards=decoding.draft_forwards,
-                prefill_s=decoding.prefill_s,
-                decode_s=decoding.decode_s,
-                propose_s=decoding.propose_s,
-                verify_s=decoding.verify_s,
                 attempt=attempt,
                 conditions=conditions,
+                **{
+                    one.name: getattr(decoding, one.name)
+                    for one in fields(decoding)
+                    if one.name != "proposals"
+                },
             )
             seed, k = f"{self._session.seed}/{arm_id}/{cell}", opened.arm.num_speculative_tokens
             step = step_to_check(decoding.proposals, k, request.max_new_tokens, self._turns, seed)
@@ -201,12 +184,8 @@ class Bench:
             return None
 
     def check_proposal(self, trial: Trial, prompt: Sequence[int]) -> ProposalCheck | None:
-        """Looks at a step of a trial of this process, once; None where there is none, or the arm fails at it.
-
-        Args:
-            trial: the trial.
-            prompt: what it continued.
-        """
+        """Looks at a step of a trial of this process, which continued the prompt, once; None where there is none, or
+        the arm fails at it."""
         step, opened = self._steps.pop(trial.key, None), self._arms.get(trial.arm)
         if step is None or opened is None or opened.proposer is None:
             return None

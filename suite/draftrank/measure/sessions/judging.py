@@ -27,11 +27,8 @@ def judge_block(
 ) -> Iterator[Trial]:
     """The trials of one prompt turn that there is something to say of, with their judgement.
 
-    Args:
-        bench: holds the target.
-        block: the prompt turn.
-        answers: the target's answers to the turns before.
-        trials: all arms' trials of it, every attempt; those judged already are left out.
+    `answers` are the target's to the turns before, `trials` all arms' of this one, every attempt; those judged already
+    are left out.
     """
     baselines = {trial.attempt: trial for trial in trials if trial.arm == BASELINE}
     with_quality = bench.lossy_arms | {BASELINE} if bench.lossy_arms else frozenset[str]()
@@ -66,15 +63,9 @@ def find_divergence(
     index: int,
     text: Callable[[Sequence[int]], str],
 ) -> Divergence:
-    """What the target, reading one token at a time, says of the place where two outputs part.
+    """What the target, reading one token at a time, says of the place where two outputs of a prompt part.
 
-    Args:
-        target: its sequence is lost.
-        prompt: what both outputs continue.
-        baseline: the baseline's output.
-        other: the other arm's output.
-        index: index of the first token that differs.
-        text: decodes tokens.
+    `index` is that of the first token that differs, `text` decodes tokens. The target's sequence is lost.
     """
     target.reset()
     target.reserve(len(prompt) + index + 1)

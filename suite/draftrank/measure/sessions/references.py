@@ -49,11 +49,8 @@ _OF_METHOD: dict[ReferenceMethod, tuple[str, ...]] = {
 
 
 def reference_arms(methods: Sequence[ReferenceMethod], recipes: Sequence[Recipe]) -> tuple[Arm, ...]:
-    """The arms of these methods: plain `generate` once, the others once for each draft that they can use.
-
-    Args:
-        methods: without order or repetition.
-        recipes: the session's drafts.
+    """The arms of these methods: plain `generate` once, the others once for each draft of the session that they can
+    use.
 
     Raises:
         InvalidInputError: no draft of the session suits a method, or a draft has the name of an arm.

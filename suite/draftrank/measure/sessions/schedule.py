@@ -68,11 +68,8 @@ def cell_of(session: Session, block: Block) -> tuple[str, str, int, int]:
 def round_order(arms: Sequence[str], plan: str, concurrency: int, index: int) -> tuple[str, ...]:
     """The order in which arms take the rounds of one block of a serving session.
 
-    Args:
-        arms: their ids.
-        plan: hash of the session's plan, so that sessions differ and an interrupted one goes on in its own order.
-        concurrency: of the block.
-        index: of the block among those of its concurrency.
+    It depends on the hash of the session's plan, so that sessions differ and an interrupted one goes on in its own
+    order.
     """
     arranged = list(arms)
     random.Random(f"{plan}/{concurrency}/{index}").shuffle(arranged)  # (order, not secrecy)

@@ -51,13 +51,8 @@ TIME_AT_END_S = 300.0
 def run_session(
     plan: SessionPlan, journal: Journal, *, fresh: bool = False, progress: Progress | None = None
 ) -> SessionResult:
-    """Measures a plan, or continues or returns what the journal already has of it.
-
-    Args:
-        plan: what to measure.
-        journal: where trials are kept.
-        fresh: measure anew even if the plan has been measured.
-        progress: told of every trial.
+    """Measures a plan, or continues or returns what the journal already has of it; if `fresh`, measures it anew in any
+    case.
 
     Raises:
         ContextOverflowError: a prompt does not fit the target's window; nothing has been measured.

@@ -55,14 +55,8 @@ def compare(
     target: str | None = None,
     session: str | None = None,
 ) -> ArmComparison:
-    """Compares two arms in the newest session that holds trials of both.
-
-    Args:
-        results: sessions to look in.
-        first: id of a draft, or `baseline`.
-        second: id of another arm.
-        target: only sessions of this target.
-        session: only the session of this id.
+    """Compares two arms (drafts by id, or `baseline`) in the newest session that holds trials of both, among those of
+    a target or the one of an id where these are named.
 
     Raises:
         InvalidInputError: no session holds both, or it is twice the same arm.

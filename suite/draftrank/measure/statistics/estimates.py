@@ -61,6 +61,12 @@ class Estimate:
     same prompts and the same baseline give the ratio of their arms with its error, by their differences."""
 
 
+def ends_of(estimate: Estimate | None) -> tuple[float, float] | None:
+    """The ends of an estimate's interval; None where there is none."""
+    interval = estimate.interval if estimate else None
+    return (interval.low, interval.high) if interval else None
+
+
 @dataclass(frozen=True, slots=True)
 class SpeedComparison:
     """One arm's decode speed as a multiple of another's."""

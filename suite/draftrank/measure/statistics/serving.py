@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
+from typing import Literal
 
 from draftrank.measure.serving_records import Round
 from draftrank.measure.statistics.estimates import Estimate, Interval, estimated, ratio
@@ -100,9 +101,12 @@ def mean_log_ratio(logs: Sequence[float]) -> Estimate | None:
     value = math.fsum(logs) / len(logs)
     if len(logs) < 2:
         return Estimate(math.exp(value), None)
-    return estimated(
-        math.exp(value), LogRatio(value, stdev(logs) / math.sqrt(len(logs)), float(len(logs) - 1))
-    )
+    return estimated(math.exp(value), _around(value, logs))
+
+
+def _around(value: float, logs: Sequence[float]) -> LogRatio:
+    """A value with the error of the mean of these logarithms."""
+    return LogRatio(value, stdev(logs) / math.sqrt(len(logs)), float(len(logs) - 1))
 
 
 def latency_of(rounds: Sequence[Sequence[float]]) -> Latency | None:
@@ -120,8 +124,7 @@ def latency_of(rounds: Sequence[Sequence[float]]) -> Latency | None:
         logs = [math.log(own) for found in times if (own := _quantile(found, share)) > 0.0]
         if len(logs) < 2 or len(logs) < len(times) or value <= 0.0:
             return Estimate(value, None)
-        error = stdev(logs) / math.sqrt(len(logs))
-        return estimated(value, LogRatio(math.log(value), error, float(len(logs) - 1)))
+        return estimated(value, _around(math.log(value), logs))
 
     return Latency(at(0.5), at(0.99))
 
@@ -175,18 +178,14 @@ def switch_off(speedups: Mapping[int, Interval | None]) -> SwitchOff:
     return SwitchOff(at, words)
 
 
-def tpots_of(rounds: Iterable[Round]) -> list[list[float]]:
-    """Seconds per output token after the first of each complete request that has them, by round."""
+def times_of(rounds: Iterable[Round], name: Literal["tpot_s", "ttft_s"]) -> list[list[float]]:
+    """Seconds per output token after the first, or to the first token, of each complete request that has them, by round."""
     return [
-        [request.tpot_s for request in one.requests if request.end != "failed" and request.tpot_s is not None]
-        for one in rounds
-    ]
-
-
-def ttfts_of(rounds: Iterable[Round]) -> list[list[float]]:
-    """Seconds to the first token of each complete request, by round."""
-    return [
-        [request.ttft_s for request in one.requests if request.end != "failed" and request.ttft_s is not None]
+        [
+            time
+            for request in one.requests
+            if request.end != "failed" and (time := getattr(request, name)) is not None
+        ]
         for one in rounds
     ]
 

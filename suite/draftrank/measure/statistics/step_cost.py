@@ -46,17 +46,10 @@ Cell = tuple[str, str, int, int]
 def compare_step_costs(
     published: SessionResult, again: SessionResult, draft: str
 ) -> tuple[LogRatio, int] | None:
-    """The cost of a step here ÷ the published one, with the spread of machines, and the prompts it rests on.
+    """The cost of a draft's step here ÷ the published one, with the spread of machines, and the prompts it rests on.
 
-    Prompt turns count where draft and baseline did the same work in both sessions.
-
-    Args:
-        published: the session as it was published.
-        again: its re-run, of any part of its prompts.
-        draft: id of the draft's arm.
-
-    Returns:
-        None with fewer than `MIN_PROMPTS_ALIKE` prompts.
+    Prompt turns count where draft and baseline did the same work in both sessions, of which `again` may have any part
+    of the prompts. None with fewer than `MIN_PROMPTS_ALIKE` prompts.
     """
     before, now = _cells(published), _cells(again)
     prompts: dict[tuple[str, str], list[float]] = defaultdict(list)
@@ -70,11 +63,7 @@ def compare_step_costs(
 
 
 def between_machines(logs: Sequence[float]) -> LogRatio:
-    """The trimmed mean of the prompts' log ratios; its error holds their spread and that of machines.
-
-    Args:
-        logs: one per prompt, two or more.
-    """
+    """The trimmed mean of the log ratios of two prompts or more; its error holds their spread and that of machines."""
     trimmed = int(TRIMMED * len(logs))
     kept = sorted(logs)[trimmed : len(logs) - trimmed]
     # Yuen (1974): the spread is that of all prompts, those beyond the kept ones moved to these.

@@ -51,9 +51,8 @@ def reason_to_stop(
 ) -> StoppedBy | None:
     """What ends a session whose required repeats are done, or None when another repeat is worth it.
 
-    It is asked between whole repeats, so there are few looks at the data and each arm has decoded the
-    same prompts; `docs/simulation.md` shows what stopping at the first narrow interval does to its
-    coverage.
+    It is asked between whole repeats, so there are few looks at the data and each arm has decoded the same prompts;
+    `docs/simulation.md` shows what stopping at the first narrow interval does to its coverage.
 
     Args:
         session: its target interval width and budget decide.

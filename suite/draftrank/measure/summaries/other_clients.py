@@ -14,7 +14,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from statistics import fmean, median, pstdev
 from typing import Any
+
+import numpy as np
 
 from draftrank.measure.serving_records import Round, ServedRequest, ServingArm, ServingResult, ServingSession
 from draftrank.measure.statistics.serving import standing_rounds
@@ -141,12 +144,12 @@ def _vllm_bench(load: _Load) -> Document:
         "itl": list(_gaps_ms(requests)),
         "e2el": list(map(_whole_ms, requests)),
     }.items():
-        ordered = sorted(times) or [0.0]
+        values = times or [0.0]
         document |= {
-            f"mean_{name}_ms": _mean(ordered),
-            f"median_{name}_ms": _between(ordered, 0.5),
-            f"std_{name}_ms": _spread(ordered),
-            f"p99_{name}_ms": _between(ordered, 0.99),
+            f"mean_{name}_ms": fmean(values),
+            f"median_{name}_ms": median(values),
+            f"std_{name}_ms": pstdev(values),
+            f"p99_{name}_ms": float(np.percentile(values, 99)),
         }
     return document
 
@@ -223,34 +226,24 @@ def _aiperf(load: _Load) -> Document:
 
 
 def _aiperf_record(unit: str, values: Sequence[float]) -> Document:
-    ordered = sorted(values)
     return {
         "unit": unit,
-        "avg": _mean(ordered),
-        **{f"p{share}": _between(ordered, share / 100) for share in (1, 5, 10, 25, 50, 75, 90, 95, 99)},
-        "min": ordered[0],
-        "max": ordered[-1],
-        "std": _spread(ordered),
-        "count": len(ordered),
-        "sum": math.fsum(ordered),
+        "avg": fmean(values),
+        **{f"p{share}": float(np.percentile(values, share)) for share in (1, 5, 10, 25, 50, 75, 90, 95, 99)},
+        "min": min(values),
+        "max": max(values),
+        "std": pstdev(values),
+        "count": len(values),
+        "sum": math.fsum(values),
     }
 
 
 # -- GuideLLM ------------------------------------------------------------------------------------
 
 _GUIDELLM_SHARES = {
-    "p001": 0.001,
-    "p01": 0.01,
-    "p05": 0.05,
-    "p10": 0.1,
-    "p25": 0.25,
-    "p50": 0.5,
-    "p75": 0.75,
-    "p90": 0.9,
-    "p95": 0.95,
-    "p99": 0.99,
-    "p999": 0.999,
-}
+    "p001": 0.001, "p01": 0.01, "p05": 0.05, "p10": 0.1, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p90": 0.9, "p95": 0.95,
+    "p99": 0.99, "p999": 0.999,
+}  # fmt: skip
 
 
 def _guidellm(load: _Load, index: int) -> Document:
@@ -363,21 +356,3 @@ def _token_ms(requests: Iterable[ServedRequest]) -> Iterator[float]:
     """Of each request with two tokens or more: time after its first event ÷ tokens after its first, as all three programs
     compute it, even where the first event brought several."""
     return (_decode_ms(request) / (request.tokens - 1) for request in requests if request.tokens > 1)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
-def _spread(values: Sequence[float]) -> float:
-    """Standard deviation of the values themselves."""
-    mean = _mean(values)
-    return math.sqrt(_mean([(one - mean) ** 2 for one in values]))
-
-
-def _between(ordered: Sequence[float], share: float) -> float:
-    """Between the two nearest values, in proportion."""
-    place = share * (len(ordered) - 1)
-    low = math.floor(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])

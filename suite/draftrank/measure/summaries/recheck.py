@@ -11,7 +11,7 @@ speedups must overlap.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -238,11 +238,6 @@ def _distance(first: Sequence[int], second: Sequence[int]) -> float:
     return sum(abs(a / sums[0] - b / sums[1]) for a, b in zip(first, second, strict=True)) / 2
 
 
-def _some(sentences: Iterable[str]) -> str:
-    return "; ".join(_shown(list(sentences)))
-
-
-def _shown(sentences: list[str]) -> Iterator[str]:
-    yield from sentences[:SHOWN]
-    if len(sentences) > SHOWN:
-        yield f"and {len(sentences) - SHOWN} more"
+def _some(sentences: Sequence[str]) -> str:
+    more = [f"and {len(sentences) - SHOWN} more"] if len(sentences) > SHOWN else []
+    return "; ".join([*sentences[:SHOWN], *more])

@@ -20,8 +20,7 @@ from draftrank.measure.statistics.serving import (
     mean_known,
     standing_rounds,
     throughput_of,
-    tpots_of,
-    ttfts_of,
+    times_of,
 )
 
 Blocks = Mapping[Block, Mapping[str, Round]]
@@ -160,8 +159,8 @@ def _cell(
         tuple(pairs),
         throughput_of(rounds),
         compare_rounds(pairs),
-        latency_of(tpots_of(rounds)),
-        latency_of(ttfts_of(rounds)),
+        latency_of(times_of(rounds, "tpot_s")),
+        latency_of(times_of(rounds, "ttft_s")),
         acceptance_of(rounds) if arm.kind == "draft" else None,
         max((one.memory_bytes for one in rounds if one.memory_bytes is not None), default=None),
         energy_per_token(rounds),

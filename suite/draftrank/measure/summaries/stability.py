@@ -56,12 +56,8 @@ class Stability:
 
 
 def stability_of(session: Session, trials: Iterable[Trial]) -> Stability:
-    """Judges all prompt turns of a session by the conditions kept with the trials that count.
-
-    Args:
-        session: whose machine.
-        trials: all of them, every attempt.
-    """
+    """Judges all prompt turns of a session by the conditions kept with the trials that count, given all of every
+    attempt."""
     trials = sorted(trials, key=lambda trial: (trial.started_at, trial.key))
     stretches: dict[tuple[str, str, int, int], list[Conditions]] = defaultdict(list)
     for trial in standing_trials(trials):

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from draftrank.catalog.recipe import Recipe
 from draftrank.errors import InvalidInputError
+from draftrank.jobs.session import RunRequest
 from draftrank.workflows.search.choice import DraftSettings, copying_recipes, recipe_of
-from draftrank.workflows.search.request import SearchRequest
 from draftrank.workflows.search.training import Training
 from draftrank.workflows.search.tried import Tried, by_predicted_speedup
 
@@ -17,7 +17,7 @@ _CONFIDENCE = 0.4
 """Confidence below which a chain stops."""
 
 
-def finalists(tried: list[Tried], request: SearchRequest, training: Training) -> tuple[Recipe, ...]:
+def finalists(tried: list[Tried], request: RunRequest, training: Training) -> tuple[Recipe, ...]:
     """The models with the highest predicted speedups, each in several settings, and copying alone.
 
     Raises:

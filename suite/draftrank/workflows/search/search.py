@@ -17,6 +17,7 @@ import json
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from draftrank.board.reproduce import SEARCH
@@ -32,9 +33,7 @@ from draftrank.measure.sessions.session import run_session
 from draftrank.measure.summaries.summary import summarise
 from draftrank.progress import Progress, SilentProgress, Stage
 from draftrank.workflows.search.choice import FIRST, RUNGS, Choice, Shape
-from draftrank.workflows.search.clock import Clock
 from draftrank.workflows.search.finalists import finalists
-from draftrank.workflows.search.request import SearchRequest
 from draftrank.workflows.search.training import Training
 from draftrank.workflows.search.tried import Tried, by_predicted_speedup
 
@@ -63,9 +62,13 @@ class Found:
 
 
 def search(
-    workspace: Workspace, request: SearchRequest, journal: Journal, progress: Progress | None = None
+    workspace: Workspace,
+    request: RunRequest,
+    budget_s: float,
+    journal: Journal,
+    progress: Progress | None = None,
 ) -> Found:
-    """Searches the best draft for a target.
+    """Searches the best draft for the target of a request within so many seconds.
 
     Its session belongs to a suite of its own (`<suite>-search`), so it never lands on a named board.
 
@@ -78,18 +81,10 @@ def search(
     suite = suite.model_copy(update={"id": f"{suite.id}{SEARCH}"})
     with alone(workspace, progress):
         request = _with_backend(workspace, request, progress)
-        seeker = _Seeker(workspace, request, progress)
+        seeker = _Seeker(workspace, request, budget_s, progress)
         tried = seeker.try_models()
         recipes = finalists(tried, request, seeker.training)
-        asked = RunRequest(
-            request.target,
-            suite=request.suite,
-            backend=request.backend,
-            dtype=request.dtype,
-            device=request.device,
-            seed=request.seed,
-        )
-        plan = plan_run(workspace, asked, progress, recipes=recipes, suite=suite)
+        plan = plan_run(workspace, request, progress, recipes=recipes, suite=suite)
         result = run_session(plan, journal, progress=progress)
     measured = {
         arm.arm.id: arm.speedup.value
@@ -104,10 +99,9 @@ def search(
     return Found(tuple(tried), result, recipes, best)
 
 
-def _with_backend(workspace: Workspace, request: SearchRequest, progress: Progress) -> SearchRequest:
+def _with_backend(workspace: Workspace, request: RunRequest, progress: Progress) -> RunRequest:
     """The request with what `auto` takes for the target; all models of a search are of its architecture."""
-    asked = RunRequest(request.target, backend=request.backend, dtype=request.dtype, device=request.device)
-    choice = choose_backend(workspace, asked, (), progress)
+    choice = choose_backend(workspace, request, (), progress)
     if choice.backend == "llama.cpp" or not is_dtype(choice.dtype):
         raise InvalidInputError.single(
             "a search trains models of torch, which llama.cpp does not run",
@@ -118,18 +112,43 @@ def _with_backend(workspace: Workspace, request: SearchRequest, progress: Progre
     return replace(request, backend=choice.backend, dtype=choice.dtype, device=choice.device)
 
 
+class _Clock:
+    """Seconds of a search's budget that are spent, those of earlier runs included."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._before = float(file.read_text()) if file.is_file() else 0.0
+        self._noted = self._before
+        self._began = time.monotonic()
+
+    @property
+    def spent_s(self) -> float:
+        """Until now."""
+        return self._before + time.monotonic() - self._began
+
+    def note(self) -> float:
+        """Keeps them for a later run; returns how many passed since the last note."""
+        now = self.spent_s
+        passed, self._noted = now - self._noted, now
+        self._file.write_text(str(now))
+        return passed
+
+
 class _Seeker:
     """The optimiser, the clock, and what was tried."""
 
-    def __init__(self, workspace: Workspace, request: SearchRequest, progress: Progress) -> None:
-        self._request, self._progress = request, progress
+    def __init__(
+        self, workspace: Workspace, request: RunRequest, budget_s: float, progress: Progress
+    ) -> None:
+        self._request, self._budget_s, self._progress = request, budget_s, progress
         self._optuna = _optuna()
-        self.training = Training(workspace, request, progress)
+        self.training = Training(workspace, request, budget_s, progress)
         # What another version would try first is another search, which this one cannot go on with.
-        asked = [asdict(request), *map(asdict, FIRST)]
+        where = (request.target, request.suite, request.backend, request.dtype, request.device)
+        asked = [*where, request.seed, budget_s, *map(asdict, FIRST)]
         self._state = workspace.state / "searches" / sha256_of_json(asked)[:12]
         self._state.mkdir(parents=True, exist_ok=True)
-        self._clock = Clock(self._state / "spent_s")
+        self._clock = _Clock(self._state / "spent_s")
         self._deepened = self._state / "trained_on.json"
         self._trained = self._state / "trained.json"
 
@@ -140,7 +159,7 @@ class _Seeker:
         """
         if self._trained.is_file():
             return [Tried.read(one) for one in json.loads(self._trained.read_text("utf-8"))]
-        until = self._request.budget_s * TRAINING_SHARE
+        until = self._budget_s * TRAINING_SHARE
         with self._progress.stage("search", int(until)) as stage:
             stage.advance(int(self._clock.spent_s))
             tried = self._explore(self._known(), EXPLORING_SHARE, stage)
@@ -159,7 +178,7 @@ class _Seeker:
     def _explore(self, tried: list[Tried], share: float, stage: Stage) -> list[Tried]:
         """The same and further models, begun until a share of the budget is spent."""
         study, tried, repeated = self._study, list(tried), 0
-        until = self._request.budget_s * share
+        until = self._budget_s * share
         longest = max((one.seconds for one in tried), default=0.0)
         known = {one.choice for one in tried}
         while self._clock.spent_s + longest < until and repeated < _MAX_REPEATS:
@@ -181,7 +200,7 @@ class _Seeker:
 
     def _train_on(self, tried: list[Tried], stage: Stage) -> list[Tried]:
         """The same with the model of the highest predicted speedup trained longer, for as long as that pays and fits."""
-        until = self._request.budget_s * TRAINING_SHARE
+        until = self._budget_s * TRAINING_SHARE
         if self._deepened.is_file():
             deepened = Tried.read(json.loads(self._deepened.read_text("utf-8")))
             tried = [deepened if one.choice == deepened.choice else one for one in tried]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.self_generated import SelfGenerated
 from draftrank.catalog.workspace import Workspace
+from draftrank.jobs.session import RunRequest
 from draftrank.measure.cost.forward_times import ForwardTimes
 from draftrank.progress import Progress
 from draftrank.workflows.search.choice import (
@@ -23,7 +24,6 @@ from draftrank.workflows.search.choice import (
 )
 from draftrank.workflows.search.predicted_speedup import most_copied, predict_speedup
 from draftrank.workflows.search.prompt_prefixes import PROMPT_PREFIXES, PROMPT_TEMPERATURE
-from draftrank.workflows.search.request import SearchRequest
 from draftrank.workflows.search.tried import Tried
 
 if TYPE_CHECKING:
@@ -41,7 +41,9 @@ _CONTEXT = 256
 class Training:
     """The target and its text, and what is trained on it."""
 
-    def __init__(self, workspace: Workspace, request: SearchRequest, progress: Progress) -> None:
+    def __init__(
+        self, workspace: Workspace, request: RunRequest, budget_s: float, progress: Progress
+    ) -> None:
         """Fetches the target.
 
         Raises:
@@ -55,7 +57,7 @@ class Training:
         self.shape, window = _shape_of(self._folder)
         self.data = SelfGenerated(
             kind="self_generated",
-            tokens=int(min(_MAX_TOKENS, max(_MIN_TOKENS, request.budget_s * _TOKENS_PER_S))),
+            tokens=int(min(_MAX_TOKENS, max(_MIN_TOKENS, budget_s * _TOKENS_PER_S))),
             sequence_tokens=min(256, window),
             prompt_temperature=PROMPT_TEMPERATURE,
             prompt_prefixes=PROMPT_PREFIXES,
@@ -76,7 +78,7 @@ class Training:
             if choice is None or choice.done in found:
                 continue
             alone = self._recipe(choice, RUNGS)
-            if find_draft(alone, target, self._folder, fetch=fetch, progress=self._progress) is not None:
+            if find_draft(alone, target, self._folder, fetch) is not None:
                 found[choice.done] = self.look(choice, RUNGS)
         return list(found.values())
 
@@ -103,15 +105,7 @@ class Training:
         last_s = time.monotonic() - began
         before = notes.get("held_out_agreement_before")
         return Tried(
-            choice,
-            rung,
-            predicted,
-            agreements[0],
-            cost,
-            last_s,
-            last_s,
-            copied=copied,
-            agreement_before=before,
+            choice, rung, predicted, agreements[0], cost, last_s, last_s, copied, agreement_before=before
         )
 
     def _build(self, recipe: Recipe) -> BuiltDraft:
@@ -121,10 +115,8 @@ class Training:
             recipe,
             self._target,
             self._folder,
-            cache=self._workspace.cache,
+            self._workspace.fetch_context(self._progress),
             device="cuda" if self._request.device == "cuda" else "cpu",
-            fetch=self._workspace.fetch_context(self._progress),
-            progress=self._progress,
         )
 
     def _times(self, recipe: Recipe, built: BuiltDraft) -> ForwardTimes:
@@ -138,14 +130,7 @@ class Training:
         assert dtype != "auto" and device != "auto" and backend != "auto"  # noqa: PT018
         target = load_runtime(self._folder.path, dtype, device, backend)
         proposer = recipe.draft.open(
-            ProposerContext(
-                target,
-                built.folder,
-                self._folder.path,
-                dtype,
-                device,
-                backend,
-            )
+            ProposerContext(target, built.folder, self._folder.path, dtype, device, backend)
         )
         room = min(_CONTEXT, target.context_window // 2)
         text = tuple(number % target.vocabulary_size for number in range(room))

@@ -12,7 +12,7 @@ import torch
 from draftrank.building.export.eagle_gguf import write_eagle3_gguf
 from draftrank.errors import BuildError
 from draftrank.models.eagle_head import PublishedHead, weight_shapes
-from gguf_files import VOCABULARY, write_target_file
+from gguf_files import VOCABULARY, llama3_divisors, write_target_file
 
 HIDDEN, DEPTH = 64, 30
 IDS = torch.tensor([0, 2, 3, 5, 8, 13, 21, 34, 55, 69])
@@ -168,11 +168,7 @@ def test_llama_3s_rope_scaling_is_written_as_divisors(target_file: Path) -> None
 
     tensors = {one.name: one for one in written(tiny_head(rope_parameters=scaling), target_file).tensors}
 
-    frequencies = 500_000.0 ** -(np.arange(4) / 4)
-    waves = 2 * np.pi / frequencies
-    smooth = (32 / waves - 1.0) / (4.0 - 1.0)
-    between = 1.0 / ((1.0 - smooth) / 8.0 + smooth)
-    expected = np.where(waves < 8.0, 1.0, np.where(waves > 32.0, 8.0, between))
+    expected = llama3_divisors(8, 500_000.0, 8.0, 32)
     np.testing.assert_allclose(tensors["rope_freqs.weight"].data, expected, rtol=1e-5)
 
 

@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM
 
 from draftrank.building.export.folder import require_empty, write_form, write_out
 from draftrank.building.export.gguf import write_gguf
-from draftrank.building.pipeline import build_draft
 from draftrank.building.surgery.eagle_head import published_of
 from draftrank.catalog.programs import NAMES, PROGRAMS, why_no_form
 from draftrank.errors import BuildError, InvalidInputError
@@ -23,7 +22,7 @@ from draftrank.models.eagle_layouts import read_published_head
 from draftrank.models.forms import Eagle3Form
 from draftrank.models.loading import load_model
 from draftrank.models.quiet import quiet_gguf, quiet_transformers
-from gguf_files import small_gguf_model, write_target_file
+from gguf_files import llama3_divisors, small_gguf_model, write_target_file
 
 IDS = torch.arange(3, 43).reshape(2, 20)
 DROP = {"kind": "drop_layers", "keep": 2, "select": "ends"}
@@ -87,11 +86,11 @@ THIN = [{"kind": "factorize", "keep_parameters": 0.5}, TRIM, {"kind": "factorize
     ids=["plain", "trimmed", "thin", "int8"],
 )
 def test_what_transformers_opens_computes_what_was_measured(
-    make_target, make_recipe, tmp_path, architecture, steps
+    build, make_target, tmp_path, architecture, steps
 ):
     """On every token that the draft can say; in int8 within its rounding."""
-    target, folder = make_target(architecture)
-    built = build_draft(make_recipe(*steps), target, folder, cache=tmp_path / "cache")
+    _, folder = make_target(architecture)
+    built = build(*steps, architecture=architecture)
     place = tmp_path / "out"
     require_empty(place)
     files = write_form("transformers", built.folder, folder.path, no_file, "small", place)
@@ -115,10 +114,9 @@ def no_file():
     raise AssertionError("no GGUF file is asked for")
 
 
-def test_rows_that_are_gone_are_not_made_up(make_target, make_recipe, tmp_path):
-    target, folder = make_target("opt")
-    recipe = make_recipe(TRIM)
-    built = build_draft(recipe, target, folder, cache=tmp_path / "cache")
+def test_rows_that_are_gone_are_not_made_up(build, make_target):
+    _, folder = make_target("opt")
+    built = build(TRIM, architecture="opt")
     model = load_model(built.folder, "fp32", "cpu")
     narrow = torch.nn.Linear(16, 40, bias=False)
     head = Architecture.of(model).head(model)
@@ -128,10 +126,10 @@ def test_rows_that_are_gone_are_not_made_up(make_target, make_recipe, tmp_path):
 
 
 @pytest.mark.parametrize("program", ["vllm", "sglang", "speculators"])
-def test_a_head_is_written_as_it_is_published(make_target, make_recipe, tmp_path, program):
-    target, folder = make_target("llama")
+def test_a_head_is_written_as_it_is_published(build, make_target, tmp_path, program):
+    _, folder = make_target("llama")
     steps = [{"kind": "eagle_head", "aux_hidden_states": [1, 2, 3]}, TRIM]
-    built = build_draft(make_recipe(*steps), target, folder, cache=tmp_path / "cache")
+    built = build(*steps)
     (tmp_path / "out").mkdir()
     write_form(program, built.folder, folder.path, no_file, "small", tmp_path / "out")
     head = read_published_head(tmp_path / "out")
@@ -159,23 +157,6 @@ def test_the_gguf_file_holds_the_same_model(tmp_path, architecture, layers):
     with torch.inference_mode():
         found, expected = opened(IDS).logits, model(IDS).logits
     torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02 * float(expected.std()))
-
-
-def meta_divisors(size, base, factor, low, high, original):
-    """As in the released code of Llama 3.1: what it divides each frequency by."""
-    found = []
-    for pair in range(size // 2):
-        frequency = base ** (-2 * pair / size)
-        wavelength = 2 * math.pi / frequency
-        if wavelength < original / high:
-            scaled = frequency
-        elif wavelength > original / low:
-            scaled = frequency / factor
-        else:
-            smooth = (original / wavelength - low) / (high - low)
-            scaled = (1 - smooth) * frequency / factor + smooth * frequency
-        found.append(frequency / scaled)
-    return found
 
 
 def stated(path, prefix):
@@ -220,7 +201,7 @@ def test_rope_scaling_is_stated_as_llama_cpp_reads_it(tmp_path):
     )
     assert keys == plain
     assert divisors.dtype == np.float32
-    np.testing.assert_allclose(divisors, meta_divisors(16, 50_000.0, 8, 1, 4, 64), rtol=1e-5)
+    np.testing.assert_allclose(divisors, llama3_divisors(16, 50_000.0, 8, 64), rtol=1e-5)
 
 
 def test_constants_are_the_drafts_own(tmp_path):

@@ -10,9 +10,7 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from draftrank.building.pipeline import build_draft
 from draftrank.building.surgery.eagle_head import new_eagle3_head, published_of
-from draftrank.catalog.sources.base import FetchContext
 from draftrank.errors import BuildError
 from draftrank.kinds import DRAFTS, load_kind
 from draftrank.models.eagle_writing import write_published_head
@@ -43,14 +41,13 @@ def test_a_head_alone_and_behind_copying_are_built_once():
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
-def test_a_head_is_built_trained_and_opened(make_target, make_recipe, tmp_path, architecture):
-    target, folder = make_target(architecture)
-    recipe = make_recipe(draft=eagle(aux_hidden_states=[1, 2], begin_with=1, steps=TRAINED))
-    built = build_draft(recipe, target, folder, cache=tmp_path)
+def test_a_head_is_built_trained_and_opened(build, architecture):
+    draft = eagle(aux_hidden_states=[1, 2], begin_with=1, steps=TRAINED)
+    built = build(draft=draft, architecture=architecture)
     head = load_model(built.folder, "fp32", "cpu")
     assert head.config.model_type == "llama"
     assert head.feature_fusion.layers == (0, 1)
-    again = build_draft(recipe, target, folder, cache=tmp_path / "again")
+    again = build(draft=draft, architecture=architecture, cache="again")
     assert again.weights_sha256 == built.weights_sha256
 
 
@@ -87,33 +84,27 @@ def test_a_draft_model_is_no_head():
         ({}, "name them in aux_hidden_states"),
     ],
 )
-def test_layers_that_are_not_there(make_target, make_recipe, tmp_path, fields, says):
-    target, folder = make_target("llama")
+def test_layers_that_are_not_there(build, fields, says):
     with pytest.raises(BuildError, match=says):
-        build_draft(make_recipe(draft=eagle(**fields)), target, folder, cache=tmp_path)
+        build(draft=eagle(**fields))
 
 
-def test_a_published_head_enters(make_target, make_recipe, tmp_path):
+def test_a_published_head_enters(build, make_target, tmp_path):
     """From files as they are published, to a draft that proposes."""
-    target, folder = make_target("llama")
+    _, folder = make_target("llama")
     config = AutoConfig.from_pretrained(folder.path)
     model, form = new_eagle3_head(AutoModelForCausalLM.from_pretrained(folder.path), (0, 1, 2), 1)
     write_published_head(published_of(model, form), "vllm", tmp_path / "published")
     source = {"kind": "local", "path": "published"}
-    recipe = make_recipe(draft=eagle(source=source, licence="MIT"))
-    built = build_draft(
-        recipe, target, folder, cache=tmp_path / "cache", fetch=FetchContext(tmp_path / "cache", (tmp_path,))
-    )
+    built = build(draft=eagle(source=source, licence="MIT"))
     head = load_model(built.folder, "fp32", "cpu")
     assert head.config.vocab_size == config.vocab_size
     for name, value in model.state_dict().items():
         assert torch.equal(head.state_dict()[name], value)
 
 
-def test_other_folders_are_refused(make_target, make_recipe, tmp_path):
-    target, folder = make_target("llama")
+def test_other_folders_are_refused(build, make_target, tmp_path):
+    _, folder = make_target("llama")
     shutil.copytree(folder.path, tmp_path / "published")
-    recipe = make_recipe(draft=eagle(source={"kind": "local", "path": "published"}, licence="MIT"))
-    fetch = FetchContext(tmp_path / "cache", (tmp_path,))
     with pytest.raises(BuildError, match=r"eagle_head\) failed: .*config.json: num_hidden_layers"):
-        build_draft(recipe, target, folder, cache=tmp_path / "cache", fetch=fetch)
+        build(draft=eagle(source={"kind": "local", "path": "published"}, licence="MIT"))

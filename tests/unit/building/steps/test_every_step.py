@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from draftrank import kinds
-from draftrank.building.pipeline import build_draft
 from draftrank.errors import BuildError
 from draftrank.models.loading import load_model, load_tokenizer
 
@@ -71,14 +70,13 @@ def test_no_kind_of_step_is_left_out():
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
 @pytest.mark.parametrize("step", STEPS, ids=name_of)
-def test_the_same_recipe_gives_the_same_weights(make_target, make_recipe, tmp_path, architecture, step):
-    target, folder = make_target(architecture)
-    recipe = make_recipe(step)
+def test_the_same_recipe_gives_the_same_weights(build, make_target, architecture, step):
+    _, folder = make_target(architecture)
     if (step["kind"], architecture) in NOT_FOR:
         with pytest.raises(BuildError, match=r"gpt2|GPT-2"):
-            build_draft(recipe, target, folder, cache=tmp_path / "a")
+            build(step, architecture=architecture)
         return
-    first, second = (build_draft(recipe, target, folder, cache=tmp_path / place) for place in "ab")
+    first, second = (build(step, architecture=architecture, cache=place) for place in "ab")
     assert first.folder != second.folder
     assert first.weights_sha256 == second.weights_sha256
     logits = load_model(first.folder, "fp32", "cpu")(IDS).logits
@@ -96,9 +94,9 @@ def test_the_same_recipe_gives_the_same_weights(make_target, make_recipe, tmp_pa
     ],
     ids=["sparse", "thin", "eagle"],
 )
-def test_steps_of_all_families_compose(make_target, make_recipe, tmp_path, architecture, steps, forms):
-    target, folder = make_target(architecture)
-    built = build_draft(make_recipe(*steps), target, folder, cache=tmp_path)
+def test_steps_of_all_families_compose(build, make_target, architecture, steps, forms):
+    _, folder = make_target(architecture)
+    built = build(*steps, architecture=architecture)
     facts = json.loads((built.folder / "draftrank.json").read_text())
     assert {form["form"] for form in facts["forms"]} == forms
     assert facts["forms"][-1]["form"] == "dynamic_int8"

@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from draftrank.building.pipeline import build_draft
 from draftrank.building.surgery.library_quantization import Settings, quantize_folder
 from draftrank.errors import BuildError, IncompatibleDraftError
 from draftrank.models.loading import load_model
@@ -31,12 +30,10 @@ def quantize(scheme, **more):
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
 @pytest.mark.parametrize(("scheme", "library"), list(LIBRARIES.items())[:3])
-def test_a_quantized_draft_is_close_to_its_weights(
-    make_target, make_recipe, tmp_path, architecture, scheme, library
-):
+def test_a_quantized_draft_is_close_to_its_weights(build, make_target, architecture, scheme, library):
     pytest.importorskip(library)
-    target, folder = make_target(architecture)
-    built = build_draft(make_recipe(quantize(scheme)), target, folder, cache=tmp_path)
+    _, folder = make_target(architecture)
+    built = build(quantize(scheme), architecture=architecture)
     config = json.loads((built.folder / "config.json").read_text())
     assert config["quantization_config"]
     plain = load_model(folder.path, "fp32", "cpu")
@@ -93,10 +90,9 @@ def test_gptq_is_closer_than_rounding(tmp_path):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
-def test_the_packed_kernel_multiplies_as_torchao_does(make_target, make_recipe, tmp_path, architecture):
+def test_the_packed_kernel_multiplies_as_torchao_does(build, architecture):
     pytest.importorskip("torchao")
-    target, folder = make_target(architecture)
-    built = build_draft(make_recipe(quantize("int8_weight_only")), target, folder, cache=tmp_path)
+    built = build(quantize("int8_weight_only"), architecture=architecture)
     theirs = AutoModelForCausalLM.from_pretrained(built.folder, dtype=torch.bfloat16)
     ours = load_model(built.folder, "bf16", "cpu")
     packed = [module for module in ours.modules() if isinstance(module, PackedInt8Linear)]
@@ -117,43 +113,35 @@ def test_nf4_is_close_where_its_blocks_fit(tmp_path):
     assert torch.cosine_similarity(found, expected, dim=-1).mean() > 0.75
 
 
-def test_blocks_that_do_not_fit_are_named(make_target, make_recipe, tmp_path):
+def test_blocks_that_do_not_fit_are_named(build):
     pytest.importorskip("bitsandbytes")
-    target, folder = make_target()
     with pytest.raises(BuildError, match="q_proj has 32 columns, and nf4 needs a multiple of 64"):
-        build_draft(make_recipe(quantize("nf4")), target, folder, cache=tmp_path)
+        build(quantize("nf4"))
 
 
 @pytest.mark.parametrize(("scheme", "library"), LIBRARIES.items())
-def test_a_missing_library_is_named_with_its_install(
-    make_target, make_recipe, tmp_path, monkeypatch, scheme, library
-):
+def test_a_missing_library_is_named_with_its_install(build, monkeypatch, scheme, library):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == library else find(name))
-    target, folder = make_target()
     with pytest.raises(BuildError, match=rf"needs the library {library}: pip install 'draftrank\["):
-        build_draft(make_recipe(quantize(scheme)), target, folder, cache=tmp_path)
+        build(quantize(scheme))
 
 
-def test_a_device_without_kernel_is_named(make_target, make_recipe, tmp_path):
+def test_a_device_without_kernel_is_named(build):
     pytest.importorskip("torchao")
-    target, folder = make_target()
     with pytest.raises(BuildError, match="no int4_weight_only kernel for cpu: use --device cuda"):
-        build_draft(make_recipe(quantize("int4_weight_only")), target, folder, cache=tmp_path)
+        build(quantize("int4_weight_only"))
 
 
-def test_parts_of_ours_are_not_quantized_by_others(make_target, make_recipe, tmp_path):
+def test_parts_of_ours_are_not_quantized_by_others(build):
     pytest.importorskip("torchao")
-    target, folder = make_target()
-    recipe = make_recipe({"kind": "factorize_head", "rank": 8}, quantize("int8_weight_only"))
     with pytest.raises(BuildError, match="has low_rank parts, which only dynamic_int8 can follow"):
-        build_draft(recipe, target, folder, cache=tmp_path)
+        build({"kind": "factorize_head", "rank": 8}, quantize("int8_weight_only"))
 
 
-def test_a_draft_whose_library_is_gone_says_so(make_target, make_recipe, tmp_path, monkeypatch):
+def test_a_draft_whose_library_is_gone_says_so(build, monkeypatch):
     pytest.importorskip("torchao")
-    target, folder = make_target()
-    built = build_draft(make_recipe(quantize("int8_weight_only")), target, folder, cache=tmp_path)
+    built = build(quantize("int8_weight_only"))
     from transformers.quantizers import quantizer_torchao
 
     monkeypatch.setattr(quantizer_torchao, "is_torchao_available", lambda: False)

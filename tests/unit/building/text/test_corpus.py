@@ -19,6 +19,7 @@ from draftrank.building.text.conversation_row import (
 )
 from draftrank.building.text.corpus import _Sampler, self_generated_corpus
 from draftrank.catalog.self_generated import SelfGenerated
+from draftrank.catalog.sources.base import FetchContext
 from draftrank.engine.backends.registry import load_runtime
 from draftrank.errors import BuildError, InvalidInputError
 from draftrank.models.loading import load_model, load_tokenizer
@@ -97,10 +98,14 @@ def test_rows_follow_the_chat_template(make_context):
 @pytest.mark.usefixtures("in_fp32")
 def test_an_interrupted_corpus_goes_on_and_ends_the_same(make_context, interrupt_after, tmp_path):
     whole = self_generated_corpus(spec(), make_context())
-    context = replace(make_context(), cache=tmp_path / "other")
-    reports = 150  # in the second of three batches
+
+    def interrupted(reports):
+        progress = interrupt_after("write the corpus", reports)
+        return replace(make_context(), fetch=FetchContext(tmp_path / "other", progress=progress))
+
+    context = replace(make_context(), fetch=FetchContext(tmp_path / "other"))
     with pytest.raises(KeyboardInterrupt):
-        self_generated_corpus(spec(), replace(context, progress=interrupt_after("write the corpus", reports)))
+        self_generated_corpus(spec(), interrupted(150))  # in the second of three batches
     finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "other").rglob("batch-*.safetensors")}
     assert len(finished) in (1, 2)
     assert not list((tmp_path / "other" / "corpora").glob("*.safetensors"))
@@ -108,8 +113,9 @@ def test_an_interrupted_corpus_goes_on_and_ends_the_same(make_context, interrupt
     assert torch.equal(again.tokens, whole.tokens)
     assert torch.equal(again.roles, whole.roles)
     assert not list((tmp_path / "other").rglob("batch-*"))
-    refusing = replace(context, progress=interrupt_after("write the corpus", 0))
-    assert torch.equal(self_generated_corpus(spec(), refusing).tokens, whole.tokens)  # read, not written
+    assert torch.equal(
+        self_generated_corpus(spec(), interrupted(0)).tokens, whole.tokens
+    )  # read, not written
 
 
 @pytest.mark.usefixtures("in_fp32")
@@ -225,7 +231,8 @@ def test_rows_shorter_than_the_template_are_refused(make_context):
 
 @pytest.mark.usefixtures("in_fp32")
 def test_a_chat_target_without_template_is_refused(make_context):
-    context = replace(make_context("llama", "completion"), prompt_format="chat")
+    context = make_context("llama", "completion")
+    context = replace(context, target=context.target.model_copy(update={"prompt_format": "chat"}))
     with pytest.raises(InvalidInputError, match="no chat template"):
         self_generated_corpus(spec(), context)
 

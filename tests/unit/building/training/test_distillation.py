@@ -37,10 +37,17 @@ def spec(**changes):
     return Distill(kind="distill", **fields)
 
 
-def shallow(make_draft, context, kept=(0, 3)):
-    draft = make_draft(context)
-    draft.architecture.keep_layers(draft.model, kept)
-    return draft
+@pytest.fixture
+def shallow(make_context, make_draft):
+    """A draft of the target's first and last layer, and what surrounds its build."""
+
+    def make(*architecture, **around):
+        context = make_context(*architecture, **around)
+        draft = make_draft(context)
+        draft.architecture.keep_layers(draft.model, (0, 3))
+        return draft, context
+
+    return make
 
 
 def weights(draft):
@@ -65,9 +72,8 @@ def held_out_kl(draft, context, plan):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
-def test_distilling_brings_the_draft_closer_to_its_target(make_context, make_draft, architecture):
-    context = make_context(architecture)
-    draft, plan = shallow(make_draft, context), spec()
+def test_distilling_brings_the_draft_closer_to_its_target(shallow, architecture):
+    (draft, context), plan = shallow(architecture), spec()
     kl_before, agreement_before = held_out_kl(draft, context, plan)
     notes = distill(plan, draft, context)
     kl_after, agreement_after = held_out_kl(draft, context, plan)
@@ -85,11 +91,10 @@ def test_distilling_brings_the_draft_closer_to_its_target(make_context, make_dra
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
-def test_it_works_in_bf16_too(make_context, make_draft, monkeypatch, architecture):
+def test_it_works_in_bf16_too(shallow, monkeypatch, architecture):
     for module in ("text.corpus", "training.distillation"):
         monkeypatch.setattr(f"draftrank.building.{module}.compute_dtype", lambda _: "bf16")
-    context = make_context(architecture)
-    draft = shallow(make_draft, context)
+    draft, context = shallow(architecture)
     notes = distill(spec(), draft, context)
     assert notes["compute_dtype"] == "bf16"
     assert notes["held_out_kl_after"] < 0.9 * notes["held_out_kl_before"]
@@ -103,9 +108,8 @@ def test_a_family_that_cannot_train_in_bf16_does_in_fp32(monkeypatch, name, dtyp
 
 
 @pytest.mark.parametrize("train_head", [False, True])
-def test_the_head_is_trained_only_if_asked(make_context, make_draft, train_head):
-    context = make_context()
-    draft = shallow(make_draft, context)
+def test_the_head_is_trained_only_if_asked(shallow, train_head):
+    draft, context = shallow()
     before = weights(draft)
     distill(spec(train_head=train_head, passes=1), draft, context)
     after = weights(draft)
@@ -117,21 +121,19 @@ def test_the_head_is_trained_only_if_asked(make_context, make_draft, train_head)
 
 
 @pytest.mark.parametrize("objective", ["kl", "cross_entropy"])
-def test_an_interrupted_run_ends_bit_for_bit_like_another(
-    make_context, make_draft, interrupt_after, monkeypatch, objective
-):
+def test_an_interrupted_run_ends_bit_for_bit_like_another(shallow, interrupt_after, monkeypatch, objective):
     plan = spec(objective=objective)
-    whole = shallow(make_draft, make_context())
-    notes = distill(plan, whole, make_context(scratch="whole"))
+    whole, context = shallow(scratch="whole")
+    notes = distill(plan, whole, context)
     monkeypatch.setattr(distillation, "CHECKPOINT_S", 0.0)
     for reports in (4, 6):  # interrupted twice, each time a few updates further
-        context = replace(make_context(scratch="cut"), progress=interrupt_after("distil", reports))
+        draft, context = shallow(scratch="cut", progress=interrupt_after("distil", reports))
         with pytest.raises(KeyboardInterrupt):
-            distill(plan, shallow(make_draft, context), context)
-    state = torch.load(make_context(scratch="cut").scratch / "checkpoint.pt", weights_only=True)["state"]
+            distill(plan, draft, context)
+    state = torch.load(context.scratch / "checkpoint.pt", weights_only=True)["state"]
     assert 4 <= state["updates_done"] < 16
-    resumed = shallow(make_draft, make_context())
-    again = distill(plan, resumed, make_context(scratch="cut"))
+    resumed, context = shallow(scratch="cut")
+    again = distill(plan, resumed, context)
     assert same(weights(whole), weights(resumed))
     timed = {"seconds", "tokens_per_s"}
     assert {key: again[key] for key in again.keys() - timed} == {
@@ -139,20 +141,18 @@ def test_an_interrupted_run_ends_bit_for_bit_like_another(
     }
 
 
-def test_the_seed_decides_the_order(make_context, make_draft):
+def test_the_seed_decides_the_order(shallow):
     results = []
     for number, seed in enumerate((0, 0, 1)):
-        context = make_context(scratch=f"run{number}")
-        draft = shallow(make_draft, context)
+        draft, context = shallow(scratch=f"run{number}")
         distill(spec(seed=seed, passes=1), draft, context)
         results.append(weights(draft))
     assert same(results[0], results[1])
     assert not same(results[0], results[2])
 
 
-def test_a_loss_that_explodes_is_named(make_context, make_draft):
-    context = make_context()
-    draft = shallow(make_draft, context)
+def test_a_loss_that_explodes_is_named(shallow):
+    draft, context = shallow()
     with torch.no_grad():
         draft.model.model.norm.weight.fill_(float("nan"))
     with pytest.raises(BuildError, match=r"no longer finite.*lower learning_rate"):
@@ -226,18 +226,17 @@ def test_closeness_of_a_model_with_itself_and_with_another():
     )
 
 
-def test_the_templates_tokens_are_not_trained_on(make_context, make_draft, monkeypatch):
+def test_the_templates_tokens_are_not_trained_on(shallow, monkeypatch):
     """Another draft comes out when the template's positions are said to be written by someone."""
     plan, drafts = spec(passes=1), []
     for number, relabel in enumerate((False, True)):
-        context = make_context(scratch=f"run{number}")
+        draft, context = shallow(scratch=f"run{number}")
         corpus = self_generated_corpus(plan.data, context)
         places = corpus.roles == TEMPLATE
         assert places.any()
         if relabel:
             corpus.roles[places] = ANSWER
         monkeypatch.setattr(distillation, "self_generated_corpus", lambda *_, found=corpus: found)
-        draft = shallow(make_draft, context)
         distill(plan, draft, context)
         drafts.append(weights(draft))
     assert not same(*drafts)
@@ -255,19 +254,17 @@ def test_the_templates_tokens_are_not_trained_on(make_context, make_draft, monke
     ],
     ids=str,
 )
-def test_every_way_brings_the_draft_closer(make_context, make_draft, changes):
-    context = make_context()
-    draft = shallow(make_draft, context)
+def test_every_way_brings_the_draft_closer(shallow, changes):
+    draft, context = shallow()
     draft.notes["kept_layers"] = [0, 3]
     notes = distill(spec(**changes), draft, context)
     assert notes["held_out_kl_after"] < 0.9 * notes["held_out_kl_before"]
 
 
-def test_small_batches_add_up_to_the_large_one(make_context, make_draft):
+def test_small_batches_add_up_to_the_large_one(shallow):
     found = []
     for number, size in enumerate((None, 1, 3)):
-        context = make_context(scratch=f"run{number}")
-        draft = shallow(make_draft, context)
+        draft, context = shallow(scratch=f"run{number}")
         draft.notes["kept_layers"] = [0, 3]
         notes = distill(spec(micro_batch_sequences=size, passes=1), draft, context)
         found.append((notes["first_loss"], notes["held_out_kl_after"]))
@@ -276,11 +273,10 @@ def test_small_batches_add_up_to_the_large_one(make_context, make_draft):
         assert after == pytest.approx(found[0][1], rel=1e-2)
 
 
-def test_kept_states_train_the_same_draft(make_context, make_draft):
+def test_kept_states_train_the_same_draft(shallow):
     drafts = []
     for number, kept in enumerate((False, True)):
-        context = make_context(scratch=f"run{number}")
-        draft = shallow(make_draft, context)
+        draft, context = shallow(scratch=f"run{number}")
         distill(spec(cache_target_states=kept), draft, context)
         drafts.append(weights(draft))
     for name, value in drafts[0].items():
@@ -288,10 +284,9 @@ def test_kept_states_train_the_same_draft(make_context, make_draft):
     assert len(list((context.cache / "target-states").glob("*.safetensors"))) == 1
 
 
-def test_a_trimmed_head_is_trained_on_what_it_can_say(make_context, make_draft):
+def test_a_trimmed_head_is_trained_on_what_it_can_say(shallow):
     for objective in ("kl", "cross_entropy"):
-        context = make_context(scratch=objective)
-        draft = shallow(make_draft, context)
+        draft, context = shallow(scratch=objective)
         trim_vocabulary(draft, self_generated_corpus(spec().data, context).tokens, 40, frozenset())
         head = draft.model.lm_head.projection.weight.clone()
         notes = distill(spec(objective=objective), draft, context)
@@ -312,9 +307,8 @@ def test_zeros_of_a_sparse_draft_stay(make_context, make_draft):
     assert notes["held_out_kl_after"] < notes["held_out_kl_before"]
 
 
-def test_it_ends_when_nothing_gets_better(make_context, make_draft):
-    context = make_context()
-    draft = shallow(make_draft, context)
+def test_it_ends_when_nothing_gets_better(shallow):
+    draft, context = shallow()
     notes = distill(spec(evaluations=6, stop_after=1, learning_rate=1e-12, passes=4), draft, context)
     assert len(notes["evaluations"]) == 2
     assert notes["updates"] < 4 * (2_000 // 64 - 2) // 4
@@ -324,10 +318,8 @@ def test_it_ends_when_nothing_gets_better(make_context, make_draft):
     assert not no_longer_better([0.5, 0.4, 0.4], None)
 
 
-def test_hidden_states_can_only_be_matched_where_they_came_from(make_context, make_draft):
-    context = make_context()
-    draft = make_draft(context)
-    draft.architecture.keep_layers(draft.model, (0, 3))
+def test_hidden_states_can_only_be_matched_where_they_came_from(shallow):
+    draft, context = shallow()
     with pytest.raises(BuildError, match="put drop_layers before distill"):
         distill(spec(hidden_weight=1.0), draft, context)
 
@@ -453,8 +445,8 @@ def test_the_gradient_is_that_of_the_loss_of_all_tokens_ahead(make_context, make
         (True, {"hidden_weight": 1.0}, "remove on_policy_share"),
     ],
 )
-def test_what_does_not_go_with_a_head_is_refused(make_context, make_draft, reads, changes, words):
-    context = make_context()
-    draft = eagle3(make_draft, context) if reads else shallow(make_draft, context)
+def test_what_does_not_go_with_a_head_is_refused(shallow, make_draft, reads, changes, words):
+    draft, context = shallow()
+    draft = eagle3(make_draft, context) if reads else draft
     with pytest.raises(BuildError, match=words):
         distill(spec(**changes), draft, context)

@@ -7,7 +7,7 @@ import torch
 
 from draftrank.building.training.distillation import shifted
 from draftrank.building.training.training_time_test import TrainingTimeTest, visible
-from draftrank.engine.backends.transformers.eagle import TransformersEagleRuntime
+from draftrank.engine.backends.transformers.runtime import TransformersEagleRuntime
 from draftrank.models.architecture import Architecture
 from models import small_eagle3
 

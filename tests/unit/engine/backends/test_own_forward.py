@@ -29,17 +29,12 @@ from draftrank.models.attention_windows import FULL, SLIDING, layer_kinds
 from draftrank.models.forms import TrimmedHead
 from draftrank.models.loading import quantize_linear_layers
 from families import FAMILIES, NOT_SUPPORTED, READS_NO_TREES, WITH_STATE
-from models import ARCHITECTURES, save_small_target, small_eagle3, small_model
-from runtimes import runtime_by
+from models import ARCHITECTURES, own_logits, save_small_target, small_eagle3, small_model
+from runtimes import path_to, runtime_by
 
 EVERY = (*ARCHITECTURES, *FAMILIES)
 TEXT = torch.randint(3, 61, (40,), generator=torch.Generator().manual_seed(1)).tolist()
 """Longer than every window and chunk."""
-
-
-def own_logits(model, text):
-    with torch.inference_mode():
-        return model(torch.tensor([text]), use_cache=False).logits[0]
 
 
 def assert_close(found, expected):
@@ -69,10 +64,7 @@ def test_every_branch_of_a_tree_is_read_as_a_chain_by_the_models_own_forward(nam
     tokens, parents = (5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25), (-1, -1, 0, 1, 3, 4, 5, 6, 7, 8)
     logits = runtime.forward(tokens, tree=TokenTree.behind(parents))
     for place in range(len(tokens)):
-        path, one = [], place
-        while one:
-            path.insert(0, tokens[one])
-            one = parents[one - 1] + 1
+        path = [tokens[one + 1] for one in path_to(parents, place - 1)]
         assert_close(logits[place], own_logits(own, [*TEXT[:held], tokens[0], *path])[-1])
     runtime.commit(held, (0, 2, 4, 5))
     kept = [*TEXT[:held], 5, 9, 13, 15]

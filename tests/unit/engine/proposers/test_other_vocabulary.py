@@ -16,8 +16,7 @@ from draftrank.engine.loop import Request, autoregressive, speculative
 from draftrank.engine.proposers.cascade import CascadeProposer
 from draftrank.engine.proposers.drafting import PLAIN, Drafting
 from draftrank.engine.proposers.ngram import NgramProposer
-from draftrank.engine.proposers.string_match import StringMatchProposer
-from draftrank.engine.proposers.token_intersection import TokenIntersectionProposer
+from draftrank.engine.proposers.other_vocabulary import StringMatchProposer, TokenIntersectionProposer
 from draftrank.models.token_bytes import TokenBytes, whole_text
 from draftrank.models.translation import Translation
 from draftrank.models.vocabulary import SharedTokens

@@ -6,7 +6,7 @@ import json
 import math
 from fractions import Fraction
 
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from draftrank.catalog.decoding_mode import DecodingMode
@@ -146,6 +146,7 @@ def test_a_tree_holds_the_most_probable_tokens(context, count, above, trust):
         assert parent < place
         paths.append((*(paths[parent] if parent >= 0 else ()), found.tokens[place]))
     shares = probabilities_behind(context, trust)
+    assume(not any(math.isclose(share, above) for share in shares.values()))  # rounding decides on the edge
     likely = sorted((share for share in shares.values() if share >= above), reverse=True)
     assert len(set(paths)) == len(paths)
     assert sorted((shares[path] for path in paths), reverse=True) == likely[:count]

@@ -11,6 +11,7 @@ from draftrank.engine.backends.transformers.runtime import TransformersRuntime
 from draftrank.measure.cost.latency import (
     MAX_ROUNDS,
     MIN_ROUNDS,
+    SELDOM,
     ForwardError,
     averaged,
     measure_latencies,
@@ -55,7 +56,8 @@ def test_every_forward_of_a_step_is_timed_at_both_contexts(draft_of, draft_sizes
         here = [entry for entry in found if entry.context == context]
         assert {entry.tokens for entry in here if entry.part == "draft"} == draft_sizes
         assert {entry.tokens for entry in here if entry.part == "target"} == {1, 2, 3, 5, 9}
-    assert all(MIN_ROUNDS <= entry.samples <= MAX_ROUNDS and entry.median_s > 0 for entry in found)
+    fewest = MIN_ROUNDS // SELDOM  # on a busy machine, of forwards that few steps run
+    assert all(fewest <= entry.samples <= MAX_ROUNDS and entry.median_s > 0 for entry in found)
 
 
 def test_a_draft_that_chooses_by_itself_is_timed_doing_so(monkeypatch):

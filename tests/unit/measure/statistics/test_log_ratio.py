@@ -10,8 +10,15 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftrank.measure.statistics.log_ratio import LogRatio, difference, jackknife, mean_of, spread_of_prompts
-from draftrank.measure.statistics.student import t_cdf, t_quantile
+from draftrank.measure.statistics.log_ratio import (
+    LogRatio,
+    difference,
+    jackknife,
+    mean_of,
+    spread_of_prompts,
+    t_cdf,
+    t_quantile,
+)
 
 freedoms = st.floats(0.5, 1e5)
 

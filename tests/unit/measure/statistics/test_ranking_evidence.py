@@ -13,8 +13,8 @@ from builders import trial
 from draftrank.measure.statistics.estimates import Estimate, compare_speed
 from draftrank.measure.statistics.log_ratio import LogRatio
 from draftrank.measure.statistics.ranking_evidence import Contender, ratio_of, stand, stand_by, surely
-from draftrank.measure.validation.coverage import cover_ranks
-from draftrank.measure.validation.simulation import Scenario
+from simulation.coverage import cover_ranks
+from simulation.sessions import Scenario
 
 
 def alone(name, value, error=0.01, freedom=10.0):

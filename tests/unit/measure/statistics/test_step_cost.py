@@ -20,11 +20,11 @@ from draftrank.measure.statistics.step_cost import (
     compare_step_costs,
 )
 from draftrank.measure.summaries.recheck import check_step_cost
-from draftrank.measure.validation.coverage import cover_verifying
-from draftrank.measure.validation.simulation import Scenario
 from draftrank.store.bundle import read_bundle
 from draftrank.store.bundle_reading import bundle_result
 from forging import scale_seconds, version_2
+from simulation.coverage import cover_verifying
+from simulation.sessions import Scenario
 from workspaces import REPOSITORY
 
 RESULTS = REPOSITORY / "leaderboard" / "results"

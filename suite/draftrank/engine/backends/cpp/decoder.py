@@ -21,13 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.ao.nn.quantized.dynamic import Linear as DynamicInt8Linear
 
-from draftrank.engine.backends.blocks import Block, DecoderShape, Linear, blocks_of, head_size, is_gelu
+from draftrank.engine.backends.blocks import Block, DecoderShape, Linear, blocks_of, is_gelu
 from draftrank.engine.backends.cpp.library import (
     KINDS,
     Biased,
     Candidate,
     Ends,
     Layer,
+    Pages,
     Positions,
     Shape,
     Typed,
@@ -36,9 +37,9 @@ from draftrank.engine.backends.cpp.library import (
     library,
     normed,
 )
-from draftrank.engine.backends.cpp.pages import Pages
 from draftrank.engine.token_tree import MAX_TREE_TOKENS, Branch, TokenTree, TreeWidth
 from draftrank.models.architecture import Architecture
+from draftrank.models.attention_windows import head_size
 from draftrank.models.eagle import eagle3_layer
 from draftrank.models.forms import LowRankLinear, TrimmedHead
 
@@ -223,24 +224,12 @@ class CppDecoder(DecoderShape):
             logits [wanted, vocabulary] and the final states [wanted, hidden] that they come from.
         """
         assert self._ends is not None
-        count, start = len(tokens), cache.length
-        self._extend(cache, count)
+        count = len(tokens)
         self._tell(self._outputs_for(count, outputs), 0)
         final = self._states_for(count, count, beside)
         logits = torch.empty(wanted, self._ends.head.outputs)
-        result = self._library.draftrank_read(
-            *self._layers_before(cache.length),
-            ctypes.byref(self._ends),
-            (ctypes.c_int64 * count)(*tokens),
-            count,
-            final.data_ptr(),
-            start,
-            *_parents(count, tree),
-            wanted,
-            logits.data_ptr(),
-            torch.get_num_threads(),
-        )
-        self._check(result, tokens, cache, start)
+        places = (*_parents(count, tree), wanted, logits.data_ptr())
+        self._from_tokens(self._library.draftrank_read, tokens, cache, count, final, *places)
         return logits if self._spread is None else self._spread(logits), final[:wanted]
 
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -277,24 +266,11 @@ class CppDecoder(DecoderShape):
         Returns:
             what was chosen, and the final state that the last of it was chosen from, [1, hidden].
         """
-        assert self._ends is not None
-        read, start = len(unseen), cache.length
-        self._extend(cache, read + count - 1)
-        states = self._states_for(1, read, beside)
+        states = self._states_for(1, len(unseen), beside)
         chosen = (ctypes.c_int64 * count)()
-        made = self._library.draftrank_chain(
-            *self._layers_before(cache.length),
-            ctypes.byref(self._ends),
-            (ctypes.c_int64 * read)(*unseen),
-            read,
-            states.data_ptr(),
-            start,
-            count,
-            0.0 if stop_below is None else stop_below,
-            chosen,
-            torch.get_num_threads(),
-        )
-        self._check(made, unseen, cache, start)
+        how = (count, 0.0 if stop_below is None else stop_below, chosen)
+        room = len(unseen) + count - 1
+        made = self._from_tokens(self._library.draftrank_chain, unseen, cache, room, states, *how)
         cache.rollback(count - made)
         return chosen[:made], states[:1]
 
@@ -312,18 +288,10 @@ class CppDecoder(DecoderShape):
             the tree, how many forwards it took, and the final state of the last unseen token, [1, hidden].
         """
         assert self._ends is not None
-        read, start = len(unseen), cache.length
-        room = read + MAX_TOKENS
-        self._extend(cache, room)
-        states = self._states_for(1, read, beside)
+        room = len(unseen) + MAX_TOKENS
+        states = self._states_for(1, len(unseen), beside)
         candidates, made = (Candidate * count)(), (ctypes.c_int64 * 2)()
-        found = self._library.draftrank_branch(
-            *self._layers_before(cache.length),
-            ctypes.byref(self._ends),
-            (ctypes.c_int64 * read)(*unseen),
-            read,
-            states.data_ptr(),
-            start,
+        how = (
             count,
             -1.0 if width.stop_below is None else width.stop_below,
             width.branch_above,
@@ -331,20 +299,40 @@ class CppDecoder(DecoderShape):
             width.expanded,
             candidates,
             made,
-            torch.get_num_threads(),
         )
-        self._check(found, unseen, cache, start)
+        found = self._from_tokens(self._library.draftrank_branch, unseen, cache, room, states, *how)
         forwards, appended = made
         cache.rollback(room - appended)
         told = [Branch(one.token, one.parent, one.place) for one in candidates[:found]]
         return told, forwards, states[:1]
 
-    def _check(self, result: int, ids: Sequence[int], cache: RollbackCache, start: int) -> None:
-        """See `checked`; where a kernel refuses, the cache holds what it held at `start`."""
+    def _from_tokens(
+        self,
+        kernel: Callable[..., int],
+        tokens: Sequence[int],
+        cache: RollbackCache,
+        room: int,
+        states: Tensor,
+        *rest: Any,
+    ) -> int:
+        """What a kernel gives (see `checked`) that reads tokens behind the cache, which is extended by `room`; where it
+        refuses, the cache holds what it held. For `states` see `_states_for`."""
         assert self._ends is not None
+        start = cache.length
+        self._extend(cache, room)
+        result = kernel(
+            *self._layers_before(cache.length),
+            ctypes.byref(self._ends),
+            (ctypes.c_int64 * len(tokens))(*tokens),
+            len(tokens),
+            states.data_ptr(),
+            start,
+            *rest,
+            torch.get_num_threads(),
+        )
         if result < 0:
             cache.rollback(cache.length - start)
-        checked(result, ids, self._ends.rows)
+        return checked(result, tokens, self._ends.rows)
 
     def _layers_before(self, end: int) -> tuple[Any, ...]:
         """What kernels are told of the layers: them, and how every position before `end` is rotated and what it sees, by
@@ -412,24 +400,16 @@ class CppDecoder(DecoderShape):
         self._pointed_to = keys
 
     def _layer(self, block: Block) -> Layer:
-        queries, keys, values, attention_output, gate, up, down = (
-            Biased(self._weights(matrix).matrix(), self._hold(_bias(matrix))) for matrix in block.matrices
-        )
+        matrices = iter(block.matrices)  # in the order of the fields that are linear layers
+        parts: dict[str, Any] = {}
+        for name, kind, *_ in Layer._fields_:
+            if kind is Biased:
+                matrix = next(matrices)
+                parts[name] = Biased(self._weights(matrix).matrix(), self._hold(_bias(matrix)))
+            elif name.endswith("_norm"):
+                parts[name] = self._hold(getattr(block, name))
         return Layer(
-            embedding_norm=self._hold(block.embedding_norm),
-            attention_norm=self._hold(block.attention_norm),
-            queries=queries,
-            keys=keys,
-            values=values,
-            attention_output=attention_output,
-            query_norm=self._hold(block.query_norm),
-            key_norm=self._hold(block.key_norm),
-            attention_output_norm=self._hold(block.attention_output_norm),
-            feed_forward_norm=self._hold(block.feed_forward_norm),
-            gate=gate,
-            up=up,
-            feed_forward_output=down,
-            feed_forward_output_norm=self._hold(block.feed_forward_output_norm),
+            **parts,
             joint_norms=block.query_norm is not None and len(block.query_norm) > self._size,
             scale=block.scale,
             score_cap=block.score_cap or 0.0,

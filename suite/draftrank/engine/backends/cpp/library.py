@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -18,7 +20,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from draftrank.engine.backends.cpp.pages import Pages
 from draftrank.engine.token_tree import MAX_TREE_TOKENS
 from draftrank.errors import InvalidInputError
 from draftrank.models.vocabulary import check_ids
@@ -34,6 +35,10 @@ _ARCH_PRCTL, _ASK_FOR_STATE, _TILE_DATA = 158, 0x1023, 18
 """System call, its request ARCH_REQ_XCOMP_PERM and the state it names (Linux, Documentation/arch/x86/xstate.rst)."""
 _FOLDER = "DRAFTRANK_KERNELS"
 """Environment variable that names another folder for what is compiled."""
+_HUGE = 2 << 20
+_LINE = 64
+_AT_LEAST = 64 << 20
+"""Bytes asked for at a time; what is never written takes no memory."""
 
 
 class Shape(ctypes.Structure):
@@ -145,49 +150,29 @@ def library() -> ctypes.CDLL:
         )
     # OpenMP must be torch's own, loaded already: two pools of threads would wait for each other's processors.
     found = ctypes.CDLL(str(_compiled(chosen)))
-    pointer, many = ctypes.c_void_p, ctypes.c_int64
-    found.draftrank_forward.argtypes = [
-        pointer, pointer, ctypes.c_int, pointer, ctypes.c_int, pointer, ctypes.c_int, many, pointer, ctypes.c_int, pointer,
-        ctypes.c_int,
-    ]  # fmt: skip
-    found.draftrank_forward.restype = ctypes.c_int
-    found.draftrank_read.argtypes = [
-        pointer, pointer, ctypes.c_int, pointer, ctypes.c_int, pointer, pointer, ctypes.c_int, pointer, many, pointer,
-        ctypes.c_int, ctypes.c_int, pointer, ctypes.c_int,
-    ]  # fmt: skip
-    found.draftrank_read.restype = ctypes.c_int
-    found.draftrank_keep.argtypes = [pointer, pointer, ctypes.c_int, many, pointer, ctypes.c_int]
-    found.draftrank_keep.restype = ctypes.c_int
-    found.draftrank_chain.argtypes = [
-        pointer, pointer, ctypes.c_int, pointer, ctypes.c_int, pointer, pointer, ctypes.c_int, pointer, many,
-        ctypes.c_int, ctypes.c_float, pointer, ctypes.c_int,
-    ]  # fmt: skip
-    found.draftrank_chain.restype = ctypes.c_int
-    found.draftrank_branch.argtypes = [
-        pointer, pointer, ctypes.c_int, pointer, ctypes.c_int, pointer, pointer, ctypes.c_int, pointer, many,
-        ctypes.c_int, ctypes.c_double, ctypes.c_double, ctypes.c_int, ctypes.c_int, pointer, pointer, ctypes.c_int,
-    ]  # fmt: skip
-    found.draftrank_branch.restype = ctypes.c_int
-    found.draftrank_logits.argtypes = [pointer, pointer, pointer, ctypes.c_int, pointer, ctypes.c_int]
-    found.draftrank_logits.restype = None
-    found.draftrank_normed.argtypes = [pointer, pointer, many, ctypes.c_int, ctypes.c_float, pointer]
-    found.draftrank_normed.restype = None
-    found.draftrank_product.argtypes = [pointer, many, pointer, ctypes.c_int, pointer, ctypes.c_int]
-    found.draftrank_product.restype = None
-    found.draftrank_panel.argtypes = [ctypes.c_int, pointer, pointer]
-    found.draftrank_panel.restype = None
-    found.draftrank_pack.argtypes = [ctypes.c_int, pointer, many, many, pointer]
-    found.draftrank_pack.restype = None
+    pointer, whole, many, real = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
+    layers = (pointer, pointer, whole, pointer, whole)
+    tokens = (*layers, pointer, pointer, whole, pointer, many)
+    signatures = {  # what they give, then what they take
+        "forward": (whole, *layers, pointer, whole, many, pointer, whole, pointer, whole),
+        "read": (whole, *tokens, pointer, whole, whole, pointer, whole),
+        "keep": (whole, pointer, pointer, whole, many, pointer, whole),
+        "chain": (whole, *tokens, whole, real, pointer, whole),
+        "branch": (whole, *tokens, whole, *[ctypes.c_double] * 2, whole, whole, pointer, pointer, whole),
+        "logits": (None, pointer, pointer, pointer, whole, pointer, whole),
+        "normed": (None, pointer, pointer, many, whole, real, pointer),
+        "product": (None, pointer, many, pointer, whole, pointer, whole),
+        "panel": (None, whole, pointer, pointer),
+        "pack": (None, whole, pointer, many, many, pointer),
+    }
+    for name, (gives, *takes) in signatures.items():
+        function = getattr(found, f"draftrank_{name}")
+        function.restype, function.argtypes = gives, takes
     return found
 
 
 def checked(result: int, ids: Sequence[int] = (), rows: int = 0) -> int:
-    """What a kernel gave, unless that is a fault.
-
-    Args:
-        result: what it gave.
-        ids: token ids that it was given.
-        rows: of the embedding.
+    """What a kernel gave, unless that is a fault; it was given token ids of an embedding of so many rows.
 
     Raises:
         IndexError: the kernel was told of tokens, places or positions that are not there; it has read and written nothing
@@ -209,6 +194,38 @@ def panel(dtype: torch.dtype) -> tuple[int, int]:
     rows, step = ctypes.c_int(), ctypes.c_int()
     library().draftrank_panel(KINDS[dtype], ctypes.byref(rows), ctypes.byref(step))
     return rows.value, step.value
+
+
+class Pages:
+    """Gives out memory, in huge pages where the system has them, that is freed with the last tensor in it.
+
+    Read from pages of 4 KiB, weights come at about half the speed that memory has: the processor fetches ahead within a
+    page only, and looks up where each lies. Keys and values, which are fewer, gain a few hundredths of a forward.
+    """
+
+    def __init__(self, size: int = _AT_LEAST) -> None:
+        """Asks for `size` bytes at a time, or more where one tensor needs more."""
+        self._size = size
+        self._left = torch.empty(0, dtype=torch.uint8)
+
+    def take(self, count: int, dtype: torch.dtype) -> Tensor:
+        """A tensor [count] of zeros, on a boundary of cache lines."""
+        needed = count * dtype.itemsize
+        if len(self._left) < needed:
+            self._left = _mapped(max(needed, self._size))
+        taken, self._left = self._left[:needed], self._left[needed + -needed % _LINE :]
+        return taken.view(dtype)
+
+
+def _mapped(size: int) -> Tensor:
+    # Not shared, as mmap's default is: the system gives shared memory small pages.
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    pages = mmap.mmap(-1, size + _HUGE, **private)
+    with suppress(AttributeError, OSError):  # another system, or one without huge pages
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    found = torch.frombuffer(pages, dtype=torch.uint8)
+    begin = -found.data_ptr() % _HUGE
+    return found[begin : begin + size]
 
 
 class Weights:

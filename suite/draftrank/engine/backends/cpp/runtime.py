@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from draftrank.engine.backends.base import Capabilities, Runtime, check_exit, check_layers
+from draftrank.engine.backends.base import Capabilities, check_exit, check_layers
+from draftrank.engine.backends.caching import FINAL, CachingRuntime, KeptStates
 from draftrank.engine.backends.cpp.decoder import MAX_TOKENS, CppDecoder
-from draftrank.engine.backends.hidden_states import FINAL, KeptStates
+from draftrank.engine.backends.eagle import OfferedStates
 from draftrank.engine.backends.kv_cache import RollbackCache
 from draftrank.models.architecture import Architecture
 from draftrank.models.vocabulary import check_ids
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
     from draftrank.engine.token_tree import Branch, TokenTree, TreeWidth
 
 
-class CppRuntime(Runtime):
+class CppRuntime(CachingRuntime):
     """See `Runtime`; logits are fp32. `CppDecoder.fits` says which models can be given."""
 
     name: ClassVar[str] = "cpp"
+    _cache: RollbackCache
 
     def __init__(
         self,
@@ -32,12 +34,7 @@ class CppRuntime(Runtime):
         decoder: CppDecoder | None = None,
         cache: RollbackCache | None = None,
     ) -> None:
-        """Wraps a model.
-
-        Args:
-            model: the model.
-            decoder: some of its layers, to run instead of all.
-            cache: a KV cache to share; None: its own.
+        """Wraps a model, or the layers of it that a decoder has; a KV cache may be shared.
 
         Raises:
             InvalidInputError: the kernels cannot be compiled.
@@ -61,15 +58,6 @@ class CppRuntime(Runtime):
             chain_stops=drafts,
             tree_growth=drafts,
         )
-
-    @property
-    def length(self) -> int:
-        """See `Runtime.length`."""
-        return self._cache.length
-
-    def reserve(self, tokens: int) -> None:
-        """See `Runtime.reserve`."""
-        self._cache.reserve(tokens)
 
     @torch.inference_mode()
     def forward(
@@ -110,23 +98,11 @@ class CppRuntime(Runtime):
         self._states.commit(self.length - root, path)
         self._decoder.keep(self._cache, root, path)
 
-    def rollback(self, count: int) -> None:
-        """See `Runtime.rollback`."""
-        self._cache.rollback(count)
-
-    def reset(self) -> None:
-        """See `Runtime.reset`."""
-        self._cache.reset()
-
     def keep_hidden_states(self, layers: Sequence[int] = ()) -> None:
         """See `Runtime.keep_hidden_states`."""
         check_layers(layers, len(self._cache.layers))
         self._states.keep([FINAL, *layers])
         self._state_capabilities()
-
-    def hidden_states(self, layers: Sequence[int] = ()) -> Tensor:
-        """See `Runtime.hidden_states`."""
-        return self._states.read(layers)
 
     def first_layers(self, count: int) -> CppRuntime:
         """See `Runtime.first_layers`."""
@@ -163,3 +139,31 @@ class CppRuntime(Runtime):
         self._states.begin(len(state))
         if self._states.by_layer:
             self._states.by_layer[FINAL] = state
+
+
+class CppEagleRuntime(OfferedStates, CppRuntime):
+    """See `EagleHead`."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        self._begin_head(model)
+        self._product, self._read = self._decoder.product_of(self._fusion.fc), self._fusion.fc.in_features
+
+    @torch.inference_mode()
+    def reduced(self, states: Tensor) -> Tensor:
+        """See `EagleHead.reduced`."""
+        return self._product(states[:, : self._read])
+
+    def _inputs(self, tokens: Sequence[int], beside: Tensor | None) -> Tensor:
+        assert beside is not None
+        # Nothing is rounded in between, so that a long forward gives the bits of several short ones.
+        return torch.cat([self._decoder.embedded(tokens).float(), beside], -1)
+
+    def _read_all_but_the_last(self, unseen: Sequence[int]) -> Sequence[int]:
+        offered = self._offered
+        if len(unseen) <= MAX_TOKENS or offered is None:
+            return super()._read_all_but_the_last(unseen)
+        self.offer(offered[:-MAX_TOKENS])
+        rest = super()._read_all_but_the_last(unseen)
+        self.offer(offered[-MAX_TOKENS:])
+        return rest

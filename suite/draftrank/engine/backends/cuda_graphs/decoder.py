@@ -17,13 +17,12 @@ from draftrank.engine.backends.blocks import (
     Linear,
     blocks_of,
     caps_logits,
-    head_size,
     is_gelu,
     rotations,
 )
 from draftrank.engine.token_tree import MAX_TREE_TOKENS
 from draftrank.models.architecture import Architecture
-from draftrank.models.attention_windows import attention_windows
+from draftrank.models.attention_windows import attention_windows, head_size
 from draftrank.models.eagle import Eagle3Fusion, eagle3_layer
 from draftrank.models.forms import FEATURES, TrimmedHead
 
@@ -54,17 +53,16 @@ class Split:
     stages: int
 
 
-@dataclass(frozen=True, slots=True)
 class Splits:
     """See `Split`; chosen on an H200 for matrices of 576 to 1,536 columns."""
 
-    heads: Split = Split(16, 64, 2, 5)
-    attention: Split = Split(0, 32, 2, 2)
-    attention_output: Split = Split(16, 64, 1, 8)
-    feed_forward_inputs: Split = Split(32, 64, 4, 6)
-    feed_forward_output: Split = Split(16, 256, 1, 4)
-    head: Split = Split(128, 64, 4, 4)
-    fusion: Split = Split(16, 128, 4, 3)
+    heads = Split(16, 64, 2, 5)
+    attention = Split(0, 32, 2, 2)
+    attention_output = Split(16, 64, 1, 8)
+    feed_forward_inputs = Split(32, 64, 4, 6)
+    feed_forward_output = Split(16, 256, 1, 4)
+    head = Split(128, 64, 4, 4)
+    fusion = Split(16, 128, 4, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +109,12 @@ class Held:
 class CudaGraphsDecoder(DecoderShape):
     """A decoder of plain matrices in bf16 or fp32, from token ids to the tokens most likely to follow."""
 
-    def __init__(self, model: PreTrainedModel, splits: Splits | None = None) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         """Joins the model's matrices in memory; `fits` says which models can be given."""
         from draftrank.engine.backends.cuda_graphs import kernels
 
         super().__init__(model)
         self._kernels: Any = kernels
-        self._splits = splits or Splits()
         config = model.config.get_text_config()
         self.hidden_size = int(config.hidden_size)
         self.vocabulary_size = int(config.vocab_size)
@@ -135,10 +132,8 @@ class CudaGraphsDecoder(DecoderShape):
         fusion = getattr(model, FEATURES, None)
         self.fusion: Eagle3Fusion | None = fusion
         self._head_layer = eagle3_layer(model)
-        self._pieces = -(-len(self._head) // self._splits.head.columns)
-        narrowest = min(
-            split.columns for split in (self._splits.attention_output, self._splits.feed_forward_output)
-        )
+        self._pieces = -(-len(self._head) // Splits.head.columns)
+        narrowest = min(Splits.attention_output.columns, Splits.feed_forward_output.columns)
         self._parts = _power(-(-self.hidden_size // narrowest))
         self._make_buffers()
 
@@ -200,7 +195,7 @@ class CudaGraphsDecoder(DecoderShape):
             states: [MAX_ROWS, parts, hidden]; the last part is that of the states after the final norm. No part: nothing
                 is kept.
         """
-        launch, splits = self._kernels, self._splits
+        launch, splits = self._kernels, Splits
         tiles = -(-rows // TILE)
         width, group, half = self.hidden_size, self._queries // self._kv_heads, self._size // 2
         capacity = cache.keys.shape[2]
@@ -301,13 +296,7 @@ class CudaGraphsDecoder(DecoderShape):
                 proposed.
         """
         self._kernels.judge[(1,)](
-            self.meta,
-            self.choices,
-            draft.meta,
-            report,
-            COUNT=count,
-            BLOCK=_power(count + 1),
-            num_warps=1,
+            self.meta, self.choices, draft.meta, report, COUNT=count, BLOCK=_power(count + 1), num_warps=1
         )
 
     def deliver(self, draft: CudaGraphsDecoder, count: int) -> None:
@@ -319,15 +308,10 @@ class CudaGraphsDecoder(DecoderShape):
         self._kernels.note[(1,)](self.meta, self.choices, self.proposed, num_warps=1)
 
     def reduce(self, states: Tensor, rows: int, reduced: Tensor) -> None:
-        """Starts the kernel that makes one state of a target's states.
-
-        Args:
-            states: [at least rows, state_width] in the model's type, rows a multiple of `TILE`.
-            rows: how many.
-            reduced: [at least rows, hidden], written.
-        """
+        """Starts the kernel that makes one state of each of a target's: of `rows` rows of [at least rows, state_width] in
+        the model's type, a multiple of `TILE`; `reduced` [at least rows, hidden] is written."""
         assert self.fusion is not None
-        split, matrix = self._splits.fusion, self.fusion.fc
+        split, matrix = Splits.fusion, self.fusion.fc
         self._kernels.reduce[(-(-self.hidden_size // split.columns), rows // TILE)](
             states, matrix.weight, reduced, WIDTH=self.hidden_size, READ=matrix.in_features, TOLD=self.fusion.state_width,
             COLUMNS=split.columns, BLOCK=split.block, TILE=TILE, num_warps=split.warps, num_stages=split.stages,
@@ -362,20 +346,11 @@ class CudaGraphsDecoder(DecoderShape):
         rows: int,
         copy: Tensor | None = None,
     ) -> int:
-        """Starts what adds a product, normed first where the architecture does so; returns in how many parts the sums of the
-        result's squares are given.
+        """Starts what adds a product of `read`, [MAX_ROWS, width], and `matrix`, [hidden, width], with a bias; returns in
+        how many parts the sums of the result's squares are given.
 
-        Args:
-            read: what is multiplied, [MAX_ROWS, width].
-            matrix: [hidden, width].
-            bias: [hidden], of the product; None: none.
-            norm: of the product, which scales it as well; None: none.
-            scale: what a product without a norm is multiplied with.
-            following: the norm of whoever reads the sum.
-            split: how the product is divided.
-            rows: how many count.
-            copy: where the sum is kept as well.
-        """
+        A norm of the product scales it as well; without one it is multiplied with `scale`. `following` is the norm of
+        whoever reads the sum; it is kept in `copy` as well."""
         width, pieces = self.hidden_size, -(-self.hidden_size // split.columns)
         written = self._hidden, self._scaled, self._squares, following
         kept = (self._hidden, 0) if copy is None else (copy, copy.stride(0))

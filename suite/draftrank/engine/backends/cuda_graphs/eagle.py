@@ -27,22 +27,11 @@ class CudaGraphsEagleRuntime(EagleHead, CudaGraphsRuntime):
         super().__init__(model)
         assert self.decoder.fusion is not None
         self._fusion = self.decoder.fusion
-        self._offered: Tensor | None = None
         self._of_tree: Tensor | None = None
         """States of the tree so far, by place; of a chain's last token if there is none."""
         self._reductions: dict[tuple[int, int], Recording] = {}
         self._reduced = torch.zeros_like(self.decoder.offered)
         self.keep_hidden_states()
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """See `EagleHead.layers`."""
-        return self._fusion.layers
-
-    @property
-    def state_width(self) -> int:
-        """See `EagleHead.state_width`."""
-        return self._fusion.state_width
 
     @torch.inference_mode()
     def reduced(self, states: Tensor) -> Tensor:
@@ -62,10 +51,6 @@ class CudaGraphsEagleRuntime(EagleHead, CudaGraphsRuntime):
             self._reductions[key] = self.recording(work)
         self._reductions[key].replay()
         return self._reduced[:rows]
-
-    def offer(self, states: Tensor) -> None:
-        """See `EagleHead.offer`."""
-        self._offered = states
 
     def forward(
         self, tokens: Sequence[int], keep: int | None = None, tree: TokenTree | None = None

@@ -17,7 +17,7 @@ import torch
 from draftrank.engine.backends.base import Capabilities, Runtime, check_exit, check_layers
 from draftrank.engine.backends.cuda_graphs.decoder import MAX_ROWS, TILE, CudaGraphsDecoder, Held
 from draftrank.engine.backends.cuda_graphs.recording import Recording, Reports
-from draftrank.engine.device_tokens import DeviceTokens
+from draftrank.engine.proposer import DeviceTokens
 from draftrank.engine.sampling import distribution, pick
 from draftrank.engine.stamps import DeviceStamp, HostStamp
 from draftrank.errors import InvalidInputError
@@ -50,13 +50,8 @@ class CudaGraphsRuntime(Runtime):
     def __init__(
         self, model: PreTrainedModel, decoder: CudaGraphsDecoder | None = None, held: Held | None = None
     ) -> None:
-        """Wraps a model; nothing is recorded until it reads tokens or reserves room.
-
-        Args:
-            model: the model, on its device.
-            decoder: some of its layers, to run instead of all.
-            held: a cache to share; None: its own.
-        """
+        """Wraps a model on its device, or the layers of it that a decoder has; a cache may be shared. Nothing is recorded
+        until it reads tokens or reserves room."""
         from draftrank.engine.backends.cuda_graphs import kernels
 
         self.model = model
@@ -85,12 +80,10 @@ class CudaGraphsRuntime(Runtime):
         """Tokens of the last feed."""
         self._last = 0
         """Rows of the last forward."""
-        self._recordings: dict[int, Recording] = {}
+        self._recordings: dict[int | str | DecodingMode, Recording] = {}
+        """Forwards by their size, links that are drawn by their mode, others by name; see `_recorded`."""
         self._chains: dict[int, Recording] = {}
         """The longest one that was asked for, by its number of tokens."""
-        self._link: Recording | None = None
-        self._note: Recording | None = None
-        self._drawing_links: dict[DecodingMode, Recording] = {}
         self._uniform = torch.zeros(1, device=self.decoder.device)
         """The random number of the next link."""
         self._says = np.zeros(kernels.META, dtype=np.int64)
@@ -110,7 +103,7 @@ class CudaGraphsRuntime(Runtime):
         """See `Runtime.reserve`; records what has not been recorded for this size."""
         self._grow(tokens)
         for size in _SIZES:
-            self._recorded(size)
+            self._recorded_forward(size)
 
     def forward(
         self, tokens: Sequence[int], keep: int | None = None, tree: TokenTree | None = None
@@ -176,7 +169,7 @@ class CudaGraphsRuntime(Runtime):
     def chain(self, unseen: Sequence[int], count: int, stop_below: float | None = None) -> DeviceTokens:
         """See `Runtime.chain`; of fixed length only."""
         self._grow(self._held.length + len(unseen) + count)
-        link, note = self._links()
+        link, note = self._recorded("link", self._go_on), self._recorded("note", self.decoder.note)
         if count > max(self._chains, default=1):  # shorter ones, at the end of a sequence, go link by link
             self._chains = {count: self.recording(partial(self.start_chain, count))}
         for begin in range(0, len(unseen), MAX_ROWS):
@@ -198,8 +191,9 @@ class CudaGraphsRuntime(Runtime):
     ) -> Iterator[tuple[int, DeviceStamp | HostStamp]]:
         """See `Runtime.decode_alone`."""
         self._grow(self._held.length + count)
-        greedy = sampler.mode.greedy
-        link = self._links()[0] if greedy else self._drawing_link(sampler.mode)
+        greedy, mode = sampler.mode.greedy, sampler.mode
+        drawn = partial(self._go_on_drawing, mode)
+        link = self._recorded("link", self._go_on) if greedy else self._recorded(mode, drawn)
         self.decoder.choices[self._last - 1] = last
         start = self._held.length
         reports = Reports(self.decoder.choices[:1])
@@ -252,7 +246,7 @@ class CudaGraphsRuntime(Runtime):
     def forward_s(self, tokens: Sequence[int]) -> float:
         """See `Runtime.forward_s`; at most `MAX_ROWS` tokens."""
         self._forward(tokens)
-        recorded = self._recorded(_size_for(len(tokens)))
+        recorded = self._recorded_forward(_size_for(len(tokens)))
         recorded.replay()  # keeps the device busy while the others are asked for, so that it waits for none of them
         began = self.stamp()
         for _ in range(_TIMED):
@@ -304,7 +298,7 @@ class CudaGraphsRuntime(Runtime):
         self._grow(start + rows)
         self.say(tokens, behind_first, tree)
         self._prepare(tokens, start, tree)
-        self._recorded(_size_for(rows)).replay()
+        self._recorded_forward(_size_for(rows)).replay()
         self._held.length = start + rows
         self._count = self._last = rows
         self._told = None
@@ -340,12 +334,8 @@ class CudaGraphsRuntime(Runtime):
         self.decoder.forward(self._held, _size_for(rows), self._kept, self._states)
 
     def start_chain(self, count: int, draw: Callable[[int], None] | None = None) -> None:
-        """Starts the kernels of a chain of `count` tokens behind a forward, for a recording.
-
-        Args:
-            count: how many.
-            draw: draws each by its place in the chain (see `draw`); None: the most likely ones follow each other.
-        """
+        """Starts the kernels of a chain of `count` tokens behind a forward, for a recording. `draw` draws each by its place
+        in the chain (see `draw`); None: the most likely ones follow each other."""
         for place in range(count):
             if draw is not None:
                 draw(place)
@@ -417,32 +407,22 @@ class CudaGraphsRuntime(Runtime):
         decoder = self.decoder
         return torch.zeros(MAX_ROWS, parts, decoder.hidden_size, dtype=decoder.dtype, device=decoder.device)
 
-    def _links(self) -> tuple[Recording, Recording]:
-        """One link of a chain, and what notes its last token."""
-        if self._link is None or self._note is None:
-            self._link, self._note = self.recording(self._go_on), self.recording(self.decoder.note)
-        return self._link, self._note
-
-    def _drawing_link(self, mode: DecodingMode) -> Recording:
-        """One link of a chain that is drawn."""
-        if mode not in self._drawing_links:
-            self._drawing_links[mode] = self.recording(partial(self._go_on_drawing, mode))
-        return self._drawing_links[mode]
-
     def _go_on_drawing(self, mode: DecodingMode) -> None:
         self._go_on()
         self.draw(mode, self._uniform)
 
     def _forget_recordings(self) -> None:
         self._recordings.clear()
-        self._drawing_links.clear()
         self._chains.clear()
-        self._link = self._note = None
 
-    def _recorded(self, size: int) -> Recording:
-        if size not in self._recordings:
-            self._recordings[size] = self.recording(partial(self.start_forward, size))
-        return self._recordings[size]
+    def _recorded_forward(self, size: int) -> Recording:
+        return self._recorded(size, partial(self.start_forward, size))
+
+    def _recorded(self, key: int | str | DecodingMode, work: Callable[[], None]) -> Recording:
+        """The recording of this work, made when it is first asked for."""
+        if key not in self._recordings:
+            self._recordings[key] = self.recording(work)
+        return self._recordings[key]
 
     @torch.inference_mode()
     def recording(self, work: Callable[[], None], *others: CudaGraphsRuntime) -> Recording:

@@ -11,8 +11,7 @@ import torch
 
 from draftrank.engine.backends.cuda_graphs.decoder import MAX_ROWS, TILE
 from draftrank.engine.backends.cuda_graphs.recording import Recording, Reports
-from draftrank.engine.device_tokens import DeviceTokens
-from draftrank.engine.proposer import DeviceStep
+from draftrank.engine.proposer import DeviceStep, DeviceTokens
 from draftrank.engine.verification import coupled
 
 if TYPE_CHECKING:
@@ -36,18 +35,8 @@ class CudaGraphSteps:
         chain: int | None = None,
         copying: Callable[[Sequence[int], int], Proposal] | None = None,
     ) -> None:
-        """Prepares steps of at most `count` proposed tokens; nothing is recorded yet.
-
-        Args:
-            target: what verifies.
-            draft: what proposes.
-            count: k.
-            mode: how tokens are chosen.
-            first: what the draft proposes behind a context that the host knows, so that it holds all of it.
-            chain: how many tokens the draft proposes; None: k.
-            copying: what else may be proposed behind a context, instead of what the draft has found meanwhile. The host
-                then sees a step before it asks for the next; otherwise the next is under way already.
-        """
+        """Prepares steps; arguments as of `Runtime.device_steps`. Nothing is recorded yet. Where something is copied the
+        host sees a step before it asks for the next; otherwise the next is under way already."""
         self.chain = count if chain is None else min(chain, count)
         """Tokens that the draft proposes in each step, one forward each."""
         self._target = target
@@ -69,13 +58,7 @@ class CudaGraphSteps:
 
     @torch.inference_mode()
     def run(self, context: Sequence[int], sampler: Sampler) -> Iterator[DeviceStep]:
-        """Goes on without end.
-
-        Args:
-            context: what stands, all but its last token held by the target; it has grown by what was accepted whenever
-                the next step is asked for.
-            sampler: the sequence's random numbers.
-        """
+        """See `DeviceSteps.run`."""
         found = self._first(context, self.chain)
         copied = () if self._copying is None else self._copying(context, self._count).tokens
         if copied:

@@ -9,7 +9,7 @@ tokens, length limit and sampling parameters are the engine's. The models' own g
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -172,17 +172,12 @@ class _Watch(BaseStreamer):  # type: ignore[misc]
     @contextmanager
     def observing(self, target: PreTrainedModel, draft: PreTrainedModel | None) -> Iterator[None]:
         """Within it forwards are seen."""
-        hooks = [
-            target.register_forward_pre_hook(self._begun, with_kwargs=True),
-            target.register_forward_hook(self._ended),
-        ]
-        if draft is not None:
-            hooks.append(draft.register_forward_hook(self._drafted))
-        try:
+        with ExitStack() as hooks:
+            hooks.enter_context(target.register_forward_pre_hook(self._begun, with_kwargs=True))
+            hooks.enter_context(target.register_forward_hook(self._ended))
+            if draft is not None:
+                hooks.enter_context(draft.register_forward_hook(self._drafted))
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def decoding(self, request: Request, k: int, begun: int | None) -> Decoding:
         """What was seen, in the engine's terms; `begun` is the output's first token where it was given."""

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from draftrank.engine.backends.base import Capabilities, Runtime, check_exit, check_layers
-from draftrank.engine.backends.hidden_states import FINAL, KeptStates
+from draftrank.engine.backends.base import Capabilities, check_exit, check_layers
+from draftrank.engine.backends.caching import FINAL, CachingRuntime, KeptStates
+from draftrank.engine.backends.eagle import OfferedStates
 from draftrank.engine.backends.kv_cache import RollbackCache
 from draftrank.engine.backends.transformers.attention import NAME, use_grouped_attention
 from draftrank.engine.backends.transformers.snapshot_cache import SnapshotCache, cache_for
@@ -45,7 +46,7 @@ def has_slow_row_counts(model: PreTrainedModel) -> bool:
     return plain and bool(torch.backends.mkl.is_available())  # type: ignore[no-untyped-call]
 
 
-class TransformersRuntime(Runtime):
+class TransformersRuntime(CachingRuntime):
     """See `Runtime`; logits keep the model's dtype and device.
 
     Models whose layers keep a state that no token can be taken from have a `SnapshotCache`, which tells what their rollback
@@ -55,12 +56,7 @@ class TransformersRuntime(Runtime):
     name: ClassVar[str] = "transformers"
 
     def __init__(self, model: PreTrainedModel, cache: RollbackCache | None = None) -> None:
-        """Wraps a model.
-
-        Args:
-            model: the model, on its device.
-            cache: a KV cache to share; None: its own.
-        """
+        """Wraps a model on its device; a KV cache may be shared."""
         use_grouped_attention(model)
         config = model.config.get_text_config()
         self.model = model
@@ -82,15 +78,6 @@ class TransformersRuntime(Runtime):
         )
         self._ways = iter([*product(attentions, (False,) if kept else (False, True))][1:])
         self._states = KeptStates(int(config.hidden_size), self._device)
-
-    @property
-    def length(self) -> int:
-        """See `Runtime.length`."""
-        return self._cache.length
-
-    def reserve(self, tokens: int) -> None:
-        """See `Runtime.reserve`."""
-        self._cache.reserve(tokens)
 
     @torch.inference_mode()
     def forward(
@@ -203,14 +190,6 @@ class TransformersRuntime(Runtime):
         self._states.commit(self.length - root, path)
         self._cache.keep(root, path)
 
-    def rollback(self, count: int) -> None:
-        """See `Runtime.rollback`."""
-        self._cache.rollback(count)
-
-    def reset(self) -> None:
-        """See `Runtime.reset`."""
-        self._cache.reset()
-
     def synchronize(self) -> None:
         """See `Runtime.synchronize`."""
         if self._device.type == "cuda":
@@ -231,13 +210,33 @@ class TransformersRuntime(Runtime):
         found = output[0] if isinstance(output, tuple) else output
         self._states.by_layer[layer] = found[0]
 
-    def hidden_states(self, layers: Sequence[int] = ()) -> Tensor:
-        """See `Runtime.hidden_states`."""
-        return self._states.read(layers)
-
     def first_layers(self, count: int) -> TransformersRuntime:
         """See `Runtime.first_layers`."""
         check_exit(count, len(self._cache.layers))
         assert isinstance(self._cache, RollbackCache)
         view = Architecture.of(self.model).first_layers(self.model, count)
         return TransformersRuntime(view, self._cache.first(count))
+
+
+class TransformersEagleRuntime(OfferedStates, TransformersRuntime):
+    """See `EagleHead`."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        self._begin_head(model)
+        self.keep_hidden_states((0,))
+
+    def _own_states(self) -> Tensor:
+        return self.hidden_states((0,)).chunk(2, -1)[0]
+
+    @torch.inference_mode()
+    def reduced(self, states: Tensor) -> Tensor:
+        """See `EagleHead.reduced`."""
+        return self._fusion.reduce(states)
+
+    def _inputs(self, ids: Tensor, count: int) -> dict[str, Tensor]:
+        states, rows = self._beside(count), ids.shape[1]
+        if rows > count:
+            states = torch.cat([states, states[-1:].expand(rows - count, -1)])
+        embedded = self.model.get_input_embeddings()(ids)[0]
+        return {"inputs_embeds": self._fusion(embedded, states)[None]}

@@ -22,11 +22,8 @@ _REPLACED = ("keys", "values")
 
 
 def cache_for(config: PretrainedConfig) -> RollbackCache | SnapshotCache:
-    """The cache that a model needs: one whose rollback costs nothing where all layers keep keys and values of each token.
-
-    Args:
-        config: of the model's text part.
-    """
+    """The cache that a model needs, by the configuration of its text part: one whose rollback costs nothing where all
+    layers keep keys and values of each token."""
     kinds, _ = get_layer_types_and_kwargs(config)
     if ATTENTION.issuperset(kinds):
         return RollbackCache([_layer(kind, {}) for kind in kinds])

@@ -6,15 +6,8 @@ from alembic import op
 
 revision = "0002"
 down_revision = "0001"
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:
     op.create_index("ix_sessions_plan_sha256_created_at", "sessions", ["plan_sha256", "created_at"])
     op.create_index("ix_sessions_target_created_at", "sessions", ["target", "created_at"])
-
-
-def downgrade() -> None:
-    op.drop_index("ix_sessions_target_created_at", "sessions")
-    op.drop_index("ix_sessions_plan_sha256_created_at", "sessions")

@@ -7,12 +7,11 @@ import re
 import sqlalchemy as sa
 from alembic import op
 
+from draftrank.store.migrations.columns import WHOLE, columns
+
 revision = "0003"
 down_revision = "0002"
-branch_labels = None
-depends_on = None
 
-WHOLE = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 _CELL = ["session_key", "arm", "task", "prompt", "turn", "repeat"]
 _ONCE = "uq_trials_session_key_arm_task_prompt_turn_repeat"
 _SKIPPED = re.compile(r"task (\S+) is skipped:")
@@ -21,38 +20,24 @@ _SKIPPED = re.compile(r"task (\S+) is skipped:")
 def upgrade() -> None:
     with op.batch_alter_table("sessions") as table:
         table.add_column(sa.Column("skipped_tasks", sa.JSON(), nullable=False, server_default="[]"))
-        table.add_column(sa.Column("precision", sa.Double(), nullable=True))
-        table.add_column(sa.Column("budget_s", sa.Double(), nullable=True))
-        table.add_column(sa.Column("stopped_by", sa.String(), nullable=True))
-        table.add_column(sa.Column("numerics", sa.JSON(), nullable=True))
-        table.add_column(sa.Column("environment", sa.JSON(), nullable=True))
+        for column in (
+            *columns(sa.Double(), "precision", "budget_s", nullable=True),
+            *columns(sa.String(), "stopped_by", nullable=True),
+            *columns(sa.JSON(), "numerics", "environment", nullable=True),
+        ):
+            table.add_column(column)
     with op.batch_alter_table("arms") as table:
         table.add_column(sa.Column("lossy", sa.Boolean(), nullable=False, server_default=sa.false()))
-        table.add_column(sa.Column("sampling", sa.JSON(), nullable=True))
-        table.add_column(sa.Column("reference", sa.JSON(), nullable=True))
+        for column in columns(sa.JSON(), "sampling", "reference", nullable=True):
+            table.add_column(column)
     with op.batch_alter_table("trials") as table:
         table.add_column(sa.Column("attempt", WHOLE, nullable=False, server_default="0"))
-        table.add_column(sa.Column("conditions", sa.JSON(), nullable=True))
-        table.add_column(sa.Column("proposal_sizes", sa.JSON(), nullable=True))
-        table.add_column(sa.Column("judgement", sa.JSON(), nullable=True))
+        for column in columns(sa.JSON(), "conditions", "proposal_sizes", "judgement", nullable=True):
+            table.add_column(column)
         table.drop_constraint(_ONCE, type_="unique")
         table.create_unique_constraint(f"{_ONCE}_attempt", [*_CELL, "attempt"])
     _name_skipped_tasks()
     _drop_defaults()
-
-
-def downgrade() -> None:
-    with op.batch_alter_table("trials") as table:
-        table.drop_constraint(f"{_ONCE}_attempt", type_="unique")
-        table.create_unique_constraint(_ONCE, _CELL)
-        for name in ("judgement", "proposal_sizes", "conditions", "attempt"):
-            table.drop_column(name)
-    with op.batch_alter_table("arms") as table:
-        for name in ("reference", "sampling", "lossy"):
-            table.drop_column(name)
-    with op.batch_alter_table("sessions") as table:
-        for name in ("environment", "numerics", "stopped_by", "budget_s", "precision", "skipped_tasks"):
-            table.drop_column(name)
 
 
 def _name_skipped_tasks() -> None:

@@ -7,15 +7,8 @@ from alembic import op
 
 revision = "0004"
 down_revision = "0003"
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:
     with op.batch_alter_table("session_tasks") as table:
         table.add_column(sa.Column("rendered_sha256", sa.String(), nullable=True))
-
-
-def downgrade() -> None:
-    with op.batch_alter_table("session_tasks") as table:
-        table.drop_column("rendered_sha256")

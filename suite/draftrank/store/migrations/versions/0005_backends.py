@@ -7,8 +7,6 @@ from alembic import op
 
 revision = "0005"
 down_revision = "0004"
-branch_labels = None
-depends_on = None
 
 _BACKENDS = {"torch-eager": "transformers", "torch-native": "cpp", "torch-captured": "cuda-graphs"}
 
@@ -23,18 +21,6 @@ def upgrade() -> None:
     for old, new in _BACKENDS.items():
         _rename("backend", old, new)
     _rename("stopped_by", "precision", "target_ci")
-
-
-def downgrade() -> None:
-    _rename("stopped_by", "target_ci", "precision")
-    for old, new in _BACKENDS.items():
-        _rename("backend", new, old)
-    with op.batch_alter_table("arms") as table:
-        for name in ("dtype", "backend"):
-            table.drop_column(name)
-    with op.batch_alter_table("sessions") as table:
-        table.alter_column("target_ci", new_column_name="precision")
-        table.alter_column("backend", new_column_name="runtime")
 
 
 def _rename(column: str, old: str, new: str) -> None:

@@ -5,52 +5,34 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from draftrank.store.migrations.columns import WHOLE, columns, key
+
 revision = "0006"
 down_revision = "0005"
-branch_labels = None
-depends_on = None
 
-WHOLE = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+JSON, TEXT = sa.JSON(), sa.String()
 
 
 def upgrade() -> None:
     op.create_table(
         "parities",
-        sa.Column("key", WHOLE, nullable=False),
-        sa.Column("id", sa.String(), nullable=False),
-        sa.Column("created_at", sa.String(), nullable=False),
-        sa.Column("draftrank_version", sa.String(), nullable=False),
-        sa.Column("target", sa.String(), nullable=False),
-        sa.Column("target_sha256", sa.String(), nullable=False),
-        sa.Column("target_weights_sha256", sa.String(), nullable=False),
-        sa.Column("draft", sa.String(), nullable=False),
-        sa.Column("build", sa.JSON(), nullable=False),
-        sa.Column("num_speculative_tokens", WHOLE, nullable=False),
-        sa.Column("engine", sa.String(), nullable=False),
-        sa.Column("engine_version", sa.String(), nullable=False),
-        sa.Column("speculation", sa.JSON(), nullable=False),
-        sa.Column("form", sa.String(), nullable=False),
-        sa.Column("export_sha256", sa.String(), nullable=True),
-        sa.Column("differs", sa.JSON(), nullable=False),
-        sa.Column("suite", sa.String(), nullable=False),
-        sa.Column("suite_sha256", sa.String(), nullable=False),
-        sa.Column("tasks", sa.JSON(), nullable=False),
-        sa.Column("skipped_tasks", sa.JSON(), nullable=False),
-        sa.Column("backend", sa.String(), nullable=False),
-        sa.Column("dtype", sa.String(), nullable=False),
-        sa.Column("device", sa.String(), nullable=False),
-        sa.Column("machine", sa.JSON(), nullable=False),
-        sa.Column("rounding", sa.Double(), nullable=False),
-        sa.Column("rounding_positions", WHOLE, nullable=False),
-        sa.Column("turns", sa.JSON(), nullable=False),
-        sa.PrimaryKeyConstraint("key", name=op.f("pk_parities")),
-        sa.UniqueConstraint("id", name=op.f("uq_parities_id")),
+        key(),
+        sa.Column("id", TEXT, nullable=False, unique=True),
+        *columns(TEXT, "created_at", "draftrank_version"),
+        *columns(TEXT, "target", "target_sha256", "target_weights_sha256", "draft"),
+        *columns(JSON, "build"),
+        *columns(WHOLE, "num_speculative_tokens"),
+        *columns(TEXT, "engine", "engine_version"),
+        *columns(JSON, "speculation"),
+        *columns(TEXT, "form"),
+        *columns(TEXT, "export_sha256", nullable=True),
+        *columns(JSON, "differs"),
+        *columns(TEXT, "suite", "suite_sha256"),
+        *columns(JSON, "tasks", "skipped_tasks"),
+        *columns(TEXT, "backend", "dtype", "device"),
+        *columns(JSON, "machine"),
+        *columns(sa.Double(), "rounding"),
+        *columns(WHOLE, "rounding_positions"),
+        *columns(JSON, "turns"),
     )
-    op.create_index(
-        op.f("ix_parities_target_draft_created_at"), "parities", ["target", "draft", "created_at"]
-    )
-
-
-def downgrade() -> None:
-    op.drop_index(op.f("ix_parities_target_draft_created_at"), table_name="parities")
-    op.drop_table("parities")
+    op.create_index("ix_parities_target_draft_created_at", "parities", ["target", "draft", "created_at"])

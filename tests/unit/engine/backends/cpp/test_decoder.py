@@ -17,9 +17,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from decoders import FAMILIES, decoder
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.engine.backends.cpp.decoder import MAX_TOKENS, CppDecoder
+from draftrank.engine.backends.cpp.runtime import CppEagleRuntime, CppRuntime
 from draftrank.engine.backends.own_forward import check_forward, check_trees
-from draftrank.engine.backends.transformers.eagle import TransformersEagleRuntime
-from draftrank.engine.backends.transformers.runtime import TransformersRuntime
+from draftrank.engine.backends.transformers.runtime import TransformersEagleRuntime, TransformersRuntime
 from draftrank.engine.loop import Request, autoregressive, speculative
 from draftrank.engine.proposers.draft_model import ModelProposer
 from draftrank.engine.proposers.drafting import Drafting, draft_tokens
@@ -32,8 +32,8 @@ from draftrank.errors import UnsupportedModelError
 from draftrank.models.architecture import Architecture
 from draftrank.models.forms import LowRankForm, TrimmedHeadForm, quantize_linear_layers
 from examples import examples
-from models import small_eagle3, small_model
-from runtimes import eagle_by, runtime_by
+from models import own_logits, small_eagle3, small_model, sometimes_alike
+from runtimes import BACKENDS, check_rollbacks, runtime_by
 
 NAMES = ("llama", "gemma3")
 """What is slow runs on these; what makes a family another one, on all."""
@@ -42,73 +42,48 @@ tokens = st.lists(st.integers(3, 60), min_size=1, max_size=12)
 prompts = st.lists(st.integers(3, 60), min_size=1, max_size=30).map(tuple)
 
 
-def quick(model, forward) -> TransformersRuntime:
-    found = runtime_by(model, forward)
-    assert found.name == forward
-    return found
+def compiled(model) -> CppRuntime:
+    assert CppDecoder.fits(model)
+    return CppRuntime(model)
 
 
-FORWARDS = ("cpp",)
-TARGETS = {
-    (name, forward): quick(copy.deepcopy(model), forward)
-    for name, model in MODELS.items()
-    for forward in FORWARDS
-}
-every_forward = pytest.mark.parametrize("forward", FORWARDS)
+TARGETS = {name: compiled(copy.deepcopy(model)) for name, model in MODELS.items()}
 
 
-def fresh(model, sequence):
-    with torch.inference_mode():
-        return model(torch.tensor([sequence]), use_cache=False).logits[0]
-
-
-@every_forward
 @pytest.mark.parametrize("name", NAMES)
 @examples(25)
 @given(moves=st.lists(st.tuples(tokens, st.integers(0, 12)), min_size=1, max_size=6))
-def test_rolled_back_caches_equal_fresh_ones(name, forward, moves):
-    runtime, held = TARGETS[name, forward], []
-    runtime.reset()
-    for fed, forgotten in moves:
-        logits = runtime.forward(fed)
-        held += fed
-        assert logits.shape == (len(fed), 61)
-        torch.testing.assert_close(logits, fresh(MODELS[name], held)[-len(fed) :], atol=2e-4, rtol=1e-4)
-        forgotten = min(forgotten, len(held))
-        runtime.rollback(forgotten)
-        held = held[: len(held) - forgotten]
+def test_rolled_back_caches_equal_fresh_ones(name, moves):
+    check_rollbacks(TARGETS[name], MODELS[name], moves)
 
 
-@every_forward
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("prefill", [1, MAX_TOKENS, MAX_TOKENS + 1, 120])
-def test_long_and_short_forwards_share_one_cache(name, forward, prefill):
+def test_long_and_short_forwards_share_one_cache(name, prefill):
     """Also behind a prefill that transformers ran, beyond the sliding window and the first table of rotations."""
-    runtime, sequence = TARGETS[name, forward], [3 + place % 57 for place in range(prefill + 7)]
+    runtime, sequence = TARGETS[name], [3 + place % 57 for place in range(prefill + 7)]
     runtime.reset()
     runtime.forward(sequence[:prefill], keep=1)
     runtime.forward(sequence[prefill : prefill + 1])
     found = runtime.forward(sequence[prefill + 1 :], keep=3)
-    torch.testing.assert_close(found, fresh(MODELS[name], sequence)[-3:], atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(found, own_logits(MODELS[name], sequence)[-3:], atol=2e-4, rtol=1e-4)
 
 
-@every_forward
 @pytest.mark.parametrize("name", FAMILIES)
-def test_in_bf16_it_stays_within_the_rounding_of_the_other(name, forward):
+def test_in_bf16_it_stays_within_the_rounding_of_the_other(name):
     model = decoder(name).to(torch.bfloat16)
     sequence = [3 + place * 7 % 50 for place in range(40)]
-    exact = fresh(MODELS[name], sequence)[30:]
+    exact = own_logits(MODELS[name], sequence)[30:]
     far = {}
-    for runtime in (TransformersRuntime(copy.deepcopy(model)), quick(model, forward)):
+    for runtime in (TransformersRuntime(copy.deepcopy(model)), compiled(model)):
         runtime.forward(sequence[:30])
         far[runtime.name] = float((runtime.forward(sequence[30:]).float() - exact).abs().mean())
-    assert far[forward] <= 1.5 * far["transformers"]
+    assert far["cpp"] <= 1.5 * far["transformers"]
 
 
-@every_forward
 @pytest.mark.parametrize("name", FAMILIES)
-def test_features_are_the_states_after_the_last_norm(name, forward):
-    runtime = quick(decoder(name), forward)
+def test_features_are_the_states_after_the_last_norm(name):
+    runtime = compiled(decoder(name))
     runtime.forward([5, 6])
     runtime.keep_hidden_states()
     sequence = [5, 6, 7, 8, 9]
@@ -116,11 +91,11 @@ def test_features_are_the_states_after_the_last_norm(name, forward):
     with torch.inference_mode():
         states = Architecture.of(MODELS[name]).hidden_states(MODELS[name], torch.tensor([sequence]))[0]
     torch.testing.assert_close(runtime.hidden_states(), states[2:], atol=2e-4, rtol=1e-4)
-    torch.testing.assert_close(logits, fresh(MODELS[name], sequence)[-1:], atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(logits, own_logits(MODELS[name], sequence)[-1:], atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("forward", ["transformers", *FORWARDS])
+@pytest.mark.parametrize("forward", BACKENDS)
 def test_outputs_of_layers_are_told_beside_them(name, forward):
     """Of chains, of trees once a path was kept, and of prefills; each reader asks for layers of its own."""
     runtime = runtime_by(decoder(name), forward)
@@ -130,9 +105,8 @@ def test_outputs_of_layers_are_told_beside_them(name, forward):
 
     def expected(text, layers):
         with torch.inference_mode():
-            return Architecture.of(MODELS[name]).states_of_layers(MODELS[name], torch.tensor([text]), layers)[
-                0
-            ]
+            shape = Architecture.of(MODELS[name])
+            return shape.states_of_layers(MODELS[name], torch.tensor([text]), layers)[0]
 
     runtime.forward(sequence[: MAX_TOKENS + 5], keep=1)
     told = expected(sequence[: MAX_TOKENS + 5], (0, 2))
@@ -147,7 +121,6 @@ def test_outputs_of_layers_are_told_beside_them(name, forward):
     torch.testing.assert_close(runtime.hidden_states((1,)), told, atol=3e-4, rtol=1e-3)
 
 
-@every_forward
 @pytest.mark.parametrize(
     ("name", "proposer"),
     [
@@ -157,32 +130,27 @@ def test_outputs_of_layers_are_told_beside_them(name, forward):
 )
 @examples(5)
 @given(prompt=prompts, k=st.integers(1, 8), limit=st.integers(1, 40))
-def test_greedy_speculation_equals_greedy_decoding(name, forward, proposer, prompt, k, limit):
-    target = TARGETS[name, forward]
+def test_greedy_speculation_equals_greedy_decoding(name, proposer, prompt, k, limit):
+    target = TARGETS[name]
     request = Request(prompt, limit, frozenset({4}))
     expected = autoregressive(target, request)
-    found = speculative(target, PROPOSERS[proposer](name, forward, target), request, k)
+    found = speculative(target, PROPOSERS[proposer](name, target), request, k)
     assert (found.token_ids, found.finish) == (expected.token_ids, expected.finish)
     plain = autoregressive(TransformersRuntime(MODELS[name]), request)
     assert found.token_ids == plain.token_ids
 
 
-def near(name):
-    model = decoder(name)
-    head = model.get_output_embeddings().weight
-    head.data = head.data + 0.15 * head.data.flip(0)
-    return model
-
-
 PROPOSERS = {
-    "equal": lambda name, forward, _: ModelProposer(quick(copy.deepcopy(MODELS[name]), forward)),
-    "stranger": lambda name, _, __: ModelProposer(
+    "equal": lambda name, _: ModelProposer(compiled(copy.deepcopy(MODELS[name]))),
+    "stranger": lambda name, _: ModelProposer(
         TransformersRuntime(decoder(name, seed=9, layers=1)), Drafting(0.3)
     ),
-    "ngram": lambda _, __, ___: NgramProposer(1, 3),
-    "exit": lambda _, __, target: EarlyExitProposer(target.first_layers(2)),
-    "eagle3": lambda _, forward, target: EagleProposer(target, eagle_by(small_eagle3(), forward)),
-    "tree": lambda name, _, __: ModelProposer(TransformersRuntime(near(name)), Drafting(None, 0.02)),
+    "ngram": lambda _, __: NgramProposer(1, 3),
+    "exit": lambda _, target: EarlyExitProposer(target.first_layers(2)),
+    "eagle3": lambda _, target: EagleProposer(target, CppEagleRuntime(small_eagle3())),
+    "tree": lambda name, _: ModelProposer(
+        TransformersRuntime(sometimes_alike(decoder(name))), Drafting(None, 0.02)
+    ),
 }
 
 
@@ -215,14 +183,13 @@ def unquantized(model):
     return model.requires_grad_(False)
 
 
-@every_forward
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("change", ["int8", "trimmed head", "low-rank head", "low-rank trimmed head"])
-def test_quantized_layers_and_other_heads_are_computed(name, forward, change):
+def test_quantized_layers_and_other_heads_are_computed(name, change):
     model = changed(name, change)
     sequence = [3 + place % 50 for place in range(20)]
     expected = TransformersRuntime(copy.deepcopy(model))
-    found = runtime_by(model, forward)
+    found = compiled(model)
     if change == "int8":  # whose activations are not rounded there
         expected = TransformersRuntime(unquantized(changed(name, change)))
     for runtime in (expected, found):
@@ -232,11 +199,10 @@ def test_quantized_layers_and_other_heads_are_computed(name, forward, change):
     )
 
 
-@every_forward
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_is_computed_as_by_transformers(name, forward, dtype):
-    runtime = quick(decoder(name).to(dtype), forward)
+def test_every_family_is_computed_as_by_transformers(name, dtype):
+    runtime = compiled(decoder(name).to(dtype))
     check_forward(runtime)
     check_trees(runtime)
     assert runtime.capabilities.tree_growth
@@ -246,44 +212,33 @@ def test_settings_that_a_family_does_not_have_are_ignored():
     model = small_model("llama")
     model.config.embedding_multiplier = model.config.logits_scaling = 3.0
     model.config.final_logit_softcapping = 1.0
-    check_forward(quick(model, "cpp"))
+    check_forward(compiled(model))
 
 
 def test_longrope_shortens_the_context_to_its_first_frequencies():
     """Of 256 tokens to 128, behind which transformers takes the others."""
-    runtime = quick(decoder("phi3"), "cpp")
+    runtime = compiled(decoder("phi3"))
     assert runtime.context_window == runtime.first_layers(2).context_window == 128
-    assert quick(decoder("llama"), "cpp").context_window == 256
+    assert compiled(decoder("llama")).context_window == 256
 
 
+ATTENTION_BIASED = ("qwen2", "qwen3", "granite", "smollm3")
 OPTIONS = {
-    "bias of queries": (
-        ("qwen2", "qwen3", "granite", "smollm3"),
-        lambda layer: setattr(layer.queries, "bias", None),
-    ),
-    "bias of values": (
-        ("qwen2", "qwen3", "granite", "smollm3"),
-        lambda layer: setattr(layer.values, "bias", None),
-    ),
-    "bias of attention": (
-        ("granite", "smollm3"),
-        lambda layer: setattr(layer.attention_output, "bias", None),
-    ),
-    "bias of up": (("granite",), lambda layer: setattr(layer.up, "bias", None)),
-    "bias of down": (("granite",), lambda layer: setattr(layer.feed_forward_output, "bias", None)),
-    "norm of keys": (("qwen3", "gemma3", "olmo2"), lambda layer: setattr(layer, "key_norm", None)),
-    "joint norms": (("olmo2",), lambda layer: setattr(layer, "joint_norms", 0)),
-    "norm before": (("llama", "phi3"), lambda layer: setattr(layer, "attention_norm", None)),
-    "norm behind": (("gemma2", "olmo2"), lambda layer: setattr(layer, "feed_forward_output_norm", None)),
-    "softcap": (("gemma2",), lambda layer: setattr(layer, "score_cap", 0.0)),
-    "scale": (
-        ("gemma2", "granite"),
-        lambda layer: setattr(layer, "scale", 8**-0.5 if layer.scale < 0.3 else 0.25),
-    ),
-    "scale of residuals": (("granite",), lambda layer: setattr(layer, "residual_scale", 1.0)),
-    "layer without rotary embedding": (("smollm3",), lambda layer: setattr(layer, "kind", 0)),
+    "queries.bias": (ATTENTION_BIASED, None),
+    "values.bias": (ATTENTION_BIASED, None),
+    "attention_output.bias": (("granite", "smollm3"), None),
+    "up.bias": (("granite",), None),
+    "feed_forward_output.bias": (("granite",), None),
+    "key_norm": (("qwen3", "gemma3", "olmo2"), None),
+    "joint_norms": (("olmo2",), 0),
+    "attention_norm": (("llama", "phi3"), None),
+    "feed_forward_output_norm": (("gemma2", "olmo2"), None),
+    "score_cap": (("gemma2",), 0.0),
+    "scale": (("gemma2", "granite"), None),
+    "residual_scale": (("granite",), 1.0),
+    "kind": (("smollm3",), 0),  # of a layer without rotary embedding
 }
-"""What tells one family from another: those that have it, and how a layer is made to do without."""
+"""What tells one family from another: those that have it, and what a layer says that does without."""
 
 
 @pytest.mark.parametrize(
@@ -291,8 +246,12 @@ OPTIONS = {
 )
 def test_an_option_left_out_of_one_layer_is_noticed(name, option):
     """So the comparisons with transformers see each of them."""
-    runtime = quick(decoder(name), "cpp")
-    OPTIONS[option][1](runtime._decoder._layers[1])
+    runtime = compiled(decoder(name))
+    layer, without = runtime._decoder._layers[1], OPTIONS[option][1]
+    if option == "scale":
+        without = 8**-0.5 if layer.scale < 0.3 else 0.25
+    *part, field = option.split(".")
+    setattr(getattr(layer, *part) if part else layer, field, without)
     with pytest.raises(UnsupportedModelError, match="cpp"):
         check_forward(runtime)
 
@@ -307,7 +266,7 @@ def test_an_option_left_out_of_one_layer_is_noticed(name, option):
     ],
 )
 def test_what_is_left_out_around_the_layers_is_noticed(name, of, changed):
-    runtime = quick(decoder(name), "cpp")
+    runtime = compiled(decoder(name))
     for field, value in changed.items():
         setattr(getattr(runtime._decoder, of), field, value)
     with pytest.raises(UnsupportedModelError, match="cpp"):
@@ -485,7 +444,7 @@ def test_a_tree_beside_states_of_the_target_is_the_same(change):
     model = head_of(change)
     found = []
     for by_itself in (False, True):
-        runtime = eagle_by(copy.deepcopy(model), "cpp")
+        runtime = CppEagleRuntime(copy.deepcopy(model))
         offered = torch.randn(6, runtime._states._width, generator=torch.Generator().manual_seed(4))
         runtime.offer(offered[:2])
         runtime.forward([5, 6])
@@ -509,7 +468,7 @@ def head_of(change):
 def test_a_chain_beside_states_of_the_target_is_the_same(change):
     model = head_of(change)
     width = model.get_input_embeddings().weight.shape[1]
-    step, chain = (eagle_by(copy.deepcopy(model), "cpp") for _ in range(2))
+    step, chain = (CppEagleRuntime(copy.deepcopy(model)) for _ in range(2))
     told, offered = torch.randn(6, 3 * width), torch.randn(6, width)
     # torch rounds activations beside int8 matrices, the kernels do not
     plain = TransformersEagleRuntime(unquantized(copy.deepcopy(model))).reduced(told)
@@ -527,12 +486,11 @@ def test_a_chain_beside_states_of_the_target_is_the_same(change):
     torch.testing.assert_close(chain.hidden_states(), last[-1:], atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("forward", ["cpp"])
-def test_room_that_an_exit_has_made_is_not_taken_for_the_targets(forward):
-    target = runtime_by(small_model("llama"), forward)
+def test_room_that_an_exit_has_made_is_not_taken_for_the_targets():
+    target = compiled(small_model("llama"))
     text = [3 + 7 * place % 57 for place in range(90)]
     whole = target.forward(text)
-    target = runtime_by(small_model("llama"), forward)
+    target = compiled(small_model("llama"))
     target.forward(text[:5])
     exit_ = target.first_layers(1)
     exit_.forward(text[5:])
@@ -549,7 +507,7 @@ def test_a_runtime_says_whether_it_drafts_by_itself():
     ):
         able = runtime_by(model, forward).capabilities
         assert not any((able.chain, able.chain_stops, able.tree_growth))
-    runtime = runtime_by(small_model("llama"), "cpp")
+    runtime = compiled(small_model("llama"))
     runtime.keep_hidden_states()
     assert runtime.capabilities.chain
     runtime.keep_hidden_states((1,))
@@ -559,8 +517,8 @@ def test_a_runtime_says_whether_it_drafts_by_itself():
 def test_more_unseen_tokens_than_one_call_reads_are_read_before():
     unseen = [3 + place * 7 % 57 for place in range(MAX_TOKENS + 9)]
     for make in (
-        lambda: runtime_by(small_model("llama"), "cpp"),
-        lambda: eagle_by(small_eagle3(), "cpp"),
+        lambda: compiled(small_model("llama")),
+        lambda: CppEagleRuntime(small_eagle3()),
     ):
         whole, parts = make(), make()
         if hasattr(whole, "offer"):
@@ -575,7 +533,7 @@ def test_more_unseen_tokens_than_one_call_reads_are_read_before():
 
 
 NATIVE = {
-    (name, dtype): quick(decoder(name).to(dtype), "cpp")
+    (name, dtype): compiled(decoder(name).to(dtype))
     for name in FAMILIES
     for dtype in (torch.float32, torch.bfloat16)
 }
@@ -604,16 +562,16 @@ def odd_llama(**changed):
 def test_the_kernels_know_every_shape(changed, tokens):
     model = odd_llama(**changed)
     sequence = [3 + place * 7 % 50 for place in range(tokens + 21)]
-    runtime = quick(model, "cpp")
+    runtime = compiled(model)
     runtime.forward(sequence[:21])
     torch.testing.assert_close(
-        runtime.forward(sequence[21:]), fresh(model, sequence)[21:], atol=2e-4, rtol=1e-4
+        runtime.forward(sequence[21:]), own_logits(model, sequence)[21:], atol=2e-4, rtol=1e-4
     )
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
 def test_the_kernels_give_the_same_bits_with_any_number_of_threads(threads):
-    runtime, before = quick(odd_llama(), "cpp"), torch.get_num_threads()
+    runtime, before = compiled(odd_llama()), torch.get_num_threads()
     expected = runtime.forward(list(range(3, 30)))
     torch.set_num_threads(threads)
     try:

@@ -3,10 +3,8 @@ alone and beside torch. Skipped where llama-cpp-python is not installed."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -15,6 +13,7 @@ from hypothesis import strategies as st
 from draftrank.building.export.gguf import write_gguf
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.catalog.sources.base import FetchContext
+from draftrank.catalog.sources.local import LocalSource
 from draftrank.catalog.target import Target
 from draftrank.engine.backends.llama_cpp import runtime as module
 from draftrank.engine.backends.llama_cpp.runtime import BATCH, LlamaCppRuntime
@@ -32,9 +31,10 @@ from draftrank.measure.cost.latency import measure_latencies
 from draftrank.models.loading import load_model
 from draftrank.models.target_folder import ensure_target
 from examples import examples
-from gguf_files import VOCABULARY, small_gguf_model, write_llama_file, write_target_file
-from models import small_model, small_tokenizer
+from gguf_files import VOCABULARY, llama3_divisors, small_gguf_model, write_llama_file, write_target_file
+from models import own_logits, small_model, small_tokenizer, sometimes_alike
 from proposers import Steps, check_fresh
+from runtimes import check_rollbacks
 
 pytest.importorskip(
     "llama_cpp", reason="llama-cpp-python is not installed (pip install 'draftrank[llama-cpp]')"
@@ -72,37 +72,26 @@ def opened(written, architecture="llama", **which):
     return LlamaCppRuntime(written(architecture, **which)[1], threads=1, attention="fp32")
 
 
-def expected_logits(model, sequence):
-    with torch.inference_mode():
-        return model(torch.tensor([sequence]), use_cache=False).logits[0]
+def opened_of(model, folder, architecture="llama"):
+    """A model in a file of its own, as llama.cpp opens it."""
+    described = write_target_file(folder / "target.gguf", architecture, 30)
+    write_gguf(model, described, "draft", folder / "draft.gguf", "f32")
+    return LlamaCppRuntime(folder / "draft.gguf", threads=1, attention="fp32")
 
 
 @pytest.mark.parametrize("architecture", LAYERS)
 @examples(15)
 @given(moves=st.lists(st.tuples(tokens, st.integers(0, 12)), min_size=1, max_size=6))
 def test_rolled_back_caches_equal_fresh_ones(written, architecture, moves):
-    model, _ = written(architecture)
-    runtime = opened(written, architecture)
-    held: list[int] = []
-    for fed, forgotten in moves:
-        logits = runtime.forward(fed)
-        held += fed
-        assert (logits.shape, logits.dtype) == ((len(fed), VOCABULARY), torch.float32)
-        expected = expected_logits(model, held)[-len(fed) :]
-        torch.testing.assert_close(logits, expected, atol=TOLERANCE[architecture], rtol=1e-3)
-        forgotten = min(forgotten, len(held))
-        runtime.rollback(forgotten)
-        held = held[: len(held) - forgotten]
-        assert runtime.length == len(held)
+    runtime, model = opened(written, architecture), written(architecture)[0]
+    check_rollbacks(runtime, model, moves, TOLERANCE[architecture], 1e-3)
 
 
 def test_the_last_rows_are_kept_also_of_feeds_longer_than_a_batch(tmp_path):
     sequence = [3 + place % 60 for place in range(BATCH + 40)]
-    described = write_target_file(tmp_path / "target.gguf", "llama", 30)
     model = small_gguf_model("llama", 1, max_position_embeddings=1024)
-    write_gguf(model, described, "long", tmp_path / "long.gguf", "f32")
-    runtime = LlamaCppRuntime(tmp_path / "long.gguf", threads=1, attention="fp32")
-    expected = expected_logits(model, sequence)
+    runtime = opened_of(model, tmp_path)
+    expected = own_logits(model, sequence)
     torch.testing.assert_close(runtime.forward(sequence, keep=2), expected[-2:], atol=1e-3, rtol=1e-3)
     runtime.reset()
     torch.testing.assert_close(runtime.forward(sequence), expected, atol=1e-3, rtol=1e-3)
@@ -111,16 +100,11 @@ def test_the_last_rows_are_kept_also_of_feeds_longer_than_a_batch(tmp_path):
 
 
 PLAIN = {"rope_type": "default", "rope_theta": 10_000.0}
+YARN = {**PLAIN, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 STRETCHED = {
     "linear": {**PLAIN, "rope_type": "linear", "factor": 4.0},
-    "yarn": {**PLAIN, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
-    "yarn, attention told": {
-        **PLAIN,
-        "rope_type": "yarn",
-        "factor": 4.0,
-        "original_max_position_embeddings": 32,
-        "attention_factor": 0.8,
-    },
+    "yarn": YARN,
+    "yarn, attention told": {**YARN, "attention_factor": 0.8},
     "llama3": {
         **PLAIN,
         "rope_type": "llama3",
@@ -134,14 +118,10 @@ STRETCHED = {
 
 @pytest.mark.parametrize("kind", STRETCHED)
 def test_rope_scaling_is_llama_cpps_too_past_the_original_window(tmp_path, kind):
-    described = write_target_file(tmp_path / "target.gguf", "llama", 30)
     model = small_gguf_model("llama", 2, rope_parameters=STRETCHED[kind])
-    write_gguf(model, described, "draft", tmp_path / "draft.gguf", "f32")
-    runtime = LlamaCppRuntime(tmp_path / "draft.gguf", threads=1, attention="fp32")
+    runtime = opened_of(model, tmp_path)
     sequence = [3 + 7 * place % 60 for place in range(120)]
-    torch.testing.assert_close(
-        runtime.forward(sequence), expected_logits(model, sequence), atol=1e-3, rtol=1e-3
-    )
+    torch.testing.assert_close(runtime.forward(sequence), own_logits(model, sequence), atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -165,29 +145,18 @@ def test_a_converted_target_is_the_model_that_llama_cpp_runs(tmp_path, stated):
     """Of one file: what it states of RoPE is read by llama.cpp itself."""
     tensors = {}
     if stated == "rope_freqs.weight":
-        plain = 500_000.0 ** -(np.arange(0, 8, 2) / 8)
-        smooth = np.clip((8192 * plain / (2 * np.pi) - 1) / 3, 0, 1)
-        tensors = {stated: (1 / ((1 - smooth) / 32 + smooth)).astype(np.float32)}
+        tensors = {stated: llama3_divisors(8, 500_000.0, 32, 8192)}
         stated = {"rope.freq_base": 500_000.0}
     tokenizer = small_tokenizer("{{ messages }}")
     model = small_model("llama", vocabulary=len(tokenizer))
     write_llama_file(tmp_path / "tiny.gguf", model, tokenizer, stated=stated, tensors=tensors)
-    target = Target.model_validate_json(
-        json.dumps(
-            {
-                "schema_version": 1,
-                "id": "tiny",
-                "title": "Tiny",
-                "licence": "MIT",
-                "source": {"kind": "local", "path": "tiny.gguf"},
-            }
-        )
-    )
+    source = LocalSource(kind="local", path="tiny.gguf")
+    target = Target(schema_version=1, id="tiny", title="Tiny", licence="MIT", source=source)
     folder = ensure_target(target, FetchContext(tmp_path / "cache", (tmp_path,)))
     converted = load_model(folder.path, "fp32", "cpu")
     runtime = LlamaCppRuntime(tmp_path / "tiny.gguf", threads=1, attention="fp32")
     sequence = [3 + 7 * place % 200 for place in range(200)]
-    expected = expected_logits(converted, sequence)
+    expected = own_logits(converted, sequence)
     torch.testing.assert_close(runtime.forward(sequence), expected, atol=2e-3, rtol=1e-3)
 
 
@@ -208,12 +177,10 @@ def test_a_converted_target_is_the_model_that_llama_cpp_runs(tmp_path, stated):
 )
 def test_constants_of_gemma_are_llama_cpps_too(tmp_path, more):
     """The file takes none of them from the target's, which states others."""
-    described = write_target_file(tmp_path / "target.gguf", "gemma3", 30)
     model = small_gguf_model("gemma3", 6, **more)
-    write_gguf(model, described, "draft", tmp_path / "draft.gguf", "f32")
-    runtime = LlamaCppRuntime(tmp_path / "draft.gguf", threads=1, attention="fp32")
+    runtime = opened_of(model, tmp_path, "gemma3")
     sequence = [3 + 7 * place % 60 for place in range(120)]
-    expected = expected_logits(model, sequence)
+    expected = own_logits(model, sequence)
     torch.testing.assert_close(runtime.forward(sequence), expected, atol=TOLERANCE["gemma3"], rtol=1e-3)
 
 
@@ -223,17 +190,15 @@ def test_room_that_grows_keeps_what_is_held(written):
     runtime.forward([5, 6, 7])
     runtime.reserve(4 * runtime._room)
     logits = runtime.forward([8, 9])
-    torch.testing.assert_close(logits, expected_logits(model, [5, 6, 7, 8, 9])[-2:], atol=2e-4, rtol=1e-3)
+    torch.testing.assert_close(logits, own_logits(model, [5, 6, 7, 8, 9])[-2:], atol=2e-4, rtol=1e-3)
     runtime.reset()
     assert runtime.length == 0
-    torch.testing.assert_close(runtime.forward([9, 4]), expected_logits(model, [9, 4]), atol=2e-4, rtol=1e-3)
+    torch.testing.assert_close(runtime.forward([9, 4]), own_logits(model, [9, 4]), atol=2e-4, rtol=1e-3)
 
 
 def proposers(written):
     """Drafts in llama.cpp and in torch."""
-    near = small_gguf_model("llama", 2)
-    head = near.get_output_embeddings().weight
-    head.data = head.data + 0.15 * head.data.flip(0)
+    near = sometimes_alike(small_gguf_model("llama", 2))
     return {
         "equal": ModelProposer(opened(written)),
         "stranger": ModelProposer(opened(written, seed=9, layers=1), Drafting(0.3)),
@@ -301,7 +266,7 @@ def test_a_file_with_other_rows_than_the_target_says_and_reads_what_both_have(wr
     found = draft.forward([7, unread, 9])
     assert found.shape == (3, rows)
     assert found[:, known:].eq(-torch.inf).all()
-    expected = expected_logits(model, [7, 0 if rows > VOCABULARY else 5, 9])[:, :known]
+    expected = own_logits(model, [7, 0 if rows > VOCABULARY else 5, 9])[:, :known]
     torch.testing.assert_close(found[:, :known], expected, atol=TOLERANCE["llama"], rtol=1e-3)
     for mode in (DecodingMode(), DecodingMode(temperature=1.0)):
         request = Request((7, unread, 9), 24, mode=mode)

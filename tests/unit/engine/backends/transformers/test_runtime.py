@@ -10,32 +10,18 @@ from hypothesis import strategies as st
 from draftrank.engine.backends.transformers.attention import LIBRARY, NAME
 from draftrank.engine.backends.transformers.runtime import TransformersRuntime, padded_rows
 from examples import examples
-from models import ARCHITECTURES, small_model
+from models import ARCHITECTURES, own_logits, small_model
+from runtimes import check_rollbacks
 
 MODELS = {name: small_model(name) for name in ARCHITECTURES}
 tokens = st.lists(st.integers(3, 60), min_size=1, max_size=12)
-
-
-def fresh_logits(name: str, sequence: list[int]) -> torch.Tensor:
-    with torch.inference_mode():
-        return MODELS[name](torch.tensor([sequence]), use_cache=False).logits[0]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @examples(25)
 @given(moves=st.lists(st.tuples(tokens, st.integers(0, 12)), min_size=1, max_size=6))
 def test_rolled_back_caches_equal_fresh_ones(name, moves):
-    runtime = TransformersRuntime(MODELS[name])
-    held: list[int] = []
-    for fed, forgotten in moves:
-        logits = runtime.forward(fed)
-        held += fed
-        assert logits.shape == (len(fed), 61)
-        torch.testing.assert_close(logits, fresh_logits(name, held)[-len(fed) :], atol=2e-4, rtol=1e-4)
-        forgotten = min(forgotten, len(held))
-        runtime.rollback(forgotten)
-        held = held[: len(held) - forgotten]
-        assert runtime.length == len(held)
+    check_rollbacks(TransformersRuntime(MODELS[name]), MODELS[name], moves)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -43,7 +29,7 @@ def test_keep_returns_the_last_rows(name):
     runtime = TransformersRuntime(MODELS[name])
     sequence = list(range(3, 20))
     kept = runtime.forward(sequence, keep=2)
-    torch.testing.assert_close(kept, fresh_logits(name, sequence)[-2:], atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(kept, own_logits(MODELS[name], sequence)[-2:], atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -94,7 +80,7 @@ def test_reserving_keeps_what_is_held(name):
     runtime.forward([5, 6, 7])
     runtime.reserve(64)
     logits = runtime.forward([8, 9])
-    torch.testing.assert_close(logits, fresh_logits(name, [5, 6, 7, 8, 9])[-2:], atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(logits, own_logits(MODELS[name], [5, 6, 7, 8, 9])[-2:], atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -103,7 +89,9 @@ def test_reset_forgets_everything(name):
     runtime.forward([5, 6, 7])
     runtime.reset()
     assert runtime.length == 0
-    torch.testing.assert_close(runtime.forward([9, 4]), fresh_logits(name, [9, 4]), atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        runtime.forward([9, 4]), own_logits(MODELS[name], [9, 4]), atol=2e-4, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -117,7 +105,7 @@ def test_first_layers_share_cache_with_the_full_model(name):
     torch.testing.assert_close(view.forward([8, 9]), expected, atol=2e-4, rtol=1e-4)
     view.rollback(2)
     torch.testing.assert_close(
-        runtime.forward([8, 9]), fresh_logits(name, [5, 6, 7, 8, 9])[-2:], atol=2e-4, rtol=1e-4
+        runtime.forward([8, 9]), own_logits(MODELS[name], [5, 6, 7, 8, 9])[-2:], atol=2e-4, rtol=1e-4
     )
 
 

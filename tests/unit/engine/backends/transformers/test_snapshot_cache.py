@@ -15,7 +15,7 @@ from draftrank.engine.proposers.candidates import branching_of
 from draftrank.engine.proposers.early_exit import EarlyExitDraft
 from draftrank.errors import IncompatibleDraftError
 from examples import examples
-from models import small_model
+from models import own_logits, small_model
 from proposers import ScriptedProposer
 
 SAMPLE = ("deepseek_v4", "falcon_h1", "jamba", "lfm2", "mamba2")
@@ -25,11 +25,6 @@ RUNTIMES = {name: open_runtime(model, "transformers") for name, model in MODELS.
 
 tokens = st.lists(st.integers(3, 60), min_size=1, max_size=6)
 steps = st.lists(st.tuples(tokens, st.integers(0, 7), st.booleans()), min_size=1, max_size=5)
-
-
-def own_logits(name, text):
-    with torch.inference_mode():
-        return MODELS[name](torch.tensor([text]), use_cache=False).logits[0]
 
 
 @pytest.mark.parametrize("name", SAMPLE)
@@ -45,7 +40,7 @@ def test_what_was_taken_back_was_never_read(name, prompt, steps):
     for read, back, commits in steps:
         found = runtime.forward(read)
         text += read
-        torch.testing.assert_close(found, own_logits(name, text)[-len(read) :], atol=2e-4, rtol=1e-3)
+        torch.testing.assert_close(found, own_logits(MODELS[name], text)[-len(read) :], atol=2e-4, rtol=1e-3)
         back = min(back, len(read) if commits else len(text) - 1)
         if commits:
             runtime.commit(len(text) - len(read), range(len(read) - back))
@@ -54,7 +49,7 @@ def test_what_was_taken_back_was_never_read(name, prompt, steps):
         del text[len(text) - back :]
         assert runtime.length == len(text)
     torch.testing.assert_close(
-        runtime.forward([9, 8]), own_logits(name, [*text, 9, 8])[-2:], atol=2e-4, rtol=1e-3
+        runtime.forward([9, 8]), own_logits(MODELS[name], [*text, 9, 8])[-2:], atol=2e-4, rtol=1e-3
     )
 
 

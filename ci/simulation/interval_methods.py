@@ -10,16 +10,20 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from draftrank.measure.statistics.log_ratio import CONFIDENCE, LogRatio, PromptSums, jackknife, mean_of
-from draftrank.measure.statistics.student import t_quantile
+from draftrank.measure.statistics.log_ratio import (
+    CONFIDENCE,
+    Floats,
+    LogRatio,
+    PromptSums,
+    jackknife,
+    mean_of,
+    t_quantile,
+)
 
 RESAMPLES = 400
 """Bootstrap draws per session: enough to compare methods over many sessions."""
 _NORMAL_95 = 1.959964
-
-Floats = NDArray[np.float64]
 
 
 class Ends(NamedTuple):
@@ -61,8 +65,7 @@ def ratios_bootstrap(tasks: Sequence[PromptSums], generator: np.random.Generator
     draws = []
     for sums in tasks:
         logs = _paired_logs(sums)
-        counts = _counts(len(logs), generator)
-        draws.append(counts @ logs / (len(logs) - 1))
+        draws.append(counts_of(len(logs), generator) @ logs / (len(logs) - 1))
     return _percentiles(draws)
 
 
@@ -92,10 +95,11 @@ def _known(found: LogRatio | None) -> LogRatio:
 
 def _around(tasks: Sequence[LogRatio]) -> Intervals:
     overall = mean_of(tasks)
-    return Intervals(_ends(overall), tuple(map(_ends, tasks)))
+    return Intervals(ends_of(overall), tuple(map(ends_of, tasks)))
 
 
-def _ends(ratio: LogRatio) -> Ends:
+def ends_of(ratio: LogRatio) -> Ends:
+    """The interval of a log ratio."""
     reach = ratio.reach()
     return Ends(ratio.value - reach, ratio.value + reach)
 
@@ -107,23 +111,24 @@ def _stretched(ends: Ends, error: LogRatio) -> Ends:
     )
 
 
-def _counts(prompts: int, generator: np.random.Generator) -> Floats:
+def counts_of(prompts: int, generator: np.random.Generator) -> Floats:
+    """How often each prompt is drawn, (draws, prompts), of n−1 with replacement."""
     drawn = generator.multinomial(prompts - 1, np.full(prompts, 1 / prompts), size=RESAMPLES)
     return drawn.astype(np.float64)
 
 
 def _draws(sums: PromptSums, generator: np.random.Generator) -> Floats:
-    logs = np.log(_counts(len(sums), generator) @ sums)
-    found: Floats = logs[:, 0] - logs[:, 1] - logs[:, 2] + logs[:, 3]
-    return found
+    return _paired_logs(counts_of(len(sums), generator) @ sums)
 
 
 def _percentiles(draws: Sequence[Floats]) -> Intervals:
-    def ends(of: Floats) -> Ends:
-        tail = 100 * (1 - CONFIDENCE) / 2
-        return Ends(*map(float, np.percentile(of, [tail, 100 - tail])))
+    return Intervals(percentiles(np.mean(draws, axis=0)), tuple(map(percentiles, draws)))
 
-    return Intervals(ends(np.mean(draws, axis=0)), tuple(map(ends, draws)))
+
+def percentiles(draws: Floats) -> Ends:
+    """The interval that holds the middle 95 % of draws."""
+    tail = 100 * (1 - CONFIDENCE) / 2
+    return Ends(*map(float, np.percentile(draws, [tail, 100 - tail])))
 
 
 def _paired_logs(sums: PromptSums) -> Floats:

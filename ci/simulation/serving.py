@@ -4,7 +4,7 @@ The model, on the logarithmic scale, of the throughput of arm a in a block of on
 
     log speedup of a − drift at that moment − lasting noise at that moment − noise of the round
 
-Drift and lasting noise are those of `simulation`, over the rounds in the order in which they are measured. A round takes
+Drift and lasting noise are those of `sessions`, over the rounds in the order in which they are measured. A round takes
 minutes, so that a session has few, and the machine's drift (a line and a wave of up to three periods) is as fast as a
 pattern of arms that repeats with every second block.
 """
@@ -17,19 +17,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from draftrank.measure.gates.verdict import differs, spreads
 from draftrank.measure.records import BASELINE, CONTROL
 from draftrank.measure.sessions.schedule import round_order
-from draftrank.measure.statistics.estimates import Interval
-from draftrank.measure.statistics.log_ratio import CONFIDENCE, LogRatio
+from draftrank.measure.statistics.log_ratio import Floats, LogRatio
 from draftrank.measure.statistics.serving import latency_of, mean_log_ratio
-from draftrank.measure.validation.coverage import Coverage, Share, holds
-from draftrank.measure.validation.interval_methods import RESAMPLES, Ends
-from draftrank.measure.validation.simulation import moments
+from simulation.coverage import Coverage, Share
+from simulation.interval_methods import Ends, counts_of, ends_of, percentiles
+from simulation.sessions import moments
 
-Floats = NDArray[np.float64]
 Order = Literal["drawn", "ABBA"]
 
 
@@ -103,10 +99,7 @@ def paired_t(rounds: SimulatedRounds, arm: int, generator: np.random.Generator) 
 def paired_bootstrap(rounds: SimulatedRounds, arm: int, generator: np.random.Generator) -> Ends:
     """Percentiles of that mean over n−1 of n blocks drawn with replacement."""
     apart = rounds.logs[:, arm] - rounds.logs[:, 0]
-    blocks = len(apart)
-    drawn = generator.multinomial(blocks - 1, np.full(blocks, 1 / blocks), size=RESAMPLES) @ apart
-    tail = 100 * (1 - CONFIDENCE) / 2
-    return Ends(*map(float, np.percentile(drawn / (blocks - 1), [tail, 100 - tail])))
+    return percentiles(counts_of(len(apart), generator) @ apart / (len(apart) - 1))
 
 
 def unpaired_t(rounds: SimulatedRounds, arm: int, generator: np.random.Generator) -> Ends:  # noqa: ARG001
@@ -114,7 +107,7 @@ def unpaired_t(rounds: SimulatedRounds, arm: int, generator: np.random.Generator
     own, other = rounds.logs[:, arm], rounds.logs[:, 0]
     parts = [float(logs.var(ddof=1)) / len(logs) for logs in (own, other)]
     freedom = sum(parts) ** 2 / sum(part**2 / (len(own) - 1) for part in parts)
-    return _ends(LogRatio(float(own.mean() - other.mean()), math.sqrt(sum(parts)), freedom))
+    return ends_of(LogRatio(float(own.mean() - other.mean()), math.sqrt(sum(parts)), freedom))
 
 
 def joint_fit(rounds: SimulatedRounds, arm: int, generator: np.random.Generator) -> Ends:  # noqa: ARG001
@@ -131,7 +124,7 @@ def joint_fit(rounds: SimulatedRounds, arm: int, generator: np.random.Generator)
     freedom = blocks * arms - design.shape[1]
     left = float(np.sum((rounds.logs.ravel() - design @ fitted) ** 2)) / freedom
     error = math.sqrt(left * float(np.sum(inverse[arm - 1] ** 2)))
-    return _ends(LogRatio(float(fitted[arm - 1]), error, float(freedom)))
+    return ends_of(LogRatio(float(fitted[arm - 1]), error, float(freedom)))
 
 
 SERVING_METHODS: dict[str, Method] = {
@@ -152,12 +145,7 @@ def cover_serving(
         rounds = draw_rounds(scenario, f"{seed}/{session}", generator)
         for name, method in methods.items():
             draft, twin = (method(rounds, arm, generator) for arm in (rounds.logs.shape[1] - 1, 1))
-            noise = Interval(math.exp(twin.low), math.exp(twin.high))
-            found[name].overall.add(holds(draft, math.log(scenario.speedup)))
-            found[name].called_different.add(not holds(twin, 0.0))
-            found[name].unstable.add(differs(noise))
-            found[name].noisy.add(spreads(noise))
-            found[name].half_widths.append((draft.high - draft.low) / 2)
+            found[name].add(draft, math.log(scenario.speedup), twin)
     return found
 
 
@@ -190,8 +178,3 @@ def cover_latencies(rounds: int, requests: int, sessions: int, seed: int) -> Lat
         ):
             share.add(estimate.interval is not None and estimate.interval.contains(float(value)))
     return found
-
-
-def _ends(ratio: LogRatio) -> Ends:
-    reach = ratio.reach()
-    return Ends(ratio.value - reach, ratio.value + reach)

@@ -8,9 +8,9 @@ import pytest
 from builders import trial
 from draftrank.measure.records import BASELINE, CONTROL
 from draftrank.measure.statistics.estimates import compare_speed
-from draftrank.measure.validation.coverage import cover_methods, cover_stopping, speedup_after
-from draftrank.measure.validation.interval_methods import METHODS
-from draftrank.measure.validation.simulation import Scenario, draw_session, truth
+from simulation.coverage import cover_methods, cover_stopping, speedup_after
+from simulation.interval_methods import METHODS
+from simulation.sessions import Scenario, draw_session, truth
 
 QUICK = (3, 3, 3, 2)
 

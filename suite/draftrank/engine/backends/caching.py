@@ -1,4 +1,4 @@
-"""Hidden states that a runtime keeps for drafts that read them."""
+"""What runtimes have in common that keep keys and values in a cache of ours, and hidden states for drafts that read them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from draftrank.engine.backends.base import Runtime
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from draftrank.engine.backends.kv_cache import RollbackCache
+    from draftrank.engine.backends.transformers.snapshot_cache import SnapshotCache
 
 FINAL = -1
 """In the place of a layer's number: the states after the final norm."""
@@ -49,3 +54,31 @@ class KeptStates:
         found = [self.by_layer[layer] for layer in (*layers, FINAL)]
         states = found[0] if len(found) == 1 else torch.cat(found, -1)
         return states[: self.count] if self._path is None else states[self._path]
+
+
+class CachingRuntime(Runtime):
+    """A runtime whose sequence is that of its cache."""
+
+    _cache: RollbackCache | SnapshotCache
+    _states: KeptStates
+
+    @property
+    def length(self) -> int:
+        """See `Runtime.length`."""
+        return self._cache.length
+
+    def reserve(self, tokens: int) -> None:
+        """See `Runtime.reserve`."""
+        self._cache.reserve(tokens)
+
+    def rollback(self, count: int) -> None:
+        """See `Runtime.rollback`."""
+        self._cache.rollback(count)
+
+    def reset(self) -> None:
+        """See `Runtime.reset`."""
+        self._cache.reset()
+
+    def hidden_states(self, layers: Sequence[int] = ()) -> Tensor:
+        """See `Runtime.hidden_states`."""
+        return self._states.read(layers)

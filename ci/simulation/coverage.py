@@ -17,8 +17,8 @@ from draftrank.measure.statistics.log_ratio import LogRatio, jackknife, mean_of,
 from draftrank.measure.statistics.ranking_evidence import stand_by
 from draftrank.measure.statistics.step_cost import MACHINE_SPREAD, between_machines
 from draftrank.measure.statistics.stopping import ArmPrecision, precise_enough
-from draftrank.measure.validation.interval_methods import METHODS, Ends, Method
-from draftrank.measure.validation.simulation import Scenario, SimulatedSession, draw_session, truth
+from simulation.interval_methods import METHODS, Ends, Method
+from simulation.sessions import Scenario, SimulatedSession, draw_session, truth
 
 
 @dataclass(slots=True)
@@ -58,6 +58,16 @@ class Coverage:
     noise_half_widths: list[float] = field(default_factory=list)
     """Of the A/A intervals."""
 
+    def add(self, draft: Ends, true: float, control: Ends) -> None:
+        """Counts a session: the intervals of the draft's log speedup and of A/A."""
+        self.overall.add(holds(draft, true))
+        self.called_different.add(not holds(control, 0.0))
+        noise = Interval(*map(math.exp, control))
+        self.unstable.add(differs(noise))
+        self.noisy.add(spreads(noise))
+        self.half_widths.append((draft.high - draft.low) / 2)
+        self.noise_half_widths.append((control.high - control.low) / 2)
+
 
 def cover_methods(
     scenario: Scenario, sessions: int, seed: int, methods: Mapping[str, Method] = METHODS
@@ -71,15 +81,8 @@ def cover_methods(
         draft, control = (list(session.sums(BASELINE, arm).values()) for arm in ("d0", CONTROL))
         for name, method in methods.items():
             of_draft, of_control = method(draft, generator), method(control, generator)
-            row = found[name]
-            row.overall.add(holds(of_draft.overall, _mean(true)))
-            row.tasks.add(float(np.mean([*map(holds, of_draft.tasks, true.values())])))
-            row.called_different.add(not holds(of_control.overall, 0.0))
-            noise = Interval(*map(math.exp, of_control.overall))
-            row.unstable.add(differs(noise))
-            row.noisy.add(spreads(noise))
-            row.noise_half_widths.append((of_control.overall.high - of_control.overall.low) / 2)
-            row.half_widths.append((of_draft.overall.high - of_draft.overall.low) / 2)
+            found[name].add(of_draft.overall, _mean(true), of_control.overall)
+            found[name].tasks.add(float(np.mean([*map(holds, of_draft.tasks, true.values())])))
     return found
 
 

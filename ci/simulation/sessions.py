@@ -29,9 +29,7 @@ from numpy.typing import NDArray
 
 from draftrank.measure.records import BASELINE, CONTROL, SessionTask
 from draftrank.measure.sessions.schedule import schedule
-from draftrank.measure.statistics.log_ratio import PromptSums
-
-Floats = NDArray[np.float64]
+from draftrank.measure.statistics.log_ratio import Floats, PromptSums
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from draftrank.measure.validation.serving import (
+from simulation.serving import (
     SERVING_METHODS,
     ServingScenario,
     cover_latencies,
