@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from draftrank.measure.records import step_kinds
+
 _ALONE = {
     "ngram": "n-gram",
     "suffix": "suffix decoding",
@@ -40,10 +42,10 @@ def proposer_of(recipe: Mapping[str, Any], techniques: Sequence[str]) -> str:
         if kind in _ALONE:
             return _ALONE[kind]
         if kind in _MODELS:
-            return _model(draft)
+            return _model(recipe)
         if kind in _CASCADES:
             first = _ALONE["ngram" if draft.get("min_probability") is None else "suffix"]
-            return f"{first} + {_model(draft)}"
+            return f"{first} + {_model(recipe)}"
     return " + ".join(map(technique_in_words, techniques)) or "unknown"
 
 
@@ -52,10 +54,8 @@ def technique_in_words(technique: str) -> str:
     return _TECHNIQUES.get(technique, technique)
 
 
-def _model(draft: Mapping[str, Any]) -> str:
-    steps = draft.get("steps")
-    listed = steps if isinstance(steps, list | tuple) else ()
-    kinds = [step.get("kind") for step in listed if isinstance(step, Mapping)]
+def _model(recipe: Mapping[str, Any]) -> str:
+    kinds = step_kinds(recipe)
     if "eagle_head" in kinds:
         return _ALONE["eagle"]
     if any(head in kinds for head in _OWN_HEADS):

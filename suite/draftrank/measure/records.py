@@ -7,7 +7,7 @@ store and the result bundles unchanged, so they hold plain values only.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
@@ -175,13 +175,13 @@ class DraftBuild(Record):
     itself, kept `hashes` of it, or `nothing`, at least for a part of it. None for a draft made without text, and in
     sessions of older versions."""
 
-    @property
-    def step_kinds(self) -> tuple[str, ...]:
-        """Kinds of its recipe's steps, in order; empty where the recipe has none."""
-        draft = self.recipe.get("draft")
-        steps = draft.get("steps") if isinstance(draft, dict) else None
-        listed = steps if isinstance(steps, list | tuple) else ()
-        return tuple(str(step.get("kind")) for step in listed if isinstance(step, dict))
+
+def step_kinds(recipe: Mapping[str, Any]) -> tuple[str, ...]:
+    """Kinds of a recorded recipe's steps, in order; empty where it has none."""
+    draft = recipe.get("draft")
+    steps = draft.get("steps") if isinstance(draft, Mapping) else None
+    listed = steps if isinstance(steps, list | tuple) else ()
+    return tuple(str(step.get("kind")) for step in listed if isinstance(step, Mapping))
 
 
 class Arm(Record):

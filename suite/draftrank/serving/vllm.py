@@ -121,8 +121,8 @@ class Vllm(Engine):
             "VLLM_CPU_NUM_OF_RESERVED_CPU": str(reserved),
             # Its n-gram lookup calls numba, whose OpenMP layer leaves the forwards behind it with a single thread.
             "NUMBA_THREADING_LAYER": "workqueue",
-            # torch then asks for huge pages: in small ones two servers that are alike differ by some percent for as long as
-            # they live, by where their pages happen to lie.
+            # torch then asks for huge pages: in small ones two servers that are alike can differ by some percent for as long
+            # as they live, by where their pages happen to lie.
             "THP_MEM_ALLOC_ENABLE": "1",
         }
         return Launch(tuple(command), {**environment, **served.environment})

@@ -24,6 +24,7 @@ from draftrank.measure.gates.plausibility import (
     unplanned,
 )
 from draftrank.measure.machine.disturbance import Kind
+from draftrank.measure.records import step_kinds
 from draftrank.measure.statistics.estimates import Interval
 from draftrank.measure.statistics.log_ratio import MIN_PROMPTS
 from draftrank.measure.summaries.summary import ArmSummary, SessionSummary
@@ -139,7 +140,7 @@ def _retired_step(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     a rank; boards of earlier minor versions keep theirs, since they are archived as a whole."""
     if arm.arm.draft is None or minor_of(summary.session.draftrank_version) != minor_of(__version__):
         return None
-    gone = [kind for kind in arm.arm.draft.step_kinds if kind not in kinds.STEPS]
+    gone = [kind for kind in step_kinds(arm.arm.draft.recipe) if kind not in kinds.STEPS]
     return {"step": ", ".join(gone)} if gone else None
 
 

@@ -10,10 +10,12 @@ WHOLE = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def columns(kind: sa.types.TypeEngine[Any], *names: str, nullable: bool = False) -> list[sa.Column[Any]]:
+    """Columns of one type."""
     return [sa.Column(name, kind, nullable=nullable) for name in names]
 
 
 def key() -> sa.Column[Any]:
+    """A table's own key."""
     return sa.Column("key", WHOLE, primary_key=True)
 
 
