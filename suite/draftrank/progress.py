@@ -33,13 +33,12 @@ class _SilentStage:
         return None
 
 
-class SilentProgress:
+class SilentProgress(Progress):
     """Reports nothing; the library's default."""
 
     @contextmanager
     def stage(self, label: str, total: float | None = None) -> Iterator[Stage]:
-        """See `Progress.stage`."""
         yield _SilentStage()
 
     def message(self, text: str) -> None:
-        """See `Progress.message`."""
+        return None

@@ -368,7 +368,6 @@ class _WorkspaceReferences:
         return replace(self, target=self.workspace._target_of(path))
 
     def corpus(self, name: str) -> SelfGenerated:
-        """See `References.corpus`."""
         if (self.target, name) not in self.read:
             self.read[self.target, name] = self._read_corpus(name)
         return self.read[self.target, name]
@@ -398,7 +397,6 @@ class _WorkspaceReferences:
             ) from error
 
     def source_of_target(self, name: str) -> SourceBase:
-        """See `References.source_of_target`."""
         known = self.workspace._targets()
         if name not in known:
             raise ValueError(
@@ -413,7 +411,6 @@ class _WorkspaceReferences:
             ) from error
 
     def lines(self, path: str) -> tuple[str, ...]:
-        """See `References.lines`."""
         from draftrank.catalog.yaml_file import MAX_BYTES
 
         root = self.workspace.root

@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from draftrank.errors import DraftrankError, InvalidInputError, Problem
+from draftrank.progress import Progress as AnyProgress
 from draftrank.progress import Stage
 
 
@@ -107,13 +108,12 @@ def print_head(target: str, facts: Iterable[str], archived: str | None = None) -
         out.print(Text(told, "yellow"))
 
 
-class _Stage:
+class _Stage(Stage):
     def __init__(self, bars: Progress, task: TaskID, label: str, plain: bool) -> None:
         self._bars, self._task, self._label, self._plain = bars, task, label, plain
         self._told = 0.0
 
     def advance(self, amount: float = 1.0, note: str | None = None) -> None:
-        """See `progress.Stage.advance`."""
         self._bars.update(self._task, advance=amount)
         if note is not None:
             self._bars.update(self._task, note=note)
@@ -138,8 +138,8 @@ class _Stage:
         )
 
 
-class ConsoleProgress:
-    """Draws `progress.Progress` as live bars on a terminal, as occasional lines elsewhere."""
+class ConsoleProgress(AnyProgress):
+    """Draws live bars on a terminal, as occasional lines elsewhere."""
 
     def __init__(self) -> None:
         self._bars = Progress(
@@ -165,7 +165,6 @@ class ConsoleProgress:
 
     @contextmanager
     def stage(self, label: str, total: float | None = None) -> Iterator[Stage]:
-        """See `progress.Progress.stage`."""
         task = self._bars.add_task(label, total=total, note="")
         if not err.is_terminal:
             err.print(Text(label))
@@ -175,5 +174,4 @@ class ConsoleProgress:
             self._bars.remove_task(task)
 
     def message(self, text: str) -> None:
-        """See `progress.Progress.message`."""
         err.print(Text(text))

@@ -39,7 +39,6 @@ class ServingMachine(ThisMachine):
         """Processor seconds of the server that has load."""
 
     def counters(self) -> MachineCounters:
-        """See `Source`."""
         found = super().counters()
         return replace(found, own_s=found.own_s + self.server_cpu_s())
 

@@ -51,7 +51,6 @@ class LlamaCpp(Engine):
 
     @classmethod
     def find(cls, root: Path) -> Path | None:
-        """See `Engine.find`."""
         named = os.environ.get(VARIABLE)
         if named:
             return Path(named)
@@ -62,7 +61,6 @@ class LlamaCpp(Engine):
         return Path(command) if command else None
 
     def version(self) -> str:
-        """See `Engine.version`."""
         try:
             told = subprocess.run([self.program, "--version"], capture_output=True, text=True, timeout=60)
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -74,7 +72,6 @@ class LlamaCpp(Engine):
         return f"b{found[1]}"
 
     def launch(self, served: Served, speculation: Speculation | None) -> Launch:
-        """See `Engine.launch`."""
         cache = _CACHE_TYPES[served.dtype]
         command = [
             *(str(self.program), "--model", str(served.model), "--alias", served.name),
@@ -92,11 +89,9 @@ class LlamaCpp(Engine):
         return Launch((*command, *served.flags), served.environment)
 
     def takes_option(self, name: str) -> bool:
-        """See `Engine.takes_option`."""
         return _OPTION.fullmatch(name) is not None
 
     async def served_version(self, client: Client) -> str:
-        """See `Engine.served_version`."""
         told = await client.json("/props")
         found = re.match(r"b(\d+)", str(told.get("build_info", ""))) if isinstance(told, dict) else None
         if found is None:
@@ -104,7 +99,6 @@ class LlamaCpp(Engine):
         return f"b{found[1]}"
 
     async def complete(self, client: Client, request: CompletionRequest) -> Completion:
-        """See `Engine.complete`."""
         began = perf_counter()
         moments: list[float] = []
         tokens: list[int] = []
@@ -149,7 +143,6 @@ class LlamaCpp(Engine):
         )
 
     async def filled(self, client: Client, request: CompletionRequest, completion: Completion) -> Completion:
-        """See `Engine.filled`."""
         came, came_top = list(completion.token_ids), list(completion.top)
         tokens: list[int] = []
         top: list[tuple[tuple[int, float], ...]] = []

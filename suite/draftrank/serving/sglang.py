@@ -44,13 +44,11 @@ class Sglang(Engine):
 
     @classmethod
     def find(cls, root: Path) -> Path | None:
-        """See `Engine.find`."""
         named = os.environ.get(VARIABLE)
         own = own_engines(root) / "sglang" / "bin" / "python"
         return Path(named) if named else own if own.is_file() else None
 
     def version(self) -> str:
-        """See `Engine.version`."""
         try:
             told = subprocess.run(
                 [self.program, "-c", _ASK_VERSION], capture_output=True, text=True, timeout=60
@@ -62,7 +60,6 @@ class Sglang(Engine):
         return told.stdout.strip().partition("+")[0]
 
     def launch(self, served: Served, speculation: Speculation | None) -> Launch:
-        """See `Engine.launch`."""
         command = [
             *(str(self.program), "-m", "sglang.launch_server"),
             *("--model-path", str(served.model), "--served-model-name", served.name),
@@ -77,18 +74,15 @@ class Sglang(Engine):
         return Launch(tuple(command), {"HF_HUB_OFFLINE": "1", **served.environment})
 
     def takes_option(self, name: str) -> bool:
-        """See `Engine.takes_option`."""
         return name in _OPTIONS
 
     async def served_version(self, client: Client) -> str:
-        """See `Engine.served_version`."""
         told = await client.json("/get_server_info")
         if not isinstance(told, dict) or "version" not in told:
             raise ServerError("/get_server_info does not tell a version")
         return str(told["version"]).partition("+")[0]
 
     async def complete(self, client: Client, request: CompletionRequest) -> Completion:
-        """See `Engine.complete`."""
         body: dict[str, Any] = {
             "input_ids": list(request.prompt),
             "sampling_params": {

@@ -68,7 +68,6 @@ class Vllm(Engine):
 
     @classmethod
     def find(cls, root: Path) -> Path | None:
-        """See `Engine.find`."""
         named = os.environ.get(VARIABLE)
         if named:
             return Path(named)
@@ -80,7 +79,6 @@ class Vllm(Engine):
         return beside if beside is not None and beside.is_file() else None
 
     def version(self) -> str:
-        """See `Engine.version`."""
         try:
             told = subprocess.run(
                 [self.program, "-c", _ASK_VERSION], capture_output=True, text=True, timeout=60
@@ -93,7 +91,6 @@ class Vllm(Engine):
         return found[0].partition("+")[0]
 
     def launch(self, served: Served, speculation: Speculation | None) -> Launch:
-        """See `Engine.launch`."""
         command = [
             *(str(self.program), "-m", "vllm.entrypoints.openai.api_server"),
             *("--model", str(served.model), "--served-model-name", served.name),
@@ -128,11 +125,9 @@ class Vllm(Engine):
         return Launch(tuple(command), {**environment, **served.environment})
 
     def takes_option(self, name: str) -> bool:
-        """See `Engine.takes_option`."""
         return name in _OPTIONS
 
     async def served_version(self, client: Client) -> str:
-        """See `Engine.served_version`."""
         told = await client.json("/version")
         try:
             return str(told["version"]).partition("+")[0]
@@ -140,7 +135,6 @@ class Vllm(Engine):
             raise ServerError("/version does not tell a version") from error
 
     async def counters(self, client: Client) -> Counts | None:
-        """See `Engine.counters`."""
         sums: dict[str, float] = {}
         for name, value in _METRIC.findall(await client.text("/metrics")):
             sums[name] = sums.get(name, 0.0) + float(value)
@@ -149,7 +143,6 @@ class Vllm(Engine):
         return Counts(*(int(sums.get(name, 0.0)) for name in ("drafts", "draft_tokens", "accepted_tokens")))
 
     async def complete(self, client: Client, request: CompletionRequest) -> Completion:
-        """See `Engine.complete`."""
         body: dict[str, Any] = {
             **({"model": client.model} if client.model else {}),
             "prompt": list(request.prompt),

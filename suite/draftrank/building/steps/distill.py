@@ -99,7 +99,6 @@ class Distill(StepBase):
         return self
 
     def sentence(self) -> str:
-        """See `StepBase.sentence`."""
         whose = "the target's" if self.teacher == "target" else "the ready-made model's"
         goal = {
             "kl": f"{whose} distribution (KL)",
@@ -111,7 +110,6 @@ class Distill(StepBase):
         return f"distil towards {goal} on {self.data.tokens:,} tokens that the target generated, {times}"
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
-        """See `StepBase.apply`."""
         from draftrank.building.training.distillation import distill
 
         draft.notes["distillation"] = distill(self, draft, context)

@@ -55,7 +55,6 @@ class DropLayers(StepBase):
         return self
 
     def sentence(self) -> str:
-        """See `StepBase.sentence`."""
         if isinstance(self.keep, int):
             how = {
                 "ends": "the first and last ones",
@@ -69,7 +68,6 @@ class DropLayers(StepBase):
         return f"keep layer{'s' if len(self.keep) > 1 else ''} {', '.join(map(str, self.keep))}"
 
     def check(self, draft: WorkingDraft) -> None:
-        """See `StepBase.check`."""
         from draftrank.building.surgery.fitting import require_depth
         from draftrank.building.surgery.layer_selection import named_layers
 
@@ -77,7 +75,6 @@ class DropLayers(StepBase):
         require_depth(draft, self.keep if named is None else named)
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
-        """See `StepBase.apply`."""
         from draftrank.building.surgery.layer_selection import choose_layers
 
         kept = choose_layers(self.keep, self.select, draft, context)

@@ -75,7 +75,6 @@ class EagleHead(HeadFields, StepBase):
     kind: Literal["eagle_head"]
 
     def sentence(self) -> str:
-        """See `StepBase.sentence`."""
         if self.source is not None:
             return f"replace it by the EAGLE-3 head {source_name(self.source)}, which reads the target's hidden states"
         named = self.aux_hidden_states
@@ -87,7 +86,6 @@ class EagleHead(HeadFields, StepBase):
         return f"make it an EAGLE-3 head, which reads the target's {which} beside each token"
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
-        """See `StepBase.apply`."""
         from draftrank.building.surgery.eagle_head import (
             model_of_published,
             new_eagle3_head,

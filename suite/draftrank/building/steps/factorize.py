@@ -32,7 +32,6 @@ class Factorize(StepBase):
     """Matrices of each layer to factorize."""
 
     def sentence(self) -> str:
-        """See `StepBase.sentence`."""
         which = {"all": "all", "attention": "the attention's", "feed_forward": "the feed-forward"}[
             self.matrices
         ]
@@ -40,7 +39,6 @@ class Factorize(StepBase):
         return f"factorize {which} matrices to {self.keep_parameters:.0%} of their parameters{how}"
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
-        """See `StepBase.apply`."""
         from draftrank.building.surgery.low_rank import factorize_layers
         from draftrank.building.text.corpus import calibration_tokens
 
@@ -64,17 +62,14 @@ class FactorizeHead(StepBase):
     """Whether to approximate the logits on the calibration text (true) or the weights (false)."""
 
     def sentence(self) -> str:
-        """See `StepBase.sentence`."""
         return f"factorize the head to rank {self.rank}"
 
     def check(self, draft: WorkingDraft) -> None:
-        """See `StepBase.check`."""
         from draftrank.building.surgery.fitting import require_called_head
 
         require_called_head(draft)
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
-        """See `StepBase.apply`."""
         from draftrank.building.surgery.low_rank import factorize_head
         from draftrank.building.text.corpus import calibration_tokens
 

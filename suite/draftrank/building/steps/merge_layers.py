@@ -28,18 +28,15 @@ class MergeLayers(StepBase):
     """Maximum number of adjacent layers merged into one per round."""
 
     def sentence(self) -> str:
-        """See `StepBase.sentence`."""
         return f"merge layers, up to {self.group} into one, until {self.keep} remain"
 
     def check(self, draft: WorkingDraft) -> None:
-        """See `StepBase.check`."""
         from draftrank.building.surgery.fitting import require_alike, require_depth
 
         require_alike(draft)
         require_depth(draft, self.keep)
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
-        """See `StepBase.apply`."""
         from draftrank.building.surgery.layer_merging import MERGING_SEQUENCES, merge_layers
         from draftrank.building.text.corpus import calibration_tokens
 

@@ -40,11 +40,9 @@ class Pretrained(StepBase):
         return source
 
     def sentence(self) -> str:
-        """See `StepBase.sentence`."""
         return f"replace it by the model {source_name(self.source)}"
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
-        """See `StepBase.apply`."""
         from draftrank.building.origins import take_pretrained
 
         take_pretrained(draft, self.source, context)
@@ -63,11 +61,9 @@ class Random(StepBase):
     """Seed of the architecture's own initialization."""
 
     def sentence(self) -> str:
-        """See `StepBase.sentence`."""
         return f"draw all weights at random (seed {self.seed})"
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
-        """See `StepBase.apply`."""
         from draftrank.building.origins import draw_at_random
 
         draw_at_random(draft, self.seed)

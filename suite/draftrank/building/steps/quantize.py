@@ -64,18 +64,15 @@ class Quantize(StepBase):
 
     @property
     def trait(self) -> Trait | None:
-        """See `StepBase.trait`."""
         return "int8 at load" if self.scheme == "dynamic_int8" else "packed"
 
     def sentence(self) -> str:
-        """See `StepBase.sentence`."""
         gptq = f"to {self.bits or 4} bits by GPTQ, {self.group_size or 64} weights per scale"
         how = _WORDS.get(self.scheme, gptq)
         but = f", except {', '.join(self.keep_precise)}" if self.keep_precise else ""
         return f"quantize its linear layers {how}{but}"
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
-        """See `StepBase.apply`."""
         from draftrank.building.surgery.library_quantization import (
             GPTQ_GROUP,
             Settings,

@@ -56,7 +56,6 @@ class Sparsify(StepBase):
         return int(stay), int(group)
 
     def sentence(self) -> str:
-        """See `StepBase.sentence`."""
         if self.sparsity is not None:
             share = f"{self.sparsity:.0%} of the"
         else:
@@ -66,7 +65,6 @@ class Sparsify(StepBase):
         return f"set {share} weights to zero by {name}"
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
-        """See `StepBase.apply`."""
         from draftrank.building.surgery.sparsity import sparsify
         from draftrank.building.text.corpus import calibration_tokens
         from draftrank.models.forms import SemiStructuredForm

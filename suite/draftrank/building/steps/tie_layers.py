@@ -34,17 +34,14 @@ class TieLayers(StepBase):
     group uses the weights of its first layer."""
 
     def sentence(self) -> str:
-        """See `StepBase.sentence`."""
         return f"share the weights of {self.blocks} layers between all layers"
 
     def check(self, draft: WorkingDraft) -> None:
-        """See `StepBase.check`."""
         from draftrank.building.surgery.fitting import require_alike
 
         require_alike(draft)
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
-        """See `StepBase.apply`."""
         from draftrank.errors import BuildError
         from draftrank.models.forms import TiedLayersForm
 

@@ -36,11 +36,9 @@ class TrimVocabulary(StepBase):
     calibration text."""
 
     def sentence(self) -> str:
-        """See `StepBase.sentence`."""
         return f"trim the head to the {self.keep_tokens:,} most frequent tokens"
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
-        """See `StepBase.apply`."""
         from draftrank.building.surgery.vocabulary_trimming import trim_vocabulary
         from draftrank.building.text.corpus import self_generated_corpus
         from draftrank.models.stop_tokens import read_stop_tokens

@@ -55,19 +55,16 @@ class PruneFfn(WidthStep):
     """Number of channels kept in each layer."""
 
     def sentence(self) -> str:
-        """See `StepBase.sentence`."""
         return (
             f"keep the {self.keep_channels:,} feed-forward channels of each layer with the {self._measure()}"
         )
 
     def check(self, draft: WorkingDraft) -> None:
-        """See `StepBase.check`."""
         from draftrank.building.surgery.fitting import require_channels
 
         require_channels(draft.architecture, draft.model)
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
-        """See `StepBase.apply`."""
         from draftrank.building.surgery.width import prune_feed_forward
 
         prune_feed_forward(draft, self.keep_channels, self.importance, self._text(context))
@@ -93,7 +90,6 @@ class PruneHeads(WidthStep):
         return self
 
     def sentence(self) -> str:
-        """See `StepBase.sentence`."""
         parts = [
             f"{self.keep_groups} query groups per layer" if self.keep_groups else "",
             f"{self.keep_heads_per_group} query heads per group" if self.keep_heads_per_group else "",
@@ -101,13 +97,11 @@ class PruneHeads(WidthStep):
         return f"keep {' and '.join(filter(None, parts))}, those with the {self._measure()}"
 
     def check(self, draft: WorkingDraft) -> None:
-        """See `StepBase.check`."""
         from draftrank.building.surgery.fitting import require_heads
 
         require_heads(draft.architecture, draft.model)
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
-        """See `StepBase.apply`."""
         from draftrank.building.surgery.width import prune_heads
 
         text = self._text(context)
@@ -124,17 +118,14 @@ class PruneHidden(WidthStep):
     """Number of channels kept, the same in all layers."""
 
     def sentence(self) -> str:
-        """See `StepBase.sentence`."""
         return f"keep the {self.keep_channels:,} hidden channels with the {self._measure()}"
 
     def check(self, draft: WorkingDraft) -> None:
-        """See `StepBase.check`."""
         from draftrank.building.surgery.fitting import require_hidden
 
         require_hidden(draft.architecture, draft.model)
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
-        """See `StepBase.apply`."""
         from draftrank.building.surgery.width import prune_hidden
 
         prune_hidden(draft, self.keep_channels, self.importance, self._text(context))

@@ -32,11 +32,9 @@ class WriteGguf(StepBase):
     32 become f16."""
 
     def sentence(self) -> str:
-        """See `StepBase.sentence`."""
         return f"write it as GGUF in {self.weights.upper()}, for llama.cpp"
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
-        """See `StepBase.apply`."""
         from draftrank.building.export.gguf import write_gguf
         from draftrank.errors import BuildError
         from draftrank.models.forms import GgufForm, TiedLayersForm

@@ -20,7 +20,6 @@ class LocalSource(SourceBase):
     """Hash of the file; required for task data, impossible for a folder."""
 
     def fetch(self, context: FetchContext) -> Path:
-        """See `SourceBase.fetch`."""
         relative = Path(self.path)
         for root in context.roots:
             found = root / relative

@@ -40,7 +40,6 @@ class UrlSource(SourceBase):
     """Hash of the file."""
 
     def fetch(self, context: FetchContext) -> Path:
-        """See `SourceBase.fetch`."""
         name = Path(self.url.split("?", 1)[0]).name or "download"
 
         def write(staged: Path) -> None:

@@ -64,21 +64,16 @@ class CachingRuntime(Runtime):
 
     @property
     def length(self) -> int:
-        """See `Runtime.length`."""
         return self._cache.length
 
     def reserve(self, tokens: int) -> None:
-        """See `Runtime.reserve`."""
         self._cache.reserve(tokens)
 
     def rollback(self, count: int) -> None:
-        """See `Runtime.rollback`."""
         self._cache.rollback(count)
 
     def reset(self) -> None:
-        """See `Runtime.reset`."""
         self._cache.reset()
 
     def hidden_states(self, layers: Sequence[int] = ()) -> Tensor:
-        """See `Runtime.hidden_states`."""
         return self._states.read(layers)

@@ -74,7 +74,6 @@ class OfferedStates(EagleHead):
     def forward(
         self, tokens: Sequence[int], keep: int | None = None, tree: TokenTree | None = None
     ) -> Tensor:
-        """See `Runtime.forward`."""
         known = 0 if tree is None else len(tree.parents) - len(tokens)
         if tree is not None and self._offered is None and known:
             self.offer(torch.stack([self._of_tree[parent] for parent in tree.parents[known:]]))

@@ -54,11 +54,9 @@ class CascadeDraft(ModelBasedDraft):
 
     @property
     def techniques(self) -> tuple[str, ...]:
-        """See `DraftBase.techniques`."""
         return (*super().techniques, (NgramDraft if self.min_probability is None else SuffixDraft).technique)
 
     def sentence(self) -> str:
-        """See `DraftBase.sentence`."""
         followed = (
             "followed the most recent match"
             if self.min_probability is None
@@ -84,7 +82,6 @@ class CascadeDraft(ModelBasedDraft):
         )
 
     def open(self, context: ProposerContext) -> CascadeProposer:
-        """See `DraftBase.open`."""
         return CascadeProposer(self._copying(), self.open_model(context), self.max_model_tokens)
 
     def _copying(self) -> NgramProposer | SuffixProposer:
@@ -125,12 +122,10 @@ class CascadeProposer(Proposer):
         self.translates, self.reads_target = model.translates, model.reads_target
 
     def begin(self, prompt: Sequence[int], sampler: Sampler, reserve: int) -> None:
-        """See `Proposer.begin`."""
         self._first.begin(prompt, sampler, reserve)
         self._model.begin(prompt, sampler, reserve)
 
     def propose(self, context: Sequence[int], count: int) -> Proposal:
-        """See `Proposer.propose`."""
         copied = self._first.propose(context, count)
         self._asked_model = not copied.tokens
         if not self._asked_model:
@@ -138,14 +133,12 @@ class CascadeProposer(Proposer):
         return self._model.propose(context, count if self._most is None else min(count, self._most))
 
     def accept(self, tokens: Sequence[int]) -> None:
-        """See `Proposer.accept`."""
         if self._asked_model:
             self._model.accept(tokens)
         else:
             self.observe(tokens)
 
     def observe(self, tokens: Sequence[int]) -> None:
-        """See `Proposer.observe`."""
         self._model.observe(tokens)
 
     def device_steps(self, target: Runtime, sampler: Sampler, count: int) -> DeviceSteps | None:
@@ -153,9 +146,7 @@ class CascadeProposer(Proposer):
         return self._model.device_steps(target, sampler, count, self._most, self._first.propose)
 
     def known(self) -> frozenset[int] | None:
-        """See `Proposer.known`."""
         return self._model.known()
 
     def runtime(self) -> Runtime:
-        """See `Proposer.runtime`."""
         return self._model.runtime()

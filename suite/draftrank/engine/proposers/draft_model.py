@@ -90,29 +90,23 @@ class ModelBasedDraft(DraftBase):
 
     @property
     def vocabulary_mode(self) -> Vocabulary:
-        """See `DraftBase.vocabulary_mode`."""
         return self.vocabulary
 
     @property
     def calibration_text(self) -> SelfGenerated:
-        """See `DraftBase.calibration_text`."""
         return self.calibration or CALIBRATION
 
     @property
     def build_steps(self) -> tuple[StepBase, ...]:
-        """See `DraftBase.build_steps`."""
         return self.steps
 
     def uses(self, model: str, folder: str, k: int) -> tuple[ProgramUse, ...]:
-        """See `DraftBase.uses`."""
         return uses_of_model(self.traits, model, folder, k)
 
     def sentence(self) -> str:
-        """See `DraftBase.sentence`."""
         return "from a copy of the target: " + super().sentence() + _IN_WORDS[self.vocabulary]
 
     def open(self, context: ProposerContext) -> Proposer:
-        """See `DraftBase.open`."""
         return self.open_model(context)
 
     def open_model(self, context: ProposerContext) -> ModelBasedProposer:
@@ -217,7 +211,6 @@ class EagleDraft(HeadFields, ModelBasedDraft):
 
     @property
     def build_steps(self) -> tuple[StepBase, ...]:
-        """See `DraftBase.build_steps`."""
         declared = self.model_dump(include=set(HeadFields.model_fields))
         return (EagleHead.model_validate({"kind": "eagle_head", **declared}), *self.steps)
 
@@ -243,7 +236,6 @@ class ModelProposer(SteppingModel):
             self._draft.forward(prompt, keep=1)
 
     def propose(self, context: Sequence[int], count: int) -> Proposal:
-        """See `Proposer.propose`."""
         assert self._sampler is not None
         count = self._readable(len(context), count)
         if not count:

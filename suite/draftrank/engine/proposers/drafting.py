@@ -107,7 +107,6 @@ class SteppingModel(Proposer):
         self._steps: dict[tuple[int, int, DecodingMode], DeviceSteps | None] = {}
 
     def runtime(self) -> Runtime:
-        """See `Proposer.runtime`."""
         return self._draft
 
     def _readable(self, context: int, count: int) -> int:

@@ -61,7 +61,6 @@ class EagleProposer(SteppingModel):
         self._draft.forward(prompt, keep=1)
 
     def propose(self, context: Sequence[int], count: int) -> Proposal:
-        """See `Proposer.propose`."""
         assert self._sampler is not None
         count = self._readable(len(context), count)
         if not count:
@@ -79,7 +78,6 @@ class EagleProposer(SteppingModel):
         self._learn(len(tokens) + 1)
 
     def observe(self, tokens: Sequence[int]) -> None:
-        """See `Proposer.observe`."""
         self._learn(len(tokens) + 1)
 
     def _learn(self, count: int) -> None:

@@ -37,18 +37,15 @@ class EarlyExitDraft(DraftBase):
     """Number of the target's first layers that propose."""
 
     def sentence(self) -> str:
-        """See `DraftBase.sentence`."""
         return f"the target's own first {self.layers} layers with its head"
 
     def uses(self, model: str, folder: str, k: int) -> tuple[ProgramUse, ...]:
-        """See `DraftBase.uses`."""
         generate = f"target.generate(**inputs, assistant_early_exit={self.layers})"
         reason = "it has no way to let some of the target's layers propose for all of them"
         others = (ProgramUse(program, "sh", None, reason) for program in ("vLLM", "SGLang", "llama.cpp"))
         return (ProgramUse("transformers", "python", generate, None), *others)
 
     def open(self, context: ProposerContext) -> EarlyExitProposer:
-        """See `DraftBase.open`."""
         from draftrank.engine.backends.own_forward import check_forward, check_trees
 
         if not context.target.capabilities.first_layers:
@@ -77,7 +74,6 @@ class EarlyExitProposer(Proposer):
         self._sampler = sampler
 
     def propose(self, context: Sequence[int], count: int) -> Proposal:
-        """See `Proposer.propose`."""
         assert self._sampler is not None
         held = self._view.length
         proposal = draft_tokens(self._view, self._sampler, context[held:], count, self._drafting)
@@ -85,5 +81,4 @@ class EarlyExitProposer(Proposer):
         return proposal
 
     def runtime(self) -> Runtime:
-        """See `Proposer.runtime`."""
         return self._view

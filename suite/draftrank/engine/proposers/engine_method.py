@@ -43,15 +43,12 @@ class EngineMethod(DraftBase):
 
     @property
     def techniques(self) -> tuple[str, ...]:
-        """See `DraftBase.techniques`."""
         return (self.method,)
 
     def sentence(self) -> str:
-        """See `DraftBase.sentence`."""
         return f"the engine's own method {self.method}"
 
     def open(self, context: ProposerContext) -> Proposer:
-        """See `DraftBase.open`."""
         raise IncompatibleDraftError(
             f"{self.method} is a method of external engines: measure it with `draftrank serve-bench`"
         )

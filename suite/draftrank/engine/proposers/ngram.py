@@ -47,12 +47,10 @@ class NgramDraft(DraftBase):
         return self
 
     def sentence(self) -> str:
-        """See `DraftBase.sentence`."""
         told = f"copy what followed the most recent match of the last {self.max_ngram} to {self.min_ngram} tokens"
         return told + trust_in_words(self.tokens_per_match)
 
     def uses(self, model: str, folder: str, k: int) -> tuple[ProgramUse, ...]:
-        """See `DraftBase.uses`."""
         speculative = json.dumps(
             {
                 "method": "ngram",
@@ -79,7 +77,6 @@ class NgramDraft(DraftBase):
         )
 
     def open(self, context: ProposerContext) -> NgramProposer:
-        """See `DraftBase.open`."""
         return NgramProposer(self.min_ngram, self.max_ngram, self.tokens_per_match)
 
 
@@ -97,13 +94,11 @@ class NgramProposer(Proposer):
         self._indexed = 0
 
     def begin(self, prompt: Sequence[int], sampler: object, reserve: int) -> None:
-        """See `Proposer.begin`."""
         self._ends.clear()
         self._indexed = 0
         self._index(prompt, len(prompt) - 1)
 
     def propose(self, context: Sequence[int], count: int) -> Proposal:
-        """See `Proposer.propose`."""
         # Runs that end at the context's own end are left out: they would only find themselves.
         self._index(context, len(context) - 1)
         for size in self._sizes:

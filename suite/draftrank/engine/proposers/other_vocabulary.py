@@ -73,7 +73,6 @@ class OtherVocabularyProposer(SteppingModel):
             self._cached = own
 
     def propose(self, context: Sequence[int], count: int) -> Proposal:
-        """See `Proposer.propose`."""
         own = self._translation.read(context)
         count = self._readable(len(own), count) if own else 0
         if not count:
@@ -106,7 +105,6 @@ class StringMatchProposer(OtherVocabularyProposer):
         self._most_likely = Sampler(DecodingMode())
 
     def known(self) -> frozenset[int]:
-        """See `Proposer.known`."""
         target, draft = self._translation.target, self._translation.draft
         return frozenset(token for token, text in target.of_token.items() if draft.can_write(text))
 
@@ -140,7 +138,6 @@ class SharedTokensRuntime(Runtime):
 
     @property
     def length(self) -> int:
-        """See `Runtime.length`."""
         return self._draft.length
 
     def own(self, tokens: Sequence[int]) -> list[int]:
@@ -151,36 +148,29 @@ class SharedTokensRuntime(Runtime):
         ]
 
     def reserve(self, tokens: int) -> None:
-        """See `Runtime.reserve`."""
         self._draft.reserve(tokens)
 
     def forward(
         self, tokens: Sequence[int], keep: int | None = None, tree: TokenTree | None = None
     ) -> Tensor:
-        """See `Runtime.forward`."""
         logits = self._draft.forward(self.own(tokens), keep, tree)
         targets, drafts = (columns.to(logits.device) for columns in self._columns)
         spread = logits.new_full((len(logits), self.vocabulary_size), float("-inf"))
         return spread.index_copy_(-1, targets, logits.index_select(-1, drafts))
 
     def rollback(self, count: int) -> None:
-        """See `Runtime.rollback`."""
         self._draft.rollback(count)
 
     def reset(self) -> None:
-        """See `Runtime.reset`."""
         self._draft.reset()
 
     def choices(self, count: int) -> list[int]:
-        """See `Runtime.choices`."""
         return [self._to_target[token] for token in self._draft.choices(count)]
 
     def chain(self, unseen: Sequence[int], count: int, stop_below: float | None = None) -> Sequence[int]:
-        """See `Runtime.chain`."""
         return [self._to_target[token] for token in self._draft.chain(self.own(unseen), count, stop_below)]
 
     def grow_tree(self, unseen: Sequence[int], count: int, width: TreeWidth) -> tuple[Sequence[Branch], int]:
-        """See `Runtime.grow_tree`."""
         grown, forwards = self._draft.grow_tree(self.own(unseen), count, width)
         return [branch._replace(token=self._to_target[branch.token]) for branch in grown], forwards
 
@@ -207,7 +197,6 @@ class TokenIntersectionProposer(OtherVocabularyProposer):
         self._known = frozenset(shared.to_draft)
 
     def known(self) -> frozenset[int]:
-        """See `Proposer.known`."""
         return self._known
 
     def _drafted(

@@ -57,7 +57,6 @@ class SuffixDraft(DraftBase):
         return self
 
     def sentence(self) -> str:
-        """See `DraftBase.sentence`."""
         return (
             f"copy what most often followed earlier matches of the last {self.max_match} to {self.min_match} tokens, "
             f"up to {self.tokens_per_match:g} tokens per matching token, while {self.min_probability:.0%} of the "
@@ -65,7 +64,6 @@ class SuffixDraft(DraftBase):
         )
 
     def uses(self, model: str, folder: str, k: int) -> tuple[ProgramUse, ...]:
-        """See `DraftBase.uses`."""
         speculative = json.dumps(
             {
                 "method": "suffix",
@@ -79,7 +77,6 @@ class SuffixDraft(DraftBase):
         return (ProgramUse("vLLM", "sh", f"vllm serve {model} --speculative-config '{speculative}'", None),)
 
     def open(self, context: ProposerContext) -> SuffixProposer:
-        """See `DraftBase.open`."""
         return SuffixProposer(
             self.min_match, self.max_match, self.tokens_per_match, self.min_probability, branching_of(context)
         )
@@ -123,7 +120,6 @@ class SuffixProposer(Proposer):
         self._indexed = 0
 
     def begin(self, prompt: Sequence[int], sampler: Sampler, reserve: int) -> None:
-        """See `Proposer.begin`."""
         self._branches = self._branch_above is not None and sampler.mode.greedy
         self._ends.clear()
         self._indexed = 0

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from draftrank.catalog.workspace import Workspace
 from draftrank.errors import DraftrankError
-from draftrank.jobs.job import Ended, Job
+from draftrank.jobs.job import Ended, Executor, Job
 from draftrank.jobs.work import work
 from draftrank.measure.journal import Journal
 from draftrank.progress import Progress
 
 
-class InlineExecutor:
-    """See `job.Executor`; a job has ended when `start` returns, and one that crashes takes the sweep along."""
+class InlineExecutor(Executor):
+    """A job has ended when `start` returns, and one that crashes takes the sweep along."""
 
     def __init__(self, workspace: Workspace, journal: Journal, progress: Progress) -> None:
         self._workspace, self._journal, self._progress = workspace, journal, progress
@@ -29,7 +29,6 @@ class InlineExecutor:
             self._ended.append(Ended(job.id, "failed", str(error)))
 
     def wait(self, seconds: float) -> list[Ended]:
-        """See `job.Executor.wait`."""
         ended, self._ended = self._ended, []
         return ended
 

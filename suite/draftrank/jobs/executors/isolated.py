@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from draftrank.building.shared_drafts import give_shared
 from draftrank.catalog.workspace import Workspace
-from draftrank.jobs.job import Ended, Job
+from draftrank.jobs.job import Ended, Executor, Job
 from draftrank.measure.records import SessionResult
 from draftrank.progress import Progress, SilentProgress
 from draftrank.store.store import Store
@@ -77,8 +77,8 @@ class _Running:
     cancelled: bool = False
 
 
-class IsolatedExecutor:
-    """See `job.Executor`. At most one job at a time: two would spoil each other's times."""
+class IsolatedExecutor(Executor):
+    """At most one job at a time: two would spoil each other's times."""
 
     def __init__(
         self,
@@ -109,7 +109,6 @@ class IsolatedExecutor:
         return self._running is None
 
     def start(self, job: Job, attempt: int) -> None:
-        """See `job.Executor.start`."""
         name = f"{_file_name(job.id)}.{attempt}"
         answer, order, log = (
             self._folder / f"{name}.{kind}" for kind in ("answer.json", "order.json", "log")
@@ -142,7 +141,6 @@ class IsolatedExecutor:
         self._running = _Running(job, process, answer, log, time.monotonic())
 
     def wait(self, seconds: float) -> list[Ended]:
-        """See `job.Executor.wait`."""
         until = time.monotonic() + seconds
         while (running := self._running) is not None:
             if running.process.poll() is not None:
@@ -156,7 +154,6 @@ class IsolatedExecutor:
         return []
 
     def cancel(self) -> None:
-        """See `job.Executor.cancel`."""
         if self._running is not None and self._running.process.poll() is None:
             self._running.cancelled = True
             self._running.process.send_signal(signal.SIGINT)

@@ -20,7 +20,7 @@ from typing import Any
 
 from draftrank.catalog.workspace import Workspace
 from draftrank.errors import DraftrankError, InvalidInputError
-from draftrank.jobs.job import Ended, Job
+from draftrank.jobs.job import Ended, Executor, Job
 from draftrank.jobs.work import work
 from draftrank.progress import SilentProgress
 from draftrank.store.store import Store
@@ -39,8 +39,8 @@ class Slot:
     gpu: int | None = None
 
 
-class RayExecutor:
-    """See `job.Executor`."""
+class RayExecutor(Executor):
+    """The nodes of a Ray cluster."""
 
     def __init__(self, workspace: Workspace, address: str, settings: Mapping[str, str] | None = None) -> None:
         """Joins a cluster.
@@ -78,7 +78,6 @@ class RayExecutor:
         return self._free_slot(job) is not None
 
     def start(self, job: Job, attempt: int) -> None:
-        """See `job.Executor.start`."""
         slot = self._free_slot(job)
         assert slot is not None
         task = self._ray.remote(
@@ -93,14 +92,12 @@ class RayExecutor:
         self._running[task.remote(job, attempt, self._files, self._settings)] = (job, slot)
 
     def wait(self, seconds: float) -> list[Ended]:
-        """See `job.Executor.wait`."""
         if not self._running:
             return []
         ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=seconds)
         return [self._ended(reference) for reference in ready]
 
     def cancel(self) -> None:
-        """See `job.Executor.cancel`."""
         for reference, (job, _) in self._running.items():
             self._cancelled.add(job.id)
             self._ray.cancel(reference)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Literal
 
 from draftrank.engine.environment import compute_environment
 from draftrank.errors import InvalidInputError
@@ -27,27 +27,6 @@ LOOK_S = 1.0
 VARIABLE = "DRAFTRANK_WATCH"
 
 
-class Source(Protocol):
-    """What a watch reads."""
-
-    @property
-    def processors(self) -> int:
-        """Processors this process may run on."""
-
-    @property
-    def threads(self) -> int:
-        """Those of them that compute."""
-
-    def counters(self) -> Counters:
-        """What has happened so far."""
-
-    def frequency_hz(self) -> float | None:
-        """The processors' clock now."""
-
-    def gpu(self) -> GpuState | None:
-        """The GPU now; None without one."""
-
-
 class ThisMachine:
     """Reads the machine this process runs on."""
 
@@ -57,25 +36,27 @@ class ThisMachine:
         self._kernel = KernelCounters()
         self._gpu = Gpu.open(compute.gpu_uuid) if device == "cuda" else None
         self.processors = self._kernel.processors
+        """Processors this process may run on."""
         self.threads = min(compute.threads, self.processors)
+        """Those of them that compute."""
 
     def counters(self) -> Counters:
-        """See `Source`."""
+        """What has happened so far."""
         return self._kernel.read()
 
     def frequency_hz(self) -> float | None:
-        """See `Source`."""
+        """The processors' clock now."""
         return frequency_hz(self._processors, self.threads)
 
     def gpu(self) -> GpuState | None:
-        """See `Source`."""
+        """The GPU now; None without one."""
         return self._gpu.state() if self._gpu else None
 
 
 class Watch:
     """Reads a machine's counters around trials."""
 
-    def __init__(self, source: Source, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(self, source: ThisMachine, sleep: Callable[[float], None] = time.sleep) -> None:
         self._source, self._sleep = source, sleep
         self._before: Counters
         self._seen: Counters | None = None
@@ -128,7 +109,7 @@ def watching() -> bool:
     return value == "on"
 
 
-def _conditions(seen: Counters, source: Source) -> Conditions:
+def _conditions(seen: Counters, source: ThisMachine) -> Conditions:
     passed = seen.elapsed_s
     busy = seen.busy_s
     if busy is not None and busy < seen.own_s / 2:

@@ -34,7 +34,6 @@ class RerunJudge:
         self._deviation = 0.0
 
     def __call__(self, published: Trial, again: Trial, index: int) -> Judged:
-        """See `recheck.Judge`."""
         # A sampler and a lossy rule may choose tokens far from the best one, so gaps say nothing.
         if not self._again.session.mode.greedy or again.arm in self._lossy:
             return "unjudged"

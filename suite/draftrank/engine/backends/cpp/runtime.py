@@ -63,7 +63,6 @@ class CppRuntime(CachingRuntime):
     def forward(
         self, tokens: Sequence[int], keep: int | None = None, tree: TokenTree | None = None
     ) -> Tensor:
-        """See `Runtime.forward`."""
         count, kept = len(tokens), self._states.by_layer
         wanted = keep or count
         beside = self._beside(count)
@@ -94,25 +93,21 @@ class CppRuntime(CachingRuntime):
 
     @torch.inference_mode()
     def commit(self, root: int, path: Sequence[int]) -> None:
-        """See `Runtime.commit`."""
         self._states.commit(self.length - root, path)
         self._decoder.keep(self._cache, root, path)
 
     def keep_hidden_states(self, layers: Sequence[int] = ()) -> None:
-        """See `Runtime.keep_hidden_states`."""
         check_layers(layers, len(self._cache.layers))
         self._states.keep([FINAL, *layers])
         self._state_capabilities()
 
     def first_layers(self, count: int) -> CppRuntime:
-        """See `Runtime.first_layers`."""
         check_exit(count, len(self._cache.layers))
         view = Architecture.of(self.model).first_layers(self.model, count)
         return CppRuntime(view, self._decoder.first(count, view), self._cache.first(count))
 
     @torch.inference_mode()
     def chain(self, unseen: Sequence[int], count: int, stop_below: float | None = None) -> list[int]:
-        """See `Runtime.chain`."""
         rest = self._read_all_but_the_last(unseen)
         chosen, state = self._decoder.chain(rest, self._cache, count, stop_below, self._beside(len(rest)))
         self._note(state)
@@ -120,7 +115,6 @@ class CppRuntime(CachingRuntime):
 
     @torch.inference_mode()
     def grow_tree(self, unseen: Sequence[int], count: int, width: TreeWidth) -> tuple[list[Branch], int]:
-        """See `Runtime.grow_tree`."""
         rest = self._read_all_but_the_last(unseen)
         told, forwards, state = self._decoder.grow_tree(
             rest, self._cache, count, width, self._beside(len(rest))
@@ -151,7 +145,6 @@ class CppEagleRuntime(OfferedStates, CppRuntime):
 
     @torch.inference_mode()
     def reduced(self, states: Tensor) -> Tensor:
-        """See `EagleHead.reduced`."""
         return self._product(states[:, : self._read])
 
     def _inputs(self, tokens: Sequence[int], beside: Tensor | None) -> Tensor:

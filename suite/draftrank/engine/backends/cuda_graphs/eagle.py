@@ -55,7 +55,6 @@ class CudaGraphsEagleRuntime(EagleHead, CudaGraphsRuntime):
     def forward(
         self, tokens: Sequence[int], keep: int | None = None, tree: TokenTree | None = None
     ) -> Tensor:
-        """See `Runtime.forward`."""
         if tree is None:
             logits = super().forward(tokens, keep)
             self._of_tree = self._final(self._last - 1, self._last)

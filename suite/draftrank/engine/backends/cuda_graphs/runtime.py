@@ -96,7 +96,6 @@ class CudaGraphsRuntime(Runtime):
 
     @property
     def length(self) -> int:
-        """See `Runtime.length`."""
         return self._held.length
 
     def reserve(self, tokens: int) -> None:
@@ -130,7 +129,6 @@ class CudaGraphsRuntime(Runtime):
         return rows[0] if len(rows) == 1 else torch.cat(rows)
 
     def forward_after(self, last: int, proposed: DeviceTokens) -> Tensor:
-        """See `Runtime.forward_after`."""
         count = len(proposed)
         self._forward([last, *([0] * count)], proposed.on_device)
         return self._logits(0, count + 1)
@@ -148,7 +146,6 @@ class CudaGraphsRuntime(Runtime):
 
     @torch.inference_mode()
     def commit(self, root: int, path: Sequence[int]) -> None:
-        """See `Runtime.commit`."""
         fed_at_once, kept = self._count == self._held.length - root, len(path)
         moved = next((to for to, index in enumerate(path) if to != index), kept)
         if moved < kept:
@@ -162,7 +159,6 @@ class CudaGraphsRuntime(Runtime):
         self._held.length = root + kept
 
     def choices(self, count: int) -> list[int]:
-        """See `Runtime.choices`."""
         found: list[int] = self.decoder.choices[self._last - count : self._last].tolist()
         return found
 
@@ -189,7 +185,6 @@ class CudaGraphsRuntime(Runtime):
     def decode_alone(
         self, last: int, count: int, sampler: Sampler
     ) -> Iterator[tuple[int, DeviceStamp | HostStamp]]:
-        """See `Runtime.decode_alone`."""
         self._grow(self._held.length + count)
         greedy, mode = sampler.mode.greedy, sampler.mode
         drawn = partial(self._go_on_drawing, mode)
@@ -209,7 +204,6 @@ class CudaGraphsRuntime(Runtime):
             yield token, stamp
 
     def keep_hidden_states(self, layers: Sequence[int] = ()) -> None:
-        """See `Runtime.keep_hidden_states`."""
         if self._states.shape[1] and set(layers) <= set(self._kept):
             return
         check_layers(layers, len(self.decoder.layers))
@@ -219,7 +213,6 @@ class CudaGraphsRuntime(Runtime):
         self._forget_recordings()
 
     def hidden_states(self, layers: Sequence[int] = ()) -> Tensor:
-        """See `Runtime.hidden_states`."""
         assert self._states.shape[1], "keep_hidden_states was not called"
         states = self._states if self._told is None else self._told
         if list(layers) != list(self._kept):
@@ -227,20 +220,16 @@ class CudaGraphsRuntime(Runtime):
         return states[: self._count].flatten(1)
 
     def rollback(self, count: int) -> None:
-        """See `Runtime.rollback`."""
         self._held.length -= count
 
     def reset(self) -> None:
-        """See `Runtime.reset`."""
         self._held.length = 0
 
     def synchronize(self) -> None:
-        """See `Runtime.synchronize`."""
         if self.decoder.device.type == "cuda":
             torch.cuda.synchronize(self.decoder.device)
 
     def stamp(self) -> HostStamp | DeviceStamp:
-        """See `Runtime.stamp`."""
         return DeviceStamp() if self.decoder.device.type == "cuda" else HostStamp()
 
     def forward_s(self, tokens: Sequence[int]) -> float:
@@ -256,7 +245,6 @@ class CudaGraphsRuntime(Runtime):
         return taken
 
     def first_layers(self, count: int) -> CudaGraphsRuntime:
-        """See `Runtime.first_layers`."""
         check_exit(count, len(self.decoder.layers))
         view = Architecture.of(self.model).first_layers(self.model, count)
         return CudaGraphsRuntime(view, self.decoder.first(count), self._held)
@@ -270,7 +258,6 @@ class CudaGraphsRuntime(Runtime):
         chain: int | None = None,
         copying: Callable[[Sequence[int], int], Proposal] | None = None,
     ) -> DeviceSteps | None:
-        """See `Runtime.device_steps`."""
         from draftrank.engine.backends.cuda_graphs.steps import CudaGraphSteps
 
         if not isinstance(draft, CudaGraphsRuntime) or count >= MAX_ROWS:

@@ -11,7 +11,7 @@ import torch
 
 from draftrank.engine.backends.cuda_graphs.decoder import MAX_ROWS, TILE
 from draftrank.engine.backends.cuda_graphs.recording import Recording, Reports
-from draftrank.engine.proposer import DeviceStep, DeviceTokens
+from draftrank.engine.proposer import DeviceStep, DeviceSteps, DeviceTokens
 from draftrank.engine.verification import coupled
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from draftrank.engine.stamps import DeviceStamp, HostStamp
 
 
-class CudaGraphSteps:
+class CudaGraphSteps(DeviceSteps):
     """Steps of a target and of a draft that goes on with its own choices, a chain of the same length each time."""
 
     def __init__(
@@ -38,7 +38,6 @@ class CudaGraphSteps:
         """Prepares steps; arguments as of `Runtime.device_steps`. Nothing is recorded yet. Where something is copied the
         host sees a step before it asks for the next; otherwise the next is under way already."""
         self.chain = count if chain is None else min(chain, count)
-        """Tokens that the draft proposes in each step, one forward each."""
         self._target = target
         self._draft = draft
         self._count = count
@@ -58,7 +57,6 @@ class CudaGraphSteps:
 
     @torch.inference_mode()
     def run(self, context: Sequence[int], sampler: Sampler) -> Iterator[DeviceStep]:
-        """See `DeviceSteps.run`."""
         found = self._first(context, self.chain)
         copied = () if self._copying is None else self._copying(context, self._count).tokens
         if copied:

@@ -99,11 +99,9 @@ class LlamaCppRuntime(Runtime):
 
     @property
     def length(self) -> int:
-        """See `Runtime.length`."""
         return len(self._held)
 
     def reserve(self, tokens: int) -> None:
-        """See `Runtime.reserve`."""
         if tokens <= self._room:
             return
         held, self._held = self._held, []
@@ -132,18 +130,15 @@ class LlamaCppRuntime(Runtime):
         return rows[0] if len(rows) == 1 else torch.cat(rows)
 
     def rollback(self, count: int) -> None:
-        """See `Runtime.rollback`."""
         if count:
             del self._held[len(self._held) - count :]
             self._drop_from(len(self._held))
 
     def reset(self) -> None:
-        """See `Runtime.reset`."""
         self._held.clear()
         self._drop_from(0)
 
     def synchronize(self) -> None:
-        """See `Runtime.synchronize`."""
         if self._context is not None:
             self._library.llama_synchronize(self._context)
 

@@ -83,7 +83,6 @@ class TransformersRuntime(CachingRuntime):
     def forward(
         self, tokens: Sequence[int], keep: int | None = None, tree: TokenTree | None = None
     ) -> Tensor:
-        """See `Runtime.forward`."""
         check_ids(tokens, self.vocabulary_size)
         if tree is not None:
             return self._forward_tree(tokens, tree)
@@ -186,17 +185,14 @@ class TransformersRuntime(CachingRuntime):
 
     @torch.inference_mode()
     def commit(self, root: int, path: Sequence[int]) -> None:
-        """See `Runtime.commit`."""
         self._states.commit(self.length - root, path)
         self._cache.keep(root, path)
 
     def synchronize(self) -> None:
-        """See `Runtime.synchronize`."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
     def keep_hidden_states(self, layers: Sequence[int] = ()) -> None:
-        """See `Runtime.keep_hidden_states`."""
         shape = Architecture.of(self.model)
         modules = shape.layers(self.model)
         check_layers(layers, len(modules))
@@ -211,7 +207,6 @@ class TransformersRuntime(CachingRuntime):
         self._states.by_layer[layer] = found[0]
 
     def first_layers(self, count: int) -> TransformersRuntime:
-        """See `Runtime.first_layers`."""
         check_exit(count, len(self._cache.layers))
         assert isinstance(self._cache, RollbackCache)
         view = Architecture.of(self.model).first_layers(self.model, count)
@@ -231,7 +226,6 @@ class TransformersEagleRuntime(OfferedStates, TransformersRuntime):
 
     @torch.inference_mode()
     def reduced(self, states: Tensor) -> Tensor:
-        """See `EagleHead.reduced`."""
         return self._fusion.reduce(states)
 
     def _inputs(self, ids: Tensor, count: int) -> dict[str, Tensor]:
