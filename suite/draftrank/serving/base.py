@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from draftrank.errors import InvalidInputError, MissingDataError
-from draftrank.serving.http import Client
+from draftrank.serving.http import Client, ServerError
 
 Method = Literal["ngram", "suffix", "draft_model", "eagle3", "eagle"]
 """Kinds of drafts that recipes declare; engines have more methods under names of their own."""
@@ -158,6 +160,12 @@ class Engine(ABC):
     """Kinds of drafts that it serves."""
     own_methods: ClassVar[frozenset[str]]
     """Methods under its own names, for drafts of the kind `engine_method`."""
+    variable: ClassVar[str]
+    """Environment variable that names the program."""
+    own_program: ClassVar[str]
+    """The program below `.engines/`, where `make engines` puts engines."""
+    asks_version: ClassVar[tuple[str, ...]]
+    """Arguments with which the program tells the engine's version."""
 
     def __init__(self, program: Path | None) -> None:
         self._program = program
@@ -174,17 +182,38 @@ class Engine(ABC):
         return self._program
 
     @classmethod
-    @abstractmethod
     def find(cls, root: Path) -> Path | None:
         """The program: named by a variable, set up in a workspace's `.engines/`, or on the path; None: it is not here."""
+        named = os.environ.get(cls.variable)
+        if named:
+            return Path(named)
+        own = root / ".engines" / cls.own_program
+        return own if own.is_file() else cls.on_path()
 
-    @abstractmethod
+    @classmethod
+    def on_path(cls) -> Path | None:
+        """The program by the path; None: it is not there."""
+        return None
+
     def version(self) -> str:
         """Its version, without starting a server.
 
         Raises:
-            ServerError: the program does not run.
+            ServerError: the program does not run, or has no such engine.
         """
+        command = [str(self.program), *self.asks_version]
+        try:
+            told = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise ServerError(f"{self.program} does not run: {error}") from error
+        found = None if told.returncode else self.version_in(told.stdout, told.stderr)
+        if found is None:
+            raise ServerError(f"{self.program} tells no version of {self.name}: {told.stderr.strip()[-300:]}")
+        return found
+
+    def version_in(self, output: str, errors: str) -> str | None:
+        """The version in what the program wrote when it was asked; None: it tells none."""
+        return next((word.partition("+")[0] for word in output.split()), None)
 
     @abstractmethod
     def launch(self, served: Served, speculation: Speculation | None) -> Launch:
@@ -246,8 +275,3 @@ class Engine(ABC):
             ServerError: the server failed, or goes on otherwise than in its stream.
         """
         return completion
-
-
-def own_engines(root: Path) -> Path:
-    """Where `make engines` puts engines."""
-    return root / ".engines"

@@ -7,10 +7,8 @@ are asked for behind the tokens before them.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -26,11 +24,9 @@ from draftrank.serving.base import (
     Method,
     Served,
     Speculation,
-    own_engines,
 )
 from draftrank.serving.http import Client, ServerError
 
-VARIABLE = "DRAFTRANK_LLAMA_SERVER"
 _OPTION = re.compile(r"spec-(ngram-[a-z0-9-]+|draft-(n-min|p-min|p-split|type-k|type-v|ctx-size))")
 """Options that a recipe may set; none of them names a file or an address."""
 _CACHE_TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
@@ -40,7 +36,10 @@ class LlamaCpp(Engine):
     """See `Engine`."""
 
     name: ClassVar[str] = "llama.cpp"
-    get: ClassVar[str] = f"run `make engine-llama-cpp`, or name a llama-server by {VARIABLE}"
+    variable: ClassVar[str] = "DRAFTRANK_LLAMA_SERVER"
+    own_program: ClassVar[str] = "llama.cpp/build/bin/llama-server"
+    asks_version: ClassVar[tuple[str, ...]] = ("--version",)
+    get: ClassVar[str] = f"run `make engine-llama-cpp`, or name a llama-server by {variable}"
     methods: ClassVar[frozenset[Method]] = frozenset({"ngram", "draft_model", "eagle3"})
     own_methods: ClassVar[frozenset[str]] = frozenset(
         {
@@ -50,26 +49,14 @@ class LlamaCpp(Engine):
     )
 
     @classmethod
-    def find(cls, root: Path) -> Path | None:
-        named = os.environ.get(VARIABLE)
-        if named:
-            return Path(named)
-        own = own_engines(root) / "llama.cpp" / "build" / "bin" / "llama-server"
-        if own.is_file():
-            return own
+    def on_path(cls) -> Path | None:
         command = shutil.which("llama-server")
         return Path(command) if command else None
 
-    def version(self) -> str:
-        try:
-            told = subprocess.run([self.program, "--version"], capture_output=True, text=True, timeout=60)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise ServerError(f"{self.program} does not run: {error}") from error
-        text = told.stderr + told.stdout
+    def version_in(self, output: str, errors: str) -> str | None:
+        text = errors + output
         found = re.search(r"build (\d+)", text) or re.search(r"version: (\d+)", text)
-        if told.returncode or found is None:
-            raise ServerError(f"{self.program} does not tell its version: {told.stderr.strip()[-300:]}")
-        return f"b{found[1]}"
+        return f"b{found[1]}" if found else None
 
     def launch(self, served: Served, speculation: Speculation | None) -> Launch:
         cache = _CACHE_TYPES[served.dtype]

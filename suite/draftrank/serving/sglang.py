@@ -6,9 +6,6 @@ tokens − 1 − forwards. Proposed tokens are not told. Written to the document
 
 from __future__ import annotations
 
-import os
-import subprocess
-from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar
 
@@ -20,11 +17,9 @@ from draftrank.serving.base import (
     Method,
     Served,
     Speculation,
-    own_engines,
 )
 from draftrank.serving.http import Client, ServerError
 
-VARIABLE = "DRAFTRANK_SGLANG"
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _ALGORITHMS = {"ngram": "NGRAM", "draft_model": "STANDALONE", "eagle3": "EAGLE3", "eagle": "EAGLE"}
 _ASK_VERSION = "from importlib.metadata import version; print(version('sglang'))"
@@ -36,28 +31,14 @@ class Sglang(Engine):
     """See `Engine`."""
 
     name: ClassVar[str] = "sglang"
+    variable: ClassVar[str] = "DRAFTRANK_SGLANG"
+    own_program: ClassVar[str] = "sglang/bin/python"
+    asks_version: ClassVar[tuple[str, ...]] = ("-c", _ASK_VERSION)
     get: ClassVar[str] = (
-        f"install it on a machine with a GPU, and name that environment's Python by {VARIABLE}"
+        f"install it on a machine with a GPU, and name that environment's Python by {variable}"
     )
     methods: ClassVar[frozenset[Method]] = frozenset({"ngram", "draft_model", "eagle3", "eagle"})
     own_methods: ClassVar[frozenset[str]] = frozenset({"eagle", "eagle3", "standalone", "ngram", "dflash"})
-
-    @classmethod
-    def find(cls, root: Path) -> Path | None:
-        named = os.environ.get(VARIABLE)
-        own = own_engines(root) / "sglang" / "bin" / "python"
-        return Path(named) if named else own if own.is_file() else None
-
-    def version(self) -> str:
-        try:
-            told = subprocess.run(
-                [self.program, "-c", _ASK_VERSION], capture_output=True, text=True, timeout=60
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise ServerError(f"{self.program} does not run: {error}") from error
-        if told.returncode or not told.stdout.strip():
-            raise ServerError(f"{self.program} has no sglang: {told.stderr.strip()[-300:]}")
-        return told.stdout.strip().partition("+")[0]
 
     def launch(self, served: Served, speculation: Speculation | None) -> Launch:
         command = [

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
@@ -27,11 +26,9 @@ from draftrank.serving.base import (
     Method,
     Served,
     Speculation,
-    own_engines,
 )
 from draftrank.serving.http import Client, ServerError
 
-VARIABLE = "DRAFTRANK_VLLM"
 _METRIC = re.compile(
     r"^vllm:spec_decode_num_(drafts|draft_tokens|accepted_tokens)_total(?:\{[^}]*\})? ([0-9.e+]+)$",
     re.MULTILINE,
@@ -55,8 +52,11 @@ class Vllm(Engine):
     """See `Engine`."""
 
     name: ClassVar[str] = "vllm"
+    variable: ClassVar[str] = "DRAFTRANK_VLLM"
+    own_program: ClassVar[str] = "vllm/bin/python"
+    asks_version: ClassVar[tuple[str, ...]] = ("-c", _ASK_VERSION)
     get: ClassVar[str] = (
-        f"run `make engine-vllm`, or name the Python of an environment that has it by {VARIABLE}"
+        f"run `make engine-vllm`, or name the Python of an environment that has it by {variable}"
     )
     methods: ClassVar[frozenset[Method]] = frozenset({"ngram", "suffix", "draft_model", "eagle3", "eagle"})
     own_methods: ClassVar[frozenset[str]] = frozenset(
@@ -67,28 +67,10 @@ class Vllm(Engine):
     )
 
     @classmethod
-    def find(cls, root: Path) -> Path | None:
-        named = os.environ.get(VARIABLE)
-        if named:
-            return Path(named)
-        own = own_engines(root) / "vllm" / "bin" / "python"
-        if own.is_file():
-            return own
+    def on_path(cls) -> Path | None:
         command = shutil.which("vllm")
         beside = Path(command).resolve().with_name("python") if command else None
         return beside if beside is not None and beside.is_file() else None
-
-    def version(self) -> str:
-        try:
-            told = subprocess.run(
-                [self.program, "-c", _ASK_VERSION], capture_output=True, text=True, timeout=60
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise ServerError(f"{self.program} does not run: {error}") from error
-        found = told.stdout.split()
-        if told.returncode or not found:
-            raise ServerError(f"{self.program} has no vllm: {told.stderr.strip()[-300:]}")
-        return found[0].partition("+")[0]
 
     def launch(self, served: Served, speculation: Speculation | None) -> Launch:
         command = [
