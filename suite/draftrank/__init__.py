@@ -32,14 +32,13 @@ if TYPE_CHECKING:
     from draftrank.measure.summaries.summary import summarise
     from draftrank.store.bundle import load_results
     from draftrank.store.store import Store
-    from draftrank.workflows.tune import TuneRequest, tune_k
+    from draftrank.workflows.tune import tune_k
     from draftrank.workflows.verify import verify
 
 _HOMES = {
     "DecodingMode": "draftrank.catalog.decoding_mode",
     "RunRequest": "draftrank.jobs.session",
     "Store": "draftrank.store.store",
-    "TuneRequest": "draftrank.workflows.tune",
     "Workspace": "draftrank.catalog.workspace",
     "build": "draftrank.jobs.session",
     "build_boards": "draftrank.board.ranking",
@@ -57,7 +56,6 @@ __all__ = [
     "DecodingMode",
     "RunRequest",
     "Store",
-    "TuneRequest",
     "Workspace",
     "__version__",
     "build",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from commands import draftrank
-from draftrank import Store, TuneRequest, Workspace, build_boards, tune_k
+from draftrank import RunRequest, Store, Workspace, build_boards, tune_k
 from draftrank.errors import InvalidInputError
 from draftrank.measure.cost.model import AtK
 from draftrank.workflows.tune import candidates, variant_of
@@ -23,10 +23,11 @@ def test_the_measured_are_the_most_promising_and_the_declared():
 
 def test_a_draft_is_tuned_by_a_session_of_variants(workspace_root):
     workspace = Workspace.open(workspace_root)
-    request = TuneRequest("tiny", "shallow", max_k=5, confidences=(0.2,), **PLAIN)
+    request = RunRequest("tiny", ("shallow",), **PLAIN)
+    tuned = {"max_k": 5, "confidences": (0.2,)}
     with Store.open(workspace.store_url) as store:
-        found = tune_k(workspace, request, store)
-        assert tune_k(workspace, request, store) == found  # nothing is measured twice
+        found = tune_k(workspace, request, store, **tuned)
+        assert tune_k(workspace, request, store, **tuned) == found  # nothing is measured twice
         sessions = store.sessions()
     assert [at.k for at in found.by_k] == [1, 2, 3, 4, 5]
     assert not any(at.extrapolated for at in found.by_k)
@@ -59,19 +60,19 @@ def test_a_variant_keeps_the_draft_and_takes_a_valid_name(workspace_root):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("draft", "tuned", "message"),
     [
-        ({"draft": "ngram", "confidences": (0.3,)}, "kind 'ngram', which has no confidence"),
-        ({"draft": "shallow", "confidences": (1.5,)}, "1.5 is no probability"),
-        ({"draft": "shallow", "max_k": 0}, "--max-k: 0 is no number"),
-        ({"draft": "nothing"}, "no draft 'nothing'"),
+        ("ngram", {"confidences": (0.3,)}, "kind 'ngram', which has no confidence"),
+        ("shallow", {"confidences": (1.5,)}, "1.5 is no probability"),
+        ("shallow", {"max_k": 0}, "--max-k: 0 is no number"),
+        ("nothing", {}, "no draft 'nothing'"),
     ],
 )
-def test_wrong_requests_are_refused_before_anything_is_measured(workspace_root, changes, message):
+def test_wrong_requests_are_refused_before_anything_is_measured(workspace_root, draft, tuned, message):
     workspace = Workspace.open(workspace_root)
     with Store.open(workspace.store_url) as store:
         with pytest.raises(InvalidInputError, match=message):
-            tune_k(workspace, TuneRequest("tiny", **changes), store)
+            tune_k(workspace, RunRequest("tiny", (draft,)), store, **tuned)
         assert store.sessions() == ()
 
 

@@ -45,16 +45,14 @@ def tune_k(
     """
     from draftrank.catalog.decoding_mode import DecodingMode
     from draftrank.catalog.workspace import Workspace
+    from draftrank.jobs.session import RunRequest
     from draftrank.store.store import Store
-    from draftrank.workflows.tune import TuneRequest
     from draftrank.workflows.tune import tune_k as tune
 
     opened = Workspace.open(workspace)
-    request = TuneRequest(
+    request = RunRequest(
         target=target or opened.find_recipe(draft).target,
-        draft=draft,
-        max_k=max_k,
-        confidences=tuple(dict.fromkeys(confidence or ())),
+        drafts=(draft,),
         suite=suite,
         backend=backend,
         dtype=dtype,
@@ -66,7 +64,8 @@ def tune_k(
         fresh=fresh,
     )
     with Store.open(opened.store_url) as store, ConsoleProgress() as progress:
-        found = tune(opened, request, store, progress)
+        confidences = tuple(dict.fromkeys(confidence or ()))
+        found = tune(opened, request, store, progress, max_k=max_k, confidences=confidences)
     _print(draft, found)
     if json:
         best = found.best

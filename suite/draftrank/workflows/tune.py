@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from draftrank.board.reproduce import TUNING
-from draftrank.catalog.backend import Auto, Backend, Device, Dtype
-from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.catalog.recipe import MAX_SPECULATIVE_TOKENS, Recipe
 from draftrank.catalog.task import Suite
 from draftrank.catalog.workspace import Workspace
@@ -31,30 +29,6 @@ PROBE_PROMPTS = 2
 """Prompts of each task on which acceptance at the largest k is measured."""
 CANDIDATES = 4
 """Numbers of tokens that are measured, the recipe's own among them."""
-
-
-@dataclass(frozen=True, slots=True)
-class TuneRequest:
-    """Which draft to tune, and on what."""
-
-    target: str
-    """Id of the target."""
-    draft: str
-    """Id of the draft."""
-    max_k: int = 8
-    """Largest number of tokens to look at."""
-    confidences: tuple[float, ...] = ()
-    """Values of `stop_below_confidence` to measure beside, each at the largest k."""
-    suite: str = "quick"
-    """This and the fields below: see `RunRequest`."""
-    backend: Backend | Auto = "auto"
-    dtype: Dtype | Auto = "auto"
-    device: Device | Auto = "auto"
-    allow_mixed_backends: bool = False
-    mode: DecodingMode = DecodingMode()
-    budget_s: float | None = None
-    seed: int = 0
-    fresh: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,31 +79,48 @@ class Tuning:
 
 
 def tune_k(
-    workspace: Workspace, request: TuneRequest, journal: Journal, progress: Progress | None = None
+    workspace: Workspace,
+    request: RunRequest,
+    journal: Journal,
+    progress: Progress | None = None,
+    *,
+    max_k: int = 8,
+    confidences: tuple[float, ...] = (),
 ) -> Tuning:
     """Predicts the best k of a draft and confirms it by a session of variants.
 
     Its sessions belong to a suite of their own (`<suite>-tuning`), so they never land on a named board.
+
+    Args:
+        request: the run of this one draft.
+        max_k: largest number of tokens to look at.
+        confidences: values of `stop_below_confidence` to measure beside, each at the largest k.
 
     Raises:
         InvalidInputError: the request is wrong, or the draft could not be measured at the largest k.
         MissingDataError: the target, or the data of every task, cannot be had.
     """
     progress = progress or SilentProgress()
-    recipe = workspace.recipe(request.target, request.draft)
-    _check(request, recipe)
+    (draft,) = request.drafts
+    recipe = workspace.recipe(request.target, draft)
+    _check(recipe, max_k, confidences)
     suite = workspace.suite(request.suite)
     suite = suite.model_copy(update={"id": f"{suite.id}{TUNING}"})
-    largest = variant_of(recipe, request.max_k)
+    largest = variant_of(recipe, max_k)
+
+    def measure(suite: Suite, recipes: tuple[Recipe, ...]) -> SessionResult:
+        plan = plan_run(workspace, request, progress, recipes=recipes, suite=suite)
+        return run_session(plan, journal, fresh=request.fresh, progress=progress)
+
     with alone(workspace, progress):
         short = narrowed(suite, repeats=1, prompts=PROBE_PROMPTS).model_copy(update={"id": suite.id})
-        probe = _measure(workspace, request, short, (largest,), journal, progress)
+        probe = measure(short, (largest,))
         prediction = _prediction(probe, largest.id)
-        by_k = prediction.by_k[: request.max_k]
+        by_k = prediction.by_k[:max_k]
         declared = recipe.speculate.num_speculative_tokens
         variants = [variant_of(recipe, k) for k in candidates(by_k, declared)]
-        variants += [variant_of(recipe, request.max_k, confidence) for confidence in request.confidences]
-        session = _measure(workspace, request, suite, tuple(variants), journal, progress)
+        variants += [variant_of(recipe, max_k, confidence) for confidence in confidences]
+        session = measure(suite, tuple(variants))
     return Tuning(by_k, _compared(session, by_k), declared, probe, session)
 
 
@@ -155,50 +146,26 @@ def candidates(by_k: tuple[AtK, ...], declared: int) -> tuple[int, ...]:
     return tuple(sorted(list(chosen)[:CANDIDATES]))
 
 
-def _check(request: TuneRequest, recipe: Recipe) -> None:
-    if not 1 <= request.max_k <= MAX_SPECULATIVE_TOKENS:
+def _check(recipe: Recipe, max_k: int, confidences: tuple[float, ...]) -> None:
+    if not 1 <= max_k <= MAX_SPECULATIVE_TOKENS:
         raise InvalidInputError.single(
-            f"{request.max_k} is no number of tokens to propose",
+            f"{max_k} is no number of tokens to propose",
             field="--max-k",
             fix=f"use 1 to {MAX_SPECULATIVE_TOKENS}",
         )
-    if request.confidences and not recipe.draft.has_confidence:
+    if confidences and not recipe.draft.has_confidence:
         raise InvalidInputError.single(
             f"the draft {recipe.id!r} is of kind {recipe.draft.kind!r}, which has no confidence",
             field="--confidence",
             fix="leave it out",
         )
-    for confidence in request.confidences:
+    for confidence in confidences:
         if not 0 < confidence < 1:
             raise InvalidInputError.single(
                 f"{confidence:g} is no probability to stop below",
                 field="--confidence",
                 fix="use a number between 0 and 1, e.g. 0.3",
             )
-
-
-def _measure(
-    workspace: Workspace,
-    request: TuneRequest,
-    suite: Suite,
-    recipes: tuple[Recipe, ...],
-    journal: Journal,
-    progress: Progress,
-) -> SessionResult:
-    run_request = RunRequest(
-        target=request.target,
-        drafts=(request.draft,),
-        suite=request.suite,
-        backend=request.backend,
-        dtype=request.dtype,
-        device=request.device,
-        allow_mixed_backends=request.allow_mixed_backends,
-        mode=request.mode,
-        budget_s=request.budget_s,
-        seed=request.seed,
-    )
-    plan = plan_run(workspace, run_request, progress, recipes=recipes, suite=suite)
-    return run_session(plan, journal, fresh=request.fresh, progress=progress)
 
 
 def _prediction(probe: SessionResult, arm_id: str) -> Prediction:
