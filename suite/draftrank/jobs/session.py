@@ -16,6 +16,7 @@ from draftrank.board.reproduce import CUSTOM
 from draftrank.building.steps.origin import Pretrained
 from draftrank.catalog.backend import Asked, Auto, Backend, Device, Dtype, is_dtype
 from draftrank.catalog.decoding_mode import DecodingMode
+from draftrank.catalog.prompts import TaskPrompts
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.sources.base import FetchContext
 from draftrank.catalog.target import Target
@@ -35,6 +36,7 @@ from draftrank.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
     from draftrank.engine.backends.choice import Choice
+    from draftrank.models.target_folder import TargetFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,13 +180,8 @@ def plan_run(
     _require_own(recipes)
     reference_arms(request.references, recipes)  # a wrong request fails before anything is fetched
     suite = suite or narrowed(workspace.suite(request.suite), request.tasks, repeats=request.repeats)
-    tasks, skipped = workspace.prompts(suite, progress)
-    for warning in skipped.values():
-        progress.message(warning)
-    if not tasks:
-        raise MissingDataError("no task of the suite has its data: " + "; ".join(skipped.values()))
-    from draftrank.models.loading import load_tokenizer  # loads torch: wrong requests fail before
-    from draftrank.models.stop_tokens import stop_token_warnings
+    tasks, skipped = prompts_of(workspace, suite, progress)
+    # This loads torch: wrong requests fail before.
     from draftrank.models.target_folder import ensure_target, gguf_file
 
     choice = choose_backend(workspace, request, recipes, progress)
@@ -198,25 +195,21 @@ def plan_run(
             field="--reference",
             fix="leave it out, or use another --backend",
         )
-    target_folder = ensure_target(target, workspace.fetch_context(progress))
-    doubts = stop_token_warnings(target_folder.path, load_tokenizer(target_folder.path), target.prompt_format)
     fetch = workspace.fetch_context(progress)
+    target_folder = ensure_target(target, fetch)
     target_file = gguf_file(target, fetch) if choice.backend == "llama.cpp" else None
-    built = tuple(
+    built, doubts = build_for(workspace, target, target_folder, recipes, choice.device, tasks, progress)
+    arms = tuple(
         arm
         if (place := choice.elsewhere.get(arm.recipe.id)) is None
         else replace(arm, backend=place.backend, dtype=place.dtype)
-        for arm in build_all(workspace, target, recipes, choice.device, progress)
+        for arm in built
     )
-    recipes_folder = workspace.root / "drafts" / target.id
-    arms, unknown = check_contamination(built, tasks, target_folder.path, workspace.cache, recipes_folder)
-    for warning in (*doubts, *unknown):
-        progress.message(warning)
     return SessionPlan(
         target=target,
         target_folder=target_folder,
         suite=suite,
-        tasks=tuple(tasks),
+        tasks=tasks,
         drafts=arms,
         backend=choice.backend,
         dtype=choice.dtype,
@@ -232,6 +225,45 @@ def plan_run(
         target_file=target_file,
         workspace=workspace.root,
     )
+
+
+def prompts_of(
+    workspace: Workspace, suite: Suite, progress: Progress
+) -> tuple[tuple[TaskPrompts, ...], dict[str, str]]:
+    """The tasks of a suite whose data can be had, and why each other one is skipped.
+
+    Raises:
+        MissingDataError: there is none.
+    """
+    tasks, skipped = workspace.prompts(suite, progress)
+    for warning in skipped.values():
+        progress.message(warning)
+    if not tasks:
+        raise MissingDataError("no task of the suite has its data: " + "; ".join(skipped.values()))
+    return tuple(tasks), skipped
+
+
+def build_for(
+    workspace: Workspace,
+    target: Target,
+    folder: TargetFolder,
+    recipes: tuple[Recipe, ...],
+    device: Device,
+    tasks: tuple[TaskPrompts, ...],
+    progress: Progress,
+) -> tuple[tuple[DraftArm, ...], tuple[str, ...]]:
+    """Builds drafts, fails those that were made with a prompt of the tasks, and returns them with what is doubtful of the
+    target's stop tokens."""
+    from draftrank.models.loading import load_tokenizer
+    from draftrank.models.stop_tokens import stop_token_warnings
+
+    doubts = stop_token_warnings(folder.path, load_tokenizer(folder.path), target.prompt_format)
+    built = build_all(workspace, target, recipes, device, progress)
+    recipes_folder = workspace.root / "drafts" / target.id
+    arms, unknown = check_contamination(built, tasks, folder.path, workspace.cache, recipes_folder)
+    for warning in (*doubts, *unknown):
+        progress.message(warning)
+    return arms, doubts
 
 
 def choose_backend(

@@ -13,12 +13,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
-from draftrank.catalog.backend import Device, RecordedBackend
+from draftrank.catalog.backend import RecordedBackend
 from draftrank.catalog.base import Identifier, Sha256
 from draftrank.measure.evidence import Divergence
 from draftrank.measure.fidelity.divergence import first_difference
 from draftrank.measure.record import Count, NotNegative, Record, Seconds
-from draftrank.measure.records import DraftBuild, DtypeName, Machine, SessionTask
+from draftrank.measure.records import DraftBuild, Measurement, PromptedTurn
 from draftrank.measure.statistics.estimates import Estimate, compare_rates, ratio
 
 EngineName = Literal["vllm", "llama.cpp", "transformers"]
@@ -42,17 +42,9 @@ class Output(Record):
     """How the engine's own figures contradict its output; None where they agree."""
 
 
-class ParityTurn(Record):
+class ParityTurn(PromptedTurn):
     """One prompt turn in both engines."""
 
-    task: Identifier
-    """Id of the task."""
-    prompt: str
-    """Id of the prompt within the task."""
-    turn: Count
-    """Index of the user turn, from 0."""
-    prompt_tokens: Count
-    """Tokens of the prompt."""
     plain_here: Output
     """This engine without the draft; its `token_ids` are stated."""
     draft_here: Output
@@ -95,21 +87,11 @@ class ParityTurn(Record):
         return len(self.tokens(output)) - 1
 
 
-class Parity(Record):
+class Parity(Measurement):
     """One draft in another engine, beside this one."""
 
-    id: str
-    """Unique; begins with the UTC date."""
     created_at: Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z$")]
     """UTC time, ISO 8601."""
-    draftrank_version: str
-    """Version of this package."""
-    target: Identifier
-    """Id of the target."""
-    target_sha256: Sha256
-    """Identity of the target's declaration."""
-    target_weights_sha256: Sha256
-    """Hash over the target's weight files."""
     draft: Identifier
     """Id of the draft."""
     build: DraftBuild
@@ -128,22 +110,8 @@ class Parity(Record):
     """Hash over the exported weights; None for a draft without weights."""
     differs: tuple[str, ...]
     """What is known to differ between the engines for this draft."""
-    suite: str
-    """Id of the suite."""
-    suite_sha256: Sha256
-    """Identity of the suite."""
-    tasks: tuple[SessionTask, ...]
-    """Tasks with their prompts."""
-    skipped_tasks: tuple[str, ...] = ()
-    """Tasks of the suite whose data could not be had."""
     backend: RecordedBackend
     """What ran the forwards of this engine."""
-    dtype: DtypeName
-    """What both engines computed in."""
-    device: Device
-    """Where both ran."""
-    machine: Machine
-    """The same."""
     rounding: NotNegative
     """Largest difference between the engines' logit gaps of the target's two best tokens: within it an output may differ."""
     rounding_positions: Count

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
-from draftrank.catalog.backend import RecordedBackend
-from draftrank.catalog.base import Sha256
+from draftrank.catalog.backend import Device, RecordedBackend
+from draftrank.catalog.base import Identifier, Sha256
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.measure.evidence import Conditions, Environment, Judgement, Numerics, Reference, SamplingCheck
 from draftrank.measure.record import Count, Record, Seconds
@@ -126,6 +126,19 @@ class Trial(Record):
         if sizes is not None and (len(sizes) != len(self.accept_histogram) or sum(sizes) != self.steps):
             raise ValueError("proposal_sizes must have as many entries and steps as the histogram")
         return self
+
+
+class PromptedTurn(Record):
+    """One prompt turn of a measurement."""
+
+    task: Identifier
+    """Id of the task."""
+    prompt: str
+    """Id of the prompt within the task."""
+    turn: Count
+    """Index of the user turn, from 0; earlier answers are those without a draft."""
+    prompt_tokens: Count
+    """Tokens of the prompt."""
 
 
 class ForwardLatency(Record):
@@ -261,35 +274,57 @@ class Machine(Record):
     """Versions of the packages that decide speed."""
 
 
-class Session(Record):
-    """One target measured on one machine with one dtype; holds arms that may be compared."""
+class Measurement(Record):
+    """What every measurement tells of itself: when, of what and where it was made."""
 
     id: str
     """Unique; begins with the UTC date."""
-    plan_sha256: Sha256
-    """Hash of everything that decides what is measured: equal plans continue or reuse a session."""
     created_at: str
     """UTC time, ISO 8601."""
-    finished_at: str | None
-    """UTC time of the last trial of a complete session; None while incomplete."""
-    suite: str
-    """Id of the suite."""
-    suite_sha256: Sha256
-    """Identity of the suite."""
     draftrank_version: str
     """Version of this package."""
-    target: str
+    target: Identifier
     """Id of the target."""
     target_sha256: Sha256
     """Identity of the target's declaration."""
     target_weights_sha256: Sha256
     """Hash over the target's weight files."""
+    dtype: DtypeName
+    """What the target's forwards computed in."""
+    device: Device
+    """Where it ran."""
+    machine: Machine
+    """The machine it ran on."""
+    suite: str
+    """Id of the suite."""
+    suite_sha256: Sha256
+    """Identity of the suite."""
+    tasks: tuple[SessionTask, ...]
+    """Tasks with their prompts."""
+    skipped_tasks: tuple[str, ...] = ()
+    """Tasks of the suite whose data could not be had."""
+
+
+class SessionHeader(Measurement):
+    """What a session of either kind adds: it has a plan, and ends."""
+
+    plan_sha256: Sha256
+    """Hash of everything that decides what is measured: equal plans continue or reuse a session."""
+    finished_at: str | None
+    """UTC time of the last trial or round of a complete session; None while incomplete."""
+    warnings: tuple[str, ...] = ()
+    """What a reader should know."""
+    environment: Environment | None = None
+    """The rest of the fingerprint; None in sessions of older versions."""
+
+
+class Session(SessionHeader):
+    """One target measured on one machine with one dtype; holds arms that may be compared."""
+
+    target: str
+    """Id of the target."""
     target_parameters: Count
     """Parameters of the target."""
-    dtype: DtypeName
-    """Dtype of the target; each arm has its own."""
-    device: Literal["cpu", "cuda"]
-    """Where it ran."""
     backend: RecordedBackend
     """What ran the target's forwards, and those of every draft but those whose arm names another."""
     mode: DecodingMode
@@ -298,16 +333,8 @@ class Session(Record):
     """Seed of arm order."""
     repeats: Annotated[int, Field(ge=1)]
     """Repeats that every prompt gets at least."""
-    machine: Machine
-    """Where."""
-    tasks: tuple[SessionTask, ...]
-    """What."""
     arms: tuple[Arm, ...]
     """Which."""
-    warnings: tuple[str, ...] = ()
-    """What a reader should know."""
-    skipped_tasks: tuple[str, ...] = ()
-    """Tasks of the suite whose data could not be had."""
     target_ci: Annotated[float, Field(gt=0.0)] | None = None
     """Half-width of every arm's relative 95 % interval at which repeating ends; None: it was not asked."""
     budget_s: Seconds | None = None
@@ -317,8 +344,6 @@ class Session(Record):
     between prompts alone is wider (more repeats could not help), or the `budget` was spent."""
     numerics: Numerics | None = None
     """How rounding depends on the shape of a forward here; None where it was not measured (fp32)."""
-    environment: Environment | None = None
-    """The rest of the fingerprint; None in sessions of older versions."""
 
     @property
     def backend_and_dtype(self) -> str:

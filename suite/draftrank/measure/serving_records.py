@@ -12,26 +12,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from draftrank.catalog.backend import Device
 from draftrank.catalog.base import Identifier, Sha256
-from draftrank.measure.evidence import Conditions, Environment
+from draftrank.measure.evidence import Conditions
 from draftrank.measure.record import Count, NotNegative, Record, Seconds
-from draftrank.measure.records import DraftBuild, DtypeName, Machine, SessionTask
+from draftrank.measure.records import DraftBuild, Machine, PromptedTurn, SessionHeader
 
 ServingArmKind = Literal["baseline", "control", "draft"]
 RequestEnd = Literal["stop", "length", "failed"]
 Microseconds = Annotated[int, Field(ge=0)]
 
 
-class PromptTurn(Record):
+class PromptTurn(PromptedTurn):
     """One prompt turn of the session, and what the plain server made of it alone, one request in flight."""
 
-    task: Identifier
-    """Id of the task."""
-    prompt: str
-    """Id of the prompt within the task."""
-    turn: Count
-    """Index of the user turn, from 0; earlier answers are the plain server's."""
     prompt_tokens: Annotated[int, Field(ge=1)]
     """Tokens of the prompt, rendered once and sent as token ids to every arm."""
     max_new_tokens: Annotated[int, Field(ge=1)]
@@ -209,25 +202,11 @@ class ServingArm(Record):
     """End of its log, where it failed."""
 
 
-class ServingSession(Record):
+class ServingSession(SessionHeader):
     """One target in one engine on one machine; holds servers that may be compared."""
 
-    id: str
-    """Unique; begins with the UTC date."""
-    plan_sha256: Sha256
-    """Hash of everything that decides what is measured: equal plans continue or reuse a session."""
-    created_at: str
-    """UTC time, ISO 8601."""
-    finished_at: str | None
-    """UTC time of the last round of a complete session; None while incomplete."""
-    draftrank_version: str
-    """Version of this package."""
-    target: Identifier
-    """Id of the target."""
-    target_sha256: Sha256
-    """Identity of the target's declaration."""
-    target_weights_sha256: Sha256
-    """Hash over the target's weight files."""
+    machine: Machine
+    """Where this client ran, and the server unless it was attached from elsewhere; `threads` are the server's."""
     server: Identifier
     """Id of the server's declaration."""
     server_declared: dict[str, Any]
@@ -238,22 +217,6 @@ class ServingSession(Record):
     """Name of the engine, e.g. `vllm`."""
     engine_version: str
     """Its version, as it reports it."""
-    dtype: DtypeName
-    """What it computes in."""
-    device: Device
-    """Where."""
-    machine: Machine
-    """Where this client ran, and the server unless it was attached from elsewhere; `threads` are the server's."""
-    environment: Environment | None = None
-    """The rest of the fingerprint."""
-    suite: str
-    """Id of the suite."""
-    suite_sha256: Sha256
-    """Identity of the suite."""
-    tasks: tuple[SessionTask, ...]
-    """Tasks with their prompts."""
-    skipped_tasks: tuple[str, ...] = ()
-    """Tasks of the suite whose data could not be had."""
     turns: tuple[PromptTurn, ...]
     """Every prompt turn that rounds send."""
     concurrencies: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
@@ -266,8 +229,6 @@ class ServingSession(Record):
     """Seed of the prompts' order and of arrivals."""
     arms: tuple[ServingArm, ...]
     """The baseline first, then its twin, then drafts."""
-    warnings: tuple[str, ...] = ()
-    """What a reader should know."""
 
 
 class ServingResult(Record):

@@ -27,7 +27,6 @@ from draftrank.measure.fidelity.divergence import first_difference
 from draftrank.measure.fidelity.numerics import MIN_TOKENS, deviation_from, largest_deviation
 from draftrank.measure.machine.fingerprint import package_version, read_machine
 from draftrank.measure.parity import EngineName, Output, Parity, ParityTurn
-from draftrank.measure.record import utc_now
 from draftrank.measure.sessions.judging import find_divergence
 from draftrank.measure.sessions.plan import DraftArm, SessionPlan
 from draftrank.measure.sessions.texts import SessionTexts
@@ -36,16 +35,7 @@ from draftrank.serving.base import Completion, CompletionRequest, Engine, Served
 from draftrank.serving.engines import find_engine
 from draftrank.serving.process import free_port, running
 from draftrank.serving.sending import in_turn
-from draftrank.version import __version__
-from draftrank.workflows.speculation import (
-    differences,
-    export_draft,
-    export_sha256,
-    form_of,
-    gguf_of_target,
-    speculation_of,
-    told_of,
-)
+from draftrank.workflows.speculation import export_draft, facts_of, gguf_of_target, speculation_of
 
 if TYPE_CHECKING:
     from draftrank.engine.backends.base import Runtime
@@ -122,7 +112,7 @@ def parity(
     try:
         exported = export_draft(workspace, recipe, engine, scratch / recipe.id, progress)
         with alone(workspace, progress):
-            here = _open(plan, arm)
+            here = _open(plan, arm, progress)
             turns = list(_decode_here(here, progress))
             speculation = speculation_of(recipe, exported, here.k)
             if server is None:
@@ -157,25 +147,14 @@ def _require_method(recipe: Recipe, engine: str) -> None:
 # -- here ----------------------------------------------------------------------------------------
 
 
-def _open(plan: SessionPlan, arm: DraftArm) -> _Here:
-    from draftrank.engine.backends.registry import load_gguf_runtime, load_runtime
-    from draftrank.models.loading import load_tokenizer
-    from draftrank.models.stop_tokens import read_stop_tokens
+def _open(plan: SessionPlan, arm: DraftArm, progress: Progress) -> _Here:
+    from draftrank.measure.sessions.bench import Bench
 
-    folder = plan.target_folder
-    tokenizer = load_tokenizer(folder.path)
-    if plan.target_file is not None:
-        target = load_gguf_runtime(plan.target_file)
-    else:
-        assert is_dtype(plan.dtype)
-        target = load_runtime(folder.path, plan.dtype, plan.device, plan.backend)
-    target.context_window = min(target.context_window, folder.context_window)
-    texts = SessionTexts(plan, tokenizer, target.context_window, read_stop_tokens(folder.path, tokenizer))
-    texts.check_room()
+    bench = Bench.load(plan, progress)
     context = ProposerContext(
-        target=target,
+        target=bench.target,
         draft_folder=arm.folder,
-        target_folder=folder.path,
+        target_folder=plan.target_folder.path,
         dtype=plan.dtype if is_dtype(plan.dtype) else "fp32",
         device=plan.device,
         backend=arm.backend or plan.backend,
@@ -189,7 +168,7 @@ def _open(plan: SessionPlan, arm: DraftArm) -> _Here:
         k = getattr(draft, "max_model_tokens", None) or k
     else:
         proposer = draft.open(context)
-    return _Here(plan, target, proposer, texts, k)
+    return _Here(plan, bench.target, proposer, bench.texts, k)
 
 
 def _decode_here(here: _Here, progress: Progress) -> Iterator[_Asked]:
@@ -333,32 +312,18 @@ def _record(
     there: _There,
     speculation: Speculation,
 ) -> Parity:
-    plan, now = here.plan, utc_now()
+    plan = here.plan
     assert arm.build is not None
     return Parity(
-        id=f"{now[:10]}-{uuid.uuid4().hex[:12]}",
-        created_at=now,
-        draftrank_version=__version__,
-        target=plan.target.id,
-        target_sha256=plan.target.content_sha256(),
-        target_weights_sha256=plan.target_folder.weights_sha256,
+        **plan.measurement(),
+        machine=read_machine(plan.device),
         draft=arm.recipe.id,
         build=arm.build,
         num_speculative_tokens=here.k,
         engine=engine,
         engine_version=there.version,
-        speculation=told_of(speculation),
-        form=form_of(speculation),
-        export_sha256=export_sha256(speculation),
-        differs=tuple(differences(arm.recipe, engine)),
-        suite=plan.suite.id,
-        suite_sha256=plan.suite.content_sha256(),
-        tasks=plan.session_tasks,
-        skipped_tasks=plan.skipped_tasks,
+        **facts_of(arm.recipe, engine, speculation),
         backend=plan.backend,
-        dtype=plan.dtype,
-        device=plan.device,
-        machine=read_machine(plan.device),
         rounding=there.rounding,
         rounding_positions=there.rounding_positions,
         turns=tuple(

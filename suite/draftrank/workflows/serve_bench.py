@@ -7,14 +7,14 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from draftrank.catalog.base import sha256_of_json
 from draftrank.catalog.recipe import MAX_SPECULATIVE_TOKENS, Recipe
 from draftrank.catalog.server import Server
 from draftrank.catalog.workspace import Workspace
 from draftrank.errors import BuildError, InvalidInputError, MissingDataError
-from draftrank.jobs.contamination import check_contamination
-from draftrank.jobs.session import alone, build_all, narrowed
+from draftrank.jobs.session import alone, build_for, narrowed, prompts_of
 from draftrank.measure.machine.environment import read_environment
 from draftrank.measure.machine.fingerprint import read_machine
 from draftrank.measure.record import utc_now
@@ -32,15 +32,7 @@ from draftrank.store.store import Store
 from draftrank.version import __version__
 from draftrank.workflows.serving_arms import OpenServer, Servers, threads_of
 from draftrank.workflows.serving_session import Run, warm_up
-from draftrank.workflows.speculation import (
-    differences,
-    export_draft,
-    export_sha256,
-    form_of,
-    gguf_of_target,
-    speculation_of,
-    told_of,
-)
+from draftrank.workflows.speculation import export_draft, facts_of, gguf_of_target, speculation_of, told_of
 
 MEASURING_VERSION = 1
 """Raised when rounds come to mean something else, so that old ones are not gone on with."""
@@ -204,30 +196,20 @@ def _plan(
 ) -> _Plan:
     target = workspace.target(asked.target)
     suite = narrowed(workspace.suite(asked.suite), asked.tasks, prompts=asked.prompts)
-    tasks, skipped = workspace.prompts(suite, progress)
-    for warning in skipped.values():
-        progress.message(warning)
-    if not tasks:
-        raise MissingDataError("no task of the suite has its data: " + "; ".join(skipped.values()))
+    tasks, skipped = prompts_of(workspace, suite, progress)
     from draftrank.models.loading import load_tokenizer  # loads torch: wrong requests fail before
-    from draftrank.models.stop_tokens import read_stop_tokens, stop_token_warnings
+    from draftrank.models.stop_tokens import read_stop_tokens
     from draftrank.models.target_folder import ensure_target
 
     folder = ensure_target(target, workspace.fetch_context(progress))
     tokenizer = load_tokenizer(folder.path)
-    doubts = stop_token_warnings(folder.path, tokenizer, target.prompt_format)
-    built = build_all(workspace, target, tuple(recipes), "cpu", progress)
-    checked, unknown = check_contamination(
-        built, tasks, folder.path, workspace.cache, workspace.root / "drafts" / target.id
-    )
-    for warning in (*doubts, *unknown):
-        progress.message(warning)
+    arms, doubts = build_for(workspace, target, folder, tuple(recipes), "cpu", tasks, progress)
     plan = SessionPlan(
         target=target,
         target_folder=folder,
         suite=suite,
-        tasks=tuple(tasks),
-        drafts=checked,
+        tasks=tasks,
+        drafts=arms,
         dtype=declared.dtype,
         device=declared.device,
         seed=asked.seed,
@@ -274,15 +256,10 @@ def _draft_arm(plan: _Plan, arm: DraftArm, exported: Path | None, failure: str |
         num_speculative_tokens=k,
         failure=failure,
     )
-    if plan.declared.attach:
-        return _Arm(record.model_copy(update={"speculation": told_of(speculation)}), speculation)
-    facts = {
-        "speculation": told_of(speculation),
-        "form": form_of(speculation),
-        "export_sha256": export_sha256(speculation),
-        "differs": tuple(differences(recipe, plan.declared.engine)),
-    }
-    return _Arm(record.model_copy(update=facts if failure is None else {}), speculation)
+    facts: dict[str, Any] = {"speculation": told_of(speculation)}
+    if not plan.declared.attach:
+        facts = facts_of(recipe, plan.declared.engine, speculation) if failure is None else {}
+    return _Arm(record.model_copy(update=facts), speculation)
 
 
 def _ks(asked: ServeRequest, recipe: Recipe) -> tuple[int, ...]:
@@ -411,29 +388,18 @@ def _request(
 def _new_session(
     plan: _Plan, plan_sha256: str, version: str, arms: Sequence[_Arm], turns: tuple[PromptTurn, ...]
 ) -> ServingSession:
-    now, session, declared = utc_now(), plan.session, plan.declared
+    session, declared = plan.session, plan.declared
     return ServingSession(
-        id=f"{now[:10]}-{uuid.uuid4().hex[:12]}",
+        **session.measurement(),
         plan_sha256=plan_sha256,
-        created_at=now,
         finished_at=None,
-        draftrank_version=__version__,
-        target=session.target.id,
-        target_sha256=session.target.content_sha256(),
-        target_weights_sha256=session.target_folder.weights_sha256,
         server=declared.id,
         server_declared=declared.model_dump(mode="json", exclude_defaults=True),
         server_sha256=declared.content_sha256(),
         engine=plan.engine.name,
         engine_version=version,
-        dtype=declared.dtype,
-        device=declared.device,
         machine=plan.machine,
         environment=read_environment(declared.device, session.workspace),
-        suite=session.suite.id,
-        suite_sha256=session.suite.content_sha256(),
-        tasks=session.session_tasks,
-        skipped_tasks=session.skipped_tasks,
         turns=turns,
         concurrencies=tuple(sorted(set(plan.asked.concurrencies))),
         rate=plan.asked.rate,

@@ -90,6 +90,16 @@ def gguf_of_target(
     return file
 
 
+def facts_of(recipe: Recipe, engine: Program, speculation: Speculation) -> dict[str, Any]:
+    """What a record tells of an exported draft: fields that `Parity` and `ServingArm` share."""
+    return {
+        "speculation": told_of(speculation),
+        "form": _form_of(speculation),
+        "export_sha256": _export_sha256(speculation),
+        "differs": tuple(differences(recipe, engine)),
+    }
+
+
 def told_of(speculation: Speculation) -> dict[str, Any]:
     """What an engine was told of a draft, without paths."""
     told: dict[str, Any] = {
@@ -101,15 +111,13 @@ def told_of(speculation: Speculation) -> dict[str, Any]:
     return told | dict(speculation.options)
 
 
-def form_of(speculation: Speculation) -> str:
-    """What a draft was exported as."""
+def _form_of(speculation: Speculation) -> str:
     if speculation.model is None:
         return "settings"
     return "GGUF" if speculation.model.is_file() else "safetensors"
 
 
-def export_sha256(speculation: Speculation) -> str | None:
-    """Hash over the exported weights; None without weights."""
+def _export_sha256(speculation: Speculation) -> str | None:
     from draftrank.models.cache import weight_files, weights_sha256
 
     if speculation.model is None:

@@ -92,8 +92,7 @@ class Bench:
             tokenizer = load_tokenizer(plan.target_folder.path)
             before, _ = memory_bytes(plan.device)
             target = _open_target(plan)
-            if plan.target.context_window is not None:
-                target.context_window = min(target.context_window, plan.target.context_window)
+            target.context_window = min(target.context_window, plan.target_folder.context_window)
             bench = cls(plan, target, tokenizer, 0)
             bench.texts.check_room()
             # The first decode touches everything that decoding needs, so later arms find it in place.

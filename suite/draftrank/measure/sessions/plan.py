@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from draftrank.catalog.backend import Backend, Device
 from draftrank.catalog.base import sha256_of_json
@@ -122,6 +122,24 @@ class SessionPlan:
                 )
         return tuple(found)
 
+    def measurement(self) -> dict[str, Any]:
+        """What a record that is made now tells of this plan: the fields of `Measurement`, but for the machine."""
+        now = utc_now()
+        return {
+            "id": f"{now[:10]}-{uuid.uuid4().hex[:12]}",
+            "created_at": now,
+            "draftrank_version": __version__,
+            "target": self.target.id,
+            "target_sha256": self.target.content_sha256(),
+            "target_weights_sha256": self.target_folder.weights_sha256,
+            "dtype": self.dtype,
+            "device": self.device,
+            "suite": self.suite.id,
+            "suite_sha256": self.suite.content_sha256(),
+            "tasks": self.session_tasks,
+            "skipped_tasks": self.skipped_tasks,
+        }
+
     def sha256(self, machine: Machine) -> str:
         """Hash of the plan on a machine: equal hashes measure the same thing."""
         return sha256_of_json(
@@ -187,7 +205,6 @@ def session_task(entry: TaskPrompts, rendered: Rendered | None = None) -> Sessio
 
 def new_session(plan: SessionPlan, plan_sha256: str, machine: Machine) -> Session:
     """The header of a session that measures this plan, with nothing measured yet."""
-    now = utc_now()
     autoregressive = [
         Arm(id=BASELINE, kind="baseline", num_speculative_tokens=0, backend=plan.backend, dtype=plan.dtype),
         Arm(id=CONTROL, kind="control", num_speculative_tokens=0, backend=plan.backend, dtype=plan.dtype),
@@ -207,28 +224,17 @@ def new_session(plan: SessionPlan, plan_sha256: str, machine: Machine) -> Sessio
     ]
     as_generated = {"backend": "transformers", "dtype": plan.dtype}
     return Session(
-        id=f"{now[:10]}-{uuid.uuid4().hex[:12]}",
+        **plan.measurement(),
         plan_sha256=plan_sha256,
-        created_at=now,
         finished_at=None,
-        suite=plan.suite.id,
-        suite_sha256=plan.suite.content_sha256(),
-        draftrank_version=__version__,
-        target=plan.target.id,
-        target_sha256=plan.target.content_sha256(),
-        target_weights_sha256=plan.target_folder.weights_sha256,
         target_parameters=plan.target_folder.parameters,
-        dtype=plan.dtype,
-        device=plan.device,
         backend=plan.backend,
         mode=plan.mode,
         seed=plan.seed,
         repeats=plan.suite.repeats,
         machine=machine,
-        tasks=plan.session_tasks,
         arms=(*autoregressive, *drafts, *(arm.model_copy(update=as_generated) for arm in plan.references)),
         warnings=(*plan.warnings, *plan.short_windows),
-        skipped_tasks=plan.skipped_tasks,
         target_ci=plan.target_ci,
         budget_s=plan.budget_s,
         environment=read_environment(plan.device, plan.workspace),
