@@ -34,7 +34,7 @@ class _SilentStage:
 
 
 class SilentProgress(Progress):
-    """Reports nothing; the library's default."""
+    """Reports nothing."""
 
     @contextmanager
     def stage(self, label: str, total: float | None = None) -> Iterator[Stage]:
@@ -42,3 +42,7 @@ class SilentProgress(Progress):
 
     def message(self, text: str) -> None:
         return None
+
+
+SILENT = SilentProgress()
+"""The library's default."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 import difflib
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from draftrank.catalog.base import Declared
-from draftrank.catalog.self_generated import References
 from draftrank.catalog.yaml_file import FieldPath, YamlFile, read_yaml
 from draftrank.errors import InvalidInputError, Problem
+
+if TYPE_CHECKING:
+    from draftrank.catalog.workspace import References
 
 M = TypeVar("M", bound=Declared)
 

@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from draftrank.catalog.base import Declared, Identifier, Line, RelativePath
 from draftrank.catalog.prompt_rows import PromptFile, ReadRows
-from draftrank.catalog.sources.base import SourceBase
 
-
-class References(Protocol):
-    """What a declaration may refer to; the context in which a workspace validates its files."""
-
-    def corpus(self, name: str) -> SelfGenerated:
-        """The text of a corpus; `ValueError` with a fix where there is none of this name."""
-        ...
-
-    def source_of_target(self, name: str) -> SourceBase:
-        """Where the weights of a target come from; `ValueError` with a fix where there is none of this name."""
-        ...
-
-    def lines(self, path: str) -> tuple[str, ...]:
-        """The lines of a text file that are not blank; `ValueError` with a fix where it cannot be read."""
-        ...
+if TYPE_CHECKING:
+    from draftrank.catalog.workspace import References
 
 
 def references_of(info: ValidationInfo, what: str) -> References:

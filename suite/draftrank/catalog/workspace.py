@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from draftrank.catalog.base import Declared
 from draftrank.catalog.plain_text import unseen_in
 from draftrank.errors import InvalidInputError, MissingDataError, Problem
-from draftrank.progress import Progress, SilentProgress
+from draftrank.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from draftrank.catalog.prompts import TaskPrompts
@@ -134,14 +134,14 @@ class Workspace:
         """Folder of published serving sessions."""
         return self.root / "leaderboard" / "serving"
 
-    def fetch_context(self, progress: Progress | None = None) -> FetchContext:
+    def fetch_context(self, progress: Progress = SILENT) -> FetchContext:
         """What sources need to fetch on this workspace's behalf."""
         from draftrank.catalog.sources.base import FetchContext
 
         data = os.environ.get("DRAFTRANK_DATA", "")
         roots = (self.root, *(Path(entry).resolve() for entry in data.split(os.pathsep) if entry))
         offline = os.environ.get("DRAFTRANK_OFFLINE", "") not in ("", "0")
-        return FetchContext(self.cache, roots, offline, progress or SilentProgress(), self.shared_drafts)
+        return FetchContext(self.cache, roots, offline, progress, self.shared_drafts)
 
     def display(self, path: Path) -> str:
         """A path as shown to people: relative to the workspace where it lies inside."""
@@ -193,7 +193,7 @@ class Workspace:
         """A recipe's file, then the files that it needs: corpora and prompt prefixes, sorted; raises as `target`."""
         from draftrank.catalog.recipe import Recipe
 
-        references = _WorkspaceReferences(self)
+        references = References(self)
         path = self.root / "drafts" / target_id / f"{draft_id}.yaml"
         self._load(path, Recipe, references)
         return (path, *sorted(references.files))
@@ -230,9 +230,7 @@ class Workspace:
 
         return self._load(_named("server", server_id, self._files("tasks/servers")), Server)
 
-    def prompts(
-        self, suite: Suite, progress: Progress | None = None
-    ) -> tuple[list[TaskPrompts], dict[str, str]]:
+    def prompts(self, suite: Suite, progress: Progress = SILENT) -> tuple[list[TaskPrompts], dict[str, str]]:
         """The suite's prompts by task, and for each task whose data cannot be had now, why."""
         from draftrank.catalog.prompts import read_prompts, select_prompts
 
@@ -257,7 +255,7 @@ class Workspace:
 
         problems: list[Problem] = []
         loaded: list[tuple[Path, Declared]] = []
-        references = _WorkspaceReferences(self)
+        references = References(self)
         for path, model in self.declaration_paths():
             try:
                 loaded.append((path, self._load(path, model, references)))
@@ -315,14 +313,14 @@ class Workspace:
                 found.append(Problem(place + problem.message, file, None, field_, problem.fix))
         return found
 
-    def _load(self, path: Path, model: type[T], references: _WorkspaceReferences | None = None) -> T:
+    def _load(self, path: Path, model: type[T], references: References | None = None) -> T:
         from draftrank.catalog.loading import load_declaration
 
-        references = references or _WorkspaceReferences(self)
+        references = references or References(self)
         return load_declaration(path, model, self.display(path), references.for_file(path))
 
     def _load_of_target(
-        self, path: Path, model: type[OfTarget], references: _WorkspaceReferences | None = None
+        self, path: Path, model: type[OfTarget], references: References | None = None
     ) -> OfTarget:
         one = self._load(path, model, references)
         if one.target != self._target_of(path):
@@ -353,8 +351,9 @@ class Workspace:
 
 
 @dataclass(slots=True)
-class _WorkspaceReferences:
-    """What the files of a workspace may refer to; each corpus is read once."""
+class References:
+    """What the files of a workspace may refer to, as context of their validation; each corpus is read once. What is not
+    there is a `ValueError` with a fix."""
 
     workspace: Workspace
     target: str = ""
@@ -363,11 +362,12 @@ class _WorkspaceReferences:
     files: set[Path] = field(default_factory=set)
     """Files that were referred to."""
 
-    def for_file(self, path: Path) -> _WorkspaceReferences:
+    def for_file(self, path: Path) -> References:
         """What one file may refer to."""
         return replace(self, target=self.workspace._target_of(path))
 
     def corpus(self, name: str) -> SelfGenerated:
+        """The text of a corpus."""
         if (self.target, name) not in self.read:
             self.read[self.target, name] = self._read_corpus(name)
         return self.read[self.target, name]
@@ -397,6 +397,7 @@ class _WorkspaceReferences:
             ) from error
 
     def source_of_target(self, name: str) -> SourceBase:
+        """Where the weights of a target come from."""
         known = self.workspace._targets()
         if name not in known:
             raise ValueError(
@@ -411,6 +412,7 @@ class _WorkspaceReferences:
             ) from error
 
     def lines(self, path: str) -> tuple[str, ...]:
+        """The lines of a text file that are not blank."""
         from draftrank.catalog.yaml_file import MAX_BYTES
 
         root = self.workspace.root

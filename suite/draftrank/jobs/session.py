@@ -32,7 +32,7 @@ from draftrank.measure.sessions.references import ReferenceMethod, reference_arm
 from draftrank.measure.sessions.session import run_session
 from draftrank.measure.statistics.stopping import DEFAULT_TARGET_CI
 from draftrank.models.cache import only_process
-from draftrank.progress import Progress, SilentProgress
+from draftrank.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from draftrank.engine.backends.choice import Choice
@@ -139,7 +139,7 @@ def build(
     drafts: tuple[str, ...] = (),
     *,
     device: Device | Auto = "cpu",
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> tuple[DraftArm, ...]:
     """Builds drafts, or finds them in the cache; a failed build is returned with its reason.
 
@@ -147,7 +147,6 @@ def build(
         InvalidInputError: target or drafts are unknown or invalid.
         MissingDataError: the target cannot be had.
     """
-    progress = progress or SilentProgress()
     declared = workspace.target(target)
     recipes = choose_recipes(workspace, target, drafts)
     from draftrank.engine.backends.choice import device_for  # loads torch: wrong names fail before
@@ -159,7 +158,7 @@ def build(
 def plan_run(
     workspace: Workspace,
     request: RunRequest,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
     *,
     recipes: tuple[Recipe, ...] | None = None,
     suite: Suite | None = None,
@@ -174,7 +173,6 @@ def plan_run(
         InvalidInputError: the request or a declaration is wrong.
         MissingDataError: the target, or the data of every task, cannot be had.
     """
-    progress = progress or SilentProgress()
     target = workspace.target(request.target)
     recipes = recipes or choose_recipes(workspace, request.target, request.drafts)
     _require_own(recipes)
@@ -270,7 +268,7 @@ def choose_backend(
     workspace: Workspace,
     request: RunRequest,
     recipes: tuple[Recipe, ...],
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
     *,
     offline: bool = False,
 ) -> Choice:
@@ -283,7 +281,7 @@ def choose_backend(
     from draftrank.engine.backends.choice import Candidates, choose
     from draftrank.models.target_folder import ensure_target, gguf_file
 
-    context = workspace.fetch_context(progress or SilentProgress())
+    context = workspace.fetch_context(progress)
     if offline:
         context = replace(context, offline=True)
     target = workspace.target(request.target)
@@ -336,7 +334,7 @@ def _origin(recipe: Recipe, context: FetchContext) -> Path | None:
 
 
 def run(
-    workspace: Workspace, request: RunRequest, journal: Journal, progress: Progress | None = None
+    workspace: Workspace, request: RunRequest, journal: Journal, progress: Progress = SILENT
 ) -> SessionResult:
     """Builds and measures; goes on with, or returns, what the journal has of the same run.
 
@@ -347,7 +345,6 @@ def run(
         InvalidInputError: the request or a declaration is wrong.
         MissingDataError: the target, or the data of every task, cannot be had.
     """
-    progress = progress or SilentProgress()
     with alone(workspace, progress):
         plan = plan_run(workspace, request, progress)
         return run_session(plan, journal, fresh=request.fresh, progress=progress)

@@ -19,7 +19,7 @@ from draftrank.jobs.session import build
 from draftrank.measure.parity import Parity
 from draftrank.measure.records import SessionResult
 from draftrank.measure.sessions.plan import DraftArm
-from draftrank.progress import Progress, SilentProgress
+from draftrank.progress import SILENT, Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def export(
     *,
     programs: Sequence[Program] = ("transformers",),
     device: Device | Auto = "cpu",
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> Exports:
     """Builds a draft, or finds it in the cache, and writes it for other programs, each form with its card.
 
@@ -70,7 +70,6 @@ def export(
     """
     from draftrank.building.export.folder import require_empty
 
-    progress = progress or SilentProgress()
     recipe = workspace.recipe(target, draft)
     if not recipe.draft.has_weights:
         raise InvalidInputError.single(

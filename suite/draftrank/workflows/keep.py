@@ -8,7 +8,7 @@ from draftrank.catalog.backend import Asked, Auto, Device
 from draftrank.catalog.workspace import Workspace
 from draftrank.errors import InvalidInputError
 from draftrank.jobs.session import alone
-from draftrank.progress import Progress, SilentProgress
+from draftrank.progress import SILENT, Progress
 
 
 def keep_draft(
@@ -17,7 +17,7 @@ def keep_draft(
     draft: str,
     *,
     asked: Device | Auto = "cpu",
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> tuple[Path, Path]:
     """Builds a draft, or finds it in the cache, and writes its weights and hashes of its text beside its recipe.
 
@@ -50,7 +50,6 @@ def keep_draft(
     from draftrank.models.target_folder import ensure_target
 
     device = device_for(Asked(device=asked))
-    progress = progress or SilentProgress()
     with alone(workspace, progress):
         fetch = workspace.fetch_context(progress)
         folder = ensure_target(declared, fetch)

@@ -30,7 +30,7 @@ from draftrank.measure.parity import EngineName, Output, Parity, ParityTurn
 from draftrank.measure.sessions.judging import find_divergence
 from draftrank.measure.sessions.plan import DraftArm, SessionPlan
 from draftrank.measure.sessions.texts import SessionTexts
-from draftrank.progress import Progress, SilentProgress
+from draftrank.progress import SILENT, Progress
 from draftrank.serving.base import Completion, CompletionRequest, Engine, Served, Speculation
 from draftrank.serving.engines import find_engine
 from draftrank.serving.process import free_port, running
@@ -81,7 +81,7 @@ class _There:
 
 
 def parity(
-    workspace: Workspace, request: RunRequest, engine: EngineName, progress: Progress | None = None
+    workspace: Workspace, request: RunRequest, engine: EngineName, progress: Progress = SILENT
 ) -> Parity:
     """Exports a draft, runs it in another engine and here on the same prompts, and records both.
 
@@ -96,7 +96,6 @@ def parity(
         MissingDataError: the engine is not here, or the target, or the data of every task, cannot be had.
         ServerError: the engine does not start or breaks off; with the end of its log.
     """
-    progress = progress or SilentProgress()
     (draft,) = request.drafts
     recipe = workspace.recipe(request.target, draft)
     server = None if engine == "transformers" else find_engine(engine, workspace.root)
@@ -250,13 +249,13 @@ def _enough(lengths: Sequence[int]) -> int:
     return len(lengths)
 
 
-def _output(found: Completion) -> Output:
+def _output(found: Completion | Decoding) -> Output:
     return Output(
         token_ids=found.token_ids,
         steps=max(0, found.steps),
         proposed=found.proposed,
         decode_s=found.decode_s,
-        disagreement=found.disagreement,
+        disagreement=getattr(found, "disagreement", None),
     )
 
 
@@ -281,11 +280,11 @@ def _generate(here: _Here, turns: Sequence[_Asked], speculation: Speculation, pr
     with progress.stage("decode with generate", len(turns)) as stage:
         for turn in turns:
             one = plain.decode(turn.request)
-            outputs[0].append(_of_decoding(one))
+            outputs[0].append(_output(one))
             if len(one.token_ids) > 1:
                 # Its first forward verifies proposals already; behind the first token it does what ours does.
                 one = drafting.decode(turn.request, one.token_ids[0])
-            outputs[1].append(_of_decoding(one))
+            outputs[1].append(_output(one))
             stage.advance()
     texts = [(turn.request.prompt, turn.plain.token_ids) for turn in turns]
     texts = texts[: _enough([len(output) for _, output in texts])]
@@ -293,12 +292,6 @@ def _generate(here: _Here, turns: Sequence[_Asked], speculation: Speculation, pr
         rounding = largest_deviation(here.target, target, texts, stage)
     version = package_version("transformers") or ""
     return _There(version, *outputs, rounding, sum(len(output) - 1 for _, output in texts))
-
-
-def _of_decoding(found: Decoding) -> Output:
-    return Output(
-        token_ids=found.token_ids, steps=found.steps, proposed=found.proposed, decode_s=found.decode_s
-    )
 
 
 # -- the record ----------------------------------------------------------------------------------
@@ -338,14 +331,14 @@ def _turn(here: _Here, turn: _Asked, plain: Output, draft: Output) -> ParityTurn
     there = plain.token_ids or ()
     outputs = [
         output.model_copy(update={"token_ids": None if output.token_ids == own else output.token_ids})
-        for output in (_of_decoding(turn.draft), plain, draft)
+        for output in (_output(turn.draft), plain, draft)
     ]
     return ParityTurn(
         task=turn.task,
         prompt=turn.prompt,
         turn=turn.turn,
         prompt_tokens=len(turn.request.prompt),
-        plain_here=_of_decoding(turn.plain),
+        plain_here=_output(turn.plain),
         draft_here=outputs[0],
         plain_there=outputs[1],
         draft_there=outputs[2],

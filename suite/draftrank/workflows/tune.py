@@ -23,7 +23,7 @@ from draftrank.measure.sessions.session import run_session
 from draftrank.measure.statistics.estimates import Estimate, compare_speed
 from draftrank.measure.statistics.standing import standing_trials
 from draftrank.measure.summaries.summary import summarise
-from draftrank.progress import Progress, SilentProgress
+from draftrank.progress import SILENT, Progress
 
 PROBE_PROMPTS = 2
 """Prompts of each task on which acceptance at the largest k is measured."""
@@ -82,7 +82,7 @@ def tune_k(
     workspace: Workspace,
     request: RunRequest,
     journal: Journal,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
     *,
     max_k: int = 8,
     confidences: tuple[float, ...] = (),
@@ -100,7 +100,6 @@ def tune_k(
         InvalidInputError: the request is wrong, or the draft could not be measured at the largest k.
         MissingDataError: the target, or the data of every task, cannot be had.
     """
-    progress = progress or SilentProgress()
     (draft,) = request.drafts
     recipe = workspace.recipe(request.target, draft)
     _check(recipe, max_k, confidences)

@@ -45,7 +45,7 @@ from draftrank.measure.summaries.recheck import (
     check_step_cost,
     pair_up,
 )
-from draftrank.progress import Progress, SilentProgress
+from draftrank.progress import SILENT, Progress
 from draftrank.store.bundle import part_of, read_bundle
 from draftrank.store.store import Store
 from draftrank.version import __version__, minor_of
@@ -89,7 +89,7 @@ def verify(
     *,
     prompts: int | None = None,
     seed: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> Iterator[Verification]:
     """Checks a bundle against the workspace; for each of its drafts, builds it and runs a sample of its prompts again.
 
@@ -119,7 +119,7 @@ def verify(
     for arm in published.session.arms:
         if arm.kind == "draft":
             part = part_of(published, {arm.id})
-            yield _verify_draft(workspace, bundle, part, arm, prompts, seed, progress or SilentProgress())
+            yield _verify_draft(workspace, bundle, part, arm, prompts, seed, progress)
 
 
 def _verify_draft(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO
 
 from draftrank.catalog.base import Declared
 from draftrank.errors import InvalidInputError, MissingDataError
-from draftrank.progress import Progress, SilentProgress
+from draftrank.progress import SILENT, Progress
 
 MAX_FETCHED_BYTES = 64 << 30
 """Of one file: room for the weights of a large target, and an end to what never ends."""
@@ -28,7 +28,7 @@ class FetchContext:
     """Folders that `local` paths are looked up in: the workspace, then DRAFTRANK_DATA's entries."""
     offline: bool = False
     """True: use what is cached, fetch nothing."""
-    progress: Progress = field(default_factory=SilentProgress)
+    progress: Progress = SILENT
     shared_drafts: str | None = None
     """Address of the folder in which machines share built drafts; None: there is none."""
 

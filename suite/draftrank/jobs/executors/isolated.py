@@ -24,7 +24,7 @@ from draftrank.building.shared_drafts import give_shared
 from draftrank.catalog.workspace import Workspace
 from draftrank.jobs.job import Ended, Executor, Job
 from draftrank.measure.records import SessionResult
-from draftrank.progress import Progress, SilentProgress
+from draftrank.progress import SILENT, Progress
 from draftrank.store.store import Store
 
 WORKER = "draftrank.cli.worker"
@@ -85,7 +85,7 @@ class IsolatedExecutor(Executor):
         workspace: Workspace,
         folder: Path,
         limits: Limits | None = None,
-        progress: Progress | None = None,
+        progress: Progress = SILENT,
     ) -> None:
         """Prepares to run jobs.
 
@@ -96,7 +96,7 @@ class IsolatedExecutor(Executor):
         """
         self._workspace, self._folder = workspace, folder
         self._limits = limits or Limits()
-        self._progress = progress or SilentProgress()
+        self._progress = progress
         self._running: _Running | None = None
         folder.mkdir(parents=True, exist_ok=True)
         # Without network no job reaches a server: it measures into a file, and the driver hands that on.

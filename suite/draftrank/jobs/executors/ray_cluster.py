@@ -22,7 +22,7 @@ from draftrank.catalog.workspace import Workspace
 from draftrank.errors import DraftrankError, InvalidInputError
 from draftrank.jobs.job import Ended, Executor, Job
 from draftrank.jobs.work import work
-from draftrank.progress import SilentProgress
+from draftrank.progress import SILENT
 from draftrank.store.store import Store
 
 _PACKED = ("drafts", "tasks")
@@ -179,7 +179,7 @@ def _work_there(job: Job, attempt: int, files: bytes, settings: dict[str, str]) 
         Store.open(Path(folder) / "job.sqlite") as store,
     ):
         try:
-            ended = work(job, workspace, store, SilentProgress(), attempt)
+            ended = work(job, workspace, store, SILENT, attempt)
         except DraftrankError as error:
             ended = Ended(job.id, "failed", str(error))
         except KeyboardInterrupt:

@@ -31,7 +31,7 @@ from draftrank.measure.sessions.plan import SessionPlan, new_session
 from draftrank.measure.sessions.schedule import Block, cell_of, schedule
 from draftrank.measure.statistics.standing import standing_trials
 from draftrank.measure.statistics.stopping import reason_to_stop, spent_s
-from draftrank.progress import Progress, SilentProgress, Stage
+from draftrank.progress import SILENT, Progress, Stage
 
 if TYPE_CHECKING:
     from draftrank.measure.sessions.bench import Bench
@@ -49,7 +49,7 @@ TIME_AT_END_S = 300.0
 
 
 def run_session(
-    plan: SessionPlan, journal: Journal, *, fresh: bool = False, progress: Progress | None = None
+    plan: SessionPlan, journal: Journal, *, fresh: bool = False, progress: Progress = SILENT
 ) -> SessionResult:
     """Measures a plan, or continues or returns what the journal already has of it; if `fresh`, measures it anew in any
     case.
@@ -59,7 +59,6 @@ def run_session(
     """
     from draftrank.measure.sessions.bench import Bench
 
-    progress = progress or SilentProgress()
     machine = read_machine(plan.device)
     plan_sha256 = plan.sha256(machine)
     session = None if fresh else _to_reuse(plan, journal.find_session(plan_sha256))

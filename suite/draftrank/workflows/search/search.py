@@ -31,7 +31,7 @@ from draftrank.measure.journal import Journal
 from draftrank.measure.records import SessionResult
 from draftrank.measure.sessions.session import run_session
 from draftrank.measure.summaries.summary import summarise
-from draftrank.progress import Progress, SilentProgress, Stage
+from draftrank.progress import SILENT, Progress, Stage
 from draftrank.workflows.search.choice import FIRST, RUNGS, Choice, Shape
 from draftrank.workflows.search.finalists import finalists
 from draftrank.workflows.search.training import Training
@@ -66,7 +66,7 @@ def search(
     request: RunRequest,
     budget_s: float,
     journal: Journal,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> Found:
     """Searches the best draft for the target of a request within so many seconds.
 
@@ -76,7 +76,6 @@ def search(
         InvalidInputError: the request is wrong, no model could be built in time, or Optuna is not installed.
         MissingDataError: the target, or the data of every task, cannot be had.
     """
-    progress = progress or SilentProgress()
     suite = workspace.suite(request.suite)
     suite = suite.model_copy(update={"id": f"{suite.id}{SEARCH}"})
     with alone(workspace, progress):
