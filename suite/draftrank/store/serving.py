@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import select
 from sqlalchemy.orm import Session as Transaction
 
@@ -16,19 +18,9 @@ class ServingSessions(Sessions[ServingSessionRow, ServingSession, ServingResult]
 
     table = ServingSessionRow
     kind = "serving session"
+    measured = "rounds"
 
     # -- writing ---------------------------------------------------------------------------------
-
-    def begin(self, session: ServingSession) -> None:
-        """Stores a new session with its arms.
-
-        Raises:
-            StoreError: the id exists.
-        """
-        with self._writing() as transaction:
-            if self._find(transaction, session.id) is not None:
-                raise StoreError(f"serving session {session.id} exists already (take another id)")
-            transaction.add(_session_row(session))
 
     def add_round(self, session_id: str, one: Round) -> None:
         """Stores a round; an identical one is ignored.
@@ -59,7 +51,7 @@ class ServingSessions(Sessions[ServingSessionRow, ServingSession, ServingResult]
                 raise StoreError(f"serving session {session_id} has no round {_named(one)} (add it first)")
             known.requests = one.model_dump(mode="json")["requests"]
 
-    def finish(self, session_id: str, finished_at: str) -> None:
+    def finish_session(self, session_id: str, finished_at: str) -> None:
         """Marks a session complete at a UTC time (ISO 8601).
 
         Raises:
@@ -68,32 +60,7 @@ class ServingSessions(Sessions[ServingSessionRow, ServingSession, ServingResult]
         with self._writing() as transaction:
             self._existing(transaction, session_id).finished_at = finished_at
 
-    def add(self, result: ServingResult) -> None:
-        """Stores a whole session; an identical one is ignored.
-
-        Raises:
-            StoreError: the id exists with other content, or a round is of no arm of the session.
-        """
-        with self._writing() as transaction:
-            row = self._find(transaction, result.session.id)
-            if row is not None:
-                if self._whole(transaction, row) != in_order(as_stored(result)):
-                    raise StoreError(
-                        f"serving session {result.session.id} exists with other content (keep the one that was measured)"
-                    )
-                return
-            row = _session_row(result.session)
-            transaction.add(row)
-            transaction.flush()
-            for one in result.rounds:
-                self._arm(row, one.arm)
-                transaction.add(_new_round(row, one))
-
     # -- reading ---------------------------------------------------------------------------------
-
-    def find(self, plan_sha256: str) -> ServingSession | None:
-        """The newest session of a plan, complete or not."""
-        return self._newest_of(plan_sha256)
 
     def _header(self, row: ServingSessionRow) -> ServingSession:
         arms = tuple(to_record(ServingArm, arm) for arm in row.arms)
@@ -103,6 +70,21 @@ class ServingSessions(Sessions[ServingSessionRow, ServingSession, ServingResult]
         found = transaction.scalars(select(RoundRow).where(RoundRow.session_key == row.key))
         rounds = tuple(to_record(Round, one) for one in found)
         return in_order(ServingResult(session=self._header(row), rounds=rounds))
+
+    def _in_order(self, result: ServingResult) -> ServingResult:
+        return in_order(result)
+
+    def _insert(self, transaction: Transaction, session: ServingSession, measured: Sequence[Round]) -> None:
+        arms = [
+            ServingArmRow(place=place, **arm.model_dump(mode="json"))
+            for place, arm in enumerate(session.arms)
+        ]
+        row = ServingSessionRow(**session.model_dump(mode="json", exclude={"arms"}), arms=arms)
+        transaction.add(row)
+        transaction.flush()
+        for one in measured:
+            self._arm(row, one.arm)
+            transaction.add(_new_round(row, one))
 
 
 def in_order(result: ServingResult) -> ServingResult:
@@ -116,13 +98,6 @@ def in_order(result: ServingResult) -> ServingResult:
 def _round_row(transaction: Transaction, session: ServingSessionRow, one: Round) -> RoundRow | None:
     key = {"arm": one.arm, "concurrency": one.concurrency, "index": one.index, "attempt": one.attempt}
     return transaction.scalar(select(RoundRow).filter_by(session_key=session.key, **key))
-
-
-def _session_row(session: ServingSession) -> ServingSessionRow:
-    arms = [
-        ServingArmRow(place=place, **arm.model_dump(mode="json")) for place, arm in enumerate(session.arms)
-    ]
-    return ServingSessionRow(**session.model_dump(mode="json", exclude={"arms"}), arms=arms)
 
 
 def _new_round(session: ServingSessionRow, one: Round) -> RoundRow:

@@ -6,7 +6,7 @@ Columns are named like fields, so the code here only tells which fields lie in t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
@@ -17,15 +17,15 @@ from sqlalchemy.orm import Session as Transaction
 
 from draftrank.errors import StoreError
 from draftrank.measure.record import Record
-from draftrank.measure.records import Arm
-from draftrank.measure.serving_records import ServingArm
+from draftrank.measure.records import Arm, SessionHeader, SessionResult
+from draftrank.measure.serving_records import ServingArm, ServingResult
 from draftrank.store.database import store_errors, writing
 from draftrank.store.tables import ArmRow, ServingArmRow, ServingSessionRow, SessionRow
 
 R = TypeVar("R", bound=Record)
 Row = TypeVar("Row", SessionRow, ServingSessionRow)
-Header = TypeVar("Header")
-Whole = TypeVar("Whole")
+Header = TypeVar("Header", bound=SessionHeader)
+Whole = TypeVar("Whole", SessionResult, ServingResult)
 
 
 class Sessions(ABC, Generic[Row, Header, Whole]):
@@ -34,6 +34,8 @@ class Sessions(ABC, Generic[Row, Header, Whole]):
     table: type[Row]
     kind: str
     """What such a session is called."""
+    measured: str
+    """The field of a whole session with what was measured."""
 
     def __init__(self, name: str, engine: Engine) -> None:
         self.name = name
@@ -46,7 +48,43 @@ class Sessions(ABC, Generic[Row, Header, Whole]):
     @abstractmethod
     def _whole(self, transaction: Transaction, row: Row) -> Whole: ...
 
+    @abstractmethod
+    def _in_order(self, result: Whole) -> Whole: ...
+
+    @abstractmethod
+    def _insert(self, transaction: Transaction, session: Header, measured: Sequence[Any]) -> None:
+        """Adds a session that is not stored yet; raises StoreError where what was measured does not fit it."""
+
     # -- writing ---------------------------------------------------------------------------------
+
+    def begin_session(self, session: Header) -> None:
+        """Stores a new session of which nothing is measured yet.
+
+        Raises:
+            StoreError: the id exists.
+        """
+        with self._writing() as transaction:
+            if self._find(transaction, session.id) is not None:
+                raise StoreError(
+                    f"{self.kind} {session.id} exists already (go on with it, or take another id)"
+                )
+            self._insert(transaction, session, ())
+
+    def add_result(self, result: Whole) -> None:
+        """Stores a whole session; an identical one is ignored.
+
+        Raises:
+            StoreError: the id exists with other content, or the parts do not fit together.
+        """
+        with self._writing() as transaction:
+            session: Any = result.session  # a Header, which its type does not say
+            row = self._find(transaction, session.id)
+            if row is None:
+                self._insert(transaction, session, getattr(result, self.measured))
+            elif self._in_order(self._whole(transaction, row)) != self._in_order(as_stored(result)):
+                raise StoreError(
+                    f"{self.kind} {session.id} exists with other content (keep the one that was measured, or remove it first)"
+                )
 
     def update_arm(self, session_id: str, arm: Arm | ServingArm) -> None:
         """Replaces what is known of an arm, e.g. once its draft is built or has failed.
@@ -71,10 +109,10 @@ class Sessions(ABC, Generic[Row, Header, Whole]):
 
     # -- reading ---------------------------------------------------------------------------------
 
-    def sessions(self, target: str | None = None) -> tuple[Header, ...]:
-        """All sessions, or those of one target, from the oldest to the newest."""
+    def sessions(self) -> tuple[Header, ...]:
+        """All sessions, from the oldest to the newest."""
         with self._reading() as transaction:
-            return tuple(map(self._header, self._rows(transaction, *self._of_target(target))))
+            return tuple(map(self._header, self._rows(transaction)))
 
     def result(self, session_id: str) -> Whole:
         """A session with what was measured, as it was at one moment.
@@ -85,13 +123,13 @@ class Sessions(ABC, Generic[Row, Header, Whole]):
         with self._reading() as transaction:
             return self._whole(transaction, self._existing(transaction, session_id))
 
-    def results(self, target: str | None = None) -> tuple[Whole, ...]:
-        """All sessions with what was measured, or those of one target, from the oldest to the newest."""
+    def results(self) -> tuple[Whole, ...]:
+        """All sessions with what was measured, from the oldest to the newest."""
         with self._reading() as transaction:
-            rows = self._rows(transaction, *self._of_target(target))
-            return tuple(self._whole(transaction, row) for row in rows)
+            return tuple(self._whole(transaction, row) for row in self._rows(transaction))
 
-    def _newest_of(self, plan_sha256: str) -> Header | None:
+    def find_session(self, plan_sha256: str) -> Header | None:
+        """The newest session of a plan, complete or not."""
         with self._reading() as transaction:
             rows = self._rows(transaction, self.table.plan_sha256 == plan_sha256)
             return self._header(rows[-1]) if rows else None
@@ -102,9 +140,6 @@ class Sessions(ABC, Generic[Row, Header, Whole]):
         """The sessions that meet all conditions, from the oldest to the newest."""
         query = select(self.table).where(*conditions).order_by(self.table.created_at, self.table.id)
         return list(transaction.scalars(query))
-
-    def _of_target(self, target: str | None) -> tuple[ColumnElement[bool], ...]:
-        return () if target is None else (self.table.target == target,)
 
     def _find(self, transaction: Transaction, session_id: str) -> Row | None:
         return next(iter(self._rows(transaction, self.table.id == session_id)), None)

@@ -80,7 +80,7 @@ def import_file(path: Path, store: Store) -> None:
     if PARITY_FILES.key in data:
         store.add_parity(PARITY_FILES.checked(data, name))
     elif SERVING_FILES.key in data:
-        store.serving.add(SERVING_FILES.checked(data, name))
+        store.serving.add_result(SERVING_FILES.checked(data, name))
     else:
         result = bundle_result(data, name)
         require_times(result, name)

@@ -34,6 +34,7 @@ class Store(Sessions[SessionRow, Session, SessionResult]):
 
     table = SessionRow
     kind = "session"
+    measured = "trials"
 
     def __init__(self, name: str, engine: Engine) -> None:
         super().__init__(name, engine)
@@ -91,17 +92,6 @@ class Store(Sessions[SessionRow, Session, SessionResult]):
 
     # -- writing ---------------------------------------------------------------------------------
 
-    def begin_session(self, session: Session) -> None:
-        """Stores a new session with its arms and tasks.
-
-        Raises:
-            StoreError: the id exists.
-        """
-        with self._writing() as transaction:
-            if self._find(transaction, session.id) is not None:
-                raise StoreError(f"session {session.id} exists already (go on with it, or take another id)")
-            _insert(transaction, session, ())
-
     def finish_session(self, session_id: str, finished_at: str, stopped_by: StoppedBy | None = None) -> None:
         """Marks a session complete at a UTC time (ISO 8601), and says what ended it.
 
@@ -152,21 +142,6 @@ class Store(Sessions[SessionRow, Session, SessionResult]):
                 raise StoreError(f"session {session_id} has no trial {describe(trial)} (add it first)")
             known.judgement = trial.judgement.model_dump(mode="json") if trial.judgement else None
 
-    def add_result(self, result: SessionResult) -> None:
-        """Stores a whole session; an identical one is ignored.
-
-        Raises:
-            StoreError: the id exists with other content, or the parts do not fit together.
-        """
-        with self._writing() as transaction:
-            row = self._find(transaction, result.session.id)
-            if row is None:
-                _insert(transaction, result.session, result.trials)
-            elif in_order(self._whole(transaction, row)) != in_order(result):
-                raise StoreError(
-                    f"session {result.session.id} exists with other content (delete it first to replace it)"
-                )
-
     def join_result(self, result: SessionResult) -> None:
         """Stores a part of a session, joined with what the store has of it.
 
@@ -176,13 +151,13 @@ class Store(Sessions[SessionRow, Session, SessionResult]):
         with self._writing() as transaction:
             row = self._find(transaction, result.session.id)
             if row is None:
-                _insert(transaction, result.session, result.trials)
+                self._insert(transaction, result.session, result.trials)
                 return
             known = in_order(self._whole(transaction, row))
             joined = join(known, result)
             if joined != known:
                 _remove(transaction, row)
-                _insert(transaction, joined.session, joined.trials)
+                self._insert(transaction, joined.session, joined.trials)
 
     def delete_session(self, session_id: str) -> None:
         """Removes a session with its trials, and its machine when no other session ran there.
@@ -209,10 +184,6 @@ class Store(Sessions[SessionRow, Session, SessionResult]):
                 )
 
     # -- reading ---------------------------------------------------------------------------------
-
-    def find_session(self, plan_sha256: str) -> Session | None:
-        """The newest session of a plan, complete or not."""
-        return self._newest_of(plan_sha256)
 
     def trials(self, session_id: str) -> tuple[Trial, ...]:
         """A session's trials, by task, prompt, turn, repeat and place, whatever order they came in.
@@ -241,6 +212,26 @@ class Store(Sessions[SessionRow, Session, SessionResult]):
     def _whole(self, transaction: Transaction, row: SessionRow) -> SessionResult:
         return SessionResult(session=self._header(row), trials=_trials(transaction, row))
 
+    def _in_order(self, result: SessionResult) -> SessionResult:
+        return in_order(result)
+
+    def _insert(self, transaction: Transaction, session: Session, measured: Sequence[Trial]) -> None:
+        machine = session.machine.model_dump(mode="json")
+        sha256 = sha256_of_json(machine)
+        known = transaction.scalar(select(MachineRow).where(MachineRow.sha256 == sha256))
+        values = session.model_dump(mode="json")
+        tasks = [SessionTaskRow(place=place, **task) for place, task in enumerate(values.pop("tasks"))]
+        arms = [ArmRow(place=place, **arm) for place, arm in enumerate(values.pop("arms"))]
+        values["machine"] = known or MachineRow(sha256=sha256, **machine)
+        row = SessionRow(**values, tasks=tasks, arms=arms)
+        transaction.add(row)
+        transaction.flush()
+        for trial in measured:
+            _require_part_of(row, trial)
+        if measured:
+            rows = [{"session_key": row.key, **trial.model_dump(mode="json")} for trial in measured]
+            transaction.execute(insert(TrialRow), rows)
+
 
 def _trials(transaction: Transaction, row: SessionRow) -> tuple[Trial, ...]:
     found = transaction.scalars(select(TrialRow).where(TrialRow.session_key == row.key))
@@ -251,29 +242,6 @@ def _trial_row(transaction: Transaction, session: SessionRow, trial: Trial) -> T
     """The row of a trial's key, if there is one."""
     key = dict(zip(("arm", "task", "prompt", "turn", "repeat", "attempt"), trial.key, strict=True))
     return transaction.scalar(select(TrialRow).filter_by(session_key=session.key, **key))
-
-
-def _insert(transaction: Transaction, session: Session, trials: Sequence[Trial]) -> None:
-    """Adds a session that is not stored yet, with its trials.
-
-    Raises:
-        StoreError: a trial names an arm or a task that the session does not have.
-    """
-    machine = session.machine.model_dump(mode="json")
-    sha256 = sha256_of_json(machine)
-    known = transaction.scalar(select(MachineRow).where(MachineRow.sha256 == sha256))
-    values = session.model_dump(mode="json")
-    tasks = [SessionTaskRow(place=place, **task) for place, task in enumerate(values.pop("tasks"))]
-    arms = [ArmRow(place=place, **arm) for place, arm in enumerate(values.pop("arms"))]
-    values["machine"] = known or MachineRow(sha256=sha256, **machine)
-    row = SessionRow(**values, tasks=tasks, arms=arms)
-    transaction.add(row)
-    transaction.flush()
-    for trial in trials:
-        _require_part_of(row, trial)
-    if trials:
-        rows = [{"session_key": row.key, **trial.model_dump(mode="json")} for trial in trials]
-        transaction.execute(insert(TrialRow), rows)
 
 
 def _remove(transaction: Transaction, row: SessionRow) -> None:

@@ -22,7 +22,7 @@ from draftrank.measure.records import BASELINE, CONTROL, Machine
 from draftrank.measure.serving_records import PromptTurn, ServingArm, ServingResult, ServingSession
 from draftrank.measure.sessions.plan import DraftArm, SessionPlan
 from draftrank.measure.sessions.texts import SessionTexts
-from draftrank.progress import Progress, SilentProgress
+from draftrank.progress import SILENT, Progress
 from draftrank.serving.base import CompletionRequest, Engine, Speculation
 from draftrank.serving.engines import engine_elsewhere, find_engine
 from draftrank.serving.http import ServerError
@@ -123,7 +123,7 @@ class _Plan:
 
 
 def serve_bench(
-    workspace: Workspace, asked: ServeRequest, store: Store, progress: Progress | None = None
+    workspace: Workspace, asked: ServeRequest, store: Store, progress: Progress = SILENT
 ) -> ServingResult:
     """Exports drafts, serves them, and measures them beside the plain server; goes on with what the store has of the same
     session.
@@ -133,7 +133,6 @@ def serve_bench(
         MissingDataError: the engine is not here, or the target, or the data of every task, cannot be had.
         ServerError: the plain server does not start or breaks off; what was measured is stored.
     """
-    progress = progress or SilentProgress()
     declared = workspace.server(asked.server)
     recipes = tuple(workspace.recipe(asked.target, draft) for draft in dict.fromkeys(asked.drafts))
     engine = (
@@ -286,7 +285,7 @@ def _measure(
         else:
             version = plan.engine.version()
         plan_sha256 = plan.sha256(version, arms)
-        known = None if asked.fresh else store.serving.find(plan_sha256)
+        known = None if asked.fresh else store.serving.find_session(plan_sha256)
         if known is not None and known.finished_at is not None:
             progress.message(f"serving session {known.id} has measured this already (--fresh measures again)")
             return store.serving.result(known.id)
@@ -298,7 +297,7 @@ def _measure(
         if known is None:
             turns, prompts = _plain_outputs(plan, servers, plain, progress)
             known = _new_session(plan, plan_sha256, version, arms, turns)
-            store.serving.begin(known)
+            store.serving.begin_session(known)
         else:
             progress.message(f"going on with serving session {known.id}")
             prompts = _prompts(plan, known.turns)
@@ -325,7 +324,7 @@ def _measure(
         run.judge()
     finally:
         servers.close_all()
-    store.serving.finish(known.id, utc_now())
+    store.serving.finish_session(known.id, utc_now())
     return store.serving.result(known.id)
 
 

@@ -21,13 +21,12 @@ def store(tmp_path):
 
 def test_a_session_comes_back_from_the_store_and_from_its_file_unchanged(store, tmp_path):
     result = a_serving_result()
-    store.serving.add(result)
-    store.serving.add(result)
-    assert store.serving.results() == store.serving.results("small-target") == (result,)
-    assert store.serving.results("another") == ()
+    store.serving.add_result(result)
+    store.serving.add_result(result)
+    assert store.serving.results() == (result,)
     changed = result.model_copy(update={"rounds": result.rounds[:-1]})
     with pytest.raises(StoreError, match="other content"):
-        store.serving.add(changed)
+        store.serving.add_result(changed)
     path = SERVING_FILES.publish(result, tmp_path / "serving")
     assert path.relative_to(tmp_path / "serving").parts[:2] == ("small-target", "small-vllm")
     assert path == SERVING_FILES.publish(result, tmp_path / "serving")
@@ -39,9 +38,9 @@ def test_a_session_comes_back_from_the_store_and_from_its_file_unchanged(store, 
 
 def test_a_session_grows_round_by_round(store):
     session = a_serving_session(finished_at=None)
-    store.serving.begin(session)
+    store.serving.begin_session(session)
     with pytest.raises(StoreError, match="exists already"):
-        store.serving.begin(session)
+        store.serving.begin_session(session)
     for one in (a_round(), a_round("ngram", index=1), a_round("ngram", index=1, attempt=1)):
         store.serving.add_round(session.id, one)
         store.serving.add_round(session.id, one)
@@ -56,15 +55,15 @@ def test_a_session_grows_round_by_round(store):
     failed = session.arms[2].model_copy(update={"failure": "it ended", "log_tail": "Killed"})
     store.serving.update_arm(session.id, failed)
     store.serving.add_warnings(session.id, ("late", "late"))
-    found = store.serving.find(session.plan_sha256)
+    found = store.serving.find_session(session.plan_sha256)
     assert found is not None
     assert (found.arms[2], found.finished_at) == (failed, None)
     assert found.warnings == ("the machine was busy", "late")
-    store.serving.finish(session.id, "2026-11-30T12:00:00.000Z")
+    store.serving.finish_session(session.id, "2026-11-30T12:00:00.000Z")
     result = store.serving.result(session.id)
     assert result.session.finished_at == "2026-11-30T12:00:00.000Z"
     assert result.rounds == (a_round(), judged, a_round("ngram", index=1, attempt=1))
-    assert store.serving.find("0" * 64) is None
+    assert store.serving.find_session("0" * 64) is None
     with pytest.raises(StoreError, match="no serving session"):
         store.serving.result("none")
 
