@@ -304,30 +304,22 @@ def _guidellm(load: _Load, index: int) -> Document:
 
 def _guidellm_summary(found: Sequence[tuple[float, int]]) -> Document:
     """Of values with weights. A percentile is the smallest value at or below which that share of the weight lies."""
-    weights: Counter[float] = Counter()
-    for value, weight in found:
-        weights[value] += weight
-    ordered, count = sorted(weights), weights.total()
-    mean = math.fsum(value * weight for value, weight in weights.items()) / count
-    variance = math.fsum(weight * (value - mean) ** 2 for value, weight in weights.items()) / count
-    percentiles = {}
-    for name, share in _GUIDELLM_SHARES.items():
-        below = 0
-        for value in ordered:
-            below += weights[value]
-            if below >= share * count - 1e-9:
-                percentiles[name] = value
-                break
+    values, weights = (np.array(column, dtype=float) for column in zip(*found, strict=True))
+    mean = float(np.average(values, weights=weights))
+    variance = float(np.average((values - mean) ** 2, weights=weights))
+    at = np.quantile(values, list(_GUIDELLM_SHARES.values()), weights=weights, method="inverted_cdf")
+    percentiles = dict(zip(_GUIDELLM_SHARES, at.tolist(), strict=True))
+    distinct, place = np.unique(values, return_inverse=True)
     return {
         "mean": mean,
         "median": percentiles["p50"],
-        "mode": max(ordered, key=lambda value: weights[value]),
+        "mode": float(distinct[np.bincount(place, weights).argmax()]),
         "variance": variance,
         "std_dev": math.sqrt(variance),
-        "min": ordered[0],
-        "max": ordered[-1],
-        "count": count,
-        "total_sum": mean * count,
+        "min": float(values.min()),
+        "max": float(values.max()),
+        "count": int(weights.sum()),
+        "total_sum": float(values @ weights),
         "percentiles": percentiles,
     }
 
