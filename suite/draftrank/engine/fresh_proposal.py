@@ -37,8 +37,8 @@ class _Asked(Sampler):
         self._tokens, self.gaps = tokens, []
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        row, place = logits[-1].float(), len(self.gaps)
-        self._chosen = self._tokens[place] if place < len(self._tokens) else int(row.argmax())
+        row, index = logits[-1].float(), len(self.gaps)
+        self._chosen = self._tokens[index] if index < len(self._tokens) else int(row.argmax())
         self.gaps.append(float(row.max() - row[self._chosen]))
         return logits.new_ones(logits.shape)  # always confident, so that it goes on
 
@@ -96,8 +96,8 @@ def _gaps(
     """Gaps of the leading path's tokens in one reading; none for the same copies, None for others."""
     leading = [
         token
-        for place, token in enumerate(proposal.tokens)
-        if proposal.parents is None or proposal.parents[: place + 1] == tuple(range(-1, place))
+        for index, token in enumerate(proposal.tokens)
+        if proposal.parents is None or proposal.parents[: index + 1] == tuple(range(-1, index))
     ]
     draft, asked, text = proposer.runtime(), _Asked(), [*prompt, *output]
     reserve = len(text) + count

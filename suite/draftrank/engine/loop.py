@@ -262,7 +262,7 @@ class _Tally:
     def add(self, proposal: Proposal, verdict: Verdict) -> None:
         """Counts one step."""
         path = _path(verdict)
-        emitted = [*(proposal.tokens[place] for place in path), verdict.next_token]
+        emitted = [*(proposal.tokens[index] for index in path), verdict.next_token]
         # On its way to the last token that was judged, the step was offered this many in turn.
         offers = len(path) + bool(proposal.children(path[-1] if path else -1))
         judged = len(proposal.tokens)
@@ -303,7 +303,7 @@ def _verification(target: Runtime, last: int, proposal: Proposal) -> Tensor:
 
 
 def _until(proposal: Proposal, depth: int) -> int:
-    """How many tokens were proposed for the first `depth` places."""
+    """How many tokens were proposed at the first `depth` positions."""
     if proposal.parents is None:
         return depth
     depths = TokenTree.behind(proposal.parents).depths

@@ -30,13 +30,13 @@ class DeviceTokens(Sequence[int]):
         return len(self.on_device)
 
     @overload
-    def __getitem__(self, place: int) -> int: ...
+    def __getitem__(self, index: int) -> int: ...
     @overload
-    def __getitem__(self, place: slice) -> list[int]: ...
-    def __getitem__(self, place: int | slice) -> int | list[int]:
+    def __getitem__(self, index: slice) -> list[int]: ...
+    def __getitem__(self, index: int | slice) -> int | list[int]:
         if self._read is None:
             self._read = self.on_device.tolist()
-        return self._read[place]
+        return self._read[index]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +51,20 @@ class Proposal:
     forwards: int = 0
     """Forwards of a draft model that this took."""
     parents: tuple[int, ...] | None = None
-    """For each token, the place in `tokens` of the one before it, which is an earlier place, or -1 where it follows the
+    """For each token, the index in `tokens` of the one before it, which is lower than its own, or -1 where it follows the
     context; no two tokens with the same parent are equal. None: a chain. Only greedy decoding takes a tree."""
     drafted: tuple[int, ...] | None = None
-    """For each token, its place in the tree that the draft model read, whose root is the context's last token; 0 where
+    """For each token, its index in the tree that the draft model read, whose root is the context's last token; 0 where
     the draft did not read it. None: it read all but the last in order."""
 
-    def children(self, place: int) -> range | list[int]:
-        """Places of the tokens that follow the one at `place`, or the context where that is -1."""
+    def children(self, index: int) -> range | list[int]:
+        """Indices of the tokens that follow the one at `index`, or the context where that is -1."""
         if self.parents is None:
-            return range(place + 1, min(place + 2, len(self.tokens)))
-        return [child for child, parent in enumerate(self.parents) if parent == place]
+            return range(index + 1, min(index + 2, len(self.tokens)))
+        return [child for child, parent in enumerate(self.parents) if parent == index]
 
     def path(self, tokens: Sequence[int]) -> list[int]:
-        """Places of these tokens, each the one before it of the next, as far as they were proposed."""
+        """Indices of these tokens, each the parent of the next, as far as they were proposed."""
         found: list[int] = []
         for token in tokens:
             children = self.children(found[-1] if found else -1)

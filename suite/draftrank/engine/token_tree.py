@@ -43,16 +43,16 @@ class Branch(NamedTuple):
     token: int
     parent: int
     """The number, among those told, of the one before it; -1: the context's last token."""
-    place: int
+    draft_index: int
     """In the draft's own tree, once the draft has read it there; 0: it has not."""
 
 
 @dataclass(frozen=True)
 class TokenTree:
-    """The shape of a tree, its root at place 0."""
+    """The shape of a tree; the root has index 0."""
 
     parents: tuple[int, ...]
-    """For each place but the root's, which comes first and has -1, the place of the token before it: an earlier one."""
+    """The parent index of each token, which is lower than its own; the root comes first and has -1."""
 
     @classmethod
     def behind(cls, parents: Sequence[int]) -> TokenTree:
@@ -71,31 +71,31 @@ class TokenTree:
     def ancestors(self) -> tuple[int, ...]:
         """The tree attention mask: for each token, the indices of its ancestors and its own as the bits of a number."""
         found: list[int] = []
-        for place, parent in enumerate(self.parents):
-            found.append(1 << place | (found[parent] if found else 0))
+        for index, parent in enumerate(self.parents):
+            found.append(1 << index | (found[parent] if found else 0))
         return tuple(found)
 
-    def visible(self, held: int, window: int | None, on: device) -> Tensor:
+    def visible(self, cached: int, window: int | None, on: device) -> Tensor:
         """Which positions each token sees.
 
         Args:
-            held: tokens before the root, all of them ancestors.
+            cached: tokens before the root, all of them ancestors.
             window: how many last positions a token sees, itself counted; None: all.
             on: the device.
 
         Returns:
-            bool tensor of shape [tokens, held + tokens].
+            bool tensor of shape [tokens, cached + tokens].
         """
         import torch
 
         tokens = len(self.parents)
         mask = torch.eye(tokens, dtype=torch.bool, device=on)
-        for place, parent in enumerate(self.parents):
+        for index, parent in enumerate(self.parents):
             if parent >= 0:
-                mask[place] |= mask[parent]
-        seen = torch.cat([torch.ones(tokens, held, dtype=torch.bool, device=on), mask], -1)
+                mask[index] |= mask[parent]
+        seen = torch.cat([torch.ones(tokens, cached, dtype=torch.bool, device=on), mask], -1)
         if window is not None:
             depths = torch.tensor(self.depths, device=on)
-            keys = torch.cat([torch.arange(held, device=on), held + depths])
-            seen &= keys[None] > held + depths[:, None] - window
+            keys = torch.cat([torch.arange(cached, device=on), cached + depths])
+            seen &= keys[None] > cached + depths[:, None] - window
         return seen

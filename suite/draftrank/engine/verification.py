@@ -36,7 +36,7 @@ class Verdict:
     next_token: int
     """The token after them: the target's correction, or its bonus when all stand."""
     path: tuple[int, ...] | None = None
-    """Their places in the proposal, where it was a tree; None: the first ones."""
+    """Their indices in the proposal, where it was a tree; None: the first ones."""
 
 
 def verify(
@@ -82,14 +82,14 @@ def verify_greedy(choices: Sequence[int], proposal: Proposal) -> Verdict:
 def verify_tree(choices: Sequence[int], proposal: Proposal) -> Verdict:
     """Walks from the context to the target's most likely token, as long as that was proposed there; arguments as above."""
     path: list[int] = []
-    place = -1
+    index = -1
     while True:
-        choice = choices[place + 1]
-        found = [child for child in proposal.children(place) if proposal.tokens[child] == choice]
+        choice = choices[index + 1]
+        found = [child for child in proposal.children(index) if proposal.tokens[child] == choice]
         if not found:
             return Verdict(len(path), choice, tuple(path))
-        place = found[0]
-        path.append(place)
+        index = found[0]
+        path.append(index)
 
 
 def verify_sampling(logits: Tensor, proposal: Proposal, sampler: Sampler) -> Verdict:
@@ -124,7 +124,7 @@ def coupled(
     count = len(proposed)
     if not count:
         return pick(target, uniforms)
-    places = torch.arange(count + 1, device=target.device)
+    indices = torch.arange(count + 1, device=target.device)
     given, column = target[:-1], proposed[:, None]
     if drafted is None:
         left = given.scatter(-1, column, 0.0)
@@ -135,14 +135,14 @@ def coupled(
     likely, over = given.gather(-1, column)[:, 0], left.sum(-1)
     # Where p equals q up to rounding nothing is left to draw from: x, drawn from q, is as good as drawn from p.
     stands = (asked < likely) | ((over <= 0.0) & (likely > 0.0))
-    end = places[-1:] if offered is None else offered.view(1)
-    stands &= places[:-1] < end
+    end = indices[-1:] if offered is None else offered.view(1)
+    stands &= indices[:-1] < end
     accepted = stands.long().cumprod(0).sum(0, keepdim=True)
     row = accepted.clamp(max=count - 1)
     replaces = (accepted < end) & (over.index_select(0, row) > 0.0)
     shares = torch.where(replaces[:, None], left.index_select(0, row), target.index_select(0, accepted))
     last = pick(shares, uniforms[-1:])
-    return torch.where(places == accepted, last, torch.cat([proposed, proposed[-1:]]))
+    return torch.where(indices == accepted, last, torch.cat([proposed, proposed[-1:]]))
 
 
 def verify_typical(logits: Tensor, proposal: Proposal, sampler: Sampler, rule: TypicalAcceptance) -> Verdict:

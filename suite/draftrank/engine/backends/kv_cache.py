@@ -68,29 +68,29 @@ class RollbackLayer(CacheLayerMixin):  # type: ignore[misc]
         self.length = end
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Appends states of shape [1, heads, new, head_dim]; returns views of all held ones."""
+        """Appends states of shape [1, heads, new, head_dim]; returns views of all cached ones."""
         start = self.length
         self.extend(key_states.shape[-2], key_states, value_states)
         self.keys[:, :, start : self.length] = key_states
         self.values[:, :, start : self.length] = value_states
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
-    def keep(self, start: int, places: Sequence[int]) -> None:
-        """Of the positions from `start` on only these places stay, ascending and moved together."""
-        moved = next((to for to, place in enumerate(places) if to != place), len(places))
-        if moved < len(places):
-            taken = torch.tensor(places[moved:], device=self.device) + start
-            first, end = start + moved, start + len(places)
+    def keep(self, start: int, kept: Sequence[int]) -> None:
+        """Of the positions from `start` on only these stay, counted from there, ascending and moved together."""
+        moved = next((to for to, index in enumerate(kept) if to != index), len(kept))
+        if moved < len(kept):
+            taken = torch.tensor(kept[moved:], device=self.device) + start
+            first, end = start + moved, start + len(kept)
             self.keys[:, :, first:end] = self.keys[:, :, taken]
             self.values[:, :, first:end] = self.values[:, :, taken]
-        self.length = start + len(places)
+        self.length = start + len(kept)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length of what attention will see, and its offset."""
         return self.length + query_length, 0
 
     def get_seq_length(self) -> int:
-        """Tokens held."""
+        """Tokens in the KV cache."""
         return self.length
 
     def get_max_length(self) -> int:
@@ -109,9 +109,9 @@ class RollbackLayer(CacheLayerMixin):  # type: ignore[misc]
         shape = (*states.shape[:-2], self.capacity, states.shape[-1])
         return self._zeros(shape, states.dtype, states.device)
 
-    def _grown(self, held: Tensor) -> Tensor:
-        grown = self._buffer_like(held)
-        grown[:, :, : held.shape[2]] = held
+    def _grown(self, cached: Tensor) -> Tensor:
+        grown = self._buffer_like(cached)
+        grown[:, :, : cached.shape[2]] = cached
         return grown
 
 
@@ -136,7 +136,7 @@ class RollbackCache(Cache):  # type: ignore[misc]
 
     @property
     def length(self) -> int:
-        """Tokens held."""
+        """Tokens in the KV cache."""
         return self._stored[0].length
 
     def reserve(self, capacity: int) -> None:
@@ -149,10 +149,10 @@ class RollbackCache(Cache):  # type: ignore[misc]
         for layer in self._stored:
             layer.length -= count
 
-    def keep(self, start: int, places: Sequence[int]) -> None:
+    def keep(self, start: int, kept: Sequence[int]) -> None:
         """See `RollbackLayer.keep`, in every layer."""
         for layer in self._stored:
-            layer.keep(start, places)
+            layer.keep(start, kept)
 
     def reset(self) -> None:
         """Drops all tokens of every layer."""

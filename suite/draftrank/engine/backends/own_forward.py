@@ -77,7 +77,7 @@ def check_forward(runtime: Runtime) -> None:
     def read(checked: Any, text: _Text) -> list[Tensor]:
         prompt = text.length
         first = [text.read(checked, range(_FIRST))]
-        first += [text.read(checked, [place]) for place in range(_FIRST, text.first)]
+        first += [text.read(checked, [position]) for position in range(_FIRST, text.first)]
         rows = [text.read(checked, range(text.first, prompt), keep=1), text.read(checked, [prompt])]
         rows.append(text.read(checked, [prompt + 1, prompt + 6, prompt + 7])[:1])
         checked.commit(prompt + 1, (0,))
@@ -102,11 +102,11 @@ def check_trees(runtime: Runtime) -> None:
     def read(checked: Any, text: _Text) -> list[Tensor]:
         prompt = text.length
         before = text.read(checked, range(prompt), keep=1)
-        places = range(prompt, prompt + len(_TREE.parents))
-        text.offer(checked, places)
-        rows = checked.forward(text.tokens_at(places), tree=_TREE).float().clone()
+        positions = range(prompt, prompt + len(_TREE.parents))
+        text.offer(checked, positions)
+        rows = checked.forward(text.tokens_at(positions), tree=_TREE).float().clone()
         checked.commit(prompt, (0, 2, 4))
-        return [torch.cat([before, rows, text.read(checked, [places.stop])])]
+        return [torch.cat([before, rows, text.read(checked, [positions.stop])])]
 
     def own(model: PreTrainedModel, text: _Text) -> list[Tensor]:
         prompt = text.length
@@ -149,28 +149,28 @@ class _Text:
             states = torch.randn(count, int(config.hidden_size), generator=chance)
             self._features = states.to(device, runtime.model.dtype)
 
-    def tokens_at(self, places: Sequence[int]) -> list[int]:
-        found: list[int] = self._tokens[list(places)].tolist()
+    def tokens_at(self, positions: Sequence[int]) -> list[int]:
+        found: list[int] = self._tokens[list(positions)].tolist()
         return found
 
-    def offer(self, runtime: Any, places: Sequence[int]) -> None:
+    def offer(self, runtime: Any, positions: Sequence[int]) -> None:
         if self._features is not None:
-            runtime.offer(self._features[list(places)])
+            runtime.offer(self._features[list(positions)])
 
-    def read(self, runtime: Any, places: Sequence[int], keep: int | None = None) -> Tensor:
+    def read(self, runtime: Any, positions: Sequence[int], keep: int | None = None) -> Tensor:
         """Logits of a forward, fp32 [keep, vocabulary]."""
-        self.offer(runtime, places)
-        logits: Tensor = runtime.forward(self.tokens_at(places), keep)
+        self.offer(runtime, positions)
+        logits: Tensor = runtime.forward(self.tokens_at(positions), keep)
         return logits.float().clone()
 
     def own_logits(
         self, model: PreTrainedModel, texts: Sequence[Sequence[int]], wanted: Sequence[int]
     ) -> Tensor:
         """Logits by the model's own forward, fp32 [texts, wanted, vocabulary], after some tokens of equally long texts, each
-        given by places."""
+        given by positions."""
         rows = torch.tensor(wanted, device=self._device)
-        places = torch.tensor([list(text) for text in texts])
-        ids = self._tokens[places].to(self._device)
+        positions = torch.tensor([list(text) for text in texts])
+        ids = self._tokens[positions].to(self._device)
         with library_attention(model):
             if self._features is None:
                 # All rows of a long text and a large vocabulary would take a gigabyte.
@@ -180,7 +180,7 @@ class _Text:
                     logits = model(ids, use_cache=False).logits[:, rows]
             else:
                 shape = Architecture.of(model)
-                hidden = shape.hidden_states(model, ids, self._features[places.to(self._device)])
+                hidden = shape.hidden_states(model, ids, self._features[positions.to(self._device)])
                 logits = shape.logits(model, hidden[:, rows])
         return logits.float()
 

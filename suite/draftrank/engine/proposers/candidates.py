@@ -18,7 +18,7 @@ class Candidate:
     """The token before it; None: the context."""
     path: float
     """Probability of it and all before it."""
-    place: int = 0
+    draft_index: int = 0
     """In the draft's tree, once it was read; the context's last token has 0."""
 
 
@@ -51,13 +51,13 @@ def proposal_of(found: Sequence[Candidate], forwards: int = 0) -> Proposal:
         if one.parent is (path[-1] if path else None):
             path.append(one)
     ordered = [*path, *(one for one in found if one not in path)]
-    places: dict[Candidate | None, int] = {one: place for place, one in enumerate(ordered)}
-    places[None] = -1
-    tree = tuple(places[one.parent] for one in ordered)
+    indices: dict[Candidate | None, int] = {one: index for index, one in enumerate(ordered)}
+    indices[None] = -1
+    tree = tuple(indices[one.parent] for one in ordered)
     is_chain = tree == tuple(range(-1, len(ordered) - 1))
     return Proposal(
         [one.token for one in ordered],
         forwards=forwards,
         parents=None if is_chain else tree,
-        drafted=tuple(one.place for one in ordered),
+        drafted=tuple(one.draft_index for one in ordered),
     )

@@ -157,8 +157,8 @@ def _branching(draft: Runtime, unseen: Sequence[int], count: int, width: TreeWid
         if forwards == count or not on or len(parents) + len(on) > MAX_TREE_TOKENS:
             break
         for one in on:
-            parents.append(one.parent.place if one.parent else 0)
-            one.place = len(parents) - 1
+            parents.append(one.parent.draft_index if one.parent else 0)
+            one.draft_index = len(parents) - 1
         rows = draft.forward([one.token for one in on], tree=TokenTree(tuple(parents)) if trees else None)
         behind = list(on)
         forwards += 1
@@ -184,7 +184,7 @@ def _candidates(grown: Sequence[Branch]) -> list[Candidate]:
     found: list[Candidate] = []
     for one in grown:
         parent = found[one.parent] if one.parent >= 0 else None
-        found.append(Candidate(one.token, parent, 0.0, one.place))
+        found.append(Candidate(one.token, parent, 0.0, one.draft_index))
     return found
 
 

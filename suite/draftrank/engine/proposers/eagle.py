@@ -67,9 +67,9 @@ class EagleProposer(SteppingModel):
             self._states = None
             return Proposal([])
         assert self._states is not None
-        held = self._draft.length
-        self._draft.offer(self._states[held : len(context)])
-        proposal = draft_tokens(self._draft, self._sampler, context[held:], count, self._drafting)
+        read = self._draft.length
+        self._draft.offer(self._states[read : len(context)])
+        proposal = draft_tokens(self._draft, self._sampler, context[read:], count, self._drafting)
         self._draft.rollback(self._draft.length - len(context))
         return proposal
 

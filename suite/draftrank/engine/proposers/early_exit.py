@@ -75,9 +75,9 @@ class EarlyExitProposer(Proposer):
 
     def propose(self, context: Sequence[int], count: int) -> Proposal:
         assert self._sampler is not None
-        held = self._view.length
-        proposal = draft_tokens(self._view, self._sampler, context[held:], count, self._drafting)
-        self._view.rollback(self._view.length - held)
+        read = self._view.length
+        proposal = draft_tokens(self._view, self._sampler, context[read:], count, self._drafting)
+        self._view.rollback(self._view.length - read)
         return proposal
 
     def runtime(self) -> Runtime:

@@ -110,7 +110,7 @@ class NgramProposer(Proposer):
         return Proposal([])
 
     def _trusted(self, context: Sequence[int], end: int, matched: int, count: int) -> int:
-        """How many of `count` tokens to propose after an earlier place, of which `matched` tokens are known to agree."""
+        """How many of `count` tokens to propose behind an earlier match, of which `matched` tokens are known to agree."""
         if self._trust is None:
             return count
         while (

@@ -212,4 +212,4 @@ class TokenIntersectionProposer(OtherVocabularyProposer):
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     """How many first tokens of two sequences are equal."""
     shorter = min(len(one), len(other))
-    return next((place for place in range(shorter) if one[place] != other[place]), shorter)
+    return next((index for index in range(shorter) if one[index] != other[index]), shorter)

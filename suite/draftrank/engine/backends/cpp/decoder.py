@@ -228,8 +228,8 @@ class CppDecoder(DecoderShape):
         self._tell(self._outputs_for(count, outputs), 0)
         final = self._states_for(count, count, beside)
         logits = torch.empty(wanted, self._ends.head.outputs)
-        places = (*_parents(count, tree), wanted, logits.data_ptr())
-        self._from_tokens(self._library.draftrank_read, tokens, cache, count, final, *places)
+        rest = (*_parents(count, tree), wanted, logits.data_ptr())
+        self._from_tokens(self._library.draftrank_read, tokens, cache, count, final, *rest)
         return logits if self._spread is None else self._spread(logits), final[:wanted]
 
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -303,7 +303,7 @@ class CppDecoder(DecoderShape):
         found = self._from_tokens(self._library.draftrank_branch, unseen, cache, room, states, *how)
         forwards, appended = made
         cache.rollback(room - appended)
-        told = [Branch(one.token, one.parent, one.place) for one in candidates[:found]]
+        told = [Branch(one.token, one.parent, one.draft_index) for one in candidates[:found]]
         return told, forwards, states[:1]
 
     def _from_tokens(
@@ -382,21 +382,21 @@ class CppDecoder(DecoderShape):
         end, last = cache.length + tokens, cache.layers[-1]
         # An exit that shares the first layers may have more room in these than the target has in the others.
         if last.is_initialized and end <= last.capacity:
-            for held in cache.layers:
-                held.length = end
+            for cached in cache.layers:
+                cached.length = end
         else:
             like = torch.empty(1, self._kv_heads, 0, self._size, dtype=self._dtype)
-            for held in cache.layers:
-                held.extend(tokens, like, like)
+            for cached in cache.layers:
+                cached.extend(tokens, like, like)
         self._point_to(cache)
 
     def _point_to(self, cache: RollbackCache) -> None:
-        keys = [held.keys for held in cache.layers]
+        keys = [cached.keys for cached in cache.layers]
         if len(keys) == len(self._pointed_to) and all(map(is_, keys, self._pointed_to)):
             return
-        for layer, held in zip(self._layers, cache.layers, strict=True):
-            layer.cached_keys, layer.cached_values = held.keys.data_ptr(), held.values.data_ptr()
-            layer.capacity = held.capacity
+        for layer, cached in zip(self._layers, cache.layers, strict=True):
+            layer.cached_keys, layer.cached_values = cached.keys.data_ptr(), cached.values.data_ptr()
+            layer.capacity = cached.capacity
         self._pointed_to = keys
 
     def _layer(self, block: Block) -> Layer:

@@ -125,7 +125,7 @@ class Candidate(ctypes.Structure):
         ("token", ctypes.c_int64),
         ("parent", ctypes.c_int64),
         ("path", ctypes.c_double),
-        ("place", ctypes.c_int64),
+        ("draft_index", ctypes.c_int64),
     ]
 
 

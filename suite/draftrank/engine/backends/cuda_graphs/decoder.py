@@ -94,8 +94,8 @@ class _Layer:
 
 
 @dataclass(slots=True)
-class Held:
-    """A cache that several views of a model share."""
+class SharedCache:
+    """A KV cache that several views of a model share."""
 
     keys: Tensor
     """[layers, heads, capacity + SPARE, size]"""
@@ -103,7 +103,7 @@ class Held:
     capacity: int = 0
     """Most tokens it can hold."""
     length: int = 0
-    """Tokens held."""
+    """Tokens in it."""
 
 
 class CudaGraphsDecoder(DecoderShape):
@@ -169,15 +169,15 @@ class CudaGraphsDecoder(DecoderShape):
         twin._make_buffers()
         return twin
 
-    def new_cache(self) -> Held:
+    def new_cache(self) -> SharedCache:
         """An empty cache without room."""
         empty = torch.zeros(
             len(self.layers), self._kv_heads, SPARE, self._size, dtype=self.dtype, device=self.device
         )
-        return Held(empty, empty.clone())
+        return SharedCache(empty, empty.clone())
 
-    def grow(self, cache: Held, capacity: int) -> None:
-        """Makes room for `capacity` tokens; what is held stays."""
+    def grow(self, cache: SharedCache, capacity: int) -> None:
+        """Makes room for `capacity` tokens; what is cached stays."""
         for name in ("keys", "values"):
             old = getattr(cache, name)
             new = old.new_zeros(*old.shape[:2], capacity + SPARE, old.shape[-1])
@@ -185,7 +185,7 @@ class CudaGraphsDecoder(DecoderShape):
             setattr(cache, name, new)
         cache.capacity = capacity
 
-    def forward(self, cache: Held, rows: int, kept: Mapping[int, int], states: Tensor) -> None:
+    def forward(self, cache: SharedCache, rows: int, kept: Mapping[int, int], states: Tensor) -> None:
         """Starts all kernels of a forward over the first `rows` rows of `meta`.
 
         Args:
@@ -253,10 +253,10 @@ class CudaGraphsDecoder(DecoderShape):
                 num_warps=split.warps, num_stages=split.stages,
             )  # fmt: skip
             # what an EAGLE-3 head reads of itself is its layer's output, in the place of the final state
-            place = -1 if paired and states.shape[1] else kept.get(number)
+            part = -1 if paired and states.shape[1] else kept.get(number)
             given = self._add(
                 self._between, layer.feed_forward_output, layer.feed_forward_output_bias,
-                layer.feed_forward_output_norm, block.residual_scale, following, splits.feed_forward_output, rows, None if place is None else states[:, place],
+                layer.feed_forward_output_norm, block.residual_scale, following, splits.feed_forward_output, rows, None if part is None else states[:, part],
             )  # fmt: skip
         if states.shape[1] and self._head_layer is None:
             launch.tell[(rows,)](
@@ -374,17 +374,17 @@ class CudaGraphsDecoder(DecoderShape):
 
     def _turns(self, kind: str, rotary: bool, slots: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of at least the first `slots` positions, fp32 [positions, size / 2]."""
-        held = self._half_turns.get((kind, rotary))
-        if held is None or len(held[0]) < slots:
+        tables = self._half_turns.get((kind, rotary))
+        if tables is None or len(tables[0]) < slots:
             cosines, signed = (table[:, 0] for table in self._rotation_tables(kind, rotary, slots))
             half = cosines.shape[-1] // 2
             rest = (0, self._size // 2 - half)  # turned by no angle
-            held = (
+            tables = (
                 pad(cosines[:, :half], rest, value=1.0).contiguous(),
                 pad(signed[:, half:], rest).contiguous(),
             )
-            self._half_turns[kind, rotary] = held
-        return held
+            self._half_turns[kind, rotary] = tables
+        return tables
 
     def _make_buffers(self) -> None:
         """Everything that is written, made once: a recording remembers where it lies."""

@@ -28,7 +28,7 @@ class CudaGraphsEagleRuntime(EagleHead, CudaGraphsRuntime):
         assert self.decoder.fusion is not None
         self._fusion = self.decoder.fusion
         self._of_tree: Tensor | None = None
-        """States of the tree so far, by place; of a chain's last token if there is none."""
+        """States of the tree so far, by index; of a chain's last token if there is none."""
         self._reductions: dict[tuple[int, int], Recording] = {}
         self._reduced = torch.zeros_like(self.decoder.offered)
         self.keep_hidden_states()
@@ -86,5 +86,5 @@ class CudaGraphsEagleRuntime(EagleHead, CudaGraphsRuntime):
 
 def _is_buffer(states: Tensor) -> bool:
     """Whether these are rows of a buffer that holds `MAX_ROWS` of them and stays where it is."""
-    held = states.untyped_storage().nbytes() // states.element_size()
-    return states.is_contiguous() and states.storage_offset() == 0 and held == MAX_ROWS * states.shape[1]
+    size = states.untyped_storage().nbytes() // states.element_size()
+    return states.is_contiguous() and states.storage_offset() == 0 and size == MAX_ROWS * states.shape[1]

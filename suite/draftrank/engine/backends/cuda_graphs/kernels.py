@@ -7,7 +7,7 @@ behind it: whoever makes a layer's input writes it times the norm's weight, and 
 beside it, and whoever reads it multiplies first and scales afterwards.
 
 All are started over tiles of 16 tokens, the fewest that the matrix units multiply; a row of a tile does not depend on the
-others, and keys are looked at in blocks of fixed places. So a chain of tokens gives the same bits however it is divided
+others, and keys are looked at in blocks of fixed positions. So a chain of tokens gives the same bits however it is divided
 into forwards.
 
 The sequence's state lies in `meta`, int64 on the device, so that a captured graph serves every length (see `META`).
@@ -291,17 +291,17 @@ def attend(
         ancestors = tl.load(meta + _ANCESTORS + rows, mask=inside, other=0)
         position = tl.load(meta + _POSITIONS + rows, mask=inside, other=_FAR)
         slots = block * BLOCK + tl.arange(0, BLOCK)
-        held = slots < end
+        cached = slots < end
         lines = shared * capacity + slots
-        key = tl.load(keys + lines[None] * SIZE + columns[:, None], mask=held[None], other=0.0)
-        value = tl.load(values + lines[:, None] * SIZE + columns[None], mask=held[:, None], other=0.0)
+        key = tl.load(keys + lines[None] * SIZE + columns[:, None], mask=cached[None], other=0.0)
+        value = tl.load(values + lines[:, None] * SIZE + columns[None], mask=cached[:, None], other=0.0)
         scores = tl.dot(asked, key, input_precision="ieee") * scale
         if CAPPED:
             scores = _capped(scores, cap)
-        place = slots - root
-        bit = tl.minimum(tl.maximum(place, 0), _LAST_PLACE)
-        sees = (place[None] < 0) | (((ancestors[:, None] >> bit[None]) & 1) != 0)
-        sees = sees & held[None]
+        offset = slots - root
+        bit = tl.minimum(tl.maximum(offset, 0), _LAST_PLACE)
+        sees = (offset[None] < 0) | (((ancestors[:, None] >> bit[None]) & 1) != 0)
+        sees = sees & cached[None]
         if WINDOWED:
             sees = sees & (slots[None] > position[:, None] - window)
         scores = tl.where(sees, scores, float("-inf"))

@@ -32,13 +32,13 @@ class Recording:
         self._graph: torch.cuda.CUDAGraph | None = None
         if states[0][0].device.type != "cuda":
             return
-        held = [state.clone() for state, _ in states]
+        before = [state.clone() for state, _ in states]
         for state, idle in states:
             state.copy_(idle)
         work()
         torch.cuda.synchronize()
-        for (state, _), before in zip(states, held, strict=True):
-            state.copy_(before)
+        for (state, _), saved in zip(states, before, strict=True):
+            state.copy_(saved)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             work()

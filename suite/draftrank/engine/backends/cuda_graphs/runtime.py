@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from draftrank.engine.backends.base import Capabilities, Runtime, check_exit, check_layers
-from draftrank.engine.backends.cuda_graphs.decoder import MAX_ROWS, TILE, CudaGraphsDecoder, Held
+from draftrank.engine.backends.cuda_graphs.decoder import MAX_ROWS, TILE, CudaGraphsDecoder, SharedCache
 from draftrank.engine.backends.cuda_graphs.recording import Recording, Reports
 from draftrank.engine.proposer import DeviceTokens
 from draftrank.engine.sampling import distribution, pick
@@ -48,7 +48,10 @@ class CudaGraphsRuntime(Runtime):
     name: ClassVar[str] = "cuda-graphs"
 
     def __init__(
-        self, model: PreTrainedModel, decoder: CudaGraphsDecoder | None = None, held: Held | None = None
+        self,
+        model: PreTrainedModel,
+        decoder: CudaGraphsDecoder | None = None,
+        cache: SharedCache | None = None,
     ) -> None:
         """Wraps a model on its device, or the layers of it that a decoder has; a cache may be shared. Nothing is recorded
         until it reads tokens or reserves room."""
@@ -60,7 +63,7 @@ class CudaGraphsRuntime(Runtime):
         """Starts the kernels."""
         self.vocabulary_size = self.decoder.vocabulary_size
         self.context_window = int(model.config.get_text_config().max_position_embeddings)
-        self._held = held or self.decoder.new_cache()
+        self._cache = cache or self.decoder.new_cache()
         self.capabilities = Capabilities(
             trees=True,
             hidden_states=True,
@@ -96,7 +99,7 @@ class CudaGraphsRuntime(Runtime):
 
     @property
     def length(self) -> int:
-        return self._held.length
+        return self._cache.length
 
     def reserve(self, tokens: int) -> None:
         """See `Runtime.reserve`; records what has not been recorded for this size."""
@@ -134,10 +137,10 @@ class CudaGraphsRuntime(Runtime):
         return self._logits(0, count + 1)
 
     def _forward_tree(self, tokens: Sequence[int], tree: TokenTree) -> Tensor:
-        places = len(tree.parents)
-        if places > MAX_ROWS:
+        size = len(tree.parents)
+        if size > MAX_ROWS:
             raise InvalidInputError.single(
-                f"a tree of {places} tokens does not fit one captured forward",
+                f"a tree of {size} tokens does not fit one captured forward",
                 field="speculate.num_speculative_tokens",
                 fix=f"use at most {MAX_ROWS - 1}",
             )
@@ -146,17 +149,17 @@ class CudaGraphsRuntime(Runtime):
 
     @torch.inference_mode()
     def commit(self, root: int, path: Sequence[int]) -> None:
-        fed_at_once, kept = self._count == self._held.length - root, len(path)
+        fed_at_once, kept = self._count == self._cache.length - root, len(path)
         moved = next((to for to, index in enumerate(path) if to != index), kept)
         if moved < kept:
             taken = torch.tensor([root + index for index in path[moved:]], device=self.decoder.device)
-            for held in (self._held.keys, self._held.values):
-                held[:, :, root + moved : root + kept] = held[:, :, taken]
+            for cached in (self._cache.keys, self._cache.values):
+                cached[:, :, root + moved : root + kept] = cached[:, :, taken]
             if fed_at_once and self._states.shape[1]:
                 self._states[moved:kept] = self._states[taken - root]
         if fed_at_once:
             self._count = kept
-        self._held.length = root + kept
+        self._cache.length = root + kept
 
     def choices(self, count: int) -> list[int]:
         found: list[int] = self.decoder.choices[self._last - count : self._last].tolist()
@@ -164,7 +167,7 @@ class CudaGraphsRuntime(Runtime):
 
     def chain(self, unseen: Sequence[int], count: int, stop_below: float | None = None) -> DeviceTokens:
         """See `Runtime.chain`; of fixed length only."""
-        self._grow(self._held.length + len(unseen) + count)
+        self._grow(self._cache.length + len(unseen) + count)
         link, note = self._recorded("link", self._go_on), self._recorded("note", self.decoder.note)
         if count > max(self._chains, default=1):  # shorter ones, at the end of a sequence, go link by link
             self._chains = {count: self.recording(partial(self.start_chain, count))}
@@ -177,7 +180,7 @@ class CudaGraphsRuntime(Runtime):
                 link.replay()
             note.replay()
         if count > 1:
-            self._held.length += count - 1
+            self._cache.length += count - 1
             self._count = self._last = 1
         return DeviceTokens(self.decoder.proposed[:count])
 
@@ -185,12 +188,12 @@ class CudaGraphsRuntime(Runtime):
     def decode_alone(
         self, last: int, count: int, sampler: Sampler
     ) -> Iterator[tuple[int, DeviceStamp | HostStamp]]:
-        self._grow(self._held.length + count)
+        self._grow(self._cache.length + count)
         greedy, mode = sampler.mode.greedy, sampler.mode
         drawn = partial(self._go_on_drawing, mode)
         link = self._recorded("link", self._go_on) if greedy else self._recorded(mode, drawn)
         self.decoder.choices[self._last - 1] = last
-        start = self._held.length
+        start = self._cache.length
         reports = Reports(self.decoder.choices[:1])
         for number in range(count):
             while reports.under_way < min(2, count - number):  # the next is under way before this one is seen
@@ -199,7 +202,7 @@ class CudaGraphsRuntime(Runtime):
                 link.replay()
                 reports.ask()
             (token,), stamp = reports.read()
-            self._held.length = start + number + 1
+            self._cache.length = start + number + 1
             self._count = self._last = 1
             yield token, stamp
 
@@ -220,10 +223,10 @@ class CudaGraphsRuntime(Runtime):
         return states[: self._count].flatten(1)
 
     def rollback(self, count: int) -> None:
-        self._held.length -= count
+        self._cache.length -= count
 
     def reset(self) -> None:
-        self._held.length = 0
+        self._cache.length = 0
 
     def synchronize(self) -> None:
         if self.decoder.device.type == "cuda":
@@ -247,7 +250,7 @@ class CudaGraphsRuntime(Runtime):
     def first_layers(self, count: int) -> CudaGraphsRuntime:
         check_exit(count, len(self.decoder.layers))
         view = Architecture.of(self.model).first_layers(self.model, count)
-        return CudaGraphsRuntime(view, self.decoder.first(count), self._held)
+        return CudaGraphsRuntime(view, self.decoder.first(count), self._cache)
 
     def device_steps(
         self,
@@ -281,12 +284,12 @@ class CudaGraphsRuntime(Runtime):
         self, tokens: Sequence[int], behind_first: Tensor | None = None, tree: TokenTree | None = None
     ) -> None:
         """One forward of at most `MAX_ROWS` tokens, `behind_first` in place of all but the first; does not wait."""
-        rows, start = len(tokens), self._held.length
+        rows, start = len(tokens), self._cache.length
         self._grow(start + rows)
         self.say(tokens, behind_first, tree)
         self._prepare(tokens, start, tree)
         self._recorded_forward(_size_for(rows)).replay()
-        self._held.length = start + rows
+        self._cache.length = start + rows
         self._count = self._last = rows
         self._told = None
 
@@ -295,10 +298,10 @@ class CudaGraphsRuntime(Runtime):
     ) -> None:
         """Tells the device what the next forward reads: arguments as above."""
         self._write(tokens, tree)
-        meta, places = self.decoder.meta, self._kernels
+        meta, fields = self.decoder.meta, self._kernels
         meta.copy_(torch.from_numpy(self._says), non_blocking=True)
         if behind_first is not None:
-            meta[places.IDS + 1 : places.IDS + len(tokens)] = behind_first
+            meta[fields.IDS + 1 : fields.IDS + len(tokens)] = behind_first
 
     def offer_instead(self, last: int, proposed: Sequence[int]) -> None:
         """Tells the device what is proposed behind the context's last token, in place of what a draft has proposed."""
@@ -308,25 +311,25 @@ class CudaGraphsRuntime(Runtime):
         self.decoder.meta[begin : begin + len(instead)].copy_(instead, non_blocking=True)
 
     def stands_at(self, length: int) -> None:
-        """Is told how many tokens it holds, where a device went on by itself."""
-        self._held.length = length
+        """Is told how many tokens are cached, where a device went on by itself."""
+        self._cache.length = length
 
     @property
     def recorded_for(self) -> tuple[object, ...]:
         """What recordings depend on: others are needed once it is another one."""
-        return self._held.keys.data_ptr(), self._states.data_ptr()
+        return self._cache.keys.data_ptr(), self._states.data_ptr()
 
     def start_forward(self, rows: int) -> None:
         """Starts the kernels of a forward over `rows` tokens, for a recording."""
-        self.decoder.forward(self._held, _size_for(rows), self._kept, self._states)
+        self.decoder.forward(self._cache, _size_for(rows), self._kept, self._states)
 
     def start_chain(self, count: int, draw: Callable[[int], None] | None = None) -> None:
-        """Starts the kernels of a chain of `count` tokens behind a forward, for a recording. `draw` draws each by its place
+        """Starts the kernels of a chain of `count` tokens behind a forward, for a recording. `draw` draws each by its index
         in the chain (see `draw`); None: the most likely ones follow each other."""
-        for place in range(count):
+        for index in range(count):
             if draw is not None:
-                draw(place)
-            if place < count - 1:
+                draw(index)
+            if index < count - 1:
                 self._go_on()
         self.decoder.note()
 
@@ -364,14 +367,14 @@ class CudaGraphsRuntime(Runtime):
 
     def _write(self, tokens: Sequence[int], tree: TokenTree | None) -> None:
         check_ids(tokens, self.vocabulary_size)
-        says, places = self._says, self._kernels
-        rows, start = len(tokens), self._held.length
+        says, fields = self._says, self._kernels
+        rows, start = len(tokens), self._cache.length
         root = start if tree is None else start + rows - len(tree.parents)
-        says[places.START], says[places.ROOT], says[places.END] = start, root, start + rows
-        says[places.ROW], says[places.STEP], says[places.OFFERED] = rows - 1, 0, rows - 1
-        says[places.IDS : places.IDS + rows] = tokens
-        positions = says[places.POSITIONS : places.POSITIONS + MAX_ROWS]
-        ancestors = says[places.ANCESTORS : places.ANCESTORS + MAX_ROWS]
+        says[fields.START], says[fields.ROOT], says[fields.END] = start, root, start + rows
+        says[fields.ROW], says[fields.STEP], says[fields.OFFERED] = rows - 1, 0, rows - 1
+        says[fields.IDS : fields.IDS + rows] = tokens
+        positions = says[fields.POSITIONS : fields.POSITIONS + MAX_ROWS]
+        ancestors = says[fields.ANCESTORS : fields.ANCESTORS + MAX_ROWS]
         if tree is None:
             positions[:] = np.arange(start, start + MAX_ROWS)
             ancestors[:] = _ONE_TOKEN_AFTER_ANOTHER
@@ -383,12 +386,12 @@ class CudaGraphsRuntime(Runtime):
         """Puts in place whatever else the next forward reads."""
 
     def _grow(self, tokens: int) -> None:
-        if tokens > self._held.capacity:
+        if tokens > self._cache.capacity:
             wanted = max(_MIN_CAPACITY, 1 << (tokens - 1).bit_length())
-            self.decoder.grow(self._held, max(tokens, min(wanted, self.context_window)))
-        if self._capacity != self._held.capacity:
+            self.decoder.grow(self._cache, max(tokens, min(wanted, self.context_window)))
+        if self._capacity != self._cache.capacity:
             self._forget_recordings()
-            self._capacity = self._held.capacity
+            self._capacity = self._cache.capacity
 
     def _room_for_states(self, parts: int) -> Tensor:
         decoder = self.decoder
@@ -418,15 +421,15 @@ class CudaGraphsRuntime(Runtime):
 
     def _idle(self) -> Tensor:
         """What `meta` says where only slots behind all sequences may be written."""
-        idle, places = torch.zeros_like(self.decoder.meta), self._kernels
-        idle[places.START] = idle[places.ROOT] = self._held.capacity
-        idle[places.END] = self._held.capacity + 1
+        idle, fields = torch.zeros_like(self.decoder.meta), self._kernels
+        idle[fields.START] = idle[fields.ROOT] = self._cache.capacity
+        idle[fields.END] = self._cache.capacity + 1
         return idle
 
     def _go_on(self) -> None:
         """Starts the kernels of one link of a chain: what was chosen is read, and the next is chosen."""
         self.decoder.go_on(self._states)
-        self.decoder.forward(self._held, 1, self._kept, self._states)
+        self.decoder.forward(self._cache, 1, self._kept, self._states)
 
 
 def _size_for(rows: int) -> int:

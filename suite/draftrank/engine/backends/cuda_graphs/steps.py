@@ -135,7 +135,7 @@ class CudaGraphSteps(DeviceSteps):
         self._draft.start_chain(self.chain, None if self._mode.greedy else self._draw)
         self._target.decoder.deliver(draft, self.chain)
 
-    def _draw(self, place: int) -> None:
+    def _draw(self, index: int) -> None:
         """Draws the chain's next token in place of the most likely one."""
-        begin = self._count + 1 + place
-        self._drafted[place] = self._draft.draw(self._mode, self._uniforms[begin : begin + 1])
+        begin = self._count + 1 + index
+        self._drafted[index] = self._draft.draw(self._mode, self._uniforms[begin : begin + 1])

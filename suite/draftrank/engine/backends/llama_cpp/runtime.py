@@ -89,32 +89,32 @@ class LlamaCppRuntime(Runtime):
         self.context_window = int(library.llama_model_n_ctx_train(self._model))
         self._batch = library.llama_batch_init(BATCH, 0, 1)
         weakref.finalize(self, library.llama_batch_free, self._batch)
-        for place in range(BATCH):
-            self._batch.n_seq_id[place] = 1
-            self._batch.seq_id[place][0] = 0
-        self._held: list[int] = []
+        for index in range(BATCH):
+            self._batch.n_seq_id[index] = 1
+            self._batch.seq_id[index][0] = 0
+        self._cached: list[int] = []
         self._room = 0
         self._context: Any = None
         self._free_context: Callable[[], object] | None = None
 
     @property
     def length(self) -> int:
-        return len(self._held)
+        return len(self._cached)
 
     def reserve(self, tokens: int) -> None:
         if tokens <= self._room:
             return
-        held, self._held = self._held, []
+        cached, self._cached = self._cached, []
         self._open_context(max(tokens, 2 * self._room, min(_SMALLEST_ROOM, self.context_window)))
-        for start in range(0, len(held), BATCH):
-            self._decode(held[start : start + BATCH], outputs_from=BATCH)
+        for start in range(0, len(cached), BATCH):
+            self._decode(cached[start : start + BATCH], outputs_from=BATCH)
 
     def forward(
         self, tokens: Sequence[int], keep: int | None = None, tree: TokenTree | None = None
     ) -> Tensor:
         """See `Runtime.forward`; float32 on CPU."""
         assert tree is None
-        self.reserve(len(self._held) + len(tokens))
+        self.reserve(len(self._cached) + len(tokens))
         first_kept = len(tokens) - (keep or len(tokens))
         rows: list[Tensor] = []
         several = len(tokens) > BATCH
@@ -131,11 +131,11 @@ class LlamaCppRuntime(Runtime):
 
     def rollback(self, count: int) -> None:
         if count:
-            del self._held[len(self._held) - count :]
-            self._drop_from(len(self._held))
+            del self._cached[len(self._cached) - count :]
+            self._drop_from(len(self._cached))
 
     def reset(self) -> None:
-        self._held.clear()
+        self._cached.clear()
         self._drop_from(0)
 
     def synchronize(self) -> None:
@@ -165,21 +165,21 @@ class LlamaCppRuntime(Runtime):
         self._room = int(library.llama_n_ctx(self._context))
 
     def _decode(self, tokens: Sequence[int], outputs_from: int) -> None:
-        """One forward; logits are kept of the tokens from that place on."""
+        """One forward; logits are kept of the tokens from that index on."""
         check_ids(tokens, self.vocabulary_size)
-        batch, held = self._batch, len(self._held)
+        batch, cached = self._batch, len(self._cached)
         batch.n_tokens = len(tokens)
-        for place, token in enumerate(tokens):
-            batch.token[place] = token if token < self._known else STAND_IN
-            batch.pos[place] = held + place
-            batch.logits[place] = place >= outputs_from
+        for index, token in enumerate(tokens):
+            batch.token[index] = token if token < self._known else STAND_IN
+            batch.pos[index] = cached + index
+            batch.logits[index] = index >= outputs_from
         code = self._library.llama_decode(self._context, batch)
         if code != 0:
             raise LlamaCppError(
                 f"a forward of {len(tokens)} tokens failed with code {code}: "
                 f"{_last_message() or 'llama.cpp does not say why'}"
             )
-        self._held += tokens
+        self._cached += tokens
 
     def _logits(self, count: int) -> Tensor:
         """Those of the last forward, [count, known tokens]; their memory is llama.cpp's."""

@@ -1,8 +1,8 @@
-"""Attention of a few new tokens over many held ones, without copying keys and values.
+"""Attention of a few new tokens over many cached ones, without copying keys and values.
 
 Where several query heads share one head of keys and values, transformers either repeats the shared heads in
 memory or takes a kernel that does not know such groups. For one bf16 token on a CPU that kernel needs six
-times as long as the fused one, from some hundred held tokens on a good part of the whole forward: a baseline
+times as long as the fused one, from some hundred cached tokens on a good part of the whole forward: a baseline
 slowed down like that makes any draft look good. Seen as more queries of the shared head, a group needs
 neither (for one token transformers does so itself where a mask is given).
 """
@@ -48,9 +48,9 @@ def grouped_attention(
     Args:
         module: the attention layer.
         query: [batch, heads, new, size].
-        key: [batch, shared heads, held, size].
+        key: [batch, kv heads, cached, size].
         value: like `key`.
-        attention_mask: [batch, 1, new, held], True or 0 where a query sees a key; None: all, or, for
+        attention_mask: [batch, 1, new, cached], True or 0 where a query sees a key; None: all, or, for
             several new tokens, the causal pattern.
         dropout: share of weights dropped.
         scaling: factor of the scores; None: one over the root of the size.

@@ -74,7 +74,7 @@ class SnapshotCache(Cache):  # type: ignore[misc]
         self._read = len(self._tokens)
 
     def reserve(self, capacity: int) -> None:
-        """Makes room in the layers that have a place for each token."""
+        """Makes room in the layers that have a position for each token."""
         for layer in self.layers:
             if isinstance(layer, RollbackLayer):
                 layer.reserve(capacity)
