@@ -22,6 +22,7 @@ STEPS = {
     "pretrained": "draftrank.building.steps.origin:Pretrained",
     "random": "draftrank.building.steps.origin:Random",
     "eagle_head": "draftrank.building.steps.eagle_head:EagleHead",
+    "norm_before_residual": "draftrank.building.steps.eagle_head:NormBeforeResidual",
     "drop_layers": "draftrank.building.steps.drop_layers:DropLayers",
     "merge_layers": "draftrank.building.steps.merge_layers:MergeLayers",
     "prune_ffn": "draftrank.building.steps.width:PruneFfn",

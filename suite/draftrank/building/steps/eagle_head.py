@@ -118,3 +118,33 @@ class EagleHead(HeadFields, StepBase):
         begin_with = depth - 1 if self.begin_with is None else self.begin_with
         draft.model, form = new_eagle3_head(draft.model, layers, begin_with)
         draft.forms.append(form)
+
+
+class NormBeforeResidual(StepBase):
+    """Lets an EAGLE-3 head's layer add to the normed state, not to the state. Needs `distill` afterwards.
+
+    A head that continues from its own state adds to that state once more with every token. Unnormed it grows, and what the
+    layer adds for a new token weighs less and less; normed it keeps the size that it has for the first token.
+    """
+
+    technique: ClassVar[str] = "EAGLE-3 head"
+    phase: ClassVar[Phase] = "head"
+    paper: ClassVar[str] = "`norm_before_residual` of the package speculators; EAGLE-3 (arXiv:2503.01840)"
+    cost: ClassVar[str] = (
+        "seconds; agreement on the second and later tokens ahead grows with training; SGLang does not read it"
+    )
+
+    kind: Literal["norm_before_residual"]
+
+    def sentence(self) -> str:
+        """See `StepBase.sentence`."""
+        return "let its layer add to the normed state, which so keeps its size from token to token"
+
+    def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
+        """See `StepBase.apply`."""
+        from draftrank.building.surgery.eagle_head import norm_before_residual
+        from draftrank.building.text.corpus import calibration_tokens
+        from draftrank.models.loading import load_model
+
+        target = load_model(context.target_folder, "fp32", context.device)
+        draft.notes["state_size"] = norm_before_residual(draft, target, calibration_tokens(context))

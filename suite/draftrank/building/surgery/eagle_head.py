@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from draftrank.errors import BuildError
 from draftrank.models.architecture import Architecture
 from draftrank.models.attention_windows import context_window
-from draftrank.models.eagle import Eagle3Layer, eagle3_layer
+from draftrank.models.eagle import Eagle3Fusion, Eagle3Layer, eagle3_layer
 from draftrank.models.eagle_head import PublishedHead, check_against
 from draftrank.models.forms import FEATURES, Eagle3Form, TrimmedHead, TrimmedHeadForm
 from draftrank.models.matrices import matrix
@@ -22,10 +22,14 @@ from draftrank.models.matrices import matrix
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+    from draftrank.building.working_draft import WorkingDraft
     from draftrank.models.layer_parts import Block
 
 _HEAD_SIZE = 64
 """Of a head of attention, for a target without attention."""
+_BATCH_SEQUENCES = 8
+_FIRST_POSITIONS = 4
+"""Positions at the start of a text whose states are many times larger than all others."""
 _EPSILON = 1e-6
 """Of the norms, for a target whose norms have none by this name."""
 
@@ -239,6 +243,48 @@ def _copy_norms(
         weight = getattr(norm, "weight", None)
         if isinstance(weight, Tensor):
             ours.weight.copy_(weight + offset)
+
+
+@torch.no_grad()
+def norm_before_residual(draft: WorkingDraft, target: PreTrainedModel, tokens: Tensor) -> float:
+    """Lets the layer of an EAGLE-3 head add to the normed state; see the step of this name.
+
+    The norm gets one weight for all channels, the size that states have on the text, and the matrices that read it what it
+    had before: for states of that size the head computes the same.
+
+    Args:
+        draft: changed in place.
+        target: the model whose states the head reads, of the head's dtype and on its device.
+        tokens: text, token ids [sequences, length].
+
+    Returns:
+        Root mean square of the states that the head makes of the target's.
+
+    Raises:
+        BuildError: the draft is no EAGLE-3 head, or its layer adds to the normed state already.
+    """
+    layer = eagle3_layer(draft.model)
+    if layer is None or layer.norm_before_residual:
+        raise BuildError(
+            "norm_before_residual changes an EAGLE-3 head whose layer adds to the unnormed state: put it behind eagle_head, once"
+        )
+    shape, fusion = Architecture.of(target), draft.model.get_submodule(FEATURES)
+    assert isinstance(fusion, Eagle3Fusion)
+    squares = []
+    for batch in torch.split(tokens, _BATCH_SEQUENCES):
+        told = shape.states_of_layers(target, batch.to(target.device, torch.int64), fusion.layers)
+        squares.append(fusion.reduce(told)[:, _FIRST_POSITIONS:].float().pow(2).mean((1, 2)))
+    size = float(torch.cat(squares).mean().sqrt())
+    attention: Any = layer.self_attn
+    for linear in (attention.q_proj, attention.k_proj, attention.v_proj):
+        linear.weight[:, layer.hidden_size :].mul_(layer.hidden_norm.weight / size)
+    layer.hidden_norm.weight.fill_(size)
+    layer.norm_before_residual = True
+    draft.forms = [
+        form.model_copy(update={"norm_before_residual": True}) if isinstance(form, Eagle3Form) else form
+        for form in draft.forms
+    ]
+    return size
 
 
 def published_layers(depth: int) -> tuple[int, ...]:

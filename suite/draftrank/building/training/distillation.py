@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from draftrank.building.steps.distill import Distill
 from draftrank.building.text.conversation_row import ANSWER, TEMPLATE
@@ -47,7 +48,7 @@ from draftrank.catalog.base import sha256_of_json
 from draftrank.errors import BuildError
 from draftrank.models.architecture import Architecture
 from draftrank.models.cache import publish_file
-from draftrank.models.eagle import Eagle3Fusion
+from draftrank.models.eagle import Eagle3Fusion, eagle3_layer
 from draftrank.models.forms import FEATURES
 from draftrank.models.loading import DTYPES, DtypeName, compute_dtype, load_model
 
@@ -105,8 +106,7 @@ def distill(spec: Distill, draft: WorkingDraft, context: BuildContext) -> dict[s
         stage.advance(state.tokens_seen)
         for seen, note in trainer.train(batches, held_out, state):
             stage.advance(seen, note)
-    if spec.round_weights:
-        trainer.round_weights()
+    trainer.settle()
     after = trainer.closeness(held_out)
     further = [trainer.closeness(held_out, step + 1).agreement for step in range(1, spec.ttt_steps)]
     trainer.finish()
@@ -155,8 +155,9 @@ class _Trainer:
         self.shape = draft.architecture
         self.target = load_model(context.model_folder, self.dtype, context.device)
         self.target_shape = Architecture.of(self.target)
+        self.scaled = _scaled(self.draft)
         self.trained = _unfreeze(self.draft, self.shape, with_head=spec.train_head)
-        self.zeros = _zeros_of(draft)
+        self.zeros = _zeros_of(draft, self.trained)
         self.heads = HeadPair(
             self.draft, self.target, frozen_in=None if spec.train_head else DTYPES[self.dtype]
         )
@@ -238,10 +239,14 @@ class _Trainer:
         return _State(**found["state"])
 
     @torch.no_grad()
-    def round_weights(self) -> None:
-        """Leaves in the trained weights what bf16 can express."""
-        for parameter in self.trained.values():
-            parameter.copy_(parameter.bfloat16())
+    def settle(self) -> None:
+        """Leaves the weights as they are used, and in them what bf16 can express, if that is asked for."""
+        for linear in self.scaled:
+            parametrize.remove_parametrizations(linear, "weight")
+        if self.spec.round_weights:
+            for parameter in self.draft.parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(parameter.bfloat16())
 
     def finish(self) -> None:
         """Leaves the model as it came: nothing to train, no gradients."""
@@ -413,6 +418,42 @@ class _Trainer:
         publish_file(self.checkpoint, lambda staged: torch.save(content, staged))
 
 
+class _PerColumn(nn.Module):
+    """A matrix that is trained as if every number that it reads had size 1.
+
+    AdamW changes all weights of a matrix at one rate: weights that read large numbers would change the result more.
+    """
+
+    size: Tensor
+
+    def __init__(self, size: Tensor) -> None:
+        """`size`: of each column's input."""
+        super().__init__()
+        self.register_buffer("size", size, persistent=False)
+
+    def forward(self, trained: Tensor) -> Tensor:
+        """The matrix as it is used."""
+        return trained / self.size
+
+    def right_inverse(self, used: Tensor) -> Tensor:
+        """The matrix as it is trained."""
+        return used * self.size
+
+
+def _scaled(model: PreTrainedModel) -> list[nn.Linear]:
+    """Matrices of a model that are trained by columns: those that read the normed state of an EAGLE-3 head which is as large
+    as the state itself."""
+    layer = eagle3_layer(model)
+    if layer is None or not layer.norm_before_residual:
+        return []
+    norm = layer.hidden_norm.weight.detach()
+    size = torch.cat([torch.ones_like(norm), norm.square().mean().sqrt().expand_as(norm)])
+    found = [getattr(layer.self_attn, f"{name}_proj") for name in "qkv"]
+    for linear in found:
+        parametrize.register_parametrization(linear, "weight", _PerColumn(size))
+    return found
+
+
 def shifted(states: Tensor) -> Tensor:
     """Each position's state moved to the next one; nothing stands before the first. [batch, length, hidden]"""
     return torch.cat([torch.zeros_like(states[:, :1]), states[:, :-1]], 1)
@@ -440,12 +481,11 @@ def _decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> li
     ]
 
 
-def _zeros_of(draft: WorkingDraft) -> dict[str, Tensor]:
+def _zeros_of(draft: WorkingDraft, trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """Where weights of a sparse draft are zero, by parameter."""
     if "zeros" not in draft.notes:
         return {}
-    masks = {
-        f"{name}.weight": module.weight == 0
-        for name, module in draft.architecture.linear_layers(draft.model).items()
-    }
-    return {name: mask for name, mask in masks.items() if isinstance(mask, Tensor) and bool(mask.any())}
+    ends = ".weight", ".parametrizations.weight.original"  # the latter of a matrix that is trained by columns
+    named = {name + end for name in draft.architecture.linear_layers(draft.model) for end in ends}
+    masks = {name: weight == 0 for name, weight in trained.items() if name in named}
+    return {name: mask for name, mask in masks.items() if bool(mask.any())}

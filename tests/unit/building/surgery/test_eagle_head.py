@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -10,9 +12,11 @@ from draftrank.building.surgery.eagle_head import (
     head_skeleton,
     model_of_published,
     new_eagle3_head,
+    norm_before_residual,
     published_layers,
     published_of,
 )
+from draftrank.building.working_draft import WorkingDraft
 from draftrank.engine.backends.registry import open_eagle_runtime
 from draftrank.errors import BuildError, IncompatibleDraftError
 from draftrank.models.architecture import Architecture
@@ -161,3 +165,33 @@ def test_published_layers_are_three_or_refused(depth):
         # Hugging Face's hidden_states[i] is what layer i reads: the output of layer i - 1.
         assert (first + 1, middle + 1, last + 1) == (2, depth // 2, depth - 3)
         assert first < middle < last
+
+
+def test_a_head_that_adds_to_the_normed_state_computes_the_same_for_states_of_the_mean_size():
+    target = small_model("llama", layers=3)
+    model = small_eagle3(layers=(0, 1))
+    plain = copy.deepcopy(model)
+    draft = WorkingDraft(model, None, [Eagle3Form(layers=(0, 1))])
+    text = torch.randint(3, 60, (12, 20))
+    size = norm_before_residual(draft, target, text)
+    assert draft.forms == [Eagle3Form(layers=(0, 1), norm_before_residual=True)]
+    with torch.inference_mode():
+        kept = target(text, output_hidden_states=True).hidden_states
+        states = plain.feature_fusion.fc(torch.cat([kept[1], kept[2]], -1))[:, 4:]
+    assert size == pytest.approx(float(states.pow(2).mean().sqrt()), rel=1e-4)
+
+    ids, shape = torch.randint(3, 60, (2, 9)), Architecture.of(plain)
+    state = torch.randn(2, 9, 32)
+    state *= size / state.pow(2).mean(-1, keepdim=True).sqrt()
+    expected = shape.hidden_states(plain, ids, state)
+    torch.testing.assert_close(shape.hidden_states(model, ids, state), expected, atol=1e-3, rtol=1e-3)
+    # However large the state is: the law does not hold for a layer that adds to the state.
+    torch.testing.assert_close(shape.hidden_states(model, ids, 7 * state), expected, atol=1e-3, rtol=1e-3)
+    assert not torch.allclose(shape.hidden_states(plain, ids, 7 * state), expected, atol=1e-2)
+    with pytest.raises(BuildError, match="behind eagle_head, once"):
+        norm_before_residual(draft, target, text)
+
+
+def test_a_draft_model_has_no_state_to_norm():
+    with pytest.raises(BuildError, match="behind eagle_head"):
+        norm_before_residual(WorkingDraft(small_model("llama"), None), small_model("llama"), torch.ones(2, 8))

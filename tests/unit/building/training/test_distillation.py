@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from draftrank.building.steps.distill import Distill
-from draftrank.building.surgery.eagle_head import new_eagle3_head
+from draftrank.building.surgery.eagle_head import new_eagle3_head, norm_before_residual
 from draftrank.building.surgery.sparsity import sparsify
 from draftrank.building.surgery.vocabulary_trimming import trim_vocabulary
 from draftrank.building.text.conversation_row import ANSWER, TEMPLATE
@@ -27,6 +27,7 @@ from draftrank.progress import SilentProgress
 from models import small_model
 
 pytestmark = pytest.mark.usefixtures("in_fp32")
+TEXT = torch.randint(3, 60, (8, 32), generator=torch.Generator().manual_seed(2))
 
 
 def spec(**changes):
@@ -120,19 +121,29 @@ def test_the_head_is_trained_only_if_asked(shallow, train_head):
     )
 
 
-@pytest.mark.parametrize("objective", ["kl", "cross_entropy"])
-def test_an_interrupted_run_ends_bit_for_bit_like_another(shallow, interrupt_after, monkeypatch, objective):
-    plan = spec(objective=objective)
-    whole, context = shallow(scratch="whole")
+@pytest.mark.parametrize(("objective", "head"), [("kl", False), ("cross_entropy", False), ("kl", True)])
+def test_an_interrupted_run_ends_bit_for_bit_like_another(
+    shallow, make_draft, interrupt_after, monkeypatch, objective, head
+):
+    plan = spec(objective=objective, ttt_steps=2 if head else 1)
+
+    def begun(**around):
+        draft, context = shallow(**around)
+        if head:
+            draft = eagle3(make_draft, context)
+            norm_before_residual(draft, load_model(context.target_folder, "fp32", "cpu"), TEXT)
+        return draft, context
+
+    whole, context = begun(scratch="whole")
     notes = distill(plan, whole, context)
     monkeypatch.setattr(distillation, "CHECKPOINT_S", 0.0)
     for reports in (4, 6):  # interrupted twice, each time a few updates further
-        draft, context = shallow(scratch="cut", progress=interrupt_after("distil", reports))
+        draft, context = begun(scratch="cut", progress=interrupt_after("distil", reports))
         with pytest.raises(KeyboardInterrupt):
             distill(plan, draft, context)
     state = torch.load(context.scratch / "checkpoint.pt", weights_only=True)["state"]
     assert 4 <= state["updates_done"] < 16
-    resumed, context = shallow(scratch="cut")
+    resumed, context = begun(scratch="cut")
     again = distill(plan, resumed, context)
     assert same(weights(whole), weights(resumed))
     timed = {"seconds", "tokens_per_s"}
@@ -435,6 +446,34 @@ def test_the_gradient_is_that_of_the_loss_of_all_tokens_ahead(make_context, make
     up = moved(1e-2)
     slope = (up - moved(-2e-2)) / 2e-2
     assert slope == pytest.approx(float(length), rel=0.02)
+
+
+def test_a_head_that_adds_to_the_normed_state_trains_alike_however_large_the_state_is(
+    make_context, make_draft
+):
+    """A state a hundred times larger, and weights that read it as much smaller, train to the same head."""
+    trained = {}
+    for size in (1.0, 100.0):
+        context = make_context()
+        place = context.scratch / str(size)
+        place.mkdir()
+        draft = eagle3(make_draft, context)
+        norm_before_residual(draft, load_model(context.target_folder, "fp32", "cpu"), TEXT)
+        layer = draft.model.model.layers[0]
+        reading = [getattr(layer.self_attn, f"{name}_proj") for name in "qkv"]
+        with torch.no_grad():
+            before = layer.hidden_norm.weight.clone()
+            layer.hidden_norm.weight.fill_(size)
+            for linear in reading:
+                linear.weight[:, 32:] *= before / size
+            # What is added to the state grows with it.
+            for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                linear.weight *= size
+        distill(spec(learning_rate=1e-4, passes=1), draft, replace(context, scratch=place))
+        assert all(type(linear) is torch.nn.Linear for linear in reading)
+        trained[size] = [linear.weight[:, 32:] * size for linear in reading]
+    for one, other in zip(trained[1.0], trained[100.0], strict=True):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-2)
 
 
 @pytest.mark.parametrize(
