@@ -137,11 +137,9 @@ class NormBeforeResidual(StepBase):
     kind: Literal["norm_before_residual"]
 
     def sentence(self) -> str:
-        """See `StepBase.sentence`."""
         return "let its layer add to the normed state, which so keeps its size from token to token"
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
-        """See `StepBase.apply`."""
         from draftrank.building.surgery.eagle_head import norm_before_residual
         from draftrank.building.text.corpus import calibration_tokens
         from draftrank.models.loading import load_model
