@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +23,10 @@ MAX_S = 600
 """So long that only a command that hangs takes longer, on a busy machine too."""
 TIMING_ROUNDS = 4
 """How often a session of small models times each forward, which would take longer than its decoding."""
+DRAWS = 25
+"""How many outputs test whether an arm samples from the target's distribution, which would take longer than the session."""
+LOOK_S = 0.05
+"""Seconds between two looks whether a server is ready: those of the tests are in less than the usual time."""
 PRELOADED = (
     "torch",
     "transformers.models.llama.modeling_llama",
@@ -30,7 +34,23 @@ PRELOADED = (
     "draftrank.engine.backends.registry",
     "draftrank.building.pipeline",
     "draftrank.jobs.session",
+    "draftrank.measure.sessions.bench",
+    "draftrank.engine.backends.cpp.runtime",
+    "draftrank.engine.backends.transformers.generate",
+    "draftrank.building.surgery.library_quantization",
+    "draftrank.store.bundle",
+    "draftrank.store.store",
+    "draftrank.board.site.render",
+    "draftrank.board.serving_ranking",
+    "draftrank.cli.results",
+    "draftrank.cli.tables",
+    "draftrank.workflows.serve_bench",
+    "draftrank.workflows.sweep",
+    "sqlalchemy.dialects.sqlite",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.convert_slow_tokenizer",
 )
+"""What takes the process that commands are forked from long to import, once; what is missing here, every command imports."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +164,8 @@ def _run(
     streams: tuple[Path, Path],
 ) -> None:
     """In the forked process."""
+    from draftrank.store import database
+
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background inherit an ignored one
     for number, path in enumerate(streams, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
@@ -154,16 +176,23 @@ def _run(
     os.chdir(root)
     os.environ.clear()
     os.environ.update(environment)
-    time_forwards_briefly()
+    be_brief()
+    database.SYNCHRONOUS = "OFF"  # as in the tests' own process
     run(arguments)
 
 
-def time_forwards_briefly(change: Callable[..., None] = setattr) -> None:
-    """Lets sessions of this process time forwards in `TIMING_ROUNDS`."""
+def be_brief(change: Callable[..., None] = setattr) -> None:
+    """Lets sessions of this process time forwards in `TIMING_ROUNDS`, test samples by `DRAWS`, and look every `LOOK_S` whether
+    a server is ready."""
     from draftrank.measure.cost import latency
+    from draftrank.measure.fidelity.sampling_check import check_sampling
+    from draftrank.measure.sessions import bench
+    from draftrank.serving import process
 
     for name in ("MIN_ROUNDS", "MAX_ROUNDS"):
         change(latency, name, TIMING_ROUNDS)
+    change(bench, "check_sampling", partial(check_sampling, draws=DRAWS))
+    change(process, "_LOOK_S", LOOK_S)
 
 
 def _one(arguments: tuple[str, ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # What steers draftrank or the look of its output outside must not do so in the tests.
@@ -39,3 +40,12 @@ if not any(Path("/dev").glob("nvidia[0-9]*")):
     os.environ["TRITON_INTERPRET"] = (
         "1"  # kernels for a GPU run in Triton's interpreter; read when it is imported
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def synchronous() -> str:
+    """How long commits to a store wait for the disk. In the tests they do not: together they would wait for minutes."""
+    from draftrank.store import database
+
+    asked, database.SYNCHRONOUS = database.SYNCHRONOUS, "OFF"
+    return asked

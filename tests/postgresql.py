@@ -41,7 +41,8 @@ def running_server() -> Iterator[str]:
     data = str(folder / "data")
     try:
         run(initdb, "-D", data, "-U", "draftrank", "-A", "trust", "-E", "UTF8", "--no-sync")
-        run(pg_ctl, "-D", data, "-w", "-l", str(folder / "log"), "-o", f"-k {folder} -h ''", "start")
+        options = f"-k {folder} -h '' -c fsync=off"
+        run(pg_ctl, "-D", data, "-w", "-l", str(folder / "log"), "-o", options, "start")
         try:
             yield f"postgresql+psycopg://draftrank:secret@/{{database}}?host={folder}"
         finally:

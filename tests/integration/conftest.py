@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from commands import Outcome, draftrank, time_forwards_briefly
+from commands import Outcome, be_brief, draftrank
 from draftrank.measure.gates.timeline import timeline_problems
 from draftrank.store.store import Store
 from tiny_workspace import write_tiny_workspace
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _brief_timing():
+def _brief():
     with pytest.MonkeyPatch.context() as patch:
-        time_forwards_briefly(patch.setattr)
+        be_brief(patch.setattr)
         yield
 
 
@@ -38,6 +38,8 @@ def measured(tmp_path_factory) -> tuple[Path, Outcome]:
         with Store.open(store) as opened:
             if not timeline_problems(opened.result(ran.json["session"])):
                 break  # else other work on this machine left holes between trials, with which nothing is published
+    # What the site draws is kept beside the store, so that no test that renders it from a copy draws it again.
+    assert draftrank(root, "site", "--out", str(tmp_path_factory.mktemp("site"))).code == 0
     return root, ran
 
 

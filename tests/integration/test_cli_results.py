@@ -241,8 +241,7 @@ def test_the_same_results_give_the_same_site_byte_for_byte(measured_root, tmp_pa
     assert len(files) == 2
     arrivals = {
         "measured here": [],
-        "the other way round": [["import", *reversed(files)]],
-        "in two parts": [["import", *files[1::2], *files[:3]], ["import", *files[::2]]],
+        "the other way round, in two parts": [["import", *files[1:]], ["import", *reversed(files)]],
     }
     sites = {}
     for seed, (name, arrival) in enumerate(arrivals.items()):
@@ -266,9 +265,9 @@ def test_the_same_results_give_the_same_site_byte_for_byte(measured_root, tmp_pa
             for page in pages.rglob("*")
             if page.is_file()
         }
-    assert "results.sqlite" in sites["the other way round"]
-    for name, site in sites.items():
-        assert site == sites["measured here"], name
+    one, other = sites.values()
+    assert "results.sqlite" in one
+    assert one == other
 
 
 def test_the_site_is_served_to_this_machine_until_it_is_stopped(measured_root):

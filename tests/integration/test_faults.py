@@ -38,6 +38,8 @@ from forging import forge
 from tiny_workspace import write_tiny_workspace
 from workspaces import plain_request, write_prompts
 
+at_night = pytest.mark.nightly
+"""What shares its fault and its law with a case that runs by day."""
 LAYER_S = 0.01
 MAX_NEW_TOKENS = 48
 SAMPLING = DecodingMode(temperature=0.8, top_p=0.9)
@@ -155,8 +157,15 @@ class Lenient:
 loop_verify = loop.verify
 
 
-@pytest.mark.parametrize("draft", ["ngram", "shallow"])
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("draft", "dtype"),
+    [
+        ("ngram", "fp32"),
+        ("shallow", "bf16"),
+        pytest.param("ngram", "bf16", marks=at_night),
+        pytest.param("shallow", "fp32", marks=at_night),
+    ],
+)
 def test_a_verifier_that_accepts_one_wrong_token_in_200(root, tmp_path, monkeypatch, draft, dtype):
     lenient = Lenient(200)
     monkeypatch.setattr(loop, "verify", lenient)
@@ -220,9 +229,16 @@ def test_a_wrong_cache_shows_in_the_output_too(root, tmp_path, monkeypatch, dtyp
 # A draft that does not read what stands
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("backend", ["transformers", "cpp"])
-@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [
+        ("transformers", "bf16"),
+        ("cpp", "fp32"),
+        ("cpp", "bf16"),
+        pytest.param("transformers", "fp32", marks=at_night),
+    ],
+)
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=at_night)])
 def test_honest_drafts_propose_what_a_fresh_cache_would(long_root, tmp_path, dtype, backend, seed):
     with Store.open(tmp_path / "results.sqlite") as store:
         request = plain_request("tiny", repeats=1, dtype=dtype, backend=backend, seed=seed, fresh=True)
@@ -235,8 +251,17 @@ def test_honest_drafts_propose_what_a_fresh_cache_would(long_root, tmp_path, dty
         assert (len(trials) - 3 <= checked) if arm.kind == "draft" else checked == 0
 
 
-@pytest.mark.parametrize("request_", [{}, {"dtype": "bf16"}, {"backend": "cpp"}], ids=["fp32", "bf16", "cpp"])
-@pytest.mark.parametrize("draft", ["shallow", "int8"])
+@pytest.mark.parametrize(
+    ("draft", "request_"),
+    [
+        pytest.param("shallow", {"dtype": "bf16"}, id="shallow-bf16"),
+        pytest.param("int8", {}, id="int8-fp32"),
+        pytest.param("shallow", {"backend": "cpp"}, id="shallow-cpp"),
+        pytest.param("int8", {"backend": "cpp"}, id="int8-cpp"),
+        pytest.param("shallow", {}, id="shallow-fp32", marks=at_night),
+        pytest.param("int8", {"dtype": "bf16"}, id="int8-bf16", marks=at_night),
+    ],
+)
 def test_a_draft_that_keeps_one_stale_token(long_root, tmp_path, monkeypatch, draft, request_):
     """Its cache's newest token is another one than what stands, its length is right; it begins anew with each prompt."""
     propose, accept, stale = ModelProposer.propose, ModelProposer.accept, set()

@@ -18,6 +18,8 @@ from draftrank.engine.backends.transformers.attention import NAME
 from draftrank.engine.loop import ContextOverflowError
 from draftrank.errors import InvalidInputError, UnsupportedModelError
 from draftrank.jobs.session import build
+from draftrank.measure.fidelity.sampling_check import check_sampling
+from draftrank.measure.sessions import bench
 from draftrank.models import prompting
 from draftrank.models.loading import load_tokenizer
 from draftrank.progress import SilentProgress
@@ -194,7 +196,11 @@ class InterruptingJournal:
         self.store.add_trial(session_id, trial)
 
 
-@pytest.mark.parametrize("after", [0, 1, 5, 17])
+at_night = pytest.mark.nightly
+"""What shares its law with a case that runs by day."""
+
+
+@pytest.mark.parametrize("after", [0, 5, *(pytest.param(after, marks=at_night) for after in (1, 17))])
 def test_an_interrupted_run_goes_on_where_it_stopped(workspace_root, after):
     workspace = Workspace.open(workspace_root)
     request = plain_request("tiny", drafts=("ngram", "shallow"))
@@ -404,7 +410,8 @@ def test_sampling_runs_are_reproducible_and_on_a_board_of_their_own(workspace_ro
     assert summarise(first).arms[2].fidelity.status == "not compared"
 
 
-def test_samples_are_tested_in_the_session(workspace_root):
+def test_samples_are_tested_in_the_session(workspace_root, monkeypatch):
+    monkeypatch.setattr(bench, "check_sampling", check_sampling)  # with as many draws as for users
     drafts = ("ngram", "early-exit")
     result = run_drafts(workspace_root, *drafts, mode=DecodingMode(temperature=1.0))
     checks = {arm.id: arm.sampling for arm in result.session.arms}
@@ -545,7 +552,14 @@ def test_the_baseline_and_its_twin_need_the_same_memory(workspace_root):
     assert abs((peaks["baseline"] or 0) - (peaks["baseline-control"] or 0)) < 32 << 20
 
 
-@pytest.mark.parametrize("architecture", ["gpt_oss", "gemma2", "deepseek_v3", "mistral", "bloom"])
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        "deepseek_v3",
+        "bloom",
+        *(pytest.param(one, marks=at_night) for one in ("gpt_oss", "gemma2", "mistral")),
+    ],
+)
 def test_other_architectures_are_measured_with_text_matching_drafts(tmp_path, architecture):
     root = write_tiny_workspace(tmp_path, architecture)
     target = root / "drafts" / "tiny" / "target.yaml"

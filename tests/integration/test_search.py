@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -21,6 +22,12 @@ from workspaces import write_draft
 
 pytest.importorskip("optuna")
 SHORT = RunRequest("tiny", dtype="fp32"), 12.0
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch):
+    """Optuna waits for it after each line of its journal."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture
@@ -95,6 +102,7 @@ def test_a_head_that_the_target_cannot_have_is_noted_and_the_search_goes_on(tmp_
     chosen = iter([Choice(layers=None, vocabulary=None), Choice(layers=1, vocabulary=None)])
     monkeypatch.setattr(searching, "suggest", lambda *_: next(chosen, Choice(layers=1, vocabulary=None)))
     monkeypatch.setattr(searching, "_MAX_REPEATS", 1)
+    monkeypatch.setattr(searching, "PAYS", 9.0)  # one longer training is enough
     with Store.open(workspace.store_url) as store:
         found = search(workspace, *SHORT, store)
     assert found.tried[0].prediction is None

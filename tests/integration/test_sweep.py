@@ -14,7 +14,7 @@ import time
 import psutil
 import pytest
 
-from commands import draftrank, start
+from commands import draftrank, several, start
 from draftrank.catalog.workspace import Workspace
 from draftrank.jobs.execute import execute
 from draftrank.jobs.executors.isolated import WORKER, IsolatedExecutor, Limits, without_network
@@ -90,48 +90,40 @@ def test_what_is_built_is_left_out(measured_root):
     assert all(job["estimate_s"] for job in again["jobs"] if job["kind"] == "session")
 
 
-def test_a_sweep_ends_with_a_board_and_its_record(workspace_root):
+def test_a_killed_job_is_tried_again_and_the_sweep_ends_with_a_board_and_its_record(workspace_root):
     too_deep = "kind: draft_model\n  steps:\n    - {kind: drop_layers, keep: 99, select: ends}"
     write_draft(workspace_root, "broken", too_deep)
-    done = draftrank(workspace_root, "sweep", "-d", "ngram", "-d", "broken", "--json")
-    assert done.code == 1  # one draft could not be built
-    states = {job["id"]: job["state"] for job in done.json["jobs"]}
-    assert states.pop("build tiny/broken") == "failed"
-    assert set(states.values()) == {"done"}
-    board = draftrank(workspace_root, "board", "--json").json
-    assert {row["draft"] for row in board["rows"]} == {"ngram", "broken"}
-    status = draftrank(workspace_root, "status", "--json")
-    assert status.code == 0
-    assert status.json["running"] is False
-    assert {job["state"] for job in status.json["jobs"]} == {"done", "failed"}
-    assert "cannot be kept" in next(job["reason"] for job in status.json["jobs"] if job["state"] == "failed")
-
-
-def test_a_killed_job_is_tried_again_and_loses_nothing(workspace_root):
-    process = start(workspace_root, "sweep", "-d", "ngram", "--json", DRAFTRANK_WATCH="off")
+    process = start(workspace_root, "sweep", "-d", "ngram", "-d", "broken", "--json")
     store_file = workspace_root / ".draftrank" / "results.sqlite"
-    killed = False
-    while process.poll() is None and not killed:
+    while process.poll() is None and not store_file.is_file():
         time.sleep(0.05)
-        if not store_file.is_file():
-            continue
-        with Store.open(store_file) as store:
-            measured = [store.trials(session.id) for session in store.sessions()]
-        if measured and measured[0]:
-            before = set(measured[0])
-            for worker in workers(process.pid):
-                os.kill(worker, signal.SIGKILL)
-                killed = True
-    outcome = process.finish()
+    before = ()
+    with Store.open(store_file) as store:
+        while process.poll() is None and not before:
+            time.sleep(0.05)
+            before = {trial for session in store.sessions() for trial in store.trials(session.id)}
+    killed = workers(process.pid)
+    for worker in killed:
+        os.kill(worker, signal.SIGKILL)
+    done = process.finish()
     assert killed
-    assert outcome.code == 0, outcome.err
-    (session,) = [job for job in outcome.json["jobs"] if job["kind"] == "session"]
+    assert done.code == 1, done.err  # one draft could not be built
+    jobs = {job["id"]: job for job in done.json["jobs"]}
+    assert jobs.pop("build tiny/broken")["state"] == "failed"
+    assert {job["state"] for job in jobs.values()} == {"done"}
+    (session,) = [job for job in jobs.values() if job["kind"] == "session"]
     assert session["attempts"] == 2
     with Store.open(store_file) as store:
         (result,) = store.results()
     kept = {trial.key: trial.token_ids for trial in result.trials}
     assert all(kept[trial.key] == trial.token_ids for trial in before)
     assert len(kept) == len(result.trials)
+    board, status = several(workspace_root, ["board", "--json"], ["status", "--json"])
+    assert {row["draft"] for row in board.json["rows"]} == {"ngram", "broken"}
+    assert status.code == 0
+    assert status.json["running"] is False
+    assert {job["state"] for job in status.json["jobs"]} == {"done", "failed"}
+    assert "cannot be kept" in next(job["reason"] for job in status.json["jobs"] if job["state"] == "failed")
 
 
 def workers(pid):

@@ -30,6 +30,8 @@ from draftrank.catalog.base import canonical_json
 from draftrank.errors import StoreError
 from draftrank.store.schema import BUSY_S
 
+SYNCHRONOUS = "FULL"
+"""How long a commit to an SQLite file waits for the disk."""
 _BEGIN = "draftrank_begin"
 _WAY_OUT = {
     "file": "check that the disk has room, that the folder can be written, and that no other program holds the file",
@@ -78,7 +80,7 @@ def create_store_engine(path: Path, *, foreign_keys: bool = True) -> Engine:
         connection.isolation_level = None  # the driver begins nothing by itself: `on_begin` does
         connection.execute(f"PRAGMA busy_timeout = {BUSY_S * 1000}")
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA synchronous = {SYNCHRONOUS}")
         connection.execute(f"PRAGMA foreign_keys = {'ON' if foreign_keys else 'OFF'}")
 
     def on_begin(connection: Connection) -> None:

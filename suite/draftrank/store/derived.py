@@ -90,6 +90,7 @@ class Derived:
 def _opened(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=_BUSY_S)
     try:
+        connection.execute("PRAGMA synchronous = OFF")  # what a power cut damages is computed anew
         connection.executescript(_LAYOUT)
         if connection.execute("SELECT sha256 FROM code").fetchall() != [(code_sha256(),)]:
             with connection:

@@ -98,7 +98,7 @@ def check_sums(decoding, k, limit, *, copies=False):
 
 @pytest.mark.parametrize("proposer", PROPOSERS)
 @pytest.mark.parametrize("name", ARCHITECTURES)
-@examples(5)
+@examples(3)
 @given(prompt=prompts, k=st.integers(1, 8), limit=st.integers(1, 40), stop=stops)
 def test_greedy_speculation_equals_greedy_decoding(name, proposer, prompt, k, limit, stop):
     target = TransformersRuntime(TARGETS[name])

@@ -13,6 +13,7 @@ from sqlalchemy import create_engine
 from sqlalchemy import inspect as inspect_database
 
 from draftrank.errors import StoreError
+from draftrank.store import database
 from draftrank.store.database import create_store_engine
 from draftrank.store.schema import HEAD, alembic_config, migrate, read_revision
 from draftrank.store.store import Store
@@ -209,7 +210,8 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         Store.open(tmp_path)
 
 
-def test_every_connection_keeps_the_stores_promises(tmp_path):
+def test_every_connection_keeps_the_stores_promises(tmp_path, monkeypatch, synchronous):
+    monkeypatch.setattr(database, "SYNCHRONOUS", synchronous)
     path = tmp_path / "results.sqlite"
     Store.open(path).close()
     engine = create_store_engine(path)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def render_pages(
     leading = current or archived
     known = _entries(boards, servings)
     with_page = frozenset(board.key.target for board in boards)
-    render = _Renderer(environment(source, downloads, serving=bool(servings), targets=with_page))
+    render = _Renderer(environment(source, tuple(downloads), serving=bool(servings), targets=with_page))
     views = views_of(boards, plots=plots)
     served = serving_views(servings, plots=plots)
     files = render.files
@@ -218,15 +219,16 @@ def encoded(text: str) -> bytes:
     return _NEVER.sub("\ufffd", text).encode("utf-8", "replace")
 
 
+@lru_cache(maxsize=16)
 def environment(
     source: Path,
-    downloads: Sequence[str] = (),
+    downloads: tuple[str, ...] = (),
     *,
     serving: bool = False,
-    targets: Collection[str] = (),
+    targets: frozenset[str] = frozenset(),
 ) -> Environment:
     """The templates below a folder, and what they may call; `downloads` are names of files that others add, `targets`
-    those that have a page."""
+    those that have a page. Kept, since compiling the templates takes longer than filling them."""
     made = Environment(
         loader=FileSystemLoader(source / "templates"),
         autoescape=True,
@@ -254,7 +256,7 @@ def environment(
         archive_page=ARCHIVE,
         chart_width=charts.WIDTH,
         bars_width=BARS_WIDTH,
-        downloads=tuple(downloads),
+        downloads=downloads,
     )
     return made
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
@@ -65,11 +66,18 @@ def out(tmp_path):
     return (tmp_path / "site").resolve()
 
 
-def test_all_links_resolve_and_nothing_is_loaded_from_elsewhere(out):
-    render_site(boards(), out)
-    pages = check_links(out)
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The whole site of `boards`. Not to be changed."""
+    folder = (tmp_path_factory.mktemp("whole") / "site").resolve()
+    render_site(boards(), folder)
+    return folder
+
+
+def test_all_links_resolve_and_nothing_is_loaded_from_elsewhere(site):
+    pages = check_links(site)
     fixed = {"index.html", "study.html", "methodology.html", "submit.html", "data.html"}
-    assert fixed <= {str(path.relative_to(out)) for path in pages}
+    assert fixed <= {str(path.relative_to(site)) for path in pages}
     # two boards, three drafts, one target, two tasks, one machine class
     assert len(pages) == len(fixed) + 2 + 3 + 1 + 2 + 1
     for page in pages.values():
@@ -291,7 +299,7 @@ def test_targets_tasks_and_machines_have_pages(out):
             }
         )
     )
-    render_site(boards(), out, declared=Declarations.of([target], [task]))
+    write_site(render_pages(boards(), declared=Declarations.of([target], [task]), plots=False), out)
     assert "A tiny target" in text_of(out, target_page("tiny-target"))
     assert "Leading lossless draft" in text_of(out, target_page("tiny-target"))
     assert "Sums" in text_of(out, task_page("math"))
@@ -377,9 +385,8 @@ def test_badges_are_drawings_of_rank_and_speedup(out):
     assert "not ranked" in dead
 
 
-def test_a_draft_page_tells_how_it_was_made_and_how_to_repeat_it(out):
-    render_site(boards(), out)
-    text = " ".join(pages_of(out)[out / draft_page("tiny-target", "cut")].text.split())
+def test_a_draft_page_tells_how_it_was_made_and_how_to_repeat_it(site):
+    text = " ".join(pages_of(site)[site / draft_page("tiny-target", "cut")].text.split())
     assert "keep 6 layers, evenly spread." in text
     assert "draftrank run tiny-target --draft cut --suite quick" in text
     assert sha("cut weights") in text
@@ -413,12 +420,8 @@ def test_ties_breaks_and_lossy_outputs_are_told_apart(out):
     rounding = Numerics(positions=100, forward_tokens=(4,), quantiles=(0.0,) * 100 + (0.1,))
     arms = [arm_of("tied"), arm_of("broken"), arm_of("loose", lossy=True)]
     speeds = {"tied": 1.5, "broken": 2.0, "loose": 2.5}
-    write_site(
-        render_pages(
-            build_boards([result(speeds, arms=arms, change=changed, dtype="bf16", numerics=rounding)])
-        ),
-        out,
-    )
+    found = build_boards([result(speeds, arms=arms, change=changed, dtype="bf16", numerics=rounding)])
+    write_site(render_pages(found, plots=False), out)
     index = text_of(out, "index.html")
     assert "identical up to 2 ties" in index
     assert "Lossy: the output may differ from the target's" in index
@@ -432,9 +435,8 @@ def test_ties_breaks_and_lossy_outputs_are_told_apart(out):
     assert "-1.500 mean log-likelihood per token" in Page(pages["loose"]).text.replace("−", "-")
 
 
-def test_a_draft_on_two_boards_has_one_page_with_both(out):
-    render_site(boards(), out)
-    text = " ".join(pages_of(out)[out / draft_page("tiny-target", "ngram-3")].text.split())
+def test_a_draft_on_two_boards_has_one_page_with_both(site):
+    text = " ".join(pages_of(site)[site / draft_page("tiny-target", "ngram-3")].text.split())
     assert "Results: quick, transformers bf16" in text
     assert "Results: quick, transformers fp32" in text
 
@@ -461,7 +463,8 @@ def test_a_board_of_the_baseline_alone_renders(out):
 
 
 def test_rows_of_several_sessions_are_pointed_out(out):
-    render_site(build_boards([result({"a": 2.0}), result({"b": 1.5}, id="20261102-b")]), out)
+    found = build_boards([result({"a": 2.0}), result({"b": 1.5}, id="20261102-b")])
+    write_site(render_pages(found, plots=False), out)
     assert "Rows come from 2 sessions" in text_of(out, "index.html")
 
 
@@ -501,9 +504,8 @@ def test_hostile_records_are_only_text(evil, out):
 
 def test_half_a_surrogate_pair_does_not_stop_the_site():
     broken = build("a", recipe=build("a").recipe | {"title": "bad \ud800 title"})
-    assert "bad ? title" in render_pages(
-        build_boards([result({"a": 1.5}, arms=[arm_of("a", draft=broken)])])
-    )["index.html"].decode("utf-8")
+    found = build_boards([result({"a": 1.5}, arms=[arm_of("a", draft=broken)])])
+    assert "bad ? title" in render_pages(found)["index.html"].decode("utf-8")
 
 
 def test_equal_results_give_equal_bytes_in_any_order():
@@ -542,10 +544,9 @@ def test_any_valid_results_can_be_shown(results):
             assert not {"nan", "inf"} & set(numbers)
 
 
-def test_the_json_document_is_part_of_the_site_and_follows_its_schema(out):
-    render_site(boards(), out)
-    document = json.loads((out / "index.json").read_text(encoding="utf-8"))
-    schema = json.loads((out / "index.schema.json").read_text(encoding="utf-8"))
+def test_the_json_document_is_part_of_the_site_and_follows_its_schema(site):
+    document = json.loads((site / "index.json").read_text(encoding="utf-8"))
+    schema = json.loads((site / "index.schema.json").read_text(encoding="utf-8"))
     assert len(document["rows"]) == 4
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(document, schema)
@@ -584,11 +585,11 @@ def test_the_feed_tells_of_results_and_records(out):
     assert len(set(ids)) == len(ids)
 
 
-def test_pages_that_are_gone_are_removed_and_other_files_stay(out):
-    render_site(boards(), out)
+def test_pages_that_are_gone_are_removed_and_other_files_stay(site, out):
+    shutil.copytree(site, out)
     (out / "CNAME").write_text("example.org", encoding="utf-8")
     (out / "drafts" / "notes.txt").write_text("mine", encoding="utf-8")
-    render_site(build_boards([result({"a": 2.0})]), out)
+    write_site(render_pages(build_boards([result({"a": 2.0})]), plots=False), out)
     assert sorted(path.name for path in (out / "drafts" / "tiny-target").iterdir()) == ["a"]
     assert (out / "CNAME").exists()
     assert (out / "drafts" / "notes.txt").exists()
