@@ -103,6 +103,8 @@ def test_a_head_that_the_target_cannot_have_is_noted_and_the_search_goes_on(tmp_
     monkeypatch.setattr(searching, "suggest", lambda *_: next(chosen, Choice(layers=1, vocabulary=None)))
     monkeypatch.setattr(searching, "_MAX_REPEATS", 1)
     monkeypatch.setattr(searching, "PAYS", 9.0)  # one longer training is enough
+    for share in ("EXPLORING_SHARE", "TRAINING_SHARE"):  # so that no clock ends it on a busy machine
+        monkeypatch.setattr(searching, share, 100.0)
     with Store.open(workspace.store_url) as store:
         found = search(workspace, *SHORT, store)
     assert found.tried[0].prediction is None
