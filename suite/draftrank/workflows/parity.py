@@ -172,6 +172,7 @@ def _open(plan: SessionPlan, arm: DraftArm) -> _Here:
     target.context_window = min(target.context_window, folder.context_window)
     texts = SessionTexts(plan, tokenizer, target.context_window, read_stop_tokens(folder.path, tokenizer))
     texts.check_room()
+    texts.check_ids(target.vocabulary_size)
     context = ProposerContext(
         target=target,
         draft_folder=arm.folder,
