@@ -606,6 +606,11 @@ def test_a_model_that_is_not_computed_as_transformers_does_is_computed_by_its_ow
     result = run_drafts(root, "ngram")
     (arm,) = (arm for arm in summarise(result).arms if arm.arm.kind == "draft")
     assert (arm.arm.failure, arm.fidelity.status) == (None, "identical")
+    assert {one.fallback for one in result.session.arms} == {"attention by eager"}
+    (told,) = [one for one in remarks_on(summarise(result), arm) if "fastest way" in one]
+    assert "for the target (attention by eager)" in told
+    with Store.open(Workspace.open(root).store_url) as store:
+        assert store.result(result.session.id).session.arms == result.session.arms
 
 
 def test_a_draft_that_is_not_computed_as_transformers_does_is_a_failed_arm(workspace_root, monkeypatch):

@@ -262,12 +262,15 @@ class Bench:
         reset_peak_memory(self._plan.device)
         try:
             proposer = None
+            arm = arm.model_copy(update={"fallback": self._target.fallback})
             if planned is not None:
                 proposer = self._propose(planned)
                 draft = proposer.runtime()
                 if draft is not None and planned.recipe.draft.has_weights:
                     ran = {"backend": draft.name, "dtype": dtype_of(draft, planned.folder)}
                     arm = arm.model_copy(update=ran)
+                if draft is not None:
+                    arm = arm.model_copy(update={"fallback": draft.fallback})
                 # Loading may hold a second copy of the weights for a moment; decoding does not.
                 reset_peak_memory(self._plan.device)
             typical = planned.recipe.speculate.typical_acceptance if planned else None

@@ -72,7 +72,7 @@ class TransformersRuntime(CachingRuntime):
         if kept:
             self._pads = self._device.type == "cpu" and has_slow_row_counts(model)
         self.capabilities = Capabilities(trees=kept, hidden_states=True, first_layers=kept)
-        attention = model.config._attn_implementation
+        self._fastest = attention = model.config._attn_implementation
         attentions = (
             (NAME, model.get_correct_attn_implementation(None)) if attention == NAME else (attention,)
         )
@@ -107,6 +107,8 @@ class TransformersRuntime(CachingRuntime):
         attention, self._reads_singly = found
         self.model.set_attn_implementation(attention)
         self.capabilities = replace(self.capabilities, hidden_states=not self._reads_singly)
+        told = [f"attention by {attention}"] if attention != self._fastest else []
+        self.fallback = ", ".join([*told, *(["tokens read one by one"] if self._reads_singly else [])])
         return True
 
     def _read(self, tokens: Sequence[int], wanted: int, start: int) -> Tensor:
