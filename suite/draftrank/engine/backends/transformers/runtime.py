@@ -18,8 +18,9 @@ from draftrank.engine.backends.eagle import OfferedStates
 from draftrank.engine.backends.kv_cache import RollbackCache
 from draftrank.engine.backends.transformers.attention import NAME, use_grouped_attention
 from draftrank.engine.backends.transformers.snapshot_cache import SnapshotCache, cache_for
-from draftrank.errors import UnsupportedModelError
+from draftrank.errors import BuildError, IncompatibleDraftError, UnsupportedModelError
 from draftrank.models.architecture import Architecture
+from draftrank.models.architecture_checks import short_logits
 from draftrank.models.attention_windows import attention_windows, cache_argument, context_window
 from draftrank.models.vocabulary import check_ids
 
@@ -217,6 +218,13 @@ class TransformersRuntime(CachingRuntime):
         check_exit(count, len(self._cache.layers))
         assert isinstance(self._cache, RollbackCache)
         view = Architecture.of(self.model).first_layers(self.model, count)
+        try:
+            short_logits(view)
+        except BuildError as error:
+            raise IncompatibleDraftError(
+                f"the first layers of this {view.config.model_type} model do not run alone, since other parts of it are made for "
+                "all layers: use another draft"
+            ) from error
         return TransformersRuntime(view, self._cache.first(count))
 
 
