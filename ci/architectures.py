@@ -37,7 +37,7 @@ from draftrank.engine.proposer import ProposerContext  # noqa: E402
 from draftrank.errors import DraftrankError, IncompatibleDraftError  # noqa: E402
 from draftrank.models.loading import load_model, window_of_folder  # noqa: E402
 from draftrank.models.target_folder import TargetFolder, ensure_target  # noqa: E402
-from models import EVERY_FAMILY, small_model, small_tokenizer  # noqa: E402
+from models import TABLE_FAMILIES, small_model, small_tokenizer  # noqa: E402
 
 PAGE = ROOT / "docs" / "architectures.md"
 TEXT = {"kind": "self_generated", "tokens": 1_000, "sequence_tokens": 64}
@@ -168,7 +168,7 @@ def main() -> int:
     """Runs the families named, or all; returns how many cells failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("families", nargs="*", help="some of them; the others stay as they were")
-    chosen = parser.parse_args().families or EVERY_FAMILY
+    chosen = parser.parse_args().families or TABLE_FAMILIES
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -183,7 +183,7 @@ def main() -> int:
             }
         ran = sum(reason is None for reason in known[name].values())
         print(f"{name}: {ran} of {len(COLUMNS)}", flush=True)
-        write({key: known[key] for key in EVERY_FAMILY if key in known})
+        write({key: known[key] for key in TABLE_FAMILIES if key in known})
     failed = [
         (name, column, reason)
         for name, cells in known.items()

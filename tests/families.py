@@ -30,6 +30,13 @@ _MAMBA2 = {
     "mamba_chunk_size": 16,
 }
 _LINEAR_AND_FULL = {"layer_types": ["linear_attention", "linear_attention", "full_attention"]}
+_LINEAR_HEADS = {
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+_INDEXED = {"index_topk": 8, "index_head_dim": 16, "index_n_heads": 16}
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "cohere": {},
@@ -92,9 +99,7 @@ WITH_STATE: dict[str, dict[str, Any]] = {
         "n_group": 1,
         "topk_group": 1,
         "first_k_dense_replace": 1,
-        "index_topk": 8,
-        "index_head_dim": 16,
-        "index_n_heads": 16,
+        **_INDEXED,
         **_LATENT,
     },
     "deepseek_v4": {
@@ -125,11 +130,8 @@ WITH_STATE: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 2, "expand": 2, "chunk_size": 16},
     "qwen3_next": {
         **_LINEAR_AND_FULL,
+        **_LINEAR_HEADS,
         "head_dim": 8,
-        "linear_num_value_heads": 4,
-        "linear_num_key_heads": 2,
-        "linear_key_head_dim": 8,
-        "linear_value_head_dim": 8,
         "num_experts": 4,
         "num_experts_per_tok": 2,
         "moe_intermediate_size": 24,
@@ -212,3 +214,58 @@ MORE_FAMILIES: dict[str, dict[str, Any]] = {
     },
 }
 """Families that only discovery and the table of architectures run."""
+ON_THE_PAGE: dict[str, dict[str, Any]] = {
+    "aria_text": {"head_dim": 8, "moe_num_experts": 4},
+    "cohere2_moe": {"num_experts": 4, "head_dim": 8, "sliding_window": 8},
+    "exaone_moe": {**_EXPERTS, "sliding_window": 8},
+    "gemma3n_text": {
+        **_TWO_SLIDE,
+        "head_dim": 8,
+        "num_kv_shared_layers": 0,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 262,
+        "laurel_rank": 4,
+        "altup_num_inputs": 2,
+        "activation_sparsity_pattern": [0.0] * 3,
+        "intermediate_size": [48] * 3,
+    },
+    "gemma4_text": {
+        **_TWO_SLIDE,
+        "head_dim": 8,
+        "global_head_dim": 8,
+        "num_kv_shared_layers": 0,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 262,
+    },
+    "glm4_moe_lite": {**_ROUTED, **_LATENT},
+    "internlm3": {"head_dim": 8},
+    "kimi_linear": {
+        **_LATENT,
+        **_LINEAR_AND_FULL,
+        **_LOCAL_EXPERTS,
+        "moe_intermediate_size": 24,
+        "linear_head_dim": 8,
+        "linear_num_heads": 4,
+    },
+    "lfm2_moe": {**_EXPERTS, "layer_types": ["conv", "conv", "full_attention"], "num_dense_layers": 1},
+    "minicpm3": _LATENT,
+    "nemotron_h": {
+        "mamba_num_heads": 8,
+        "mamba_head_dim": 8,
+        "ssm_state_size": 8,
+        "n_groups": 1,
+        "chunk_size": 16,
+        "head_dim": 8,
+        "layers_block_type": ["mamba", "attention", "mlp"],
+    },
+    "olmo_hybrid": {**_LINEAR_AND_FULL, **_LINEAR_HEADS},
+    "qwen3_5_text": {**_LINEAR_AND_FULL, **_LINEAR_HEADS, "head_dim": 8},
+    "qwen3_5_moe_text": {
+        **_LINEAR_AND_FULL,
+        **_LINEAR_HEADS,
+        **_EXPERTS,
+        "head_dim": 8,
+        "shared_expert_intermediate_size": 24,
+    },
+}
+"""Families that only the table of architectures runs."""

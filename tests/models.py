@@ -18,13 +18,15 @@ from transformers import (
 )
 
 from draftrank.models.forms import Eagle3Form, TrimmedHeadForm
-from families import FAMILIES, MORE_FAMILIES, NOT_SUPPORTED, READS_NO_TREES, WITH_STATE
+from families import FAMILIES, MORE_FAMILIES, NOT_SUPPORTED, ON_THE_PAGE, READS_NO_TREES, WITH_STATE
 
 SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>")
 ARCHITECTURES = ("llama", "gemma3", "gpt2")
 """Those that can be cut by layer."""
 _OTHERS = {**MORE_FAMILIES, **FAMILIES, **READS_NO_TREES, **WITH_STATE, **NOT_SUPPORTED}
 EVERY_FAMILY = (*ARCHITECTURES, *_OTHERS)
+"""All that the tests of discovery run."""
+TABLE_FAMILIES = (*EVERY_FAMILY, *ON_THE_PAGE)
 """All of which `small_model` makes a model."""
 
 
@@ -54,7 +56,7 @@ def small_model(
 ) -> PreTrainedModel:
     """A random model, fp32, with weights large enough that its output is not degenerate."""
     torch.manual_seed(seed)
-    settings = _OTHERS.get(architecture, {})
+    settings = {**_OTHERS, **ON_THE_PAGE}.get(architecture, {})
     if architecture == "gemma3":
         kinds = ["full_attention" if i % 3 == 2 else "sliding_attention" for i in range(layers)]
         settings = {"num_key_value_heads": 1, "head_dim": 8, "sliding_window": 8, "layer_types": kinds}

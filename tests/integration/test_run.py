@@ -6,7 +6,7 @@ import json
 from datetime import datetime
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
 from transformers.utils import chat_template_utils
 
@@ -577,6 +577,23 @@ def test_other_architectures_are_measured_with_text_matching_drafts(tmp_path, ar
             assert arm.fidelity.status == "identical"
 
 
+def test_a_tokenizer_of_another_model_and_damaged_weights_are_told_before_the_run(workspace_root):
+    folder = workspace_root / "models" / "tiny"
+    good = load_file(folder / "model.safetensors")
+    bad = {name: weight * float("nan") for name, weight in good.items()}
+    save_file(bad, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UnsupportedModelError, match="gives logits that are no numbers, in transformers too"):
+        run_drafts(workspace_root, "ngram")
+    cut = {name: weight[:100].clone() if len(weight) == 262 else weight for name, weight in good.items()}
+    save_file(cut, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 100}))
+    with pytest.raises(
+        InvalidInputError, match=r"config\.json: vocab_size: its tokenizer gives token \d+ for small/one"
+    ):
+        run_drafts(workspace_root, "ngram")
+
+
 def test_a_session_whose_target_is_not_computed_as_transformers_does_does_not_start(tmp_path, monkeypatch):
     """Attention leaves the sinks out, and there is no other way of computing it."""
     workspace = Workspace.open(write_tiny_workspace(tmp_path, "gpt_oss"))
@@ -603,6 +620,11 @@ def test_a_model_that_is_not_computed_as_transformers_does_is_computed_by_its_ow
     result = run_drafts(root, "ngram")
     (arm,) = (arm for arm in summarise(result).arms if arm.arm.kind == "draft")
     assert (arm.arm.failure, arm.fidelity.status) == (None, "identical")
+    assert {one.fallback for one in result.session.arms} == {"attention by eager"}
+    (told,) = [one for one in remarks_on(summarise(result), arm) if "fastest way" in one]
+    assert "for the target (attention by eager)" in told
+    with Store.open(Workspace.open(root).store_url) as store:
+        assert store.result(result.session.id).session.arms == result.session.arms
 
 
 def test_a_draft_that_is_not_computed_as_transformers_does_is_a_failed_arm(workspace_root, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from draftrank.measure.records import BASELINE
 from draftrank.measure.summaries.summary import ArmSummary, SessionSummary
 
 SELDOM = 0.1
@@ -88,6 +89,22 @@ def _known_shares(arm: ArmSummary, below: float | None = None) -> str | None:
     return " to ".join(f"{100 * share:.1f} % in {task}" for share, task in ends) or None
 
 
+def _fallback(summary: SessionSummary, arm: ArmSummary) -> str | None:
+    """The target's, which every arm waits for, and the draft's own."""
+    target = next((one.fallback for one in summary.session.arms if one.id == BASELINE), None)
+    found = [
+        f"{whose} ({told})"
+        for whose, told in (("the target", target), ("the draft", arm.arm.fallback))
+        if told
+    ]
+    if not found:
+        return None
+    return (
+        f"The backend's fastest way of computing gives other logits than transformers for {' and '.join(found)}, so a slower "
+        "one was taken."
+    )
+
+
 def _text_not_compared(_: SessionSummary, arm: ArmSummary) -> str | None:
     if arm.arm.draft is None or arm.arm.draft.text_compared != "nothing":
         return None
@@ -104,4 +121,5 @@ REMARKS: tuple[Callable[[SessionSummary, ArmSummary], str | None], ...] = (
     _small_vocabulary,
     _other_vocabulary,
     _text_not_compared,
+    _fallback,
 )

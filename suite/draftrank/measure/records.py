@@ -224,6 +224,9 @@ class Arm(Record):
     """What ran the draft's forwards, or the target's where the draft has none; None in sessions of older versions."""
     dtype: DtypeName | None = None
     """What those forwards computed in; None in sessions of older versions."""
+    fallback: str | None = None
+    """How they were computed where the backend's fastest way gave other logits than transformers; None: the fastest way, and
+    in sessions of older versions."""
 
 
 class SessionTask(Record):

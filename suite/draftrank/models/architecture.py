@@ -330,15 +330,13 @@ class _Head(nn.Module):
 
 @dataclass
 class _Given(ModelOutput):  # type: ignore[misc]  # transformers types it as Any
-    """What a decoder gives, of which only the states are there."""
+    """What a decoder gives, of which only the states are there: whatever else a family's model asks for is None."""
 
     last_hidden_state: Tensor | None = None
-    past_key_values: None = None
-    hidden_states: None = None
-    attentions: None = None
-    cross_attentions: None = None
-    router_logits: None = None
-    cache_params: None = None
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
 
 
 def _module(parent: nn.Module, name: str) -> nn.Module:

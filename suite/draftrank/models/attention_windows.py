@@ -19,6 +19,8 @@ ATTENTION = frozenset({FULL, SLIDING, CHUNKED, SHARED})
 """Layers that remember the keys and values of each token, and nothing else."""
 RECURRENT = frozenset({"conv", "linear_attention"})
 """Layers that keep one state whatever they have read, and do not count tokens."""
+_SIZES = ("hidden_size", "vocab_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+"""Fields of configurations that are positive where a family has them."""
 _WINDOWS = ("max_position_embeddings", "max_seq_len", "seq_length")
 """Fields of configurations that say how many tokens a model reads; others are mapped to the first by transformers."""
 
@@ -97,17 +99,28 @@ def require_decoder(config: PretrainedConfig) -> None:
     """Refuses configurations of anything but a language model that continues its own text.
 
     Raises:
-        UnsupportedModelError: an encoder-decoder, a model without a language model's head, or one without layers.
+        UnsupportedModelError: an encoder, an encoder-decoder, a model without a language model's head, or one without layers.
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     if getattr(config, "is_encoder_decoder", False):
         _refuse(config, "it is an encoder-decoder model, whose decoder continues another text than its own")
+    if getattr(config, "is_decoder", None) is False and hasattr(
+        config, "add_cross_attention"
+    ):  # BERT and its kin
+        _refuse(config, "it is an encoder, whose tokens see the ones behind them (is_decoder: false)")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         _refuse(config, "transformers has no causal language model of it (AutoModelForCausalLM)")
     layers = getattr(config.get_text_config(), "num_hidden_layers", None)
     if not isinstance(layers, int) or layers < 1:
         _refuse(config, f"its configuration says that it has {layers or 'no'} layers (num_hidden_layers)")
+    for name in _SIZES:
+        size = vars(config.get_text_config()).get(name)
+        if isinstance(size, int) and size < 1:
+            raise UnsupportedModelError(
+                f"config.json of this {config.model_type} model: {name}: is {size}, where a positive number belongs; correct it, "
+                "or fetch the folder again"
+            )
 
 
 def require_cache(model: PreTrainedModel) -> None:

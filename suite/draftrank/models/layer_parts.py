@@ -108,14 +108,18 @@ def parts_of(layer: nn.Module, hidden: int) -> Block:
 
 def is_matrix(module: nn.Module) -> bool:
     """Whether a module multiplies by one matrix, in whatever form a library keeps it."""
-    name = type(module).__name__.lower()
+    name, weight = type(module).__name__.lower(), getattr(module, "weight", None)
+    if (
+        isinstance(weight, Tensor) and weight.ndim != 2
+    ):  # a norm or a convolution of a family that is named after its layers
+        return False
     return (
         (
             isinstance(module, nn.Linear)
             or is_transposed(module)
             or ("linear" in name and "attention" not in name and not name.endswith(("attn", "layer")))
         )
-        and getattr(module, "weight", None) is not None
+        and weight is not None
     ) or name == "lowranklinear"
 
 

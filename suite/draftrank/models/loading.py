@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from draftrank.errors import IncompatibleDraftError, MissingDataError
+from draftrank.errors import IncompatibleDraftError, MissingDataError, UnsupportedModelError
 from draftrank.models.attention_windows import context_window, require_cache, require_decoder
 from draftrank.models.cache import FACTS, weight_files
 from draftrank.models.forms import (
@@ -23,6 +24,12 @@ from draftrank.models.forms import (
     quantize_linear_layers,
     use_sparse_kernels,
 )
+from draftrank.models.model_files import (
+    field_with,
+    read_object,
+    reason_in_one_line,
+    require_readable_weights,
+)
 from draftrank.models.packed_int8 import use_packed_kernel
 from draftrank.models.quiet import quiet_libraries, quiet_transformers
 from draftrank.models.vocabulary_rows import cut_rows, know_only, pad_rows
@@ -33,6 +40,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DtypeName = Literal["fp32", "bf16", "fp16"]
+_BUFFER = re.compile(r"(attn|attention)\.(masked_)?bias$|causal_mask$|inv_freq$")
+"""Names of tensors that older versions saved and no version reads."""
 DTYPES: dict[DtypeName, torch.dtype] = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
@@ -68,7 +77,6 @@ def load_model(
         MissingDataError: the folder cannot be opened as a model, or lacks some of its weights.
         UnsupportedModelError: it is no decoder-only language model, or keeps its state outside of a cache.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
@@ -85,6 +93,9 @@ def load_model(
             "the draft is a GGUF file, which llama.cpp runs and transformers does not"
         )
     read_config(folder)
+    require_readable_weights(folder, quantized=is_quantized(folder))
+    _require_known_quantization(folder)
+    read_object(folder / "generation_config.json")
     try:
         with quiet_libraries() if is_quantized(folder) else quiet_transformers():
             model, told = AutoModelForCausalLM.from_pretrained(
@@ -101,8 +112,9 @@ def load_model(
         raise IncompatibleDraftError(
             f"{folder.name} needs a library that is not installed: {error}"
         ) from error
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise MissingDataError(f"{folder} cannot be opened as a model: {error}") from error
+    except Exception as error:  # the code of each family and library raises what it likes
+        reason = reason_in_one_line(error)
+        raise MissingDataError(f"{folder} cannot be opened as a model: {reason}") from error
     require_cache(model)
     model.eval()
     model.requires_grad_(False)
@@ -131,8 +143,30 @@ def load_model(
     return model
 
 
-def _require_weights(folder: Path, model: nn.Module, told: dict[str, Any], replaced: Sequence[str]) -> None:
-    """Refuses a folder whose files left weights as random as they were; those of replaced modules were filled."""
+def _require_known_quantization(folder: Path) -> None:
+    """Refuses quantized weights that transformers would read as plain ones."""
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    named = read_object(folder / "config.json").get("quantization_config")
+    if not named:
+        return
+    try:
+        with quiet_transformers():
+            known = AutoHfQuantizer.supports_quant_method(named)
+    except ValueError:  # it names none
+        known = False
+    if not known:
+        raise UnsupportedModelError(
+            f"{folder / 'config.json'}: quantization_config.quant_method: transformers knows no "
+            f"{named.get('quant_method')!r}: use the model in another format"
+        )
+
+
+def _require_weights(
+    folder: Path, model: PreTrainedModel, told: dict[str, Any], replaced: Sequence[str]
+) -> None:
+    """Refuses a folder whose files left weights as random as they were, or hold weights of the layers that the model has no
+    place for; those of replaced modules were filled."""
     filled = tuple(f"{one}." for one in replaced)
     other = [
         f"{name} is {list(found)}, not {list(wanted)}"
@@ -152,6 +186,31 @@ def _require_weights(folder: Path, model: nn.Module, told: dict[str, Any], repla
         raise MissingDataError(
             f"{folder} {what}: its config.json describes another model than its *.safetensors hold; fetch the folder again"
         )
+    if getattr(model, "hf_quantizer", None) is not None:  # its library reads further tensors
+        return
+    lists = tuple(f"{name}." for name, part in model.named_modules() if isinstance(part, nn.ModuleList))
+    ignored = sorted(
+        name
+        for name in told["unexpected_keys"]
+        if name.startswith(lists) and not name.startswith(filled) and not _BUFFER.search(name)
+    )
+    if ignored:
+        raise MissingDataError(
+            f"{folder} holds {len(ignored)} weights that its model has no place for, such as {ignored[0]}: its config.json "
+            "describes another model than its *.safetensors hold (model_type, num_hidden_layers); fetch the folder again"
+        )
+    if not replaced and _unties(model):
+        raise MissingDataError(
+            f"{folder / 'config.json'}: tie_word_embeddings: says that the head has the embedding's weights, and the files hold "
+            "others for it, which not every program would read: write false, or leave the head out of the files"
+        )
+
+
+def _unties(model: PreTrainedModel) -> bool:
+    """Whether a model whose configuration ties its head to the embedding has been given other weights for it."""
+    tied = type(model)._tied_weights_keys and model.config.get_text_config().tie_word_embeddings
+    read, said = model.get_input_embeddings().weight, getattr(model.get_output_embeddings(), "weight", None)
+    return bool(tied) and said is not None and said.shape == read.shape and not torch.equal(said, read)
 
 
 def _own_memory(model: nn.Module) -> None:
@@ -172,8 +231,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         with quiet_transformers():
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise MissingDataError(f"{folder} has no tokenizer that can be opened: {error}") from error
+    except Exception as error:  # of a broken file it may raise anything
+        raise MissingDataError(
+            f"{folder} has no tokenizer that can be opened: {reason_in_one_line(error)}; fetch tokenizer.json and "
+            "tokenizer_config.json again"
+        ) from error
 
 
 def read_config(folder: Path) -> PretrainedConfig:
@@ -185,14 +247,48 @@ def read_config(folder: Path) -> PretrainedConfig:
     """
     from transformers import AutoConfig
 
+    path = folder / "config.json"
+    if not path.is_file():
+        raise MissingDataError(
+            f"{folder} has no config.json: name the folder of a model in transformers' layout"
+        )
+    kind = read_object(path).get("model_type")
+    if not isinstance(kind, str):
+        raise MissingDataError(f"{path}: model_type: names no architecture; fetch the folder again")
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # configurations are checked by whatever their authors write
         reason = " ".join(str(error).split()).partition(". ")[0]
-        raise MissingDataError(f"{folder} cannot be opened as a model: {reason}") from error
+        fix = "correct it, or fetch the folder again"
+        if "custom code" in reason:
+            fix = "no code of a model's folder is run, use one of a family that transformers has"
+        raise MissingDataError(f"{path}: cannot be opened as a model: {reason}; {fix}") from error
     require_decoder(config)
     return config
+
+
+def outline(config: PretrainedConfig, place: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """A configuration's model without its weights, on torch's meta device; `place` is where the configuration is from.
+
+    Raises:
+        MissingDataError: transformers makes no model of it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with quiet_transformers(), torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, trust_remote_code=False
+            )
+    except Exception as error:  # the code of each family raises what it likes
+        word = error.args[0] if isinstance(error, KeyError) and error.args else None
+        field = field_with(config, word)
+        reason = f"{field}: transformers knows no {word!r}" if field else reason_in_one_line(error)
+        raise MissingDataError(
+            f"{place}: {reason}; no model can be made of these settings: correct them, or fetch the folder again"
+        ) from error
+    return model.eval()
 
 
 def window_of_folder(folder: Path) -> int | None:
@@ -217,8 +313,7 @@ def _weights_dtype(folder: Path, dtype: DtypeName, int8: bool) -> torch.dtype:
 
 def is_quantized(folder: Path) -> bool:
     """Whether the folder's weights are those of a quantization library."""
-    path = folder / "config.json"
-    return path.is_file() and "quantization_config" in json.loads(path.read_text("utf-8"))
+    return bool(read_object(folder / "config.json").get("quantization_config"))
 
 
 def read_forms(folder: Path) -> list[Form]:

@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
 from draftrank.errors import InvalidInputError
+from draftrank.models.model_files import reason_in_one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -144,8 +145,6 @@ def _render_chat(
     answers: Sequence[str],
     system_prompt: str | None,
 ) -> str:
-    from jinja2 import TemplateError
-
     if not tokenizer.chat_template:
         raise InvalidInputError.single(
             "the target's tokenizer has no chat template",
@@ -164,10 +163,12 @@ def _render_chat(
             tokenize=False,
             add_generation_prompt=True,
         )
-    except TemplateError as error:
+    except Exception as error:  # a template is a program, whose own errors are Python's
+        without = "" if system_prompt is None else "leave the task's system prompt out, or "
         raise InvalidInputError.single(
-            f"the target's chat template refuses the conversation: {error}",
-            fix="leave the task's system prompt out, or write `prompt_format: completion`",
+            f"the target's chat template refuses the conversation: {reason_in_one_line(error)}",
+            field="prompt_format",
+            fix=f"{without}write `prompt_format: completion` in its target.yaml",
         ) from error
     return text
 

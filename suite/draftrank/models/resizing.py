@@ -61,7 +61,7 @@ def resized(model: PreTrainedModel, sizes: Mapping[str, int], cuts: Iterable[Cut
         with quiet_transformers():
             twin = type(model)(config)
         twin.load_state_dict(state, strict=True)
-    except (StrictDataclassError, RuntimeError) as error:
+    except (StrictDataclassError, RuntimeError, ValueError) as error:
         cause = error.__cause__ or error
         raise BuildError(f"the {config.model_type} architecture has no such model: {cause}") from error
     if model.generation_config is not None:

@@ -8,11 +8,11 @@ of such differences.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from draftrank.errors import InvalidInputError
+from draftrank.models.model_files import read_object
 from draftrank.models.prompting import PromptFormat, conversation_frame, special_ids
 
 if TYPE_CHECKING:
@@ -75,20 +75,19 @@ def _named(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[A
 
 def _of_files(folder: Path) -> dict[str, list[Any]]:
     # The files as they are: transformers' classes fill in end tokens that no file names.
-    config = _read(folder / CONFIG)
-    contents = {GENERATION: _read(folder / GENERATION), CONFIG: config, TEXT_CONFIG: _text_config(config)}
+    config = read_object(folder / CONFIG)
+    contents = {
+        GENERATION: read_object(folder / GENERATION),
+        CONFIG: config,
+        TEXT_CONFIG: _text_config(config),
+    }
     return {place: _as_list(content.get("eos_token_id")) for place, content in contents.items()}
 
 
 def _vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase) -> int:
-    config = _read(folder / CONFIG)
+    config = read_object(folder / CONFIG)
     size = {**config, **_text_config(config)}.get("vocab_size")
     return size if isinstance(size, int) else len(tokenizer)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    return content if isinstance(content, dict) else {}
 
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:

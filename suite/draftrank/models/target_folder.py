@@ -24,7 +24,8 @@ from draftrank.models.cache import (
     weight_files,
     weights_sha256,
 )
-from draftrank.models.loading import load_tokenizer, read_config
+from draftrank.models.loading import load_tokenizer, outline, read_config
+from draftrank.models.model_files import reason_in_one_line
 from draftrank.models.quiet import quiet_gguf, quiet_transformers
 from draftrank.progress import Progress
 
@@ -181,9 +182,9 @@ def _read_gguf(source: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, 
             )
             tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
             reader = gguf.GGUFReader(str(source))
-    except (ValueError, KeyError, NotImplementedError, OSError, RuntimeError) as error:
+    except Exception as error:  # of a broken file its reader may raise anything
         raise InvalidInputError.single(
-            f"transformers cannot read it: {error}",
+            f"transformers cannot read it: {reason_in_one_line(error)}",
             file=source.name,
             field="source",
             fix="use a GGUF file of an architecture that transformers reads, or a safetensors folder",
@@ -209,17 +210,13 @@ def _without_quantizer(packed: PreTrainedModel, config: PretrainedConfig) -> Pre
 
 
 def _facts(folder: Path, config: PretrainedConfig) -> dict[str, Any]:
-    import torch
-    from transformers import AutoModelForCausalLM
-
     files = weight_files(folder)
-    with quiet_transformers(), torch.device("meta"):
-        outline = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    outline.tie_weights()
-    require_cache(outline)
+    empty = outline(config, folder / "config.json")
+    empty.tie_weights()
+    require_cache(empty)
     return {
         "weights_sha256": weights_sha256(files),
-        "parameters": sum(parameter.numel() for parameter in outline.parameters()),
+        "parameters": sum(parameter.numel() for parameter in empty.parameters()),
         "bytes_on_disk": sum(path.stat().st_size for path in files),
         "model_type": str(config.model_type),
         "context_window": context_window(config),
@@ -235,17 +232,9 @@ def _facts_of_foreign_folder(folder: Path, context: FetchContext) -> dict[str, A
     if memory.is_file():
         remembered: dict[str, Any] = json.loads(memory.read_text("utf-8"))
         return remembered
-    try:
-        config = read_config(folder)
-        with context.progress.stage(f"hash {folder.name}"):
-            facts = _facts(folder, config)
-    except (OSError, ValueError, MissingDataError) as error:
-        raise InvalidInputError.single(
-            f"is no model that transformers can open: {error}",
-            file=str(folder),
-            field="source",
-            fix="name a folder with config.json, tokenizer files and *.safetensors",
-        ) from error
+    config = read_config(folder)
+    with context.progress.stage(f"hash {folder.name}"):
+        facts = _facts(folder, config)
     publish_file(memory, lambda path: _write_json(path, facts))
     return facts
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
     from sqlalchemy import Connection, Engine
 
-HEAD = "0007"
+HEAD = "0008"
 BUSY_S = 60
 """Seconds for which a process waits for another one's lock."""
 APPLICATION_ID = 0x64726273

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, T5Config, T5ForConditionalGeneration
 
-from draftrank.errors import BuildError
+from draftrank.engine.backends.registry import open_runtime
+from draftrank.errors import BuildError, IncompatibleDraftError
 from draftrank.models import discovery
 from draftrank.models.architecture import Architecture
 from draftrank.models.discovery import NormRule, norm_rule
@@ -55,6 +56,23 @@ def test_the_parts_of_a_model_compute_what_it_computes(name):
     seen = []
     shape.norm(model).register_forward_hook(lambda _m, _a, output: seen.append(output))
     torch.testing.assert_close(shape.hidden_states(model, IDS), seen[-1])
+
+
+@pytest.mark.parametrize("name", ["gemma4_text", "kimi_linear"])
+@torch.inference_mode()
+def test_a_head_that_asks_for_more_than_states_gives_logits_and_vectors_are_no_matrices(name):
+    model = small_model(name)
+    shape = Architecture.of(model)
+    logits = shape.logits(model, shape.hidden_states(model, IDS))
+    torch.testing.assert_close(logits, model(IDS, use_cache=False).logits)
+    assert all(matrix.weight.ndim == 2 for matrix in shape.linear_layers(model).values())
+
+
+def test_a_model_with_parts_made_for_all_its_layers_cannot_run_the_first_ones():
+    with pytest.raises(
+        IncompatibleDraftError, match="first layers of this gemma4_text model do not run alone"
+    ):
+        open_runtime(small_model("gemma4_text"), "transformers").first_layers(2)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -14,7 +14,15 @@ from transformers.pytorch_utils import Conv1D
 from draftrank.engine.backends.registry import load_runtime
 from draftrank.errors import BuildError, IncompatibleDraftError, MissingDataError, UnsupportedModelError
 from draftrank.models import forms
-from draftrank.models.loading import compute_dtype, load_model, load_tokenizer, window_of_folder
+from draftrank.models.loading import (
+    compute_dtype,
+    load_model,
+    load_tokenizer,
+    outline,
+    read_config,
+    window_of_folder,
+)
+from draftrank.models.model_files import INDEX
 from models import save_small_target, small_model
 
 ARCHITECTURES = ("llama", "gemma3", "gpt2")
@@ -100,7 +108,7 @@ def test_a_processor_without_int8_engine_is_named(int8_folder, monkeypatch):
 
 
 def test_a_folder_that_is_no_model_is_named(tmp_path):
-    with pytest.raises(MissingDataError, match="cannot be opened as a model"):
+    with pytest.raises(MissingDataError, match=r"has no config\.json"):
         load_model(tmp_path, "fp32", "cpu")
     with pytest.raises(MissingDataError, match="no tokenizer"):
         load_tokenizer(tmp_path)
@@ -110,7 +118,7 @@ def test_a_cut_off_file_is_named(make_target, tmp_path):
     load_model(make_target()[1].path, "fp32", "cpu").save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(MissingDataError, match="cannot be opened as a model"):
+    with pytest.raises(MissingDataError, match=r"model\.safetensors: is no safetensors file: "):
         load_model(tmp_path, "fp32", "cpu")
 
 
@@ -153,6 +161,17 @@ def changed_config(folder, **fields):
             "'llava' is not supported: transformers has no causal",
         ),
         ({"model_type": "my", "auto_map": {"AutoConfig": "a.B"}}, MissingDataError, "custom code"),
+        ({"model_type": None}, MissingDataError, r"config\.json: model_type: names no architecture"),
+        ({"model_type": "bert"}, UnsupportedModelError, "'bert' is not supported: it is an encoder"),
+        ({"hidden_size": [32]}, MissingDataError, r"config\.json: .*expected int, got list"),
+        ({"num_key_value_heads": 0}, UnsupportedModelError, "num_key_value_heads: is 0"),
+        (
+            {"tie_word_embeddings": True},
+            MissingDataError,
+            r"config\.json: tie_word_embeddings: says that the head",
+        ),
+        ({"quantization_config": {"quant_method": "magic"}}, UnsupportedModelError, "knows no 'magic'"),
+        ({"num_hidden_layers": 2}, MissingDataError, "holds 9 weights that"),
         ({"num_hidden_layers": 5}, MissingDataError, r"misses 18 weights, such as model\.layers\.3\."),
         ({"intermediate_size": 40}, MissingDataError, r"down_proj.weight is \[32, 48\], not \[32, 40\]"),
     ],
@@ -163,6 +182,79 @@ def test_a_folder_of_another_model_is_refused_in_one_sentence(tmp_path, fields, 
         load_model(tmp_path, "fp32", "cpu")
     assert "\n" not in str(found.value)
     assert len(str(found.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        (
+            {"rope_parameters": {"rope_type": "warp", "rope_theta": 1e4}},
+            r"rope_parameters\.rope_type: .* no 'warp'",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": "two"}},
+            "TypeError: unsupported",
+        ),
+        ({"hidden_act": "swoosh"}, "hidden_act: transformers knows no 'swoosh'"),
+    ],
+)
+def test_settings_of_which_no_model_can_be_made_are_named(tmp_path, fields, says):
+    changed_config(tmp_path, **fields)
+    with pytest.raises(MissingDataError, match=rf"config\.json: {says}"):
+        outline(read_config(tmp_path), tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("config.json", "{", "config.json: is no JSON file"),
+        ("config.json", "[]", "config.json: holds no JSON object but a list"),
+        ("generation_config.json", "[]", "generation_config.json: holds no JSON object but a list"),
+        (
+            "model.safetensors",
+            "version https://git-lfs",
+            r"model.safetensors: is no safetensors file .a pointer",
+        ),
+        (INDEX, '{"weight_map": {"lm_head.wei', "index.json: is no JSON file: Unterminated"),
+        (INDEX, "{}", "index.json: weight_map: does not give the file of each weight"),
+        (INDEX, '{"weight_map": {"a": "b.safetensors"}}', "weight_map: the file b.safetensors is not here"),
+    ],
+)
+def test_a_broken_file_of_a_model_is_named(tmp_path, name, content, says):
+    save_small_target(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(MissingDataError, match=f"{says}.*; fetch the folder again"):
+        load_model(tmp_path, "fp32", "cpu")
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"version": "1.0", "tru'])
+def test_a_broken_tokenizer_is_named(tmp_path, content):
+    save_small_target(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(
+        MissingDataError, match=r"has no tokenizer that can be opened: .*; fetch tokenizer\.json"
+    ):
+        load_tokenizer(tmp_path)
+
+
+def test_weights_without_a_place_are_refused_and_old_buffers_are_not(tmp_path):
+    """Those of a Qwen2 opened as a Llama would leave its biases out, and nobody would see it."""
+    save_small_target(tmp_path, "qwen2")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
+    with pytest.raises(
+        MissingDataError, match=r"holds 9 weights that .* such as model\.layers\.0\.self_attn\.k_proj\.bias"
+    ):
+        load_model(tmp_path, "fp32", "cpu")
+    weights = load_file(tmp_path / "model.safetensors")
+    old = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4), "vision.weight": torch.ones(2)}
+    kept = {name: weight for name, weight in weights.items() if not name.endswith(".bias")}
+    save_file({**kept, **old}, tmp_path / "model.safetensors", {"format": "pt"})
+    load_model(tmp_path, "fp32", "cpu")
+    whole = {name: weight.to(torch.int8) for name, weight in kept.items()}
+    save_file(whole, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(MissingDataError, match=r"is I8, and config\.json has no quantization_config"):
+        load_model(tmp_path, "fp32", "cpu")
 
 
 def test_a_missing_tensor_is_named_and_a_tied_one_is_not_missed(tmp_path):

@@ -126,6 +126,15 @@ def test_a_template_that_refuses_a_system_prompt_says_so(make_tokenizer):
         render_turns(make_tokenizer(template), "chat", ["x"], [], "Be kind.")
 
 
+@pytest.mark.parametrize(
+    "template", ["{{ messages + 1 }}", "{{ 1 // 0 }}", "{% for x in", "{{ messages[7].content }}"]
+)
+def test_a_template_that_fails_is_named(make_tokenizer, template):
+    with pytest.raises(InvalidInputError, match="prompt_format: the target's chat template refuses") as found:
+        render_turns(make_tokenizer(template), "chat", ["x"], [])
+    assert "system prompt" not in str(found.value)
+
+
 def test_a_template_that_hides_answers_is_refused(make_tokenizer):
     template = "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}"
     with pytest.raises(InvalidInputError, match="does not show each message"):

@@ -326,7 +326,7 @@ def test_folders_without_safetensors_are_refused(context):
 @pytest.mark.usefixtures("local_source")
 def test_folders_without_configuration_are_refused(context):
     (context.roots[0] / "model" / "config.json").unlink()
-    with pytest.raises(InvalidInputError, match="no model that transformers can open"):
+    with pytest.raises(MissingDataError, match=r"model has no config\.json"):
         ensure_target(declare("model"), context)
 
 

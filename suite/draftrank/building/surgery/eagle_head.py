@@ -189,7 +189,7 @@ def llama_config(config: PretrainedConfig) -> LlamaConfig:
         num_key_value_heads=int(getattr(config, "num_key_value_heads", None) or heads),
         head_dim=int(getattr(config, "head_dim", None) or hidden // heads),  # `heads` may be made up
         hidden_act="silu",
-        rms_norm_eps=float(getattr(config, "rms_norm_eps", _EPSILON)),
+        rms_norm_eps=float(getattr(config, "rms_norm_eps", None) or _EPSILON),
         tie_word_embeddings=bool(getattr(config, "tie_word_embeddings", False)),
         **({"rope_parameters": rope} if rope else {}),
         **({"max_position_embeddings": window} if window else {}),

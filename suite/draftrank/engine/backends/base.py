@@ -57,6 +57,8 @@ class Runtime(ABC):
     """Most tokens it can hold."""
     capabilities: Capabilities
     """What it can do."""
+    fallback: str | None = None
+    """What `compute_otherwise` has taken last, in words; None: nothing, and the fastest way holds."""
 
     @property
     @abstractmethod

@@ -201,6 +201,7 @@ def _compare(
     name = f"the model {model.name_or_path or 'without a name'} ({model.config.model_type})"
     try:
         expected = own(model, text)
+        _require_numbers(expected, name)
         floor = MAX_DIFFERENCE_FP32 if model.dtype == torch.float32 else MAX_DIFFERENCE
         allowed = [floor] * len(expected)
         differences = _differences(runtime, read, text, expected)
@@ -225,6 +226,15 @@ def _compare(
         raise UnsupportedModelError(
             f"{name} is not computed by the backend {runtime.name} as transformers computes it{where or ': use another model or backend'}"
             f" (the logits differ by {worst:.2g} of their standard deviation, where rounding explains {most:.2g})"
+        )
+
+
+def _require_numbers(logits: Sequence[Tensor], name: str) -> None:
+    """Refuses a model whose own forward gives not-a-numbers or infinities; tokens of a trimmed head are minus infinity."""
+    if any((rows.isnan() | rows.isposinf()).any() or not rows.isfinite().any(-1).all() for rows in logits):
+        raise UnsupportedModelError(
+            f"{name} gives logits that are no numbers, in transformers too: its weights are damaged or too large for their "
+            "dtype; fetch them again, or use --dtype fp32"
         )
 
 

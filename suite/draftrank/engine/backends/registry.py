@@ -20,8 +20,7 @@ from draftrank.engine.backends.blocks import SUPPORTED
 from draftrank.engine.backends.own_forward import check_forward
 from draftrank.errors import IncompatibleDraftError
 from draftrank.models.gguf_format import GGUF_FILE, quantization_of
-from draftrank.models.loading import DTYPES, load_model, read_config
-from draftrank.models.quiet import quiet_transformers
+from draftrank.models.loading import DTYPES, load_model, outline, read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -127,13 +126,7 @@ def skeleton(folder: Path, dtype: Dtype) -> PreTrainedModel:
         MissingDataError: the folder cannot be opened as a model.
         UnsupportedModelError: see `read_config`.
     """
-    from transformers import AutoModelForCausalLM
-
-    config = read_config(folder)
-    with quiet_transformers(), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
-    found: PreTrainedModel = model.eval()
-    return found
+    return outline(read_config(folder), folder / "config.json", DTYPES[dtype])
 
 
 def open_runtime(model: PreTrainedModel, backend: Backend) -> Runtime:

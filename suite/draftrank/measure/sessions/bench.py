@@ -20,7 +20,7 @@ from draftrank.engine.fresh_proposal import fresh_gap
 from draftrank.engine.loop import Decoding, Request, autoregressive, speculative
 from draftrank.engine.proposer import Proposal, Proposer, ProposerContext
 from draftrank.engine.proposers.ngram import NgramDraft
-from draftrank.errors import IncompatibleDraftError
+from draftrank.errors import DraftrankError, IncompatibleDraftError
 from draftrank.measure.cost.latency import ForwardError, averaged, measure_latencies, read_anew
 from draftrank.measure.evidence import Numerics, ProposalCheck, SamplingCheck
 from draftrank.measure.fidelity.numerics import measure_numerics
@@ -87,6 +87,7 @@ class Bench:
 
         Raises:
             ContextOverflowError: a prompt does not fit the target's window.
+            InvalidInputError: a prompt has tokens that the target has no rows for.
         """
         with progress.stage("load the target"):
             tokenizer = load_tokenizer(plan.target_folder.path)
@@ -95,6 +96,7 @@ class Bench:
             target.context_window = min(target.context_window, plan.target_folder.context_window)
             bench = cls(plan, target, tokenizer, 0)
             bench.texts.check_room()
+            bench.texts.check_ids(target.vocabulary_size)
             # The first decode touches everything that decoding needs, so later arms find it in place.
             autoregressive(target, bench._warm_up_request(0))
             bench._target_bytes = memory_bytes(plan.device)[0] - before
@@ -178,7 +180,7 @@ class Bench:
             if opened.arm.kind not in ("draft", "reference"):
                 raise  # without a baseline nothing can be compared
             # One arm's crash must not lose what the others can still give.
-            _log.warning("arm %s failed", arm_id, exc_info=True)
+            _log_unforeseen(arm_id, error)
             self._fail(opened.arm, reason_of(error))
             return None
 
@@ -194,7 +196,7 @@ class Bench:
                 self._target, opened.proposer, prompt, trial.token_ids[:stood], proposal, k
             )
         except Exception as error:  # noqa: BLE001
-            _log.warning("arm %s failed", trial.arm, exc_info=True)
+            _log_unforeseen(trial.arm, error)
             self._fail(opened.arm, reason_of(error))
             return None
         return ProposalCheck(tokens=stood, gap=gap, rounding=rounding)
@@ -259,12 +261,15 @@ class Bench:
         reset_peak_memory(self._plan.device)
         try:
             proposer = None
+            arm = arm.model_copy(update={"fallback": self._target.fallback})
             if planned is not None:
                 proposer = self._propose(planned)
                 draft = proposer.runtime()
                 if draft is not None and planned.recipe.draft.has_weights:
                     ran = {"backend": draft.name, "dtype": dtype_of(draft, planned.folder)}
                     arm = arm.model_copy(update=ran)
+                if draft is not None:
+                    arm = arm.model_copy(update={"fallback": draft.fallback})
                 # Loading may hold a second copy of the weights for a moment; decoding does not.
                 reset_peak_memory(self._plan.device)
             typical = planned.recipe.speculate.typical_acceptance if planned else None
@@ -277,7 +282,7 @@ class Bench:
         except Exception as error:
             if arm.kind not in ("draft", "reference"):
                 raise
-            _log.warning("arm %s failed", arm.id, exc_info=True)
+            _log_unforeseen(arm.id, error)
             self._fail(arm, reason_of(error))
             return
         # A small model may fit into memory that the process had before: then nothing was measured.
@@ -319,8 +324,8 @@ class Bench:
             failed = [arms[place] for place in error.arms]
             if any(one.arm.kind != "draft" for one in failed):
                 raise error.reason from None
-            _log.warning("arms %s failed", [one.arm.id for one in failed], exc_info=True)
             for one in failed:
+                _log_unforeseen(one.arm.id, error.reason)
                 self._fail(one.arm, reason_of(error.reason))
             rest = [one for place, one in enumerate(arms) if place not in error.arms]
             self._time_together(rest, contexts)
@@ -392,6 +397,12 @@ class Bench:
         opened = self._arms.pop(arm.id, None)
         failed = (opened.arm if opened else arm).model_copy(update={"failure": reason})
         self._journal.update_arm(self._session.id, failed)
+
+
+def _log_unforeseen(arm_id: str, error: Exception) -> None:
+    """Shows where an arm failed that nobody foresaw; what was foreseen is a sentence, which the session keeps."""
+    if not isinstance(error, DraftrankError):
+        _log.warning("arm %s failed", arm_id, exc_info=error)
 
 
 def _open_target(plan: SessionPlan) -> Runtime:

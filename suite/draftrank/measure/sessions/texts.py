@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from draftrank.engine.loop import ContextOverflowError
+from draftrank.errors import InvalidInputError
 from draftrank.measure.fidelity.numerics import MIN_TOKENS
 from draftrank.measure.records import BASELINE, Trial
 from draftrank.measure.sessions.plan import SessionPlan
@@ -95,6 +96,23 @@ class SessionTexts:
                 f"the target holds {self._context_window} tokens, but {'; '.join(problems.values())}: "
                 "lower max_new_tokens or leave these tasks out"
             )
+
+    def check_ids(self, rows: int) -> None:
+        """Refuses the whole session before the run when a prompt has tokens that the target's embedding, of so many rows, does
+        not.
+
+        Raises:
+            InvalidInputError: its tokenizer is that of another model.
+        """
+        for entry, rendered in zip(self._plan.tasks, self._plan.rendered, strict=True):
+            for prompt, ids in zip(entry.prompts, rendered, strict=True):
+                if ids and max(ids) >= rows:
+                    raise InvalidInputError.single(
+                        f"its tokenizer gives token {max(ids)} for {entry.task.id}/{prompt.id}, and the model has {rows} rows",
+                        file=str(self._plan.target_folder.path / "config.json"),
+                        field="vocab_size",
+                        fix="put the tokenizer and the weights of one model together",
+                    )
 
     @property
     def warm_up_tokens(self) -> int:

@@ -18,8 +18,9 @@ from draftrank.engine.backends.eagle import OfferedStates
 from draftrank.engine.backends.kv_cache import RollbackCache
 from draftrank.engine.backends.transformers.attention import NAME, use_grouped_attention
 from draftrank.engine.backends.transformers.snapshot_cache import SnapshotCache, cache_for
-from draftrank.errors import UnsupportedModelError
+from draftrank.errors import BuildError, IncompatibleDraftError, UnsupportedModelError
 from draftrank.models.architecture import Architecture
+from draftrank.models.architecture_checks import short_logits
 from draftrank.models.attention_windows import attention_windows, cache_argument, context_window
 from draftrank.models.vocabulary import check_ids
 
@@ -72,7 +73,7 @@ class TransformersRuntime(CachingRuntime):
         if kept:
             self._pads = self._device.type == "cpu" and has_slow_row_counts(model)
         self.capabilities = Capabilities(trees=kept, hidden_states=True, first_layers=kept)
-        attention = model.config._attn_implementation
+        self._fastest = attention = model.config._attn_implementation
         attentions = (
             (NAME, model.get_correct_attn_implementation(None)) if attention == NAME else (attention,)
         )
@@ -106,6 +107,8 @@ class TransformersRuntime(CachingRuntime):
         attention, self._reads_singly = found
         self.model.set_attn_implementation(attention)
         self.capabilities = replace(self.capabilities, hidden_states=not self._reads_singly)
+        told = [f"attention by {attention}"] if attention != self._fastest else []
+        self.fallback = ", ".join([*told, *(["tokens read one by one"] if self._reads_singly else [])])
         return True
 
     def _read(self, tokens: Sequence[int], wanted: int, start: int) -> Tensor:
@@ -210,6 +213,13 @@ class TransformersRuntime(CachingRuntime):
         check_exit(count, len(self._cache.layers))
         assert isinstance(self._cache, RollbackCache)
         view = Architecture.of(self.model).first_layers(self.model, count)
+        try:
+            short_logits(view)
+        except BuildError as error:
+            raise IncompatibleDraftError(
+                f"the first layers of this {view.config.model_type} model do not run alone, since other parts of it are made for "
+                "all layers: use another draft"
+            ) from error
         return TransformersRuntime(view, self._cache.first(count))
 
 
