@@ -185,18 +185,17 @@ def _build(recipe: Recipe, context: BuildContext, folder: Path) -> None:
         draft, done = _begin(recipe, context)
         spent += done.build_s
         _run_steps(recipe, draft, done.steps, context)
+        # Steps that were found done may have been done by earlier code.
+        versions = {step.kind: step.code_version for step in recipe.draft.build_steps} | done.code_versions
         facts = {
             "format": 1,
             "recipe": recipe.model_dump(mode="json", exclude_none=True),
             "recipe_sha256": recipe.content_sha256(),
             "target": context.target.id,
             "target_weights_sha256": context.target_weights_sha256,
-            "key": folder.name,
+            "key": draft_key(recipe.draft, context.target_weights_sha256, None, versions),
             "notes": draft.notes,
-            CODE_VERSIONS: {
-                **{step.kind: step.code_version for step in recipe.draft.build_steps},
-                **done.code_versions,
-            },
+            CODE_VERSIONS: versions,
             "corpora": sorted(context.corpora),
             "forms": FORMS.dump_python(draft.forms, mode="json", exclude_defaults=False),
             "versions": _versions(),
@@ -218,7 +217,7 @@ class _Done:
     """How many of the first steps."""
     build_s: float = 0.0
     """Seconds that took."""
-    code_versions: Mapping[str, int] = field(default_factory=dict)
+    code_versions: dict[str, int] = field(default_factory=dict)
     """By kind of step, of the code that did it."""
 
 
