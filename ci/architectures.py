@@ -60,7 +60,12 @@ STEPS: dict[str, list[dict[str, Any]]] = {
     "distill": [DISTILL],
     "quantize": [{"kind": "quantize", "scheme": "dynamic_int8"}],
 }
-"""The steps that each column's draft is made by; `write_gguf` needs a target that is a GGUF file."""
+"""The steps that each column's draft is made by."""
+NOT_RUN = {
+    "norm_before_residual": "changes only a head that `eagle head` made",
+    "write_gguf": "needs a target that is a GGUF file",
+}
+"""Steps without a column, and why."""
 DRAFTS: dict[str, dict[str, Any]] = {
     "copying": {"kind": "ngram"},
     "early_exit": {"kind": "early_exit", "layers": 2},
@@ -218,7 +223,7 @@ def page(families: dict[str, dict[str, str | None]]) -> str:
             )
         lines.append(f"| `{name}` | {' | '.join(marks)} |")
     reasons = "".join(f"{number}. {reason}\n" for reason, number in numbers.items())
-    kinds_left = ", ".join(f"`{kind}`" for kind in kinds.STEPS if kind not in DRAFTS)
+    not_run = "; ".join(f"`{kind}`, which {NOT_RUN[kind]}" for kind in kinds.STEPS if kind not in DRAFTS)
     return f"""# Model families
 
 What runs on which decoder family of transformers {transformers.__version__}. `python ci/architectures.py` makes this page: it runs every
@@ -231,7 +236,7 @@ target's own, token for token. The model's parts are found in its module tree
 - `copying`: n-grams of the context; `early exit`: the first two of three layers.
 - The other columns are steps of a recipe ([declarations](declarations.md)), each alone; `eagle head` with `distill`
   after it.
-- Not run here: {kinds_left}, which needs a target that is a GGUF file.
+- Not run here: {not_run}.
 
 {chr(10).join(lines)}
 
