@@ -53,7 +53,14 @@ class ProgramUse:
 def why_no_form(traits: Collection[Trait]) -> dict[Program, str]:
     """For each program that has no form of a draft whose model has these traits, the reason."""
     if "EAGLE-3 head" in traits:
-        return {"transformers": "its generate() takes a whole model to assist, and no head"}
+        missing: dict[Program, str] = {
+            "transformers": "its generate() takes a whole model to assist, and no head"
+        }
+        if "norm before residual" in traits:
+            missing["sglang"] = (
+                "its EAGLE-3 layer adds to the unnormed state, and this head's to the normed one"
+            )
+        return missing
     reasons: dict[Program, str] = {"speculators": "it is a library of heads, and this is a whole model"}
     if "gguf" in traits:
         file = "it is a GGUF file, which llama.cpp runs: export the recipe without write_gguf"

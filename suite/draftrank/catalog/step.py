@@ -16,6 +16,7 @@ Trait = Literal[
     "factors",
     "trimmed head",
     "EAGLE-3 head",
+    "norm before residual",
     "packed",
     "int8 at load",
     "shared layers",

@@ -129,6 +129,7 @@ class NormBeforeResidual(StepBase):
 
     technique: ClassVar[str] = "EAGLE-3 head"
     phase: ClassVar[Phase] = "head"
+    adds: ClassVar[Trait | None] = "norm before residual"
     paper: ClassVar[str] = "`norm_before_residual` of the package speculators; EAGLE-3 (arXiv:2503.01840)"
     cost: ClassVar[str] = (
         "seconds; agreement on the second and later tokens ahead grows with training; SGLang does not read it"

@@ -47,8 +47,9 @@ PRETRAINED = {"kind": "pretrained", "source": {"kind": "local", "path": "model"}
         (declared(DROP, {"kind": "write_gguf"}), {"speculators", "transformers", "vllm", "sglang"}),
         (declared({"kind": "eagle_head"}), {"transformers"}),
         (declared(PRETRAINED, vocabulary="string_match"), {"speculators", "vllm", "sglang", "llama.cpp"}),
+        (declared({"kind": "eagle_head"}, {"kind": "norm_before_residual"}), {"transformers", "sglang"}),
     ],
-    ids=["plain", "int8", "trimmed", "packed", "gguf", "eagle3", "own vocabulary"],
+    ids=["plain", "int8", "trimmed", "packed", "gguf", "eagle3", "own vocabulary", "normed"],
 )
 def test_every_program_has_a_form_or_a_reason(draft, missing):
     assert {*why_no_form(draft.traits)} == missing
