@@ -7,7 +7,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from draftrank.engine.proposers.draft_model import ModelDraft
+from draftrank.engine.proposers.draft_model import EagleDraft, ModelDraft
 
 DROP = {"kind": "drop_layers", "keep": 2, "select": "ends"}
 FFN = {"kind": "prune_ffn", "keep_channels": 20}
@@ -65,3 +65,17 @@ def test_sensible_orders_are_taken(steps):
 def test_other_orders_are_refused_with_their_reason(steps, message):
     with pytest.raises(ValidationError, match=message):
         declare(*steps)
+
+
+def test_the_state_of_an_eagle_head_alone_is_normed_and_once():
+    """Before the build: the steps before it may train for hours."""
+    normed = {"kind": "norm_before_residual"}
+    with pytest.raises(ValidationError, match="has none .fix: write `kind: eagle`"):
+        declare(HEAL, normed)
+
+    def eagle(*steps):
+        return EagleDraft.model_validate_json(json.dumps({"kind": "eagle", "steps": steps}))
+
+    assert "norm before residual" in eagle(HEAL, normed, HEAL).traits
+    with pytest.raises(ValidationError, match="write it once"):
+        eagle(normed, HEAL, normed)

@@ -57,6 +57,18 @@ class ModelBasedDraft(DraftBase):
         return self
 
     @model_validator(mode="after")
+    def _normed_head(self) -> Self:
+        kinds = [step.kind for step in self.steps]
+        if "norm_before_residual" in kinds and "EAGLE-3 head" not in self.traits:
+            raise ValueError(
+                "norm_before_residual changes an EAGLE-3 head, and this draft has none (fix: write `kind: eagle`, or remove "
+                "the step)"
+            )
+        if kinds.count("norm_before_residual") > 1:
+            raise ValueError("norm_before_residual stands twice (fix: write it once)")
+        return self
+
+    @model_validator(mode="after")
     def _other_vocabulary(self) -> Self:
         if self.vocabulary == "same":
             if any(isinstance(step, Distill) and step.teacher == "origin" for step in self.steps):
