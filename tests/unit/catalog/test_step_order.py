@@ -70,7 +70,7 @@ def test_other_orders_are_refused_with_their_reason(steps, message):
 def test_the_state_of_an_eagle_head_alone_is_normed_and_once():
     """Before the build: the steps before it may train for hours."""
     normed = {"kind": "norm_before_residual"}
-    with pytest.raises(ValidationError, match="has none .fix: write `kind: eagle`"):
+    with pytest.raises(ValidationError, match=r"has none \(fix: write `kind: eagle`"):
         declare(HEAL, normed)
 
     def eagle(*steps):
