@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
+from draftrank.board.earlier import EARLIER, mark_earlier
 from draftrank.board.formats import day, decimal, rank, span, times
 from draftrank.board.ranking import build_boards
 from draftrank.board.rows import Board, BoardKey, BoardRow
@@ -34,14 +35,23 @@ SECTION = re.compile(
 def published() -> tuple[Board, ...]:
     """The boards of the published bundles, best first: the newest version, the suite with the most prompts, the
     fastest baseline."""
-    return tuple(sorted(build_boards(load_results(None, ROOT / "leaderboard" / "results")), key=_order))
+    return tuple(sorted(_marked()[0], key=_order))
 
 
 @cache
 def published_servings() -> tuple[ServingBoard, ...]:
     """The serving boards of the published sessions, the newest version and then the front page's target first."""
-    boards = build_serving_boards(SERVING_FILES.read_all(ROOT / "leaderboard" / "serving"))
-    return tuple(sorted(boards, key=lambda board: (board.key.archived, board.key.target != FRONT_TARGET)))
+    return tuple(
+        sorted(_marked()[1], key=lambda board: (board.key.archived, board.key.target != FRONT_TARGET))
+    )
+
+
+@cache
+def _marked() -> tuple[tuple[Board, ...], tuple[ServingBoard, ...]]:
+    return mark_earlier(
+        build_boards(load_results(None, ROOT / "leaderboard" / "results")),
+        build_serving_boards(SERVING_FILES.read_all(ROOT / "leaderboard" / "serving")),
+    )
 
 
 def _order(board: Board) -> tuple[tuple[int, ...], int, float, str]:
@@ -187,15 +197,19 @@ def whole(board: Board) -> str:
     head += f"Baseline {decimal(newest.baseline_tokens_per_second, 1)} tokens/s, A/A {apart}, {newest.prompts} prompts.\n\n"
     names = ("rank", "draft", "k", "speedup (95 %)", "slowest task", "fastest task", "accept", "cost")
     lines = table((*names, "tokens/s", "output"), map(_cells, board.rows))
-    return head + lines + not_ranked((row.draft, str(row.reason)) for row in board.rows if not row.ranked)
+    reasons = ((row.draft, str(row.reason)) for row in board.rows if not row.ranked)
+    return head + lines + notes_below(board.rows, reasons)
 
 
-def not_ranked(reasons: Iterable[tuple[str, str]]) -> str:
-    """A list of reasons below a board, each once, with the drafts that it holds for."""
+def notes_below(rows: Sequence[BoardRow | ServedRow], not_ranked: Iterable[tuple[str, str]]) -> str:
+    """A list below a board: why drafts are not ranked, each reason once with the drafts that it holds for, and which were
+    measured with an earlier recipe."""
     drafts: dict[str, list[str]] = {}
-    for draft, reason in reasons:
+    for draft, reason in not_ranked:
         drafts.setdefault(reason, []).append(f"`{draft}`")
     lines = [f"- Not ranked: {', '.join(found)}: {reason}.\n" for reason, found in drafts.items()]
+    earlier = [f"`{row.draft}`" for row in rows if row.earlier_recipe]
+    lines += [f"- Earlier recipe: {', '.join(earlier)}, {EARLIER}.\n"] if earlier else []
     return "\n" + "".join(lines) if lines else ""
 
 
@@ -234,7 +248,11 @@ def server(board: ServingBoard) -> str:
         *(_served(board, row) for row in board.rows),
     ]
     lines = table(("draft", *map(str, board.concurrencies), "switch-off", "accept"), rows)
-    return head + lines + not_ranked((row.draft, reason) for row in board.rows for reason in row.reasons)
+    return (
+        head
+        + lines
+        + notes_below(board.rows, ((row.draft, reason) for row in board.rows for reason in row.reasons))
+    )
 
 
 def _served(board: ServingBoard, row: ServedRow) -> tuple[str, ...]:

@@ -204,6 +204,8 @@ class BoardRow:
     """The command that measures it again."""
     summary: ArmSummary
     """Everything else that is known of it."""
+    earlier_recipe: bool = False
+    """Whether a newer result of this draft, on any board, has another recipe."""
 
     @property
     def complete(self) -> bool:

@@ -182,6 +182,8 @@ class ServedRow:
     """UTC time, ISO 8601."""
     build: DraftBuild | None
     """The draft as recorded; None when the build failed."""
+    earlier_recipe: bool = False
+    """Whether a newer result of this draft, on any board, has another recipe."""
 
     @property
     def k(self) -> int:

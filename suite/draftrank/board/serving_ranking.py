@@ -37,8 +37,8 @@ from draftrank.version import minor_of
 def build_serving_boards(results: Iterable[ServingResult]) -> tuple[ServingBoard, ...]:
     """All serving boards, by key; the order of `results` does not matter.
 
-    Of a session that stands twice (before and after it was continued) the fuller one counts; of a draft the newest session
-    in which it is ranked somewhere, else the newest.
+    Of a session that stands twice (before and after it was continued) the fuller one counts; of a draft's newest recipe the
+    newest session in which it is ranked somewhere, else the newest.
     """
     fullest: dict[str, ServingResult] = {}
     for result in sorted(results, key=lambda one: len(one.rounds)):
@@ -58,13 +58,18 @@ def _board(key: ServingKey, summaries: Sequence[ServingSummary]) -> ServingBoard
     for summary in newest_first:
         for row in _rows(summary):
             known = chosen.get(row.draft)
-            if known is None or (row.ranked and not known[0].ranked):
+            if known is None or (row.ranked and not known[0].ranked and _same_recipe(row, known[0])):
                 chosen[row.draft] = row, summary
     concurrencies = tuple(sorted({at for summary in summaries for at in summary.session.concurrencies}))
     rows = _ranked(chosen, concurrencies)
     return ServingBoard(
         key, concurrencies, tuple(sorted(rows, key=_order)), tuple(map(_session, newest_first))
     )
+
+
+def _same_recipe(row: ServedRow, newer: ServedRow) -> bool:
+    """Whether an older row is of the recipe of a newer one; a build that failed names none."""
+    return newer.recipe_sha256 in (None, row.recipe_sha256)
 
 
 def _order(row: ServedRow) -> tuple[bool, float, str]:

@@ -26,6 +26,7 @@ def board(
     """
     from draftrank.board.archived import archived_boards, shown_boards
     from draftrank.board.as_json import board_document, serving_document
+    from draftrank.board.earlier import mark_earlier
     from draftrank.board.order import in_order
     from draftrank.board.serving_ranking import build_serving_boards
     from draftrank.catalog.workspace import Workspace
@@ -37,16 +38,17 @@ def board(
     opened = Workspace.open(workspace)
     with open_archive(opened, local=not published) as archive:
         found_in = archived_boards if json else shown_boards
-        boards = in_order(found_in(archive, target, suite), is_this_machine)
-        servings = build_serving_boards(
+        found = in_order(found_in(archive, target, suite), is_this_machine)
+        served = build_serving_boards(
             result
             for result in archive.serving
             if target in (None, result.session.target) and suite in (None, result.session.suite)
         )
-    for found in boards:
-        print_board(found)
-    for served in servings:
-        print_serving_board(served)
+    boards, servings = mark_earlier(found, served)
+    for board in boards:
+        print_board(board)
+    for serving in servings:
+        print_serving_board(serving)
     if not boards and not servings:
         require_known(opened, target=target, suite=suite)
         out.print("no results yet: start with `draftrank run`")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.text import Text
 
+from draftrank.board.earlier import EARLIER
 from draftrank.board.formats import UNKNOWN, day, decimal, milliseconds, rank, span, times
 from draftrank.board.serving import ServedFigures, ServedRow, ServingBoard
 from draftrank.cli.output import new_table, out, print_head, print_table
@@ -37,6 +38,9 @@ def print_serving_board(board: ServingBoard) -> None:
     for row in board.rows:
         for reason in row.reasons:
             out.print(Text.assemble(("not ranked: ", "yellow"), f"{row.draft}: {reason}"))
+    earlier = [row.draft for row in board.rows if row.earlier_recipe]
+    if earlier:
+        out.print(Text.assemble(("remark: ", "cyan"), f"{', '.join(earlier)}: {EARLIER}"))
     for warning in newest.record.warnings:
         out.print(Text(warning, "yellow"))
     out.print(Text(_LEGEND + (_LEGEND_OF_K if board.several_k else ""), "dim"))

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich.text import Text
 
+from draftrank.board.earlier import EARLIER
 from draftrank.board.formats import UNKNOWN, day, decimal, duration, percent, rank, size, span, times
 from draftrank.board.references import ReferenceRow
 from draftrank.board.rows import Board, BoardRow
@@ -58,7 +59,7 @@ def print_board(board: Board) -> None:
             out.print(Text.assemble(("not ranked: ", "yellow"), f"{row.draft}: {row.reason}"))
     remarks: dict[str, list[str]] = defaultdict(list)
     for row in board.rows:
-        for remark in row.remarks:
+        for remark in (*row.remarks, *([f"{EARLIER}."] if row.earlier_recipe else [])):
             remarks[remark].append(row.draft)
     for remark, drafts in remarks.items():
         out.print(Text.assemble(("remark: ", "cyan"), f"{', '.join(drafts)}: {remark}"))

@@ -13,7 +13,7 @@ ROW_FIELDS = {
     "acceptance_rate", "draft_cost", "predicted_speedup", "engine_efficiency", "best_k", "best_k_extrapolated", "tokens_per_second", "per_task", "proposer", "techniques", "trained", "k", "parameters", "complete",
     "bytes_on_disk", "build_s", "peak_memory_bytes", "fidelity", "session", "measured_at", "recipe_sha256",
     "weights_sha256", "reproduce", "lossy", "quality", "baseline_quality",
-    "ahead", "outliers", "remarks", "backend", "dtype",
+    "ahead", "outliers", "remarks", "backend", "dtype", "earlier_recipe",
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from draftrank.board.as_json import board_document, serving_document
 from draftrank.board.concurrency import effect_of_concurrency, served_techniques
+from draftrank.board.earlier import EARLIER, mark_earlier
 from draftrank.board.effects import effects_of
 from draftrank.board.formats import FILTERS
 from draftrank.board.order import in_order, places_of, weight
@@ -122,7 +123,7 @@ def render_pages(
     """
     declared, derived = declared or Declarations(), derived or Derived(None)
     source = site_source()
-    boards = in_order(boards)
+    boards, servings = mark_earlier(in_order(boards), servings)
     current = [board for board in boards if not board.key.archived]
     archived = [board for board in boards if board.key.archived]
     leading = current or archived
@@ -254,6 +255,7 @@ def environment(
         signs=SIGNS,
         running=minor_of(__version__),
         archive_page=ARCHIVE,
+        earlier=EARLIER,
         chart_width=charts.WIDTH,
         bars_width=BARS_WIDTH,
         downloads=downloads,

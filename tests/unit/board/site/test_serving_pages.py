@@ -121,6 +121,19 @@ def test_a_draft_page_shows_this_engine_and_each_server_side_by_side(out):
     assert "Engine1416Switch-off" in text
 
 
+def test_a_result_of_an_earlier_recipe_says_so_on_every_page_that_shows_it(out):
+    old = {"ngram": an_arm("ngram", draft=build("ngram", recipe_sha256="0" * 64))}
+    past = a_serving({"ngram": 1.3}, arms=old, finished_at="2026-10-01T10:00:00Z")
+    servings = served(past)
+    write_site(render_pages(own(), servings=servings, plots=False), out)
+    for address in ("index.html", serving_page(servings[0].key), draft_page("tiny-target", "ngram")):
+        assert text_of(out, address).count("earlier recipe") >= 1, address
+    (document,) = json.loads((out / "index.json").read_text("utf-8"))["servings"]
+    assert document["rows"][0]["earlier_recipe"]
+    write_site(render_pages(own(), servings=served(a_serving({"ngram": 1.3})), plots=False), out)
+    assert "earlier recipe" not in text_of(out, draft_page("tiny-target", "ngram"))
+
+
 def test_a_draft_that_only_servers_run_has_a_page_that_says_so(out):
     method = {"id": "mtp", "title": "Own heads", "draft": {"kind": "engine_method", "method": "mtp"}}
     arms = {
