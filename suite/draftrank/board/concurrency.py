@@ -78,10 +78,11 @@ class ServedTechnique:
 def served_techniques(boards: Sequence[ServingBoard]) -> dict[str, tuple[ServedTechnique, ...]]:
     """By technique, what each server's board shows; only drafts that are ranked count.
 
-    Boards of an open loop are left out: its rate decides how many requests are in flight.
+    Boards of an open loop are left out: its rate decides how many requests are in flight. Boards with one title differ in
+    their prompts only: of them the first that ranks the technique counts, the newest as `build_serving_boards` orders them.
     """
     closed = [board for board in boards if board.key.rate is None]
-    names = Counter(map(_short, closed))
+    names = Counter({board.key.title: _short(board) for board in closed}.values())
     found: dict[str, list[ServedTechnique]] = defaultdict(list)
     for board in closed:
         where = _short(board) if names[_short(board)] == 1 else board.key.title
@@ -90,7 +91,8 @@ def served_techniques(boards: Sequence[ServingBoard]) -> dict[str, tuple[ServedT
             if row.ranked:
                 leading.setdefault(_TECHNIQUES.get(row.method, row.method), row)
         for technique, row in leading.items():
-            found[technique].append(ServedTechnique(technique, board, where, row))
+            if board.key.title not in {one.board.key.title for one in found[technique]}:
+                found[technique].append(ServedTechnique(technique, board, where, row))
     order = [*dict.fromkeys(_TECHNIQUES.values()), *sorted(found.keys() - set(_TECHNIQUES.values()))]
     return {technique: tuple(found[technique]) for technique in order if technique in found}
 

@@ -35,7 +35,7 @@ from draftrank.version import minor_of
 
 
 def build_serving_boards(results: Iterable[ServingResult]) -> tuple[ServingBoard, ...]:
-    """All serving boards, by key; the order of `results` does not matter.
+    """All serving boards, by title, of one title the newest first; the order of `results` does not matter.
 
     Of a session that stands twice (before and after it was continued) the fuller one counts; of a draft's newest recipe the
     newest session in which it is ranked somewhere, else the newest.
@@ -47,7 +47,8 @@ def build_serving_boards(results: Iterable[ServingResult]) -> tuple[ServingBoard
     for result in fullest.values():
         grouped[serving_key_of(result.session)].append(summarise_serving(result))
     boards = [_board(key, summaries) for key, summaries in grouped.items()]
-    return tuple(sorted(boards, key=lambda board: (board.key.archived, board.key.title, board.key.id)))
+    boards.sort(key=lambda board: (board.newest.measured_at, board.key.id), reverse=True)
+    return tuple(sorted(boards, key=lambda board: (board.key.archived, board.key.title)))
 
 
 def _board(key: ServingKey, summaries: Sequence[ServingSummary]) -> ServingBoard:

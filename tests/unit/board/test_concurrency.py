@@ -6,7 +6,7 @@ import pytest
 
 from draftrank.board.concurrency import effect_of_concurrency, served_techniques
 from draftrank.board.serving_ranking import build_serving_boards
-from servings import a_serving, an_arm
+from servings import a_serving, a_turn, an_arm
 
 FALLS = {1: 1.5, 4: 1.0, 16: 0.7}
 RISES = {1: 1.1, 4: 1.2, 16: 1.4}
@@ -53,6 +53,18 @@ def test_a_technique_is_what_the_server_ran_by_whatever_name():
         "mtp": ["vllm"],
         "ngram-cache": ["llama.cpp"],
     }
+
+
+def test_of_boards_that_differ_in_their_prompts_alone_the_newest_that_ranks_a_technique_counts():
+    methods = {"copies": "ngram", "head": "eagle3"}
+    old = a_session({"copies": 1.4, "head": 1.3}, methods, finished_at="2026-11-01T10:00:00Z")
+    turns = [a_turn(index, 24) for index in range(7)]
+    changes = {"id": "2026-12-01-new", "finished_at": "2026-12-01T10:00:00Z", "turns": turns, "seed": 1}
+    new = a_session({"copies": 1.2}, {"copies": "ngram"}, **changes)
+    both = found(old, new)
+    assert [one.board.newest.record.id for one in both["n-gram"]] == ["2026-12-01-new"]
+    assert [one.board.newest.record.id for one in both["EAGLE-3 head"]] == [old.session.id]
+    assert {one.where for of_one in both.values() for one in of_one} == {"tiny-target in vLLM 0.32 bf16"}
 
 
 def test_a_speedup_falls_or_rises_only_where_its_ends_do_not_overlap():
