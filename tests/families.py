@@ -40,6 +40,13 @@ _INDEXED = {"index_topk": 8, "index_head_dim": 16, "index_n_heads": 16}
 _SLIDING = {"head_dim": 8, "sliding_window": 8}
 _SHARED_EXPERT = {**_EXPERTS, "shared_expert_intermediate_size": 24}
 _FEW_ROUTED = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+_INKLING = {
+    **_FEW_ROUTED,
+    **_SLIDING,
+    "swa_head_dim": 8,
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 2,
+}
 _GEMMA4 = {**_TWO_SLIDE, "head_dim": 8, "global_head_dim": 8, "num_kv_shared_layers": 0}
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -263,8 +270,12 @@ ON_THE_PAGE: dict[str, dict[str, Any]] = {
     "gpt_neox_japanese": {},
     "granite_swa": {"sliding_window": 8},
     "granitemoe_swa": {"num_local_experts": 4, "sliding_window": 8},
+    "hrm_text": {"head_dim": 8, "num_layers_per_stack": 1},
     "hy_v3": {**_EXPERTS, "head_dim": 8},
+    "hy_v4": {**_ROUTED, **_LATENT, **_INDEXED, "head_dim": 8},
     "hyperclovax": {"head_dim": 8},
+    "inkling_text": {**_INKLING, "n_shared_experts": 1},
+    "inkling2_text": _INKLING,
     "internlm3": {"head_dim": 8},
     "iquestcoder": {"head_dim": 8},
     "kimi_linear": {
@@ -292,6 +303,16 @@ ON_THE_PAGE: dict[str, dict[str, Any]] = {
     "mellum": {**_EXPERTS, **_SLIDING},
     "mimo_v2_flash": {**_FEW_ROUTED, **_SLIDING, "v_head_dim": 8},
     "minicpm3": _LATENT,
+    "minimax_m3_vl_text": {
+        **_LOCAL_EXPERTS,
+        "head_dim": 8,
+        "rotary_dim": 8,
+        "index_head_dim": 8,
+        "index_n_heads": 2,
+        "dense_intermediate_size": 48,
+        "shared_intermediate_size": 24,
+    },
+    "modernbert-decoder": {"local_attention": 16, "sliding_window": 8},
     "nemotron_h": {
         "mamba_num_heads": 8,
         "mamba_head_dim": 8,
@@ -302,6 +323,7 @@ ON_THE_PAGE: dict[str, dict[str, Any]] = {
         "layers_block_type": ["mamba", "attention", "mlp"],
     },
     "olmo_hybrid": {**_LINEAR_AND_FULL, **_LINEAR_HEADS},
+    "openai-gpt": {},
     "qwen3_5_text": {**_LINEAR_AND_FULL, **_LINEAR_HEADS, "head_dim": 8},
     "qwen3_5_moe_text": {**_LINEAR_AND_FULL, **_LINEAR_HEADS, **_SHARED_EXPERT, "head_dim": 8},
     "qwen4_exp_text": {
@@ -319,5 +341,6 @@ ON_THE_PAGE: dict[str, dict[str, Any]] = {
     },
     "solar_open": {**_FEW_ROUTED, "head_dim": 8},
     "youtu": _LATENT,
+    "zaya": {**_EXPERTS, "num_experts_per_tok": 1, "head_dim": 8, "router_hidden_size": 16},
 }
 """Families that only the table of architectures runs."""
