@@ -323,7 +323,6 @@ ON_THE_PAGE: dict[str, dict[str, Any]] = {
         "layers_block_type": ["mamba", "attention", "mlp"],
     },
     "olmo_hybrid": {**_LINEAR_AND_FULL, **_LINEAR_HEADS},
-    "openai-gpt": {},
     "qwen3_5_text": {**_LINEAR_AND_FULL, **_LINEAR_HEADS, "head_dim": 8},
     "qwen3_5_moe_text": {**_LINEAR_AND_FULL, **_LINEAR_HEADS, **_SHARED_EXPERT, "head_dim": 8},
     "qwen4_exp_text": {

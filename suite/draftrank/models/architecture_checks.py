@@ -109,9 +109,9 @@ def require_every_layer(model: PreTrainedModel, name: str) -> None:
     with ExitStack() as hooks:
         for row, layer in enumerate(layers, start=1):
             hooks.enter_context(layer.register_forward_hook(partial(pass_by, row), with_kwargs=True))
-        logits = model(input_ids=_probe(model)[:, :_FEW_TOKENS].expand(rows, -1), use_cache=False).logits
-    logits = logits.float().nan_to_num(0.0, 0.0, 0.0)  # tokens that a trimmed head leaves out
-    moved = (logits - logits[:1]).abs().amax((1, 2))
+        output = model(input_ids=_probe(model)[:, :_FEW_TOKENS].expand(rows, -1), use_cache=False)
+    logits = output.logits[:, -1].float().nan_to_num(0.0, 0.0, 0.0)  # tokens that a trimmed head leaves out
+    moved = (logits - logits[:1]).abs().amax(1)
     still = [row for row in range(1, rows) if row not in idle and moved[row] <= _SAME * logits.abs().max()]
     if still:
         raise BuildError(
