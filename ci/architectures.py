@@ -37,7 +37,7 @@ from draftrank.engine.proposer import ProposerContext  # noqa: E402
 from draftrank.errors import DraftrankError, IncompatibleDraftError  # noqa: E402
 from draftrank.models.loading import load_model, window_of_folder  # noqa: E402
 from draftrank.models.target_folder import TargetFolder, ensure_target  # noqa: E402
-from models import TABLE_FAMILIES, small_model, small_tokenizer  # noqa: E402
+from models import TABLE_FAMILIES, model_type, small_model, small_tokenizer  # noqa: E402
 
 PAGE = ROOT / "docs" / "architectures.md"
 TEXT = {"kind": "self_generated", "tokens": 1_000, "sequence_tokens": 64}
@@ -248,8 +248,7 @@ target's own, token for token. The model's parts are found in its module tree
 def general(reason: str, name: str) -> str:
     """A reason without the family's own name, so that families share it."""
     reason = reason.removeprefix("small: ")
-    family = name.split("-")[0]
-    for told in (f"{family}_text", family):
+    for told in dict.fromkeys((model_type(name), name)):
         reason = reason.replace(f"'{told}'", "…").replace(f" {told} ", " … ").replace(f"({told})", "(…)")
         if reason.startswith(f"{told} "):
             reason = f"…{reason.removeprefix(told)}"

@@ -37,6 +37,17 @@ _LINEAR_HEADS = {
     "linear_value_head_dim": 8,
 }
 _INDEXED = {"index_topk": 8, "index_head_dim": 16, "index_n_heads": 16}
+_SLIDING = {"head_dim": 8, "sliding_window": 8}
+_SHARED_EXPERT = {**_EXPERTS, "shared_expert_intermediate_size": 24}
+_FEW_ROUTED = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+_INKLING = {
+    **_FEW_ROUTED,
+    **_SLIDING,
+    "swa_head_dim": 8,
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 2,
+}
+_GEMMA4 = {**_TWO_SLIDE, "head_dim": 8, "global_head_dim": 8, "num_kv_shared_layers": 0}
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "cohere": {},
@@ -216,8 +227,31 @@ MORE_FAMILIES: dict[str, dict[str, Any]] = {
 """Families that only discovery and the table of architectures run."""
 ON_THE_PAGE: dict[str, dict[str, Any]] = {
     "aria_text": {"head_dim": 8, "moe_num_experts": 4},
-    "cohere2_moe": {"num_experts": 4, "head_dim": 8, "sliding_window": 8},
+    "axk1": {**_ROUTED, **_LATENT},
+    "axk2": {**_ROUTED, **_LATENT},
+    "bailing_hybrid": {**_ROUTED, **_LATENT, **_LINEAR_AND_FULL, "head_dim": 8},
+    "beam": {**_EXPERTS, **_SLIDING, "n_group": 1, "topk_group": 1},
+    "cohere2_moe": {"num_experts": 4, **_SLIDING},
+    "cohere_compass_text": {
+        "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}},
+    },
+    "ctrl": {"dff": 48},
+    "cwm": _SLIDING,
+    "diffllama": {"head_dim": 8},
+    "doge": {"num_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
+    "dots3_note_text": {
+        **_ROUTED,
+        **_LATENT,
+        **_INDEXED,
+        "head_dim": 16,
+        "sliding_window": 8,
+        "shared_experts_intermediate_size": 24,
+        **{f"swa_{name}": size for name, size in _LATENT.items()},
+        "swa_num_attention_heads": 4,
+        "swa_head_dim": 16,
+    },
     "exaone_moe": {**_EXPERTS, "sliding_window": 8},
+    "flint": {**_SHARED_EXPERT, **_SLIDING},
     "gemma3n_text": {
         **_TWO_SLIDE,
         "head_dim": 8,
@@ -229,16 +263,21 @@ ON_THE_PAGE: dict[str, dict[str, Any]] = {
         "activation_sparsity_pattern": [0.0] * 3,
         "intermediate_size": [48] * 3,
     },
-    "gemma4_text": {
-        **_TWO_SLIDE,
-        "head_dim": 8,
-        "global_head_dim": 8,
-        "num_kv_shared_layers": 0,
-        "hidden_size_per_layer_input": 8,
-        "vocab_size_per_layer_input": 262,
-    },
+    "gemma4_text": {**_GEMMA4, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 262},
+    "gemma4_unified_text": _GEMMA4,
     "glm4_moe_lite": {**_ROUTED, **_LATENT},
+    "glm_moe_dsa": {**_ROUTED, **_LATENT, **_INDEXED},
+    "gpt_neox_japanese": {},
+    "granite_swa": {"sliding_window": 8},
+    "granitemoe_swa": {"num_local_experts": 4, "sliding_window": 8},
+    "hrm_text": {"head_dim": 8, "num_layers_per_stack": 1},
+    "hy_v3": {**_EXPERTS, "head_dim": 8},
+    "hy_v4": {**_ROUTED, **_LATENT, **_INDEXED, "head_dim": 8},
+    "hyperclovax": {"head_dim": 8},
+    "inkling_text": {**_INKLING, "n_shared_experts": 1},
+    "inkling2_text": _INKLING,
     "internlm3": {"head_dim": 8},
+    "iquestcoder": {"head_dim": 8},
     "kimi_linear": {
         **_LATENT,
         **_LINEAR_AND_FULL,
@@ -247,8 +286,33 @@ ON_THE_PAGE: dict[str, dict[str, Any]] = {
         "linear_head_dim": 8,
         "linear_num_heads": 4,
     },
+    "kolibri1": {**_SHARED_EXPERT, **_SLIDING},
+    "laguna": {**_SHARED_EXPERT, **_SLIDING},
     "lfm2_moe": {**_EXPERTS, "layer_types": ["conv", "conv", "full_attention"], "num_dense_layers": 1},
+    "lfm3": _SLIDING,
+    "longcat_flash": {
+        **_LATENT,
+        "n_routed_experts": 4,
+        "moe_topk": 2,
+        "expert_ffn_hidden_size": 24,
+        "ffn_hidden_size": 48,
+        "zero_expert_num": 1,
+        "head_dim": 8,
+        "num_hidden_layers": 6,
+    },
+    "mellum": {**_EXPERTS, **_SLIDING},
+    "mimo_v2_flash": {**_FEW_ROUTED, **_SLIDING, "v_head_dim": 8},
     "minicpm3": _LATENT,
+    "minimax_m3_vl_text": {
+        **_LOCAL_EXPERTS,
+        "head_dim": 8,
+        "rotary_dim": 8,
+        "index_head_dim": 8,
+        "index_n_heads": 2,
+        "dense_intermediate_size": 48,
+        "shared_intermediate_size": 24,
+    },
+    "modernbert-decoder": {"local_attention": 16, "sliding_window": 8},
     "nemotron_h": {
         "mamba_num_heads": 8,
         "mamba_head_dim": 8,
@@ -260,12 +324,22 @@ ON_THE_PAGE: dict[str, dict[str, Any]] = {
     },
     "olmo_hybrid": {**_LINEAR_AND_FULL, **_LINEAR_HEADS},
     "qwen3_5_text": {**_LINEAR_AND_FULL, **_LINEAR_HEADS, "head_dim": 8},
-    "qwen3_5_moe_text": {
+    "qwen3_5_moe_text": {**_LINEAR_AND_FULL, **_LINEAR_HEADS, **_SHARED_EXPERT, "head_dim": 8},
+    "qwen4_exp_text": {
         **_LINEAR_AND_FULL,
         **_LINEAR_HEADS,
-        **_EXPERTS,
+        **_SHARED_EXPERT,
         "head_dim": 8,
-        "shared_expert_intermediate_size": 24,
+        "indexer_n_heads": 4,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 2,
+        "hc_count": 2,
+        "hc_lowrank": 8,
     },
+    "solar_open": {**_FEW_ROUTED, "head_dim": 8},
+    "youtu": _LATENT,
+    "zaya": {**_EXPERTS, "num_experts_per_tok": 1, "head_dim": 8, "router_hidden_size": 16},
 }
 """Families that only the table of architectures runs."""

@@ -51,6 +51,13 @@ def small_eagle3(
     return model.eval()
 
 
+def model_type(architecture: str) -> str:
+    """The `model_type` of a family by the name that `small_model` takes."""
+    if architecture in CONFIG_MAPPING:  # some have a dash of their own
+        return "gemma3_text" if architecture == "gemma3" else architecture
+    return architecture.split("-")[0]
+
+
 def small_model(
     architecture: str, *, seed: int = 0, layers: int = 3, vocabulary: int = 61, window: int = 256
 ) -> PreTrainedModel:
@@ -60,7 +67,7 @@ def small_model(
     if architecture == "gemma3":
         kinds = ["full_attention" if i % 3 == 2 else "sliding_attention" for i in range(layers)]
         settings = {"num_key_value_heads": 1, "head_dim": 8, "sliding_window": 8, "layer_types": kinds}
-    family = CONFIG_MAPPING["gemma3_text" if architecture == "gemma3" else architecture.split("-")[0]]
+    family = CONFIG_MAPPING[model_type(architecture)]
     shape = {
         "hidden_size": 32,
         "intermediate_size": 48,

@@ -238,8 +238,11 @@ class Architecture:
 
     def require_cut(
         self, model: PreTrainedModel, indices: Sequence[int], layers: Iterable[nn.Module] | None = None
-    ) -> None:
+    ) -> list[nn.Module]:
         """Refuses layers that would be others when a model of them is opened; arguments as for `view_of`.
+
+        Returns:
+            those that would be made, without weights.
 
         Raises:
             BuildError: the architecture's layers compute differently at another depth or index.
@@ -247,7 +250,22 @@ class Architecture:
         config = copy.deepcopy(model.config)
         set_depth(config.get_text_config(), indices)
         chosen = layers or [self.layers(model)[index] for index in indices]
-        require_same_layers(type(model), config, self.layers_name, chosen)
+        return require_same_layers(type(model), config, self.layers_name, chosen)
+
+    def require_running(self, model: PreTrainedModel, indices: Sequence[int]) -> None:
+        """Refuses layers without whose neighbours other parts of the model do not run.
+
+        Raises:
+            BuildError: those parts are made for all layers.
+        """
+        layers = self.layers(model)
+        try:
+            short_logits(self.view_of(model, [layers[index] for index in indices], indices))
+        except BuildError as error:
+            raise BuildError(
+                f"other parts of this {self.model_type} model are made for all of its layers: use a step that keeps them, "
+                "such as quantize or distill"
+            ) from error
 
     def require_counting(self, model: PreTrainedModel, indices: Sequence[int]) -> None:
         """Refuses layers of which none counts the tokens it has read, where another one of the model does.
@@ -302,11 +320,10 @@ class Architecture:
         """
         placed = nn.ModuleList(layers)
         expected = short_logits(self.view_of(model, placed, indices))
-        self.require_cut(model, indices, placed)
-        for position, layer in enumerate(placed):
-            for module in layer.modules():
+        for layer, made in zip(placed, self.require_cut(model, indices, placed), strict=True):
+            for name, module in layer.named_modules():
                 if hasattr(module, "layer_idx"):
-                    module.__dict__["layer_idx"] = position
+                    module.__dict__["layer_idx"] = made.get_submodule(name).layer_idx
         setattr(self._decoder(model), self.names.layer_list, placed)
         set_depth(model.config.get_text_config(), indices)
         require_equal(expected, model, "moving its layers")

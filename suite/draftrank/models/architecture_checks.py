@@ -21,6 +21,10 @@ _PROBE_TOKENS = 12
 """Tokens of a forward that is compared: short, and longer than the kernels of convolutions."""
 MAX_DIFFERENCE = 1e-3
 """Largest difference of two logits, as a share of the largest logit, that counts as rounding."""
+_FEW_TOKENS = 4
+"""The same of a forward that is repeated for every layer."""
+_SAME = 1e-5
+"""Difference of two logits that another row of a batch may have, as a share of the largest logit."""
 _OF_ITS_PLACE = frozenset({"layer_idx", "layer_id", "training", "block_idx", "name"})
 """Attributes of modules that say where a layer is and not what it is."""
 
@@ -32,11 +36,8 @@ def short_logits(model: PreTrainedModel) -> Tensor:
     Raises:
         BuildError: the forward fails.
     """
-    rows = int(model.config.get_text_config().vocab_size)
-    device = next(model.parameters()).device
-    ids = (torch.arange(_PROBE_TOKENS, device=device) * 7 + 3) % rows
     try:
-        logits: Tensor = model(input_ids=ids[None], use_cache=False).logits[0]
+        logits: Tensor = model(input_ids=_probe(model), use_cache=False).logits[0]
     except Exception as error:  # a forward of a family's own may raise what it likes
         raise BuildError(
             f"this {model.config.model_type} model does not run with these layers ({type(error).__name__}: {error}): use a "
@@ -45,21 +46,86 @@ def short_logits(model: PreTrainedModel) -> Tensor:
     return logits.float()
 
 
-def logits_without(model: PreTrainedModel, dropped: Mapping[str, Sequence[int]]) -> Tensor:
-    """`short_logits` while some inputs of matrices, given by the matrices' names, are zero; the model stays as it is."""
+def _probe(model: PreTrainedModel) -> Tensor:
+    """A few tokens, int64 [1, tokens]."""
+    device = next(model.parameters()).device
+    rows = int(model.config.get_text_config().vocab_size)
+    return (torch.arange(_PROBE_TOKENS, device=device)[None] * 7 + 3) % rows
+
+
+def logits_without(
+    model: PreTrainedModel,
+    dropped: Mapping[str, Sequence[int]],
+    unmade: Mapping[str, Sequence[int]] | None = None,
+) -> Tensor:
+    """`short_logits` while some inputs of matrices, given by the matrices' names, and some outputs (`unmade`) are zero; the
+    model stays as it is."""
+
+    def cleared(channels: Sequence[int], states: Tensor) -> Tensor:
+        states = states.clone()
+        states[..., list(channels)] = 0.0
+        return states
 
     def clear(
         channels: Sequence[int], _module: nn.Module, arguments: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
-        read = arguments[0].clone()
-        read[..., list(channels)] = 0.0
-        return (read, *arguments[1:])
+        return (cleared(channels, arguments[0]), *arguments[1:])
 
     with ExitStack() as hooks:
         for name, channels in dropped.items():
             reader = model.get_submodule(name)
             hooks.enter_context(reader.register_forward_pre_hook(partial(clear, channels)))
+        for name, channels in (unmade or {}).items():
+            maker = model.get_submodule(name)
+            hooks.enter_context(
+                maker.register_forward_hook(lambda _m, _a, made, channels=channels: cleared(channels, made))
+            )
         return short_logits(model)
+
+
+@torch.inference_mode()
+def require_every_layer(model: PreTrainedModel, name: str) -> None:
+    """Refuses a list of layers, by its name in the model, of which one changes nothing where it is replaced by the identity: row
+    i + 1 of a batch passes layer i by. A layer that is the identity by its weights is none of those.
+
+    Raises:
+        BuildError: the list is not that of the decoder's layers.
+    """
+    layers = list(model.get_submodule(name))
+    rows = len(layers) + 1
+    idle = set()
+
+    def pass_by(
+        row: int, _module: nn.Module, given: tuple[Tensor, ...], named: dict[str, Tensor], output: Any
+    ) -> None:
+        states = output[0] if isinstance(output, tuple) else output
+        read = given[0] if given else named["hidden_states"]
+        batch = states.shape.index(rows)  # not the first dimension where a layer carries several streams
+        made, passed = states.select(batch, row), read.select(batch, row)
+        if torch.equal(made, passed):
+            idle.add(row)
+        made.copy_(passed)
+
+    with ExitStack() as hooks:
+        for row, layer in enumerate(layers, start=1):
+            hooks.enter_context(layer.register_forward_hook(partial(pass_by, row), with_kwargs=True))
+        output = model(input_ids=_probe(model)[:, :_FEW_TOKENS].expand(rows, -1), use_cache=False)
+    logits = output.logits[:, -1].float().nan_to_num(0.0, 0.0, 0.0)  # tokens that a trimmed head leaves out
+    moved = (logits - logits[:1]).abs().amax(1)
+    still = [row for row in range(1, rows) if row not in idle and moved[row] <= _SAME * logits.abs().max()]
+    if still:
+        raise BuildError(
+            f"{name} of this {model.config.model_type} model is not the list of its decoder layers, since the logits are the same "
+            f"without number {still[0] - 1}: name it in `OVERRIDES` of draftrank/models/discovery.py, or use steps that cut "
+            "no layers"
+        )
+
+
+def alike(expected: Tensor, found: Tensor) -> bool:
+    """Whether logits differ by rounding alone; tokens that a trimmed head leaves out are minus infinity in both."""
+    largest = float(expected[expected.isfinite()].abs().max().clamp(min=1e-6))
+    same = found.shape == expected.shape and torch.equal(found.isfinite(), expected.isfinite())
+    return same and float((found - expected).nan_to_num(0.0).abs().max()) <= MAX_DIFFERENCE * largest
 
 
 def require_equal(expected: Tensor, model: PreTrainedModel, what: str) -> None:
@@ -68,11 +134,7 @@ def require_equal(expected: Tensor, model: PreTrainedModel, what: str) -> None:
     Raises:
         BuildError: they differ by more than rounding.
     """
-    found = short_logits(model)
-    largest = float(expected[expected.isfinite()].abs().max().clamp(min=1e-6))
-    same = found.shape == expected.shape and torch.equal(found.isfinite(), expected.isfinite())
-    # Tokens that a trimmed head leaves out are minus infinity in both.
-    if not same or float((found - expected).nan_to_num(0.0).abs().max()) > MAX_DIFFERENCE * largest:
+    if not alike(expected, short_logits(model)):
         raise BuildError(
             f"{what} changes what the others of this {model.config.model_type} model compute, so they depend on more "
             "than this step knows of: use steps that leave layers as they are, such as quantize or distill"
@@ -81,9 +143,12 @@ def require_equal(expected: Tensor, model: PreTrainedModel, what: str) -> None:
 
 def require_same_layers(
     family: type[PreTrainedModel], config: PretrainedConfig, name: str, layers: Iterable[nn.Module]
-) -> None:
+) -> list[nn.Module]:
     """Compares layers with those that a configuration makes, without weights, in a model of this class whose list of layers
     has this name.
+
+    Returns:
+        those that it makes.
 
     Raises:
         BuildError: a layer would be of another kind when the model is opened again.
@@ -110,6 +175,7 @@ def require_same_layers(
                 f"become number {index} would be another one: choose layers that keep the pattern, such as the first ones, "
                 "or use a step that keeps all of them, such as quantize or distill"
             )
+    return made
 
 
 def _signature(layer: nn.Module) -> dict[str, tuple[str, dict[str, Any], dict[str, Any]]]:

@@ -41,7 +41,7 @@ class BatchDecoder:
         """
         places = torch.arange(self._done, self._done + tokens.shape[1], device=tokens.device)
         self._done += tokens.shape[1]
-        told: dict[str, Any] = {"logits_to_keep": 1, "position_ids": places[None]}
+        told: dict[str, Any] = {"logits_to_keep": 1, "position_ids": places.expand(len(tokens), -1)}
         told = {name: value for name, value in told.items() if name in self._known}
         output = self._model(input_ids=tokens, use_cache=True, **{self._argument: self._cache}, **told)
         logits: Tensor = output.logits[:, -1]

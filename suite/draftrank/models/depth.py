@@ -27,10 +27,18 @@ _NO_LAYERS = frozenset(vars(PretrainedConfig())) | {"attention_types", "block_ty
 """Fields of every configuration, whose lists are not of layers, and two that are rewritten by hand."""
 
 
+def sublayers(config: PretrainedConfig) -> int:
+    """How many attention layers one decoder layer of a text model has, each with a KV cache of its own: LongCat Flash has two,
+    which its `num_hidden_layers` counts."""
+    depth, layers = int(config.num_hidden_layers), getattr(config, "num_layers", None)
+    return depth // layers if isinstance(layers, int) and 0 < layers < depth and depth % layers == 0 else 1
+
+
 def set_depth(config: PretrainedConfig, indices: Sequence[int]) -> None:
     """Makes the configuration of a text model, in place, that of a model with other layers: `indices` are the old ones that
     they are."""
-    depth = int(config.num_hidden_layers)
+    each = sublayers(config)
+    depth = int(config.num_hidden_layers) // each
     for name, values in list(vars(config).items()):
         if name in _INDEX_LISTS and isinstance(values, list):
             setattr(config, name, [new for new, old in enumerate(indices) if old in values])
@@ -49,7 +57,7 @@ def set_depth(config: PretrainedConfig, indices: Sequence[int]) -> None:
         config.block_types = [kinds[index % len(kinds)] for index in indices]
     if "attention_types" in vars(config):  # GPT-Neo makes the list of layers from them
         config.attention_types = [[list(config.attention_layers), 1]]
-    config.num_hidden_layers = len(indices)
+    config.num_hidden_layers = len(indices) * each
 
 
 def _is_per_layer(name: str, values: Any, depth: int) -> bool:

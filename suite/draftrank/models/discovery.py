@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from draftrank.errors import BuildError
+from draftrank.models.depth import sublayers
 from draftrank.models.layer_parts import is_norm
 
 if TYPE_CHECKING:
@@ -133,7 +134,8 @@ def embedding_scale(embedding: nn.Module) -> float:
 
 
 def _layer_list(model: nn.Module) -> str | None:
-    depth = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr, operator]
+    config = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    depth = config.num_hidden_layers // sublayers(config)
     lists = [
         (name.count("."), -sum(parameter.numel() for parameter in module.parameters()), name)
         for name, module in model.named_modules()

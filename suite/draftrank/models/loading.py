@@ -120,7 +120,10 @@ def load_model(
     model.requires_grad_(False)
     replaced = [name for form in forms for name in form.prepare(model)]
     if replaced:
-        fill(model, replaced, {k: v for path in weight_files(folder) for k, v in load_file(path).items()})
+        held = {k: v for path in weight_files(folder) for k, v in load_file(path).items()}
+        fill(model, replaced, held)
+        # Names that transformers has no place for come back as its rules for published files change them.
+        told["unexpected_keys"] = [name for name in told["unexpected_keys"] if name in held]
     _require_weights(folder, model, told, replaced)
     if getattr(model, "hf_quantizer", None) is None:  # a library's own tensors stay as it made them
         _own_memory(model)

@@ -20,6 +20,7 @@ SAMPLE = {
     "mamba",
     "lfm2",
     "qwen3_next",
+    "qwen4_exp_text",  # looks up positions text by text
 }
 OTHERWISE = {*NOT_SUPPORTED, "zamba2"}
 """Those that no engine runs: Zamba2 computes a single token otherwise than several."""
@@ -29,7 +30,7 @@ OTHERWISE = {*NOT_SUPPORTED, "zamba2"}
     "name",
     [
         pytest.param(name, marks=() if name in SAMPLE else pytest.mark.nightly)
-        for name in EVERY_FAMILY
+        for name in (*EVERY_FAMILY, "qwen4_exp_text")
         if name not in OTHERWISE
     ],
 )

@@ -11,6 +11,7 @@ from draftrank.engine.backends.registry import open_runtime
 from draftrank.errors import BuildError, IncompatibleDraftError
 from draftrank.models import discovery
 from draftrank.models.architecture import Architecture
+from draftrank.models.architecture_checks import require_every_layer
 from draftrank.models.discovery import NormRule, norm_rule
 from draftrank.models.forms import quantize_linear_layers
 from models import EVERY_FAMILY, small_model
@@ -76,19 +77,9 @@ def test_a_model_with_parts_made_for_all_its_layers_cannot_run_the_first_ones():
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@torch.inference_mode()
 def test_every_layer_does_something(name):
     model = small_model(name)
-    shape = Architecture.of(model)
-    own = model(IDS, use_cache=False).logits
-    for layer in shape.layers(model):
-        hook = layer.register_forward_hook(
-            lambda _m, given, output: (
-                given[0] if isinstance(output, torch.Tensor) else (given[0], *output[1:])
-            )
-        )
-        assert not torch.allclose(model(IDS, use_cache=False).logits, own, atol=1e-4)
-        hook.remove()
+    require_every_layer(model, Architecture.of(model).layers_name)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -107,6 +98,17 @@ def test_a_cut_model_opens_again_and_computes_what_its_layers_do(name, tmp_path)
     opened = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert opened.config.num_hidden_layers == len(Architecture.of(opened).blocks) == 2
     torch.testing.assert_close(opened(IDS, use_cache=False).logits, expected)
+
+
+@torch.inference_mode()
+def test_a_layer_with_two_attention_layers_is_one():
+    model = small_model("longcat_flash")
+    shape = Architecture.of(model)
+    expected = without_layer(model, shape, 1)
+    shape.keep_layers(model, (0, 2))
+    assert (model.config.num_layers, model.config.num_hidden_layers) == (2, 4)
+    assert [part.layer_idx for layer in shape.layers(model) for part in layer.self_attn] == [0, 1, 2, 3]
+    torch.testing.assert_close(model(IDS).logits, expected)
 
 
 def without_layer(model, shape, index):

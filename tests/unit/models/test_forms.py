@@ -165,19 +165,20 @@ def test_a_built_draft_tells_which_tokens_its_head_knows(build):
 
 @pytest.mark.usefixtures("in_fp32")
 @pytest.mark.parametrize(
-    ("architecture", "head"),
+    ("architecture", "step"),
     [
         ("gpt_neox", {"kind": "trim_vocabulary", "keep_tokens": 40}),  # whose head has another name in files
         ("gpt_neox", {"kind": "factorize_head", "rank": 8}),
         ("mamba2", {"kind": "trim_vocabulary", "keep_tokens": 40}),  # whose code asks for its head's dtype
+        ("laguna", {"kind": "factorize", "keep_parameters": 0.5}),  # whose files rename experts
     ],
 )
-def test_heads_of_other_families_are_found_again(build, architecture, head):
-    draft = {"kind": "draft_model", "steps": [head], "calibration": CORPUS}
+def test_what_replaces_matrices_of_other_families_is_found_again(build, architecture, step):
+    draft = {"kind": "draft_model", "steps": [step], "calibration": CORPUS}
     built = build(draft=draft, architecture=architecture, prompt_format="completion")
     runtime = load_runtime(built.folder, "fp32", "cpu", "transformers")  # compared with its own forward
     known = known_tokens(built.folder)
-    assert (known is None) == (head["kind"] == "factorize_head")
+    assert (known is None) == (step["kind"] != "trim_vocabulary")
     logits = runtime.forward([5, 6])
     assert known is None or set(logits[0].isfinite().nonzero()[:, 0].tolist()) == known
 

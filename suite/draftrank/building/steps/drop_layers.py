@@ -30,7 +30,8 @@ class DropLayers(StepBase):
         "seconds (`loss`: minutes); time and memory fall with depth, agreement nearly to nothing"
     )
     architectures: ClassVar[str] = (
-        "all but those that compute by the layer's index; of a hybrid, an attention layer stays"
+        "all but those that compute by the layer's index or have parts made for all layers; of a hybrid, an attention layer "
+        "stays"
     )
 
     kind: Literal["drop_layers"]

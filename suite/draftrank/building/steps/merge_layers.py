@@ -19,7 +19,9 @@ class MergeLayers(StepBase):
     phase: ClassVar[Phase] = "structure"
     paper: ClassVar[str] = "LaCo (arXiv:2402.11187)"
     cost: ClassVar[str] = "minutes; time and memory fall with depth, agreement nearly to nothing"
-    architectures: ClassVar[str] = "those with layers of one kind that do not compute by the layer's index"
+    architectures: ClassVar[str] = (
+        "those with layers of one kind that do not compute by the layer's index and no parts made for all layers"
+    )
 
     kind: Literal["merge_layers"]
     keep: Annotated[int, Field(ge=1, le=10_000)]

@@ -38,8 +38,10 @@ class TieLayers(StepBase):
 
     def check(self, draft: WorkingDraft) -> None:
         from draftrank.building.surgery.fitting import require_alike
+        from draftrank.models.architecture_checks import require_every_layer
 
         require_alike(draft)
+        require_every_layer(draft.model, draft.architecture.layers_name)
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         from draftrank.errors import BuildError

@@ -97,9 +97,10 @@ class PruneHeads(WidthStep):
         return f"keep {' and '.join(filter(None, parts))}, those with the {self._measure()}"
 
     def check(self, draft: WorkingDraft) -> None:
-        from draftrank.building.surgery.fitting import require_heads
+        from draftrank.building.surgery.fitting import require_heads, require_independent_heads
 
         require_heads(draft.architecture, draft.model)
+        require_independent_heads(draft.architecture, draft.model)
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         from draftrank.building.surgery.width import prune_heads

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from draftrank.errors import BuildError
+from draftrank.models.architecture_checks import alike, logits_without, require_every_layer
 from draftrank.models.attention_windows import head_size
 from draftrank.models.forms import weights_read_directly
 from draftrank.models.matrices import matrix
@@ -117,6 +118,29 @@ def require_heads(shape: Architecture, model: PreTrainedModel) -> None:
     )
 
 
+def require_independent_heads(shape: Architecture, model: PreTrainedModel) -> None:
+    """Refuses models in which the values of one head reach more than its own part of what the attention's output matrix reads;
+    of those that `require_heads` lets pass.
+
+    Raises:
+        BuildError: without a head, others would compute something else.
+    """
+    config = model.config.get_text_config()
+    heads = int(config.num_attention_heads)
+    each = heads // int(getattr(config, "num_key_value_heads", None) or heads)
+    size = head_size(config)
+    inside = [f"{shape.layer_name(index)}.{block.attention}" for index, block in enumerate(shape.blocks)]
+    outputs = [f"{name}.{block.attention_output}" for name, block in zip(inside, shape.blocks, strict=True)]
+    values = [f"{name}.{block.values}" for name, block in zip(inside, shape.blocks, strict=True)]
+    unread = logits_without(model, dict.fromkeys(outputs, range(each * size)))
+    unmade = logits_without(model, {}, dict.fromkeys(values, range(size)))
+    if not alike(unread, unmade):
+        raise BuildError(
+            f"the heads of {shape.model_type} read one another's values, so others would compute something else without one: "
+            "use prune_ffn or drop_layers"
+        )
+
+
 def _require_head_size(model: PreTrainedModel, output: str, heads: int, groups: int, size: int) -> None:
     """Refuses architectures whose model of fewer heads has heads of another size, as the attention's `output` of a layer
     tells."""
@@ -158,16 +182,17 @@ def require_depth(draft: WorkingDraft, keep: int | Sequence[int]) -> None:
     which.
 
     Raises:
-        BuildError: no configuration describes them, or they count no tokens.
+        BuildError: no configuration describes them, they count no tokens, the rest of the model needs all layers, or what
+            was found is not the model's layers.
     """
     shape = draft.architecture
     depth = len(shape.blocks)
-    if isinstance(keep, int):
-        shape.require_cut(draft.model, range(min(keep, depth)))
-        return
-    wanted = [index for index in keep if index < depth]
+    require_every_layer(draft.model, shape.layers_name)
+    wanted = [index for index in (range(keep) if isinstance(keep, int) else keep) if index < depth]
     shape.require_cut(draft.model, wanted)
-    shape.require_counting(draft.model, wanted)
+    if not isinstance(keep, int):
+        shape.require_counting(draft.model, wanted)
+    shape.require_running(draft.model, wanted)
 
 
 def require_alike(draft: WorkingDraft) -> None:

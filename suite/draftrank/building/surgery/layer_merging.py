@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from draftrank.building.surgery.layer_scores import final_similarity, final_states
 from draftrank.errors import BuildError
-from draftrank.models.architecture_checks import short_logits
 
 if TYPE_CHECKING:
     from draftrank.building.working_draft import WorkingDraft
@@ -37,7 +36,7 @@ def merge_layers(
         for each layer that is left, the original layers in it.
 
     Raises:
-        BuildError: the model has not that many layers, or does not run with fewer.
+        BuildError: the model has not that many layers.
     """
     shape, model = draft.architecture, draft.model
     layers: list[nn.Module] = list(shape.layers(model))
@@ -45,7 +44,6 @@ def merge_layers(
         raise BuildError(
             f"the model has {len(layers)} layers, so {keep} cannot be left: write at most {len(layers)} in keep"
         )
-    short_logits(shape.first_layers(model, keep))  # parts of some families are made for all layers
     members = [[index] for index in range(len(layers))]
     expected = final_states(shape, model, tokens)
     with progress.stage("merge layers", len(layers) - keep) as stage:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from draftrank.building.surgery.importance import BATCH_SEQUENCES, watched_inputs
-from draftrank.models.architecture_checks import short_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -78,7 +77,6 @@ def layers_by_loss(draft: WorkingDraft, token_ids: Tensor, keep: int) -> tuple[l
     """
     shape, model = draft.architecture, draft.model
     layers = shape.layers(model)
-    short_logits(shape.first_layers(model, keep))  # parts of some families are made for all layers
     kept, losses = list(range(len(layers))), []
     while len(kept) > keep:
         trials = []

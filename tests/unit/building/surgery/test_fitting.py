@@ -13,6 +13,7 @@ from draftrank.building.surgery.fitting import (
     require_depth,
     require_heads,
     require_hidden,
+    require_independent_heads,
 )
 from draftrank.errors import BuildError
 from draftrank.models.architecture import Architecture
@@ -63,6 +64,22 @@ def test_widths_that_a_family_cannot_have_are_refused(require, name, reason):
         require(draft.architecture, draft.model)
 
 
+def test_heads_that_read_one_another_are_refused():
+    for name in ("llama", "gemma3", "qwen3"):
+        draft = draft_of(name)
+        require_independent_heads(draft.architecture, draft.model)
+    draft = draft_of("diffllama")
+    require_heads(draft.architecture, draft.model)
+    with pytest.raises(BuildError, match=r"heads of diffllama read one another's values.*: use prune_ffn"):
+        require_independent_heads(draft.architecture, draft.model)
+
+
+@pytest.mark.parametrize("keep", [2, (0, 2)])
+def test_parts_that_are_made_for_all_layers_are_known_before_a_cut(keep):
+    with pytest.raises(BuildError, match="other parts of this gemma4_text model are made for all"):
+        require_depth(draft_of("gemma4_text"), keep)
+
+
 def test_layers_of_different_kinds_share_no_weights():
     require_alike(draft_of("llama"))
     with pytest.raises(BuildError, match="layers of lfm2 are of different kinds"):
@@ -80,6 +97,7 @@ def test_layers_that_depend_on_their_index_are_refused_before_they_are_moved():
 
 def test_a_hybrid_keeps_a_layer_that_counts_tokens():
     require_depth(draft_of("lfm2"), (0, 2))
+    require_depth(draft_of("lfm2"), 2)  # which ones is measured later
     require_depth(draft_of("mamba2"), (0, 1))  # the model counts by itself
     with pytest.raises(BuildError, match=r"none is among the layers 0, 1: keep one of 2$"):
         require_depth(draft_of("lfm2"), (0, 1))

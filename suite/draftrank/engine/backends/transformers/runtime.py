@@ -22,6 +22,7 @@ from draftrank.errors import BuildError, IncompatibleDraftError, UnsupportedMode
 from draftrank.models.architecture import Architecture
 from draftrank.models.architecture_checks import short_logits
 from draftrank.models.attention_windows import attention_windows, cache_argument, context_window
+from draftrank.models.depth import sublayers
 from draftrank.models.vocabulary import check_ids
 
 if TYPE_CHECKING:
@@ -210,7 +211,8 @@ class TransformersRuntime(CachingRuntime):
         self._states.by_layer[layer] = found[0]
 
     def first_layers(self, count: int) -> TransformersRuntime:
-        check_exit(count, len(self._cache.layers))
+        each = sublayers(self.model.config.get_text_config())
+        check_exit(count, len(self._cache.layers) // each)
         assert isinstance(self._cache, RollbackCache)
         view = Architecture.of(self.model).first_layers(self.model, count)
         try:
@@ -220,7 +222,7 @@ class TransformersRuntime(CachingRuntime):
                 f"the first layers of this {view.config.model_type} model do not run alone, since other parts of it are made for "
                 "all layers: use another draft"
             ) from error
-        return TransformersRuntime(view, self._cache.first(count))
+        return TransformersRuntime(view, self._cache.first(count * each))
 
 
 class TransformersEagleRuntime(OfferedStates, TransformersRuntime):
