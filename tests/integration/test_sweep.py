@@ -61,6 +61,17 @@ def test_the_plan_shares_what_sessions_share(workspace, tmp_path):
     assert Ledger.read(tmp_path / "sweep").jobs == plan.jobs
 
 
+def test_sessions_of_as_many_drafts_are_two_jobs_and_one_job_fetches_for_both(workspace):
+    names = tuple(
+        write_draft(workspace.root, f"ngram-{n}", f"kind: ngram\n  max_ngram: {n}").stem for n in range(3, 11)
+    )
+    halves = names[:4], names[4:]
+    fetch, *sessions = plan_jobs(workspace, [plain_request("tiny", half, "quick") for half in halves]).jobs
+    assert [(job.kind, job.request.drafts) for job in sessions] == [("session", half) for half in halves]
+    assert {job.needs for job in sessions} == {(fetch.id,)}
+    assert (fetch.kind, fetch.request.drafts) == ("fetch", names)
+
+
 def test_a_dry_run_prints_the_plan_and_does_nothing(workspace_root):
     said = draftrank(workspace_root, "sweep", "--dry-run", "--json")
     assert said.code == 0
