@@ -43,12 +43,12 @@ def tune_k(
 
     [bold]Example:[/bold] draftrank tune-k ngram --max-k 8
     """
-    from draftrank.catalog.decoding_mode import DecodingMode
     from draftrank.catalog.workspace import Workspace
     from draftrank.jobs.session import RunRequest
     from draftrank.store.store import Store
     from draftrank.workflows.tune import tune_k as tune
 
+    (mode,) = options.decoding_modes([temperature], seed)
     opened = Workspace.open(workspace)
     request = RunRequest(
         target=target or opened.find_recipe(draft).target,
@@ -58,7 +58,7 @@ def tune_k(
         dtype=dtype,
         device=device,
         allow_mixed_backends=allow_mixed_backends,
-        mode=DecodingMode(temperature=temperature, seed=seed),
+        mode=mode,
         budget_s=options.budget_seconds(budget),
         seed=seed,
         fresh=fresh,
