@@ -18,7 +18,16 @@ if TYPE_CHECKING:
 def tune_k(
     draft: Annotated[str, typer.Argument(help="The draft's id.", show_default=False)],
     target: options.TargetOption = None,
-    max_k: Annotated[int, typer.Option("--max-k", help="Largest k to try.", min=1, max=64)] = 8,
+    max_k: Annotated[
+        int | None,
+        typer.Option(
+            "--max-k",
+            help="Largest k to try. Default: 8, or the recipe's own where that is larger.",
+            min=1,
+            max=64,
+            show_default=False,
+        ),
+    ] = None,
     confidence: Annotated[
         list[float] | None,
         typer.Option(
@@ -41,7 +50,7 @@ def tune_k(
 ) -> None:
     """Predict the best k of a draft from forward times and acceptance, and confirm it by measurement.
 
-    [bold]Example:[/bold] draftrank tune-k ngram --max-k 8
+    [bold]Example:[/bold] draftrank tune-k ngram --target smollm2-135m-instruct
     """
     from draftrank.catalog.workspace import Workspace
     from draftrank.jobs.session import RunRequest
@@ -122,9 +131,7 @@ def _print(draft: str, found: Tuning) -> None:
     top = best.measured.interval
     if top is not None and top.high < 1:
         out.print("no k makes this draft faster than plain decoding here")
-    elif any(
-        variant.k == found.declared_k and not variant.stop_below_confidence for variant in (best, *tied)
-    ):
+    elif found.keeps:
         out.print(f"the recipe's k = {found.declared_k} is among the best: nothing needs to change")
     else:
         out.print("in the recipe:\n  speculate:\n    num_speculative_tokens: " + str(best.k))
