@@ -19,7 +19,7 @@ def keep(
 ) -> None:
     """Store a trained draft's weights beside its recipe, so that others need not train it.
 
-    [bold]Example:[/bold] draftrank keep eagle3-head
+    [bold]Example:[/bold] draftrank keep eagle3-head --target smollm2-135m-instruct
     """
     from draftrank.board.formats import size
     from draftrank.catalog.workspace import Workspace
