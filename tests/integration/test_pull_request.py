@@ -196,6 +196,21 @@ def test_a_submission_has_its_bundle_and_its_text(base):
     assert "- [ ]" in done.json["text"]
 
 
+@pytest.mark.parametrize(("printed", "code"), [("moved tiny ngram", 1), ("holds tiny ngram", 2)])
+def test_a_night_that_could_not_measure_is_no_figure_that_moved(tmp_path, printed, code):
+    command = tmp_path / "python"
+    command.write_text(f"#!/bin/sh\necho '{printed}'\nexit 1\n")
+    command.chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(ROOT / "ci" / "nightly.sh"), str(tmp_path / "bundles")],
+        env={**os.environ, "WORKSPACE": str(tmp_path), "PYTHON": str(command)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (code, f"{printed}\n")
+
+
 def test_published_figures_are_measured_again(base, tmp_path):
     leads = any(row["ranked"] for row in draftrank(base, "board", "--json").json["rows"])
     done = draftrank(base, "remeasure", "--drafts", "1", "--out", str(tmp_path / "again"), "--json")
