@@ -155,6 +155,7 @@ WRONG_USE = [
     (["new", "draft", "x", "--target", "huge"], "there is no target 'huge'"),
     (["new", "draft", "x", "--author", "two\nlines"], "cannot be an author's name"),
     (["new", "task", "small"], "exists already"),
+    (["new", "task", "x", "--target", "tiny"], "only a draft or a corpus is for a target"),
     (["new", "task", "x", "--from-hub", "a/b"], "takes one of --from-hub and --from-folder"),
     (["new", "target", "x"], "takes one of --from-hub and --from-folder"),
     (["new", "target", "x", "--from-hub", "a/b", "--from-folder", "c"], "takes one of --from-hub"),

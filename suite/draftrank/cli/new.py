@@ -45,6 +45,8 @@ def new(
     opened = Workspace.open(workspace)
     if sum(origin is not None for origin in (from_hub, from_folder)) != (what == "target"):
         raise typer.BadParameter("a target, and nothing else, takes one of --from-hub and --from-folder")
+    if target is not None and what not in ("draft", "corpus"):
+        raise typer.BadParameter("only a draft or a corpus is for a target", param_hint="--target")
     paths: tuple[Path, ...]
     questions: tuple[str, ...] = ()
     if what == "target":
