@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from draftrank.cli.options import DeviceOption, JsonOption, TargetOption, WorkspaceOption
+from draftrank.cli.options import DeviceOption, JsonOption, TargetOfDraftOption, WorkspaceOption
 from draftrank.cli.output import ConsoleProgress, out, print_json
 
 
@@ -27,7 +27,7 @@ class ProgramName(StrEnum):
 def export(
     draft: Annotated[str, typer.Argument(help="The draft's id.", show_default=False)],
     to: Annotated[Path, typer.Option(help="New folder to write it to.", metavar="DIR", show_default=False)],
-    target: TargetOption = None,
+    target: TargetOfDraftOption = None,
     programs: Annotated[
         list[ProgramName] | None,
         typer.Option(

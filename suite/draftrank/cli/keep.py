@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from draftrank.cli.options import DeviceOption, JsonOption, TargetOption, WorkspaceOption
+from draftrank.cli.options import DeviceOption, JsonOption, TargetOfDraftOption, WorkspaceOption
 from draftrank.cli.output import ConsoleProgress, out, print_json
 
 
 def keep(
     draft: Annotated[str, typer.Argument(help="The draft's id.", show_default=False)],
-    target: TargetOption = None,
+    target: TargetOfDraftOption = None,
     device: DeviceOption = "auto",
     json: JsonOption = False,
     workspace: WorkspaceOption = None,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from draftrank.cli.options import JsonOption, TargetOption, WorkspaceOption
+from draftrank.cli.options import JsonOption, NamedTargetOption, WorkspaceOption
 from draftrank.cli.output import ConsoleProgress, out, print_json
 
 
@@ -16,7 +16,7 @@ def new(
         Literal["draft", "corpus", "task", "server", "target"], typer.Argument(help="What to write.")
     ],
     name: Annotated[str, typer.Argument(help="Its id: lower-case letters, digits, dots and dashes.")],
-    target: TargetOption = None,
+    target: NamedTargetOption = None,
     author: Annotated[str, typer.Option(help="Name of the recipes' author.")] = "your name",
     from_hub: Annotated[
         str | None,

@@ -93,6 +93,16 @@ WorkspaceOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one compact JSON object as the last line.")]
 TargetOption = Annotated[str | None, typer.Option("--target", "-t", help="Only this target.", metavar="ID")]
+TargetOfDraftOption = Annotated[
+    str | None,
+    typer.Option(
+        "--target", "-t", help="The draft's target; needed where several have such a draft.", metavar="ID"
+    ),
+]
+NamedTargetOption = Annotated[
+    str | None,
+    typer.Option("--target", "-t", help="The target; needed where several have recipes.", metavar="ID"),
+]
 MemoryOption = Annotated[
     float | None,
     typer.Option("--memory", help="Memory limit of one isolated job, in GiB.", min=0.1, show_default=False),

@@ -22,7 +22,7 @@ def parity(
         Literal["vllm", "llama.cpp", "transformers"],
         typer.Option(help="The other engine.", show_default=False),
     ],
-    target: options.TargetOption = None,
+    target: options.TargetOfDraftOption = None,
     suite: Annotated[str, typer.Option(help="The suite whose prompts are decoded.", metavar="ID")] = "quick",
     task: options.TasksOption = None,
     backend: options.BackendOption = "auto",

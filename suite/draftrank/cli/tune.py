@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def tune_k(
     draft: Annotated[str, typer.Argument(help="The draft's id.", show_default=False)],
-    target: options.TargetOption = None,
+    target: options.TargetOfDraftOption = None,
     max_k: Annotated[
         int | None,
         typer.Option(
