@@ -151,11 +151,21 @@ def sweep(
             progress,
             lambda folder: _executor(executor, opened, store, folder, address, limits, progress),
         )
+        measured = {facts.session for facts in ledger.facts.values()}
+        failed = [
+            f"{arm.id} failed in session {session.id}: {arm.failure.splitlines()[0]}"
+            for session in store.sessions()
+            if session.id in measured
+            for arm in session.arms
+            if arm.failure
+        ]
+    for told in failed:
+        out.print(Text(told))
     counts = ", ".join(f"{count} {state}" for state, count in sorted(ledger.counts.items()))
     out.print(f"{len(plan.jobs)} jobs: {counts}")
     if json:
         print_json(_document(plan, ledger))
-    if set(ledger.counts) - {"done"}:
+    if failed or set(ledger.counts) - {"done"}:
         raise typer.Exit(1)
 
 
