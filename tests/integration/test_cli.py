@@ -170,6 +170,7 @@ WRONG_USE = [
     (["publish", "nope"], "there is no finished session nope"),
     (["site", "--out", "drafts/tiny/ngram.yaml"], "is not a folder"),
     (["site", "--url", "example.org"], "begin it with https://"),
+    (["verify", "tasks/small.yaml", "no.json"], "no.json: is not a file"),
     (["import", "no.json"], "no.json: is not a file"),
     (["import", "tasks/small.yaml"], "is not valid JSON"),
     (["import", "tasks"], "tasks: holds no .json file"),

@@ -172,6 +172,7 @@ def test_good_bundles_are_imported_beside_bad_ones_and_all_bad_ones_are_named(me
     shutil.rmtree(measured_root / ".draftrank")
     imported, board = several(measured_root, ["import", "inbox"], ["board", "--json"])
     assert imported.code == 2
+    assert f"{len(others)} bundles imported" in imported.err
     assert first.name in imported.err
     assert second.name in imported.err
     assert len(board.json["rows"]) == len(others)
