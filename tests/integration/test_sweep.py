@@ -210,6 +210,24 @@ def test_a_job_beyond_its_limits_is_ended_and_not_tried_again(workspace, limits,
     assert {facts.state for facts in others} == {"skipped"}
 
 
+def test_a_session_does_not_build_again_what_could_not_be_built(workspace, monkeypatch):
+    from draftrank.building import pipeline
+    from draftrank.jobs.session import plan_run
+
+    build_draft = pipeline.build_draft
+    built = []
+
+    def noted(recipe, *arguments, **options):
+        built.append(recipe.id)
+        return build_draft(recipe, *arguments, **options)
+
+    monkeypatch.setattr(pipeline, "build_draft", noted)
+    plan = plan_run(workspace, REQUEST, unbuilt={"shallow": "it took more than 2 s"})
+    assert built == ["ngram"]
+    failures = {arm.recipe.id: arm.failure for arm in plan.drafts}
+    assert failures == {"ngram": None, "shallow": "build failed: it took more than 2 s"}
+
+
 def test_an_isolated_job_reaches_nobody():
     words = without_network()
     if not words:
@@ -228,13 +246,14 @@ class Scripted:
     """An executor whose jobs end as they are told to."""
 
     def __init__(self, **ends):
-        self.ends, self.started, self.ended = ends, [], []
+        self.ends, self.started, self.ended, self.unbuilt = ends, [], [], ()
 
     def has_room(self, job):
         return not self.ended
 
     def start(self, job, attempt):
         self.started.append((job.kind, attempt))
+        self.unbuilt += job.unbuilt
         told = self.ends.get(job.kind, ["done"])
         self.ended.append(Ended(job.id, told[min(attempt, len(told)) - 1], "so it was told"))
 
@@ -268,6 +287,8 @@ def test_jobs_run_in_their_order_and_are_tried_again_where_it_helps(
         execute(ledger, executor, store, SilentProgress())
     assert [ledger.facts[job.id].state for job in ledger.jobs] == states
     assert len(executor.started) == starts
+    failed = states[1] == "failed"  # the session goes on without the draft, and does not build it again
+    assert executor.unbuilt == ((("shallow", "so it was told"),) if failed else ())
     again = Ledger.read(tmp_path / "sweep")
     assert again.facts == ledger.facts
     assert not again.runs
