@@ -21,6 +21,8 @@ from draftrank.jobs.executors.isolated import WORKER, IsolatedExecutor, Limits, 
 from draftrank.jobs.job import Ended
 from draftrank.jobs.ledger import Ledger, sweeps
 from draftrank.jobs.planning import plan_jobs
+from draftrank.jobs.session import RunRequest
+from draftrank.measure.records import SessionResult
 from draftrank.progress import SilentProgress
 from draftrank.store.store import Store
 from workspaces import plain_request, write_draft
@@ -85,6 +87,16 @@ def test_what_is_measured_is_left_out(measured_root):
     said = draftrank(measured_root, "sweep", "--dry-run", "--json").json
     assert said["jobs"] == []
     assert "has measured it" in said["left_out"][0]["reason"]
+
+
+def test_what_is_measured_of_a_gguf_file_is_left_out(measured_root):
+    workspace = Workspace.open(measured_root)
+    with Store.open(workspace.store_url) as store:
+        (found,) = store.results()
+    session = found.session.model_copy(update={"backend": "llama.cpp", "dtype": "q4_1"})
+    request = RunRequest("tiny", ("ngram",), "quick", backend="llama.cpp", device=session.device)
+    plan = plan_jobs(workspace, [request], [SessionResult(session=session, trials=found.trials)])
+    assert plan.jobs == ()
 
 
 def test_what_is_built_is_left_out(measured_root):

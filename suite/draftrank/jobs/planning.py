@@ -133,7 +133,7 @@ def _done(
             session.finished_at is not None
             and (session.target, session.suite_sha256) == (request.target, suite_sha256)
             and (session.backend, session.device) == (request.backend, request.device)
-            and session.dtype == request.dtype
+            and (session.dtype == request.dtype or session.backend == "llama.cpp")  # whose file says it
             and session.mode == request.mode
             and minor_of(session.draftrank_version) == minor_of(__version__)
             and machine_class in (None, session.machine.machine_class)
