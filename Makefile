@@ -11,7 +11,7 @@ FIRST_LOOK := eagle3-suffix-tree-int8 eagle3-suffix-tree5-int8 eagle3-head suffi
 # Without a C++ compiler the fastest backend is missing, so fewer prompts are measured.
 FIRST_SUITE := $(if $(shell command -v g++ || command -v clang++),quick,glance)
 
-# The engines that `draftrank parity` proves drafts in, each in a place of its own: a Python environment, a source package.
+# The engines of `draftrank parity` and `draftrank serve-bench`, each in a place of its own: a Python environment, a source package.
 ENGINES := .engines
 VLLM := 0.32.0
 ARCTIC := 0.3.0

@@ -1,4 +1,4 @@
-"""The backends that run a target of torch on this CPU, side by side in one run (see docs/commands.md).
+"""The backends that run a target of torch on this CPU, side by side in one run (see docs/backends.md).
 
 Each prompt is read, decoded plainly for some tokens, and some runs of k+1 tokens are verified behind it, by all backends back
 to back, in an order that rotates. A ratio is tokens per second over transformers', with a 95 % interval by the

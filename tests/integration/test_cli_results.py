@@ -85,13 +85,14 @@ def test_show_tells_all_of_a_draft_of_a_session_and_of_all_sessions(measured):
 
 def test_compare_says_which_draft_is_faster_or_that_it_cannot_tell(measured):
     root, ran = measured
-    found, swapped, itself, unknown, elsewhere = several(
+    found, swapped, itself, unknown, elsewhere, nowhere = several(
         root,
         ["compare", "ngram", "shallow", "--target", "tiny", "--json"],
         ["compare", "shallow", "ngram", "--session", ran.json["session"], "--json"],
         ["compare", "ngram", "ngram"],
         ["compare", "ngram", "nothing"],
         ["compare", "ngram", "baseline", "--target", "nowhere"],
+        ["compare", "ngram", "shallow", "--session", "2026-01-01-nowhere"],
     )
     assert found.code == swapped.code == 0
     assert found.json["session"] == ran.json["session"]
@@ -103,7 +104,8 @@ def test_compare_says_which_draft_is_faster_or_that_it_cannot_tell(measured):
     assert spans == (overall["answer"] == "can't tell") == ("can't tell whether" in found.out)
     assert abs(overall["probability"] + other["probability"] - 1) < 1e-9
     assert {row["draft"] for row in ran.json["rows"] if row["reason"]} >= set(found.json["cautions"])
-    assert (itself.code, unknown.code, elsewhere.code) == (2, 2, 2)
+    assert (itself.code, unknown.code, elsewhere.code, nowhere.code) == (2, 2, 2, 2)
+    assert "there is no session '2026-01-01-nowhere' (`draftrank show` lists sessions)" in nowhere.err
     assert "known: " in unknown.err
 
 
@@ -170,6 +172,7 @@ def test_good_bundles_are_imported_beside_bad_ones_and_all_bad_ones_are_named(me
     shutil.rmtree(measured_root / ".draftrank")
     imported, board = several(measured_root, ["import", "inbox"], ["board", "--json"])
     assert imported.code == 2
+    assert f"{len(others)} bundles imported" in imported.err
     assert first.name in imported.err
     assert second.name in imported.err
     assert len(board.json["rows"]) == len(others)

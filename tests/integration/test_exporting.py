@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from commands import draftrank, several
+from workspaces import RECIPE, TARGET
 
 
 def test_a_draft_is_written_with_its_card(measured_root, tmp_path):
@@ -32,6 +33,25 @@ def test_a_draft_is_written_with_its_card(measured_root, tmp_path):
     ids = torch.arange(3, 19)[None]
     alone = target.generate(ids, max_new_tokens=12, do_sample=False)
     assert torch.equal(target.generate(ids, max_new_tokens=12, do_sample=False, assistant_model=draft), alone)
+
+
+def test_a_draft_that_one_target_has_needs_no_target_by_name(measured_root, tmp_path):
+    other = measured_root / "drafts" / "other"
+    other.mkdir()
+    (other / "target.yaml").write_text(TARGET.replace("id: tiny", "id: other"))
+    (other / "ngram.yaml").write_text(RECIPE.replace("target: tiny", "target: other"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a").write_text("a")
+    found, *ambiguous = several(
+        measured_root,
+        ["export", "shallow", "--to", str(tmp_path / "full")],
+        ["export", "ngram", "--to", str(tmp_path / "a")],
+        ["parity", "ngram", "--engine", "transformers"],
+    )
+    assert "is not empty" in found.err
+    for outcome in ambiguous:
+        assert outcome.code == 2
+        assert "the draft 'ngram' exists for other, tiny" in outcome.err
 
 
 def test_what_cannot_be_exported_is_said(measured_root, tmp_path):

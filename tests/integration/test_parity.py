@@ -32,12 +32,14 @@ def engine(root: Path, fault: str = "") -> dict[str, str]:
 
 
 def test_generate_of_transformers_agrees_token_for_token_and_step_for_step(root):
-    copy, shallow, ngram, early = several(
+    write_draft(root, "other", COPY.replace("draft_model", "draft_model\n  vocabulary: string_match"))
+    copy, shallow, ngram, early, other = several(
         root,
         ["parity", "copy", "--engine", "transformers", "--json"],
         ["parity", "shallow", "--engine", "transformers", "--json"],
         ["parity", "ngram", "--engine", "transformers", "--json"],
         ["parity", "early-exit", "--engine", "transformers"],
+        ["parity", "other", "--engine", "transformers"],
     )
     assert copy.code == shallow.code == 0, copy
     found = copy.json
@@ -45,7 +47,8 @@ def test_generate_of_transformers_agrees_token_for_token_and_step_for_step(root)
     assert found["acceptance"]["here"] > 3
     assert found["outputs"] == {"compared": 4, "ties": 0, "breaks": 0}
     assert "copies from the earliest match" in ngram.json["differs"][0]
-    assert early.code == 2
+    assert early.code == other.code == 2
+    assert "the draft 'other' has a vocabulary of its own" in other.err
     assert "has no draft of the kind 'early_exit'" in early.err
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from commands import draftrank, several
-from draftrank.store.bundle import part_of, read_bundle
+from draftrank.measure.records import SessionResult
+from draftrank.store.bundle import part_of, publish, read_bundle
 from forging import version_2
 from workspaces import RECIPE
 
@@ -194,6 +195,32 @@ def test_a_submission_has_its_bundle_and_its_text(base):
     assert done.json["title"] == "Draft for tiny: ngram-long"
     assert "| `ngram-long` |" in done.json["text"]
     assert "- [ ]" in done.json["text"]
+
+
+@pytest.mark.parametrize(("printed", "code"), [("moved tiny ngram", 1), ("holds tiny ngram", 2)])
+def test_a_night_that_could_not_measure_is_no_figure_that_moved(tmp_path, printed, code):
+    command = tmp_path / "python"
+    command.write_text(f"#!/bin/sh\necho '{printed}'\nexit 1\n")
+    command.chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(ROOT / "ci" / "nightly.sh"), str(tmp_path / "bundles")],
+        env={**os.environ, "WORKSPACE": str(tmp_path), "PYTHON": str(command)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (code, f"{printed}\n")
+
+
+def test_figures_of_another_minor_version_are_not_measured_again(base):
+    results = base / "leaderboard" / "results"
+    (path,) = results.rglob("*.json")
+    found = read_bundle(path)
+    path.unlink()
+    session = found.session.model_copy(update={"draftrank_version": "0.2.0"})
+    publish(SessionResult(session=session, trials=found.trials), results)
+    done = draftrank(base, "remeasure", "--json")
+    assert (done.code, done.json) == (0, {"drafts": [], "files": []})
 
 
 def test_published_figures_are_measured_again(base, tmp_path):

@@ -371,6 +371,8 @@ def test_servers_that_run_already_are_measured_without_being_started(bench, root
         monkeypatch.setenv("THEIR_TOKEN", "s3cret")
         with pytest.raises(InvalidInputError, match="no server that runs the draft 'method'"):
             bench()
+        with pytest.raises(InvalidInputError, match="run already, each with a k of its own"):
+            bench(drafts=("ngram",), k=(2, 4))
         result = bench(drafts=("ngram",))
     assert plain.authorizations == drafted.authorizations == {"Bearer s3cret"}
     assert {asked["model"] for asked in drafted.requests} == {"theirs"}

@@ -17,7 +17,9 @@ from draftrank.jobs.planning import Plan, plan_jobs
 from draftrank.jobs.session import RunRequest, build
 from draftrank.progress import SilentProgress
 from draftrank.store.store import Store
+from parities import a_parity, a_turn
 from postgresql import running_server
+from served_sessions import a_serving_result
 
 
 class Listening(SilentProgress):
@@ -119,6 +121,24 @@ def test_bundles_are_published_to_an_address_and_imported_from_there(measured_ro
         said = draftrank(measured_root, "import", wrong)
         assert said.code == 2
         assert words in said.err
+
+
+def test_parity_records_and_serving_sessions_are_published_to_an_address_too(measured_root, tmp_path):
+    parity, served = a_parity([a_turn()]), a_serving_result()
+    with Store.open(Workspace.open(measured_root).store_url) as store:
+        store.add_parity(parity)
+        store.serving.add_result(served)
+    address = f"file://{tmp_path}/results"
+    for record in (parity.id, served.session.id):
+        published = draftrank(measured_root, "publish", record, "--to", address, "--json")
+        assert published.code == 0, published.err
+        assert [name.startswith(address) for name in published.json["files"]] == [True]
+    elsewhere = {"DRAFTRANK_STATE": str(tmp_path / "elsewhere")}
+    imported = draftrank(measured_root, "import", address, "--json", **elsewhere)
+    assert len(imported.json["files"]) == 2
+    with Store.open(tmp_path / "elsewhere" / "results.sqlite") as store:
+        assert [one.id for one in store.parities()] == [parity.id]
+        assert store.serving.results() == (served,)
 
 
 def test_a_sweep_writes_to_a_server_and_shows_what_it_holds(workspace_root):

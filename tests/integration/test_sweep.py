@@ -21,6 +21,8 @@ from draftrank.jobs.executors.isolated import WORKER, IsolatedExecutor, Limits, 
 from draftrank.jobs.job import Ended
 from draftrank.jobs.ledger import Ledger, sweeps
 from draftrank.jobs.planning import plan_jobs
+from draftrank.jobs.session import RunRequest
+from draftrank.measure.records import SessionResult
 from draftrank.progress import SilentProgress
 from draftrank.store.store import Store
 from workspaces import plain_request, write_draft
@@ -61,6 +63,17 @@ def test_the_plan_shares_what_sessions_share(workspace, tmp_path):
     assert Ledger.read(tmp_path / "sweep").jobs == plan.jobs
 
 
+def test_sessions_of_as_many_drafts_are_two_jobs_and_one_job_fetches_for_both(workspace):
+    names = tuple(
+        write_draft(workspace.root, f"ngram-{n}", f"kind: ngram\n  max_ngram: {n}").stem for n in range(3, 11)
+    )
+    halves = names[:4], names[4:]
+    fetch, *sessions = plan_jobs(workspace, [plain_request("tiny", half, "quick") for half in halves]).jobs
+    assert [(job.kind, job.request.drafts) for job in sessions] == [("session", half) for half in halves]
+    assert {job.needs for job in sessions} == {(fetch.id,)}
+    assert (fetch.kind, fetch.request.drafts) == ("fetch", names)
+
+
 def test_a_dry_run_prints_the_plan_and_does_nothing(workspace_root):
     said = draftrank(workspace_root, "sweep", "--dry-run", "--json")
     assert said.code == 0
@@ -74,6 +87,16 @@ def test_what_is_measured_is_left_out(measured_root):
     said = draftrank(measured_root, "sweep", "--dry-run", "--json").json
     assert said["jobs"] == []
     assert "has measured it" in said["left_out"][0]["reason"]
+
+
+def test_what_is_measured_of_a_gguf_file_is_left_out(measured_root):
+    workspace = Workspace.open(measured_root)
+    with Store.open(workspace.store_url) as store:
+        (found,) = store.results()
+    session = found.session.model_copy(update={"backend": "llama.cpp", "dtype": "q4_1"})
+    request = RunRequest("tiny", ("ngram",), "quick", backend="llama.cpp", device=session.device)
+    plan = plan_jobs(workspace, [request], [SessionResult(session=session, trials=found.trials)])
+    assert plan.jobs == ()
 
 
 def test_what_is_built_is_left_out(measured_root):
@@ -199,6 +222,24 @@ def test_a_job_beyond_its_limits_is_ended_and_not_tried_again(workspace, limits,
     assert {facts.state for facts in others} == {"skipped"}
 
 
+def test_a_session_does_not_build_again_what_could_not_be_built(workspace, monkeypatch):
+    from draftrank.building import pipeline
+    from draftrank.jobs.session import plan_run
+
+    build_draft = pipeline.build_draft
+    built = []
+
+    def noted(recipe, *arguments, **options):
+        built.append(recipe.id)
+        return build_draft(recipe, *arguments, **options)
+
+    monkeypatch.setattr(pipeline, "build_draft", noted)
+    plan = plan_run(workspace, REQUEST, unbuilt={"shallow": "it took more than 2 s"})
+    assert built == ["ngram"]
+    failures = {arm.recipe.id: arm.failure for arm in plan.drafts}
+    assert failures == {"ngram": None, "shallow": "build failed: it took more than 2 s"}
+
+
 def test_an_isolated_job_reaches_nobody():
     words = without_network()
     if not words:
@@ -217,13 +258,14 @@ class Scripted:
     """An executor whose jobs end as they are told to."""
 
     def __init__(self, **ends):
-        self.ends, self.started, self.ended = ends, [], []
+        self.ends, self.started, self.ended, self.unbuilt = ends, [], [], ()
 
     def has_room(self, job):
         return not self.ended
 
     def start(self, job, attempt):
         self.started.append((job.kind, attempt))
+        self.unbuilt += job.unbuilt
         told = self.ends.get(job.kind, ["done"])
         self.ended.append(Ended(job.id, told[min(attempt, len(told)) - 1], "so it was told"))
 
@@ -257,6 +299,8 @@ def test_jobs_run_in_their_order_and_are_tried_again_where_it_helps(
         execute(ledger, executor, store, SilentProgress())
     assert [ledger.facts[job.id].state for job in ledger.jobs] == states
     assert len(executor.started) == starts
+    failed = states[1] == "failed"  # the session goes on without the draft, and does not build it again
+    assert executor.unbuilt == ((("shallow", "so it was told"),) if failed else ())
     again = Ledger.read(tmp_path / "sweep")
     assert again.facts == ledger.facts
     assert not again.runs

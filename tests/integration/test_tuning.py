@@ -8,7 +8,7 @@ from commands import draftrank
 from draftrank import RunRequest, Store, Workspace, build_boards, tune_k
 from draftrank.errors import InvalidInputError
 from draftrank.measure.cost.model import AtK
-from draftrank.workflows.tune import candidates, variant_of
+from draftrank.workflows.tune import candidates, largest_k, variant_of
 from workspaces import PLAIN, run_drafts
 
 
@@ -19,6 +19,21 @@ def test_the_measured_are_the_most_promising_and_the_declared():
     assert candidates(by_k, 6) == (2, 4, 5, 6)
     assert candidates(by_k, 40) == (2, 3, 4, 5)
     assert candidates(by_k[:2], 1) == (1, 2)
+
+
+def test_of_trees_the_declared_k_is_measured_beside_the_largest_and_its_halves():
+    of_tree = AtK(24, 1.5, 3.0, extrapolated=False)  # nothing is predicted for another k
+    assert candidates((of_tree,), 24) == (3, 6, 12, 24)
+    assert candidates((of_tree,), 20) == (6, 12, 20, 24)
+    assert candidates((of_tree,), 40) == (3, 6, 12, 24)
+
+
+def test_the_largest_k_is_the_recipes_own_where_that_is_above_eight(workspace_root):
+    recipe = Workspace.open(workspace_root).recipe("tiny", "shallow")
+    assert recipe.speculate.num_speculative_tokens == 3
+    assert largest_k(recipe, None) == 8
+    assert largest_k(variant_of(recipe, 20), None) == 20
+    assert largest_k(variant_of(recipe, 20), 5) == 5
 
 
 def test_a_draft_is_tuned_by_a_session_of_variants(workspace_root):
@@ -38,6 +53,8 @@ def test_a_draft_is_tuned_by_a_session_of_variants(workspace_root):
     wary = names["shallow-k5-c0.2"]
     assert (wary.k, wary.stop_below_confidence) == (5, 0.2)
     assert found.best == found.variants[0]
+    leading = {variant.arm for variant in (found.best, *found.tied)}
+    assert found.keeps == ("shallow-k3" in leading)
     assert found.best.behind_best is None
     assert all(variant.behind_best is not None for variant in found.variants[1:])
     assert all(variant.measured and variant.predicted for variant in found.variants)

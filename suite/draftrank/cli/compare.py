@@ -33,6 +33,7 @@ def compare(
     from draftrank.catalog.workspace import Workspace
     from draftrank.cli.results import open_archive, require_known
     from draftrank.cli.tables import print_comparison
+    from draftrank.errors import InvalidInputError
     from draftrank.measure.gates.verdict import judge
     from draftrank.measure.statistics.comparing import SpeedRatio
     from draftrank.measure.statistics.comparing import compare as compare_arms
@@ -47,6 +48,12 @@ def compare(
             for known in reversed(archive.sessions)
             if target in (None, known.target) and session in (None, known.id)
         ]
+        if session is not None and not newest_first:
+            raise InvalidInputError.single(
+                f"there is no session {session!r}" + (f" of {target}" if target else ""),
+                field="--session",
+                fix="`draftrank show` lists sessions",
+            )
         result = _newest_with(archive, newest_first, {first, second})
         results = [result] if result else [archive.result(known) for known in newest_first]
     found = compare_arms(results, first, second)

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from draftrank.cli.options import DeviceOption, JsonOption, TargetOption, WorkspaceOption
+from draftrank.cli.options import DeviceOption, JsonOption, TargetOfDraftOption, WorkspaceOption
 from draftrank.cli.output import ConsoleProgress, out, print_json
 
 
@@ -27,7 +27,7 @@ class ProgramName(StrEnum):
 def export(
     draft: Annotated[str, typer.Argument(help="The draft's id.", show_default=False)],
     to: Annotated[Path, typer.Option(help="New folder to write it to.", metavar="DIR", show_default=False)],
-    target: TargetOption = None,
+    target: TargetOfDraftOption = None,
     programs: Annotated[
         list[ProgramName] | None,
         typer.Option(
@@ -49,19 +49,19 @@ def export(
     from draftrank.catalog.workspace import Workspace
     from draftrank.cli.results import open_archive
     from draftrank.errors import InvalidInputError
-    from draftrank.jobs.session import default_target
     from draftrank.workflows.export import export as export_draft
 
     if every and programs:
         raise InvalidInputError.single("cannot be had together", field="--all and --for", fix="leave one out")
     wanted = [one for one in PROGRAMS if one in (programs or ("transformers",))]
     opened = Workspace.open(workspace)
+    named = target or opened.find_recipe(draft).target
     with open_archive(opened) as archive:
         results, parities = tuple(map(archive.result, archive.sessions)), archive.parities
     with ConsoleProgress() as progress:
         done = export_draft(
             opened,
-            target or default_target(opened),
+            named,
             draft,
             to,
             results,

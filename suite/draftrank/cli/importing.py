@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from draftrank.cli.options import JsonOption, WorkspaceOption
-from draftrank.cli.output import out, print_json
+from draftrank.cli.output import err, out, print_json
 
 
 def import_(
@@ -32,6 +32,7 @@ def import_(
 
     opened = Workspace.open(workspace)
     problems: list[Problem] = []
+    imported = 0
     with bundles_here(bundles) as places, Store.open(opened.store_url) as store:
         files = bundle_files(places)
         for file in files:
@@ -39,8 +40,10 @@ def import_(
                 import_file(file, store)
             except InvalidInputError as error:
                 problems += error.problems
+            else:
+                imported += 1
+    (err if problems else out).print(f"{imported} bundles imported")
     if problems:
         raise InvalidInputError(problems)
-    out.print(f"{len(files)} bundles imported")
     if json:
         print_json({"files": [str(file) for file in files]})

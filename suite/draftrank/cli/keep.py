@@ -6,20 +6,20 @@ from typing import Annotated
 
 import typer
 
-from draftrank.cli.options import DeviceOption, JsonOption, TargetOption, WorkspaceOption
+from draftrank.cli.options import DeviceOption, JsonOption, TargetOfDraftOption, WorkspaceOption
 from draftrank.cli.output import ConsoleProgress, out, print_json
 
 
 def keep(
     draft: Annotated[str, typer.Argument(help="The draft's id.", show_default=False)],
-    target: TargetOption = None,
+    target: TargetOfDraftOption = None,
     device: DeviceOption = "auto",
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Store a trained draft's weights beside its recipe, so that others need not train it.
 
-    [bold]Example:[/bold] draftrank keep eagle3-head
+    [bold]Example:[/bold] draftrank keep eagle3-head --target smollm2-135m-instruct
     """
     from draftrank.board.formats import size
     from draftrank.catalog.workspace import Workspace

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from draftrank.cli.options import JsonOption, TargetOption, WorkspaceOption
+from draftrank.cli.options import JsonOption, NamedTargetOption, WorkspaceOption
 from draftrank.cli.output import ConsoleProgress, out, print_json
 
 
@@ -16,7 +16,7 @@ def new(
         Literal["draft", "corpus", "task", "server", "target"], typer.Argument(help="What to write.")
     ],
     name: Annotated[str, typer.Argument(help="Its id: lower-case letters, digits, dots and dashes.")],
-    target: TargetOption = None,
+    target: NamedTargetOption = None,
     author: Annotated[str, typer.Option(help="Name of the recipes' author.")] = "your name",
     from_hub: Annotated[
         str | None,
@@ -45,6 +45,8 @@ def new(
     opened = Workspace.open(workspace)
     if sum(origin is not None for origin in (from_hub, from_folder)) != (what == "target"):
         raise typer.BadParameter("a target, and nothing else, takes one of --from-hub and --from-folder")
+    if target is not None and what not in ("draft", "corpus"):
+        raise typer.BadParameter("only a draft or a corpus is for a target", param_hint="--target")
     paths: tuple[Path, ...]
     questions: tuple[str, ...] = ()
     if what == "target":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,6 +13,7 @@ from draftrank.catalog.backend import Auto, Backend, Device, Dtype
 from draftrank.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from draftrank.catalog.decoding_mode import DecodingMode
     from draftrank.jobs.executors.isolated import Limits
 
 AnyBackend = Literal[Auto, Backend]
@@ -91,6 +93,16 @@ WorkspaceOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one compact JSON object as the last line.")]
 TargetOption = Annotated[str | None, typer.Option("--target", "-t", help="Only this target.", metavar="ID")]
+TargetOfDraftOption = Annotated[
+    str | None,
+    typer.Option(
+        "--target", "-t", help="The draft's target; needed where several have such a draft.", metavar="ID"
+    ),
+]
+NamedTargetOption = Annotated[
+    str | None,
+    typer.Option("--target", "-t", help="The target; needed where several have recipes.", metavar="ID"),
+]
 MemoryOption = Annotated[
     float | None,
     typer.Option("--memory", help="Memory limit of one isolated job, in GiB.", min=0.1, show_default=False),
@@ -122,6 +134,37 @@ def parse_duration(text: str, option: str) -> float:
 def budget_seconds(budget: str | None) -> float | None:
     """What `--budget` says; raises as `parse_duration`."""
     return parse_duration(budget, "--budget") if budget else None
+
+
+def decoding_modes(
+    temperatures: Sequence[float], seed: int, top_p: float | None = None, top_k: int | None = None
+) -> list[DecodingMode]:
+    """A mode for each temperature; `top_p` and `top_k` are those of sampling.
+
+    Raises:
+        InvalidInputError: a temperature is too small to divide by, or nothing samples by what they say.
+    """
+    from draftrank.catalog.decoding_mode import MIN_TEMPERATURE, DecodingMode
+
+    for one in temperatures:
+        if one != 0 and not one >= MIN_TEMPERATURE:
+            raise InvalidInputError.single(
+                f"{one:g} is too small to divide by",
+                field="--temperature",
+                fix=f"use 0 or at least {MIN_TEMPERATURE:g}",
+            )
+    if not any(temperatures) and (top_p, top_k) != (None, None):
+        raise InvalidInputError.single(
+            "change nothing in greedy decoding",
+            field="--top-p and --top-k",
+            fix="add --temperature, e.g. 0.7, or leave them out",
+        )
+    return [
+        DecodingMode(temperature=one, top_p=top_p, top_k=top_k, seed=seed)
+        if one
+        else DecodingMode(seed=seed)
+        for one in dict.fromkeys(temperatures)
+    ]
 
 
 def job_limits(memory_gib: float | None, limit: str | None) -> Limits:

@@ -22,7 +22,7 @@ def parity(
         Literal["vllm", "llama.cpp", "transformers"],
         typer.Option(help="The other engine.", show_default=False),
     ],
-    target: options.TargetOption = None,
+    target: options.TargetOfDraftOption = None,
     suite: Annotated[str, typer.Option(help="The suite whose prompts are decoded.", metavar="ID")] = "quick",
     task: options.TasksOption = None,
     backend: options.BackendOption = "auto",
@@ -36,18 +36,18 @@ def parity(
     Parity holds where outputs are equal but for numerical ties, the engine's counts agree with its outputs, and acceptance
     lengths differ by at most 2 %.
 
-    [bold]Example:[/bold] draftrank parity ngram --engine vllm --suite glance
+    [bold]Example:[/bold] draftrank parity ngram --target smollm2-135m-instruct --engine vllm --suite glance
     """
     from draftrank.board.parity import parity_document
     from draftrank.catalog.workspace import Workspace
-    from draftrank.jobs.session import RunRequest, default_target
+    from draftrank.jobs.session import RunRequest
     from draftrank.measure.parity import report_of
     from draftrank.store.store import Store
     from draftrank.workflows.parity import parity as prove
 
     opened = Workspace.open(workspace)
     asked = RunRequest(
-        target=target or default_target(opened),
+        target=target or opened.find_recipe(draft).target,
         drafts=(draft,),
         suite=suite,
         tasks=tuple(task or ()),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from draftrank.cli.options import JsonOption, WorkspaceOption
 from draftrank.cli.output import out, print_json
+
+R = TypeVar("R")
 
 
 def publish(
@@ -30,7 +34,8 @@ def publish(
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Write a session's results as a bundle into leaderboard/results/; drafts that are published already are left out.
+    """Write a session's results as a bundle into leaderboard/results/; drafts that are published already are left out. Parity
+    records go to leaderboard/parity/, serving sessions to leaderboard/serving/.
 
     [bold]Example:[/bold] draftrank publish
     """
@@ -50,17 +55,16 @@ def publish(
         parity = next((one for one in store.parities() if one.id == session), None)
         serving = next((one for one in store.serving.sessions() if one.id == session), None)
         if parity is not None:
-            kind, published = "parity", parity.id
-            written = [str(PARITY_FILES.publish(parity, Path(to) if to else opened.published_parities))]
+            kind, published, home = "parity", parity.id, opened.published_parities
+            write = _alone(PARITY_FILES.publish, parity)
         elif serving is not None:
             if serving.finished_at is None:
                 raise InvalidInputError.single(
                     f"the serving session {serving.id} is not finished",
                     fix="the same `draftrank serve-bench` resumes it",
                 )
-            kind, published = "serving", serving.id
-            folder = Path(to) if to else opened.published_serving
-            written = [str(SERVING_FILES.publish(store.serving.result(serving.id), folder))]
+            kind, published, home = "serving", serving.id, opened.published_serving
+            write = _alone(SERVING_FILES.publish, store.serving.result(serving.id))
         else:
             finished = [one for one in store.sessions() if one.finished_at is not None]
             chosen = [one for one in finished if session in (None, one.id)]
@@ -69,14 +73,18 @@ def publish(
                     f"there is no finished session {session or ''}".rstrip(),
                     fix="`draftrank show` lists sessions; the same `draftrank run` resumes an unfinished one",
                 )
-            kind, published = "session", max(chosen, key=lambda one: one.created_at).id
+            published = max(chosen, key=lambda one: one.created_at).id
+            kind, home = "session", opened.published
             result = store.result(published)
             require_times(result, f"session {published}")
-            if to is None:
-                written = [str(path) for path in publish_bundles(result, opened.published)]
-            else:
-                written = put_bundles(result, to)
+            write = partial(publish_bundles, result)
+        written = [str(path) for path in write(home)] if to is None else put_bundles(write, to)
     for path in written:
         out.print(f"written: {path if to else opened.display(Path(path))}")
     if json:
         print_json({kind: published, "files": written})
+
+
+def _alone(publish_record: Callable[[R, Path], Path], record: R) -> Callable[[Path], list[Path]]:
+    """What writes a record's only file below a folder."""
+    return lambda folder: [publish_record(record, folder)]

@@ -45,6 +45,7 @@ def remeasure(
         for board in build_boards(load_results(None, opened.published))
         if (board.key.machine_class, board.key.device) == (here.machine_class, chosen)
         and target in (None, board.key.target)
+        and not board.key.archived  # what another minor version measured is not comparable
         and is_backend(board.key.backend)  # one that has retired cannot measure again
         and suite in (None, board.key.suite)
         and backend in ("auto", board.key.backend)

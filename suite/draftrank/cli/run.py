@@ -64,7 +64,10 @@ def run(
     target_ci: Annotated[
         float,
         typer.Option(
-            "--target-ci", help="Relative half-width of the 95 % intervals to reach.", min=0.001, max=1.0
+            "--target-ci",
+            help="With --budget: relative half-width of the 95 % intervals at which repeating ends.",
+            min=0.001,
+            max=1.0,
         ),
     ] = 0.02,
     budget: options.BudgetOption = None,
@@ -88,7 +91,6 @@ def run(
     """
     from draftrank.board.as_json import board_document
     from draftrank.board.ranking import build_boards
-    from draftrank.catalog.decoding_mode import DecodingMode
     from draftrank.catalog.workspace import Workspace
     from draftrank.cli.tables import print_board
     from draftrank.jobs.session import RunRequest, default_target
@@ -106,7 +108,7 @@ def run(
             dtype=dtype,
             device=device,
             allow_mixed_backends=allow_mixed_backends,
-            mode=DecodingMode(temperature=one, top_p=top_p, top_k=top_k, seed=seed),
+            mode=mode,
             repeats=repeats,
             target_ci=target_ci,
             budget_s=options.budget_seconds(budget),
@@ -114,7 +116,7 @@ def run(
             fresh=fresh,
             references=tuple(_METHODS[one] for one in reference or ()),
         )
-        for one in dict.fromkeys(temperature or [0.0])
+        for mode in options.decoding_modes(temperature or [0.0], seed, top_p, top_k)
     ]
     with Store.open(opened.store_url) as store, ConsoleProgress() as progress:
         results = [run_job(opened, request, store, progress) for request in requests]

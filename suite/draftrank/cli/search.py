@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def search(
-    target: options.TargetOption = None,
+    target: options.NamedTargetOption = None,
     suite: Annotated[str, typer.Option("--suite", "-s", help="Suite that decides.", metavar="ID")] = "quick",
     budget: Annotated[str, typer.Option(help="Time for all of it, e.g. 30m, 2h.", metavar="TIME")] = "2h",
     backend: options.BackendOption = "auto",

@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from draftrank.cli.options import JsonOption, TargetOption, WorkspaceOption
+from draftrank.cli.options import JsonOption, TargetOfDraftOption, WorkspaceOption
 from draftrank.cli.output import out, print_json
 
 
 def submit(
     draft: Annotated[str, typer.Argument(help="The draft's id.")],
-    target: TargetOption = None,
+    target: TargetOfDraftOption = None,
     session: Annotated[
         str | None, typer.Option("--session", help="Publish this session, not the newest.", metavar="ID")
     ] = None,

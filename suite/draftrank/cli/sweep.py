@@ -89,11 +89,23 @@ def sweep(
     """
     from draftrank.catalog.workspace import Workspace
     from draftrank.cli.results import read_results
+    from draftrank.errors import InvalidInputError
     from draftrank.jobs.planning import plan_jobs
     from draftrank.jobs.session import RunRequest, choose_recipes, resolved
     from draftrank.store.store import Store
     from draftrank.workflows.sweep import sweep as run_plan
 
+    limits = options.job_limits(memory, limit)
+    if executor != "isolated" and (memory or limit):
+        raise InvalidInputError.single(
+            "are for jobs in processes of their own",
+            field="--memory and --limit",
+            fix="leave them out, or use --executor isolated",
+        )
+    if executor != "ray" and address != "auto":
+        raise InvalidInputError.single(
+            "is of a Ray cluster", field="--address", fix="leave it out, or use --executor ray"
+        )
     opened = Workspace.open(workspace)
     targets = target or sorted({path.parent.name for path in opened.recipe_paths()})
     requests = []
@@ -131,7 +143,6 @@ def sweep(
         if json:
             print_json(_document(plan, None))
         return
-    limits = options.job_limits(memory, limit)
     with Store.open(opened.store_url) as store, ConsoleProgress() as progress:
         ledger = run_plan(
             opened,
@@ -140,11 +151,21 @@ def sweep(
             progress,
             lambda folder: _executor(executor, opened, store, folder, address, limits, progress),
         )
+        measured = {facts.session for facts in ledger.facts.values()}
+        failed = [
+            f"{arm.id} failed in session {session.id}: {arm.failure.splitlines()[0]}"
+            for session in store.sessions()
+            if session.id in measured
+            for arm in session.arms
+            if arm.failure
+        ]
+    for told in failed:
+        out.print(Text(told))
     counts = ", ".join(f"{count} {state}" for state, count in sorted(ledger.counts.items()))
     out.print(f"{len(plan.jobs)} jobs: {counts}")
     if json:
         print_json(_document(plan, ledger))
-    if set(ledger.counts) - {"done"}:
+    if failed or set(ledger.counts) - {"done"}:
         raise typer.Exit(1)
 
 

@@ -17,8 +17,17 @@ if TYPE_CHECKING:
 
 def tune_k(
     draft: Annotated[str, typer.Argument(help="The draft's id.", show_default=False)],
-    target: options.TargetOption = None,
-    max_k: Annotated[int, typer.Option("--max-k", help="Largest k to try.", min=1, max=64)] = 8,
+    target: options.TargetOfDraftOption = None,
+    max_k: Annotated[
+        int | None,
+        typer.Option(
+            "--max-k",
+            help="Largest k to try. Default: 8, or the recipe's own where that is larger.",
+            min=1,
+            max=64,
+            show_default=False,
+        ),
+    ] = None,
     confidence: Annotated[
         list[float] | None,
         typer.Option(
@@ -41,14 +50,14 @@ def tune_k(
 ) -> None:
     """Predict the best k of a draft from forward times and acceptance, and confirm it by measurement.
 
-    [bold]Example:[/bold] draftrank tune-k ngram --max-k 8
+    [bold]Example:[/bold] draftrank tune-k ngram --target smollm2-135m-instruct
     """
-    from draftrank.catalog.decoding_mode import DecodingMode
     from draftrank.catalog.workspace import Workspace
     from draftrank.jobs.session import RunRequest
     from draftrank.store.store import Store
     from draftrank.workflows.tune import tune_k as tune
 
+    (mode,) = options.decoding_modes([temperature], seed)
     opened = Workspace.open(workspace)
     request = RunRequest(
         target=target or opened.find_recipe(draft).target,
@@ -58,7 +67,7 @@ def tune_k(
         dtype=dtype,
         device=device,
         allow_mixed_backends=allow_mixed_backends,
-        mode=DecodingMode(temperature=temperature, seed=seed),
+        mode=mode,
         budget_s=options.budget_seconds(budget),
         seed=seed,
         fresh=fresh,
@@ -122,9 +131,7 @@ def _print(draft: str, found: Tuning) -> None:
     top = best.measured.interval
     if top is not None and top.high < 1:
         out.print("no k makes this draft faster than plain decoding here")
-    elif any(
-        variant.k == found.declared_k and not variant.stop_below_confidence for variant in (best, *tied)
-    ):
+    elif found.keeps:
         out.print(f"the recipe's k = {found.declared_k} is among the best: nothing needs to change")
     else:
         out.print("in the recipe:\n  speculate:\n    num_speculative_tokens: " + str(best.k))

@@ -43,9 +43,13 @@ def verify(
     [bold]Example:[/bold] draftrank verify leaderboard/results/smollm2-135m-instruct/*/*.json
     """
     from draftrank.catalog.workspace import Workspace
+    from draftrank.errors import InvalidInputError, Problem
     from draftrank.workflows.verify import verify as verify_job
 
     opened = Workspace.open(workspace)
+    if missing := [path for path in bundle if not path.is_file()]:
+        fix = "name a bundle's .json file"
+        raise InvalidInputError(Problem("is not a file", str(path), fix=fix) for path in missing)
     found = []
     with ConsoleProgress() as progress:
         for path in bundle:

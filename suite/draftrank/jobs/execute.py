@@ -99,10 +99,18 @@ class _Sweep:
 
     def _start(self, job: Job) -> None:
         facts = replace(self._facts(job.id), state="running", attempts=self._facts(job.id).attempts + 1)
+        started = replace(job, unbuilt=tuple(self._unbuilt(job)))
         with _undisturbed():  # a job that has begun must be known, or nobody could end it
             self._ledger.tell(job.id, facts)
             self._began[job.id] = time.monotonic()
-            self._executor.start(job, facts.attempts)
+            self._executor.start(started, facts.attempts)
+
+    def _unbuilt(self, job: Job) -> Iterator[tuple[str, str]]:
+        """The drafts of a session whose builds ended badly: it goes on without them."""
+        for build in self._ledger.jobs:
+            facts = self._facts(build.id)
+            if build.id in job.after and build.draft is not None and facts.state != "done":
+                yield build.draft, facts.reason or facts.state
 
     def _take(self, ended: Ended, *, final: bool = False) -> None:
         began = self._began.pop(ended.job, None)

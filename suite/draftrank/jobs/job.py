@@ -31,6 +31,8 @@ class Job:
     """Ids of jobs that must have ended before, well or not: a session goes on without a draft that failed."""
     estimate_s: float | None = None
     """Seconds it is expected to take; None: nobody knows."""
+    unbuilt: tuple[tuple[str, str], ...] = ()
+    """Of a session that starts: the drafts whose builds ended badly, each with the reason."""
 
 
 @dataclass(frozen=True, slots=True)

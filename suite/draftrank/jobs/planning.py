@@ -77,7 +77,9 @@ def plan_jobs(
             left_out[id_] = f"session {done.id} has measured it"
             continue
         fetch = f"fetch {target.id} for {request.suite}"
-        jobs.setdefault(fetch, Job(fetch, "fetch", named))
+        begun = jobs.get(fetch)  # by another session: one job fetches the sources of all their drafts
+        drafts = (*(begun.request.drafts if begun else ()), *named.drafts)
+        jobs[fetch] = Job(fetch, "fetch", replace(named, drafts=tuple(dict.fromkeys(drafts))))
         builds = []
         for recipe in recipes:
             if not recipe.draft.has_weights:
@@ -112,8 +114,8 @@ def _session_id(request: RunRequest) -> str:
     place = dict.fromkeys((request.backend, request.dtype, request.device))
     words = [request.target, request.suite, *place, request.mode.label]
     words += [f"seed {request.seed}"] if request.seed else []
-    drafts = f"{len(request.drafts)} drafts" if len(request.drafts) > 3 else "+".join(request.drafts)
-    return f"session {' '.join(words)}: {drafts}"
+    # All drafts by name: two sessions of as many drafts are two jobs.
+    return f"session {' '.join(words)}: {'+'.join(request.drafts)}"
 
 
 def _done(
@@ -131,7 +133,7 @@ def _done(
             session.finished_at is not None
             and (session.target, session.suite_sha256) == (request.target, suite_sha256)
             and (session.backend, session.device) == (request.backend, request.device)
-            and session.dtype == request.dtype
+            and (session.dtype == request.dtype or session.backend == "llama.cpp")  # whose file says it
             and session.mode == request.mode
             and minor_of(session.draftrank_version) == minor_of(__version__)
             and machine_class in (None, session.machine.machine_class)

@@ -6,6 +6,7 @@ had is skipped with a warning. This is the library's main entry: the command lin
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,6 +38,8 @@ from draftrank.progress import SILENT, Progress
 if TYPE_CHECKING:
     from draftrank.engine.backends.choice import Choice
     from draftrank.models.target_folder import TargetFolder
+
+_FAILED = "build failed: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,12 +165,14 @@ def plan_run(
     *,
     recipes: tuple[Recipe, ...] | None = None,
     suite: Suite | None = None,
+    unbuilt: Mapping[str, str] | None = None,
 ) -> SessionPlan:
     """Fetches and builds all that a run needs; nothing is measured yet.
 
     Args:
         recipes: instead of those that the request names.
         suite: instead of the one that the request names.
+        unbuilt: see `build_all`.
 
     Raises:
         InvalidInputError: the request or a declaration is wrong.
@@ -196,7 +201,9 @@ def plan_run(
     fetch = workspace.fetch_context(progress)
     target_folder = ensure_target(target, fetch)
     target_file = gguf_file(target, fetch) if choice.backend == "llama.cpp" else None
-    built, doubts = build_for(workspace, target, target_folder, recipes, choice.device, tasks, progress)
+    built, doubts = build_for(
+        workspace, target, target_folder, recipes, choice.device, tasks, progress, unbuilt
+    )
     arms = tuple(
         arm
         if (place := choice.elsewhere.get(arm.recipe.id)) is None
@@ -249,14 +256,15 @@ def build_for(
     device: Device,
     tasks: tuple[TaskPrompts, ...],
     progress: Progress,
+    unbuilt: Mapping[str, str] | None = None,
 ) -> tuple[tuple[DraftArm, ...], tuple[str, ...]]:
     """Builds drafts, fails those that were made with a prompt of the tasks, and returns them with what is doubtful of the
-    target's stop tokens."""
+    target's stop tokens. Arguments as for `build_all`."""
     from draftrank.models.loading import load_tokenizer
     from draftrank.models.stop_tokens import stop_token_warnings
 
     doubts = stop_token_warnings(folder.path, load_tokenizer(folder.path), target.prompt_format)
-    built = build_all(workspace, target, recipes, device, progress)
+    built = build_all(workspace, target, recipes, device, progress, unbuilt)
     recipes_folder = workspace.root / "drafts" / target.id
     arms, unknown = check_contamination(built, tasks, folder.path, workspace.cache, recipes_folder)
     for warning in (*doubts, *unknown):
@@ -334,19 +342,27 @@ def _origin(recipe: Recipe, context: FetchContext) -> Path | None:
 
 
 def run(
-    workspace: Workspace, request: RunRequest, journal: Journal, progress: Progress = SILENT
+    workspace: Workspace,
+    request: RunRequest,
+    journal: Journal,
+    progress: Progress = SILENT,
+    *,
+    unbuilt: Mapping[str, str] | None = None,
 ) -> SessionResult:
     """Builds and measures; goes on with, or returns, what the journal has of the same run.
 
     One run builds and measures at a time in a workspace: two at once would slow each other, and a
     second of the same plan finds everything measured when its turn comes.
 
+    Args:
+        unbuilt: see `build_all`.
+
     Raises:
         InvalidInputError: the request or a declaration is wrong.
         MissingDataError: the target, or the data of every task, cannot be had.
     """
     with alone(workspace, progress):
-        plan = plan_run(workspace, request, progress)
+        plan = plan_run(workspace, request, progress, unbuilt=unbuilt)
         return run_session(plan, journal, fresh=request.fresh, progress=progress)
 
 
@@ -361,8 +377,13 @@ def build_all(
     recipes: tuple[Recipe, ...],
     device: Device,
     progress: Progress,
+    unbuilt: Mapping[str, str] | None = None,
 ) -> tuple[DraftArm, ...]:
     """Builds drafts, or finds them in the cache; a failed build is returned with its reason.
+
+    Args:
+        unbuilt: drafts whose build has failed already, with the reason: one that took too long or too much memory would do so
+            again.
 
     Raises:
         MissingDataError: the target cannot be had.
@@ -377,10 +398,12 @@ def build_all(
     with progress.stage("build drafts", len(recipes)) as stage:
         for recipe in recipes:
             try:
+                if unbuilt and recipe.id in unbuilt:
+                    raise BuildError(unbuilt[recipe.id].removeprefix(_FAILED))
                 built = build_draft(recipe, target, folder, fetch, device=device)
             except (BuildError, MissingDataError) as error:
                 progress.message(f"draft {recipe.id} could not be built: {error}")
-                arms.append(DraftArm(recipe, None, None, f"build failed: {error}"))
+                arms.append(DraftArm(recipe, None, None, f"{_FAILED}{error}"))
             else:
                 record = DraftBuild(
                     recipe=recipe.model_dump(mode="json", exclude_none=True),

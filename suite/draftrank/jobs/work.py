@@ -37,7 +37,7 @@ def work(job: Job, workspace: Workspace, journal: Journal, progress: Progress, a
         return Ended(job.id, "done", built=arm.folder)
     # A second attempt goes on with what the first began, even where that one was to measure anew.
     request = replace(job.request, fresh=job.request.fresh and attempt == 1)
-    result = run(workspace, request, journal, progress)
+    result = run(workspace, request, journal, progress, unbuilt=dict(job.unbuilt))
     return Ended(job.id, "done", session=result.session.id)
 
 

@@ -119,7 +119,8 @@ class Client:
                 self._idle_s,
             )
         except (OSError, TimeoutError) as error:
-            raise ServerError(f"{what}: no server answers on port {self._port}: {error}") from error
+            place = f"{self._host}:{self._port}"
+            raise ServerError(f"{what}: no server answers at {place}: {error}") from error
         try:
             content = b"" if body is None else json.dumps(body).encode()
             head = f"{method} {path} HTTP/1.1\r\nHost: {self._host}\r\nConnection: close\r\n{self._authorization}"

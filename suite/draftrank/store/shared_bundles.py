@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from draftrank.catalog.remote_folder import RemoteFolder
 from draftrank.errors import InvalidInputError
-from draftrank.measure.records import SessionResult
-from draftrank.store.bundle import publish
 from draftrank.store.bundle_checks import require_times
 from draftrank.store.bundle_reading import bundle_result, parse_json, read_bytes
 from draftrank.store.parity_bundle import PARITY_FILES
@@ -21,17 +19,20 @@ if TYPE_CHECKING:
     from draftrank.store.store import Store
 
 
-def put_bundles(result: SessionResult, address: str) -> list[str]:
-    """Writes the session's bundle below an address; returns its name there.
+def put_bundles(write: Callable[[Path], Iterable[Path]], address: str) -> list[str]:
+    """Writes published files below an address; returns their names there.
+
+    Args:
+        write: writes them below a folder and returns them.
 
     Raises:
-        InvalidInputError: as `publish`, or nothing installed reaches the address.
+        InvalidInputError: as `write`, or nothing installed reaches the address.
         MissingDataError: it cannot be written.
     """
     folder = RemoteFolder(address)
     with tempfile.TemporaryDirectory(prefix="draftrank-bundles-") as scratch:
         names = []
-        for path in publish(result, Path(scratch)):
+        for path in write(Path(scratch)):
             name = path.relative_to(scratch).as_posix()
             folder.put(path, name)
             names.append(f"{address.rstrip('/')}/{name}")

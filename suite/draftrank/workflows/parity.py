@@ -141,6 +141,12 @@ def _require_method(recipe: Recipe, engine: str) -> None:
             field="draft",
             fix="name an n-gram draft or one with a model",
         )
+    if recipe.draft.vocabulary_mode != "same":
+        raise InvalidInputError.single(
+            f"the draft {recipe.id!r} has a vocabulary of its own, and parity compares drafts with the target's",
+            field="draft",
+            fix="name another draft",
+        )
 
 
 # -- here ----------------------------------------------------------------------------------------

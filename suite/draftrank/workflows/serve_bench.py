@@ -173,6 +173,12 @@ def _check(asked: ServeRequest, declared: Server, engine: Engine, recipes: Seque
             raise InvalidInputError.single(
                 f"{k} is not from 1 to {MAX_SPECULATIVE_TOKENS}", field="--k", fix="choose another k"
             )
+    if declared.attach and len(set(asked.k)) > 1:
+        raise InvalidInputError.single(
+            f"the servers of {declared.id!r} run already, each with a k of its own",
+            field="--k",
+            fix="name the one that they run with, or none where it is the recipe's",
+        )
     for recipe in recipes:
         if declared.attach and recipe.id not in declared.attach.drafts:
             raise InvalidInputError.single(

@@ -29,6 +29,8 @@ PROBE_PROMPTS = 2
 """Prompts of each task on which acceptance at the largest k is measured."""
 CANDIDATES = 4
 """Numbers of tokens that are measured, the recipe's own among them."""
+DEFAULT_MAX_K = 8
+"""Largest number of tokens to look at unless another is asked for, or the recipe's own is larger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,8 @@ class Tuning:
     """Those that were measured, the fastest first."""
     declared_k: int
     """What the recipe says now."""
+    declared_confidence: float | None
+    """Its `stop_below_confidence`."""
     probe: SessionResult
     session: SessionResult
 
@@ -77,6 +81,13 @@ class Tuning:
         """Others that cannot be told apart from the best."""
         return tuple(found for found in self.variants if found.behind_best and not found.apart)
 
+    @property
+    def keeps(self) -> bool:
+        """Whether what the recipe says now is the best, or cannot be told apart from it."""
+        declared = self.declared_k, self.declared_confidence
+        leading = (self.best, *self.tied)
+        return any(one and (one.k, one.stop_below_confidence) == declared for one in leading)
+
 
 def tune_k(
     workspace: Workspace,
@@ -84,7 +95,7 @@ def tune_k(
     journal: Journal,
     progress: Progress = SILENT,
     *,
-    max_k: int = 8,
+    max_k: int | None = None,
     confidences: tuple[float, ...] = (),
 ) -> Tuning:
     """Predicts the best k of a draft and confirms it by a session of variants.
@@ -93,7 +104,7 @@ def tune_k(
 
     Args:
         request: the run of this one draft.
-        max_k: largest number of tokens to look at.
+        max_k: largest number of tokens to look at; None: `DEFAULT_MAX_K`, or the recipe's own where that is larger.
         confidences: values of `stop_below_confidence` to measure beside, each at the largest k.
 
     Raises:
@@ -102,7 +113,8 @@ def tune_k(
     """
     (draft,) = request.drafts
     recipe = workspace.recipe(request.target, draft)
-    _check(recipe, max_k, confidences)
+    max_k = largest_k(recipe, max_k)
+    _check(recipe, confidences)
     suite = workspace.suite(request.suite)
     suite = suite.model_copy(update={"id": f"{suite.id}{TUNING}"})
     largest = variant_of(recipe, max_k)
@@ -120,7 +132,8 @@ def tune_k(
         variants = [variant_of(recipe, k) for k in candidates(by_k, declared)]
         variants += [variant_of(recipe, max_k, confidence) for confidence in confidences]
         session = measure(suite, tuple(variants))
-    return Tuning(by_k, _compared(session, by_k), declared, probe, session)
+    confidence = recipe.speculate.stop_below_confidence
+    return Tuning(by_k, _compared(session, by_k), declared, confidence, probe, session)
 
 
 def variant_of(recipe: Recipe, k: int, confidence: float | None = None) -> Recipe:
@@ -138,20 +151,33 @@ def variant_of(recipe: Recipe, k: int, confidence: float | None = None) -> Recip
 
 
 def candidates(by_k: tuple[AtK, ...], declared: int) -> tuple[int, ...]:
-    """The numbers of tokens worth measuring: the declared one and those predicted to be fastest."""
-    known = {at.k for at in by_k}
+    """The numbers of tokens worth measuring: the declared one, those predicted to be fastest, and where only the largest is
+    predicted, as of trees, its half, its quarter and so on."""
+    largest = max(at.k for at in by_k)
     best_first = [at.k for at in sorted(by_k, key=lambda at: (-at.speedup, at.k))]
-    chosen = dict.fromkeys([*([declared] if declared in known else []), *best_first])
+    halves = [largest >> times for times in range(largest.bit_length())]
+    chosen = dict.fromkeys([*([declared] if declared <= largest else []), *best_first, *halves])
     return tuple(sorted(list(chosen)[:CANDIDATES]))
 
 
-def _check(recipe: Recipe, max_k: int, confidences: tuple[float, ...]) -> None:
-    if not 1 <= max_k <= MAX_SPECULATIVE_TOKENS:
+def largest_k(recipe: Recipe, asked: int | None) -> int:
+    """The largest number of tokens to look at.
+
+    Raises:
+        InvalidInputError: what is asked for is none.
+    """
+    if asked is None:
+        return max(DEFAULT_MAX_K, recipe.speculate.num_speculative_tokens)
+    if not 1 <= asked <= MAX_SPECULATIVE_TOKENS:
         raise InvalidInputError.single(
-            f"{max_k} is no number of tokens to propose",
+            f"{asked} is no number of tokens to propose",
             field="--max-k",
             fix=f"use 1 to {MAX_SPECULATIVE_TOKENS}",
         )
+    return asked
+
+
+def _check(recipe: Recipe, confidences: tuple[float, ...]) -> None:
     if confidences and not recipe.draft.has_confidence:
         raise InvalidInputError.single(
             f"the draft {recipe.id!r} is of kind {recipe.draft.kind!r}, which has no confidence",

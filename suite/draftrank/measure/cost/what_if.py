@@ -78,7 +78,7 @@ def predict_elsewhere(
     if not sources:
         raise MissingDataError(
             f"no session has trials of {draft!r}: measure it once, on any machine, with "
-            f"`draftrank run --draft {draft}`"
+            f"`draftrank run {target or 'TARGET'} --draft {draft}`"
         )
     machine_class = _machine_class(results, machine)
     for source in sources:
