@@ -215,8 +215,9 @@ def _implausible_speedup(summary: ServingSummary, arm: ServedArm, cell: ServedCe
     "proposes nothing: not one token, so this is a plain server; check the speculative configuration",
 )
 def _proposes_nothing(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Values | None:  # noqa: ARG001
-    """A draft of which no token was proposed is a plain server: its row would rank the session's noise."""
-    return {} if cell.acceptance is not None and not cell.acceptance.proposed else None
+    """A draft of which no token was proposed is a plain server: its row would rank the session's noise. An engine that does
+    not tell proposed tokens, as SGLang, passes."""
+    return {} if cell.acceptance is not None and cell.acceptance.proposed == 0 else None
 
 
 @gate(

@@ -43,9 +43,10 @@ class ServedAcceptance:
     """Tokens after each request's first ÷ steps, where steps are these tokens less the accepted ones; None where more
     was accepted than emitted."""
     rate: float | None
-    """Accepted ÷ proposed tokens."""
+    """Accepted ÷ proposed tokens; None where nothing was proposed, or the engine does not tell."""
     accepted: int
-    proposed: int
+    proposed: int | None
+    """None where the engine does not tell."""
     by_request: bool
     """Whether it comes from figures of each request; else from the server's counters, which may count accepted tokens
     behind an output's end."""
@@ -143,7 +144,8 @@ def acceptance_of(rounds: Sequence[Round]) -> ServedAcceptance | None:
     counters = [one.counters for one in rounds if one.counters is not None]
     if by_request:
         accepted = sum(request.accepted or 0 for request in complete)
-        proposed = sum(request.proposed or 0 for request in complete)
+        told = [request.proposed for request in complete if request.proposed is not None]
+        proposed = sum(told) if len(told) == len(complete) else None
     elif len(counters) == len(rounds):
         accepted = sum(found.accepted for found in counters)
         proposed = sum(found.proposed for found in counters)
@@ -151,7 +153,8 @@ def acceptance_of(rounds: Sequence[Round]) -> ServedAcceptance | None:
         return None
     decoded = sum(request.tokens - 1 for request in complete)
     length = ratio(decoded, decoded - accepted) if decoded > accepted else None
-    return ServedAcceptance(length, ratio(accepted, proposed), accepted, proposed, by_request)
+    rate = None if proposed is None else ratio(accepted, proposed)
+    return ServedAcceptance(length, rate, accepted, proposed, by_request)
 
 
 def switch_off(speedups: Mapping[int, Interval | None]) -> SwitchOff:
