@@ -173,7 +173,7 @@ class ServedRow:
     switch_off: SwitchOff
     """Of the figures in `best` that are ranked."""
     differs: tuple[str, ...]
-    """What is known to differ from the draft as its recipe says."""
+    """What is known to differ from the draft as its recipe says, and whether its acceptance comes from the server's counters."""
     recipe_sha256: str | None
     weights_sha256: str | None
     session: str

@@ -33,6 +33,12 @@ from draftrank.measure.summaries.serving import (
 )
 from draftrank.version import minor_of
 
+COUNTED = (
+    "Its acceptance comes from the server's counters, which also count accepted tokens behind the end of an "
+    "output: the acceptance length is at most the one shown."
+)
+"""What a reader should know where the engine tells nothing of single requests."""
+
 
 def build_serving_boards(results: Iterable[ServingResult]) -> tuple[ServingBoard, ...]:
     """All serving boards, by key; the order of `results` does not matter.
@@ -108,13 +114,18 @@ def _row(summary: ServingSummary, draft: str, arms: Sequence[ServedArm]) -> Serv
         arms=figures,
         best_k=_best_k(summary, figures),
         switch_off=switch_off({at: found.interval for at, found in best.items() if found.ranked}),
-        differs=tuple(dict.fromkeys(words for arm in arms for words in arm.arm.differs)),
+        differs=tuple(dict.fromkeys(words for arm in arms for words in (*arm.arm.differs, *_counted(arm)))),
         recipe_sha256=build.recipe_sha256 if build else None,
         weights_sha256=build.weights_sha256 if build else None,
         session=session.id,
         measured_at=measured_at(session),
         build=build,
     )
+
+
+def _counted(arm: ServedArm) -> tuple[str, ...]:
+    by_counters = any(cell.acceptance and not cell.acceptance.by_request for cell in arm.cells.values())
+    return (COUNTED,) if by_counters else ()
 
 
 def _best_k(summary: ServingSummary, arms: Sequence[Sequence[ServedFigures]]) -> dict[int, tuple[int, ...]]:

@@ -9,7 +9,7 @@ import pytest
 
 from builders import build
 from draftrank.board.as_json import serving_document
-from draftrank.board.serving_ranking import build_serving_boards
+from draftrank.board.serving_ranking import COUNTED, build_serving_boards
 from draftrank.board.site.index_schema import index_schema
 from servings import a_serving, an_arm, with_requests
 
@@ -84,6 +84,16 @@ def test_a_k_that_failed_a_gate_is_not_the_best():
     (row,) = only(a_serving({"ngram-k5": 2.0, "ngram-k2": 1.2}, arms=arms)).rows
     assert {found.k for found in row.best.values()} == {2}
     assert row.best_k == {}  # nothing to compare it with
+
+
+def test_acceptance_from_the_servers_counters_is_marked_as_a_bound():
+    def counted(one):
+        return with_requests(one, lambda r: r.model_copy(update={"accepted": None, "proposed": None}))
+
+    assert only(a_serving()).rows[0].differs == ()
+    (row,) = only(a_serving(change=counted)).rows
+    assert row.differs == (COUNTED,)
+    assert row.best[4].acceptance_length == only(a_serving()).rows[0].best[4].acceptance_length
 
 
 def test_what_fails_a_gate_is_shown_with_its_reason_and_not_ranked():
