@@ -155,7 +155,7 @@ class BoardRow:
     acceptance_length: float | None
     acceptance_rate: float | None
     draft_cost: float | None
-    """One draft forward in target forwards."""
+    """One draft forward in target forwards; of a draft without a model, its proposing per step."""
     predicted_speedup: float | None
     """From forward times and acceptance alone."""
     engine_efficiency: float | None
@@ -270,7 +270,7 @@ class Board:
 
     @property
     def newest(self) -> BoardSession:
-        """The session whose machine, baseline and noise stand in the board's head."""
+        """The newest session with rows: its machine, baseline and noise stand in the board's head."""
         return self.sessions[0]
 
 

@@ -20,7 +20,7 @@ from draftrank.measure.summaries.summary import ArmSummary
 
 _LEGEND = (
     "Speedup over the autoregressive baseline of the same session: geometric mean over tasks, 95 % interval. "
-    "Accept: tokens per verification step. Cost: one draft forward in target forwards."
+    "Accept: tokens per verification step. Cost: one draft forward in target forwards; without a model, proposing per step."
 )
 
 

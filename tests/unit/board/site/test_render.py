@@ -462,6 +462,16 @@ def test_a_board_of_the_baseline_alone_renders(out):
     check_links(out)
 
 
+def test_a_draft_page_shows_the_plain_decoding_of_the_session_that_measured_it(out):
+    older = slowed(result({"a": 2.0}), lambda _: 2.0)
+    (board,) = build_boards([older, result({"b": 1.5}, id="20261102-b")])
+    write_site(render_pages([board], plots=False), out)
+    newer, own = (session.baseline_tokens_per_second for session in board.sessions)
+    text = text_of(out, draft_page("tiny-target", "a"))
+    assert f"plain {own:.1f}" in text
+    assert f"plain {newer:.1f}" not in text
+
+
 def test_rows_of_several_sessions_are_pointed_out(out):
     found = build_boards([result({"a": 2.0}), result({"b": 1.5}, id="20261102-b")])
     write_site(render_pages(found, plots=False), out)
