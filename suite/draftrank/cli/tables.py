@@ -36,6 +36,10 @@ def print_board(board: Board) -> None:
         f"baseline {decimal(newest.baseline_tokens_per_second, 1)} tok/s · A/A {apart} · "
         f"{newest.prompts} prompts × {newest.repeats}"
     )
+    if len(board.sessions) > 1:
+        out.print(
+            f"rows of {len(board.sessions)} sessions, each with a baseline of its own; that of the newest is shown"
+        )
     names = (
         "rank",
         "draft",
