@@ -2,7 +2,7 @@
 
 The unit is the round: all prompts, sent to one arm at one concurrency. The throughput of a round is the tokens of its
 complete requests ÷ its wall seconds. A speedup is the geometric mean, over blocks, of the ratio of an arm's throughput to
-the baseline's in the same block, with a 95 % t-interval of the mean log ratio (rounds − 1 degrees of freedom). Arms take
+the baseline's in the same block, with a 95 % t-interval of the mean log ratio (blocks − 1 degrees of freedom). Arms take
 their rounds in an order drawn anew for each block, which is what makes these ratios independent of the machine's drift.
 
 TPOT and TTFT are pooled over the requests of all rounds. The interval of their median and of their 99th percentile is that
