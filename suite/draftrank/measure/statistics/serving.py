@@ -5,8 +5,9 @@ complete requests ÷ its wall seconds. A speedup is the geometric mean, over blo
 the baseline's in the same block, with a 95 % t-interval of the mean log ratio (blocks − 1 degrees of freedom). Arms take
 their rounds in an order drawn anew for each block, which is what makes these ratios independent of the machine's drift.
 
-TPOT and TTFT are pooled over the requests of all rounds. The interval of their median and of their 99th percentile is that
-value times e to the ± t standard errors, from the spread of the logarithms of the same percentile of each round.
+TPOT and TTFT are pooled over the requests of all rounds. The interval of their median is that value times e to the ± t standard
+errors, from the spread of the logarithms of each round's median. That of the 99th percentile, by the same rule, is too narrow
+(`docs/simulation.md`), so it is not shown.
 """
 
 from __future__ import annotations
