@@ -106,7 +106,7 @@ def _row(summary: ServingSummary, draft: str, arms: Sequence[ServedArm]) -> Serv
     return ServedRow(
         draft=draft,
         title=words_of(session.draftrank_version, build, "title") or draft,
-        proposer=proposer_of(build.recipe, build.techniques) if build else method,
+        proposer=proposer_of(build.recipe, build.techniques, served=True) if build else method,
         method=method,
         techniques=tuple(map(technique_in_words, build.techniques)) if build else (),
         trained=build.trained if build else None,
