@@ -174,7 +174,7 @@ class BoardRow:
     techniques: tuple[str, ...]
     """How it was made."""
     trained: bool | None
-    """Whether gradient descent made it; None when the build failed, as the next three."""
+    """Whether its recipe trains it; None when the build failed, as the next three."""
     k: int
     """Tokens proposed per step at most."""
     backend: str
@@ -263,7 +263,7 @@ class Board:
 
     @property
     def fastest_trained(self) -> BoardRow | None:
-        """The leading one of them that gradient descent made; None without one."""
+        """The leading one of them that its recipe trains; None without one."""
         return next(
             (row for row in self.rows if row.rank is not None and not row.lossy and row.trained), None
         )

@@ -162,7 +162,7 @@ class ServedRow:
     techniques: tuple[str, ...]
     """How it was made."""
     trained: bool | None
-    """Whether gradient descent made it; None when the build failed."""
+    """Whether its recipe trains it; None when the build failed."""
     best: Mapping[int, ServedFigures]
     """By concurrency, the figures of the k that is shown: the ranked one with the highest speedup."""
     arms: tuple[tuple[ServedFigures, ...], ...]

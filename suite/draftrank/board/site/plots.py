@@ -125,7 +125,7 @@ def readable(value: Any) -> Any:
 
 
 COST = "draft cost (one forward in target forwards)"
-_HOW = "datum.trained ? 'trained' : 'training-free'"
+_HOW = "datum.trained ? 'trained by its recipe' : 'no training in its recipe'"
 _COLOUR = {"field": "proposer", "type": "nominal", "title": "proposed by"}
 _SHAPE = {"field": "how", "type": "nominal", "title": None, "legend": {"orient": "top"}}
 _TOOLTIP = [
@@ -271,7 +271,7 @@ def _by_size(target_parameters: int) -> Plot:
     return Plot(
         SIZE,
         "Speedup by proposer and size",
-        "Each draft's speedup over its size. The colour says what proposes, the shape whether it was trained.",
+        "Each draft's speedup over its size. The colour says what proposes, the shape whether its recipe trains it.",
         _spec(
             [no_gain(_SPEEDUP), *_points(x)],
             {"filter": "isValid(datum.parameters)"},
