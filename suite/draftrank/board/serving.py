@@ -242,7 +242,7 @@ class ServingBoard:
     """Of all sessions, ascending."""
     rows: tuple[ServedRow, ...]
     sessions: tuple[ServingBoardSession, ...]
-    """Newest first; never empty."""
+    """Those the rows come from, newest first; never empty."""
 
     @property
     def newest(self) -> ServingBoardSession:

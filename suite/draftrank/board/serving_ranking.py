@@ -66,11 +66,11 @@ def _board(key: ServingKey, summaries: Sequence[ServingSummary]) -> ServingBoard
             known = chosen.get(row.draft)
             if known is None or (row.ranked and not known[0].ranked and _same_recipe(row, known[0])):
                 chosen[row.draft] = row, summary
-    concurrencies = tuple(sorted({at for summary in summaries for at in summary.session.concurrencies}))
+    used = {row.session for row, _ in chosen.values()}
+    shown = [summary for summary in newest_first if summary.session.id in used] or newest_first[:1]
+    concurrencies = tuple(sorted({at for summary in shown for at in summary.session.concurrencies}))
     rows = _ranked(chosen, concurrencies)
-    return ServingBoard(
-        key, concurrencies, tuple(sorted(rows, key=_order)), tuple(map(_session, newest_first))
-    )
+    return ServingBoard(key, concurrencies, tuple(sorted(rows, key=_order)), tuple(map(_session, shown)))
 
 
 def _same_recipe(row: ServedRow, newer: ServedRow) -> bool:

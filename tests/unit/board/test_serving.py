@@ -165,6 +165,7 @@ def test_patches_of_engine_and_draftrank_share_a_board_and_the_newest_ranked_res
     broken = a_serving({"a": 9.9}, seed=2, rounds=2, id="2026-12-02-y", finished_at="2026-12-02T10:00:00Z")
     again = only(late, early, broken)
     assert rows_of(again)["a"].session == "2026-12-01-x"
+    assert again.sessions == board.sessions  # the head shows no plain server beside which no row was measured
 
 
 def test_a_session_that_went_on_counts_once():
