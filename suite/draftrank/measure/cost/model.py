@@ -13,7 +13,8 @@ draft that ran fewer forwards than it proposed tokens (a tree, a cascade), their
     predicted speedup = Σ emitted tokens · t_target(1) ÷ Σ step(m)
 
 This is acceptance length × t_target(1) ÷ (proposed per step × t_draft + t_target(k+1)) when each step
-proposes k tokens. Forward times are read at each trial's own mean context.
+proposes k tokens. Forward times are read at the mean context of a task's steps, for `engine_efficiency` at each
+trial's own.
 
 Only *ratios* of forward times are trusted across minutes. The kinds of forward are timed in turn, so a slow
 minute affects them alike, while the same forward may take a third longer ten minutes later on a shared
