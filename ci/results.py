@@ -119,7 +119,9 @@ def front() -> str:
     return (
         f"`{board.key.target}` on `{board.key.machine_class}`, {board.key.backend_and_dtype}, {newest.prompts} "
         f"prompts of\n{len(board.tasks)} tasks, one request at a time. Plain decoding gives "
-        f"{decimal(newest.baseline_tokens_per_second, 1)} tokens/s. {_version(board.key)}, {day(newest.measured_at)}.\n\n"
+        f"{decimal(newest.baseline_tokens_per_second, 1)} tokens/s. {_version(board.key)}, {day(newest.measured_at)}."
+        + several_sessions(ranked, newest.id)
+        + "\n\n"
         + table(
             ("rank", "draft", "speedup (95 %)", "accept", "tokens/s", "output"),
             (
@@ -138,18 +140,20 @@ def front() -> str:
 
 
 def leaders() -> str:
-    """For every target and machine class the fastest lossless draft of its best board."""
+    """For every target and machine class the fastest lossless draft of its best board, with plain decoding in its session."""
     rows = []
     for target, machine_class in machines():
         boards = of_machine(target, machine_class)
         board = next((board for board in boards if board.fastest), boards[0])
         first = board.fastest
+        plain = {session.id: session.baseline_tokens_per_second for session in board.sessions}
+        own = first.session if first else board.newest.id
         rows.append(
             (
                 f"`{target}`",
                 f"`{machine_class}`",
                 board.key.backend_and_dtype,
-                decimal(board.newest.baseline_tokens_per_second, 1),
+                decimal(plain[own], 1),
                 f"`{first.draft}`" if first else "none is ranked",
                 _speedup(first),
                 decimal(first.tokens_per_second if first else None, 1),
@@ -194,11 +198,20 @@ def whole(board: Board) -> str:
         else "unknown"
     )
     head = f"**{key.backend_and_dtype}, suite `{key.suite}`, {key.mode}.** {_version(key)}, {day(newest.measured_at)}. "
-    head += f"Baseline {decimal(newest.baseline_tokens_per_second, 1)} tokens/s, A/A {apart}, {newest.prompts} prompts.\n\n"
+    head += f"Baseline {decimal(newest.baseline_tokens_per_second, 1)} tokens/s, A/A {apart}, {newest.prompts} prompts."
+    head += several_sessions(board.rows, newest.id) + "\n\n"
     names = ("rank", "draft", "k", "speedup (95 %)", "slowest task", "fastest task", "accept", "cost")
     lines = table((*names, "tokens/s", "output"), map(_cells, board.rows))
     reasons = ((row.draft, str(row.reason)) for row in board.rows if not row.ranked)
     return head + lines + notes_below(board.rows, reasons)
+
+
+def several_sessions(rows: Iterable[BoardRow | ServedRow], newest: str, plain: str = "baseline") -> str:
+    """What a head leaves out that names plain decoding of the newest session, by its id: other rows have another one."""
+    sessions = {newest, *(row.session for row in rows)}
+    if len(sessions) == 1:
+        return ""
+    return f" Rows come from {len(sessions)} sessions, each with a {plain} of its own; that of the newest is named."
 
 
 def notes_below(rows: Sequence[BoardRow | ServedRow], not_ranked: Iterable[tuple[str, str]]) -> str:
@@ -234,7 +247,7 @@ def server(board: ServingBoard) -> str:
     head = (
         f"**{key.engine_and_dtype}, server `{key.server}`, suite `{key.suite}`{load}.** {_version(key)}, "
         f"{day(newest.measured_at)}. {len(newest.record.turns)} prompt turns, {newest.record.rounds} rounds. Speedup by "
-        "requests in flight.\n\n"
+        f"requests in flight.{several_sessions(board.rows, newest.record.id, 'plain server')}\n\n"
     )
     throughput: list[str] = []
     noise: list[str] = []

@@ -229,7 +229,7 @@ def _methods(sessions: int) -> str:
     page += CHOICE.format(skewed=100 * skewed)
     page += "## Single tasks and the A/A gates\n\n"
     page += (
-        f"`unstable`: the A/A interval ends more than {100 * NOISE_TOLERANCE:.0f} % from 1. `noisy`: its half-width is over "
+        f"`unstable`: the whole A/A interval lies more than {100 * NOISE_TOLERANCE:.0f} % from 1. `noisy`: its half-width is over "
         f"{100 * NOISE_WIDTH:.0f} %. Both are false alarms here, because the arms are equal. A quick session on a noisy "
         "machine can still be ranked. The table cannot show a machine that changes *between* two arms, which is what the "
         f"gates are for. The bootstraps above use {RESAMPLES} draws.\n\n"

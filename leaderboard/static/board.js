@@ -26,7 +26,7 @@
     if (row) row.heat = line;
   }
   rows.forEach((row) => {
-    row.words = [row.draft, row.title, row.proposer, row.made, row.trained ? "trained" : "training-free"].join(" ").toLowerCase();
+    row.words = [row.draft, row.title, row.proposer, row.made, row.trained ? "trained" : "no training"].join(" ").toLowerCase();
     row.cells = row.line.cells;
     row.still = { rank: row.cells[0].textContent, speedup: row.cells[2].innerHTML };
   });

@@ -148,6 +148,19 @@ def test_a_serving_board_is_a_table_with_a_column_for_each_concurrency():
     assert "- Not ranked: `dead`: failed: the server ended with code 1.\n" in text
 
 
+def test_a_board_of_several_sessions_says_whose_baseline_it_names():
+    from builders import result, slowed
+    from draftrank.board.ranking import build_boards
+
+    old, new = slowed(result({"a": 2.0}), lambda _: 2.0), result({"b": 1.5}, id="20261102-b")
+    told = "Rows come from 2 sessions, each with a baseline of its own; that of the newest is named."
+    (board,), (alone,) = build_boards([old, new]), build_boards([new])
+    plain = f"Baseline {alone.newest.baseline_tokens_per_second:.1f} tokens/s"
+    assert plain in (head := script("results").whole(board).split("\n\n")[0])
+    assert head.endswith(told)
+    assert told not in script("results").whole(alone)
+
+
 def test_the_picture_shows_the_front_pages_board():
     picture = (ROOT / "docs" / "board.png").read_bytes()
     shown = script("board_picture").board_of(picture)

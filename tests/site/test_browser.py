@@ -268,7 +268,7 @@ def test_search_and_filters_hide_rows_and_say_how_many(ranking):
     assert ranking.shown("#ranking tbody.lossy tr[data-draft]") == []
     ranking.page.get_by_role("button", name="trained", exact=True).click()
     assert set(ranking.shown()) == {"twin", "middle", "slow"}
-    ranking.page.get_by_role("button", name="training-free").click()
+    ranking.page.get_by_role("button", name="no training").click()
     assert set(ranking.shown()) == {"quick", "none", "evil", "late"}
     assert (
         ranking.page.get_by_role("button", name="trained", exact=True).get_attribute("aria-pressed")

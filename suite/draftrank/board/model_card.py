@@ -91,8 +91,9 @@ def _measured(build: DraftBuild, boards: Iterable[Board]) -> str:
 
 
 def _line(board: Board, row: BoardRow) -> str:
-    key = board.key
-    output = "lossy" if row.lossy else f"{row.fidelity.breaks} breaks, {row.fidelity.ties} ties"
+    key, fidelity = board.key, row.fidelity
+    counted = f"{fidelity.breaks} breaks, {fidelity.ties} ties"
+    output = "lossy" if row.lossy else counted if fidelity.status in ("ties", "breaks") else fidelity.status
     cells = (
         f"{key.suite}, {key.backend_and_dtype}, {key.mode}",
         key.machine_class,

@@ -33,15 +33,15 @@ _TECHNIQUES = {"suffix": "suffix decoding", "target features": "EAGLE head"}  # 
 """Techniques as records before 0.3 spell them."""
 
 
-def proposer_of(recipe: Mapping[str, Any], techniques: Sequence[str]) -> str:
+def proposer_of(recipe: Mapping[str, Any], techniques: Sequence[str], *, served: bool = False) -> str:
     """What proposes, e.g. `n-gram`, `EAGLE-3 head`, `suffix decoding + EAGLE-3 head`; of a kind that is not known here, its
-    techniques."""
+    techniques. Where it is `served`, the model of a cascade proposes alone."""
     draft = recipe.get("draft")
     kind = draft.get("kind") if isinstance(draft, Mapping) else None
     if isinstance(draft, Mapping) and isinstance(kind, str):
         if kind in _ALONE:
             return _ALONE[kind]
-        if kind in _MODELS:
+        if kind in _MODELS or (served and kind in _CASCADES):
             return _model(recipe)
         if kind in _CASCADES:
             first = _ALONE["ngram" if draft.get("min_probability") is None else "suffix"]

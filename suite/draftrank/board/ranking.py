@@ -1,6 +1,7 @@
 """From sessions to boards: which results may be compared, which one stands for a draft, who ranks where.
 
-Rows that the evidence does not tell apart share a range of ranks (`measure.statistics.ranking_evidence`). Ranks never cross target, machine class, dtype, device, mode, suite or version.
+Rows that the evidence does not tell apart have ranges of ranks that overlap (`measure.statistics.ranking_evidence`). Ranks
+never cross target, machine class, backend, dtype, device, mode, suite or version.
 """
 
 from __future__ import annotations

@@ -155,7 +155,7 @@ class BoardRow:
     acceptance_length: float | None
     acceptance_rate: float | None
     draft_cost: float | None
-    """One draft forward in target forwards."""
+    """One draft forward in target forwards; of a draft without a model, its proposing per step."""
     predicted_speedup: float | None
     """From forward times and acceptance alone."""
     engine_efficiency: float | None
@@ -174,7 +174,7 @@ class BoardRow:
     techniques: tuple[str, ...]
     """How it was made."""
     trained: bool | None
-    """Whether gradient descent made it; None when the build failed, as the next three."""
+    """Whether its recipe trains it; None when the build failed, as the next three."""
     k: int
     """Tokens proposed per step at most."""
     backend: str
@@ -263,14 +263,14 @@ class Board:
 
     @property
     def fastest_trained(self) -> BoardRow | None:
-        """The leading one of them that gradient descent made; None without one."""
+        """The leading one of them that its recipe trains; None without one."""
         return next(
             (row for row in self.rows if row.rank is not None and not row.lossy and row.trained), None
         )
 
     @property
     def newest(self) -> BoardSession:
-        """The session whose machine, baseline and noise stand in the board's head."""
+        """The newest session with rows: its machine, baseline and noise stand in the board's head."""
         return self.sessions[0]
 
 

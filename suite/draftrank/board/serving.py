@@ -162,7 +162,7 @@ class ServedRow:
     techniques: tuple[str, ...]
     """How it was made."""
     trained: bool | None
-    """Whether gradient descent made it; None when the build failed."""
+    """Whether its recipe trains it; None when the build failed."""
     best: Mapping[int, ServedFigures]
     """By concurrency, the figures of the k that is shown: the ranked one with the highest speedup."""
     arms: tuple[tuple[ServedFigures, ...], ...]
@@ -173,7 +173,7 @@ class ServedRow:
     switch_off: SwitchOff
     """Of the figures in `best` that are ranked."""
     differs: tuple[str, ...]
-    """What is known to differ from the draft as its recipe says."""
+    """What is known to differ from the draft as its recipe says, and whether its acceptance comes from the server's counters."""
     recipe_sha256: str | None
     weights_sha256: str | None
     session: str
@@ -242,7 +242,7 @@ class ServingBoard:
     """Of all sessions, ascending."""
     rows: tuple[ServedRow, ...]
     sessions: tuple[ServingBoardSession, ...]
-    """Newest first; never empty."""
+    """Those the rows come from, newest first; never empty."""
 
     @property
     def newest(self) -> ServingBoardSession:

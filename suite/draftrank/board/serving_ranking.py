@@ -33,6 +33,12 @@ from draftrank.measure.summaries.serving import (
 )
 from draftrank.version import minor_of
 
+COUNTED = (
+    "Its acceptance comes from the server's counters, which also count accepted tokens behind the end of an "
+    "output: the acceptance length is at most the one shown."
+)
+"""What a reader should know where the engine tells nothing of single requests."""
+
 
 def build_serving_boards(results: Iterable[ServingResult]) -> tuple[ServingBoard, ...]:
     """All serving boards, by title, of one title the newest first; the order of `results` does not matter.
@@ -61,11 +67,11 @@ def _board(key: ServingKey, summaries: Sequence[ServingSummary]) -> ServingBoard
             known = chosen.get(row.draft)
             if known is None or (row.ranked and not known[0].ranked and _same_recipe(row, known[0])):
                 chosen[row.draft] = row, summary
-    concurrencies = tuple(sorted({at for summary in summaries for at in summary.session.concurrencies}))
+    used = {row.session for row, _ in chosen.values()}
+    shown = [summary for summary in newest_first if summary.session.id in used] or newest_first[:1]
+    concurrencies = tuple(sorted({at for summary in shown for at in summary.session.concurrencies}))
     rows = _ranked(chosen, concurrencies)
-    return ServingBoard(
-        key, concurrencies, tuple(sorted(rows, key=_order)), tuple(map(_session, newest_first))
-    )
+    return ServingBoard(key, concurrencies, tuple(sorted(rows, key=_order)), tuple(map(_session, shown)))
 
 
 def _same_recipe(row: ServedRow, newer: ServedRow) -> bool:
@@ -101,7 +107,7 @@ def _row(summary: ServingSummary, draft: str, arms: Sequence[ServedArm]) -> Serv
     return ServedRow(
         draft=draft,
         title=words_of(session.draftrank_version, build, "title") or draft,
-        proposer=proposer_of(build.recipe, build.techniques) if build else method,
+        proposer=proposer_of(build.recipe, build.techniques, served=True) if build else method,
         method=method,
         techniques=tuple(map(technique_in_words, build.techniques)) if build else (),
         trained=build.trained if build else None,
@@ -109,13 +115,18 @@ def _row(summary: ServingSummary, draft: str, arms: Sequence[ServedArm]) -> Serv
         arms=figures,
         best_k=_best_k(summary, figures),
         switch_off=switch_off({at: found.interval for at, found in best.items() if found.ranked}),
-        differs=tuple(dict.fromkeys(words for arm in arms for words in arm.arm.differs)),
+        differs=tuple(dict.fromkeys(words for arm in arms for words in (*arm.arm.differs, *_counted(arm)))),
         recipe_sha256=build.recipe_sha256 if build else None,
         weights_sha256=build.weights_sha256 if build else None,
         session=session.id,
         measured_at=measured_at(session),
         build=build,
     )
+
+
+def _counted(arm: ServedArm) -> tuple[str, ...]:
+    by_counters = any(cell.acceptance and not cell.acceptance.by_request for cell in arm.cells.values())
+    return (COUNTED,) if by_counters else ()
 
 
 def _best_k(summary: ServingSummary, arms: Sequence[Sequence[ServedFigures]]) -> dict[int, tuple[int, ...]]:

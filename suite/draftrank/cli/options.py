@@ -69,8 +69,8 @@ BudgetOption = Annotated[
     str | None,
     typer.Option(
         "--budget",
-        help="Decoding time for repeats until the intervals are narrow enough, e.g. 90s, 30m, 2h. "
-        "Default: only the suite's own repeats.",
+        help="Time that all trials may take while prompts are repeated until the intervals are narrow enough, "
+        "e.g. 90s, 30m, 2h. Default: only the suite's own repeats.",
         metavar="TIME",
     ),
 ]

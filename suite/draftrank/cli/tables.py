@@ -20,7 +20,7 @@ from draftrank.measure.summaries.summary import ArmSummary
 
 _LEGEND = (
     "Speedup over the autoregressive baseline of the same session: geometric mean over tasks, 95 % interval. "
-    "Accept: tokens per verification step. Cost: one draft forward in target forwards."
+    "Accept: tokens per verification step. Cost: one draft forward in target forwards; without a model, proposing per step."
 )
 
 
@@ -36,6 +36,10 @@ def print_board(board: Board) -> None:
         f"baseline {decimal(newest.baseline_tokens_per_second, 1)} tok/s · A/A {apart} · "
         f"{newest.prompts} prompts × {newest.repeats}"
     )
+    if len(board.sessions) > 1:
+        out.print(
+            f"rows of {len(board.sessions)} sessions, each with a baseline of its own; that of the newest is shown"
+        )
     names = (
         "rank",
         "draft",

@@ -72,8 +72,8 @@ class RunRequest:
     target_ci: float | None = DEFAULT_TARGET_CI
     """Half-width of each arm's relative 95 % interval at which repeating ends; None: no matter."""
     budget_s: float | None = None
-    """Seconds of decoding up to which prompts are repeated until `target_ci` is reached; None: the suite's
-    repeats are all there are."""
+    """Seconds of all trials, the suite's repeats included, up to which prompts are repeated further until
+    `target_ci` is reached; None: the suite's repeats are all there are."""
     seed: int = 0
     """Seed of arm order."""
     fresh: bool = False

@@ -2,8 +2,8 @@
 
 A serving session measures servers from outside: one arm is one server process, alike but for its speculative
 configuration. A round sends the same prompts to one arm at one concurrency. Rounds with the same index are one block: all
-arms at that concurrency, in alternating order. The unit of the statistics is the round, paired with the baseline's of its
-block. Every figure is computed from these records.
+arms at that concurrency, in an order drawn for the block. The unit of the statistics is the round, paired with the baseline's
+of its block. Every figure is computed from these records.
 """
 
 from __future__ import annotations

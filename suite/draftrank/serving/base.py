@@ -95,8 +95,8 @@ class Completion:
     accepted: int
     """Proposed tokens that were accepted and emitted. One that ended the output stands for the step's bonus token, and
     what the server accepted behind it does not count."""
-    proposed: int
-    """Proposed tokens, as the server counts them."""
+    proposed: int | None
+    """Proposed tokens, as the server counts them; None where it does not tell."""
     began: float
     """When the request was sent, by `perf_counter`."""
     arrivals: tuple[tuple[float, int], ...]
@@ -108,7 +108,7 @@ class Completion:
     gaps: frozenset[int] = frozenset()
     """Indices in the output of tokens that the stream left out, so that `token_ids` lacks them."""
     figures: bool = True
-    """Whether the server told of acceptance; where it did not, `accepted` and `proposed` are 0."""
+    """Whether the server told of acceptance; where it did not, `accepted` and `proposed` say nothing."""
     top: tuple[tuple[tuple[int, float], ...], ...] = ()
     """Of each token's position, the most likely token ids with their log-probabilities, where they were asked for."""
 

@@ -101,7 +101,7 @@ class Sglang(Engine):
             token_ids=tuple(tokens),
             finish="stop" if tokens[-1] in request.stop_tokens else "length",
             accepted=accepted,
-            proposed=0,
+            proposed=None,
             began=began,
             arrivals=tuple(arrivals),
             disagreement=disagreement,

@@ -259,7 +259,7 @@ def _output(found: Completion | Decoding) -> Output:
     return Output(
         token_ids=found.token_ids,
         steps=max(0, found.steps),
-        proposed=found.proposed,
+        proposed=found.proposed or 0,
         decode_s=found.decode_s,
         disagreement=getattr(found, "disagreement", None),
     )

@@ -131,7 +131,7 @@ def differences(recipe: Recipe, engine: Program) -> Iterator[str]:
     draft, speculate = recipe.draft, recipe.speculate
     if isinstance(draft, NgramDraft):
         if draft.tokens_per_match is not None:
-            yield "Both propose k tokens whatever matches; the recipe copies more the longer the match is."
+            yield "It proposes k tokens whatever matches; the recipe copies more the longer the match is."
         if engine == "llama.cpp":
             yield (
                 f"llama.cpp looks up runs of {draft.min_ngram} tokens only, and copies nothing where fewer than that follow "
@@ -145,16 +145,16 @@ def differences(recipe: Recipe, engine: Program) -> Iterator[str]:
             yield f"transformers looks up single tokens too; this engine at least {draft.min_ngram} tokens."
         return
     if recipe.draft.kind == "cascade":
-        yield "The model alone was run in both; the recipe copies from the context first."
+        yield "Its model runs alone; the recipe copies from the context first."
     if speculate.stop_below_confidence is not None:
         yield (
-            "Both propose k tokens in every step; the recipe ends a chain below a confidence of "
+            "It proposes k tokens in every step; the recipe ends a chain below a confidence of "
             f"{speculate.stop_below_confidence:g}."
         )
     if speculate.branch_above_probability is not None:
-        yield "Both verify chains; the recipe proposes token trees."
+        yield "It proposes chains; the recipe proposes token trees."
     if speculate.typical_acceptance is not None:
-        yield "Both leave the output unchanged; the recipe accepts by a lossy rule."
+        yield "It leaves the output unchanged; the recipe accepts by a lossy rule."
     written = what_differs(draft.traits)
     if written is not None:
         yield f"In the exported form {written}."

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from builders import result
 from draftrank.board.model_card import model_card
+from draftrank.board.ranking import build_boards
+from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.catalog.loading import load_declaration
 from draftrank.catalog.programs import ProgramUse
 from draftrank.catalog.recipe import Recipe
@@ -73,6 +76,18 @@ def test_what_the_draft_does_in_the_program_is_that_of_these_weights_and_the_new
     assert "Not compared in llama.cpp" in llama_cpp
     (missed,) = model_card(build, target, (), (others,), uses[:1], {}).split("### ")[1:]
     assert "Not compared in vLLM" in missed
+
+
+@pytest.mark.parametrize(
+    ("mode", "output"),
+    [(DecodingMode(), "identical"), (DecodingMode(temperature=0.8), "not compared")],
+    ids=["greedy", "sampling"],
+)
+def test_outputs_without_a_break_or_tie_are_named_by_what_they_are(target, mode, output):
+    (board,) = build_boards([result({"a": 1.5}, mode=mode)])
+    (row,) = board.rows
+    assert row.build is not None
+    assert f"| {output} | 2026-11-01 |" in model_card(row.build, target, [board], (), (), {})
 
 
 def declared(folder: Path, text: str) -> Recipe:

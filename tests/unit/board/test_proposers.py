@@ -49,6 +49,12 @@ def test_a_draft_is_named_by_what_proposes(draft, words):
     assert proposer_of({"draft": draft}, ("one", "suffix")) == words
 
 
+def test_in_a_server_the_model_of_a_cascade_proposes_alone():
+    cascade = {"kind": "cascade", "min_probability": 0.5, "steps": HEAD}
+    assert proposer_of({"draft": cascade}, (), served=True) == "EAGLE-3 head"
+    assert proposer_of({"draft": {"kind": "ngram"}}, (), served=True) == "n-gram"
+
+
 PLAIN = st.recursive(
     st.none()
     | st.booleans()

@@ -9,7 +9,7 @@ import pytest
 
 from builders import build
 from draftrank.board.as_json import serving_document
-from draftrank.board.serving_ranking import build_serving_boards
+from draftrank.board.serving_ranking import COUNTED, build_serving_boards
 from draftrank.board.site.index_schema import index_schema
 from servings import a_serving, an_arm, with_requests
 
@@ -86,6 +86,16 @@ def test_a_k_that_failed_a_gate_is_not_the_best():
     assert row.best_k == {}  # nothing to compare it with
 
 
+def test_acceptance_from_the_servers_counters_is_marked_as_a_bound():
+    def counted(one):
+        return with_requests(one, lambda r: r.model_copy(update={"accepted": None, "proposed": None}))
+
+    assert only(a_serving()).rows[0].differs == ()
+    (row,) = only(a_serving(change=counted)).rows
+    assert row.differs == (COUNTED,)
+    assert row.best[4].acceptance_length == only(a_serving()).rows[0].best[4].acceptance_length
+
+
 def test_what_fails_a_gate_is_shown_with_its_reason_and_not_ranked():
     def busy(one):
         return one.model_copy(update={"client_cpu": 0.9}) if one.concurrency == 16 else one
@@ -155,6 +165,7 @@ def test_patches_of_engine_and_draftrank_share_a_board_and_the_newest_ranked_res
     broken = a_serving({"a": 9.9}, seed=2, rounds=2, id="2026-12-02-y", finished_at="2026-12-02T10:00:00Z")
     again = only(late, early, broken)
     assert rows_of(again)["a"].session == "2026-12-01-x"
+    assert again.sessions == board.sessions  # the head shows no plain server beside which no row was measured
 
 
 def test_a_session_that_went_on_counts_once():

@@ -72,6 +72,7 @@ def test_steps_and_accepted_tokens_are_those_that_were_emitted(
     assert found.token_ids == tuple(expected)
     assert found.disagreement is None
     assert (found.steps, found.accepted) == (steps, len(expected) - 1 - steps)
+    assert (found.proposed is None) == (form == "sglang")  # which does not tell
     assert found.finish == ("stop" if expected[-1] in stop else "length")
 
 

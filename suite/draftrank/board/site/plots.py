@@ -26,7 +26,7 @@ _MAX_LETTERS = 64
 _MAX_LINES = 8
 """Drafts whose acceptance by position is drawn; more lines cannot be told apart."""
 _STEP_COSTS = (0.0, 0.25, 0.5, 1.0, 2.0)
-"""Drafting per step, in target forwards, of the lines of equal cost."""
+"""What a step costs beyond one target forward, in target forwards, of the lines of equal cost."""
 _PALETTES: dict[Theme, tuple[str, ...]] = {
     "light": (
         "#0f6a5f", "#b4541a", "#4056a1", "#9c2f63", "#6b6f12", "#1f7fb0", "#7a4fb5", "#8a6a4f", "#5c5f66", "#c0392b",
@@ -125,7 +125,7 @@ def readable(value: Any) -> Any:
 
 
 COST = "draft cost (one forward in target forwards)"
-_HOW = "datum.trained ? 'trained' : 'training-free'"
+_HOW = "datum.trained ? 'trained by its recipe' : 'no training in its recipe'"
 _COLOUR = {"field": "proposer", "type": "nominal", "title": "proposed by"}
 _SHAPE = {"field": "how", "type": "nominal", "title": None, "legend": {"orient": "top"}}
 _TOOLTIP = [
@@ -253,8 +253,10 @@ def _by_acceptance(rows: Sequence[Row]) -> Plot:
     return Plot(
         "acceptance",
         "Acceptance length against speedup",
-        "Results on one dashed line have equal drafting cost per step; the label is that cost in target forwards. On the "
-        "uppermost line drafting costs nothing; a result above it would be implausible.",
+        "Results on one dashed line pay equally much per step beyond one forward of the target: for drafting, longer "
+        "verification and the loop. The label is that cost in target forwards. On the uppermost line a step costs one "
+        "target forward. Acceptance length is over all steps and speedup a mean over tasks, so a draft that gains "
+        "unevenly may lie slightly above it.",
         _spec([equal, labels, *_points(x)], {"filter": "isValid(datum.acceptance)"}),
     )
 
@@ -269,7 +271,7 @@ def _by_size(target_parameters: int) -> Plot:
     return Plot(
         SIZE,
         "Speedup by proposer and size",
-        "Each draft's speedup over its size. The colour says what proposes, the shape whether it was trained.",
+        "Each draft's speedup over its size. The colour says what proposes, the shape whether its recipe trains it.",
         _spec(
             [no_gain(_SPEEDUP), *_points(x)],
             {"filter": "isValid(datum.parameters)"},
@@ -314,7 +316,7 @@ def _by_position(rows: Sequence[Row]) -> Plot:
     return Plot(
         "position",
         "Acceptance by position",
-        f"The share of proposed tokens that the target accepted at each position, for the {len(shown)} leading "
-        f"drafts.",
+        f"The share of tokens proposed at each position that the target accepted, given that it accepted those before, "
+        f"for the {len(shown)} leading drafts.",
         spec,
     )

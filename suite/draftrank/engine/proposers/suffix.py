@@ -47,7 +47,7 @@ class SuffixDraft(DraftBase):
     tokens_per_match: Annotated[float, Field(gt=0.0, le=64.0)] = DEFAULT_TRUST
     """Maximum number of proposed tokens per matching token."""
     min_probability: MinProbability = 0.1
-    """Minimum share of the earlier occurrences that must agree on a token; copying ends before the first
+    """Minimum share of the earlier occurrences that must agree on a path; copying ends before the first
     token below it."""
 
     @model_validator(mode="after")

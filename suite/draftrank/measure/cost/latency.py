@@ -9,8 +9,9 @@ hand. Single-token forwards follow one another in decoding (the baseline's alway
 is timed after another one. A verification follows other forwards, and is timed so.
 
 A shared machine is faster in one minute than in another, and not equally so for every kind of forward. So a
-session times its forwards repeatedly between its prompts, and uses the mean. All arms take part in the same rounds:
-the target's forward of so many tokens is the same for each of them, and is timed once.
+session times its forwards at its beginning, every ten minutes between its prompts and at its end, and uses the mean of these
+medians. All arms take part in the same rounds: the target's forward of so many tokens is the same for each of them, and
+is timed once.
 
 The forwards of nearly every step of some arm (one token, k+1 tokens, one token of the draft) determine the prediction
 and are timed in every round. Other sizes, which only other k and shortened proposals need, are timed in every third.

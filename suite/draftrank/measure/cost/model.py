@@ -1,18 +1,20 @@
 """What decoding with a draft should cost, from forward times and from how many tokens were accepted.
 
-The prediction uses two independent sources: forward times, taken before the trials (`latency`), and the
-trials' counts of proposed and accepted tokens. No time of a trial enters it, except the lookup time of a
-draft without a model, which no forward shows. Where predicted and measured speedup agree, both are credible.
-Where they differ, either the loop costs time or a measurement is wrong.
+The prediction uses two independent sources: forward times, taken beside the trials (`latency`), and the
+trials' counts of proposed and accepted tokens. No time of a trial enters it, except the lookup time of
+trials in which no model ran, which no forward shows. Where predicted and measured speedup agree, both are
+credible. Where they differ, either the loop costs time or a measurement is wrong.
 
-A step that verifies m tokens costs m forwards of the draft and one of the target over m+1 positions:
+A step that verifies m tokens costs m forwards of the draft and one of the target over m+1 positions. Of a
+draft that ran fewer forwards than it proposed tokens (a tree, a cascade), their share counts:
 
     step(m) = t_draft(1)·m + [t_draft(2) − t_draft(1) where the step before accepted everything] + t_target(m+1)
 
     predicted speedup = Σ emitted tokens · t_target(1) ÷ Σ step(m)
 
 This is acceptance length × t_target(1) ÷ (proposed per step × t_draft + t_target(k+1)) when each step
-proposes k tokens. Forward times are read at each trial's own mean context.
+proposes k tokens. Forward times are read at the mean context of a task's steps, for `engine_efficiency` at each
+trial's own.
 
 Only *ratios* of forward times are trusted across minutes. The kinds of forward are timed in turn, so a slow
 minute affects them alike, while the same forward may take a third longer ten minutes later on a shared

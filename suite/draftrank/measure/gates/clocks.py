@@ -28,8 +28,8 @@ PAUSE_S = 0.25
 LOST_SHARE = 0.05
 """Share of an arm's time that may be missing in the gaps between its trials and the next."""
 GAP_SHARE = 0.02
-"""Share of a trial's decode time by which the median gap after an arm's trials may differ from the usual one.
-Honest published results stay below 0.005 on CPUs."""
+"""Share of a trial's decode time by which the median gap after an arm's trials may differ from the usual one, beside
+four standard errors of that median. Honest published results stay below 0.005 on CPUs."""
 GAP_VARIES = 0.5
 """Share of the usual gap by which it may differ too. The largest in published results is 0.25."""
 GAP_S = 0.003

@@ -28,8 +28,8 @@ from draftrank.measure.statistics.estimates import Estimate, ends_of, geometric_
 from draftrank.measure.summaries.summary import ArmSummary, SessionSummary
 
 MIN_FORWARD = 0.7
-"""Minimum of the mean time of a verification, as a share of the target's fastest single-token forward in the
-session. Published sessions stay above 0.9, and a forward over more tokens is never faster."""
+"""Minimum of the mean time of a verification, as a share of the target's single-token forward in the session.
+Published sessions stay above 0.9, and a forward over more tokens is never faster."""
 MIN_PROPOSED = 100
 """Proposals of a model after which at least one must have been accepted."""
 
@@ -180,13 +180,13 @@ def _clocks(same: _Same) -> tuple[tuple[str, str], ...]:
 @gate(
     "skipped-work",
     "draft",
-    "implausible: a verification took {mean} ms on average in {task}, though no forward of the target "
-    "took under {fastest} ms; work was skipped, or the clock is wrong",
+    "implausible: a verification took {mean} ms on average in {task}, though the target's forward of one token "
+    "takes {fastest} ms; work was skipped, or the clock is wrong",
 )
 def skipped_work(summary: SessionSummary, arm: ArmSummary) -> Values | None:
     """A verification is a forward of the target over at least one token, so its mean time in a task cannot be
-    far below the session's fastest single-token forward: the baseline's in the same task, or one timed before
-    the start. An arm below it skips work."""
+    far below the session's single-token forward: the baseline's mean in the same task or, where it is less, the
+    smallest median timed beside the trials. An arm below it skips work."""
     timed = [
         latency.median_s
         for each in summary.arms

@@ -27,9 +27,10 @@ CLIENT_CPU = 0.5
 """Processors that the client may keep busy. It is a single process: beyond half a processor tokens begin to wait for it, and
 on a small machine it takes time that the server needs."""
 DISTURBED_BLOCKS = 0.2
-"""Largest share of the blocks of a concurrency that may stay disturbed: one of six."""
+"""Largest share of the watched blocks of a concurrency that may stay disturbed: one of five to nine."""
 WALL_TOLERANCE = 0.02
-"""By how much the wall seconds of a round may differ from the time between its first request and its last token."""
+"""Share by which the wall seconds of a round may differ from the time between its first request and its last token,
+beside 0.1 s."""
 _WALL_S = 0.1
 _AGAIN = "run the same command again"
 
@@ -215,8 +216,9 @@ def _implausible_speedup(summary: ServingSummary, arm: ServedArm, cell: ServedCe
     "proposes nothing: not one token, so this is a plain server; check the speculative configuration",
 )
 def _proposes_nothing(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Values | None:  # noqa: ARG001
-    """A draft of which no token was proposed is a plain server: its row would rank the session's noise."""
-    return {} if cell.acceptance is not None and not cell.acceptance.proposed else None
+    """A draft of which no token was proposed is a plain server: its row would rank the session's noise. An engine that does
+    not tell proposed tokens, as SGLang, passes."""
+    return {} if cell.acceptance is not None and cell.acceptance.proposed == 0 else None
 
 
 @gate(
@@ -280,7 +282,7 @@ def _no_noise_floor(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -
     "unstable: the plain server against its twin came out at {low}–{high} instead of 1; run it again on a quiet machine",
 )
 def _unstable(summary: ServingSummary, arm: ServedArm, cell: ServedCell) -> Values | None:  # noqa: ARG001
-    """The plain server measured against its twin must come out at 1, to within 1 %."""
+    """The plain server measured against its twin must come out at 1: its interval must reach to within 1 % of it."""
     interval = _noise(summary, cell)
     if interval is None or not differs(interval):
         return None

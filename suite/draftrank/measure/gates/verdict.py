@@ -206,7 +206,7 @@ def _no_noise_floor(summary: SessionSummary, arm: ArmSummary) -> Values | None: 
     f"unstable: the baseline against itself came out at {{low}}–{{high}} instead of 1; {_QUIETER}",
 )
 def _unstable(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
-    """The baseline measured against itself must come out at 1, to within 1 %."""
+    """The baseline measured against itself must come out at 1: its interval must reach to within 1 % of it."""
     noise = _noise(summary)
     return _shown(noise) if noise and differs(noise) else None
 
@@ -229,8 +229,8 @@ def _noisy(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: 
 )
 def _disturbed(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
     """The machine must be free for the session. A prompt turn during which other processes, the hypervisor or
-    a lack of memory took time is decoded again, and no more than a tenth may stay so. Sessions that were not
-    watched pass."""
+    a lack of memory took time is decoded again, and no more than a tenth of those that were watched may stay
+    so. Sessions that were not watched pass."""
     return _not_calm(summary, "disturbed")
 
 
@@ -240,8 +240,8 @@ def _disturbed(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # no
     "unstable: the machine was slowed down in {share} of the prompt turns (e.g. {example}); {fix}",
 )
 def _throttled(summary: SessionSummary, arm: ArmSummary) -> Values | None:  # noqa: ARG001
-    """The machine must keep its speed. No more than a tenth of the prompt turns may stay slowed down by a
-    container's quota or by lowered clocks. Sessions that were not watched pass."""
+    """The machine must keep its speed. No more than a tenth of the prompt turns that were watched may stay
+    slowed down by a container's quota or by lowered clocks. Sessions that were not watched pass."""
     return _not_calm(summary, "throttled")
 
 

@@ -115,7 +115,8 @@ def _gpu_clock(stretch: Stretch, cores: int) -> Values | None:  # noqa: ARG001
 
 
 def _clock(stretch: Stretch, cores: int) -> Values | None:  # noqa: ARG001
-    """All arms of a stretch must run at about the same clock of the processor, and of the GPU."""
+    """All arms of a stretch must run at about the same clock of the processor, and of the GPU. Virtual machines do not
+    show their processor's clock."""
     for clocks in (
         [entry.frequency_hz for entry in stretch if entry.frequency_hz],
         [entry.gpu_clock_hz for entry in stretch if entry.gpu_clock_hz],

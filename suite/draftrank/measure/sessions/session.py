@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from draftrank.measure.sessions.bench import Bench
 
 ATTEMPTS = 3
-"""Maximum of attempts at a prompt turn while the machine is disturbed."""
+"""Maximum of attempts at a prompt turn while the machine is disturbed. One more follows at the end of the repeats, if the
+machine has become calm."""
 PATIENCE_BLOCKS = 4
 """Prompt turns that stayed disturbed, after which none is decoded again until the end of the repeats."""
 PAUSE_S = 10.0

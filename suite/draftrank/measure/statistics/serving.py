@@ -2,11 +2,12 @@
 
 The unit is the round: all prompts, sent to one arm at one concurrency. The throughput of a round is the tokens of its
 complete requests ÷ its wall seconds. A speedup is the geometric mean, over blocks, of the ratio of an arm's throughput to
-the baseline's in the same block, with a 95 % t-interval of the mean log ratio (rounds − 1 degrees of freedom). Arms take
+the baseline's in the same block, with a 95 % t-interval of the mean log ratio (blocks − 1 degrees of freedom). Arms take
 their rounds in an order drawn anew for each block, which is what makes these ratios independent of the machine's drift.
 
-TPOT and TTFT are pooled over the requests of all rounds. The interval of their median and of their 99th percentile is that
-value times e to the ± t standard errors, from the spread of the logarithms of the same percentile of each round.
+TPOT and TTFT are pooled over the requests of all rounds. The interval of their median is that value times e to the ± t standard
+errors, from the spread of the logarithms of each round's median. That of the 99th percentile, by the same rule, is too narrow
+(`docs/simulation.md`), so it is not shown.
 """
 
 from __future__ import annotations
@@ -43,9 +44,10 @@ class ServedAcceptance:
     """Tokens after each request's first ÷ steps, where steps are these tokens less the accepted ones; None where more
     was accepted than emitted."""
     rate: float | None
-    """Accepted ÷ proposed tokens."""
+    """Accepted ÷ proposed tokens; None where nothing was proposed, or the engine does not tell."""
     accepted: int
-    proposed: int
+    proposed: int | None
+    """None where the engine does not tell."""
     by_request: bool
     """Whether it comes from figures of each request; else from the server's counters, which may count accepted tokens
     behind an output's end."""
@@ -143,7 +145,8 @@ def acceptance_of(rounds: Sequence[Round]) -> ServedAcceptance | None:
     counters = [one.counters for one in rounds if one.counters is not None]
     if by_request:
         accepted = sum(request.accepted or 0 for request in complete)
-        proposed = sum(request.proposed or 0 for request in complete)
+        told = [request.proposed for request in complete if request.proposed is not None]
+        proposed = sum(told) if len(told) == len(complete) else None
     elif len(counters) == len(rounds):
         accepted = sum(found.accepted for found in counters)
         proposed = sum(found.proposed for found in counters)
@@ -151,7 +154,8 @@ def acceptance_of(rounds: Sequence[Round]) -> ServedAcceptance | None:
         return None
     decoded = sum(request.tokens - 1 for request in complete)
     length = ratio(decoded, decoded - accepted) if decoded > accepted else None
-    return ServedAcceptance(length, ratio(accepted, proposed), accepted, proposed, by_request)
+    rate = None if proposed is None else ratio(accepted, proposed)
+    return ServedAcceptance(length, rate, accepted, proposed, by_request)
 
 
 def switch_off(speedups: Mapping[int, Interval | None]) -> SwitchOff:

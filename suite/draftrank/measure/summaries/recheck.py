@@ -3,7 +3,7 @@
 The weights determine greedy outputs and accept histograms, but for rounding: another build of the engine or
 another processor adds in another order, which may change a choice between almost equal tokens. So outputs may
 differ by ties: both tokens are the target's best one, as far as the backend's logits can tell. Accept histograms
-must be equal in fp32 where outputs are; in bf16 and fp16 they may differ slightly.
+must be equal in fp32 where outputs are; in any other dtype they may differ slightly.
 Seconds belong to a machine and are compared within one machine class and one minor version: the cost of a step, prompt by prompt,
 must not be surely higher here than published (`measure.statistics.step_cost`), and the intervals of the
 speedups must overlap.
@@ -130,7 +130,7 @@ def check_prompt_lengths(pairs: Sequence[Pair]) -> Check:
 def check_acceptance(pairs: Sequence[Pair], dtype: str, *, same_weights: bool) -> Check:
     """How many proposed tokens each step accepted.
 
-    Equal weights in fp32: every histogram and count is equal. In bf16 and fp16: summed histograms of the
+    Equal weights in fp32: every histogram and count is equal. In any other dtype: summed histograms of the
     outputs that agree differ in at most `HISTOGRAM_SHARE` of their steps. Other weights (a draft that was
     trained anew): the ratio of acceptance lengths lies within `RETRAINED` of 1, as far as can be told.
     """

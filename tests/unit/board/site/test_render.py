@@ -400,9 +400,9 @@ def test_a_draft_page_tells_how_it_was_made_and_how_to_repeat_it(site):
 
 def test_ties_breaks_and_lossy_outputs_are_told_apart(out):
     def changed(one):
-        if one.prompt != "p1" or one.arm not in ("tied", "broken", "loose") or one.repeat:
+        if one.prompt != "p1" or one.arm not in ("tied", "broken", "loose", "open") or one.repeat:
             return one
-        gap = {"tied": 0.01, "broken": 3.0, "loose": 3.0}[one.arm]
+        gap = {"tied": 0.01, "broken": 3.0, "loose": 3.0, "open": 3.0}[one.arm]
         judgement = Judgement(
             divergence=Divergence(
                 index=4,
@@ -415,11 +415,12 @@ def test_ties_breaks_and_lossy_outputs_are_told_apart(out):
             quality=Quality(log_likelihood=-1.5, rouge_l=0.75) if one.arm == "loose" else None,
         )
         tokens = (*one.token_ids[:4], 7, *one.token_ids[5:])
-        return one.model_copy(update={"token_ids": tokens, "judgement": judgement})
+        known = None if one.arm == "open" else judgement
+        return one.model_copy(update={"token_ids": tokens, "judgement": known})
 
     rounding = Numerics(positions=100, forward_tokens=(4,), quantiles=(0.0,) * 100 + (0.1,))
-    arms = [arm_of("tied"), arm_of("broken"), arm_of("loose", lossy=True)]
-    speeds = {"tied": 1.5, "broken": 2.0, "loose": 2.5}
+    arms = [arm_of("tied"), arm_of("broken"), arm_of("loose", lossy=True), arm_of("open")]
+    speeds = {"tied": 1.5, "broken": 2.0, "loose": 2.5, "open": 1.2}
     found = build_boards([result(speeds, arms=arms, change=changed, dtype="bf16", numerics=rounding)])
     write_site(render_pages(found, plots=False), out)
     index = text_of(out, "index.html")
@@ -432,6 +433,8 @@ def test_ties_breaks_and_lossy_outputs_are_told_apart(out):
     assert "(ends)" in told
     assert "there …" in told
     assert "token 4 of math/p1: break, 3.000 below" in Page(pages["broken"]).text
+    assert "not judged" not in Page(pages["broken"]).text
+    assert "0 differ beyond rounding (breaks), 2 differ and are not judged." in Page(pages["open"]).text
     assert "-1.500 mean log-likelihood per token" in Page(pages["loose"]).text.replace("−", "-")
 
 
@@ -460,6 +463,16 @@ def test_no_results_yet_is_a_page_with_the_next_command(out):
 def test_a_board_of_the_baseline_alone_renders(out):
     render_site(build_boards([result({})]), out)
     check_links(out)
+
+
+def test_a_draft_page_shows_the_plain_decoding_of_the_session_that_measured_it(out):
+    older = slowed(result({"a": 2.0}), lambda _: 2.0)
+    (board,) = build_boards([older, result({"b": 1.5}, id="20261102-b")])
+    write_site(render_pages([board], plots=False), out)
+    newer, own = (session.baseline_tokens_per_second for session in board.sessions)
+    text = text_of(out, draft_page("tiny-target", "a"))
+    assert f"plain {own:.1f}" in text
+    assert f"plain {newer:.1f}" not in text
 
 
 def test_rows_of_several_sessions_are_pointed_out(out):

@@ -247,6 +247,20 @@ def test_other_faults_are_flagged_too(fault):
     assert gate in {finding.gate for finding in verdict(result).findings}
 
 
+def test_a_draft_in_an_engine_that_does_not_tell_proposed_tokens_is_ranked():
+    """As SGLang."""
+    untold = a_serving(
+        change=lambda one: with_requests(
+            one.model_copy(update={"counters": None}), lambda r: r.model_copy(update={"proposed": None})
+        )
+    )
+    assert verdict(untold).findings == ()
+    cells = next(arm.cells for arm in summarise_serving(untold).arms if arm.arm.id == "ngram")
+    told = next(arm.cells for arm in summarise_serving(a_serving()).arms if arm.arm.id == "ngram")
+    assert cells[4].acceptance.length == told[4].acceptance.length
+    assert cells[4].acceptance.rate is None
+
+
 def test_a_round_may_send_every_turn_twice_if_all_of_its_block_do():
     def twice(one):
         later = one.requests[-1].done_us
