@@ -139,7 +139,10 @@ WRONG_USE = [
     (["run", "--seed", "-1"], "--seed"),
     (["run", "-w", "elsewhere"], "elsewhere: is not a workspace"),
     (["sweep", "--limit", "soon"], "--limit: 'soon' is no duration"),
-    (["sweep", "--executor", "inline", "--memory", "8"], "--memory and --limit: are for jobs in processes of"),
+    (
+        ["sweep", "--executor", "inline", "--memory", "8"],
+        "--memory and --limit: are for jobs in processes of",
+    ),
     (["sweep", "--executor", "ray", "--limit", "2h"], "--memory and --limit: are for jobs in processes of"),
     (["sweep", "--address", "10.0.0.1:6379"], "--address: is of a Ray cluster"),
     (["build", "huge"], "there is no target 'huge'"),

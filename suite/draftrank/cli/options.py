@@ -160,9 +160,7 @@ def decoding_modes(
             fix="add --temperature, e.g. 0.7, or leave them out",
         )
     return [
-        DecodingMode(temperature=one, top_p=top_p, top_k=top_k, seed=seed)
-        if one
-        else DecodingMode(seed=seed)
+        DecodingMode(temperature=one, top_p=top_p, top_k=top_k, seed=seed) if one else DecodingMode(seed=seed)
         for one in dict.fromkeys(temperatures)
     ]
 
