@@ -129,7 +129,6 @@ WRONG_USE = [
     (["run", "--top-p", "0"], "--top-p"),
     (["run", "--top-k", "0"], "--top-k"),
     (["run", "--temperature", "0.0005"], "--temperature: 0.0005 is too small to divide by"),
-    (["run", "--temperature", "nan"], "--temperature: nan is too small to divide by"),
     (["run", "--top-p", "0.9"], "--top-p and --top-k: change nothing in greedy decoding"),
     (["tune-k", "ngram", "--temperature", "0.0005"], "--temperature: 0.0005 is too small to divide by"),
     (["run", "--repeats", "0"], "--repeats"),
