@@ -145,7 +145,7 @@ def test_the_text_of_a_kept_draft_is_compared_by_its_hashes(kept_root):
     write_prompts(kept_root, [*PROMPTS, {"id": "seen", "turns": [f"... {asked.upper()}?"]}])
     arm, _ = measured()
     assert "refused: the text it was made with holds words of the prompt seen" in arm.failure
-    swept = draftrank(kept_root, "sweep", "tiny", "--draft", "small", "--json")
+    swept = draftrank(kept_root, "sweep", "tiny", "--draft", "small", "--fresh", "--json")
     assert swept.code == 1, "as of run: its session was measured without the draft"
     assert {job["state"] for job in swept.json["jobs"]} == {"done"}
     assert "small failed in session" in swept.out
