@@ -124,7 +124,8 @@ def test_bundles_are_published_to_an_address_and_imported_from_there(measured_ro
 
 
 def test_parity_records_and_serving_sessions_are_published_to_an_address_too(measured_root, tmp_path):
-    parity, served = a_parity([a_turn()]), a_serving_result()
+    parity = a_parity([a_turn()]).model_copy(update={"id": "2026-11-30-abcdef012345"})
+    served = a_serving_result()
     with Store.open(Workspace.open(measured_root).store_url) as store:
         store.add_parity(parity)
         store.serving.add_result(served)
