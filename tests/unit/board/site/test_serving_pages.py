@@ -253,7 +253,7 @@ def test_the_feed_tells_of_every_session_of_servers(out):
 def test_several_k_have_a_table_and_the_best_one_its_mark(out):
     arms = {"ngram-k2": an_arm("ngram-k2", 2), "ngram-k5": an_arm("ngram-k5", 5)}
     found = a_serving({"ngram-k5": {1: 1.5, 4: 1.0, 16: 0.7}, "ngram-k2": 1.2}, arms=arms)
-    servings = served(found, a_serving(concurrencies=(1, 2), seed=1, id="2026-11-29-x"))
+    servings = served(found, a_serving({"other": 1.2}, concurrencies=(1, 2), seed=1, id="2026-11-29-x"))
     write_site(render_pages([], servings=servings, plots=False), out)
     text = text_of(out, serving_page(servings[0].key))
     table = text.split("k against concurrency")[1].split("All figures")[0]
