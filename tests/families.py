@@ -270,7 +270,6 @@ ON_THE_PAGE: dict[str, dict[str, Any]] = {
     "gpt_neox_japanese": {},
     "granite_swa": {"sliding_window": 8},
     "granitemoe_swa": {"num_local_experts": 4, "sliding_window": 8},
-    "hrm_text": {"head_dim": 8, "num_layers_per_stack": 1},
     "hy_v3": {**_EXPERTS, "head_dim": 8},
     "hy_v4": {**_ROUTED, **_LATENT, **_INDEXED, "head_dim": 8},
     "hyperclovax": {"head_dim": 8},
