@@ -42,7 +42,10 @@ class Distill(StepBase):
     passes: Annotated[int, Field(ge=1, le=1_000)] = 1
     """Number of passes over the corpus."""
     learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 5e-4
-    """Peak learning rate (AdamW); linear warm-up, then cosine decay to a tenth."""
+    """Peak learning rate; linear warm-up, then cosine decay to a tenth."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """What changes the weights. `muon` (Jordan et al. 2024, kellerjordan.github.io/posts/muon) orthogonalizes the changes of
+    matrices between hidden states, scaled to the size of AdamW's, and leaves everything else to AdamW."""
     warmup_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.05
     """Share of the updates in the warm-up."""
     batch_sequences: Annotated[int, Field(ge=1, le=4_096)] = 8

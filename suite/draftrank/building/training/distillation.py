@@ -174,9 +174,11 @@ class _Trainer:
         self.matching: HiddenMatching | None = None
         if spec.hidden_weight:
             self.matching = HiddenMatching(draft, self.target, self.target_shape)
-        self.optimizer = torch.optim.AdamW(
-            _decay_groups(self.trained.values(), spec.weight_decay), lr=spec.learning_rate, betas=(0.9, 0.95)
-        )
+        of_tokens = [
+            *self.shape.embedding(self.draft).parameters(),
+            *self.shape.head(self.draft).parameters(),
+        ]
+        self.optimizers = _optimizers(spec, self.trained.values(), of_tokens)
 
     def train(self, batches: list[Tensor], held_out: Tensor, state: _State) -> Iterator[tuple[int, str]]:
         """Goes on from `state` and yields the tokens of each update with a remark on the loss."""
@@ -235,7 +237,8 @@ class _Trainer:
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 parameter.copy_(found["parameters"][name])
-        self.optimizer.load_state_dict(found["optimizer"])
+        for optimizer, content in zip(self.optimizers, found["optimizers"], strict=True):
+            optimizer.load_state_dict(content)
         return _State(**found["state"])
 
     @torch.no_grad()
@@ -251,13 +254,15 @@ class _Trainer:
     def finish(self) -> None:
         """Leaves the model as it came: nothing to train, no gradients."""
         self.draft.requires_grad_(False)
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.trained.values():
+            parameter.grad = None
 
     def _update(self, batch: Tensor, update: int, updates: int) -> float:
         factor = learning_rate_factor(update, updates, self.spec.warmup_fraction)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.spec.learning_rate * factor
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.spec.learning_rate * factor
+            optimizer.zero_grad(set_to_none=True)
         tokens, places = self._text(batch)
         if self._writes_itself(update):
             tokens = self._rewritten(batch, tokens, update)
@@ -278,7 +283,8 @@ class _Trainer:
                 f"the loss is no longer finite after {update} updates: lower learning_rate or gradient_clip"
             )
         nn.utils.clip_grad_norm_(self.trained.values(), self.spec.gradient_clip)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         with torch.no_grad():
             for name, zero in self.zeros.items():
                 self.trained[name].masked_fill_(zero, 0.0)
@@ -292,35 +298,29 @@ class _Trainer:
         A head learns to give a state that it can continue from, not only to say the next token: the loss of each token ahead
         reaches every forward before it, through the states and the keys and values that it read.
         """
-        matching, total = self.matching, 0.0
+        matching = self.matching
         weights = [_FURTHER_WEIGHT**step for step in range(self.spec.ttt_steps)]
-        features: Tensor | None = None
         remembered = self._remembered(self.spec.ttt_steps)
         ends: list[Tensor] = []
-        gradients: list[Tensor | None] = []
-        for ahead, weight in enumerate(weights):
-            with self._precision(), matching or nullcontext():
-                if not ahead:
-                    states = self._target_states(batch, tokens)
-                    theirs = self._final(states).flatten(0, 1).index_select(0, places)
-                    features = self._features(states)
+        with self._precision(), matching or nullcontext():
+            states = self._target_states(batch, tokens)
+            features = self._features(states)
+            for _ in weights:
                 hidden, own = self._states(tokens, features, remembered)
-                ours = hidden.flatten(0, 1).index_select(0, places)
-                loss, gradient = loss_in_chunks(
-                    self.spec.objective,
-                    ours,
-                    self.heads.ours,
-                    theirs,
-                    self.heads.theirs,
-                    self._spoken(tokens.flatten()[places + 1]),
-                    self.chunk,
-                    positions,
-                )
-            share_of_loss = weight / sum(weights)
-            total += loss * share_of_loss
-            ends.append(ours)
-            gradients.append(gradient.mul_(share_of_loss))
-            features = shifted(own) if self.fusion is not None else None
+                ends.append(hidden.flatten(0, 1).index_select(0, places))
+                features = shifted(own) if self.fusion is not None else None
+            total, found = loss_in_chunks(
+                self.spec.objective,
+                ends,
+                [weight / sum(weights) for weight in weights],
+                self.heads.ours,
+                self._final(states).flatten(0, 1).index_select(0, places),
+                self.heads.theirs,
+                self._spoken(tokens.flatten()[places + 1]),
+                self.chunk,
+                positions,
+            )
+        gradients: list[Tensor | None] = [*found]
         if matching is not None:
             distance = matching.distance() * (self.spec.hidden_weight * share)
             ends.append(distance)
@@ -412,7 +412,7 @@ class _Trainer:
     def _save(self, state: _State) -> None:
         content = {
             "parameters": {name: parameter.detach() for name, parameter in self.trained.items()},
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "state": asdict(state),
         }
         publish_file(self.checkpoint, lambda staged: torch.save(content, staged))
@@ -472,13 +472,39 @@ def _unfreeze(model: PreTrainedModel, shape: Architecture, *, with_head: bool) -
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def _decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; norms and biases do not."""
-    found = list(parameters)
-    return [
-        {"params": [one for one in found if one.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [one for one in found if one.ndim < 2], "weight_decay": 0.0},
+def _optimizers(
+    spec: Distill, trained: Iterable[nn.Parameter], of_tokens: Iterable[nn.Parameter]
+) -> list[torch.optim.Optimizer]:
+    """What changes the weights. Muon, where it is declared, has the matrices between hidden states; AdamW has the rest, among
+    it matrices `of_tokens`, whose rows are seldom needed together. Norms and biases do not decay."""
+    apart = {id(one) for one in of_tokens}
+    mine: list[nn.Parameter] = []
+    matrices: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
+    for one in trained:
+        if one.ndim < 2:
+            vectors.append(one)
+        elif spec.optimizer == "muon" and one.ndim == 2 and id(one) not in apart:
+            mine.append(one)
+        else:
+            matrices.append(one)
+    found: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            [
+                {"params": matrices, "weight_decay": spec.weight_decay},
+                {"params": vectors, "weight_decay": 0.0},
+            ],
+            lr=spec.learning_rate,
+            betas=(0.9, 0.95),
+        )
     ]
+    if mine:
+        found.append(
+            torch.optim.Muon(
+                mine, lr=spec.learning_rate, weight_decay=spec.weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+        )
+    return found
 
 
 def _zeros_of(draft: WorkingDraft, trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ decoder once (the loss is a sum over positions, so nothing changes).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,7 +53,7 @@ def chunk_positions(vocabulary: int) -> int:
 
 
 def loss_and_gradient(
-    objective: Objective, draft: Tensor, target: Tensor, next_tokens: Tensor
+    objective: Objective, draft: Tensor, log_target: Tensor, next_tokens: Tensor
 ) -> tuple[float, Tensor]:
     """Loss summed over positions and its gradient by the draft's logits.
 
@@ -70,7 +70,7 @@ def loss_and_gradient(
     Args:
         objective: which of them; in nats but for `total_variation`.
         draft: the draft's logits z, float [positions, vocabulary].
-        target: the target's, same shape; not looked at for `cross_entropy`.
+        log_target: the target's log-probabilities, float32, same shape; not looked at for `cross_entropy`.
         next_tokens: the text's next token at each position, int64 [positions]; looked at for
             `cross_entropy` only.
 
@@ -83,10 +83,9 @@ def loss_and_gradient(
         loss = -log_draft.gather(1, wanted).sum()
         ones = torch.ones_like(wanted, dtype=torch.float32)
         return float(loss), log_draft.exp_().scatter_add_(1, wanted, -ones)
-    log_target = torch.log_softmax(target.float(), -1)
     if objective == "kl":
         probabilities = log_target.exp()
-        loss = torch.dot(probabilities.flatten(), log_target.sub_(log_draft).flatten())
+        loss = torch.dot(probabilities.flatten(), (log_target - log_draft).flatten())
         return float(loss), log_draft.exp_().sub_(probabilities)
     if objective == "reverse_kl":
         ratio = log_draft - log_target
@@ -94,7 +93,7 @@ def loss_and_gradient(
         each = (drawn * ratio).sum(-1, keepdim=True)
         return float(each.sum()), ratio.sub_(each).mul_(drawn)
     drawn = log_draft.exp_()
-    difference = drawn - log_target.exp_()
+    difference = drawn - log_target.exp()
     loss = 0.5 * difference.abs().sum()
     signs = difference.sign_()
     mean = (drawn * signs).sum(-1, keepdim=True)
@@ -103,21 +102,23 @@ def loss_and_gradient(
 
 def loss_in_chunks(
     objective: Objective,
-    draft_hidden: Tensor,
+    drafts: Sequence[Tensor],
+    shares: Sequence[float],
     draft_logits: LogitsOf,
     target_hidden: Tensor,
     target_logits: LogitsOf,
     next_tokens: Tensor,
     chunk: int,
     positions: int,
-) -> tuple[float, Tensor]:
-    """Sum of the losses divided by `positions`, and its gradient by the draft's hidden states.
+) -> tuple[float, list[Tensor]]:
+    """Weighted sum of the losses divided by `positions`, and its gradients by the draft's hidden states.
 
     Gradients of the head's own weights, where it is trained, are added on the way.
 
     Args:
         objective: see `loss_and_gradient`.
-        draft_hidden: the draft's final hidden states [positions, hidden].
+        drafts: the draft's final hidden states [positions, hidden], of each forward that is held to the same target.
+        shares: the weight of each of these forwards.
         draft_logits: the draft's head.
         target_hidden: the target's final hidden states [positions, hidden].
         target_logits: the target's head.
@@ -125,23 +126,27 @@ def loss_in_chunks(
         chunk: positions at a time.
         positions: what the sum is divided by: the positions of the whole update.
     """
-    total, gradients = 0.0, []
-    for part, hidden, tokens in zip(
-        torch.split(draft_hidden.detach(), chunk),
-        torch.split(target_hidden, chunk),
-        torch.split(next_tokens, chunk),
-        strict=True,
-    ):
-        leaf = part.requires_grad_()
-        logits = draft_logits(leaf)
+    total = 0.0
+    gradients = [torch.empty_like(hidden) for hidden in drafts]
+    for first in range(0, len(target_hidden), chunk):
+        part = slice(first, first + chunk)
         with torch.no_grad():
-            target = hidden if objective == "cross_entropy" else target_logits(hidden)
-            loss, gradient = loss_and_gradient(objective, logits, target, tokens)
-        logits.backward(gradient.div_(positions).to(logits.dtype))  # type: ignore[no-untyped-call]
-        total += loss / positions
-        assert leaf.grad is not None
-        gradients.append(leaf.grad)
-    return total, torch.cat(gradients)
+            hidden = target_hidden[part]
+            log_target = (
+                hidden
+                if objective == "cross_entropy"
+                else torch.log_softmax(target_logits(hidden).float(), -1)
+            )
+        for ours, share, gradient in zip(drafts, shares, gradients, strict=True):
+            leaf = ours[part].detach().requires_grad_()
+            logits = draft_logits(leaf)
+            with torch.no_grad():
+                loss, by_logits = loss_and_gradient(objective, logits, log_target, next_tokens[part])
+            logits.backward(by_logits.mul_(share / positions).to(logits.dtype))  # type: ignore[no-untyped-call]
+            total += loss * share / positions
+            assert leaf.grad is not None
+            gradient[part] = leaf.grad
+    return total, gradients
 
 
 @torch.no_grad()
@@ -164,7 +169,7 @@ def closeness_in_chunks(
         draft, target = draft_logits(ours), target_logits(theirs)
         said = draft.argmax(-1) if kept is None else kept[draft.argmax(-1)]
         among = target if kept is None else target.index_select(-1, kept)
-        kl, _ = loss_and_gradient("kl", draft, among, torch.empty(0))
+        kl, _ = loss_and_gradient("kl", draft, torch.log_softmax(among.float(), -1), torch.empty(0))
         agreeing = (said == target.argmax(-1)).sum()
         total += Closeness(kl, int(agreeing), len(ours))
     return total

@@ -121,11 +121,34 @@ def test_the_head_is_trained_only_if_asked(shallow, train_head):
     )
 
 
-@pytest.mark.parametrize(("objective", "head"), [("kl", False), ("cross_entropy", False), ("kl", True)])
+@pytest.mark.parametrize("train_head", [False, True])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_muon_changes_matrices_between_states_in_all_directions_alike(shallow, optimizer, train_head):
+    plan = spec(optimizer=optimizer, passes=1, batch_sequences=64, weight_decay=0.0, train_head=train_head)
+    draft, context = shallow("llama")
+    before = weights(draft)
+    assert distill(plan, draft, context)["updates"] == 1
+    for name, weight in weights(draft).items():
+        change = weight - before[name]
+        if name.startswith(("model.embed_tokens", "lm_head")) and not train_head:
+            assert not change.any()
+        elif optimizer == "muon" and name.endswith("proj.weight"):
+            sizes = torch.linalg.svdvals(change)
+            assert sizes.median() > 0.6 * sizes.max()
+            assert change.square().mean().sqrt() == pytest.approx(0.2 * plan.learning_rate, rel=0.25)
+        else:  # the first step of AdamW is as long as the learning rate, for every number by itself
+            moved = change[change != 0].abs()
+            assert moved.median() == pytest.approx(plan.learning_rate, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("objective", "head", "optimizer"),
+    [("kl", False, "adamw"), ("cross_entropy", False, "adamw"), ("kl", True, "adamw"), ("kl", True, "muon")],
+)
 def test_an_interrupted_run_ends_bit_for_bit_like_another(
-    shallow, make_draft, interrupt_after, monkeypatch, objective, head
+    shallow, make_draft, interrupt_after, monkeypatch, objective, head, optimizer
 ):
-    plan = spec(objective=objective, ttt_steps=2 if head else 1)
+    plan = spec(objective=objective, ttt_steps=2 if head else 1, optimizer=optimizer)
 
     def begun(**around):
         draft, context = shallow(**around)
@@ -212,14 +235,29 @@ def test_chunks_give_the_gradient_of_the_whole(objective, chunk):
     source = torch.randn(10, 6, requires_grad=True)
     head, target_head = torch.randn(11, 6, requires_grad=True), torch.randn(11, 6)
     theirs, tokens = torch.randn(10, 6), torch.randint(11, (10,))
-    hidden = source.tanh()
-    expected = whole_loss(objective, hidden @ head.T, theirs @ target_head.T, tokens)
-    wanted = torch.autograd.grad(expected, [source, head])
-    hidden = source.tanh()
-    value, gradient = loss_in_chunks(
-        objective, hidden, lambda h: h @ head.T, theirs, lambda h: h @ target_head.T, tokens, chunk, 10
+    shares = [0.7, 0.3]
+
+    def forwards():
+        return [source.tanh(), source.sin()]
+
+    expected = sum(
+        share * whole_loss(objective, hidden @ head.T, theirs @ target_head.T, tokens)
+        for share, hidden in zip(shares, forwards(), strict=True)
     )
-    hidden.backward(gradient)
+    wanted = torch.autograd.grad(expected, [source, head])
+    drafts = forwards()
+    value, gradients = loss_in_chunks(
+        objective,
+        drafts,
+        shares,
+        lambda h: h @ head.T,
+        theirs,
+        lambda h: h @ target_head.T,
+        tokens,
+        chunk,
+        10,
+    )
+    torch.autograd.backward(drafts, gradients)
     assert value == pytest.approx(expected.item(), rel=1e-5)
     torch.testing.assert_close(source.grad, wanted[0])
     torch.testing.assert_close(head.grad, wanted[1])
