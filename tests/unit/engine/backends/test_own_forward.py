@@ -224,6 +224,14 @@ def test_experts_in_int8_pass_and_another_text_does_not(name):
         check_forward(runtime)
 
 
+def test_a_rollback_of_experts_in_int8_that_leaves_a_token_is_noticed():
+    runtime = open_runtime(changed("gpt_oss", "int8"), "transformers")
+    rollback = runtime.rollback
+    runtime.rollback = lambda count: rollback(count - 1)
+    with pytest.raises(UnsupportedModelError, match="where rounding explains 0.5"):
+        check_forward(runtime)
+
+
 @pytest.mark.parametrize("forward", ["transformers", "cpp"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("norm_before_residual", [False, True])
