@@ -99,6 +99,8 @@ COLUMNS = (*BACKENDS, *DRAFTS)
 REQUEST = Request(prompt=tuple(range(3, 15)), max_new_tokens=20)
 _BUILT = re.compile(r" /\S*/(drafts/[0-9a-f]{64}|model)(?= )")
 """The folder of a model, which another run has elsewhere."""
+_REFUSED = re.compile(r"^small: (step 1 \(\w+\) cannot be done: )?")
+"""What a refusal of a draft begins with."""
 FAILED = "FAILED: "
 """Begins what was not refused in words."""
 
@@ -276,8 +278,8 @@ The other causal language models of transformers:
 
 
 def general(reason: str, name: str) -> str:
-    """A reason without the family's own name, so that families share it."""
-    reason = reason.removeprefix("small: ")
+    """A reason without the family's own name and the column's, so that cells share it."""
+    reason = _REFUSED.sub("", reason)
     for told in dict.fromkeys((model_type(name), name)):
         reason = reason.replace(f"'{told}'", "…").replace(f" {told} ", " … ").replace(f"({told})", "(…)")
         if reason.startswith(f"{told} "):
