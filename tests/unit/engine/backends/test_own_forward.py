@@ -228,7 +228,7 @@ def test_a_rollback_of_experts_in_int8_that_leaves_a_token_is_noticed():
     runtime = open_runtime(changed("gpt_oss", "int8"), "transformers")
     rollback = runtime.rollback
     runtime.rollback = lambda count: rollback(count - 1)
-    with pytest.raises(UnsupportedModelError, match="where rounding explains 0.5"):
+    with pytest.raises(UnsupportedModelError, match=r"where rounding explains 0\.5"):
         check_forward(runtime)
 
 
