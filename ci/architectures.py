@@ -66,6 +66,28 @@ NOT_RUN = {
     "write_gguf": "needs a target that is a GGUF file",
 }
 """Steps without a column, and why."""
+WITHOUT_ROW = {
+    "their tokens read the ones behind them (`xlm`: unless its configuration says `causal`), so keys and values of a text "
+    "change with every token": ("cpmant", "xlm", "xlnet"),
+    "it cuts the bytes of each forward into patches by themselves, so that a text in pieces gives other logits": ("blt",),
+    "they read the keys and values of the Gemma 4 model that they assist": (
+        "gemma4_assistant", "gemma4_unified_assistant",
+    ),
+    "it is GPT-2 under another name": ("gpt-sw3",),
+    "they are encoders, which decode only where their configuration says `is_decoder`": (
+        "bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert", "rembert",
+        "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod",
+    ),
+    "they are the decoders of encoder-decoder models": (
+        "bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "marian", "mbart", "musicgen", "musicgen_melody", "mvp",
+        "pegasus", "plbart", "prophetnet", "trocr", "whisper",
+    ),
+    "they read or write images or sound; text parts that are families of their own have rows": (
+        "dots3_note", "emu3", "fuyu", "gemma3", "gemma3n", "gemma4", "gemma4_unified", "git", "got_ocr2", "llama4", "mllama",
+        "moshi", "moss_transcribe_diarize", "phi4_multimodal", "qwen3_5", "qwen3_5_moe", "qwen4_exp",
+    ),
+}  # fmt: skip
+"""The other causal language models of transformers by `model_type`, and why they have no row."""
 DRAFTS: dict[str, dict[str, Any]] = {
     "copying": {"kind": "ngram"},
     "early_exit": {"kind": "early_exit", "layers": 2},
@@ -77,6 +99,8 @@ COLUMNS = (*BACKENDS, *DRAFTS)
 REQUEST = Request(prompt=tuple(range(3, 15)), max_new_tokens=20)
 _BUILT = re.compile(r" /\S*/(drafts/[0-9a-f]{64}|model)(?= )")
 """The folder of a model, which another run has elsewhere."""
+_REFUSED = re.compile(r"^small: (step 1 \(\w+\) cannot be done: )?")
+"""What a refusal of a draft begins with."""
 FAILED = "FAILED: "
 """Begins what was not refused in words."""
 
@@ -223,6 +247,9 @@ def page(families: dict[str, dict[str, str | None]]) -> str:
             )
         lines.append(f"| `{name}` | {' | '.join(marks)} |")
     reasons = "".join(f"{number}. {reason}\n" for reason, number in numbers.items())
+    absent = "".join(
+        f"- {', '.join(f'`{name}`' for name in names)}: {reason}.\n" for reason, names in WITHOUT_ROW.items()
+    )
     not_run = "; ".join(f"`{kind}`, which {NOT_RUN[kind]}" for kind in kinds.STEPS if kind not in DRAFTS)
     return f"""# Model families
 
@@ -242,12 +269,17 @@ target's own, token for token. The model's parts are found in its module tree
 
 ## Reasons
 
-{reasons}"""
+{reasons}
+## Without a row
+
+The other causal language models of transformers:
+
+{absent}"""
 
 
 def general(reason: str, name: str) -> str:
-    """A reason without the family's own name, so that families share it."""
-    reason = reason.removeprefix("small: ")
+    """A reason without the family's own name and the column's, so that cells share it."""
+    reason = _REFUSED.sub("", reason)
     for told in dict.fromkeys((model_type(name), name)):
         reason = reason.replace(f"'{told}'", "…").replace(f" {told} ", " … ").replace(f"({told})", "(…)")
         if reason.startswith(f"{told} "):

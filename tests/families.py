@@ -270,6 +270,7 @@ ON_THE_PAGE: dict[str, dict[str, Any]] = {
     "gpt_neox_japanese": {},
     "granite_swa": {"sliding_window": 8},
     "granitemoe_swa": {"num_local_experts": 4, "sliding_window": 8},
+    "hrm_text": {"head_dim": 8, "num_hidden_layers": 2, "L_cycles": 1},
     "hy_v3": {**_EXPERTS, "head_dim": 8},
     "hy_v4": {**_ROUTED, **_LATENT, **_INDEXED, "head_dim": 8},
     "hyperclovax": {"head_dim": 8},
@@ -322,6 +323,7 @@ ON_THE_PAGE: dict[str, dict[str, Any]] = {
         "layers_block_type": ["mamba", "attention", "mlp"],
     },
     "olmo_hybrid": {**_LINEAR_AND_FULL, **_LINEAR_HEADS},
+    "openai-gpt": {},
     "qwen3_5_text": {**_LINEAR_AND_FULL, **_LINEAR_HEADS, "head_dim": 8},
     "qwen3_5_moe_text": {**_LINEAR_AND_FULL, **_LINEAR_HEADS, **_SHARED_EXPERT, "head_dim": 8},
     "qwen4_exp_text": {
@@ -337,8 +339,27 @@ ON_THE_PAGE: dict[str, dict[str, Any]] = {
         "hc_count": 2,
         "hc_lowrank": 8,
     },
+    "reformer": {
+        "is_decoder": True,
+        "attn_layers": ["local", "lsh", "local"],
+        "attention_head_size": 8,
+        "axial_pos_embds": False,
+        "feed_forward_size": 48,
+        "local_attn_chunk_length": 8,
+        "lsh_attn_chunk_length": 8,
+        "num_buckets": 4,
+        "hash_seed": 0,
+    },
     "solar_open": {**_FEW_ROUTED, "head_dim": 8},
     "youtu": _LATENT,
+    "zamba": {
+        "n_mamba_heads": 2,
+        "mamba_d_state": 8,
+        "mamba_dt_rank": 4,
+        "use_associative_scan": False,
+        "layers_block_type": ["hybrid", "linear_attention", "hybrid"],
+        "num_key_value_heads": 4,
+    },
     "zaya": {**_EXPERTS, "num_experts_per_tok": 1, "head_dim": 8, "router_hidden_size": 16},
 }
 """Families that only the table of architectures runs."""

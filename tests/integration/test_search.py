@@ -108,7 +108,7 @@ def test_a_head_that_the_target_cannot_have_is_noted_and_the_search_goes_on(tmp_
     with Store.open(workspace.store_url) as store:
         found = search(workspace, *SHORT, store)
     assert found.tried[0].prediction is None
-    assert "does not tell a model's hidden states" in found.tried[0].note
+    assert "does not tell this target's hidden states" in found.tried[0].note
     assert all(one.prediction is not None for one in found.tried[1:])
 
 

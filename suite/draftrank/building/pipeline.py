@@ -251,11 +251,11 @@ def _working(folder: Path, device: str) -> WorkingDraft:
 
 def _run_steps(recipe: Recipe, draft: WorkingDraft, done: int, context: BuildContext) -> None:
     steps = recipe.draft.build_steps
-    checked = False
+    checked = done
     for number, step in enumerate(steps[done:], start=done + 1):
-        if not checked and step.phase != "origin":
-            _check_steps(recipe, draft, number)
-            checked = True
+        if number > checked:  # what follows an origin is asked of the model that this one makes
+            checked = number if step.phase == "origin" else len(steps)
+            _check_steps(recipe, draft, range(number, checked + 1))
         with context.progress.stage(f"{recipe.id}: step {number} of {len(steps)}, {step.kind}"):
             scratch = context.scratch / f"step-{number}"
             scratch.mkdir(exist_ok=True)
@@ -268,9 +268,10 @@ def _run_steps(recipe: Recipe, draft: WorkingDraft, done: int, context: BuildCon
                 raise BuildError(f"{recipe.id}: step {number} ({step.kind}) failed: {cause}") from error
 
 
-def _check_steps(recipe: Recipe, draft: WorkingDraft, first: int) -> None:
-    """Asks the steps from number `first` on, so that none is refused after hours of another one's work."""
-    for number, step in enumerate(recipe.draft.build_steps[first - 1 :], start=first):
+def _check_steps(recipe: Recipe, draft: WorkingDraft, numbers: range) -> None:
+    """Asks several steps, so that none is refused after hours of another one's work."""
+    for number in numbers:
+        step = recipe.draft.build_steps[number - 1]
         try:
             step.check(draft)
         except BuildError as error:

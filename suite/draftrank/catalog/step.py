@@ -62,8 +62,10 @@ class StepBase(Declared):
         Raises:
             BuildError: it cannot; the message says why, and what would work.
         """
-        if self.phase != "quantization":
-            _ = draft.architecture  # refuses a model whose parts are not found
+        if self.phase in ("head", "training"):
+            _ = draft.architecture  # refuses a model without an embedding or a head
+        elif self.phase not in ("origin", "quantization"):
+            _ = draft.architecture.blocks  # refuses a model whose layers are not found
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """Changes the draft in place.

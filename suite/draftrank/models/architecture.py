@@ -46,8 +46,8 @@ class Architecture:
     """`model_type` of the configuration."""
     names: Names
     """Of its parts."""
-    blocks: tuple[Block, ...]
-    """The parts of each decoder layer."""
+    layer_parts: tuple[Block, ...]
+    """See `blocks`; empty where the layers are not found."""
     norm_kind: Literal["rms", "layer"]
     """What its final norm is."""
     norm_offset: float
@@ -60,12 +60,12 @@ class Architecture:
         """Takes a model apart.
 
         Raises:
-            BuildError: it is not a decoder-only language model, or its layers are not found.
+            BuildError: it is not a decoder-only language model.
         """
         config = model.config.get_text_config()
         names = find_names(model)
         decoder = model.get_submodule(names.decoder)
-        layers = getattr(decoder, names.layer_list)
+        layers = getattr(decoder, names.layer_list) if names.layer_list else ()
         hidden = int(config.hidden_size)
         final = getattr(decoder, names.final_norm) if names.final_norm else None
         rule = NormRule("layer", 0.0) if final is None else norm_rule(final, hidden)
@@ -73,18 +73,28 @@ class Architecture:
         return cls(
             model_type=str(config.model_type),
             names=names,
-            blocks=tuple(parts_of(layer, hidden) for layer in layers),
+            layer_parts=tuple(parts_of(layer, hidden) for layer in layers),
             norm_kind=rule.kind,
             norm_offset=rule.offset,
             embedding_grows_with_width=scale != 1.0 and abs(scale / hidden**0.5 - 1.0) < 1e-2,
         )
 
     @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The parts of each decoder layer.
+
+        Raises:
+            BuildError: the layers are not found.
+        """
+        _ = self.layers_name
+        return self.layer_parts
+
+    @property
     def block(self) -> Block:
         """The parts of every layer.
 
         Raises:
-            BuildError: the layers differ.
+            BuildError: the layers differ, or are not found.
         """
         if len(set(self.blocks)) != 1:
             raise BuildError(
@@ -93,14 +103,24 @@ class Architecture:
         return self.blocks[0]
 
     def layers(self, model: PreTrainedModel) -> nn.ModuleList:
-        """The decoder layers, in order."""
-        layers = getattr(self._decoder(model), self.names.layer_list)
+        """The decoder layers, in order. Raises as `layers_name`."""
+        layers = model.get_submodule(self.layers_name)
         assert isinstance(layers, nn.ModuleList)
         return layers
 
     @property
     def layers_name(self) -> str:
-        """Name of the list of decoder layers in the model."""
+        """Name of the list of decoder layers in the model.
+
+        Raises:
+            BuildError: it is not found.
+        """
+        if not self.names.layer_list:
+            raise BuildError(
+                f"the layers of the architecture {self.model_type!r} are not found: no list of modules is as long as its "
+                "configuration says; name it in `OVERRIDES` of draftrank/models/discovery.py, or use steps that need no "
+                "layers, such as quantize, trim_vocabulary or distill"
+            )
         return f"{self.names.decoder}.{self.names.layer_list}"
 
     def layer_name(self, index: int) -> str:
@@ -128,7 +148,10 @@ class Architecture:
             BuildError: there is none.
         """
         if not self.names.final_norm:
-            raise BuildError(f"this {self.model_type} model has no norm after its last layer")
+            raise BuildError(
+                f"this {self.model_type} model has no norm after its last layer, whose output is its final hidden states: use "
+                "steps and drafts that do not read these, such as distill, quantize or n-grams"
+            )
         return self._decoder(model).get_submodule(self.names.final_norm)
 
     def embedding(self, model: PreTrainedModel) -> nn.Module:
@@ -178,14 +201,16 @@ class Architecture:
             BuildError: a layer gives something else than one state of each token.
         """
         kept: dict[int, Tensor] = {}
+        one_state = (*token_ids.shape, int(model.config.get_text_config().hidden_size))
 
         def keep(
             number: int, _module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]
         ) -> None:
             kept[number] = output[0] if isinstance(output, tuple) else output
-            if kept[number].shape[:-1] != token_ids.shape:
+            if kept[number].shape != one_state:
                 raise BuildError(
-                    f"the layers of {self.model_type} give more than one state of each token: leave auxiliary hidden states out"
+                    f"the layers of {self.model_type} carry several states of each token, and an EAGLE-3 head reads one: use "
+                    "a draft that reads tokens alone, such as a draft model or n-grams"
                 )
 
         with ExitStack() as hooks:

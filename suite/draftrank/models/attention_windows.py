@@ -124,7 +124,7 @@ def require_decoder(config: PretrainedConfig) -> None:
 
 
 def require_cache(model: PreTrainedModel) -> None:
-    """Refuses models that remember a text elsewhere than in a cache of transformers.
+    """Refuses models that remember a text elsewhere than in a cache of transformers, or not at all.
 
     Raises:
         UnsupportedModelError: no token could be taken back from what it remembers.
@@ -133,14 +133,23 @@ def require_cache(model: PreTrainedModel) -> None:
     stateless = set(layer_kinds(model.config.get_text_config())) <= ATTENTION
     kept_by_modules = any(hasattr(module, "recurrent_states") for module in model.modules())  # RecurrentGemma
     own_cache = not model._supports_default_dynamic_cache()  # MiniMax
-    if argument is None or (argument == "cache_params" and stateless) or kept_by_modules or own_cache:
+    if argument is None:
+        _refuse(
+            model.config,
+            "its forward takes no cache of transformers, from which tokens could be taken back",
+            "another model",
+        )
+    if (argument == "cache_params" and stateless) or kept_by_modules or own_cache:
         _refuse(
             model.config,
             "it keeps a state outside of a cache of transformers, from which no token can be taken back",
+            "another model",
         )
 
 
-def _refuse(config: PretrainedConfig, reason: str) -> NoReturn:
+def _refuse(
+    config: PretrainedConfig, reason: str, instead: str = "a decoder-only language model"
+) -> NoReturn:
     raise UnsupportedModelError(
-        f"the architecture {config.model_type!r} is not supported: {reason}; use a decoder-only language model"
+        f"the architecture {config.model_type!r} is not supported: {reason}; use {instead}"
     )

@@ -24,7 +24,7 @@ class Names:
     decoder: str
     """The module below the head, in the model: embedding, layers and final norm."""
     layer_list: str
-    """In the decoder: the decoder layers."""
+    """In the decoder: the decoder layers; empty: they are not found."""
     final_norm: str
     """In the decoder: the norm after the last layer; empty: there is none."""
     token_embedding: str
@@ -42,7 +42,7 @@ def find_names(model: PreTrainedModel) -> Names:
     """Names of a model's parts.
 
     Raises:
-        BuildError: it is not a decoder, or a part is not found.
+        BuildError: it is not a decoder, or a part is not found that every model has; only some steps need the layers.
     """
     config = model.config.get_text_config()
     kind = str(config.model_type)
@@ -57,12 +57,10 @@ def find_names(model: PreTrainedModel) -> Names:
     if "layer_list" in known and "decoder" in known:
         layers = f"{known['decoder']}.{known['layer_list']}"
     if layers is None or "." not in layers:
-        raise BuildError(
-            f"the layers of the architecture {kind!r} are not found: no list of modules has its "
-            f"{getattr(config, 'num_hidden_layers', 'unknown number of')} layers; name it in `OVERRIDES` of "
-            "draftrank/models/discovery.py, or use steps that cut no layers"
-        )
+        layers = f"{known.get('decoder', model.base_model_prefix)}."
     decoder, _, layer_list = layers.rpartition(".")
+    if not decoder or decoder not in dict(model.named_modules()):
+        raise BuildError(f"the {kind} model has no decoder below its head: use a causal language model")
     found = {
         "decoder": decoder,
         "layer_list": layer_list,

@@ -23,12 +23,12 @@ _QUERIES = frozenset({"q_proj", "query", "wq", "q", "query_proj"})
 _KEYS = frozenset({"k_proj", "key", "wk", "k", "key_proj"})
 _VALUES = frozenset({"v_proj", "value", "wv", "v", "value_proj"})
 _FUSED = re.compile(r"qkv|query_key_value|^c_attn$", re.IGNORECASE)
-_OUTPUTS = frozenset({"o_proj", "out_proj", "dense", "c_proj", "wo", "o", "proj", "output_proj"})
+_OUTPUTS = frozenset({"o_proj", "out_proj", "dense", "c_proj", "wo", "Wo", "o", "proj", "output_proj"})
 _LATENT = re.compile(r"^kv_[ab]_proj")
 _FEED_FORWARD = re.compile(r"mlp|ffn|feed_?forward|moe|^ff$", re.IGNORECASE)
 _FEED_FORWARD_CLASS = re.compile(r"(mlp|ffn|feedforward|moe|moeblock)$", re.IGNORECASE)
 _FEED_FORWARD_OUTPUTS = frozenset(
-    {"down_proj", "c_proj", "fc2", "fc_out", "dense_4h_to_h", "w2", "wo", "output_linear", "linear_2"}
+    {"down_proj", "c_proj", "fc2", "fc_out", "dense_4h_to_h", "w2", "wo", "Wo", "output_linear", "linear_2"}
 )
 
 

@@ -6,10 +6,11 @@ import importlib
 import json
 
 import pytest
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from draftrank.catalog.architectures import FILE, ran_on_families
 from draftrank.kinds import STEPS
-from models import TABLE_FAMILIES
+from models import TABLE_FAMILIES, model_type
 
 FAMILIES = ran_on_families()
 
@@ -33,6 +34,12 @@ def test_the_page_shows_the_table_and_what_failed_is_known(script):
         if any(reason and reason.startswith(script.FAILED) for reason in cells.values())
     }
     assert not failed
+
+
+def test_every_causal_language_model_of_transformers_has_a_row_or_a_reason(script):
+    absent = [name for names in script.WITHOUT_ROW.values() for name in names]
+    with_row = {model_type(name) for name in FAMILIES}
+    assert sorted(absent) == sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - with_row)
 
 
 @pytest.mark.nightly

@@ -206,8 +206,11 @@ def test_layers_that_are_not_found_are_named_by_hand(monkeypatch):
     stages = model.model.layers
     del model.model.layers
     model.model.stages = nn.ModuleList([*stages, nn.Identity()])
-    with pytest.raises(BuildError, match=r"'llama' are not found.*OVERRIDES"):
-        Architecture.of(model)
+    shape = Architecture.of(model)
+    assert shape.head(model) is model.lm_head
+    for ask in (lambda: shape.blocks, lambda: shape.layers(model), lambda: shape.first_layers(model, 1)):
+        with pytest.raises(BuildError, match=r"'llama' are not found.*OVERRIDES.*such as quantize"):
+            ask()
     model.model.stages = stages
     assert Architecture.of(model).layers_name == "model.stages"
     monkeypatch.setitem(discovery.OVERRIDES, "llama", {"final_norm": "last"})

@@ -71,6 +71,7 @@ class EagleHead(HeadFields, StepBase):
     adds: ClassVar[Trait | None] = "EAGLE-3 head"
     paper: ClassVar[str] = "EAGLE-3 (arXiv:2503.01840)"
     cost: ClassVar[str] = "the download of a published head; a new one is worthless until it is trained"
+    architectures: ClassVar[str] = "those whose layers carry one state of each token"
 
     kind: Literal["eagle_head"]
 
@@ -84,6 +85,11 @@ class EagleHead(HeadFields, StepBase):
             else f"hidden states {', '.join(map(str, named))}"
         )
         return f"make it an EAGLE-3 head, which reads the target's {which} beside each token"
+
+    def check(self, draft: WorkingDraft) -> None:
+        from draftrank.building.surgery.eagle_head import require_states
+
+        require_states(draft.model)
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         from draftrank.building.surgery.eagle_head import (

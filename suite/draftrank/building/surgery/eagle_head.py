@@ -34,6 +34,19 @@ _EPSILON = 1e-6
 """Of the norms, for a target whose norms have none by this name."""
 
 
+@torch.inference_mode()
+def require_states(target: PreTrainedModel) -> None:
+    """Refuses targets whose hidden states no EAGLE-3 head can read.
+
+    Raises:
+        BuildError: the layers are not found or give something else than one state of each token, or no norm follows them.
+    """
+    shape = Architecture.of(target)
+    ids = torch.zeros(1, 2, dtype=torch.int64, device=target.device)
+    shape.states_of_layers(target, ids, range(len(shape.blocks)))
+    shape.norm(target)
+
+
 def new_eagle3_head(
     target: PreTrainedModel, layers: Sequence[int], begin_with: int
 ) -> tuple[PreTrainedModel, Eagle3Form]:
@@ -47,13 +60,8 @@ def new_eagle3_head(
         target: a copy of the target, fp32.
         layers: layers of the target whose outputs it reads, from 0.
         begin_with: the layer that gives its weights.
-
-    Raises:
-        BuildError: a layer gives something else than one state of each token.
     """
     shape, config = Architecture.of(target), target.config.get_text_config()
-    with torch.inference_mode():  # refuses layers that cannot be read
-        shape.states_of_layers(target, torch.zeros(1, 2, dtype=torch.int64, device=target.device), layers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         made = LlamaForCausalLM(llama_config(config)).to(target.dtype).eval().requires_grad_(False)

@@ -149,7 +149,8 @@ class ModelBasedDraft(DraftBase):
             return tokens.proposer(draft)
         if not context.target.capabilities.hidden_states:
             raise IncompatibleDraftError(
-                f"the runtime {context.target.name} does not tell a model's hidden states"
+                f"the backend {context.target.name} does not tell this target's hidden states, which an EAGLE-3 head reads: use "
+                "another backend, or a draft that reads tokens alone"
             )
         reader = open_eagle_runtime(model, context.backend)
         if drafting.branch_above is not None:

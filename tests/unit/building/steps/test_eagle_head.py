@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from draftrank.building.steps.eagle_head import EagleHead
 from draftrank.building.surgery.eagle_head import new_eagle3_head, published_of
 from draftrank.errors import BuildError
 from draftrank.kinds import DRAFTS, load_kind
@@ -87,6 +88,14 @@ def test_a_draft_model_is_no_head():
 def test_layers_that_are_not_there(build, fields, says):
     with pytest.raises(BuildError, match=says):
         build(draft=eagle(**fields))
+
+
+@pytest.mark.parametrize("name", ["deepseek_v4", "gemma3n_text", "hy_v4", "qwen4_exp_text"])
+def test_a_target_with_several_states_of_each_token_is_refused_before_the_build(build, monkeypatch, name):
+    monkeypatch.setattr(EagleHead, "apply", lambda *_: pytest.fail("applied"))
+    says = rf"step 1 \(eagle_head\) cannot be done: the layers of {name} carry several states.*: use a draft that"
+    with pytest.raises(BuildError, match=says):
+        build(draft=eagle(aux_hidden_states=[1, 2]), architecture=name)
 
 
 def test_a_published_head_enters(build, make_target, tmp_path):

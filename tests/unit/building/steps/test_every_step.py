@@ -56,6 +56,17 @@ EAGLE_HYBRID = [
     DISTILL | {"ttt_steps": 2},
     {"kind": "quantize", "scheme": "dynamic_int8"},
 ]
+OF_LAYERS = {
+    "eagle_head",
+    "drop_layers",
+    "merge_layers",
+    "prune_ffn",
+    "prune_heads",
+    "prune_hidden",
+    "factorize",
+    "tie_layers",
+    "sparsify",
+}
 IDS = torch.arange(3, 43).reshape(2, 20)
 
 
@@ -84,6 +95,27 @@ def test_the_same_recipe_gives_the_same_weights(build, make_target, architecture
     logits = load_model(first.folder, "fp32", "cpu")(IDS).logits
     assert logits.shape == (2, 20, len(load_tokenizer(folder.path)))
     assert not logits.isnan().any()
+
+
+def test_steps_that_need_no_layers_run_where_none_are_found(build):
+    """HRM runs two stacks several times, so that no list is as long as its configuration says."""
+    steps = [
+        {"kind": "trim_vocabulary", "keep_tokens": 200},
+        {"kind": "factorize_head", "rank": 8},
+        DISTILL | {"learning_rate": 5e-4, "passes": 8},
+        {"kind": "quantize", "scheme": "dynamic_int8"},
+    ]
+    built = build(*steps, architecture="hrm_text")
+    notes = json.loads((built.folder / "draftrank.json").read_text())["notes"]["distillation"]
+    assert notes["last_loss"] < notes["first_loss"]
+
+
+@pytest.mark.parametrize("step", [step for step in STEPS if step["kind"] in OF_LAYERS], ids=name_of)
+def test_steps_that_need_layers_are_refused_where_none_are_found(build, step):
+    with pytest.raises(
+        BuildError, match=r"cannot be done: the layers of the architecture 'hrm_text' are not found"
+    ):
+        build(step, architecture="hrm_text")
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])

@@ -34,6 +34,7 @@ def draft_of(name):
         ("phi3", "intermediate_size"),
         ("gpt_bigcode", "n_inner"),
         ("falcon", "ffn_hidden_size"),
+        ("modernbert-decoder", "intermediate_size"),
     ],
 )
 def test_the_size_of_the_feed_forward_network_is_found_in_the_configuration(name, field):
@@ -52,6 +53,7 @@ def test_the_size_of_the_feed_forward_network_is_found_in_the_configuration(name
         (require_heads, "lfm2", "not attention over a KV cache"),
         (require_heads, "gpt_oss", "more than queries, keys and values of each head"),
         (require_heads, "gpt_neo", "derives the size of a head"),
+        (require_heads, "modernbert-decoder", "derives the size of a head"),
         (require_channels, "bitnet", "norm their channels"),
         (require_heads, "helium", "size of its attention from the hidden size"),
         (require_hidden, "jais2", "centres its norms"),
