@@ -36,7 +36,7 @@ from draftrank.engine.proposers.draft_model import ModelProposer
 from draftrank.engine.proposers.ngram import NgramProposer
 from draftrank.jobs.session import build
 from draftrank.measure.cost.latency import measure_latencies
-from draftrank.measure.machine.fingerprint import read_machine
+from draftrank.measure.machine.fingerprint import package_version, read_machine
 from draftrank.models.loading import load_model, load_tokenizer
 from draftrank.models.target_folder import ensure_target
 from side_by_side import Decoded, arguments, blocks, compared, first_turns
@@ -45,42 +45,37 @@ MAX_NGRAM = 2
 Arm = Callable[[tuple[int, ...]], tuple[tuple[int, ...], float, Decoding | None]]
 
 
-def flashspec_arms(target: Any, draft: Any, folder: Path, k: int, tokens: int) -> dict[tuple[str, str], Arm]:
-    """Prompt lookup and a draft model in flashspec, eagerly as this engine; nothing where it is not installed."""
-    try:
-        from flashspec import BanditConfig, FlashSpecConfig, SamplingConfig, SpeculativeEngine
-        from flashspec.engine import HuggingFaceDrafter, NgramDrafter, TargetModel
-    except ImportError:
-        return {}
+def flashspec_decoder(
+    target: Any, draft: Any | None, folder: Path, k: int, stop_tokens: tuple[int, ...] = ()
+) -> Callable[[tuple[int, ...], int], tuple[int, ...]]:
+    """flashspec, eagerly as this engine: continues token ids by at most so many tokens, with a draft model or, where that is
+    None, prompt lookup.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    from flashspec import BanditConfig, FlashSpecConfig, SamplingConfig, SpeculativeEngine
+    from flashspec.engine import HuggingFaceDrafter, NgramDrafter, TargetModel
+
     device, dtype = target.device, target.dtype
-    greedy = SamplingConfig(temperature=0.0, gamma=k)
     options = FlashSpecConfig(
         device=str(device),
         compile=False,
         drafter_strategy="bandit",
         bandit=BanditConfig(n_arms=1),
-        sampling=greedy,
-        eos_token_ids=(),
+        sampling=SamplingConfig(temperature=0.0, gamma=k),
+        eos_token_ids=stop_tokens,
     )
+    drafter = NgramDrafter(MAX_NGRAM)
+    if draft is not None:
+        drafter = HuggingFaceDrafter("draft", device, dtype, temperature=0.0, model=draft)
+    engine = SpeculativeEngine(options, [drafter], TargetModel(str(folder), device, dtype, model=target))
 
-    def decoder(drafter: Any) -> Arm:
-        engine = SpeculativeEngine(options, [drafter], TargetModel(str(folder), device, dtype, model=target))
+    def decode(prompt: tuple[int, ...], tokens: int) -> tuple[int, ...]:
+        found = engine.generate(torch.tensor([prompt], device=device), max_new_tokens=tokens)
+        return tuple(found.output_ids[0, : found.n_tokens_generated].tolist())
 
-        def decode(prompt: tuple[int, ...]) -> tuple[tuple[int, ...], float, None]:
-            ids = torch.tensor([prompt], device=device)
-            started = perf_counter()
-            found = engine.generate(ids, max_new_tokens=tokens)
-            seconds = perf_counter() - started
-            return tuple(found.output_ids[0, : found.n_tokens_generated].tolist()), seconds, None
-
-        return decode
-
-    return {
-        ("ngram", "flashspec"): decoder(NgramDrafter(MAX_NGRAM)),
-        ("model", "flashspec"): decoder(
-            HuggingFaceDrafter("draft", device, dtype, temperature=0.0, model=draft)
-        ),
-    }
+    return decode
 
 
 def main() -> int:
@@ -133,6 +128,15 @@ def main() -> int:
 
         return decode
 
+    def flashspec(model: Any | None) -> Arm:
+        decoder = flashspec_decoder(target_model, model, folder.path, options.k)
+
+        def decode(prompt: tuple[int, ...]) -> tuple[tuple[int, ...], float, None]:
+            started = perf_counter()
+            return decoder(prompt, options.tokens), perf_counter() - started, None
+
+        return decode
+
     arms: dict[tuple[str, str], Arm] = {
         ("ar", "ours"): ours(None),
         ("ar", "transformers"): theirs,
@@ -142,8 +146,9 @@ def main() -> int:
         ),
         ("model", "ours"): ours(model),
         ("model", "transformers"): lambda prompt: theirs(prompt, assistant_model=draft_model),
-        **flashspec_arms(target_model, draft_model, folder.path, options.k, options.tokens),
     }
+    if package_version("flashspec") is not None:
+        arms |= {("ngram", "flashspec"): flashspec(None), ("model", "flashspec"): flashspec(draft_model)}
 
     decoded: dict[tuple[str, str], Decoded] = {name: [] for name in arms}
     differing = 0

@@ -20,9 +20,9 @@ max_requests: 8
 _PROGRAM = """\
 #!/bin/sh
 case "$*" in
-  *{which}*) exec {python} {server} vllm-toy {fault} "$@";;
+  *{which}*) exec {python} {server} {form} {fault} "$@";;
 esac
-exec {python} {server} vllm-toy "" "$@"
+exec {python} {server} {form} "" "$@"
 """
 
 
@@ -39,12 +39,16 @@ def declare_method(root: Path, draft_id: str = "method", method: str = "mtp") ->
     write_draft(root, draft_id, body)
 
 
-def engine(root: Path, fault: str = "", which: str = "speculative-config") -> dict[str, str]:
-    """A program in the place of a Python that has vLLM; only commands that hold the word `which` are broken."""
+def engine(
+    root: Path, fault: str = "", which: str = "speculative-config", form: str = "vllm-toy"
+) -> dict[str, str]:
+    """A program in the place of a Python that has vLLM; only commands that hold the word `which` are broken. In the form `vllm`
+    it decodes with the models that it is given."""
     program = root / "python-with-vllm"
     program.write_text(
         _PROGRAM.format(
             which=which,
+            form=form,
             python=sys.executable,
             server=REPOSITORY / "tests" / "model_server.py",
             fault=shlex.quote(fault),

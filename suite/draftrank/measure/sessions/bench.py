@@ -263,7 +263,7 @@ class Bench:
             proposer = None
             arm = arm.model_copy(update={"fallback": self._target.fallback})
             if planned is not None:
-                proposer = self._propose(planned)
+                proposer = self.propose(planned)
                 draft = proposer.runtime()
                 if draft is not None and planned.recipe.draft.has_weights:
                     ran = {"backend": draft.name, "dtype": dtype_of(draft, planned.folder)}
@@ -290,7 +290,8 @@ class Bench:
         measured = {"peak_memory_bytes": peak if peak > 0 else None, "sampling": sampling}
         self._take(opened, arm.model_copy(update=measured))
 
-    def _propose(self, planned: DraftArm) -> Proposer:
+    def propose(self, planned: DraftArm) -> Proposer:
+        """A proposer of a built draft, beside the loaded target; raises as the draft's `open`."""
         dtype = planned.dtype or self._plan.dtype
         return planned.recipe.draft.open(
             ProposerContext(
