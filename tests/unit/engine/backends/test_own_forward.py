@@ -86,7 +86,8 @@ def test_trees_are_refused_where_layers_cannot_be_told_of_them(name, dtype):
 @pytest.mark.parametrize("name", [*NOT_SUPPORTED, "openai-gpt"])
 def test_models_that_keep_a_state_outside_of_a_cache_are_refused_when_they_are_opened(tmp_path, name):
     with pytest.raises(
-        UnsupportedModelError, match=rf"'{name}' is not supported: it(s forward takes no cache| keeps a state) .*; use another"
+        UnsupportedModelError,
+        match=rf"'{name}' is not supported: it(s forward takes no cache| keeps a state) .*; use another",
     ):
         load_runtime(save_small_target(tmp_path, name), "fp32", "cpu", "transformers")
 
