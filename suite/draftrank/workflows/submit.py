@@ -7,6 +7,7 @@ from pathlib import Path
 
 from draftrank.board.pull_request import Standing, markdown, standings
 from draftrank.board.reproduce import explores
+from draftrank.building.kept_files import kept_files
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.workspace import Workspace
 from draftrank.errors import InvalidInputError
@@ -27,7 +28,7 @@ class Submission:
     """What goes into the pull request."""
 
     recipe: tuple[Path, ...]
-    """The recipe's file and the corpora that it needs."""
+    """The recipe's file, the corpora that it needs, and what is kept of its draft."""
     bundles: tuple[Path, ...]
     title: str
     """The pull request's title."""
@@ -55,10 +56,11 @@ def submit(
         raise InvalidInputError(problems)
     result = _measured(recipe, store, session)
     require_times(result, f"session {result.session.id}")
+    kept = kept_files(recipe.draft, result.session.target_weights_sha256, path.parent)
     written = publish(result, workspace.published, drafts=(draft,))
     told = standings([result], drafts=[draft])
     return Submission(
-        workspace.files_of_recipe(target, draft),
+        (*workspace.files_of_recipe(target, draft), *kept),
         tuple(written),
         f"Draft for {target}: {draft}",
         _text(recipe, told[0][1][0] if told else None, markdown(told)),
