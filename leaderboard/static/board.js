@@ -106,7 +106,9 @@
   }
 
   const times = (number) => number.toFixed(2) + "×";
-  const span = (ends) => ends[0].toFixed(2) + "–" + ends[1].toFixed(2);
+  // An end that is not 1 is not rounded to 1: see board/formats.py.
+  const end = (number) => number.toFixed([2, 3, 4].find((digits) => Number(number.toFixed(digits)) !== 1) || 2);
+  const span = (ends) => ends.map(end).join("–");
 
   // Speedups and ranks under the reader's weights.
   let weighedWith = plain().join();
@@ -304,6 +306,7 @@
     data,
     evidence,
     rows,
+    span,
     compared: () => state.compare,
     choose: (draft, on) =>
       apply({ compare: on ? [...state.compare.filter((other) => other !== draft), draft] : state.compare.filter((other) => other !== draft) }),

@@ -22,7 +22,7 @@
     while (value >= step && index < units.length - 1) [value, index] = [value / step, index + 1];
     return `${value.toFixed(index && value < 100 ? 1 : 0)} ${units[index]}`.trim();
   };
-  const span = (low, high) => (low === null ? "" : ` (${low.toFixed(2)}–${high.toFixed(2)})`);
+  const span = (low, high) => (low === null ? "" : ` (${board.span([low, high])})`);
   const facts = [
     ["Proposed by", (row) => row.proposer],
     ["Made by", (row) => row.made],
@@ -127,7 +127,7 @@
         lines.push([
           name,
           Math.exp(found.value).toFixed(2) + "×",
-          `${low.toFixed(2)}–${high.toFixed(2)}`,
+          board.span([low, high]),
           likely > 0.999 ? "> 99.9 %" : likely < 0.001 ? "< 0.1 %" : (100 * likely).toFixed(1) + " %",
           answer + (one.group === other.group ? "" : ", from different sessions"),
         ]);

@@ -188,6 +188,27 @@ def test_a_session_whose_seconds_leave_holes_in_the_clock_is_not_published(measu
     assert "20261101-a" in published.err
 
 
+def test_a_session_of_variants_or_of_a_search_is_published_only_by_its_id(measured_root, measured):
+    later = {"created_at": "2099-01-01T10:00:00Z", "finished_at": "2099-01-01T11:00:00Z"}
+    explored = {"20990101-t": "quick-tuning", "20990101-s": "quick-search"}
+    with Store.open(Workspace.open(measured_root).store_url) as store:
+        for name, suite in explored.items():
+            found = draft_first(result({"ngram-k2": 1.5}, id=name, suite=suite, **later))
+            trials = tuple(
+                one.model_copy(update={"started_at": one.started_at.replace("2026-11", "2099-01")})
+                for one in found.trials
+            )
+            store.add_result(found.model_copy(update={"trials": trials}))
+    newest, named = several(measured_root, ["publish", "--json"], ["publish", "20990101-t", "--json"])
+    assert newest.json["session"] == measured[1].json["session"]
+    assert named.json["session"] == "20990101-t"
+    with Store.open(Workspace.open(measured_root).store_url) as store:
+        store.delete_session(newest.json["session"])
+    (refused,) = several(measured_root, ["publish"])
+    assert refused.code == 2
+    assert all(name in refused.err for name in ("`tune-k` or `search`", *explored))
+
+
 def test_a_published_bundle_that_was_changed_is_refused(measured_root):
     (published,) = several(measured_root, ["publish", "--json"])
     path = Path(published.json["files"][0])

@@ -14,6 +14,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from draftrank import RunRequest, kinds
+from draftrank.board.formats import span
 from draftrank.catalog.loading import load_declaration
 from draftrank.catalog.schemas import MODELS
 from draftrank.cli.main import COMMANDS
@@ -140,7 +141,7 @@ def test_a_serving_board_is_a_table_with_a_column_for_each_concurrency():
     cells = dict(zip(lines[0], next(line for line in lines if line[0] == "`ngram`"), strict=True))
     (row,) = (row for row in board.rows if row.draft == "ngram")
     best = row.best[1]
-    assert cells["1"] == f"{best.speedup:.2f}× ({best.ci[0]:.2f}–{best.ci[1]:.2f}), k=5"
+    assert cells["1"] == f"{best.speedup:.2f}× ({span(best.ci)}), k=5"
     assert cells["16"].endswith("k=2")
     assert cells["switch-off"] == row.switch_off.words == "between 4 and 16"
     assert cells["accept"] == f"{best.acceptance_length:.2f}"

@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from commands import draftrank
 from draftrank import Store, Workspace
+from draftrank.building.kept_files import kept_files
 from draftrank.building.steps.quantize import Quantize
 from draftrank.building.steps.trim_vocabulary import TrimVocabulary
 from draftrank.building.text.corpus import Corpus
@@ -19,6 +20,7 @@ from draftrank.building.training import distillation
 from draftrank.jobs.session import build
 from draftrank.models.cache import draft_key
 from draftrank.models.loading import load_tokenizer
+from draftrank.models.target_folder import ensure_target
 from draftrank.workflows.keep import keep_draft
 from tiny_workspace import write_tiny_workspace
 from workspaces import PROMPTS, write_draft, write_prompts
@@ -119,6 +121,24 @@ def test_what_was_kept_serves_on_when_the_code_of_a_step_changes(kept_root, neve
     monkeypatch.setattr(Quantize, "apply", lambda *_: pytest.fail("it was built"))
     (arm,) = build(workspace, "tiny", ("more",))
     assert arm.failure is None
+
+
+def test_a_pull_request_has_all_that_is_kept_of_its_draft(kept_root):
+    workspace, folder = Workspace.open(kept_root), kept_root / "drafts" / "tiny"
+    target = ensure_target(workspace.target("tiny"), workspace.fetch_context()).weights_sha256
+    (folder / "kept" / "damaged.json").write_text("[1, 2")
+    texts = sorted(f"kept/text/{path.name}" for path in (folder / "kept" / "text").iterdir())
+    write_draft(kept_root, "more", MORE)
+    for draft in ("small", "more"):
+        found = kept_files(workspace.recipe("tiny", draft).draft, target, folder)
+        assert [path.relative_to(folder).as_posix() for path in found] == [*KEPT, *texts]
+    assert kept_files(workspace.recipe("tiny", "ngram").draft, target, folder) == ()
+    assert kept_files(workspace.recipe("tiny", "small").draft, "0" * 64, folder) == ()
+    assert draftrank(kept_root, "run", "tiny", "--draft", "small").code == 0
+    done = draftrank(kept_root, "submit", "small", "--json")
+    assert done.code == 0, done.err
+    assert done.json["files"][:-1] == [f"drafts/tiny/{name}" for name in ("small.yaml", *KEPT, *texts)]
+    assert done.json["files"][-1].startswith("leaderboard/results/tiny/")
 
 
 def test_the_text_of_a_kept_draft_is_compared_by_its_hashes(kept_root):

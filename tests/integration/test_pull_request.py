@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from commands import draftrank, several
+from draftrank.catalog.workspace import Workspace
 from draftrank.measure.records import SessionResult
 from draftrank.store.bundle import part_of, publish, read_bundle
+from draftrank.store.store import Store
 from forging import version_2
 from workspaces import RECIPE
 
@@ -195,6 +197,22 @@ def test_a_submission_has_its_bundle_and_its_text(base):
     assert done.json["title"] == "Draft for tiny: ngram-long"
     assert "| `ngram-long` |" in done.json["text"]
     assert "- [ ]" in done.json["text"]
+
+
+def test_a_search_alone_is_no_submission(base):
+    add_recipe(base)
+    assert draftrank(base, "run", "--draft", "ngram-long", "--draft", "ngram").code == 0
+    with Store.open(Workspace.open(base).store_url) as store:
+        found = store.result(store.sessions()[-1].id)
+        searched = found.session.model_copy(update={"suite": "quick-search"})
+        store.delete_session(searched.id)
+        store.add_result(found.model_copy(update={"session": searched}))
+    refused, named = several(
+        base, ["submit", "ngram-long"], ["submit", "ngram-long", "--session", searched.id, "--json"]
+    )
+    assert refused.code == 2
+    assert f"but for {searched.id} of `draftrank search`" in " ".join(refused.err.split())
+    assert named.code == 0
 
 
 @pytest.mark.parametrize(("printed", "code"), [("moved tiny ngram", 1), ("holds tiny ngram", 2)])

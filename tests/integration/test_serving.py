@@ -217,6 +217,76 @@ def test_a_server_that_does_not_come_up_is_a_failed_arm(bench, fault, told):
     assert len(rounds_of(result, "method")) == 2
 
 
+def test_the_same_command_tries_a_server_that_did_not_start_again_and_keeps_what_was_measured(root):
+    asked = [
+        "serve-bench",
+        "tiny",
+        "--server",
+        "toy",
+        "-d",
+        "ngram",
+        "-d",
+        "method",
+        "-c",
+        "2",
+        "--rounds",
+        "2",
+    ]
+    failed = draftrank(root, *asked, **engine(root, "ends at once", "ngram"))
+    before = stored(root)
+    assert failed.code == 1
+    assert "the same command tries it again" in failed.out
+    assert arm_of(before, "ngram").failure is not None
+    vain = draftrank(root, *asked, **engine(root, "ends at once", "ngram"))
+    assert (vain.code, "trying again what failed: ngram" in vain.err) == (1, True)
+    assert stored(root) == before
+    mended = draftrank(root, *asked, **engine(root))
+    assert mended.code == 0, mended
+    after = stored(root)
+    assert (arm_of(after, "ngram").failure, arm_of(after, "ngram").log_tail) == (None, None)
+    new = [one for one in after.rounds if one not in before.rounds]
+    assert len(new) == len(after.rounds) - len(before.rounds)
+    assert {(one.arm, one.index) for one in new} == {
+        (arm, index) for arm in (BASELINE, "ngram") for index in (2, 3)
+    }
+    assert any("ngram was tried again after it had failed" in text for text in after.session.warnings)
+    again = draftrank(root, *asked, **engine(root))
+    assert (again.code, "has measured this already" in again.err) == (0, True)
+    assert stored(root) == after
+
+
+def test_a_server_that_died_in_a_round_is_tried_again_in_blocks_of_its_own(bench):
+    before = bench("dies after 12", "ngram")
+    assert arm_of(before, "ngram").failure is not None
+    after = bench()
+    assert after.session.id == before.session.id
+    assert arm_of(after, "ngram").failure is None
+    assert all(one in after.rounds for one in before.rounds)
+    assert [one.index for one in rounds_of(after, "ngram")] == [0, 1, 2, 3]
+    assert [one.index for one in rounds_of(after, BASELINE)] == [0, 1, 2, 3]
+    assert [one.index for one in rounds_of(after, "method")] == [0, 1]
+
+
+def test_a_try_that_was_interrupted_goes_on_in_its_own_blocks(bench, monkeypatch):
+    before = bench("dies after 12", "ngram")
+    measure = Run._round
+    with monkeypatch.context() as patched:
+
+        def interrupted(run, place):
+            if place.index == 3:
+                raise KeyboardInterrupt
+            return measure(run, place)
+
+        patched.setattr(Run, "_round", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            bench()
+    after = bench()
+    assert after.session.finished_at is not None
+    assert all(one in after.rounds for one in before.rounds)
+    assert [one.index for one in rounds_of(after, "ngram")] == [0, 1, 2, 3]
+    assert {one.process for one in rounds_of(after, "ngram")} == {0, 1, 2}
+
+
 def test_a_slow_server_is_measured_as_such(bench):
     result = bench("slow", "ngram")
     slow, fast = (min(one.wall_s for one in rounds_of(result, arm)) for arm in ("ngram", "method"))

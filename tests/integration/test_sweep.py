@@ -18,6 +18,7 @@ from commands import draftrank, several, start
 from draftrank.catalog.workspace import Workspace
 from draftrank.jobs.execute import execute
 from draftrank.jobs.executors.isolated import WORKER, IsolatedExecutor, Limits, without_network
+from draftrank.jobs.executors.ray_cluster import _work_there, pack
 from draftrank.jobs.job import Ended
 from draftrank.jobs.ledger import Ledger, sweeps
 from draftrank.jobs.planning import plan_jobs
@@ -169,6 +170,35 @@ def test_stopping_keeps_what_was_measured_and_the_command_goes_on(workspace_root
     (folder,) = sweeps(workspace_root / ".draftrank")
     assert set(Ledger.read(folder).counts) <= {"done", "cancelled"}
     assert draftrank(workspace_root, *arguments).code == 0
+
+
+def test_a_machine_of_a_cluster_keeps_a_stopped_session_and_resumes_it(workspace_root, monkeypatch, tmp_path):
+    monkeypatch.setenv("DRAFTRANK_STATE", str(tmp_path / "machine"))
+    monkeypatch.setenv("DRAFTRANK_DATA", str(workspace_root))
+    request = plain_request("tiny", ("ngram",), fresh=True)
+    *_, job = plan_jobs(Workspace.open(workspace_root), [request]).jobs
+    files, measured = pack(workspace_root), []
+    add_trial = Store.add_trial
+
+    def interrupted(store, session, trial):
+        if len(measured) == 5:
+            raise KeyboardInterrupt
+        add_trial(store, session, trial)
+        measured.append(trial)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "add_trial", interrupted)
+        stopped = _work_there(job, 1, files, {})
+    assert (stopped.end, stopped.results) == ("cancelled", ())
+    done = _work_there(job, 2, files, {})
+    (result,) = done.results
+    assert (done.end, done.session) == ("done", result.session.id)
+    times = {trial.key: trial.decode_s for trial in result.trials}
+    assert all(times[trial.key] == trial.decode_s for trial in measured)
+    assert {trial.process for trial in result.trials} == {0, 1}
+    with Store.open(tmp_path / "store.sqlite") as store:
+        store.join_result(result)
+        assert store.result(result.session.id).session.finished_at is not None
 
 
 class InterruptedAtTheStart(IsolatedExecutor):

@@ -10,7 +10,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from builders import MACHINE, arm_of, build, result, slowed
-from draftrank.board.formats import rank
+from draftrank.board.formats import rank, span
 from draftrank.board.ranking import build_boards, contender_of
 from draftrank.board.serving_ranking import build_serving_boards
 from draftrank.board.site import render_site
@@ -344,11 +344,17 @@ def test_weights_recompute_speedups_and_ranks(ranking, main_board):
     assert by_math[0].draft != ranked[0].draft
     for row, text in zip(by_math, ranking.cells(2), strict=True):
         cell = row.per_task["math"]
-        assert text.split() == [f"{cell.speedup:.2f}×", f"{cell.ci[0]:.2f}–{cell.ci[1]:.2f}"]
+        assert text.split() == [f"{cell.speedup:.2f}×", span(cell.ci)]
     for task in ("chat", "code"):
         ranking.page.locator(f"input[data-task={task}]").fill("1")
     assert ranking.shown() == [row.draft for row in ranked]
     assert [text.strip() for text in ranking.cells(0)] == [rank(row.rank) for row in ranked]
+
+
+def test_the_browser_writes_intervals_as_the_pages_do(ranking):
+    ends = [(0.997, 1.003), (0.86, 1.0), (1.00004, 1.2), (0.99996, 3.456)]
+    written = ranking.page.evaluate("ends => ends.map(window.draftrank.board.span)", ends)
+    assert written == [span(pair) for pair in ends]
 
 
 def test_drafts_are_compared_side_by_side(ranking, main_board):
@@ -358,7 +364,7 @@ def test_drafts_are_compared_side_by_side(ranking, main_board):
     text = ranking.page.locator("#compare").inner_text()
     wanted = ratio_of(contender_of(rows["quick"]), contender_of(rows["middle"]))
     assert f"{wanted.ratio:.2f}×" in text
-    assert "{:.2f}–{:.2f}".format(*wanted.ends()) in text
+    assert span(wanted.ends()) in text
     assert "> 99.9 %" in text
     for draft in ("twin", "late"):
         ranking.page.locator(f"tr[data-draft={draft}] input[type=checkbox]").check()

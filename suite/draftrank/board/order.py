@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from draftrank.board.reproduce import explores
 from draftrank.board.rows import Board, BoardKey
 
 
@@ -66,12 +67,13 @@ def version_of(key: BoardKey) -> tuple[int, ...]:
     return tuple(int(part) for part in parts) if all(part.isdecimal() for part in parts) else ()
 
 
-def weight(board: Board) -> tuple[bool, int, int, str, str]:
-    """What makes one board of a backend tell more than another: greedy decoding, its prompts, its ranked drafts, its
-    date."""
+def weight(board: Board) -> tuple[bool, bool, int, int, str, str]:
+    """What makes one board of a backend tell more than another: declared drafts, greedy decoding, its prompts, its ranked
+    drafts, its date."""
     ranked = sum(row.rank is not None for row in board.rows)
     newest = board.newest
-    return board.key.mode == "greedy", newest.prompts, ranked, newest.measured_at, board.key.id
+    declared = not explores(board.key.suite)
+    return declared, board.key.mode == "greedy", newest.prompts, ranked, newest.measured_at, board.key.id
 
 
 def _place(boards: Sequence[Board]) -> Place:

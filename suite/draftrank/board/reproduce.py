@@ -18,6 +18,11 @@ SEARCH = "-search"
 _VARIANT = re.compile(r"-k[0-9]+(?:-c[0-9.]+)?$")
 
 
+def explores(suite: str) -> bool:
+    """Whether a session of this suite comes from `tune-k` or `search`, not from a run for a board."""
+    return suite.endswith((TUNING, SEARCH))
+
+
 def reproduce_command(session: Session, draft: str) -> str:
     """`draftrank run …` with every option that differs from its default, quoted for a shell."""
     if session.suite.endswith(TUNING):

@@ -20,6 +20,7 @@ from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from draftrank.building.kept_files import KEPT, hashes_path
 from draftrank.building.text.corpus import Corpus, corpus_path
 from draftrank.building.text.overlap import recorded_corpora
 from draftrank.building.text.text_hashes import TextHashes
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
     from draftrank.catalog.recipe import Recipe
     from draftrank.models.target_folder import TargetFolder
 
-KEPT = "kept"
-"""Folder beside the recipes of a target."""
 MAX_BYTES = 20_000_000
 """Of one file of kept weights."""
 _WEIGHTS = "model.safetensors"
@@ -81,11 +80,6 @@ class KeptDraft(Declared):
     """What the build noted."""
     forms: tuple[Form, ...] = ()
     """As in the facts; a form that this version does not know is refused."""
-
-
-def hashes_path(folder: Path, corpus: str) -> Path:
-    """Where hashes of the corpus of this key are kept, in the target's folder of recipes."""
-    return folder / KEPT / "text" / f"{corpus}.safetensors"
 
 
 def keep_hashes(built: Path, target: Path, folder: Path, cache: Path) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ def publish(
     session: Annotated[
         str | None,
         typer.Argument(
-            help="Session, parity record or serving session to publish. Default: the newest finished session.",
+            help="Session, parity record or serving session to publish. Default: the newest finished session of `run` or `sweep`.",
             show_default=False,
         ),
     ] = None,
@@ -39,6 +39,7 @@ def publish(
 
     [bold]Example:[/bold] draftrank publish
     """
+    from draftrank.board.reproduce import explores
     from draftrank.catalog.workspace import Workspace
     from draftrank.errors import InvalidInputError
     from draftrank.store.bundle import publish as publish_bundles
@@ -67,7 +68,15 @@ def publish(
             write = _alone(SERVING_FILES.publish, store.serving.result(serving.id))
         else:
             finished = [one for one in store.sessions() if one.finished_at is not None]
-            chosen = [one for one in finished if session in (None, one.id)]
+            chosen = [
+                one for one in finished if (not explores(one.suite) if session is None else one.id == session)
+            ]
+            if not chosen and finished and session is None:
+                raise InvalidInputError.single(
+                    "every finished session is of `tune-k` or `search`: "
+                    + ", ".join(one.id for one in finished),
+                    fix="measure the drafts with `draftrank run`, or name a session",
+                )
             if not chosen:
                 raise InvalidInputError.single(
                     f"there is no finished session {session or ''}".rstrip(),

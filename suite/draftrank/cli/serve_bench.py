@@ -89,7 +89,7 @@ def serve_bench(
     """Measure drafts in a real server, beside the same server without a draft, at several numbers of requests in flight.
 
     Every arm is a server process of its own. Rounds of the same prompts alternate between them, and each round is stored as
-    it ends: the same command resumes an interrupted session.
+    it ends: the same command resumes an interrupted session, and tries servers that failed again.
 
     [bold]Example:[/bold] draftrank serve-bench smollm2-135m-instruct --server vllm-cpu --draft ngram -c 1 -c 4 -c 16
     """
@@ -131,7 +131,7 @@ def serve_bench(
     session = result.session
     for arm in session.arms:
         if arm.failure:
-            out.print(f"{arm.id} failed: {arm.failure.splitlines()[0]}")
+            out.print(f"{arm.id} failed: {arm.failure.splitlines()[0]}; the same command tries it again")
     out.print(f"serving session {session.id} kept in {opened.display(opened.state)}")
     if to is not None:
         _write(result, formats or (), to)

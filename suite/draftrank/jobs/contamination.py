@@ -67,7 +67,7 @@ def _compare(
     key: str, index: PromptIndex, tokenizer: PreTrainedTokenizerBase, cache: Path, recipes: Path
 ) -> tuple[TextCompared, tuple[Overlap, ...], str]:
     """By what a text was compared, the prompts it holds, and, where it was not compared, why."""
-    from draftrank.building.kept_drafts import hashes_path
+    from draftrank.building.kept_files import hashes_path
     from draftrank.building.text.corpus import Corpus, corpus_path
     from draftrank.building.text.overlap import corpus_overlaps
     from draftrank.building.text.text_hashes import TextHashes

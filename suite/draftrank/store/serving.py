@@ -60,6 +60,15 @@ class ServingSessions(Sessions[ServingSessionRow, ServingSession, ServingResult]
         with self._writing() as transaction:
             self._existing(transaction, session_id).finished_at = finished_at
 
+    def reopen_session(self, session_id: str) -> None:
+        """Marks a session as incomplete, because more is measured.
+
+        Raises:
+            StoreError: the session does not exist.
+        """
+        with self._writing() as transaction:
+            self._existing(transaction, session_id).finished_at = None
+
     # -- reading ---------------------------------------------------------------------------------
 
     def _header(self, row: ServingSessionRow) -> ServingSession:

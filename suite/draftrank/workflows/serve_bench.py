@@ -126,7 +126,7 @@ def serve_bench(
     workspace: Workspace, asked: ServeRequest, store: Store, progress: Progress = SILENT
 ) -> ServingResult:
     """Exports drafts, serves them, and measures them beside the plain server; goes on with what the store has of the same
-    session.
+    session, and tries again the servers that failed there.
 
     Raises:
         InvalidInputError: the request or a declaration is wrong, or the engine has no such draft.
@@ -293,8 +293,13 @@ def _measure(
         plan_sha256 = plan.sha256(version, arms)
         known = None if asked.fresh else store.serving.find_session(plan_sha256)
         if known is not None and known.finished_at is not None:
-            progress.message(f"serving session {known.id} has measured this already (--fresh measures again)")
-            return store.serving.result(known.id)
+            again = _to_try_again(known, arms)
+            if not again:
+                progress.message(
+                    f"serving session {known.id} has measured this already (--fresh measures again)"
+                )
+                return store.serving.result(known.id)
+            progress.message(f"trying again what failed: {', '.join(again)}")
         if plain is None:
             if declared.engine == "llama.cpp":
                 servers.model = gguf_of_target(workspace, target, folder, declared.dtype, scratch, progress)
@@ -308,6 +313,7 @@ def _measure(
             progress.message(f"going on with serving session {known.id}")
             prompts = _prompts(plan, known.turns)
             warm_up(servers, plain, prompts, max(known.concurrencies))
+            store.serving.reopen_session(known.id)
         store.serving.update_arm(
             known.id,
             known.arms[0].model_copy(
@@ -330,8 +336,19 @@ def _measure(
         run.judge()
     finally:
         servers.close_all()
-    store.serving.finish_session(known.id, utc_now())
+    if known.finished_at is not None and len(run.rounds) == len(result.rounds):  # in vain: it stays as it was
+        for arm in known.arms:
+            store.serving.update_arm(known.id, arm)
+        store.serving.finish_session(known.id, known.finished_at)
+    else:
+        store.serving.finish_session(known.id, utc_now())
     return store.serving.result(known.id)
+
+
+def _to_try_again(known: ServingSession, arms: Sequence[_Arm]) -> list[str]:
+    """Arms of a session whose servers failed, though their drafts could be had."""
+    at_hand = {arm.record.id for arm in arms if arm.record.failure is None}
+    return [arm.id for arm in known.arms if arm.failure is not None and arm.id in at_hand]
 
 
 def _plain_outputs(

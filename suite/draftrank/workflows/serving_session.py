@@ -80,17 +80,16 @@ class Run:
         size = plain.process.memory_bytes() if plain.process else 0
         room = self.servers.hold(size)
         others = [arm for arm in self.session.arms if arm.id in self.speculations and arm.id != BASELINE]
-        others = [arm for arm in others if arm.failure is None]
         if others and not room:
             raise DraftrankError(
                 f"memory holds one server of {size / 2**30:.1f} GiB, and two are compared "
                 "(close other programs, or lower kv_cache_gib in the server's file)"
             )
-        plan = groups(others, self.rounds, self.session.rounds, room)
+        plan = self._groups(others, room)
         total = (
             len(self.session.concurrencies) * self.session.rounds * sum(len(one) + 1 for one in plan.values())
         )
-        if len(plan) > 1:
+        if len(plan) > 1 and len(others) > room:
             self._warn(
                 f"memory held {room + 1} servers at once, so that drafts were measured in {len(plan)} groups"
             )
@@ -104,10 +103,24 @@ class Run:
                 for block in range(self.session.rounds):
                     for concurrency in self.session.concurrencies:
                         index = number * self.session.rounds + block
-                        self._block(concurrency, index, [BASELINE, *(arm.id for arm in group)])
+                        # The plain server alone is measured once.
+                        if not number or any(arm.id in self.servers.opened for arm in group):
+                            self._block(concurrency, index, [BASELINE, *(arm.id for arm in group)])
                         stage.advance(len(group) + 1, note=f"{concurrency} in flight, block {index}")
                 for arm in group:
                     self.servers.close(arm.id)
+
+    def _groups(self, arms: Sequence[ServingArm], room: int) -> dict[int, list[ServingArm]]:
+        """See `groups`. Arms that failed before are tried again behind all others, in blocks of their own: the plain server's
+        rounds in the blocks that they missed are of another time."""
+        blocks = self.session.rounds
+        plan = groups([arm for arm in arms if arm.failure is None], self.rounds, blocks, room)
+        failed = [arm for arm in arms if arm.failure is not None]
+        if failed:
+            begun = max((one.index // blocks for one in self.rounds), default=0)
+            behind = 1 + max(begun, *plan)
+            plan |= {behind + number: group for number, group in groups(failed, [], blocks, room).items()}
+        return plan
 
     def judge(self) -> None:
         """Lets the plain server judge every output that left its own."""
@@ -135,7 +148,7 @@ class Run:
         except ServerError as error:
             self._fail(arm.id, error)
         else:
-            self._note(arm.id, flags=opened.flags, start_s=opened.start_s, failure=None, log_tail=None)
+            self._note(arm.id, flags=opened.flags, start_s=opened.start_s)
             opened.pause()
 
     def _fail(self, arm: str, error: ServerError) -> None:
@@ -246,7 +259,16 @@ class Run:
             self._out(place.arm, opened.ended("the server ended in a round"))
         elif load.failed == len(load.answers):
             self._out(place.arm, opened.ended(f"every request of a round failed: {load.answers[0].failure}"))
+        else:
+            self._recovered(place.arm)
         return one
+
+    def _recovered(self, arm_id: str) -> None:
+        """Forgets that an arm had failed, once it has a round again, and says so in the session."""
+        arm = next(arm for arm in self.session.arms if arm.id == arm_id)
+        if arm.failure is not None:
+            self._warn(f"{arm_id} was tried again after it had failed: {arm.failure.splitlines()[0]}")
+            self._note(arm_id, failure=None, log_tail=None)
 
     def _out(self, arm: str, error: ServerError) -> None:
         self._fail(arm, error)
@@ -269,7 +291,7 @@ def groups(
 ) -> dict[int, list[ServingArm]]:
     """Which arms are measured together with the plain server, by the number of their group.
 
-    Arms with rounds stay in the group of their blocks. The others fill up the last group while it has only begun, and then
+    Arms with rounds stay in the group of their last blocks. The others fill up the last group while it has only begun, and then
     make new ones.
 
     Args:
@@ -278,7 +300,7 @@ def groups(
         blocks: of each concurrency and group.
         room: arms that memory holds at once.
     """
-    member = {one.arm: one.index // blocks for one in rounds}
+    member = {one.arm: one.index // blocks for one in sorted(rounds, key=lambda one: one.index)}
     found: dict[int, list[ServingArm]] = {}
     for arm in arms:
         if arm.id in member:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from draftrank.board.pull_request import Standing, markdown, standings
+from draftrank.board.reproduce import explores
+from draftrank.building.kept_files import kept_files
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.workspace import Workspace
 from draftrank.errors import InvalidInputError
@@ -26,7 +28,7 @@ class Submission:
     """What goes into the pull request."""
 
     recipe: tuple[Path, ...]
-    """The recipe's file and the corpora that it needs."""
+    """The recipe's file, the corpora that it needs, and what is kept of its draft."""
     bundles: tuple[Path, ...]
     title: str
     """The pull request's title."""
@@ -37,7 +39,7 @@ class Submission:
 def submit(
     workspace: Workspace, target: str, draft: str, store: Store, *, session: str | None = None
 ) -> Submission:
-    """Checks a draft's recipe, publishes its newest finished result, and words the pull request.
+    """Checks a draft's recipe, publishes its newest finished result of a run or a sweep, and words the pull request.
 
     Args:
         session: publish this session's result, not the newest.
@@ -54,10 +56,11 @@ def submit(
         raise InvalidInputError(problems)
     result = _measured(recipe, store, session)
     require_times(result, f"session {result.session.id}")
+    kept = kept_files(recipe.draft, result.session.target_weights_sha256, path.parent)
     written = publish(result, workspace.published, drafts=(draft,))
     told = standings([result], drafts=[draft])
     return Submission(
-        workspace.files_of_recipe(target, draft),
+        (*workspace.files_of_recipe(target, draft), *kept),
         tuple(written),
         f"Draft for {target}: {draft}",
         _text(recipe, told[0][1][0] if told else None, markdown(told)),
@@ -74,13 +77,15 @@ def _measured(recipe: Recipe, store: Store, session: str | None) -> SessionResul
         and session in (None, one.id)
         and any(arm.id == recipe.id and arm.draft and arm.draft.recipe_sha256 == wanted for arm in one.arms)
     ]
-    if not found:
+    chosen = [one for one in found if session is not None or not explores(one.suite)]
+    if not chosen:
+        search = f" but for {', '.join(one.id for one in found)} of `draftrank search`" if found else ""
         raise InvalidInputError.single(
-            f"no finished session{f' {session}' if session else ''} measured this recipe as it is now",
+            f"no finished session{f' {session}' if session else ''} measured this recipe as it is now{search}",
             file=f"drafts/{recipe.target}/{recipe.id}.yaml",
             fix=f"measure it: draftrank run {recipe.target} --suite core --draft {recipe.id} --draft ngram",
         )
-    return store.result(max(found, key=lambda one: (one.created_at, one.id)).id)
+    return store.result(max(chosen, key=lambda one: (one.created_at, one.id)).id)
 
 
 def _text(recipe: Recipe, standing: Standing | None, table: str) -> str:

@@ -49,6 +49,15 @@ def test_without_a_machine_of_its_own_the_fastest_place_of_a_target_leads():
     assert names(in_order(build_boards(SESSIONS)))[:3] == ["target", "other", "fast"]
 
 
+def test_a_board_of_variants_or_of_a_search_does_not_lead_its_backend():
+    more = {"chat": 9, "math": 9}
+    explored = [session(f"of{suite}", suite=f"quick{suite}", tasks=more) for suite in ("-tuning", "-search")]
+    (place,) = places_of(build_boards([*explored, session("plain")]))
+    (boards,) = place.backends
+    assert names(boards)[0] == "plain"
+    assert len(boards) == 3
+
+
 def test_a_place_holds_the_boards_of_each_backend():
     places = places_of(build_boards(SESSIONS))
     (here,) = (

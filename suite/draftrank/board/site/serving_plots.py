@@ -71,8 +71,8 @@ _TOOLTIP = [
     {"field": "k"},
     {"field": "concurrency"},
     {"field": "speedup", "format": ".2f"},
-    {"field": "low", "title": "95 % from", "format": ".2f"},
-    {"field": "high", "title": "to", "format": ".2f"},
+    {"field": "low", "title": "95 % from", "format": ".3f"},
+    {"field": "high", "title": "to", "format": ".3f"},
     {"field": "user", "title": "tokens/s per user", "format": ".1f"},
     {"field": "throughput", "title": "tokens/s in total", "format": ".1f"},
 ]

@@ -1,7 +1,8 @@
 """Jobs on the machines of a Ray cluster: one job to a machine, or to a GPU, so that timings stay honest.
 
-Declarations travel with the job and results travel back; only the driver writes the store. Ray itself
-never runs a job again: the driver does, so that it knows which attempt a result belongs to.
+Declarations travel with the job and results travel back; only the driver writes the store. A machine keeps what it
+measured in a store of its own, where a later attempt finds it. Ray itself never runs a job again: the driver does, so that
+it knows which attempt a result belongs to.
 """
 
 from __future__ import annotations
@@ -159,7 +160,8 @@ def pack(root: Path) -> bytes:
 
 
 def _work_there(job: Job, attempt: int, files: bytes, settings: dict[str, str]) -> Ended:
-    """On the machine: does the job with a store of its own, and returns what that holds, whatever happened."""
+    """On the machine: does the job with the machine's store, which keeps a session that is stopped or lost, and returns the
+    job's session."""
     base = Path(os.environ.get("DRAFTRANK_STATE") or Path(tempfile.gettempdir()) / "draftrank-node")
     root = base / "workspaces" / hashlib.sha256(files).hexdigest()[:16]
     if not root.is_dir():
@@ -174,14 +176,11 @@ def _work_there(job: Job, attempt: int, files: bytes, settings: dict[str, str]) 
             pass
     os.environ.update(settings)
     workspace = Workspace(root, base / "state")
-    with (
-        tempfile.TemporaryDirectory(prefix="draftrank-job-") as folder,
-        Store.open(Path(folder) / "job.sqlite") as store,
-    ):
+    with Store.open(workspace.state / "results.sqlite") as store:
         try:
             ended = work(job, workspace, store, SILENT, attempt)
         except DraftrankError as error:
             ended = Ended(job.id, "failed", str(error))
         except KeyboardInterrupt:
             ended = Ended(job.id, "cancelled", "it was stopped")
-        return replace(ended, results=store.results())
+        return replace(ended, results=(store.result(ended.session),) if ended.session else ())

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from builders import MACHINE, arm_of, build, result, sha, slowed
+from draftrank.board.formats import span
 from draftrank.board.ranking import build_boards
 from draftrank.board.site import Declarations, render_site
 from draftrank.board.site.addresses import (
@@ -94,7 +95,7 @@ def test_every_board_has_a_page_with_all_its_figures(out):
             assert row.title in text
             if row.speedup:
                 assert f"{row.speedup:.2f}×" in text
-                assert f"{row.ci[0]:.2f}–{row.ci[1]:.2f}" in text
+                assert span(row.ci) in text
         assert "A/A" in text
     text = text_of(out, board_page(found[1].key))
     assert "failed: out of memory" in text

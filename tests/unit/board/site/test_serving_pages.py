@@ -11,6 +11,7 @@ import jsonschema
 import pytest
 
 from builders import MACHINE, arm_of, build, result
+from draftrank.board.formats import span
 from draftrank.board.ranking import build_boards
 from draftrank.board.serving_ranking import build_serving_boards
 from draftrank.board.site import render_site
@@ -72,7 +73,7 @@ def test_a_board_tells_speedups_by_sign_and_word_beside_colour(out):
     for at, sign, word in ((1, "▲", "faster"), (4, "≈", "can't tell"), (16, "▼", "slower")):
         cell = row.best[at]
         assert cell.answer == word
-        assert f"{sign} {cell.speedup:.2f}× {word} {cell.ci[0]:.2f}–{cell.ci[1]:.2f}" in text
+        assert f"{sign} {cell.speedup:.2f}× {word} {span(cell.ci)}" in text
     cells = dict(
         zip(
             board.concurrencies,
@@ -187,7 +188,7 @@ def test_the_study_tells_what_concurrency_does_to_each_technique(out):
     assert "mtp: for tiny-target" in text
     for at, sign in ((1, "▲"), (16, "▼")):
         cell = ngram.best[at]
-        assert f"{sign} {cell.speedup:.2f}× {cell.answer} {cell.ci[0]:.2f}–{cell.ci[1]:.2f}k {cell.k}" in text
+        assert f"{sign} {cell.speedup:.2f}× {cell.answer} {span(cell.ci)}k {cell.k}" in text
     assert ngram.switch_off.words in text
 
 
