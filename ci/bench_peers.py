@@ -108,7 +108,7 @@ def table(rows: Sequence[dict[str, Any]], lengths: Sequence[int]) -> str:
     """All rows as Markdown."""
     speeds = ["tokens/s", "of plain here (95 %)", "decoding tokens/s", "of plain here (95 %)"]
     names = ["engine", "draft", *speeds, "accept", *(f"ms to first of {length:,}" for length in lengths)]
-    lines = [[*names, "identical"], ["---"] * (len(names) + 1)]
+    lines = [[*names, "identical, or what failed"], ["---"] * (len(names) + 1)]
     for row in rows:
         cells = [row["engine"], row["draft"]]
         for part in (row["whole"], row["decoding"]):
@@ -118,7 +118,7 @@ def table(rows: Sequence[dict[str, Any]], lengths: Sequence[int]) -> str:
         firsts = [row["first_token_s"].get(length) for length in lengths]
         cells += [decimal(first and 1e3 * first, 0) for first in firsts]
         found = [f"{row['identical']} of {row['decoded']}"] if row["decoded"] else []
-        failed = [f"failed: {failure.splitlines()[0]}".replace("|", "/") for failure in row["failures"][:1]]
+        failed = [failure.splitlines()[0].replace("|", "/") for failure in row["failures"][:1]]
         lines.append([*cells, "; ".join(found + failed)])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
@@ -160,7 +160,11 @@ def main() -> int:
         for arm in arms
         for (place, turn), found in arm.outputs.items()
     ]
-    told = {"measured": utc_now(), "machine": machine.model_dump(mode="json"), "options": vars(options)}
+    told: dict[str, Any] = {
+        "measured": utc_now(),
+        "machine": machine.model_dump(mode="json"),
+        "options": vars(options),
+    }
     told |= {"prompts": peers.prompts, "rows": rows, "outputs": outputs}
     told["first_token_s"] = {arm.id: arm.first_s for arm in arms}
     file = options.json or workspace.state / "peers.json"

@@ -161,7 +161,8 @@ class Peers:
         yield from self._servers("llama.cpp")
         yield from self._servers("vllm")
         for draft in models:
-            yield self._opened(f"flashspec {package_version('flashspec') or ''}", draft, self._flashspec)
+            told = f"flashspec {package_version('flashspec') or ''}".strip()
+            yield self._opened(told, draft, self._flashspec)
 
     def _opened(self, engine: str, draft: str | None, opening: Callable[[str | None], Decode]) -> Arm:
         arm = Arm(engine, PLAIN if draft is None else f"{draft}, k={self._k(draft)}")

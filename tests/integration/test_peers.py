@@ -59,16 +59,11 @@ def test_engines_decode_the_same_prompts_and_those_that_fail_have_a_row(
         low, high = row["whole"]["interval"]
         assert 0 < low <= row["whole"]["ratio"] <= high
         assert sorted(row["first_token_s"]) == ["16", "4"]
-    assert (
-        rows["vLLM", "shallow, k=3"]["acceptance_length"]
-        > 2
-        > rows["vLLM", "plain"]["acceptance_length"]
-        == 1
-    )
+    assert rows["vLLM", "plain"]["acceptance_length"] == 1 < rows["vLLM", "shallow, k=3"]["acceptance_length"]
     assert len(told["outputs"]) == 6 * len(measured)
     # That server knows no n-grams, and the target is no GGUF file.
     assert not rows["vLLM", "ngram, k=3"]["decoded"]
     assert rows["llama.cpp", "–"]["failures"]
     printed = capsys.readouterr().out
     assert "| vLLM 0.32.0 fp32 | shallow, k=3 |" in printed
-    assert "failed: the server ended before it was ready" in printed
+    assert "| the server ended before it was ready" in printed
