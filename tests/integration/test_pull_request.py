@@ -211,8 +211,9 @@ def test_a_search_alone_is_no_submission(base):
         base, ["submit", "ngram-long"], ["submit", "ngram-long", "--session", searched.id, "--json"]
     )
     assert refused.code == 2
-    assert f"but for {searched.id} of `draftrank search`" in " ".join(refused.err.split())
-    assert named.code == 0
+    told = f"but for {searched.id} of `draftrank search`"
+    assert told in " ".join(refused.err.split())
+    assert "measured this recipe" not in named.err  # its times may be those of a busy machine
 
 
 @pytest.mark.parametrize(("printed", "code"), [("moved tiny ngram", 1), ("holds tiny ngram", 2)])
