@@ -148,7 +148,8 @@ class _Trainer:
     def __init__(self, spec: Distill, draft: WorkingDraft, context: BuildContext, corpus: Corpus) -> None:
         self.spec = spec
         self.corpus = corpus
-        self.checkpoint: Path = context.scratch / "checkpoint.pt"
+        # Earlier code wrote checkpoint.pt, with a single optimizer, which this cannot read.
+        self.checkpoint: Path = context.scratch / "training.pt"
         self.device = context.device
         self.draft = draft.model.eval()
         self.dtype: DtypeName = _training_dtype(self.draft, context.device)

@@ -164,7 +164,7 @@ def test_an_interrupted_run_ends_bit_for_bit_like_another(
         draft, context = begun(scratch="cut", progress=interrupt_after("distil", reports))
         with pytest.raises(KeyboardInterrupt):
             distill(plan, draft, context)
-    state = torch.load(context.scratch / "checkpoint.pt", weights_only=True)["state"]
+    state = torch.load(context.scratch / "training.pt", weights_only=True)["state"]
     assert 4 <= state["updates_done"] < 16
     resumed, context = begun(scratch="cut")
     again = distill(plan, resumed, context)
