@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -309,6 +311,14 @@ def test_serving_boards_are_those_of_the_results_and_are_computed_once(tmp_path,
             boards()
     published.unlink()
     assert boards() == build_serving_boards([other])
+
+
+def test_what_reads_files_alone_does_not_wait_for_the_database():
+    script = (
+        "import sys, draftrank.board.archived, draftrank.board.site; sys.exit('sqlalchemy' in sys.modules)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", script], env=environment).returncode == 0
 
 
 def test_pairs_that_did_not_decode_the_same_cells_are_still_compared_trial_by_trial(tmp_path):
