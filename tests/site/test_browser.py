@@ -461,7 +461,7 @@ def test_a_row_takes_at_most_two_lines(visit, tmp_path):
         {"kind": "quantize"},
     ]
     recipe = build("long").recipe | {
-        "title": "Suffix votes, and an EAGLE-3 head in int8 where they find nothing",
+        "title": "Suffix copies, and an EAGLE-3 head in int8 where they find nothing",
         "draft": {"kind": "cascade", "min_probability": 0.5, "steps": head},
     }
     arms = [arm_of("long", draft=trained("long", recipe=recipe)), arm_of("short")]

@@ -160,7 +160,7 @@ def test_an_equal_drafts_every_judged_token_is_accepted(prompt, k, limit, stop):
 
 
 def test_a_cascade_draft_copies_where_it_can_and_asks_its_model_where_not():
-    """The model catches up on copied tokens: it proposes what it would after being fed everything."""
+    """The model catches up on copied tokens: it proposes what it would after reading everything."""
     prompt = (5, 9, 11, 4, 7, 5, 9, 11)
     model = ModelProposer(TransformersRuntime(NEAR["llama"]))
     cascade = CascadeProposer(NgramProposer(2, 3), model)

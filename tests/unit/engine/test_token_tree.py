@@ -69,7 +69,7 @@ def branch(tokens, parents, place):
     data=st.data(),
 )
 def test_every_token_is_read_behind_its_own_ancestors(name, runtime, prompt, tree, more, data):
-    """Also beyond a sliding window, and with what is fed after a path was kept."""
+    """Also beyond a sliding window, and with what is read after a path was committed."""
     tokens, parents = tree
     runtime.reset()
     if prompt:

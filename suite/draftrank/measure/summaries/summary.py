@@ -149,7 +149,7 @@ class SessionSummary:
         return (*self.session.warnings, *((UNWATCHED,) if silent else ()))
 
     @property
-    def precision_reached(self) -> float | None:
+    def ci_reached(self) -> float | None:
         """Widest relative half-width of the 95 % intervals that the session was to narrow: those of its
         drafts and of A/A; None where one of them has no interval."""
         widths = [
