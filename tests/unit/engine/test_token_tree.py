@@ -171,7 +171,9 @@ def test_whatever_tree_was_proposed_each_text_is_as_probable_as_the_target_says(
         behind = [0, *(place + 1 for place in path)]
         expected = math.prod(
             float(likely[row, token])
-            for row, token in zip(behind, [*(tokens[place] for place in path), verdict.next_token], strict=True)
+            for row, token in zip(
+                behind, [*(tokens[place] for place in path), verdict.next_token], strict=True
+            )
         )
         assert choices.probability == pytest.approx(expected, rel=1e-5)
         total += expected

@@ -10,7 +10,6 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.engine.proposer import Proposal
 from draftrank.engine.proposers.cascade import CascadeDraft
 from draftrank.engine.proposers.ngram import NgramProposer
 from draftrank.engine.proposers.suffix import SuffixProposer
