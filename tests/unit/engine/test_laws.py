@@ -112,6 +112,33 @@ def test_greedy_speculation_equals_greedy_decoding(name, proposer, prompt, k, li
     assert expected.acceptance_length == 1.0
 
 
+CERTAIN = ("ngram", "trusting", "suffix", "suffix tree", "tree_eagle3", "tree", "tree_exit", "tree_cascade")
+
+
+@pytest.mark.parametrize("proposer", CERTAIN)
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@examples(4)
+@given(
+    prompt=prompts,
+    k=st.integers(1, 8),
+    limit=st.integers(1, 40),
+    stop=stops,
+    mode=st.sampled_from([DecodingMode(temperature=0.8), DecodingMode(temperature=1.2, top_k=30, top_p=0.9)]),
+    seed=st.integers(0, 1000),
+)
+def test_with_its_random_numbers_a_target_says_what_it_says_alone(
+    name, proposer, prompt, k, limit, stop, mode, seed
+):
+    """Whatever is proposed with certainty. The kernels give the same bits however tokens are divided, so no draw is close."""
+    target = runtime_by(TARGETS[name], "cpp")
+    request = Request(prompt, limit, stop, mode, seed)
+    expected = autoregressive(target, request)
+    found = speculative(target, PROPOSERS[proposer](name, target), request, k)
+    assert found.token_ids == expected.token_ids
+    assert found.finish == expected.finish
+    check_sums(found, k, limit, copies=proposer.startswith("tree"))
+
+
 @examples(30)
 @given(
     prompt=prompts,
