@@ -127,7 +127,8 @@ def test_every_task_of_the_long_suite_has_prompts_of_about_1000_and_4000_tokens(
     tokenizer = load_tokenizer(folder.path)
     for entry in tasks:
         tokens = [
-            len(render_turns(tokenizer, target.prompt_format, prompt.turns, [], None)) for prompt in entry.prompts
+            len(render_turns(tokenizer, target.prompt_format, prompt.turns, [], None))
+            for prompt in entry.prompts
         ]
         assert all(850 <= length <= 1_250 for length in tokens[:8]), (entry.task.id, tokens)
         assert all(3_400 <= length <= 4_800 for length in tokens[8:]), (entry.task.id, tokens)

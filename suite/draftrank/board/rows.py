@@ -315,7 +315,13 @@ def row_of(summary: SessionSummary, arm: ArmSummary, verdict: Verdict) -> BoardR
         outliers=arm.outliers,
         per_task={task.task: _cell(task) for task in arm.tasks},
         per_length=tuple(
-            LengthCell(at.prompt_tokens, at.prompts, at.speedup.value if at.speedup else None, ends_of(at.speedup), at.acceptance.length)
+            LengthCell(
+                at.prompt_tokens,
+                at.prompts,
+                at.speedup.value if at.speedup else None,
+                ends_of(at.speedup),
+                at.acceptance.length,
+            )
             for at in arm.lengths
         ),
         proposer=proposer_of(build.recipe, build.techniques) if build else "unknown",

@@ -25,7 +25,9 @@ def index(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    wheel(folder, "tiny-texts", {"docs/story.rst": STORY.encode(), "docs/tale.txt": b"A tale.\r\nIts end.\r\n"})
+    wheel(
+        folder, "tiny-texts", {"docs/story.rst": STORY.encode(), "docs/tale.txt": b"A tale.\r\nIts end.\r\n"}
+    )
     wheel(folder, "tiny-code", {"code/mod.py": b"def f():\n    return 1\n", "code/odd.bin": b"\xff\xfe\x00"})
     return folder
 
@@ -80,19 +82,23 @@ def test_texts_of_several_packages_become_prompts_in_their_order(index, tmp_path
 
     for path in index.iterdir():
         path.unlink()
-    assert prompts_of(declared, read, FetchContext(tmp_path / "cache", offline=True), "tasks/t.yaml") == prompts
+    assert (
+        prompts_of(declared, read, FetchContext(tmp_path / "cache", offline=True), "tasks/t.yaml") == prompts
+    )
     with pytest.raises(MissingDataError, match="offline"):
         prompts_of(declared, read, FetchContext(tmp_path / "other", offline=True), "tasks/t.yaml")
     with pytest.raises(MissingDataError, match=r"tiny-texts==1\.0 could not be fetched"):
         prompts_of(declared, read, FetchContext(tmp_path / "other"), "tasks/t.yaml")
 
 
-def test_another_text_than_was_declared_is_refused_and_its_hash_is_told(index, tmp_path):
+@pytest.mark.usefixtures("index")
+def test_another_text_than_was_declared_is_refused_and_its_hash_is_told(tmp_path):
     expected = hashlib.sha256(b'{"id": "a", "text": "A tale.\\nIts end."}\n').hexdigest()
     with pytest.raises(InvalidInputError, match=f"declared {'0' * 64}, found {expected}"):
         source(text("a", "docs/tale.txt")).fetch(FetchContext(tmp_path / "cache"))
 
 
+@pytest.mark.usefixtures("index")
 @pytest.mark.parametrize(
     ("file", "package", "lines", "told"),
     [
@@ -101,7 +107,7 @@ def test_another_text_than_was_declared_is_refused_and_its_hash_is_told(index, t
         ("code/odd.bin", "tiny-code==1.0", {}, "no UTF-8 text"),
     ],
 )
-def test_what_a_package_does_not_hold_is_named(file, package, lines, told, index, tmp_path):
+def test_what_a_package_does_not_hold_is_named(file, package, lines, told, tmp_path):
     with pytest.raises(InvalidInputError, match=told):
         source(text("a", file, package=package, **lines)).fetch(FetchContext(tmp_path / "cache"))
     assert not list((tmp_path / "cache").rglob("texts.jsonl"))

@@ -377,7 +377,10 @@ def _by_length(rows: Sequence[Row]) -> tuple[Plot, Plot]:
         {"calculate": f"datum.length.tokens * {beside}", "as": "place"},
     )
     told = "; ".join(
-        f"{row['draft']}: " + ", ".join(f"{cell['speedup']:.2f}× at {cell['tokens']:,}" for cell in row["lengths"] if cell["speedup"])
+        f"{row['draft']}: "
+        + ", ".join(
+            f"{cell['speedup']:.2f}× at {cell['tokens']:,}" for cell in row["lengths"] if cell["speedup"]
+        )
         for row in drawn
     )
     return (
