@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from draftrank.board.ranking import contender_of
-from draftrank.board.rows import Board, BoardRow
+from draftrank.board.rows import Board, BoardRow, LengthCell, TaskCell
 from draftrank.board.site import charts
 from draftrank.measure.cost.model import StepTime
 from draftrank.measure.statistics.ranking_evidence import ratio_of
@@ -56,7 +56,7 @@ def entry_of(board: Board, row: BoardRow) -> Entry:
     acceptance = row.summary.acceptance
     positions = acceptance.by_position
     dots = [(value, value) for task in row.summary.tasks for value in task.prompts.values()]
-    cells = [*row.per_task.values(), *row.per_length]
+    cells: list[TaskCell | LengthCell] = [*row.per_task.values(), *row.per_length]
     return Entry(
         board,
         row,

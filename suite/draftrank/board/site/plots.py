@@ -343,7 +343,7 @@ def _by_length(rows: Sequence[Row]) -> tuple[Plot, Plot]:
     )
     speedup = quantity("length.speedup", "speedup", scale=SPREAD)
     acceptance = quantity("length.acceptance", "acceptance length (tokens per step)", scale=SPREAD)
-    draft = {"field": "draft", "type": "nominal", "title": None, "sort": shown}
+    draft = {"field": "draft", "type": "nominal", "title": None, "scale": {"domain": shown}}
     intervals = {
         "mark": {"type": "rule", "strokeWidth": 2, "opacity": 0.55},
         "encoding": {
