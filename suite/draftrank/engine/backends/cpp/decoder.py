@@ -128,6 +128,8 @@ class CppDecoder(DecoderShape):
         """The first `count` layers alone, as `view` has them; they share all weights."""
         twin = copy(self)
         twin._layers = (Layer * count)(*self._layers[:count])
+        for layer in twin._layers:
+            layer.output = None
         twin._pointed_to, twin._told = [], set()
         twin._model = view
         return twin

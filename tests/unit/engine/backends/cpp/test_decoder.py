@@ -533,6 +533,19 @@ def test_room_that_an_exit_has_made_is_not_taken_for_the_targets():
     torch.testing.assert_close(target.forward(text[5:]), whole[5:], atol=1e-5, rtol=1e-4)
 
 
+def test_an_exit_leaves_nothing_where_the_target_has_told_its_layers_outputs():
+    target = compiled(small_model("llama"))
+    target.keep_hidden_states((0, 1))
+    target.forward([5, 6, 7, 8])
+    told, before = target.hidden_states((0, 1)), target.hidden_states((0, 1)).clone()
+    kept = [states.clone() for states in target._states.by_layer.values()]
+    target.first_layers(2).forward([9, 10, 11])
+    assert torch.equal(told, before)
+    assert all(
+        torch.equal(now, then) for now, then in zip(target._states.by_layer.values(), kept, strict=True)
+    )
+
+
 def test_a_runtime_says_whether_it_drafts_by_itself():
     """Not where capping gives the tokens that a trimmed head leaves out a logit, or with outputs of layers to keep;
     transformers' own forward never."""
