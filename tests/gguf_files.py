@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,7 @@ def write_llama_file(
     stated: dict[str, Any] | None = None,
     tensors: dict[str, np.ndarray[Any, Any]] | None = None,
     without: str | None = None,
+    kinds: Sequence[gguf.GGMLQuantizationType] = (),
 ) -> None:
     """A Llama model as llama.cpp would write it: its names, its order of rotary dimensions.
 
@@ -100,6 +103,7 @@ def write_llama_file(
         stated: more keys, without the architecture's name.
         tensors: more tensors.
         without: the name of a tensor to leave out.
+        kinds: types of its matrices in turn, where their rows are whole blocks; else fp32.
     """
     config = model.config
     writer = gguf.GGUFWriter(path, "llama")
@@ -143,6 +147,15 @@ def write_llama_file(
         "post_attention_layernorm": "ffn_norm",
     }
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    turns = cycle(kinds)
+
+    def add_matrix(name: str, values: np.ndarray[Any, Any]) -> None:
+        kind = next(turns, None)
+        if values.ndim == 1 or kind is None or values.shape[1] % gguf.GGML_QUANT_SIZES[kind][0]:
+            writer.add_tensor(name, values)
+        else:
+            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+
     for name, tensor in model.state_dict().items():
         values = tensor.numpy().astype(np.float32)
         stem = name.removeprefix("model.").removesuffix(".weight")
@@ -153,9 +166,9 @@ def write_llama_file(
                 values = values.reshape(count, 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
             written = f"blk.{number}.{names[part]}.weight"
             if written != without:
-                writer.add_tensor(written, np.ascontiguousarray(values))
+                add_matrix(written, np.ascontiguousarray(values))
         else:
-            writer.add_tensor(f"{names[stem]}.weight", values)
+            add_matrix(f"{names[stem]}.weight", values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

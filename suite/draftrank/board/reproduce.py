@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 
-from draftrank.catalog.backend import is_backend, is_dtype
+from draftrank.catalog.backend import asked_dtype, is_backend
 from draftrank.measure.records import Session
 from draftrank.measure.serving_records import ServingArm, ServingSession
 
@@ -38,8 +38,9 @@ def reproduce_command(session: Session, draft: str) -> str:
         words += ["--repeats", str(session.repeats)]
     if is_backend(session.backend):  # one that has retired cannot be asked for
         words += ["--backend", session.backend]
-    if is_dtype(session.dtype):
-        words += ["--dtype", session.dtype]
+    dtype = asked_dtype(session.backend, session.dtype)
+    if dtype != "auto":
+        words += ["--dtype", dtype]
     words += ["--device", session.device]
     if any(arm.id == draft and arm.backend not in (None, session.backend) for arm in session.arms):
         words += ["--allow-mixed-backends"]

@@ -11,8 +11,10 @@ of ours in captured CUDA graphs. `llama.cpp`: a GGUF file as it is."""
 RecordedBackend = Literal["transformers", "cpp", "cuda-graphs", "llama.cpp", "torch-fused"]
 """What a session may name; `torch-fused` has retired and is only shown."""
 Dtype = Literal["fp32", "bf16", "fp16"]
-"""Type that a model's weights are loaded in. The dtype of a GGUF file is its own quantization, e.g. `q4_1`, and not
-chosen."""
+"""Type that a model's weights are loaded in. The dtype of a GGUF file is its own quantization, e.g. `q4_1`, which is
+recorded in place of one of these."""
+AskedDtype = Literal["auto", Dtype, "file"]
+"""What a user asks for: a dtype, what is fastest here, or the target's GGUF file in its own quantization."""
 Device = Literal["cpu", "cuda"]
 """Where models run."""
 Auto = Literal["auto"]
@@ -32,7 +34,7 @@ class Asked:
 
     backend: Backend | Auto = "auto"
     """Which code runs the forwards of the target and its drafts."""
-    dtype: Dtype | Auto = "auto"
+    dtype: AskedDtype = "auto"
     """What weights are loaded in."""
     device: Device | Auto = "auto"
     """Where."""
@@ -48,3 +50,10 @@ def is_dtype(text: str) -> TypeGuard[Dtype]:
 def is_backend(text: str) -> TypeGuard[Backend]:
     """Whether this is a backend that can still run."""
     return text in get_args(Backend)
+
+
+def asked_dtype(backend: str, dtype: str) -> AskedDtype:
+    """How the dtype of a session is asked for: that of a GGUF file by `file`, or not at all where the backend knows no other."""
+    if is_dtype(dtype):
+        return dtype
+    return "file" if backend == "cpp" else "auto"

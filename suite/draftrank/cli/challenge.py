@@ -14,7 +14,7 @@ def challenge(
     since: options.SinceOption = "main",
     suite: options.SuiteOption = "quick",
     backend: options.BackendOption = "auto",
-    dtype: options.DtypeOption = "auto",
+    dtype: options.DtypeOrFileOption = "auto",
     device: options.DeviceOption = "auto",
     allow_mixed_backends: options.MixedOption = False,
     incumbents: Annotated[int, typer.Option(help="Leading drafts to measure beside.", min=0, max=20)] = 2,

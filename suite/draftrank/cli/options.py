@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from draftrank.catalog.backend import Auto, Backend, Device, Dtype
+from draftrank.catalog.backend import AskedDtype, Auto, Backend, Device, Dtype
 from draftrank.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -31,6 +31,14 @@ BackendOption = Annotated[
 DtypeOption = Annotated[
     AnyDtype,
     typer.Option("--dtype", help="What weights are loaded in. auto: bf16 where the backend is fast in it."),
+]
+DtypeOrFileOption = Annotated[
+    AskedDtype,
+    typer.Option(
+        "--dtype",
+        help="What weights are loaded in. auto: bf16 where the backend is fast in it; file: the target's GGUF file as it "
+        "is, in cpp.",
+    ),
 ]
 DeviceOption = Annotated[
     AnyDevice, typer.Option("--device", help="Where to run. auto: a GPU where there is one.")

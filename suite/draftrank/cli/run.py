@@ -38,7 +38,7 @@ def run(
     suite: options.SuiteOption = "quick",
     task: options.TasksOption = None,
     backend: options.BackendOption = "auto",
-    dtype: options.DtypeOption = "auto",
+    dtype: options.DtypeOrFileOption = "auto",
     device: options.DeviceOption = "auto",
     allow_mixed_backends: options.MixedOption = False,
     temperature: Annotated[

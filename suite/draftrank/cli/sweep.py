@@ -34,12 +34,13 @@ class BackendName(StrEnum):
 
 
 class DtypeName(StrEnum):
-    """`catalog.backend.Dtype` and `auto`."""
+    """`catalog.backend.AskedDtype`."""
 
     auto = "auto"
     fp32 = "fp32"
     bf16 = "bf16"
     fp16 = "fp16"
+    file = "file"
 
 
 ExecutorName = Literal["isolated", "inline", "ray"]

@@ -38,7 +38,7 @@ def tune_k(
     ] = None,
     suite: options.SuiteOption = "quick",
     backend: options.BackendOption = "auto",
-    dtype: options.DtypeOption = "auto",
+    dtype: options.DtypeOrFileOption = "auto",
     device: options.DeviceOption = "auto",
     allow_mixed_backends: options.MixedOption = False,
     temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0.0, max=10.0)] = 0.0,

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from draftrank.catalog.backend import asked_dtype
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.workspace import Workspace
 from draftrank.jobs.job import Job
@@ -133,7 +134,9 @@ def _done(
             session.finished_at is not None
             and (session.target, session.suite_sha256) == (request.target, suite_sha256)
             and (session.backend, session.device) == (request.backend, request.device)
-            and (session.dtype == request.dtype or session.backend == "llama.cpp")  # whose file says it
+            and (
+                asked_dtype(session.backend, session.dtype) == request.dtype or session.backend == "llama.cpp"
+            )  # whose file says it
             and session.mode == request.mode
             and minor_of(session.draftrank_version) == minor_of(__version__)
             and machine_class in (None, session.machine.machine_class)
@@ -159,7 +162,7 @@ def _session_s(request: RunRequest, arms: int, results: Iterable[SessionResult])
     """As long as the baseline of an earlier session of this target and suite took, for every arm."""
     for result in reversed(list(results)):
         session = result.session
-        known = (session.target, session.suite, session.backend, session.dtype)
+        known = (session.target, session.suite, session.backend, asked_dtype(session.backend, session.dtype))
         wanted = (request.target, request.suite, request.backend, request.dtype)
         if session.finished_at and known == wanted:
             spent = [trial.decode_s + trial.prefill_s for trial in result.trials if trial.arm == BASELINE]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from draftrank.board.reproduce import CUSTOM
 from draftrank.building.steps.origin import Pretrained
-from draftrank.catalog.backend import Asked, Auto, Backend, Device, Dtype, is_dtype
+from draftrank.catalog.backend import Asked, AskedDtype, Auto, Backend, Device, asked_dtype, is_dtype
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.catalog.prompts import TaskPrompts
 from draftrank.catalog.recipe import Recipe
@@ -57,7 +57,7 @@ class RunRequest:
     backend: Backend | Auto = "auto"
     """What runs the forwards of target and drafts; each on boards of its own. `auto`: the fastest in which the target and
     all named drafts can run."""
-    dtype: Dtype | Auto = "auto"
+    dtype: AskedDtype = "auto"
     """What weights are loaded in."""
     device: Device | Auto = "auto"
     """Where to run."""
@@ -192,15 +192,16 @@ def plan_run(
         progress.message(line)
     recipes = tuple(recipe for recipe in recipes if recipe.id not in choice.left_out)
     references = reference_arms(request.references, recipes)
-    if references and choice.backend == "llama.cpp":
+    from_file = choice.backend == "llama.cpp" or not is_dtype(choice.dtype)
+    if references and from_file:
         raise InvalidInputError.single(
-            "transformers' `generate` has no part in a session of llama.cpp",
+            f"transformers' `generate` has no part in a session of {choice.backend} with the blocks of a GGUF file",
             field="--reference",
             fix="leave it out, or use another --backend",
         )
     fetch = workspace.fetch_context(progress)
     target_folder = ensure_target(target, fetch)
-    target_file = gguf_file(target, fetch) if choice.backend == "llama.cpp" else None
+    target_file = gguf_file(target, fetch) if from_file else None
     built, doubts = build_for(
         workspace, target, target_folder, recipes, choice.device, tasks, progress, unbuilt
     )
@@ -322,7 +323,7 @@ def resolved(workspace: Workspace, request: RunRequest) -> RunRequest:
         request,
         drafts=tuple(recipe.id for recipe in recipes if recipe.id not in choice.left_out),
         backend=choice.backend,
-        dtype=choice.dtype if is_dtype(choice.dtype) else "auto",
+        dtype=asked_dtype(choice.backend, choice.dtype),
         device=choice.device,
     )
 

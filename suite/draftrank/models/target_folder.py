@@ -24,6 +24,7 @@ from draftrank.models.cache import (
     weight_files,
     weights_sha256,
 )
+from draftrank.models.gguf_format import read_gguf
 from draftrank.models.loading import load_tokenizer, outline, read_config
 from draftrank.models.model_files import reason_in_one_line
 from draftrank.models.quiet import quiet_gguf, quiet_transformers
@@ -32,7 +33,6 @@ from draftrank.progress import Progress
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-_GGUF_MAGIC = b"GGUF"
 _CONVERSION = 2
 """Raised when GGUF files come to be converted in another way, so that older conversions are not used again."""
 
@@ -93,7 +93,7 @@ def _ensure(
                 fetched = source.fetch(context)
                 if fetched.is_dir():
                     return fetched, None
-                _require_gguf(fetched)
+                read_gguf(fetched)
                 publish_folder(folder, lambda staging: _convert(fetched, staging, name, context.progress))
                 facts = _read_facts(folder)
                 assert facts is not None
@@ -109,10 +109,10 @@ def gguf_file(target: Target, context: FetchContext) -> Path:
     """
     source = target.source.fetch(context)
     if source.is_dir():
-        message = f"the target {target.id!r} is no GGUF file, which llama.cpp needs"
-        fix = "use another --backend, or name a GGUF file as its source"
+        message = f"the target {target.id!r} is no GGUF file, which llama.cpp needs, as does --dtype file"
+        fix = "use another --backend or --dtype, or name a GGUF file as its source"
         raise _misdeclared(target, message, "source", fix)
-    _require_gguf(source)
+    read_gguf(source)
     return source
 
 
@@ -135,15 +135,6 @@ def _checked(target: Target, folder: Path, facts: dict[str, Any]) -> TargetFolde
 def _misdeclared(target: Target, message: str, field: str, fix: str) -> InvalidInputError:
     file = f"drafts/{target.id}/target.yaml"
     return InvalidInputError.single(message, file=file, field=field, fix=fix)
-
-
-def _require_gguf(path: Path) -> None:
-    with path.open("rb") as stream:
-        magic = stream.read(len(_GGUF_MAGIC))
-    if magic != _GGUF_MAGIC:
-        raise InvalidInputError.single(
-            "is not a GGUF file", file=path.name, field="source", fix="name a GGUF file or a model folder"
-        )
 
 
 def _convert(source: Path, staging: Path, name: str, progress: Progress) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from draftrank.board.ranking import build_boards
-from draftrank.board.rows import Board, BoardRow
+from draftrank.board.rows import Board, BoardKey, BoardRow
+from draftrank.catalog.backend import asked_dtype
 from draftrank.catalog.changes import ToMeasure
 from draftrank.catalog.workspace import Workspace
 from draftrank.errors import InvalidInputError
@@ -66,14 +67,14 @@ def plan_challenges(
 
 def _boards_like(boards: Iterable[Board], target: str, like: RunRequest) -> list[Board]:
     """Boards of these settings on any machine, those of the newest session first; what is `auto` may be anything."""
-    wanted = {"backend": like.backend, "dtype": like.dtype, "device": like.device}
-    found = [
-        board
-        for board in boards
-        for key in (board.key,)
-        if (key.target, key.suite, key.mode) == (target, like.suite, like.mode.label)
-        and all(value in ("auto", getattr(key, name)) for name, value in wanted.items())
-    ]
+
+    def is_like(key: BoardKey) -> bool:
+        wanted = (like.backend, like.dtype, like.device)
+        measured = (key.backend, asked_dtype(key.backend, key.dtype), key.device)
+        same = all(asked in ("auto", one) for asked, one in zip(wanted, measured, strict=True))
+        return same and (key.target, key.suite, key.mode) == (target, like.suite, like.mode.label)
+
+    found = [board for board in boards if is_like(board.key)]
     return sorted(found, key=lambda board: board.newest.measured_at, reverse=True)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from draftrank.board.ranking import build_boards
 from draftrank.board.rows import Board, BoardRow
-from draftrank.catalog.backend import is_backend, is_dtype
+from draftrank.catalog.backend import asked_dtype, is_backend
 from draftrank.catalog.workspace import Workspace
 from draftrank.jobs.session import RunRequest, run
 from draftrank.measure.journal import Journal
@@ -57,7 +57,7 @@ def remeasure(
         drafts=drafts,
         suite=board.key.suite,
         backend=session.backend if is_backend(session.backend) else "auto",
-        dtype=session.dtype if is_dtype(session.dtype) else "auto",
+        dtype=asked_dtype(session.backend, session.dtype),
         device=session.device,
         mode=session.mode,
         fresh=True,

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from draftrank.catalog.backend import is_backend
+from draftrank.catalog.backend import is_backend, is_dtype
 from draftrank.catalog.prompts import TaskPrompts
 from draftrank.catalog.task import Suite, SuiteTask
 from draftrank.catalog.workspace import Workspace
@@ -247,6 +247,7 @@ def _plan(
     from draftrank.models.target_folder import ensure_target, gguf_file
 
     assert is_backend(session.backend)
+    of_file = session.backend == "llama.cpp" or not is_dtype(session.dtype)
     target = workspace.target(session.target)
     context = workspace.fetch_context(progress)
     suite = Suite(
@@ -259,7 +260,7 @@ def _plan(
     return SessionPlan(
         target=target,
         target_folder=ensure_target(target, context),
-        target_file=gguf_file(target, context) if session.backend == "llama.cpp" else None,
+        target_file=gguf_file(target, context) if of_file else None,
         suite=suite,
         tasks=tasks,
         drafts=(built,),

@@ -314,10 +314,10 @@ def test_places_outside_the_cache_are_refused():
     runtime.forward([5, 9, 11])
     decoder, cache = runtime._decoder, runtime._cache
     for parents in ((-1, 1), (-1, -1), (-1, 5)):
-        with pytest.raises(IndexError, match="places are out of order"):
+        with pytest.raises(IndexError, match="nodes are out of order"):
             runtime.forward([7, 8], tree=TokenTree(parents))
     for places in ((1, 0), (-1, 2), (0, 0)):
-        with pytest.raises(IndexError, match="places are out of order"):
+        with pytest.raises(IndexError, match="nodes are out of order"):
             decoder.keep(cache, 1, places)
     with pytest.raises(IndexError, match="outside the cache"):
         decoder.keep(cache, 1, (0, 5_000))

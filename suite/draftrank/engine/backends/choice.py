@@ -21,15 +21,15 @@ from draftrank.building.steps.sparsify import Sparsify
 from draftrank.building.steps.trim_vocabulary import TrimVocabulary
 from draftrank.building.surgery.eagle_head import head_skeleton
 from draftrank.building.surgery.library_quantization import LIBRARY_NAMES
-from draftrank.catalog.backend import Asked, Backend, Device, Dtype
+from draftrank.catalog.backend import Asked, Backend, Device, Dtype, is_dtype
 from draftrank.catalog.step import Trait
 from draftrank.engine.backends.blocks import caps_logits
-from draftrank.engine.backends.registry import device_of, skeleton, why_not, why_not_here
+from draftrank.engine.backends.registry import device_of, skeleton, why_not, why_not_blocks, why_not_here
 from draftrank.engine.environment import compute_environment
 from draftrank.engine.proposers.early_exit import EarlyExitDraft
 from draftrank.errors import InvalidInputError, Problem
 from draftrank.models.architecture import Architecture
-from draftrank.models.gguf_format import quantization_of
+from draftrank.models.gguf_format import quantization_of, read_gguf
 from draftrank.models.loading import compute_dtype
 
 if TYPE_CHECKING:
@@ -109,6 +109,8 @@ def choose(asked: Asked, what: Candidates) -> Choice:
     device = device_for(asked)
     if asked.backend == "llama.cpp":
         return _llama_cpp(asked, what, device)
+    if asked.dtype == "file":
+        return _own_blocks(asked, what, device)
     tried: list[str] = []
     misfits: dict[str, str] = {}
     for backend in FASTEST_FIRST if asked.backend == "auto" else (asked.backend,):
@@ -257,7 +259,7 @@ def device_for(asked: Asked) -> Device:
         )
     if asked.device != "auto":
         return asked.device
-    if asked.backend != "auto" and device_of(asked.backend) == "cpu":
+    if asked.dtype == "file" or (asked.backend != "auto" and device_of(asked.backend) == "cpu"):
         return "cpu"
     return "cpu" if gpu is None else "cuda"
 
@@ -291,7 +293,9 @@ def _taken(
         why = "as asked"
     else:
         why = advantage(place.backend, place.dtype)
-    sentence = f"backend {place.backend}, {place.dtype}: {why}"
+    own = place.backend == "cpp" and not is_dtype(place.dtype)
+    blocks = " (the blocks of the target's file, as they are)" if own else ""
+    sentence = f"backend {place.backend}, {place.dtype}{blocks}: {why}"
     return Choice(place.backend, place.dtype, device, sentence, elsewhere, left_out)
 
 
@@ -328,7 +332,7 @@ def _llama_cpp(asked: Asked, what: Candidates, device: Device) -> Choice:
     reason = why_not_here("llama.cpp", device)
     if reason is not None:
         _refuse(f"the backend llama.cpp cannot be used: {reason}", fix="use another --backend")
-    if asked.dtype != "auto":
+    if asked.dtype not in ("auto", "file"):
         raise InvalidInputError.single(
             "llama.cpp decodes a GGUF file in its own quantization", field="--dtype", fix="leave it out"
         )
@@ -338,6 +342,30 @@ def _llama_cpp(asked: Asked, what: Candidates, device: Device) -> Choice:
     if misfits and not asked.allow_mixed and (what.named or len(misfits) == len(what.recipes)):
         raise _no_room(asked, what, misfits, "")
     return _taken(asked, what, place, device, misfits, ())
+
+
+def _own_blocks(asked: Asked, what: Candidates, device: Device) -> Choice:
+    """The backend `cpp` with the blocks of the target's GGUF file; drafts are loaded in the dtype that is fastest."""
+    if asked.backend not in ("auto", "cpp"):
+        _refuse(
+            f"the backend {asked.backend} does not run a GGUF file's own blocks",
+            fix="use --backend cpp or --backend llama.cpp, or leave --dtype out",
+            field="--dtype",
+        )
+    assert what.gguf is not None
+    file = read_gguf(what.gguf())
+    reason = (
+        why_not_here("cpp", device)
+        or why_not_blocks(file)
+        or why_not("cpp", _model(what.folder, "fp32"), "fp32", device)
+    )
+    if reason is not None:
+        message = f"the backend cpp cannot run the target {what.target} in its file's own blocks: {reason}"
+        _refuse(message, fix="use --dtype auto", field="--dtype")
+    misfits = _misfits(what, "cpp", fastest_dtype("cpp", device), device)
+    if misfits and not asked.allow_mixed and (what.named or len(misfits) == len(what.recipes)):
+        raise _no_room(asked, what, misfits, "")
+    return _taken(asked, what, Place("cpp", file.quantization), device, misfits, ())
 
 
 def _no_room(asked: Asked, what: Candidates, misfits: Mapping[str, str], tried: str) -> InvalidInputError:

@@ -11,6 +11,7 @@ trimmed head are found.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -25,12 +26,12 @@ from draftrank.errors import DraftrankError, UnsupportedModelError
 from draftrank.models.architecture import Architecture
 from draftrank.models.attention_windows import ATTENTION, layer_kinds
 from draftrank.models.forms import FEATURES
+from draftrank.models.gguf_blocks import BlockLinear
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch import Tensor, nn
-    from torch.utils.hooks import RemovableHandle
     from transformers import PreTrainedModel
 
 
@@ -278,17 +279,28 @@ def _routes_in_int8(model: PreTrainedModel) -> bool:
     return _is_int8(model) and any("expert" in name or "router" in name for name, _ in model.named_modules())
 
 
-def _inputs_moved_by_a_step(model: PreTrainedModel) -> RemovableHandle:
+def _inputs_moved_by_a_step(model: PreTrainedModel) -> ExitStack:
     """A context that moves what the first layer reads by up to one rounding step, at random: of a head the states too,
-    since an untrained one makes nothing of embeddings."""
-    # Products in int8 round activations to 127 steps, whatever dtype these have.
-    int8 = _is_int8(model)
+    since an untrained one makes nothing of embeddings. A model in blocks of a GGUF file rounds nothing itself, and the backend
+    rounds what every matrix reads to bf16: there all of that is moved."""
+    int8 = _is_int8(model)  # whose products round activations to 127 steps, whatever dtype these have
 
-    def move(_module: nn.Module, _inputs: object, read: Tensor) -> Tensor:
-        step = 1 / 127 if int8 else torch.finfo(read.dtype).eps
+    def moved(read: Tensor, dtype: torch.dtype) -> Tensor:
+        step = 1 / 127 if int8 else torch.finfo(dtype).eps
         chance = torch.Generator(read.device).manual_seed(0)
         moves = torch.rand(read.shape, generator=chance, device=read.device) * 2 - 1
         return (read * (1 + step * moves)).to(read.dtype)
 
+    def move(_module: nn.Module, _inputs: object, read: Tensor) -> Tensor:
+        return moved(read, read.dtype)
+
+    def move_input(_module: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+        return moved(inputs[0], torch.bfloat16)
+
+    moving = ExitStack()
+    for module in model.modules():
+        if isinstance(module, BlockLinear):
+            moving.enter_context(module.register_forward_pre_hook(move_input))
     last_before_it: nn.Module = dict(model.named_children()).get(FEATURES, model.get_input_embeddings())
-    return last_before_it.register_forward_hook(move)
+    moving.enter_context(last_before_it.register_forward_hook(move))
+    return moving

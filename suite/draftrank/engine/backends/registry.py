@@ -19,7 +19,8 @@ from draftrank.catalog.backend import Backend, Device, Dtype
 from draftrank.engine.backends.blocks import SUPPORTED
 from draftrank.engine.backends.own_forward import check_forward
 from draftrank.errors import IncompatibleDraftError
-from draftrank.models.gguf_format import GGUF_FILE, quantization_of
+from draftrank.models.gguf_blocks import load_blocks, quantization_in
+from draftrank.models.gguf_format import GGUF_FILE, GgufFile, quantization_of
 from draftrank.models.loading import DTYPES, load_model, outline, read_config
 
 if TYPE_CHECKING:
@@ -114,6 +115,19 @@ def why_not_here(backend: Backend, device: Device) -> str | None:
     return None
 
 
+def why_not_blocks(file: GgufFile) -> str | None:
+    """Why `cpp` cannot multiply by the blocks of a GGUF file; None where it can."""
+    from draftrank.engine.backends.cpp.library import BLOCK_TYPES
+
+    unknown = next((one for one in file.tensors.values() if one.kind.name not in BLOCK_TYPES), None)
+    if unknown is None:
+        return None
+    return (
+        f"{file.path.name}: the tensor {unknown.name} is of the type {unknown.kind.name}, and its kernels know "
+        f"{', '.join(BLOCK_TYPES)}"
+    )
+
+
 def device_of(backend: Backend) -> Device | None:
     """The only device that a backend runs on; None: both."""
     return "cpu" if backend == "llama.cpp" else _BACKENDS[backend].device
@@ -152,6 +166,16 @@ def load_runtime(folder: Path, dtype: Dtype, device: Device, backend: Backend) -
     return open_runtime(load_model(folder, dtype, device), backend)
 
 
+def load_blocks_runtime(folder: Path, file: Path) -> Runtime:
+    """Opens a target in the backend `cpp` with its GGUF file's own blocks; raises as `load_blocks` and `open_runtime`.
+
+    Args:
+        folder: the Hugging Face folder that was converted from the file.
+        file: the GGUF file.
+    """
+    return open_runtime(load_blocks(folder, file), "cpp")
+
+
 def load_gguf_runtime(file: Path, vocabulary: int | None = None) -> Runtime:
     """Opens a GGUF file in llama.cpp; `vocabulary` is the width of a logits row, None: the file's own number of tokens."""
     runtime: Runtime = _class(f"{_HOME}.llama_cpp.runtime:LlamaCppRuntime")(file, vocabulary=vocabulary)
@@ -159,14 +183,14 @@ def load_gguf_runtime(file: Path, vocabulary: int | None = None) -> Runtime:
 
 
 def dtype_of(runtime: Runtime, folder: Path | None = None) -> str:
-    """What a runtime's forwards compute in: `int8` for torch's dynamic int8, in llama.cpp the quantization of the file in
-    `folder`."""
+    """What a runtime's forwards compute in: `int8` for torch's dynamic int8, with blocks of a GGUF file its quantization, in
+    llama.cpp that of the file in `folder`."""
     model = getattr(runtime, "model", None)
     if model is None:
         assert folder is not None
         return quantization_of(folder / GGUF_FILE)
     int8 = any(isinstance(module, DynamicInt8Linear) for module in model.modules())
-    return "int8" if int8 else _dtype_of(model)
+    return "int8" if int8 else quantization_in(model) or _dtype_of(model)
 
 
 def _opened(model: PreTrainedModel, backend: Backend, where: str) -> Any:

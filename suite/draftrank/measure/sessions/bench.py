@@ -13,7 +13,8 @@ from draftrank.building.surgery.vocabulary_trimming import known_tokens
 from draftrank.catalog.backend import is_dtype
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.catalog.recipe import TypicalAcceptance
-from draftrank.engine.backends.registry import dtype_of, load_gguf_runtime, load_runtime
+from draftrank.engine.backends.choice import fastest_dtype
+from draftrank.engine.backends.registry import dtype_of, load_blocks_runtime, load_gguf_runtime, load_runtime
 from draftrank.engine.backends.transformers.generate import GenerateDecoder
 from draftrank.engine.environment import memory_bytes, reset_peak_memory
 from draftrank.engine.fresh_proposal import fresh_gap
@@ -291,15 +292,15 @@ class Bench:
 
     def propose(self, planned: DraftArm) -> Proposer:
         """A proposer of a built draft, beside the loaded target; raises as the draft's `open`."""
-        dtype = planned.dtype or self._plan.dtype
+        dtype, backend = planned.dtype or self._plan.dtype, planned.backend or self._plan.backend
         return planned.recipe.draft.open(
             ProposerContext(
                 target=self._target,
                 draft_folder=planned.folder,
                 target_folder=self._plan.target_folder.path,
-                dtype=dtype if is_dtype(dtype) else "fp32",  # a GGUF draft is opened as it is
+                dtype=dtype if is_dtype(dtype) else fastest_dtype(backend, self._plan.device),
                 device=self._plan.device,
-                backend=planned.backend or self._plan.backend,
+                backend=backend,
                 stop_below_confidence=planned.recipe.speculate.stop_below_confidence,
                 branch_above_probability=planned.recipe.speculate.branch_above_probability,
             )
@@ -409,5 +410,7 @@ def _open_target(plan: SessionPlan) -> Runtime:
     if plan.backend == "llama.cpp":
         assert plan.target_file is not None
         return load_gguf_runtime(plan.target_file)
-    assert is_dtype(plan.dtype)
+    if not is_dtype(plan.dtype):
+        assert plan.target_file is not None
+        return load_blocks_runtime(plan.target_folder.path, plan.target_file)
     return load_runtime(plan.target_folder.path, plan.dtype, plan.device, plan.backend)

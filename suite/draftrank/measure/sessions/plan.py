@@ -77,7 +77,7 @@ class SessionPlan:
     watch: bool = True
     """Whether to watch the machine, and to decode anew what it disturbed."""
     target_file: Path | None = None
-    """The target's GGUF file, where llama.cpp decodes it."""
+    """The target's GGUF file, where it is decoded as it is."""
     workspace: Path | None = None
     """Where the declarations lie, for its git state."""
 

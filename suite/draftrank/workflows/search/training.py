@@ -6,6 +6,7 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
+from draftrank.catalog.backend import is_dtype
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.self_generated import SelfGenerated
 from draftrank.catalog.workspace import Workspace
@@ -126,7 +127,7 @@ class Training:
 
         request = self._request
         dtype, device, backend = request.dtype, request.device, request.backend
-        assert dtype != "auto" and device != "auto" and backend != "auto"  # noqa: PT018
+        assert is_dtype(dtype) and device != "auto" and backend != "auto"  # noqa: PT018
         target = load_runtime(self._folder.path, dtype, device, backend)
         proposer = recipe.draft.open(
             ProposerContext(target, built.folder, self._folder.path, dtype, device, backend)

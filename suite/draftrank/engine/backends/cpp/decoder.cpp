@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <cstring>
 #include <new>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -122,7 +123,7 @@ inline Lanes exponential(Lanes x) {
     return tiny ? Lanes{} : p * scale;
 }
 
-// How numbers are stored. `pair` reads BLOCK of them as two vectors; `place` says where a number must lie for that.
+// How numbers are stored. `pair` reads BLOCK of them as two vectors; `slot` says where a number must lie for that.
 
 struct Bf16 {
     typedef uint16_t Stored;
@@ -148,7 +149,7 @@ struct Bf16 {
         return Stored((raw + 0x7fff + ((raw >> 16) & 1)) >> 16);
     }
 
-    static int place(int number) { return number < LANES ? 2 * number : 2 * (number - LANES) + 1; }
+    static int slot(int number) { return number < LANES ? 2 * number : 2 * (number - LANES) + 1; }
 
     static void in_order(Lanes even, Lanes odd, float* to) {
         store(to, interleaved<0>(even, odd, Numbered()));
@@ -166,7 +167,7 @@ struct Fp32 {
 
     static float one(Stored value) { return value; }
     static Stored rounded(float value) { return value; }
-    static int place(int number) { return number; }
+    static int slot(int number) { return number; }
 
     static void in_order(Lanes first, Lanes second, float* to) {
         store(to, first);
@@ -196,7 +197,7 @@ struct Int8 {
         second = lanes(from + LANES);
     }
 
-    static int place(int number) { return number; }
+    static int slot(int number) { return number; }
 };
 
 // ---------------------------------------------------------------------------------------------- products
@@ -228,7 +229,7 @@ struct Widened {
     typedef float Read;
     static constexpr int ROWS = BLOCKS * BLOCK, STEP = 1, MAX_TOKENS = MAX_SUMS;
 
-    static int place(int row, int) { return row / BLOCK * BLOCK + Kind::place(row % BLOCK); }
+    static int slot(int row, int) { return row / BLOCK * BLOCK + Kind::slot(row % BLOCK); }
     static void ready(const float* from, int64_t count, Read* to) { std::copy(from, from + count, to); }
 
     // One panel times TOKENS vectors of `steps` inputs: to[token · stride + row].
@@ -278,7 +279,7 @@ struct Pairs {
     typedef uint16_t Read;
     static constexpr int ROWS = 32, STEP = 2, MAX_TOKENS = MAX_SUMS;
 
-    static int place(int row, int input) { return row * STEP + input; }
+    static int slot(int row, int input) { return row * STEP + input; }
 
     static void ready(const float* from, int64_t count, Read* to) {
         int64_t i = 0;
@@ -328,7 +329,7 @@ struct Tiles {
     static constexpr int SIDE = 16, ROWS = 2 * SIDE, STEP = 32, MAX_TOKENS = 2 * SIDE;
     static constexpr int64_t TILE = SIDE * STEP, LINE = 64;  // numbers of a tile; bytes of one of its lines
 
-    static int place(int row, int input) {
+    static int slot(int row, int input) {
         return int(row / SIDE * TILE) + input / 2 * (2 * SIDE) + row % SIDE * 2 + input % 2;
     }
 
@@ -413,13 +414,14 @@ template <class Weights>
 inline int64_t offset(int64_t row, int64_t input, int64_t inputs) {
     constexpr int ROWS = Weights::ROWS, STEP = Weights::STEP;
     return row / ROWS * ROWS * length_of<Weights>(inputs) + input / STEP * (ROWS * STEP) +
-           Weights::place(int(row % ROWS), int(input % STEP));
+           Weights::slot(int(row % ROWS), int(input % STEP));
 }
 
-// A matrix in panels, and what each row is multiplied with, for whole panels; null: nothing.
+// A matrix in panels, and what each row is multiplied with, for whole panels; null: nothing. Of blocks, their type.
 struct Matrix {
     const void* stored;
     const float* scales;
+    int32_t type;
 };
 
 // Panels `from` to `end` of a matrix [outputs, inputs] times ready vectors: to[token · stride + row].
@@ -449,14 +451,25 @@ void multiply(
 }
 
 template <class Weights>
+int64_t packed_bytes(int64_t outputs, int64_t inputs) {
+    return parts(outputs, Weights::ROWS) * Weights::ROWS * length_of<Weights>(inputs) * sizeof(typename Weights::Stored);
+}
+
+template <class Weights>
 void packed(const void* matrix, int64_t outputs, int64_t inputs, void* to) {
     const auto* from = static_cast<const typename Weights::Stored*>(matrix);
     auto* into = static_cast<typename Weights::Stored*>(to);
-    std::fill(into, into + parts(outputs, Weights::ROWS) * Weights::ROWS * length_of<Weights>(inputs), 0);
+    std::memset(to, 0, size_t(packed_bytes<Weights>(outputs, inputs)));
 #pragma omp parallel for
     for (int64_t row = 0; row < outputs; ++row)
         for (int64_t i = 0; i < inputs; ++i) into[offset<Weights>(row, i, inputs)] = from[row * inputs + i];
 }
+
+}  // namespace
+
+#include "gguf_blocks.h"
+
+namespace {
 
 // ---------------------------------------------------------------------------------------------- the rest of a layer
 
@@ -502,8 +515,8 @@ struct Share {
 
 extern "C" {
 
-// All matrices [outputs, inputs] in one type: 0 fp32, 1 bf16, 2 int8. Norms in fp32, with what they add
-// to their weight. Keys and values are held in bf16 beside weights in bf16, else in fp32; keys as weights are, since
+// All matrices [outputs, inputs] in one type: 0 fp32, 1 bf16, 2 int8, 3 blocks of a GGUF file. Norms in fp32, with what they add
+// to their weight. Keys and values are held in bf16 beside weights in bf16 and blocks, else in fp32; keys as weights are, since
 // queries multiply them.
 struct Shape {
     int32_t hidden, query_heads, kv_heads, head_size;
@@ -561,9 +574,10 @@ struct Typed {
 
 // What stands around a decoder's layers.
 struct Ends {
-    const void* embedding;  // [rows, hidden], row after row
+    const void* embedding;  // [rows, hidden], row after row, or blocks in panels
     int64_t rows;           // token ids are smaller
-    int32_t bf16;           // whether that is in bf16, else in fp32
+    int32_t embedded;       // its type, as `Shape` numbers them: not int8
+    int32_t block_type;     // of an embedding in blocks
     float scale;            // what embeddings are multiplied with, and then rounded to their type
     const float* norm;
     Typed thin;             // of a low-rank head, what comes before `head`; no outputs: there is none
@@ -773,29 +787,29 @@ struct PairedRows {
                 values, pairs, size, rounded.data() + done * stride, stride, sums.data() + done * size
             );
         });
-        constexpr int MAX_NEAR = 66;  // one that lies before the tree, its 64 places, and nothing
+        constexpr int MAX_NEAR = 66;  // one that lies before the tree, its 64 nodes, and nothing
         near.resize(size_t(MAX_NEAR) * size);
         for (int from = 0, end = 0; from < queries && !in_a_row; from = end) {
             for (end = from; end < queries && token(end) == token(from); ++end) {}
             const uint64_t ancestors = kind.ancestors[token(from)];
-            int64_t places[MAX_NEAR];
+            int64_t at[MAX_NEAR];
             int count = 0;
             // The first of its ancestors goes with the last one before the tree, or, where that lies outside the window, with the
             // root, which then does too.
-            if ((kind.position[token(from)] + 1 - __builtin_popcountll(ancestors)) % 2) places[count++] = before - (ancestors & 1);
-            for (uint64_t left = ancestors; left; left &= left - 1) places[count++] = before + __builtin_ctzll(left);
+            if ((kind.position[token(from)] + 1 - __builtin_popcountll(ancestors)) % 2) at[count++] = before - (ancestors & 1);
+            for (uint64_t left = ancestors; left; left &= left - 1) at[count++] = before + __builtin_ctzll(left);
             const bool alone = count % 2;
-            if (alone) places[count++] = before;  // times nothing
+            if (alone) at[count++] = before;  // times nothing
             for (int i = 0; i < count; i += 2)
                 for (int d = 0; d < size; ++d) {
-                    near[(i / 2 * size + d) * 2] = values[offset(places[i], d, size)];
-                    near[(i / 2 * size + d) * 2 + 1] = values[offset(places[i + 1], d, size)];
+                    near[(i / 2 * size + d) * 2] = values[offset(at[i], d, size)];
+                    near[(i / 2 * size + d) * 2 + 1] = values[offset(at[i + 1], d, size)];
                 }
             for (int q = from; q < end; ++q) {
-                Stored of_places[MAX_NEAR];
-                for (int i = 0; i < count; ++i) of_places[i] = rounded[q * stride + places[i]];
-                if (alone) of_places[count - 1] = 0;
-                Sums<1>::run(near.data(), count / 2, size, of_places, 0, sums.data() + q * size);
+                Stored its_weights[MAX_NEAR];
+                for (int i = 0; i < count; ++i) its_weights[i] = rounded[q * stride + at[i]];
+                if (alone) its_weights[count - 1] = 0;
+                Sums<1>::run(near.data(), count / 2, size, its_weights, 0, sums.data() + q * size);
             }
         }
         for (int q = 0; q < queries; ++q)
@@ -831,8 +845,8 @@ void attend(
         const auto* values = static_cast<const typename Values::Stored*>(layer.cached_values) + held;
         float* scores = own.scores.data();
         for (int q = 0; q < queries; ++q) {
-            const int64_t place = begin + q - head * per_head;
-            const int t = int(place / group), number = int(head * group + place % group);
+            const int64_t query = begin + q - head * per_head;
+            const int t = int(query / group), number = int(head * group + query % group);
             float one[MAX_HEAD_SIZE];
             rotated(
                 all.made.data() + int64_t(t) * width, number, s.query_heads, layer.query_norm, layer.joint_norms, s,
@@ -841,7 +855,7 @@ void attend(
             Keys::ready(one, size, own.queries.data() + q * size);
             outs[q] = all.attended.data() + (int64_t(t) * s.query_heads + number) * size;
         }
-        multiply<Keys>({keys, nullptr}, stride, size, own.queries.data(), queries, 0, panels, scores, stride);
+        multiply<Keys>({keys, nullptr, 0}, stride, size, own.queries.data(), queries, 0, panels, scores, stride);
         for (int64_t i = 0; layer.score_cap > 0 && i < queries * stride; i += LANES)
             store(scores + i, capped(load(scores + i), layer.score_cap));
         for (int q = 0; q < queries; ++q) {
@@ -963,9 +977,9 @@ void forward(
             product(layer.keys, read_wide, shared, all.made.data() + asked, width);
             product(layer.values, read_wide, shared, all.made.data() + asked + shared, width);
 #pragma omp barrier
-            const Share places(int64_t(s.kv_heads) * tokens, thread, count);
-            for (int64_t place = places.from; place < places.to; ++place) {
-                const int64_t head = place / tokens, t = place % tokens;
+            const Share slots(int64_t(s.kv_heads) * tokens, thread, count);
+            for (int64_t slot = slots.from; slot < slots.to; ++slot) {
+                const int64_t head = slot / tokens, t = slot % tokens;
                 const int64_t held = head * layer.capacity * size;
                 auto* keys = static_cast<typename Keys::Stored*>(layer.cached_keys) + held;
                 auto* values = static_cast<typename Values::Stored*>(layer.cached_values) + held;
@@ -1015,7 +1029,7 @@ void forward(
 }
 
 template <class Keys, class Values>
-void keep(const Shape& s, const Layer* layers, int depth, int64_t start, const int64_t* places, int count) {
+void keep(const Shape& s, const Layer* layers, int depth, int64_t start, const int64_t* path, int count) {
     const int size = s.head_size;
     for (int number = 0; number < depth; ++number)
         for (int head = 0; head < s.kv_heads; ++head) {
@@ -1023,8 +1037,8 @@ void keep(const Shape& s, const Layer* layers, int depth, int64_t start, const i
             auto* keys = static_cast<typename Keys::Stored*>(layers[number].cached_keys) + held;
             auto* values = static_cast<typename Values::Stored*>(layers[number].cached_values) + held;
             for (int to = 0; to < count; ++to) {
-                if (places[to] == to) continue;
-                const int64_t from = start + places[to], into = start + to;
+                if (path[to] == to) continue;
+                const int64_t from = start + path[to], into = start + to;
                 for (int d = 0; d < size; ++d) {
                     keys[offset<Keys>(into, d, size)] = keys[offset<Keys>(from, d, size)];
                     values[Values::offset(into, d, size)] = values[Values::offset(from, d, size)];
@@ -1050,7 +1064,7 @@ void product(Matrix matrix, int64_t outputs, int64_t inputs, const float* x, int
 
 void any_product(const Typed& of, int64_t inputs, const float* x, int tokens, float* to, int threads) {
     static constexpr decltype(&product<Bf16Weights>) BY_WEIGHTS[] = {
-        product<Widened<Fp32>>, product<Bf16Weights>, product<Int8Weights>
+        product<Widened<Fp32>>, product<Bf16Weights>, product<Int8Weights>, product<Blocks>
     };
     BY_WEIGHTS[of.weights](of.matrix, of.outputs, inputs, x, tokens, to, threads);
 }
@@ -1062,7 +1076,8 @@ void any_forward(
     typedef Widened<Fp32> Whole;
     typedef Rows<Fp32> Plain;
     static constexpr decltype(&forward<Whole, Whole, Plain>) BY_WEIGHTS[] = {
-        forward<Whole, Whole, Plain>, forward<Bf16Weights, Bf16Keys, Bf16Rows>, forward<Int8Weights, Whole, Plain>
+        forward<Whole, Whole, Plain>, forward<Bf16Weights, Bf16Keys, Bf16Rows>, forward<Int8Weights, Whole, Plain>,
+        forward<Blocks, Bf16Keys, Bf16Rows>
     };
     BY_WEIGHTS[s.weights](s, layers, depth, kinds, input, output, tokens, start, root, threads);
 }
@@ -1071,6 +1086,14 @@ template <class Stored>
 void embed(const Ends& ends, int64_t token, int hidden, float* to) {
     const auto* from = static_cast<const typename Stored::Stored*>(ends.embedding) + token * hidden;
     for (int d = 0; d < hidden; ++d) to[d] = Stored::one(Stored::rounded(ends.scale * Stored::one(from[d])));
+}
+
+// Of an embedding in blocks; nothing is rounded.
+void embed_row(const Ends& ends, int64_t token, int hidden, float* to) {
+    by_type(ends.block_type, [&](auto format) {
+        Blocks::row<decltype(format)>(static_cast<const uint8_t*>(ends.embedding), hidden, token, to);
+    });
+    for (int d = 0; d < hidden; ++d) to[d] *= ends.scale;
 }
 
 // Logits [count, outputs] of final states.
@@ -1093,9 +1116,9 @@ void likeliest(const float* logits, int64_t count, int most, int64_t* tokens, fl
     int found = 0;
     for (int64_t i = 0; i < count; ++i) {
         if (found == most && !(logits[i] > logits[tokens[most - 1]])) continue;
-        int place = found < most ? found++ : most - 1;
-        for (; place && logits[i] > logits[tokens[place - 1]]; --place) tokens[place] = tokens[place - 1];
-        tokens[place] = i;
+        int rank = found < most ? found++ : most - 1;
+        for (; rank && logits[i] > logits[tokens[rank - 1]]; --rank) tokens[rank] = tokens[rank - 1];
+        tokens[rank] = i;
     }
     const float highest = logits[tokens[0]];
     Lanes sums = {};
@@ -1103,7 +1126,7 @@ void likeliest(const float* logits, int64_t count, int most, int64_t* tokens, fl
     for (; i + LANES <= count; i += LANES) sums += exponential(load(logits + i) - highest);
     float sum = total(sums);
     for (; i < count; ++i) sum += std::exp(logits[i] - highest);
-    for (int place = 0; place < most; ++place) shares[place] = std::exp(logits[tokens[place]] - highest) / sum;
+    for (int rank = 0; rank < most; ++rank) shares[rank] = std::exp(logits[tokens[rank]] - highest) / sum;
 }
 
 // From token ids and, for an EAGLE-3 head, the states [added, hidden] beside them to the final states and to logits [wanted, outputs], both
@@ -1117,9 +1140,10 @@ void step(
     const int wide = s.paired ? 2 * hidden : hidden;
     read.resize(size_t(added) * wide);
     out.resize(size_t(added) * hidden);
+    static constexpr decltype(&embed_row) embeds[] = {embed<Fp32>, embed<Bf16>, nullptr, embed_row};
     for (int t = 0; t < added; ++t) {
         float* embedded = read.data() + int64_t(t) * wide;
-        (ends.bf16 ? embed<Bf16> : embed<Fp32>)(ends, tokens[t], hidden, embedded);
+        embeds[ends.embedded](ends, tokens[t], hidden, embedded);
         if (s.paired) std::copy_n(states + int64_t(t) * hidden, hidden, embedded + hidden);
     }
     any_forward(s, layers, depth, kinds, read.data(), out.data(), added, start, root, threads);
@@ -1135,7 +1159,7 @@ void step(
 
 int64_t token_of(const Ends& ends, int64_t output) { return ends.token_ids ? ends.token_ids[output] : output; }
 
-// What the last tokens of a tree at `root` see, by the depths of its places and by which places each sees.
+// What the last tokens of a tree at `root` see, by the depths of its nodes and by which nodes each sees.
 struct Sight {
     std::vector<int64_t> position, first;
     std::vector<uint64_t> ancestors;
@@ -1157,8 +1181,8 @@ struct Sight {
                 const int64_t farthest = of.window ? std::max<int64_t>(0, position[t] - of.window + 1) : 0;
                 first[mine + t] = farthest;
                 ancestors[mine + t] = seen[before + t];
-                for (size_t place = 0; place < depths.size(); ++place)
-                    if (root + depths[place] < farthest) ancestors[mine + t] &= ~(uint64_t(1) << place);
+                for (size_t node = 0; node < depths.size(); ++node)
+                    if (root + depths[node] < farthest) ancestors[mine + t] &= ~(uint64_t(1) << node);
                 std::copy_n(of.cosine + position[t] * size, size, &cosine[(mine + t) * size]);
                 std::copy_n(of.sine + position[t] * size, size, &sine[(mine + t) * size]);
             }
@@ -1166,16 +1190,16 @@ struct Sight {
         }
     }
 
-    // The same of a tree by the places of each one's parent, or, without, of a chain.
+    // The same of a tree by the parent index of each node, or, without, of a chain.
     static Sight of(
-        const Positions* tables, int count, int size, int64_t root, const int64_t* parents, int places, int tokens
+        const Positions* tables, int count, int size, int64_t root, const int64_t* parents, int nodes, int tokens
     ) {
-        std::vector<int> depths(places);
-        std::vector<uint64_t> seen(places);
-        for (int place = 0; place < places; ++place) {
-            const int64_t parent = parents ? parents[place] : place - 1;
-            depths[place] = place ? depths[parent] + 1 : 0;
-            seen[place] = (place ? seen[parent] : 0) | uint64_t(1) << place;
+        std::vector<int> depths(nodes);
+        std::vector<uint64_t> seen(nodes);
+        for (int node = 0; node < nodes; ++node) {
+            const int64_t parent = parents ? parents[node] : node - 1;
+            depths[node] = node ? depths[parent] + 1 : 0;
+            seen[node] = (node ? seen[parent] : 0) | uint64_t(1) << node;
         }
         return Sight(tables, count, size, root, depths, seen, tokens);
     }
@@ -1189,7 +1213,7 @@ extern "C" {
 struct Candidate {
     int64_t token, parent;  // of those told, the one before it; -1: the context's last token
     double path;            // probability of it and of all before it
-    int64_t place;          // in the draft's tree, once it was read; 0: it was not
+    int64_t draft_index;    // in the draft's tree, once it was read; 0: it was not
 };
 
 }  // extern "C"
@@ -1199,17 +1223,17 @@ namespace {
 constexpr int MAX_TREE_TOKENS = 64;
 
 // What is wrong with what a function was told; it has then touched nothing. `library.py` knows them by these numbers.
-constexpr int UNKNOWN_TOKEN = -1, NO_ROOM = -2, BAD_PLACES = -3;
+constexpr int UNKNOWN_TOKEN = -1, NO_ROOM = -2, BAD_TREE = -3;
 
-// Whether `added` tokens may be read at the positions from `start` on, as the last of a tree of `places`, and as many again
+// Whether `added` tokens may be read at the positions from `start` on, as the last of a tree of `nodes`, and as many again
 // as `more` behind them; 0: they may.
 int fault_of(
     const Layer* layers, int depth, const Positions* tables, int kinds, int added, int64_t start, const int64_t* parents,
-    int places, int more
+    int nodes, int more
 ) {
-    if (added < 1 || places < added || places > MAX_TREE_TOKENS || start + added < places) return BAD_PLACES;
-    for (int place = 1; parents && place < places; ++place)
-        if (parents[place] < 0 || parents[place] >= place) return BAD_PLACES;
+    if (added < 1 || nodes < added || nodes > MAX_TREE_TOKENS || start + added < nodes) return BAD_TREE;
+    for (int node = 1; parents && node < nodes; ++node)
+        if (parents[node] < 0 || parents[node] >= node) return BAD_TREE;
     const int64_t end = start + added + more;
     if (start < 0 || more < 0) return NO_ROOM;
     for (int number = 0; number < depth; ++number)
@@ -1229,15 +1253,15 @@ int fault_of(const Ends& ends, const int64_t* tokens, int64_t count) {
 extern "C" {
 
 // Reads `added` vectors [added, hidden] at the positions from `start` on, writes their keys and values there, and gives the
-// states after the last layer. They are a chain or, where `parents` tells of `places` which one each goes on from, earlier
+// states after the last layer. They are a chain or, where `parents` tells of `nodes` which one each goes on from, earlier
 // ones, the last of that tree. Gives 0, or a fault.
 int draftrank_forward(
     const Shape* shape, const Layer* layers, int depth, const Positions* tables, int kinds, const float* input, int added,
-    int64_t start, const int64_t* parents, int places, float* output, int threads
+    int64_t start, const int64_t* parents, int nodes, float* output, int threads
 ) {
-    if (const int fault = fault_of(layers, depth, tables, kinds, added, start, parents, places, 0)) return fault;
-    const int64_t root = start + added - places;
-    const Sight sight = Sight::of(tables, kinds, shape->rotary, root, parents, places, added);
+    if (const int fault = fault_of(layers, depth, tables, kinds, added, start, parents, nodes, 0)) return fault;
+    const int64_t root = start + added - nodes;
+    const Sight sight = Sight::of(tables, kinds, shape->rotary, root, parents, nodes, added);
     any_forward(*shape, layers, depth, sight.kinds.data(), input, output, added, start, root, threads);
     return 0;
 }
@@ -1245,14 +1269,14 @@ int draftrank_forward(
 // The same from token ids to the logits [wanted, outputs] of the last `wanted`; for `states` see `step`.
 int draftrank_read(
     const Shape* shape, const Layer* layers, int depth, const Positions* tables, int kinds, const Ends* ends,
-    const int64_t* tokens, int added, float* states, int64_t start, const int64_t* parents, int places, int wanted,
+    const int64_t* tokens, int added, float* states, int64_t start, const int64_t* parents, int nodes, int wanted,
     float* logits, int threads
 ) {
-    if (const int fault = fault_of(layers, depth, tables, kinds, added, start, parents, places, 0)) return fault;
+    if (const int fault = fault_of(layers, depth, tables, kinds, added, start, parents, nodes, 0)) return fault;
     if (const int fault = fault_of(*ends, tokens, added)) return fault;
-    if (wanted < 0 || wanted > added) return BAD_PLACES;
-    const int64_t root = start + added - places;
-    const Sight sight = Sight::of(tables, kinds, shape->rotary, root, parents, places, added);
+    if (wanted < 0 || wanted > added) return BAD_TREE;
+    const int64_t root = start + added - nodes;
+    const Sight sight = Sight::of(tables, kinds, shape->rotary, root, parents, nodes, added);
     step(*shape, layers, depth, sight.kinds.data(), *ends, tokens, added, states, start, root, wanted, logits, threads);
     return 0;
 }
@@ -1295,13 +1319,13 @@ int draftrank_branch(
 ) {
     if (const int fault = fault_of(layers, depth, tables, kinds, added, start, nullptr, added, MAX_TREE_TOKENS - 1)) return fault;
     if (const int fault = fault_of(*ends, tokens, added)) return fault;
-    if (count < 1 || expanded < 1 || most < 1 || most > ends->head.outputs) return BAD_PLACES;
+    if (count < 1 || expanded < 1 || most < 1 || most > ends->head.outputs) return BAD_TREE;
     const int hidden = shape->hidden, size = shape->rotary;
     std::vector<Candidate> all, level;  // parents by their numbers in `all`
     std::vector<size_t> found, behind, now;
     std::vector<int> depths{0};
     std::vector<uint64_t> seen{1};
-    std::vector<float> of_places, beside;
+    std::vector<float> of_nodes, beside;
     std::vector<int64_t> likely(size_t(expanded) * most), next;
     std::vector<float> shares(likely.size());
     const int64_t root = start + added - 1;
@@ -1310,17 +1334,17 @@ int draftrank_branch(
     draftrank_read(
         shape, layers, depth, tables, kinds, ends, tokens, added, states, start, nullptr, added, 1, logits.data(), threads
     );
-    of_places.assign(states, states + hidden);
+    of_nodes.assign(states, states + hidden);
     int64_t forwards = 1;
     for (size_t rows = 1;; ++forwards) {
         level.clear();
         for (size_t row = 0; row < rows; ++row) {
             const int64_t parent = forwards == 1 ? -1 : int64_t(behind[row]);
             likeliest(logits.data() + row * ends->head.outputs, ends->head.outputs, most, likely.data(), shares.data());
-            for (int place = 0; place < most; ++place)
+            for (int rank = 0; rank < most; ++rank)
                 level.push_back(
-                    {token_of(*ends, likely[place]), parent,
-                     double(shares[place]) * (parent < 0 ? 1.0 : all[parent].path), 0}
+                    {token_of(*ends, likely[rank]), parent,
+                     double(shares[rank]) * (parent < 0 ? 1.0 : all[parent].path), 0}
                 );
         }
         const auto more_probable = [](const Candidate& a, const Candidate& b) { return a.path > b.path; };
@@ -1345,12 +1369,12 @@ int draftrank_branch(
         beside.clear();
         const int64_t first = root + int64_t(depths.size());
         for (const size_t one : behind) {
-            const int64_t parent = all[one].parent < 0 ? 0 : all[all[one].parent].place;
-            all[one].place = int64_t(depths.size());
+            const int64_t parent = all[one].parent < 0 ? 0 : all[all[one].parent].draft_index;
+            all[one].draft_index = int64_t(depths.size());
             depths.push_back(depths[parent] + 1);
-            seen.push_back(seen[parent] | uint64_t(1) << all[one].place);
+            seen.push_back(seen[parent] | uint64_t(1) << all[one].draft_index);
             next.push_back(all[one].token);
-            beside.insert(beside.end(), &of_places[parent * hidden], &of_places[parent * hidden] + hidden);
+            beside.insert(beside.end(), &of_nodes[parent * hidden], &of_nodes[parent * hidden] + hidden);
         }
         if (const int fault = fault_of(*ends, next.data(), int64_t(next.size()))) return fault;
         rows = behind.size();
@@ -1359,9 +1383,9 @@ int draftrank_branch(
             *shape, layers, depth, sight.kinds.data(), *ends, next.data(), int(rows), beside.data(), first, root,
             int(rows), logits.data(), threads
         );
-        of_places.insert(of_places.end(), beside.begin(), beside.end());
+        of_nodes.insert(of_nodes.end(), beside.begin(), beside.end());
     }
-    std::copy_n(of_places.begin(), hidden, states);
+    std::copy_n(of_nodes.begin(), hidden, states);
     for (size_t i = 0; i < found.size(); ++i) {
         candidates[i] = all[found[i]];
         const int64_t parent = candidates[i].parent;
@@ -1384,36 +1408,42 @@ void draftrank_normed(const float* x, const float* weight, int64_t count, int si
     for (int64_t t = 0; t < count; ++t) normed(x + t * size, weight, size, epsilon, to + t * size);
 }
 
-// Moves some of the positions behind `start`, ascending `places` counted from there, together: the first comes to
+// Moves some of the positions behind `start`, an ascending `path` counted from there, together: the first comes to
 // `start`. Gives 0, or a fault.
 int draftrank_keep(
-    const Shape* shape, const Layer* layers, int depth, int64_t start, const int64_t* places, int count
+    const Shape* shape, const Layer* layers, int depth, int64_t start, const int64_t* path, int count
 ) {
     for (int to = 0; to < count; ++to)
-        if (places[to] < (to ? places[to - 1] + 1 : 0)) return BAD_PLACES;
+        if (path[to] < (to ? path[to - 1] + 1 : 0)) return BAD_TREE;
     for (int number = 0; number < depth && count > 0; ++number)
-        if (start < 0 || start + places[count - 1] >= layers[number].capacity) return NO_ROOM;
+        if (start < 0 || start + path[count - 1] >= layers[number].capacity) return NO_ROOM;
     static constexpr decltype(&keep<Bf16Keys, Bf16Rows>) BY_WEIGHTS[] = {
-        keep<Widened<Fp32>, Rows<Fp32>>, keep<Bf16Keys, Bf16Rows>, keep<Widened<Fp32>, Rows<Fp32>>
+        keep<Widened<Fp32>, Rows<Fp32>>, keep<Bf16Keys, Bf16Rows>, keep<Widened<Fp32>, Rows<Fp32>>, keep<Bf16Keys, Bf16Rows>
     };
-    BY_WEIGHTS[shape->weights](*shape, layers, depth, start, places, count);
+    BY_WEIGHTS[shape->weights](*shape, layers, depth, start, path, count);
     return 0;
 }
 
-// Rows of a panel, and inputs that lie together in it.
-void draftrank_panel(int weights, int* rows, int* step) {
-    static constexpr int ROWS[] = {Widened<Fp32>::ROWS, Bf16Weights::ROWS, Int8Weights::ROWS};
-    static constexpr int STEP[] = {Widened<Fp32>::STEP, Bf16Weights::STEP, Int8Weights::STEP};
-    *rows = ROWS[weights];
-    *step = STEP[weights];
+// Bytes of a packed matrix [outputs, inputs]; `type` is that of blocks.
+int64_t draftrank_packed_bytes(int weights, int type, int64_t outputs, int64_t inputs) {
+    static constexpr decltype(&packed_bytes<Bf16Weights>) BY_WEIGHTS[] = {
+        packed_bytes<Widened<Fp32>>, packed_bytes<Bf16Weights>, packed_bytes<Int8Weights>
+    };
+    if (weights < 3) return BY_WEIGHTS[weights](outputs, inputs);
+    int64_t found = 0;
+    by_type(type, [&](auto format) { found = Blocks::bytes<decltype(format)>(outputs, inputs); });
+    return found;
 }
 
 // Packs a matrix [outputs, inputs] that lies row after row, into whole panels.
-void draftrank_pack(int weights, const void* matrix, int64_t outputs, int64_t inputs, void* to) {
+void draftrank_pack(int weights, int type, const void* matrix, int64_t outputs, int64_t inputs, void* to) {
     static constexpr decltype(&packed<Bf16Weights>) BY_WEIGHTS[] = {
         packed<Widened<Fp32>>, packed<Bf16Weights>, packed<Int8Weights>
     };
-    BY_WEIGHTS[weights](matrix, outputs, inputs, to);
+    if (weights < 3) return BY_WEIGHTS[weights](matrix, outputs, inputs, to);
+    by_type(type, [&](auto format) {
+        Blocks::pack<decltype(format)>(static_cast<const uint8_t*>(matrix), outputs, inputs, static_cast<uint8_t*>(to));
+    });
 }
 
 // A packed matrix times vectors [tokens, inputs], to [tokens, outputs].

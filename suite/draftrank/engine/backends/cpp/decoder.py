@@ -1,11 +1,11 @@
 """A decoder whose forwards, prompts included, are one call of our own kernels (`decoder.cpp`).
 
 Matrices are read from a packed copy, in the order in which it lies. Between them everything is fp32, so this rounds less
-than the model's own forward in bf16; keys and values are kept in the model's type, and what multiplies bf16 matrices is
-rounded to it where the processor has instructions for that. Keys lie in the cache as matrices do, packed, and values by
-twos, so no other forward may go on with it. However tokens are divided into forwards, and wherever
-in a tree they lie, they give the same bits: a token proposed by a draft is verified by exactly the numbers that decoding
-without drafts would have made.
+than the model's own forward in bf16; keys and values are kept in the model's type, or in bf16 beside blocks of a GGUF file,
+which are multiplied as they lie in the file. What multiplies bf16 matrices or blocks is rounded to bf16 where the processor
+has instructions for that. Keys lie in the cache as matrices do, packed, and values by twos, so no other forward may go on
+with it. However tokens are divided into forwards, and wherever in a tree they lie, they give the same bits: a token proposed
+by a draft is verified by exactly the numbers that decoding without drafts would have made.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch.ao.nn.quantized.dynamic import Linear as DynamicInt8Linear
 
 from draftrank.engine.backends.blocks import Block, DecoderShape, Linear, blocks_of, is_gelu
 from draftrank.engine.backends.cpp.library import (
+    BLOCK_TYPES,
     KINDS,
     Biased,
     Candidate,
@@ -42,6 +43,7 @@ from draftrank.models.architecture import Architecture
 from draftrank.models.attention_windows import head_size
 from draftrank.models.eagle import eagle3_layer
 from draftrank.models.forms import LowRankLinear, TrimmedHead
+from draftrank.models.gguf_blocks import BlockEmbedding, BlockLinear
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,8 +60,8 @@ Product = Callable[[Tensor], Tensor]
 
 
 class CppDecoder(DecoderShape):
-    """A decoder on a CPU, its matrices in bf16, in fp32, or all in torch's dynamic int8, whose activations are left in fp32
-    here. What it returns is fp32."""
+    """A decoder on a CPU, its matrices in bf16, in fp32, in the blocks of a GGUF file, or all in torch's dynamic int8, whose
+    activations are left in fp32 here. What it returns is fp32."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         """Packs the model's matrices; `fits` says which models can be given.
@@ -83,7 +85,7 @@ class CppDecoder(DecoderShape):
         """Whether each row of the input is an embedding and a state; the final states are then left without the norm."""
         stored = _stored_as(blocks[0].queries.module)
         assert stored is not None
-        self._dtype = torch.bfloat16 if stored == torch.bfloat16 else torch.float32
+        self._dtype = torch.bfloat16 if stored in (torch.bfloat16, torch.uint8) else torch.float32
         self._dimensions = Shape(
             hidden=int(config.hidden_size),
             query_heads=self._queries,
@@ -106,10 +108,12 @@ class CppDecoder(DecoderShape):
         """Whether the kernels know this model's forward; see `DecoderShape.fits`."""
         if not DecoderShape.fits(model):
             return False
+        shape = Architecture.of(model)
         kinds = {_stored_as(matrix.module) for block in blocks_of(model) for matrix in block.matrices}
         return (
             None not in kinds
-            and all(_multiplies(part) for part in _parts_of(Architecture.of(model).head(model)))
+            and all(_multiplies(part) for part in _parts_of(shape.head(model)))
+            and _block_type_is_known(shape.embedding(model))
             and len(kinds) == 1
             and head_size(model.config.get_text_config()) <= _MAX_HEAD_SIZE
         )
@@ -124,6 +128,8 @@ class CppDecoder(DecoderShape):
         """The first `count` layers alone, as `view` has them; they share all weights."""
         twin = copy(self)
         twin._layers = (Layer * count)(*self._layers[:count])
+        for layer in twin._layers:
+            layer.output = None
         twin._pointed_to, twin._told = [], set()
         twin._model = view
         return twin
@@ -425,16 +431,24 @@ class CppDecoder(DecoderShape):
             token_ids, self._spread = head.token_ids, head.spread
         weight = embedding.weight
         assert isinstance(weight, Tensor)
-        scale: Tensor | None = getattr(embedding, "embed_scale", None)
+        in_blocks = isinstance(embedding, BlockEmbedding)
         spoilt = token_ids is not None and self._logit_cap is not None
-        if spoilt or weight.dtype not in (torch.float32, torch.bfloat16):
+        if spoilt or not (in_blocks or weight.dtype in (torch.float32, torch.bfloat16)):
             return None
-        typed = [self._weights(_whole(part)).typed() for part in _parts_of(head)]
+        parts = _parts_of(head)
+        typed = [self._weights(_whole(part)).typed() for part in parts]
+        rows: dict[str, Any] = {"embedded": KINDS[weight.dtype], "rows": len(weight)}
+        if in_blocks:
+            tied = parts[-1].weight is weight
+            packed = self._weights(_whole(parts[-1]) if tied else Linear(embedding, 0, len(weight))).matrix()
+            rows |= {"embedding": packed.stored, "block_type": packed.type}
+        else:
+            rows["embedding"] = self._hold(weight.detach())
+        scale: Tensor | None = getattr(embedding, "embed_scale", None)
+        read = torch.float32 if in_blocks else weight.dtype
         return Ends(
-            embedding=self._hold(weight.detach()),
-            rows=len(weight),
-            bf16=weight.dtype == torch.bfloat16,
-            scale=1.0 if scale is None else float(scale.to(weight.dtype)),
+            **rows,
+            scale=1.0 if scale is None else float(scale.to(read)),
             norm=self._hold(self._norm),
             thin=typed[0] if len(typed) > 1 else Typed(),
             head=typed[-1],
@@ -450,6 +464,8 @@ class CppDecoder(DecoderShape):
             if isinstance(module, DynamicInt8Linear):
                 weight = cast("Any", module).weight()
                 packed = Weights(weight.int_repr()[rows], weight.q_per_channel_scales()[rows], self._pages)
+            elif isinstance(module, BlockLinear | BlockEmbedding):
+                packed = Weights(module.weight[rows], None, self._pages, module.kind)
             else:
                 assert isinstance(module, nn.Linear)
                 packed = Weights(module.weight[rows], None, self._pages)
@@ -470,6 +486,8 @@ def _stored_as(module: nn.Module) -> torch.dtype | None:
         weight = cast("Any", module).weight()
         even = weight.qscheme() == torch.per_channel_affine and not weight.q_per_channel_zero_points().any()
         return torch.int8 if even else None
+    if isinstance(module, BlockLinear):
+        return torch.uint8 if _block_type_is_known(module) else None
     if type(module) is not nn.Linear:
         return None
     plain = module.weight.device.type in ("cpu", "meta") and module.weight.is_contiguous()
@@ -503,3 +521,8 @@ def _parents(count: int, tree: TokenTree | None) -> tuple[ctypes.Array[ctypes.c_
     if tree is None:
         return None, count
     return (ctypes.c_int64 * len(tree.parents))(*tree.parents), len(tree.parents)
+
+
+def _block_type_is_known(module: nn.Module) -> bool:
+    """Whether the kernels know the type of blocks that a matrix is in, if it is in blocks."""
+    return not isinstance(module, BlockLinear | BlockEmbedding) or module.kind.name in BLOCK_TYPES

@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,14 +22,21 @@ from torch.nn.functional import pad
 
 from draftrank.engine.token_tree import MAX_TREE_TOKENS
 from draftrank.errors import InvalidInputError
+from draftrank.models.gguf_format import inputs_of
 from draftrank.models.vocabulary import check_ids
 
+if TYPE_CHECKING:
+    from gguf import GGMLQuantizationType
+
 SOURCE = Path(__file__).with_name("decoder.cpp")
+INCLUDED = Path(__file__).with_name("gguf_blocks.h")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
 COMPILERS = ("g++", "clang++")
-KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
-"""Types of matrices, as the kernels number them."""
-_UNKNOWN_TOKEN, _NO_ROOM, _BAD_PLACES = -1, -2, -3
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}
+"""Types of matrices, as the kernels number them; uint8: blocks of a GGUF file, whose types are `BLOCK_TYPES`."""
+BLOCK_TYPES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+"""Blocks that the kernels multiply by, as llama.cpp names them."""
+_UNKNOWN_TOKEN, _NO_ROOM, _BAD_TREE = -1, -2, -3
 """Faults, as `decoder.cpp` numbers them."""
 _ARCH_PRCTL, _ASK_FOR_STATE, _TILE_DATA = 158, 0x1023, 18
 """System call, its request ARCH_REQ_XCOMP_PERM and the state it names (Linux, Documentation/arch/x86/xstate.rst)."""
@@ -37,6 +44,8 @@ _FOLDER = "DRAFTRANK_KERNELS"
 """Environment variable that names another folder for what is compiled."""
 _HUGE = 2 << 20
 _LINE = 64
+_MAX_ROWS = 64
+"""Most rows of a panel."""
 _AT_LEAST = 64 << 20
 """Bytes asked for at a time; what is never written takes no memory."""
 
@@ -56,7 +65,11 @@ class Shape(ctypes.Structure):
 class Matrix(ctypes.Structure):
     """`Matrix` of `decoder.cpp`."""
 
-    _fields_: ClassVar = [("stored", ctypes.c_void_p), ("scales", ctypes.c_void_p)]
+    _fields_: ClassVar = [
+        ("stored", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("type", ctypes.c_int32),
+    ]
 
 
 class Biased(ctypes.Structure):
@@ -107,7 +120,8 @@ class Ends(ctypes.Structure):
     _fields_: ClassVar = [
         ("embedding", ctypes.c_void_p),
         ("rows", ctypes.c_int64),
-        ("bf16", ctypes.c_int32),
+        ("embedded", ctypes.c_int32),
+        ("block_type", ctypes.c_int32),
         ("scale", ctypes.c_float),
         ("norm", ctypes.c_void_p),
         ("thin", Typed),
@@ -162,8 +176,8 @@ def library() -> ctypes.CDLL:
         "logits": (None, pointer, pointer, pointer, whole, pointer, whole),
         "normed": (None, pointer, pointer, many, whole, real, pointer),
         "product": (None, pointer, many, pointer, whole, pointer, whole),
-        "panel": (None, whole, pointer, pointer),
-        "pack": (None, whole, pointer, many, many, pointer),
+        "packed_bytes": (many, whole, whole, many, many),
+        "pack": (None, whole, whole, pointer, many, many, pointer),
     }
     for name, (gives, *takes) in signatures.items():
         function = getattr(found, f"draftrank_{name}")
@@ -175,7 +189,7 @@ def checked(result: int, ids: Sequence[int] = (), rows: int = 0) -> int:
     """What a kernel gave, unless that is a fault; it was given token ids of an embedding of so many rows.
 
     Raises:
-        IndexError: the kernel was told of tokens, places or positions that are not there; it has read and written nothing
+        IndexError: the kernel was told of tokens, nodes of a tree or positions that are not there; it has read and written nothing
             beyond what is.
     """
     if result == _UNKNOWN_TOKEN:
@@ -183,17 +197,9 @@ def checked(result: int, ids: Sequence[int] = (), rows: int = 0) -> int:
         raise IndexError(f"the head chose a token id outside the embedding's {rows} rows")
     if result == _NO_ROOM:
         raise IndexError("positions lie outside the cache or the table of rotations")
-    if result == _BAD_PLACES:
-        raise IndexError(f"places are out of order, or not 1 to {MAX_TREE_TOKENS}")
+    if result == _BAD_TREE:
+        raise IndexError(f"a tree's nodes are out of order, or not 1 to {MAX_TREE_TOKENS}")
     return result
-
-
-@cache
-def panel(dtype: torch.dtype) -> tuple[int, int]:
-    """Rows of a panel of this type, and how many of their inputs lie together in it; see `decoder.cpp`."""
-    rows, step = ctypes.c_int(), ctypes.c_int()
-    library().draftrank_panel(KINDS[dtype], ctypes.byref(rows), ctypes.byref(step))
-    return rows.value, step.value
 
 
 class Pages:
@@ -231,27 +237,37 @@ def _mapped(size: int) -> Tensor:
 class Weights:
     """A matrix [outputs, inputs] as the kernels read it: a copy, packed in panels."""
 
-    def __init__(self, matrix: Tensor, scales: Tensor | None = None, pages: Pages | None = None) -> None:
+    def __init__(
+        self,
+        matrix: Tensor,
+        scales: Tensor | None = None,
+        pages: Pages | None = None,
+        blocks: GGMLQuantizationType | None = None,
+    ) -> None:
         """Packs it.
 
         Args:
-            matrix: [outputs, inputs] in bf16, fp32 or int8, on the CPU.
+            matrix: [outputs, inputs] in bf16, fp32 or int8, on the CPU; or blocks of a GGUF file, uint8 [outputs, bytes].
             scales: fp32 [outputs]: what the rows of int8 matrices are multiplied with.
             pages: memory to pack it into; None: its own.
+            blocks: type of the blocks, one of `BLOCK_TYPES`.
         """
-        outputs, inputs = self._shape = tuple(matrix.shape)
-        self._kind = KINDS[matrix.dtype]
-        rows, step = panel(matrix.dtype)
-        missing = -outputs % rows
-        numbers = (outputs + missing) * (inputs + -inputs % step)
-        self._stored = (pages or Pages(numbers * matrix.itemsize)).take(numbers, matrix.dtype)
-        self._scales = None if scales is None else pad(scales.float(), (0, missing))
+        outputs, inputs = matrix.shape
+        if blocks is not None:
+            assert blocks.name in BLOCK_TYPES
+            inputs = inputs_of(blocks, inputs)
+        self._shape, self._kind, self._type = (outputs, inputs), KINDS[matrix.dtype], int(blocks or 0)
+        how = (self._kind, self._type)
+        size = library().draftrank_packed_bytes(*how, outputs, inputs)
+        self._stored = (pages or Pages(size)).take(size, torch.uint8)
+        self._scales = None if scales is None else pad(scales.float(), (0, -outputs % _MAX_ROWS))
         read = matrix.detach().contiguous()
-        library().draftrank_pack(self._kind, read.data_ptr(), outputs, inputs, self._stored.data_ptr())
+        library().draftrank_pack(*how, read.data_ptr(), outputs, inputs, self._stored.data_ptr())
 
     def matrix(self) -> Matrix:
         """Where it lies; valid as long as this object lives."""
-        return Matrix(self._stored.data_ptr(), None if self._scales is None else self._scales.data_ptr())
+        scales = None if self._scales is None else self._scales.data_ptr()
+        return Matrix(self._stored.data_ptr(), scales, self._type)
 
     def typed(self) -> Typed:
         """The same with its type."""
@@ -289,7 +305,8 @@ def normed(vectors: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 def _compiled(chosen: str) -> Path:
     flags = (*FLAGS, "-DMAY_TILE") if _may_tile() else FLAGS
-    made_from = [SOURCE.read_bytes(), " ".join(flags).encode(), _run([chosen, "--version"]), _processor()]
+    sources = (SOURCE.read_bytes(), INCLUDED.read_bytes())
+    made_from = [*sources, " ".join(flags).encode(), _run([chosen, "--version"]), _processor()]
     folder = _folder()
     file = folder / f"decoder-{sha256(b'|'.join(made_from)).hexdigest()[:16]}.so"
     if file.exists():

@@ -14,6 +14,7 @@ from torch import nn
 from torch.ao.nn.quantized.dynamic import Linear as DynamicInt8Linear
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from block_models import in_blocks
 from decoders import FAMILIES, decoder
 from draftrank.catalog.decoding_mode import DecodingMode
 from draftrank.engine.backends.cpp.decoder import MAX_TOKENS, CppDecoder
@@ -37,6 +38,8 @@ from runtimes import BACKENDS, check_rollbacks, runtime_by
 
 NAMES = ("llama", "gemma3")
 """What is slow runs on these; what makes a family another one, on all."""
+STORED = ("fp32", "bf16", "blocks")
+"""How matrices are stored, see `NATIVE`."""
 MODELS = {name: decoder(name) for name in FAMILIES}
 tokens = st.lists(st.integers(3, 60), min_size=1, max_size=12)
 prompts = st.lists(st.integers(3, 60), min_size=1, max_size=30).map(tuple)
@@ -48,6 +51,7 @@ def compiled(model) -> CppRuntime:
 
 
 TARGETS = {name: compiled(copy.deepcopy(model)) for name, model in MODELS.items()}
+IN_BLOCKS = {name: compiled(in_blocks(MODELS[name])[0]) for name in NAMES}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -208,6 +212,37 @@ def test_every_family_is_computed_as_by_transformers(name, dtype):
     assert runtime.capabilities.tree_growth
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_blocks_of_a_gguf_file_are_computed_within_the_rounding_of_bf16(name):
+    """Of every type that fits, the embedding's too. Transformers in bf16 rounds the weights as well."""
+    made, plain = in_blocks(decoder(name))
+    runtime = compiled(made)
+    check_forward(runtime)
+    check_trees(runtime)
+    assert runtime.capabilities.tree_growth
+    sequence = [3 + place * 7 % 50 for place in range(40)]
+    exact = own_logits(plain, sequence)[30:]
+    torch.testing.assert_close(own_logits(made, sequence)[30:], exact)
+    far = {}
+    for other in (TransformersRuntime(copy.deepcopy(plain).to(torch.bfloat16)), runtime):
+        other.reset()
+        other.forward(sequence[:30])
+        far[other.name] = float((other.forward(sequence[30:]).float() - exact).abs().mean())
+    assert far["cpp"] <= 1.5 * far["transformers"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("proposer", ["equal", "stranger", "ngram", "exit", "eagle3", "tree"])
+@examples(5)
+@given(prompt=prompts, k=st.integers(1, 8), limit=st.integers(1, 40))
+def test_greedy_speculation_in_blocks_equals_greedy_decoding(name, proposer, prompt, k, limit):
+    target = IN_BLOCKS[name]
+    request = Request(prompt, limit, frozenset({4}))
+    found = speculative(target, PROPOSERS[proposer](name, target), request, k)
+    expected = autoregressive(target, request)
+    assert (found.token_ids, found.finish) == (expected.token_ids, expected.finish)
+
+
 def test_settings_that_a_family_does_not_have_are_ignored():
     model = small_model("llama")
     model.config.embedding_multiplier = model.config.logits_scaling = 3.0
@@ -331,7 +366,7 @@ def test_other_architectures_and_forms_are_not_taken():
     assert not CppDecoder.fits(changed("llama", "low rank"))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("stored", STORED)
 @pytest.mark.parametrize("name", FAMILIES)
 @examples(12)
 @given(
@@ -339,9 +374,9 @@ def test_other_architectures_and_forms_are_not_taken():
     cuts=st.lists(st.integers(1, 89), max_size=8),
     forgotten=st.integers(0, 9),
 )
-def test_the_kernels_give_the_same_bits_however_tokens_are_divided(name, dtype, sequence, cuts, forgotten):
+def test_the_kernels_give_the_same_bits_however_tokens_are_divided(name, stored, sequence, cuts, forgotten):
     """Also over the rests of tokens that were taken back."""
-    runtime = NATIVE[name, dtype]
+    runtime = NATIVE[name, stored]
     runtime.reset()
     whole = runtime.forward(sequence)
     runtime.rollback(len(sequence))
@@ -354,15 +389,15 @@ def test_the_kernels_give_the_same_bits_however_tokens_are_divided(name, dtype, 
     assert torch.equal(torch.cat(parts), whole)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("stored", STORED)
 @pytest.mark.parametrize("name", FAMILIES)
 @examples(8)
 @given(
     prompt=st.lists(st.integers(3, 60), min_size=1, max_size=40),
     parents=st.lists(st.integers(0, 11), min_size=1, max_size=12),
 )
-def test_the_kernels_give_the_same_bits_in_a_tree_as_on_its_paths(name, dtype, prompt, parents):
-    runtime = NATIVE[name, dtype]
+def test_the_kernels_give_the_same_bits_in_a_tree_as_on_its_paths(name, stored, prompt, parents):
+    runtime = NATIVE[name, stored]
     tree = TokenTree((-1, *(min(parent, place) for place, parent in enumerate(parents))))
     fed = [3 + 7 * place % 57 for place in range(len(tree.parents))]
     runtime.reset()
@@ -375,7 +410,7 @@ def test_the_kernels_give_the_same_bits_in_a_tree_as_on_its_paths(name, dtype, p
         assert torch.equal(runtime.forward([fed[one] for one in path])[-1], found[place])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("stored", STORED)
 @pytest.mark.parametrize("name", FAMILIES)
 @examples(10)
 @given(
@@ -384,9 +419,9 @@ def test_the_kernels_give_the_same_bits_in_a_tree_as_on_its_paths(name, dtype, p
     count=st.integers(1, 9),
     stop_below=st.none() | st.floats(0.02, 0.9),
 )
-def test_a_chain_is_what_one_forward_after_the_other_chooses(name, dtype, prompt, unseen, count, stop_below):
+def test_a_chain_is_what_one_forward_after_the_other_chooses(name, stored, prompt, unseen, count, stop_below):
     """And leaves what they would leave, to the last bit."""
-    runtime, sampler = NATIVE[name, dtype], Sampler(DecodingMode())
+    runtime, sampler = NATIVE[name, stored], Sampler(DecodingMode())
     runtime.reset()
     runtime.forward(prompt)
     logits, expected = runtime.forward(unseen)[-1:], []
@@ -424,7 +459,7 @@ widths = st.builds(Drafting, st.none() | st.floats(0.02, 0.6), st.floats(0.005, 
 )
 def test_a_tree_is_the_one_that_one_forward_after_the_other_grows(name, prompt, unseen, count, drafting):
     """And leaves what they would leave, to the last bit."""
-    runtime, sampler = NATIVE[name, torch.float32], Sampler(DecodingMode())
+    runtime, sampler = NATIVE[name, "fp32"], Sampler(DecodingMode())
     found = []
     for draft in (asked(runtime), runtime):
         runtime.reset()
@@ -498,6 +533,19 @@ def test_room_that_an_exit_has_made_is_not_taken_for_the_targets():
     torch.testing.assert_close(target.forward(text[5:]), whole[5:], atol=1e-5, rtol=1e-4)
 
 
+def test_an_exit_leaves_nothing_where_the_target_has_told_its_layers_outputs():
+    target = compiled(small_model("llama"))
+    target.keep_hidden_states((0, 1))
+    target.forward([5, 6, 7, 8])
+    told, before = target.hidden_states((0, 1)), target.hidden_states((0, 1)).clone()
+    kept = [states.clone() for states in target._states.by_layer.values()]
+    target.first_layers(2).forward([9, 10, 11])
+    assert torch.equal(told, before)
+    assert all(
+        torch.equal(now, then) for now, then in zip(target._states.by_layer.values(), kept, strict=True)
+    )
+
+
 def test_a_runtime_says_whether_it_drafts_by_itself():
     """Not where capping gives the tokens that a trimmed head leaves out a logit, or with outputs of layers to keep;
     transformers' own forward never."""
@@ -533,9 +581,13 @@ def test_more_unseen_tokens_than_one_call_reads_are_read_before():
 
 
 NATIVE = {
-    (name, dtype): compiled(decoder(name).to(dtype))
+    (name, stored): compiled(make(decoder(name)))
     for name in FAMILIES
-    for dtype in (torch.float32, torch.bfloat16)
+    for stored, make in {
+        "fp32": lambda model: model,
+        "bf16": lambda model: model.to(torch.bfloat16),
+        "blocks": lambda model: in_blocks(model)[0],
+    }.items()
 }
 
 
