@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from draftrank.board.pull_request import Standing, markdown, standings
-from draftrank.board.reproduce import explores
+from draftrank.board.reproduce import explores, named_suite
 from draftrank.building.kept_files import kept_files
+from draftrank.catalog.git import git_bytes
 from draftrank.catalog.recipe import Recipe
+from draftrank.catalog.sources.local import LocalSource
 from draftrank.catalog.workspace import Workspace
 from draftrank.errors import InvalidInputError
-from draftrank.measure.records import SessionResult
+from draftrank.measure.records import Session, SessionResult
 from draftrank.store.bundle import publish
 from draftrank.store.bundle_checks import require_times
 from draftrank.store.store import Store
@@ -29,6 +32,8 @@ class Submission:
 
     recipe: tuple[Path, ...]
     """The recipe's file, the corpora that it needs, and what is kept of its draft."""
+    declared: tuple[Path, ...]
+    """What declares the target, the suite and the tasks of the session, as far as it is not committed."""
     bundles: tuple[Path, ...]
     title: str
     """The pull request's title."""
@@ -61,6 +66,7 @@ def submit(
     told = standings([result], drafts=[draft])
     return Submission(
         (*workspace.files_of_recipe(target, draft), *kept),
+        _not_committed(workspace.root, tuple(_declarations(workspace, result.session))),
         tuple(written),
         f"Draft for {target}: {draft}",
         _text(recipe, told[0][1][0] if told else None, markdown(told)),
@@ -86,6 +92,34 @@ def _measured(recipe: Recipe, store: Store, session: str | None) -> SessionResul
             fix=f"measure it: draftrank run {recipe.target} --suite core --draft {recipe.id} --draft ngram",
         )
     return store.result(max(chosen, key=lambda one: (one.created_at, one.id)).id)
+
+
+def _declarations(workspace: Workspace, session: Session) -> Iterator[Path]:
+    """The files that are there of a session's target, suite and tasks, with the prompts that the workspace holds."""
+    tasks = workspace.root / "tasks"
+    yield workspace.root / "drafts" / session.target / "target.yaml"
+    names = {task.task for task in session.tasks}
+    suite = named_suite(session.suite)
+    if (path := tasks / "suites" / f"{suite}.yaml").is_file():
+        yield path
+        names |= {entry.task for entry in workspace.suite(suite).tasks}
+    for name in sorted(names):
+        if (path := tasks / f"{name}.yaml").is_file():
+            yield path
+            source = workspace.task(name).source
+            if isinstance(source, LocalSource) and (path := workspace.root / source.path).is_file():
+                yield path
+
+
+def _not_committed(root: Path, paths: Sequence[Path]) -> tuple[Path, ...]:
+    """Those that git does not have as they are; all of them where there is no repository."""
+    names = [path.relative_to(root).as_posix() for path in paths]
+    changed = git_bytes(root, "diff", "--name-only", "--relative", "-z", "HEAD", "--", *names)
+    unknown = git_bytes(root, "ls-files", "--others", "-z", "--", *names)
+    if changed is None or unknown is None:
+        return tuple(paths)
+    told = {name.decode(errors="replace") for name in (changed + unknown).split(b"\0")}
+    return tuple(path for path, name in zip(paths, names, strict=True) if name in told)
 
 
 def _text(recipe: Recipe, standing: Standing | None, table: str) -> str:
