@@ -121,7 +121,7 @@ def bundle_result(data: dict[str, Any], name: str) -> SessionResult:
     version = data.get("schema_version")
     if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
         raise InvalidInputError.single(
-            f"is {version!r}, this draftrank reads 1 to {SCHEMA_VERSION}",
+            f"is {'missing' if version is None else repr(version)}, this draftrank reads 1 to {SCHEMA_VERSION}",
             file=name,
             field="schema_version",
             fix="name a result bundle; for a newer one, update draftrank",

@@ -18,6 +18,7 @@ from draftrank.measure.records import Session, SessionResult
 from draftrank.store.bundle import publish
 from draftrank.store.bundle_checks import require_times
 from draftrank.store.store import Store
+from draftrank.workflows.challenge import FIRST_INCUMBENT
 
 _CHECKLIST = """\
 - [ ] The recipe is mine to submit, under this repository's licence.
@@ -59,7 +60,7 @@ def submit(
     problems = workspace.check([path]).problems
     if problems:
         raise InvalidInputError(problems)
-    result = _measured(recipe, store, session)
+    result = _measured(workspace, recipe, store, session)
     require_times(result, f"session {result.session.id}")
     kept = kept_files(recipe.draft, result.session.target_weights_sha256, path.parent)
     written = publish(result, workspace.published, drafts=(draft,))
@@ -73,7 +74,7 @@ def submit(
     )
 
 
-def _measured(recipe: Recipe, store: Store, session: str | None) -> SessionResult:
+def _measured(workspace: Workspace, recipe: Recipe, store: Store, session: str | None) -> SessionResult:
     wanted = recipe.content_sha256()
     found = [
         one
@@ -89,9 +90,17 @@ def _measured(recipe: Recipe, store: Store, session: str | None) -> SessionResul
         raise InvalidInputError.single(
             f"no finished session{f' {session}' if session else ''} measured this recipe as it is now{search}",
             file=f"drafts/{recipe.target}/{recipe.id}.yaml",
-            fix=f"measure it: draftrank run {recipe.target} --suite core --draft {recipe.id} --draft ngram",
+            fix=f"measure it: {_how_to_measure(workspace, recipe)}",
         )
     return store.result(max(chosen, key=lambda one: (one.created_at, one.id)).id)
+
+
+def _how_to_measure(workspace: Workspace, recipe: Recipe) -> str:
+    """The command, on the suite `core` and beside n-grams, where the workspace has these."""
+    suite = " --suite core" if (workspace.root / "tasks" / "suites" / "core.yaml").is_file() else ""
+    known = {path.stem for path in workspace.recipe_paths(recipe.target)}
+    beside = "".join(f" --draft {one}" for one in sorted({FIRST_INCUMBENT} & known - {recipe.id}))
+    return f"draftrank run {recipe.target}{suite} --draft {recipe.id}{beside}"
 
 
 def _declarations(workspace: Workspace, session: Session) -> Iterator[Path]:

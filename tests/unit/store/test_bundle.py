@@ -281,7 +281,7 @@ def add_reference(**values):
     [
         (lambda data: data.update(schema_version=4), "schema_version", "is 4, this draftrank reads 1 to 3"),
         (lambda data: data.update(schema_version=True), "schema_version", "is True"),
-        (lambda data: data.pop("schema_version"), "schema_version", "is None"),
+        (lambda data: data.pop("schema_version"), "schema_version", "is missing"),
         (lambda data: data.update(note="x"), "note", "Extra inputs"),
         (lambda data: data.pop("session"), "session", "Field required"),
         (drop_column("decode_s"), "trials.3.decode_s", "Field required"),
