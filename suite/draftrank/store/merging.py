@@ -39,6 +39,14 @@ def in_order(result: SessionResult) -> SessionResult:
     return SessionResult(session=session, trials=tuple(sorted(result.trials, key=trial_order)))
 
 
+def rounds_in_order(result: ServingResult) -> ServingResult:
+    """The same serving result with its rounds by concurrency, block, attempt and place."""
+    rounds = sorted(
+        result.rounds, key=lambda one: (one.concurrency, one.index, one.attempt, one.position, one.arm)
+    )
+    return result.model_copy(update={"rounds": tuple(rounds)})
+
+
 def plain(session: Session) -> Session:
     """The session as it comes back from JSON (a tuple within a recipe becomes a list)."""
     return Session.model_validate(session.model_dump(mode="json"))
