@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from commands import draftrank
 from draftrank import Store, Workspace
 from draftrank.building.kept_files import kept_files
 from draftrank.building.steps.quantize import Quantize
 from draftrank.building.steps.trim_vocabulary import TrimVocabulary
+from draftrank.building.text.conversation_row import ANSWER, PROMPT
 from draftrank.building.text.corpus import Corpus
-from draftrank.building.text.overlap import said_in
+from draftrank.building.text.overlap import said_in, words_of
 from draftrank.building.training import distillation
 from draftrank.jobs.session import build
 from draftrank.models.cache import draft_key
@@ -23,6 +25,7 @@ from draftrank.models.loading import load_tokenizer
 from draftrank.models.target_folder import ensure_target
 from draftrank.workflows.keep import keep_draft
 from draftrank.workflows.submit import submit
+from overlap_texts import LONG, corpus_of
 from tiny_workspace import write_tiny_workspace
 from workspaces import PROMPTS, run_drafts, write_draft, write_prompts
 
@@ -179,6 +182,30 @@ def test_the_text_of_a_kept_draft_is_compared_by_its_hashes(kept_root):
     assert draftrank(kept_root, "keep", "small").code == 0
     for name in (corpus.name, other.name):
         assert (hashes / name).read_bytes() == (kept_root / "hashes" / name).read_bytes()
+
+
+def test_a_phrase_of_a_users_own_prompt_refuses_no_draft(kept_root):
+    workspace, _ = forget(kept_root)
+    tokenizer = load_tokenizer(kept_root / "models" / "tiny")
+    written = corpus_of(tokenizer, (PROMPT, "Go on"), (ANSWER, f"Once {LONG} and so on"))
+    for path in (workspace.cache / "corpora").glob("*.safetensors"):
+        save_file({"tokens": written.tokens, "roles": written.roles}, path)
+
+    def measured(turn):
+        write_prompts(kept_root, [*PROMPTS, {"id": "own", "turns": [turn]}])
+        said = draftrank(kept_root, "run", "tiny", "--draft", "small").err
+        with Store.open(workspace.store_url) as store:
+            return next(arm for arm in store.sessions()[-1].arms if arm.id == "small"), said
+
+    arm, said = measured(f"{LONG} Tell it again {'in other words ' * 5}")
+    assert (arm.failure, arm.draft.text_compared) == (None, "text")
+    assert (
+        f'has a phrase of the prompt own of the task small: "{" ".join(words_of(LONG))}", too short to refuse it'
+        in said
+    )
+    arm, said = measured(f"{LONG} Tell it again")
+    assert "refused: the text it was made with holds words of the prompt own" in arm.failure
+    assert "has a phrase" not in said
 
 
 def test_text_that_cannot_be_written_again_is_said(kept_root):

@@ -74,7 +74,7 @@ def test_an_exported_draft_runs_in_a_server_and_its_record_travels(root, tmp_pat
     assert Path(file).parent == root / "leaderboard" / "parity" / "tiny" / "copy" / "vllm"
     page = (tmp_path / "site" / "drafts" / "tiny" / "copy" / "index.html").read_text()
     assert "vLLM 0.32.0: parity holds" in page
-    told = "(ratio 1.00, 1.00 to 1.00), outputs identical"
+    told = "(ratio 1.00, 1.00–1.00), outputs identical"
     assert told in page
     vllm, sglang = ((tmp_path / "out" / name / "README.md").read_text() for name in ("vllm", "sglang"))
     assert "Parity holds" in vllm

@@ -17,8 +17,9 @@ from draftrank.catalog.workspace import Workspace
 from draftrank.measure.records import SessionResult
 from draftrank.store.bundle import part_of, publish, read_bundle
 from draftrank.store.store import Store
+from draftrank.workflows.submit import submit
 from forging import version_2
-from workspaces import RECIPE
+from workspaces import RECIPE, SUITE, TARGET
 
 ROOT = Path(__file__).parents[2]
 
@@ -197,6 +198,53 @@ def test_a_submission_has_its_bundle_and_its_text(base):
     assert done.json["title"] == "Draft for tiny: ngram-long"
     assert "| `ngram-long` |" in done.json["text"]
     assert "- [ ]" in done.json["text"]
+
+
+def test_a_submission_has_what_was_declared_anew(base, monkeypatch):
+    """A target, a suite and a task of its own: without them nobody can measure the recipe."""
+    monkeypatch.setattr("draftrank.workflows.submit.require_times", lambda *_: None)  # of a busy machine
+    folder = base / "drafts" / "other"
+    folder.mkdir()
+    (folder / "target.yaml").write_text(TARGET.replace("id: tiny", "id: other"))
+    (folder / "ngram.yaml").write_text(RECIPE.replace("target: tiny", "target: other"))
+    (base / "tasks" / "prompts" / "own.jsonl").write_bytes(
+        (base / "tasks" / "prompts" / "small.jsonl").read_bytes()
+    )
+    task = (base / "tasks" / "small.yaml").read_text().replace("small", "own")
+    (base / "tasks" / "own.yaml").write_text(task)
+    (base / "tasks" / "suites" / "both.yaml").write_text(
+        SUITE.replace("quick", "both").replace("repeats: 2", "  - task: own\nrepeats: 1")
+    )
+    assert draftrank(base, "check", "--fix").code == 0
+    assert draftrank(base, "run", "other", "--draft", "ngram", "--suite", "both").code == 0
+
+    def listed() -> list[str]:
+        workspace = Workspace.open(base)
+        with Store.open(workspace.store_url) as store:
+            found = submit(workspace, "other", "ngram", store)
+        paths = (*found.recipe, *found.declared, *found.bundles)
+        return [workspace.display(path) for path in paths]
+
+    recipe, *declared, bundle = listed()
+    assert (recipe, bundle.rpartition("/")[0].rpartition("/")[0]) == (
+        "drafts/other/ngram.yaml",
+        "leaderboard/results/other",
+    )
+    assert declared == [
+        "drafts/other/target.yaml",
+        "tasks/suites/both.yaml",
+        "tasks/own.yaml",
+        "tasks/prompts/own.jsonl",
+    ]
+    git(base, "add", *declared)
+    assert listed() == [recipe, *declared, bundle], "staged is not committed"
+    commit(base)
+    assert listed() == [recipe, bundle]
+    target = folder / "target.yaml"
+    target.write_text(target.read_text() + "# another word\n")
+    assert listed() == [recipe, "drafts/other/target.yaml", bundle]
+    shutil.rmtree(base / ".git")
+    assert set(listed()) == {recipe, *declared, "tasks/small.yaml", "tasks/prompts/small.jsonl", bundle}
 
 
 def test_a_search_alone_is_no_submission(base):

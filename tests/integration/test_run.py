@@ -24,6 +24,7 @@ from draftrank.models import prompting
 from draftrank.models.loading import load_tokenizer
 from draftrank.progress import SilentProgress
 from draftrank.store.bundle import publish
+from listening import Listening
 from models import ARCHITECTURES, save_small_target, small_model, small_tokenizer
 from tiny_workspace import write_tiny_workspace
 from vocabularies import byte_level
@@ -200,6 +201,33 @@ at_night = pytest.mark.nightly
 """What shares its law with a case that runs by day."""
 
 
+def test_a_run_that_cannot_be_resumed_says_what_has_changed(workspace_root):
+    workspace, told = Workspace.open(workspace_root), Listening()
+    with Store.open(workspace.store_url) as store:
+        with pytest.raises(PowerCutError):
+            run(workspace, plain_request("tiny", drafts=("ngram", "shallow")), InterruptingJournal(store, 5))
+        write_draft(
+            workspace_root,
+            "shallow",
+            "kind: draft_model\n  steps:\n    - {kind: drop_layers, keep: 1, select: ends}",
+        )
+        (left,) = store.sessions()
+        for asked, expected in (
+            (plain_request("tiny", drafts=("ngram",)), None),
+            (
+                plain_request("tiny", drafts=("ngram", "shallow"), seed=3),
+                "the seed, the recipe of shallow, the weights of shallow",
+            ),
+        ):
+            told.messages.clear()
+            run(workspace, asked, store, told)
+            said = [text for text in told.messages if "cannot be resumed" in text]
+            assert len(said) == (expected is not None)
+            if expected:
+                assert f"session {left.id} of the same drafts" in said[0]
+                assert f"since: {expected}; all is measured anew" in said[0]
+
+
 @pytest.mark.parametrize("after", [0, 5, *(pytest.param(after, marks=at_night) for after in (1, 17))])
 def test_an_interrupted_run_goes_on_where_it_stopped(workspace_root, after):
     workspace = Workspace.open(workspace_root)
@@ -301,7 +329,7 @@ def test_a_draft_with_a_short_window_proposes_nothing_behind_it_and_all_is_told_
     write_draft(workspace_root, "short", SHORT)
     workspace, told = Workspace.open(workspace_root), []
 
-    class Listening(SilentProgress):
+    class Told(SilentProgress):
         def message(self, text):
             told.append(text)
 
@@ -311,7 +339,7 @@ def test_a_draft_with_a_short_window_proposes_nothing_behind_it_and_all_is_told_
 
     with Store.open(workspace.store_url) as store:
         request = plain_request("tiny", drafts=("short", "ngram"), references=("assisted",))
-        result = run(workspace, request, store, Listening())
+        result = run(workspace, request, store, Told())
     # The tokenizer has bytes and three merges, of which only a blank before an `a` occurs in these texts.
     words = {
         prompt["id"]: [len(one.encode()) - one.count(" a") for one in prompt["turns"]] for prompt in PROMPTS

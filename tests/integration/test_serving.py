@@ -17,12 +17,15 @@ from draftrank.errors import DraftrankError, InvalidInputError, MissingDataError
 from draftrank.measure.records import BASELINE, CONTROL
 from draftrank.measure.serving_records import Round, ServingArm, ServingResult
 from draftrank.measure.sessions.schedule import round_order
+from draftrank.progress import SILENT
 from draftrank.serving.http import ServerError
 from draftrank.store.serving_bundle import SERVING_FILES
+from draftrank.store.shared_bundles import import_file
 from draftrank.store.store import Store
 from draftrank.workflows.serve_bench import ServeRequest, serve_bench
 from draftrank.workflows.serving_arms import Servers
 from draftrank.workflows.serving_session import Run, groups
+from listening import Listening
 from model_server import ModelServer, serving
 from serving_workspace import SERVER, declare_method, declare_server, engine
 
@@ -46,9 +49,9 @@ def bench(root, monkeypatch):
         for name, value in engine(root, fault, which).items():
             monkeypatch.setenv(name, value)
         values = {"drafts": ("ngram", "method"), "concurrencies": (2,), "rounds": 2, "idle_s": 20.0}
-        workspace = Workspace.open(root)
+        workspace, progress = Workspace.open(root), asked.pop("progress", SILENT)
         with Store.open(workspace.store_url) as store:
-            return serve_bench(workspace, ServeRequest("tiny", "toy", **(values | asked)), store)
+            return serve_bench(workspace, ServeRequest("tiny", "toy", **(values | asked)), store, progress)
 
     return run
 
@@ -267,6 +270,19 @@ def test_a_server_that_died_in_a_round_is_tried_again_in_blocks_of_its_own(bench
     assert [one.index for one in rounds_of(after, "method")] == [0, 1]
 
 
+def test_a_session_that_was_published_before_its_failed_server_was_tried_again_stays_one_session(bench, root):
+    folder = root / "leaderboard" / "serving"
+    early = SERVING_FILES.publish(bench("dies after 12", "ngram"), folder)
+    after = bench()
+    late = SERVING_FILES.publish(after, folder)
+    workspace = Workspace.open(root)
+    with Store.open(workspace.store_url) as here, Store.open(root / "other.sqlite") as other:
+        for path in (early, late):
+            import_file(path, here)
+            import_file(path, other)
+        assert here.serving.results() == other.serving.results() == (after,)
+
+
 def test_a_try_that_was_interrupted_goes_on_in_its_own_blocks(bench, monkeypatch):
     before = bench("dies after 12", "ngram")
     measure = Run._round
@@ -285,6 +301,39 @@ def test_a_try_that_was_interrupted_goes_on_in_its_own_blocks(bench, monkeypatch
     assert all(one in after.rounds for one in before.rounds)
     assert [one.index for one in rounds_of(after, "ngram")] == [0, 1, 2, 3]
     assert {one.process for one in rounds_of(after, "ngram")} == {0, 1, 2}
+
+
+def test_a_session_that_the_same_command_can_no_longer_resume_says_what_has_changed(bench, root):
+    told = Listening()
+    first = bench("dies after 12", "ngram", progress=told)
+    with pytest.raises(ServerError):
+        bench("dies after 15", "max-num-seqs", fresh=True, progress=told)
+    assert not any("cannot be resumed" in text for text in told.messages)
+    declare_method(root, method="medusa")
+    new = bench("dies after 12", "ngram", progress=told)
+    assert new.session.id != first.session.id
+    (said,) = [text for text in told.messages if "cannot be resumed" in text]
+    assert "because of what has changed since: the recipe of method, the speculation of method;" in said
+    told.messages.clear()
+    bench(progress=told)  # it is resumed
+    bench(rounds=3, progress=told)  # a complete one needs no word
+    assert not any("cannot be resumed" in text for text in told.messages)
+
+
+def test_a_build_that_was_mended_is_said_to_begin_anew(bench, monkeypatch):
+    told = Listening()
+
+    def broken(*_):
+        raise MissingDataError("its repository is gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("draftrank.workflows.serve_bench.export_draft", broken)
+        first = bench(drafts=("method",), progress=told)
+    again = bench(drafts=("method",), progress=told)
+    assert again.session.id != first.session.id
+    (said,) = [text for text in told.messages if "cannot be resumed" in text]
+    assert first.session.id in said
+    assert "the speculation of method" in said
 
 
 def test_a_slow_server_is_measured_as_such(bench):

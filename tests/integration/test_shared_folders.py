@@ -17,19 +17,10 @@ from draftrank.jobs.planning import Plan, plan_jobs
 from draftrank.jobs.session import RunRequest, build
 from draftrank.progress import SilentProgress
 from draftrank.store.store import Store
+from listening import Listening
 from parities import a_parity, a_turn
 from postgresql import running_server
 from served_sessions import a_serving_result
-
-
-class Listening(SilentProgress):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-
-    def message(self, text):
-        self.messages.append(text)
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from draftrank.measure.statistics.estimates import Interval
+
 UNKNOWN = "–"
 _BYTES = ("B", "kB", "MB", "GB", "TB")
 _COUNTS = ("", "k", "M", "B")
@@ -17,7 +19,7 @@ def times(value: float | None) -> str:
 
 def span(ends: tuple[float, float] | None) -> str:
     """An interval of ratios, e.g. `1.79–1.90`, `0.93–1.003`: an end that is not 1 is not rounded to 1 (down to 0.0001)."""
-    return UNKNOWN if ends is None else "–".join(map(_end, ends))
+    return UNKNOWN if ends is None else str(Interval(*ends))
 
 
 def rank(ends: tuple[int, int] | None) -> str:
@@ -95,11 +97,6 @@ FILTERS: dict[str, Callable[..., str]] = {
     "times": times, "span": span, "rank": rank, "decimal": decimal, "percent": percent,
     "count_of": count, "size": size, "duration": duration, "milliseconds": milliseconds, "day": day, "probability": probability, "heat": heat,
 }  # fmt: skip
-
-
-def _end(value: float) -> str:
-    digits = next((digits for digits in (2, 3, 4) if round(value, digits) != 1), 2)
-    return f"{value:.{digits}f}"
 
 
 def _scaled(value: int, step: int, units: tuple[str, ...]) -> str:

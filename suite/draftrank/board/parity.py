@@ -38,7 +38,7 @@ class Proof:
         """What was found, in one sentence."""
         lengths = self.report.overall
         found = lengths.ratio
-        ends = f", {found.interval.low:.2f} to {found.interval.high:.2f}" if found and found.interval else ""
+        ends = f", {found.interval}" if found and found.interval else ""
         ratio = f" (ratio {found.value:.2f}{ends})" if found else ""
         outputs, target = self.report.outputs, self.report.target
         alike = (

@@ -23,6 +23,11 @@ def explores(suite: str) -> bool:
     return suite.endswith((TUNING, SEARCH))
 
 
+def named_suite(suite: str) -> str:
+    """Id of the suite that was asked for, where a run, `tune-k` or `search` measured what is derived from it."""
+    return suite.removesuffix(CUSTOM).removesuffix(TUNING).removesuffix(SEARCH)
+
+
 def reproduce_command(session: Session, draft: str) -> str:
     """`draftrank run …` with every option that differs from its default, quoted for a shell."""
     if session.suite.endswith(TUNING):
@@ -31,7 +36,7 @@ def reproduce_command(session: Session, draft: str) -> str:
         words = ["draftrank", "search", "--target", session.target]
     else:
         words = ["draftrank", "run", session.target, "--draft", draft]
-    words += ["--suite", session.suite.removesuffix(CUSTOM).removesuffix(TUNING).removesuffix(SEARCH)]
+    words += ["--suite", named_suite(session.suite)]
     if session.suite.endswith(CUSTOM):
         for task in session.tasks:
             words += ["--task", task.task]
@@ -63,7 +68,7 @@ def serve_command(session: ServingSession) -> str:
         words += ["--draft", str(draft)]
     for concurrency in session.concurrencies:
         words += ["--concurrency", str(concurrency)]
-    words += ["--suite", session.suite.removesuffix(CUSTOM)]
+    words += ["--suite", named_suite(session.suite)]
     if session.suite.endswith(CUSTOM):
         for task in session.tasks:
             words += ["--task", task.task]

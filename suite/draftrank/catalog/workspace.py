@@ -187,6 +187,8 @@ class Workspace:
         from draftrank.catalog.recipe import Recipe
 
         known = {path.stem: path for path in self.recipe_paths(target_id)}
+        if not known:
+            _named("target", target_id, self._targets())
         return self._load_of_target(_named("draft", draft_id, known), Recipe)
 
     def files_of_recipe(self, target_id: str, draft_id: str) -> tuple[Path, ...]:

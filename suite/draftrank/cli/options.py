@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,6 +16,15 @@ from draftrank.errors import InvalidInputError
 if TYPE_CHECKING:
     from draftrank.catalog.decoding_mode import DecodingMode
     from draftrank.jobs.executors.isolated import Limits
+
+
+def finite(value: Any) -> Any:
+    """Refuses `nan` and infinity where an option's range has no upper end."""
+    for one in value if isinstance(value, list | tuple) else (value,):
+        if one is not None and not math.isfinite(one):
+            raise typer.BadParameter(f"{one} is no finite number.")
+    return value
+
 
 AnyBackend = Literal[Auto, Backend]
 AnyDtype = Literal[Auto, Dtype]
@@ -82,7 +92,12 @@ BudgetOption = Annotated[
         metavar="TIME",
     ),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of arm order and sampling.", min=0)]
+MAX_SEED = 2**53 - 1
+"""The largest whole number that bundles hold."""
+SeedOption = Annotated[
+    int,
+    typer.Option("--seed", help="Seed of arm order and sampling.", min=0, max=MAX_SEED, metavar="INTEGER"),
+]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Measure again even if the session is finished.")]
 SinceOption = Annotated[
     str, typer.Option("--since", help="Branch or commit that this branch is based on.", metavar="REVISION")
@@ -113,7 +128,13 @@ NamedTargetOption = Annotated[
 ]
 MemoryOption = Annotated[
     float | None,
-    typer.Option("--memory", help="Memory limit of one isolated job, in GiB.", min=0.1, show_default=False),
+    typer.Option(
+        "--memory",
+        help="Memory limit of one isolated job, in GiB.",
+        min=0.1,
+        show_default=False,
+        callback=finite,
+    ),
 ]
 LimitOption = Annotated[
     str | None,

@@ -28,9 +28,12 @@ def remeasure(
 
     [bold]Example:[/bold] draftrank remeasure --suite quick
     """
+    from draftrank.board.formats import span, times
     from draftrank.board.ranking import build_boards
+    from draftrank.board.reproduce import named_suite
     from draftrank.catalog.backend import Asked, is_backend
     from draftrank.catalog.workspace import Workspace
+    from draftrank.cli.results import require_known
     from draftrank.engine.backends.choice import device_for
     from draftrank.measure.machine.fingerprint import read_machine
     from draftrank.store.bundle import load_results, publish
@@ -62,18 +65,21 @@ def remeasure(
                 style, word = ("bold yellow", "moved") if one.moved else ("green", "holds")
                 key = board.key
                 name = f"{key.target} {one.draft} ({key.suite}, {key.backend_and_dtype}, {key.mode})"
-                out.print(
-                    Text.assemble(
-                        (f"{word:6}", style), f"{name}: {one.published:.2f}× published, {one.now:.2f}× now"
-                    )
-                )
+                ends = one.ratio.interval
+                ratio = f" (ratio {span((ends.low, ends.high))})" if ends else ""
+                figures = f"{times(one.published)} published, {times(one.now)} now{ratio}"
+                out.print(Text.assemble((f"{word:6}", style), f"{name}: {figures}"))
                 told.append(
                     {"board": board.key.id, "target": board.key.target, "moved": one.moved, **asdict(one)}
                 )
             if to is not None:
                 files += publish(found.result, to)
     if not told:
-        out.print(f"no published board of {here.machine_class} has a leader to measure again")
+        require_known(opened, target=target, suite=suite and named_suite(suite))
+        out.print(
+            f"nothing was measured again: no published board of {here.machine_class} that is asked for has a leader whose "
+            "recipe, target and prompts are still declared alike"
+        )
     if json:
         print_json({"drafts": told, "files": [str(path) for path in files]})
     if any(one["moved"] for one in told):

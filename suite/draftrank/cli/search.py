@@ -23,7 +23,12 @@ def search(
     backend: options.BackendOption = "auto",
     dtype: options.DtypeOption = "auto",
     device: options.DeviceOption = "auto",
-    seed: Annotated[int, typer.Option(help="Seed of the choices and of arm order.", min=0)] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="Seed of the choices and of arm order.", min=0, max=options.MAX_SEED, metavar="INTEGER"
+        ),
+    ] = 0,
     folder: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for the recipe and the report.", metavar="DIR")
     ] = Path("search"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from draftrank.cli.options import FreshOption, JsonOption, TasksOption, WorkspaceOption
+from draftrank.cli.options import MAX_SEED, FreshOption, JsonOption, TasksOption, WorkspaceOption, finite
 from draftrank.cli.output import ConsoleProgress, out, print_json
 
 if TYPE_CHECKING:
@@ -49,12 +49,15 @@ def serve_bench(
     prompts: Annotated[
         int | None, typer.Option(help="At most so many prompts of each task.", min=1, show_default=False)
     ] = None,
-    rounds: Annotated[int, typer.Option(help="Rounds of every arm at every concurrency.", min=1)] = 6,
+    rounds: Annotated[
+        int, typer.Option(help="Rounds of every arm at every concurrency.", min=1, max=1000)
+    ] = 6,
     rate: Annotated[
         float | None,
         typer.Option(
             help="Send at random moments, so many requests per second on average; --concurrency is then the most at once.",
             show_default=False,
+            callback=finite,
         ),
     ] = None,
     k: Annotated[
@@ -68,9 +71,17 @@ def serve_bench(
             help=f"Short for {' '.join(f'--k {k}' for k in TUNED_K)}: find the best k at each concurrency. --k goes before it.",
         ),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the order of prompts and of arrivals.", min=0)] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="Seed of the order of prompts and of arrivals.", min=0, max=MAX_SEED, metavar="INTEGER"
+        ),
+    ] = 0,
     idle: Annotated[
-        float, typer.Option(help="Seconds without a byte after which a request counts as hung.", min=0.1)
+        float,
+        typer.Option(
+            help="Seconds without a byte after which a request counts as hung.", min=0.1, callback=finite
+        ),
     ] = 120.0,
     pause: Annotated[
         bool, typer.Option("--pause/--no-pause", help="Stop servers (SIGSTOP) while they have no load.")
@@ -131,7 +142,10 @@ def serve_bench(
     session = result.session
     for arm in session.arms:
         if arm.failure:
-            out.print(f"{arm.id} failed: {arm.failure.splitlines()[0]}; the same command tries it again")
+            # Of a draft that could not be had no server was started: once it can be, that is another session.
+            started = arm.kind != "draft" or arm.speculation
+            then = "tries it again" if started else "measures all anew once that is mended"
+            out.print(f"{arm.id} failed: {arm.failure.splitlines()[0]}; the same command {then}")
     out.print(f"serving session {session.id} kept in {opened.display(opened.state)}")
     if to is not None:
         _write(result, formats or (), to)

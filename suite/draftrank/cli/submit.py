@@ -31,7 +31,7 @@ def submit(
     named = target or opened.find_recipe(draft).target
     with Store.open(opened.store_url) as store:
         found = submit_job(opened, named, draft, store, session=session)
-    files = [opened.display(path) for path in (*found.recipe, *found.bundles)]
+    files = [opened.display(path) for path in (*found.recipe, *found.declared, *found.bundles)]
     out.print("Commit these files and open a pull request with them:\n")
     out.print("  git add " + " ".join(files), markup=False, soft_wrap=True)
     out.print(f"\nTitle: {found.title}\n\n{found.text}", markup=False, highlight=False, soft_wrap=True)

@@ -34,6 +34,7 @@ def tune_k(
             "--confidence",
             help="Also measure the largest k with `stop_below_confidence` at this value; repeatable.",
             metavar="P",
+            callback=options.finite,
         ),
     ] = None,
     suite: options.SuiteOption = "quick",

@@ -24,14 +24,15 @@ def check_contamination(
     arms: Sequence[DraftArm], tasks: Sequence[TaskPrompts], target_folder: Path, cache: Path, recipes: Path
 ) -> tuple[tuple[DraftArm, ...], tuple[str, ...]]:
     """Turns drafts whose text holds a prompt of the tasks into failed ones, and notes in the others by what their text
-    was compared.
+    was compared. See `building.text.overlap`.
 
     Args:
         cache: where the texts are that drafts were made with.
         recipes: the target's folder of recipes, beside which hashes of texts are kept.
 
     Returns:
-        The drafts, and a warning for each text that could not be compared.
+        The drafts, and a warning for each text that could not be compared, and for each draft that is not refused and whose
+        text has a phrase of a prompt.
     """
     from draftrank.building.text.overlap import PromptIndex, recorded_corpora
     from draftrank.models.loading import load_tokenizer
@@ -48,7 +49,9 @@ def check_contamination(
                 known[key] = _compare(key, index, tokenizer, cache, recipes)
             by, found, why_not = known[key]
             compared.add(by)
-            overlaps |= {(overlap.task, overlap.prompt): overlap for overlap in found}
+            for overlap in found:
+                place = overlap.task, overlap.prompt
+                overlaps[place] = max(overlaps.get(place, overlap), overlap, key=lambda one: one.held)
             if why_not:
                 warnings.append(f"{arm.recipe.id}: text it was made with was {_NOT_COMPARED}: {why_not}")
         if arm.build and any(step.kind == "pretrained" for step in arm.recipe.draft.build_steps):
@@ -56,7 +59,13 @@ def check_contamination(
             warnings.append(
                 f"{arm.recipe.id}: what its ready-made model was trained on was {_NOT_COMPARED}: it is not here"
             )
-        checked.append(_judged(arm, tuple(overlaps.values()), compared))
+        held = [overlap for overlap in overlaps.values() if overlap.held]
+        if overlaps and not held:
+            phrases = _told(list(overlaps.values()))
+            warnings.append(
+                f"{arm.recipe.id}: the text it was made with has a phrase of {phrases}, too short to refuse it"
+            )
+        checked.append(_judged(arm, held, compared))
     return tuple(checked), tuple(dict.fromkeys(warnings))
 
 
@@ -91,9 +100,13 @@ def _judged(arm: DraftArm, overlaps: Sequence[Overlap], compared: set[TextCompar
 
 
 def _reason(overlaps: Sequence[Overlap]) -> str:
+    return (
+        f"refused: the text it was made with holds words of {_told(overlaps)}; remove them from data.prompts, or change "
+        "data.seed"
+    )
+
+
+def _told(overlaps: Sequence[Overlap]) -> str:
     first, more = overlaps[0], len(overlaps) - 1
     others = f", and of {more} more" if more else ""
-    return (
-        f"refused: the text it was made with holds words of the prompt {first.prompt} of the task "
-        f'{first.task}{others}: "{first.words}"; remove them from data.prompts, or change data.seed'
-    )
+    return f'the prompt {first.prompt} of the task {first.task}{others}: "{first.words}"'

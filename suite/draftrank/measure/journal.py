@@ -14,6 +14,9 @@ class Journal(Protocol):
     def find_session(self, plan_sha256: str) -> Session | None:
         """The newest session of this plan."""
 
+    def sessions_of(self, target: str, suite: str) -> tuple[Session, ...]:
+        """The sessions of this target and suite, from the oldest to the newest."""
+
     def begin_session(self, session: Session) -> None:
         """Keeps a new session with its arms and tasks."""
 

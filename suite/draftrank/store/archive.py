@@ -28,7 +28,7 @@ from draftrank.store.bundle import read_in_place
 from draftrank.store.bundle_format import bundle_data, expanded, render
 from draftrank.store.bundle_reading import read_bytes
 from draftrank.store.derived import Derived
-from draftrank.store.merging import in_order, merge
+from draftrank.store.merging import fuller, in_order, merge
 from draftrank.store.parity_bundle import PARITY_FILES
 from draftrank.store.schema import BUSY_S, ensure_schema
 from draftrank.store.serving_bundle import SERVING_FILES
@@ -123,10 +123,18 @@ class Archive:
 
     @property
     def serving(self) -> tuple[ServingResult, ...]:
-        """Every finished serving session, oldest first; read anew at each look; raises as `parities`."""
+        """Every finished serving session in its latest state, oldest first; read anew at each look.
+
+        Raises:
+            InvalidInputError: some published sessions are wrong; all are named.
+            StoreError: the store cannot be read, or two states of a session contradict each other.
+        """
         published = SERVING_FILES.read_all(self._serving) if self._serving else ()
         stored = _of_store(self._store, lambda store: store.serving.results())
-        found = {one.session.id: one for one in (*stored, *published) if one.session.finished_at is not None}
+        found: dict[str, ServingResult] = {}
+        for one in (*stored, *published):
+            if one.session.finished_at is not None:
+                found[one.session.id] = fuller(found.get(one.session.id, one), one)
         return tuple(sorted(found.values(), key=lambda one: (one.session.created_at, one.session.id)))
 
     @property

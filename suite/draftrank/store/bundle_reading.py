@@ -20,6 +20,8 @@ from draftrank.store.bundle_format import SCHEMA_VERSION, expanded
 T = TypeVar("T")
 _SKIPPED = re.compile(r"task (\S+) is skipped:")
 
+_OTHER_FILES = {"parity": "parity record", "serving": "serving session"}
+"""What else is published, by the field that only such files have."""
 MAX_BYTES = 64_000_000
 MAX_WHOLE = 2**53 - 1
 """The largest whole number that JavaScript, too, reads exactly; SQLite holds larger ones still."""
@@ -111,10 +113,15 @@ def bundle_result(data: dict[str, Any], name: str) -> SessionResult:
     Raises:
         InvalidInputError: with every problem found, up to `MAX_PROBLEMS`.
     """
+    for key, what in _OTHER_FILES.items():
+        if key in data:
+            raise InvalidInputError.single(
+                f"is a {what} and no result bundle", file=name, fix="name a file of leaderboard/results/"
+            )
     version = data.get("schema_version")
     if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
         raise InvalidInputError.single(
-            f"is {version!r}, this draftrank reads 1 to {SCHEMA_VERSION}",
+            f"is {'missing' if version is None else repr(version)}, this draftrank reads 1 to {SCHEMA_VERSION}",
             file=name,
             field="schema_version",
             fix="name a result bundle; for a newer one, update draftrank",

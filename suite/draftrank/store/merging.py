@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from draftrank.errors import StoreError
 from draftrank.measure.records import Arm, Session, SessionResult, Trial
-from draftrank.measure.serving_records import ServingResult
+from draftrank.measure.serving_records import ServingArm, ServingResult, ServingSession
 
 _ARM_KINDS = ("baseline", "control", "draft", "reference")
 _LEARNT = ("finished_at", "stopped_by", "numerics")
@@ -107,6 +107,43 @@ def join(first: SessionResult, second: SessionResult) -> SessionResult:
         }
     )
     return SessionResult(session=session, trials=tuple(sorted(trials.values(), key=trial_order)))
+
+
+def fuller(first: ServingResult, second: ServingResult) -> ServingResult:
+    """The later of two states of a serving session. The same `serve-bench` tries servers that failed again, also when the
+    session was finished and published: it adds rounds and warnings, and changes how those servers were started and failed.
+
+    Raises:
+        StoreError: neither state can have become the other.
+    """
+    early, late = sorted((first, second), key=_extent)
+    before, after = early.session, late.session
+    measured = {one.key: one for one in late.rounds}
+    if (
+        _unchanging(before) != _unchanging(after)
+        or not set(before.warnings) <= set(after.warnings)
+        or any(measured.get(one.key) != one for one in early.rounds)
+        or (len(early.rounds) == len(late.rounds) and before.finished_at not in (None, after.finished_at))
+    ):
+        raise StoreError(
+            f"serving session {before.id}: two of its records contradict each other (keep the one that was measured, remove "
+            "the other)"
+        )
+    return late
+
+
+def _extent(result: ServingResult) -> tuple[int, int, str]:
+    return len(result.rounds), len(result.session.warnings), result.session.finished_at or ""
+
+
+def _unchanging(session: ServingSession) -> ServingSession:
+    """What a session says of itself from its beginning on."""
+
+    def declared(arm: ServingArm) -> ServingArm:
+        return arm.model_copy(update={"flags": (), "start_s": None, "failure": None, "log_tail": None})
+
+    arms = tuple(map(declared, session.arms))
+    return session.model_copy(update={"arms": arms, "warnings": (), "finished_at": None})
 
 
 def _both_warnings(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:

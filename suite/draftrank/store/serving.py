@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session as Transaction
 
 from draftrank.errors import StoreError
 from draftrank.measure.serving_records import Round, ServingArm, ServingResult, ServingSession
-from draftrank.store.merging import rounds_in_order
+from draftrank.store.merging import fuller, rounds_in_order
 from draftrank.store.sessions import Sessions, as_stored, to_record
 from draftrank.store.tables import RoundRow, ServingArmRow, ServingSessionRow
 
@@ -51,6 +51,22 @@ class ServingSessions(Sessions[ServingSessionRow, ServingSession, ServingResult]
             if known is None:
                 raise StoreError(f"serving session {session_id} has no round {_named(one)} (add it first)")
             known.requests = one.model_dump(mode="json")["requests"]
+
+    def join_result(self, result: ServingResult) -> None:
+        """Stores a session, or the later of two states of it where the store has one already.
+
+        Raises:
+            StoreError: the two contradict each other, or the parts do not fit together.
+        """
+        with self._writing() as transaction:
+            row = self._find(transaction, result.session.id)
+            if row is not None:
+                known, given = self._whole(transaction, row), rounds_in_order(as_stored(result))
+                if fuller(known, given) == known:
+                    return
+                transaction.execute(delete(ServingSessionRow).where(ServingSessionRow.key == row.key))
+                transaction.expunge_all()
+            self._insert(transaction, result.session, result.rounds)
 
     def finish_session(self, session_id: str, finished_at: str) -> None:
         """Marks a session complete at a UTC time (ISO 8601).

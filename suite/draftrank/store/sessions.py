@@ -134,6 +134,13 @@ class Sessions(ABC, Generic[Row, Header, Whole]):
             rows = self._rows(transaction, self.table.plan_sha256 == plan_sha256)
             return self._header(rows[-1]) if rows else None
 
+    def sessions_of(self, target: str, suite: str) -> tuple[Header, ...]:
+        """The sessions of a target and a suite, by their ids, from the oldest to the newest."""
+        with self._reading() as transaction:
+            query = select(self.table).filter_by(target=target, suite=suite)
+            rows = transaction.scalars(query.order_by(self.table.created_at, self.table.id))
+            return tuple(map(self._header, rows))
+
     # -- within a transaction --------------------------------------------------------------------
 
     def _rows(self, transaction: Transaction, *conditions: ColumnElement[bool]) -> list[Row]:

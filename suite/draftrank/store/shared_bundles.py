@@ -70,7 +70,7 @@ def _copy(address: str, to: Path) -> Path:
 
 def import_file(path: Path, store: Store) -> None:
     """Adds a result bundle, a parity record or a serving session to a store; bundles of one session become that one session
-    again.
+    again, and of a serving session the later state stays.
 
     Raises:
         InvalidInputError: it is none of them, does not add up, or its times contradict each other; names file and field.
@@ -81,7 +81,7 @@ def import_file(path: Path, store: Store) -> None:
     if PARITY_FILES.key in data:
         store.add_parity(PARITY_FILES.checked(data, name))
     elif SERVING_FILES.key in data:
-        store.serving.add_result(SERVING_FILES.checked(data, name))
+        store.serving.join_result(SERVING_FILES.checked(data, name))
     else:
         result = bundle_result(data, name)
         require_times(result, name)

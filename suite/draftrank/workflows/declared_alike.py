@@ -13,11 +13,13 @@ from dataclasses import replace
 
 from pydantic import ValidationError
 
-from draftrank.board.reproduce import CUSTOM
+from draftrank.board.reproduce import CUSTOM, named_suite
 from draftrank.catalog.prompts import TaskPrompts, read_prompts
 from draftrank.catalog.recipe import Recipe
+from draftrank.catalog.task import Suite
 from draftrank.catalog.workspace import Workspace
 from draftrank.errors import InvalidInputError, MissingDataError
+from draftrank.jobs.session import narrowed
 from draftrank.measure.records import Arm, Session, SessionTask
 from draftrank.measure.sessions.plan import session_task
 from draftrank.measure.summaries.recheck import Check
@@ -93,6 +95,22 @@ def check_tasks(workspace: Workspace, session: Session) -> tuple[tuple[Check, ..
     return (*checks, _check_suite(workspace, session)), tuple(agreeing)
 
 
+def suite_of(workspace: Workspace, session: Session) -> Suite:
+    """A session's suite as it would be measured now. No file declares those that `run` narrows and `tune-k` and `search`
+    name by themselves: they are made again from the suite that was asked for.
+
+    Raises:
+        InvalidInputError: there is no such suite, or it is invalid.
+    """
+    if (workspace.root / "tasks" / "suites" / f"{session.suite}.yaml").is_file():
+        return workspace.suite(session.suite)
+    suite = workspace.suite(named_suite(session.suite))
+    if session.suite.endswith(CUSTOM):
+        tasks = (*(task.task for task in session.tasks), *session.skipped_tasks)
+        suite = narrowed(suite, tasks, repeats=session.repeats)
+    return suite.model_copy(update={"id": session.suite})
+
+
 def sample(tasks: tuple[TaskPrompts, ...], prompts: int, seed: int) -> tuple[TaskPrompts, ...]:
     """At most so many prompts of each task, drawn at random; equal seeds draw the same."""
     chosen = []
@@ -124,7 +142,7 @@ def _check_suite(workspace: Workspace, session: Session) -> Check:
     if session.suite.endswith(CUSTOM):
         return Check("suite", "skipped", f"{session.suite} is a selection of its own")
     try:
-        suite = workspace.suite(session.suite)
+        suite = suite_of(workspace, session)
     except InvalidInputError as error:
         return Check("suite", "fails", str(error))
     if suite.content_sha256() != session.suite_sha256:

@@ -21,6 +21,7 @@ from draftrank.measure.machine.fingerprint import read_machine
 from draftrank.measure.records import BASELINE, CONTROL, Machine
 from draftrank.measure.serving_records import PromptTurn, ServingArm, ServingResult, ServingSession
 from draftrank.measure.sessions.plan import DraftArm, SessionPlan
+from draftrank.measure.sessions.resuming import not_resumed
 from draftrank.measure.sessions.texts import SessionTexts
 from draftrank.progress import SILENT, Progress
 from draftrank.serving.base import CompletionRequest, Engine, Speculation
@@ -126,7 +127,8 @@ def serve_bench(
     workspace: Workspace, asked: ServeRequest, store: Store, progress: Progress = SILENT
 ) -> ServingResult:
     """Exports drafts, serves them, and measures them beside the plain server; goes on with what the store has of the same
-    session, and tries again the servers that failed there.
+    session, and tries again the servers that failed there. Says so where an incomplete session of the same drafts is left
+    because something that decides what is measured has changed.
 
     Raises:
         InvalidInputError: the request or a declaration is wrong, or the engine has no such draft.
@@ -300,6 +302,11 @@ def _measure(
                 )
                 return store.serving.result(known.id)
             progress.message(f"trying again what failed: {', '.join(again)}")
+        if known is None and not asked.fresh:
+            others = store.serving.sessions_of(target.id, plan.session.suite.id)
+            told = not_resumed(others, _new_session(plan, plan_sha256, version, arms, ()))
+            if told is not None:
+                progress.message(told)
         if plain is None:
             if declared.engine == "llama.cpp":
                 servers.model = gguf_of_target(workspace, target, folder, declared.dtype, scratch, progress)

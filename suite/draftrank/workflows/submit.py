@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from draftrank.board.pull_request import Standing, markdown, standings
-from draftrank.board.reproduce import explores
+from draftrank.board.reproduce import explores, named_suite
 from draftrank.building.kept_files import kept_files
+from draftrank.catalog.git import git_bytes
 from draftrank.catalog.recipe import Recipe
+from draftrank.catalog.sources.local import LocalSource
 from draftrank.catalog.workspace import Workspace
 from draftrank.errors import InvalidInputError
-from draftrank.measure.records import SessionResult
+from draftrank.measure.records import Session, SessionResult
 from draftrank.store.bundle import publish
 from draftrank.store.bundle_checks import require_times
 from draftrank.store.store import Store
+from draftrank.workflows.challenge import FIRST_INCUMBENT
 
 _CHECKLIST = """\
 - [ ] The recipe is mine to submit, under this repository's licence.
@@ -29,6 +33,8 @@ class Submission:
 
     recipe: tuple[Path, ...]
     """The recipe's file, the corpora that it needs, and what is kept of its draft."""
+    declared: tuple[Path, ...]
+    """What declares the target, the suite and the tasks of the session, as far as it is not committed."""
     bundles: tuple[Path, ...]
     title: str
     """The pull request's title."""
@@ -54,20 +60,21 @@ def submit(
     problems = workspace.check([path]).problems
     if problems:
         raise InvalidInputError(problems)
-    result = _measured(recipe, store, session)
+    result = _measured(workspace, recipe, store, session)
     require_times(result, f"session {result.session.id}")
     kept = kept_files(recipe.draft, result.session.target_weights_sha256, path.parent)
     written = publish(result, workspace.published, drafts=(draft,))
     told = standings([result], drafts=[draft])
     return Submission(
         (*workspace.files_of_recipe(target, draft), *kept),
+        _not_committed(workspace.root, tuple(_declarations(workspace, result.session))),
         tuple(written),
         f"Draft for {target}: {draft}",
         _text(recipe, told[0][1][0] if told else None, markdown(told)),
     )
 
 
-def _measured(recipe: Recipe, store: Store, session: str | None) -> SessionResult:
+def _measured(workspace: Workspace, recipe: Recipe, store: Store, session: str | None) -> SessionResult:
     wanted = recipe.content_sha256()
     found = [
         one
@@ -83,9 +90,45 @@ def _measured(recipe: Recipe, store: Store, session: str | None) -> SessionResul
         raise InvalidInputError.single(
             f"no finished session{f' {session}' if session else ''} measured this recipe as it is now{search}",
             file=f"drafts/{recipe.target}/{recipe.id}.yaml",
-            fix=f"measure it: draftrank run {recipe.target} --suite core --draft {recipe.id} --draft ngram",
+            fix=f"measure it: {_how_to_measure(workspace, recipe)}",
         )
     return store.result(max(chosen, key=lambda one: (one.created_at, one.id)).id)
+
+
+def _how_to_measure(workspace: Workspace, recipe: Recipe) -> str:
+    """The command, on the suite `core` and beside n-grams, where the workspace has these."""
+    suite = " --suite core" if (workspace.root / "tasks" / "suites" / "core.yaml").is_file() else ""
+    known = {path.stem for path in workspace.recipe_paths(recipe.target)}
+    beside = "".join(f" --draft {one}" for one in sorted({FIRST_INCUMBENT} & known - {recipe.id}))
+    return f"draftrank run {recipe.target}{suite} --draft {recipe.id}{beside}"
+
+
+def _declarations(workspace: Workspace, session: Session) -> Iterator[Path]:
+    """The files that are there of a session's target, suite and tasks, with the prompts that the workspace holds."""
+    tasks = workspace.root / "tasks"
+    yield workspace.root / "drafts" / session.target / "target.yaml"
+    names = {task.task for task in session.tasks}
+    suite = named_suite(session.suite)
+    if (path := tasks / "suites" / f"{suite}.yaml").is_file():
+        yield path
+        names |= {entry.task for entry in workspace.suite(suite).tasks}
+    for name in sorted(names):
+        if (path := tasks / f"{name}.yaml").is_file():
+            yield path
+            source = workspace.task(name).source
+            if isinstance(source, LocalSource) and (path := workspace.root / source.path).is_file():
+                yield path
+
+
+def _not_committed(root: Path, paths: Sequence[Path]) -> tuple[Path, ...]:
+    """Those that git does not have as they are; all of them where there is no repository."""
+    names = [path.relative_to(root).as_posix() for path in paths]
+    changed = git_bytes(root, "diff", "--name-only", "--relative", "-z", "HEAD", "--", *names)
+    unknown = git_bytes(root, "ls-files", "--others", "-z", "--", *names)
+    if changed is None or unknown is None:
+        return tuple(paths)
+    told = {name.decode(errors="replace") for name in (changed + unknown).split(b"\0")}
+    return tuple(path for path, name in zip(paths, names, strict=True) if name in told)
 
 
 def _text(recipe: Recipe, standing: Standing | None, table: str) -> str:

@@ -68,7 +68,7 @@ def test_what_the_draft_does_in_the_program_is_that_of_these_weights_and_the_new
     vllm, llama_cpp = model_card(build, target, (), (newest, others, older), uses, {}).split("### ")[1:]
     assert (
         "Parity holds with draftrank's engine (“here”: cpp) on the same prompts (quick, fp32, k=3, 2026-12-01). "
-        "vLLM 0.32.0: acceptance length 2.20 against 2.20 here (ratio 1.00, 1.00 to 1.00), outputs identical. "
+        "vLLM 0.32.0: acceptance length 2.20 against 2.20 here (ratio 1.00, 1.00–1.00), outputs identical. "
         "Both verify chains; the recipe proposes token trees."
     ) in vllm
     assert "0.31" not in vllm

@@ -20,11 +20,15 @@ from draftrank.store.bundle import folder_name, load_results, part_of, publish, 
 from draftrank.store.bundle_format import COLUMNS, SCHEMA_FILE, bundle_schema, content_hash, schema_text
 from draftrank.store.bundle_reading import bundle_result
 from draftrank.store.merging import in_order, merge, trial_order
+from draftrank.store.parity_bundle import PARITY_FILES
+from draftrank.store.serving_bundle import SERVING_FILES
 from draftrank.store.shared_bundles import import_file
 from draftrank.store.store import Store
 from examples import examples
 from forging import forge, version_2
+from parities import a_parity, a_turn
 from records import a_machine, a_result, a_session, a_trial
+from served_sessions import a_serving_result
 from strategies import session_results
 
 
@@ -277,7 +281,7 @@ def add_reference(**values):
     [
         (lambda data: data.update(schema_version=4), "schema_version", "is 4, this draftrank reads 1 to 3"),
         (lambda data: data.update(schema_version=True), "schema_version", "is True"),
-        (lambda data: data.pop("schema_version"), "schema_version", "is None"),
+        (lambda data: data.pop("schema_version"), "schema_version", "is missing"),
         (lambda data: data.update(note="x"), "note", "Extra inputs"),
         (lambda data: data.pop("session"), "session", "Field required"),
         (drop_column("decode_s"), "trials.3.decode_s", "Field required"),
@@ -442,6 +446,14 @@ def test_the_line_of_a_json_error_is_named(published):
     lines[6] = "oops"
     published.write_text("\n".join(lines))
     assert problems_of(published)[0].line == 7
+
+
+def test_another_published_file_is_said_to_be_none(tmp_path):
+    serving = SERVING_FILES.publish(a_serving_result(), tmp_path)
+    parity = PARITY_FILES.publish(a_parity([a_turn()]), tmp_path)
+    for path, what in ((serving, "a serving session"), (parity, "a parity record")):
+        (problem,) = problems_of(path)
+        assert problem.message == f"is {what} and no result bundle"
 
 
 def test_a_missing_or_special_file_is_refused(tmp_path):

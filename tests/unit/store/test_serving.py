@@ -7,6 +7,9 @@ import json
 import pytest
 
 from draftrank.errors import InvalidInputError, StoreError
+from draftrank.measure.serving_records import ServingResult
+from draftrank.store.archive import Archive
+from draftrank.store.derived import Derived
 from draftrank.store.serving_bundle import SERVING_FILES
 from draftrank.store.shared_bundles import import_file
 from draftrank.store.store import Store
@@ -66,6 +69,78 @@ def test_a_session_grows_round_by_round(store):
     assert store.serving.find_session("0" * 64) is None
     with pytest.raises(StoreError, match="no serving session"):
         store.serving.result("none")
+
+
+def a_retried_pair():
+    """A session whose draft failed to start, and what became of it when that was tried again."""
+    late = a_serving_result()
+    failed = late.session.arms[2].model_copy(
+        update={"failure": "it ended", "log_tail": "Killed", "flags": ()}
+    )
+    session = late.session.model_copy(
+        update={
+            "arms": (*late.session.arms[:2], failed),
+            "finished_at": "2026-11-30T10:30:00.123Z",
+            "warnings": (),
+        }
+    )
+    return ServingResult(
+        session=session, rounds=tuple(one for one in late.rounds if one.arm != "ngram")
+    ), late
+
+
+def test_of_two_states_of_a_session_the_later_stays_whichever_comes_first(store, tmp_path):
+    early, late = a_retried_pair()
+    paths = [SERVING_FILES.publish(one, tmp_path / "serving") for one in (early, late)]
+    assert len(set(paths)) == 2
+    for path in (*paths, *reversed(paths)):
+        import_file(path, store)
+    assert store.serving.results() == (late,)
+    with Store.open(tmp_path / "two.sqlite") as other:
+        for path in reversed(paths):
+            import_file(path, other)
+        assert other.serving.results() == (late,)
+    with Derived(None) as derived:
+        for held, folder in ((None, tmp_path / "serving"), (store, None), (store, tmp_path / "serving")):
+            assert Archive(held, None, derived, serving_folder=folder).serving == (late,)
+
+
+def reopened(result):
+    """While its failed servers are tried again."""
+    return result.model_copy(update={"session": result.session.model_copy(update={"finished_at": None})})
+
+
+@pytest.mark.parametrize(
+    ("change", "contradicts"),
+    [
+        (lambda late: late, False),
+        (reopened, False),
+        (lambda late: late.model_copy(update={"rounds": late.rounds[1:]}), True),
+        (lambda late: late.model_copy(update={"session": late.session.model_copy(update={"seed": 8})}), True),
+        (lambda late: late.model_copy(update={"session": a_serving_session(("suffix",))}), True),
+    ],
+)
+def test_states_of_which_neither_became_the_other_are_refused(store, change, contradicts):
+    early, late = a_retried_pair()
+    late = change(late)
+    store.serving.add_result(early)
+    if contradicts:
+        with pytest.raises(StoreError, match="contradict each other"):
+            store.serving.join_result(late)
+        assert store.serving.results() == (early,)
+    else:
+        store.serving.join_result(late)
+        assert store.serving.results() == (late,)
+
+
+def test_a_state_with_the_same_rounds_and_another_end_is_refused(store):
+    early, _ = a_retried_pair()
+    store.serving.add_result(early)
+    store.serving.join_result(reopened(early))
+    assert store.serving.results() == (early,)
+    later = early.session.model_copy(update={"finished_at": "2026-11-30T12:00:00.123Z"})
+    with pytest.raises(StoreError, match="contradict each other"):
+        store.serving.join_result(early.model_copy(update={"session": later}))
 
 
 def last(data):

@@ -2,7 +2,7 @@
 
 Each user's message and each 13 words in a row have a hash of 48 bits. What text and prompts share is always found. With
 half a million hashes, as 720,000 tokens give, and prompts of a hundred thousand words, something that they do not share is
-found for one draft in five thousand.
+found for one draft in five thousand. Such a find is a phrase, which refuses no draft, unless its prompt has at most 21 words.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from draftrank.building.text.overlap import Overlap, PromptIndex, each_once, grams_of, said_in, words_of
+from draftrank.building.text.overlap import Overlap, PromptIndex, Words, grams_of, said_in, words_of
 from draftrank.errors import MissingDataError
 
 if TYPE_CHECKING:
@@ -82,16 +82,13 @@ class TextHashes:
         save_file({"counts": counts.astype(np.uint32), "low": low}, path)
 
     def overlaps(self, index: PromptIndex) -> tuple[Overlap, ...]:
-        """The prompts that the text holds, as `corpus_overlaps` gives them."""
-        found = []
-        for kind, known in ((_MESSAGE, index.messages), (_GRAM, index.grams)):
-            words = list(known)
-            hashes = np.array([_hash(kind, one) for one in words], dtype=np.uint64)
-            found += [
-                Overlap(*known[words[place]], " ".join(words[place]))
-                for place in np.flatnonzero(np.isin(hashes, self.values))
-            ]
-        return each_once(found)
+        """What prompts share with the text, as `corpus_overlaps` gives it."""
+        return index.overlaps(self._having(_MESSAGE, index.messages), self._having(_GRAM, index.grams))
+
+    def _having(self, kind: bytes, candidates: Iterable[Words]) -> set[Words]:
+        words = list(candidates)
+        hashes = np.array([_hash(kind, one) for one in words], dtype=np.uint64)
+        return {words[place] for place in np.flatnonzero(np.isin(hashes, self.values))}
 
 
 def _hash(kind: bytes, words: Iterable[str]) -> int:

@@ -24,7 +24,7 @@ from draftrank.measure.gates.audit import (
 from draftrank.measure.gates.clocks import holes, overlaps
 from draftrank.measure.gates.gate import Values, gate
 from draftrank.measure.records import Trial
-from draftrank.measure.statistics.estimates import Estimate, ends_of, geometric_mean, pair_trials
+from draftrank.measure.statistics.estimates import Estimate, ends_of, geometric_mean, pair_trials, ratio_end
 from draftrank.measure.summaries.summary import ArmSummary, SessionSummary
 
 MIN_FORWARD = 0.7
@@ -58,8 +58,8 @@ def implausible_speedup(summary: SessionSummary, arm: ArmSummary) -> Values | No
         if speedup.interval.low > bound * by_chance(noise):
             return {
                 "speedup": f"{speedup.value:.2f}",
-                "low": f"{speedup.interval.low:.2f}",
-                "bound": f"{bound:.2f}",
+                "low": ratio_end(speedup.interval.low),
+                "bound": ratio_end(bound),
                 "where": name if speedup is arm.speedup else f"in {name}",
             }
     return None

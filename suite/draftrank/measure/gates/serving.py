@@ -17,7 +17,7 @@ from draftrank.measure.gates.plausibility import by_chance, told
 from draftrank.measure.gates.verdict import differs, spreads
 from draftrank.measure.machine.disturbance import Kind, disturbances
 from draftrank.measure.serving_records import PromptTurn, Round, ServedRequest, ServingArm
-from draftrank.measure.statistics.estimates import Interval
+from draftrank.measure.statistics.estimates import Interval, ratio_end
 from draftrank.measure.summaries.serving import ServedArm, ServedCell, ServingSummary
 
 MIN_ROUNDS = 4
@@ -205,8 +205,8 @@ def _implausible_speedup(summary: ServingSummary, arm: ServedArm, cell: ServedCe
         return None
     return {
         "speedup": f"{cell.speedup.value:.2f}",
-        "low": f"{cell.speedup.interval.low:.2f}",
-        "bound": f"{bound:.2f}",
+        "low": ratio_end(cell.speedup.interval.low),
+        "bound": ratio_end(bound),
     }
 
 

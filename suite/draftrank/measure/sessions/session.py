@@ -28,6 +28,7 @@ from draftrank.measure.records import (
 )
 from draftrank.measure.sessions.judging import judge_block
 from draftrank.measure.sessions.plan import SessionPlan, new_session
+from draftrank.measure.sessions.resuming import not_resumed
 from draftrank.measure.sessions.schedule import Block, cell_of, schedule
 from draftrank.measure.statistics.standing import standing_trials
 from draftrank.measure.statistics.stopping import reason_to_stop, spent_s
@@ -71,6 +72,9 @@ def run_session(
     bench = Bench.load(plan, progress)
     if session is None:
         session = new_session(plan, plan_sha256, machine)
+        told = None if fresh else not_resumed(journal.sessions_of(plan.target.id, plan.suite.id), session)
+        if told is not None:
+            progress.message(told)
         journal.begin_session(session)
     else:
         progress.message(f"session {session.id} resumes")

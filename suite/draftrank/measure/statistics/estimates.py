@@ -46,6 +46,16 @@ class Interval:
         """Whether this interval lies entirely above the other."""
         return self.low > other.high
 
+    def __str__(self) -> str:
+        """Of ratios, in words, e.g. `1.79–1.90`, `0.93–1.003`."""
+        return f"{ratio_end(self.low)}–{ratio_end(self.high)}"
+
+
+def ratio_end(value: float) -> str:
+    """An end of an interval of ratios, e.g. `1.79`, `1.003`: what is not 1 is not rounded to 1 (down to 0.0001)."""
+    digits = next((digits for digits in (2, 3, 4) if round(value, digits) != 1), 2)
+    return f"{value:.{digits}f}"
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:

@@ -166,10 +166,7 @@ def check_speed(published: SessionResult, again: SessionResult, draft: str, *, s
         return Check("speedup", "skipped", "an interval needs two prompts of each task and an A/A comparison")
     if not same_weights:
         now = (now[0], Interval(now[1].low * (1 - RETRAINED), now[1].high * (1 + RETRAINED)))
-    told = (
-        f"{before[0]:.2f}× ({before[1].low:.2f}–{before[1].high:.2f}) published, "
-        f"{now[0]:.2f}× ({now[1].low:.2f}–{now[1].high:.2f}) here, over the same prompts"
-    )
+    told = f"{before[0]:.2f}× ({before[1]}) published, {now[0]:.2f}× ({now[1]}) here, over the same prompts"
     if before[1].above(now[1]) or now[1].above(before[1]):
         return Check("speedup", "fails", f"{told}: the intervals exclude each other")
     return Check("speedup", "holds", told)
@@ -183,12 +180,12 @@ def check_step_cost(published: SessionResult, again: SessionResult, draft: str) 
         told = f"fewer than {MIN_PROMPTS_ALIKE} prompts with equal outputs and histograms: speedups alone are compared"
         return Check("step cost", "skipped", told)
     cost, prompts = found
-    low, high = cost.ends()
+    interval = Interval(*cost.ends())
     told = (
         f"in units of a baseline token, a step takes {cost.ratio:.3f} times as long here as published "
-        f"({low:.3f}–{high:.3f}, over {prompts} prompts, between machines of one class)"
+        f"({interval}, over {prompts} prompts, between machines of one class)"
     )
-    if low > 1.0:
+    if interval.low > 1.0:
         return Check("step cost", "fails", f"{told}: the published seconds are too short")
     return Check("step cost", "holds", told)
 
@@ -202,7 +199,7 @@ def _check_acceptance_lengths(pairs: Sequence[Pair]) -> Check:
     if ratio is None or ratio.interval is None:
         return Check(name, "skipped", "its interval needs two prompts of each task")
     interval = ratio.interval
-    told = f"{ratio.value:.2f} times the published one ({interval.low:.2f}–{interval.high:.2f})"
+    told = f"{ratio.value:.2f} times the published one ({interval})"
     if interval.low > 1 + RETRAINED or interval.high < 1 - RETRAINED:
         return Check(name, "fails", f"{told}: more than training anew explains ({RETRAINED:.0%})")
     return Check(name, "holds", told)

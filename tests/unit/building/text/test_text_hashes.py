@@ -21,6 +21,7 @@ words = st.lists(st.sampled_from(["red", "blue", "tall"]), min_size=1, max_size=
 
 @given(st.lists(words, min_size=1, max_size=4), words, words)
 @example(["x", LONG], "Go on", f"Once {LONG} and so on")
+@example([f"{LONG} {LONG[::-1]}"], "Go on", f"Once {LONG} and so on")
 @example(["Name two rivers!"], "name TWO rivers", "no")
 @example(["Name two rivers!"], "name TWO rivers of Asia", "Name two rivers")
 @examples(50)
@@ -29,7 +30,7 @@ def test_they_find_what_the_text_itself_shows(prompts, question, answer):
     index = PromptIndex.of(tasks(*prompts))
     found = TextHashes.of(corpus, TOKENIZER).overlaps(index)
     expected = corpus_overlaps(corpus, TOKENIZER, index)
-    assert [(one.task, one.prompt) for one in found] == [(one.task, one.prompt) for one in expected]
+    assert found == expected
 
 
 @given(st.sets(st.integers(0, 2**48 - 1), min_size=1, max_size=50))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from builders import result
@@ -24,6 +26,17 @@ def test_speedups_contradict_each_other_when_their_intervals_do(before, now, sta
     check = check_speed(published(before), published(now), "ngram", same_weights=True)
     assert check.status == status
     assert ("exclude each other" in check.detail) == (status == "fails")
+
+
+def test_ends_of_intervals_next_to_1_are_told_as_the_board_tells_them():
+    """Whether an interval holds 1 is what a reader looks for: none of these ends is 1, and none is shown as 1.00."""
+    ends = []
+    for thousandths in range(970, 1031, 3):
+        check = check_speed(published(thousandths / 1000), published(), "ngram", same_weights=True)
+        ends += [end for pair in re.findall(r"\(([\d.]+)–([\d.]+)\)", check.detail) for end in pair]
+    assert len(ends) == 4 * 21
+    assert "1.00" not in ends
+    assert any(len(end) > len("1.00") for end in ends)
 
 
 def test_a_noisy_session_contradicts_less():
