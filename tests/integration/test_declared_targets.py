@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -10,7 +12,8 @@ from draftrank.building.working_draft import WorkingDraft
 from draftrank.catalog.workspace import Workspace
 from draftrank.models.architecture_checks import short_logits
 from draftrank.models.forms import FEATURES
-from models import small_model, small_tokenizer
+from draftrank.models.loading import load_model, load_tokenizer
+from models import save_small_target
 from workspaces import REPOSITORY
 
 WORKSPACE = Workspace.open(REPOSITORY)
@@ -55,10 +58,11 @@ def recipes_of(target_id):
     [(shape, [name for name in SHAPES if SHAPES[name] == shape]) for shape in sorted({*SHAPES.values()})],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) else "",
 )
-def test_recipes_fit_their_family_at_its_depth(shape, targets):
+def test_recipes_fit_their_family_at_its_depth(shape, targets, tmp_path):
     family, layers = shape
+    folder = save_small_target(tmp_path, family, layers=layers)
     for recipe in (recipe for target_id in targets for recipe in recipes_of(target_id)):
-        draft = WorkingDraft(small_model(family, layers=layers), small_tokenizer())
+        draft = WorkingDraft(load_model(folder, "fp32", "cpu"), load_tokenizer(folder))
         found, model = draft.architecture, draft.model
         if recipe.draft.kind == "early_exit":
             count = recipe.draft.layers
@@ -69,7 +73,7 @@ def test_recipes_fit_their_family_at_its_depth(shape, targets):
             head, _, *trainings = recipe.draft.build_steps
             assert {step.kind for step in trainings} == {"distill"}
             for step in recipe.draft.build_steps:
-                step.check(draft)
+                step.check(draft, SimpleNamespace(model_folder=folder))
             read = published_layers(layers)
             states = found.states_of_layers(model, torch.arange(3, 11)[None], read)
             made, form = new_eagle3_head(model, read, layers - 1)

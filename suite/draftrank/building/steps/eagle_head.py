@@ -17,6 +17,8 @@ from draftrank.catalog.step import Phase, StepBase, Trait
 from draftrank.catalog.target import ModelSource
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from draftrank.building.working_draft import BuildContext, WorkingDraft
 
 LayerIndex = Annotated[int, Field(ge=1, le=10_000)]
@@ -75,6 +77,10 @@ class EagleHead(HeadFields, StepBase):
 
     kind: Literal["eagle_head"]
 
+    @property
+    def touches_layers(self) -> bool:
+        return True
+
     def sentence(self) -> str:
         if self.source is not None:
             return f"replace it by the EAGLE-3 head {source_name(self.source)}, which reads the target's hidden states"
@@ -86,17 +92,15 @@ class EagleHead(HeadFields, StepBase):
         )
         return f"make it an EAGLE-3 head, which reads the target's {which} beside each token"
 
-    def check(self, draft: WorkingDraft) -> None:
+    def check(self, draft: WorkingDraft, context: BuildContext) -> None:
         from draftrank.building.surgery.eagle_head import require_states
 
         require_states(draft.model)
+        if self.source is None:
+            self._read_layers(len(draft.architecture.blocks))
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
-        from draftrank.building.surgery.eagle_head import (
-            model_of_published,
-            new_eagle3_head,
-            published_layers,
-        )
+        from draftrank.building.surgery.eagle_head import model_of_published, new_eagle3_head
         from draftrank.errors import BuildError
         from draftrank.models.eagle_layouts import read_published_head
 
@@ -108,6 +112,19 @@ class EagleHead(HeadFields, StepBase):
             draft.forms += forms
             return
         depth = len(draft.architecture.blocks)
+        begin_with = depth - 1 if self.begin_with is None else self.begin_with
+        draft.model, form = new_eagle3_head(draft.model, self._read_layers(depth), begin_with)
+        draft.forms.append(form)
+
+    def _read_layers(self, depth: int) -> tuple[int, ...]:
+        """Layers of a target of this depth whose outputs a new head reads, from 0.
+
+        Raises:
+            BuildError: it has not these layers, or not the one that the head begins with.
+        """
+        from draftrank.building.surgery.eagle_head import published_layers
+        from draftrank.errors import BuildError
+
         for field, last in (
             ("aux_hidden_states", (self.aux_hidden_states or (0,))[-1]),
             ("begin_with", self.begin_with or 0),
@@ -116,14 +133,9 @@ class EagleHead(HeadFields, StepBase):
                 raise BuildError(
                     f"the target has layers 0 to {depth - 1}, and {field} names {last}: write at most {depth - 1}"
                 )
-        layers = (
-            published_layers(depth)
-            if self.aux_hidden_states is None
-            else tuple(index - 1 for index in self.aux_hidden_states)
-        )
-        begin_with = depth - 1 if self.begin_with is None else self.begin_with
-        draft.model, form = new_eagle3_head(draft.model, layers, begin_with)
-        draft.forms.append(form)
+        if self.aux_hidden_states is None:
+            return published_layers(depth)
+        return tuple(index - 1 for index in self.aux_hidden_states)
 
 
 class NormBeforeResidual(StepBase):
@@ -145,6 +157,17 @@ class NormBeforeResidual(StepBase):
 
     def sentence(self) -> str:
         return "let its layer add to the normed state, which so keeps its size from token to token"
+
+    def fault(self, before: Sequence[StepBase]) -> str | None:
+        traits = [step.trait for step in before]
+        if "EAGLE-3 head" not in traits:
+            return (
+                "norm_before_residual changes an EAGLE-3 head, and this draft has none (fix: write `kind: eagle`, or remove "
+                "the step)"
+            )
+        if self.trait in traits:
+            return "norm_before_residual stands twice (fix: write it once)"
+        return None
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         from draftrank.building.surgery.eagle_head import norm_before_residual
