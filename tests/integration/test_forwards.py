@@ -198,7 +198,9 @@ TREE = "speculate:\n  num_speculative_tokens: 3\n  branch_above_probability: 0.1
         ("gpt_neo", "tree", "gpt_neo limits its local attention inside its layers"),
     ],
 )
-def test_what_a_target_cannot_do_for_a_draft_is_known_before_the_build(tmp_path, monkeypatch, family, draft, says):
+def test_what_a_target_cannot_do_for_a_draft_is_known_before_the_build(
+    tmp_path, monkeypatch, family, draft, says
+):
     root = write_tiny_workspace(tmp_path / "workspace", family)
     declared = root / "drafts" / "tiny" / "target.yaml"
     declared.write_text(declared.read_text() + "context_window: 256\n")

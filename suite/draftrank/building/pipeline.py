@@ -279,7 +279,9 @@ def _check_texts(recipe: Recipe, steps: Sequence[StepBase], context: BuildContex
             try:
                 require_writable(text, context)
             except DraftrankError as error:
-                raise BuildError(f"{recipe.id}: the text of {step.kind} cannot be written: {error}") from error
+                raise BuildError(
+                    f"{recipe.id}: the text of {step.kind} cannot be written: {error}"
+                ) from error
 
 
 def _check_steps(
@@ -291,13 +293,13 @@ def _check_steps(
     for number in numbers:
         step = recipe.draft.build_steps[number - 1]
         try:
+            if new and step.touches_layers:
+                require_every_layer(draft.model, draft.architecture.layers_name)
+                new = False
             step.check(draft, context)
             if not cut:
                 step.check_shape(draft, context)
             cut = cut or step.phase == "structure"
-            if new and step.touches_layers:
-                require_every_layer(draft.model, draft.architecture.layers_name)
-                new = False
         except DraftrankError as error:
             raise BuildError(f"{recipe.id}: step {number} ({step.kind}) cannot be done: {error}") from error
 
@@ -313,7 +315,9 @@ def _save(draft: WorkingDraft, facts: dict[str, Any], staging: Path, began: floa
     }
     text = json.dumps({**facts, **measured}, indent=2, ensure_ascii=False)
     (staging / FACTS).write_text(text + "\n", "utf-8")
-    if draft.packed_parameters is None:  # other programs and libraries open their weights in another form than they made
+    if (
+        draft.packed_parameters is None
+    ):  # other programs and libraries open their weights in another form than they made
         _require_same(draft, staging, facts["device"])
 
 

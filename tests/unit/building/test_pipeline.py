@@ -284,19 +284,24 @@ NF4 = {"kind": "quantize", "scheme": "nf4"}
     [
         ((DISTILL, NF4), r"step 2 \(quantize\) cannot be done: .*(needs the library|needs a multiple of 64)"),
         ((DISTILL, {**TIE, "blocks": 9}), r"step 2 \(tie_layers\) cannot be done: the model has 4 layers"),
-        ((DROP, DISTILL, TIE), r"step 3 \(tie_layers\) cannot be done: the model has 2 layers: write at most 2"),
+        (
+            (DROP, DISTILL, TIE),
+            r"step 3 \(tie_layers\) cannot be done: the model has 2 layers: write at most 2",
+        ),
         ((DISTILL, {"kind": "trim_vocabulary", "keep_tokens": 9_999}), "9999 cannot be kept"),
         ((DISTILL, {"kind": "trim_vocabulary", "keep_tokens": 1}), "are kept in any case"),
         ((DISTILL, {"kind": "factorize_head", "rank": 33}), "has no rank 33"),
         ((DISTILL, {"kind": "sparsify", "method": "wanda", "pattern": "2:5"}), "no multiple of 5"),
-        ((DISTILL, {"kind": "write_gguf"}), "is no GGUF file"),
+        ((DISTILL, {"kind": "write_gguf"}), r"step 2 \(write_gguf\) cannot be done"),
         (({"kind": "prune_ffn", "keep_channels": 49}, DISTILL), "48 feed-forward channels per layer, so 49"),
         (({"kind": "prune_heads", "keep_groups": 3}, DISTILL), "2 query groups per layer, so 3"),
         (({"kind": "prune_hidden", "keep_channels": 33}, DISTILL), "32 hidden channels, so 33"),
         (({"kind": "merge_layers", "keep": 5}, DISTILL), "4 layers, so 5 cannot be left"),
     ],
 )
-def test_what_the_model_and_the_machine_tell_is_told_before_a_text_is_written(build, monkeypatch, steps, says):
+def test_what_the_model_and_the_machine_tell_is_told_before_a_text_is_written(
+    build, monkeypatch, steps, says
+):
     monkeypatch.setattr(corpus, "write_rows", lambda *_: pytest.fail("a text was written"))
     with pytest.raises(BuildError, match=says):
         build(*steps)
@@ -304,8 +309,12 @@ def test_what_the_model_and_the_machine_tell_is_told_before_a_text_is_written(bu
 
 def test_a_width_that_a_step_before_makes_fit_is_not_refused(build):
     sparse = {"kind": "sparsify", "method": "magnitude", "pattern": "2:5"}
-    built = build({"kind": "prune_ffn", "keep_channels": 40}, {"kind": "prune_hidden", "keep_channels": 20},
-        {"kind": "prune_heads", "keep_groups": 1}, {**sparse, "pattern": "2:4"})
+    built = build(
+        {"kind": "prune_ffn", "keep_channels": 40},
+        {"kind": "prune_hidden", "keep_channels": 20},
+        {"kind": "prune_heads", "keep_groups": 1},
+        {**sparse, "pattern": "2:4"},
+    )
     assert built.parameters
     with pytest.raises(BuildError, match=r"step 2 \(sparsify\) cannot be done: .* no multiple of 5"):
         build({"kind": "prune_ffn", "keep_channels": 40}, sparse)
@@ -318,10 +327,13 @@ def test_a_width_that_a_step_before_makes_fit_is_not_refused(build):
 def test_a_text_that_the_target_cannot_write_is_refused_before_the_first_step(build, monkeypatch):
     monkeypatch.setattr(DropLayers, "apply", lambda *_: pytest.fail("a step was applied"))
     data = {**DISTILL["data"], "sequence_tokens": 16}
-    with pytest.raises(BuildError, match=r"text of distill cannot be written: rows of 16 tokens are too short"):
+    with pytest.raises(
+        BuildError, match=r"text of distill cannot be written: rows of 16 tokens are too short"
+    ):
         build(DROP, {**DISTILL, "data": data})
-    given = {"licence": "MIT", "source": {"kind": "local", "path": "prompts.jsonl"}}
-    with pytest.raises(BuildError, match=r"text of distill cannot be written: .*prompts\.jsonl"):
+    source = {"kind": "local", "path": "prompts.jsonl", "sha256": "0" * 64}
+    given = {"licence": "MIT", "source": source}
+    with pytest.raises(BuildError, match=r"text of distill cannot be written: .*prompts"):
         build(DROP, {**DISTILL, "data": {**DISTILL["data"], "prompts": given}})
 
 
@@ -372,7 +384,9 @@ def test_layers_that_the_model_does_not_run_are_refused_before_a_step_touches_th
 
     monkeypatch.setattr(pipeline, "load_model", with_spare_layers)
     monkeypatch.setitem(discovery.OVERRIDES, "llama", {"decoder": "model", "layer_list": "spare"})
-    with pytest.raises(BuildError, match=r"cannot be done: model\.spare .* is not the list of its decoder layers"):
+    with pytest.raises(
+        BuildError, match=r"cannot be done: model\.spare .* is not the list of its decoder layers"
+    ):
         build(step)
 
 

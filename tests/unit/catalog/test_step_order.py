@@ -92,7 +92,11 @@ HEAD = {"kind": "factorize_head", "rank": 8}
     ("make", "steps", "message"),
     [
         (declare, (MATCHED,), "needs to know which of the target's layers.*put drop_layers before distill"),
-        (declare, (DROP, {"kind": "merge_layers", "keep": 1}, MATCHED), "nothing else that changes the depth"),
+        (
+            declare,
+            (DROP, {"kind": "merge_layers", "keep": 1}, MATCHED),
+            "nothing else that changes the depth",
+        ),
         (declare, (DROP, {"kind": "prune_hidden", "keep_channels": 8}, MATCHED), "remove prune_hidden"),
         (declare, (READY, DROP, MATCHED), "a ready-made model's came from none"),
         (eagle, (MATCHED,), "remove on_policy_share and hidden_weight"),

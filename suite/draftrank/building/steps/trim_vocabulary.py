@@ -41,7 +41,9 @@ class TrimVocabulary(StepBase):
         return f"trim the head to the {self.keep_tokens:,} most frequent tokens"
 
     def fault(self, before: Sequence[StepBase]) -> str | None:
-        earlier = next((step.kind for step in before if step.kind in ("trim_vocabulary", "factorize_head")), None)
+        earlier = next(
+            (step.kind for step in before if step.kind in ("trim_vocabulary", "factorize_head")), None
+        )
         if earlier is None:
             return None
         return f"{earlier} has changed the head before (fix: put trim_vocabulary before factorize_head, once)"

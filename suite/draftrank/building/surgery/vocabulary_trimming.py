@@ -51,9 +51,7 @@ def check_trimming(draft: WorkingDraft, keep: int, stop_tokens: frozenset[int]) 
     if isinstance(head, LowRankLinear | TrimmedHead):
         raise BuildError("the head was factorized or trimmed before: trim the vocabulary first, and once")
     vocabulary = matrix(head).shape[0]
-    always = frozenset(
-        token for token in marked_tokens(draft.tokenizer) | stop_tokens if token < vocabulary
-    )
+    always = frozenset(token for token in marked_tokens(draft.tokenizer) | stop_tokens if token < vocabulary)
     _require_room(vocabulary, keep, len(always))
     return vocabulary, always
 

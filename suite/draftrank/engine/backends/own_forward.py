@@ -287,6 +287,7 @@ def _activations_as_they_are(model: nn.Module) -> Iterator[None]:
 def _inputs_moved_by_a_step(model: PreTrainedModel) -> RemovableHandle:
     """A context that moves what the first layer reads by up to one rounding step, at random: of a head the states too,
     since an untrained one makes nothing of embeddings."""
+
     def move(_module: nn.Module, _inputs: object, read: Tensor) -> Tensor:
         step = torch.finfo(read.dtype).eps
         chance = torch.Generator(read.device).manual_seed(0)

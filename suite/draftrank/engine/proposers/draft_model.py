@@ -52,7 +52,10 @@ class ModelBasedDraft(DraftBase):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         steps = self.build_steps
-        for fault in (order_fault(self.steps), *(step.fault(steps[:place]) for place, step in enumerate(steps))):
+        for fault in (
+            order_fault(self.steps),
+            *(step.fault(steps[:place]) for place, step in enumerate(steps)),
+        ):
             if fault is not None:
                 raise ValueError(fault)
         return self

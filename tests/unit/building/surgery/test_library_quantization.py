@@ -151,7 +151,9 @@ def test_blocks_are_asked_of_what_is_packed_and_of_no_layer(name, monkeypatch):
     named = [part for part, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     odd = [part for part in named if part != head and matrix(model.get_submodule(part)).shape[1] % 3]
     names = "|".join(map(re.escape, odd))
-    with pytest.raises(BuildError, match=rf"^({names}) has \d+ columns, and nf4 needs a multiple of 3: use another"):
+    with pytest.raises(
+        BuildError, match=rf"^({names}) has \d+ columns, and nf4 needs a multiple of 3: use another"
+    ):
         require_fitting(draft, "nf4", 0)
     require_fitting(draft, "nf4", 0, (head, *odd))
     monkeypatch.setattr(library_quantization, "NF4_BLOCK", 8)
@@ -161,7 +163,9 @@ def test_blocks_are_asked_of_what_is_packed_and_of_no_layer(name, monkeypatch):
 def test_gptq_needs_layers():
     model = small_model("hrm_text")
     draft = WorkingDraft(model, small_tokenizer())
-    with pytest.raises(BuildError, match=r"layers of the architecture 'hrm_text' are not found.*but for gptq"):
+    with pytest.raises(
+        BuildError, match=r"layers of the architecture 'hrm_text' are not found.*but for gptq"
+    ):
         require_fitting(draft, "gptq", 8)
     require_fitting(WorkingDraft(small_model("llama"), small_tokenizer()), "gptq", 16, ("down_proj",))
 

@@ -72,9 +72,7 @@ def test_states_are_those_of_the_tokens_that_stand(name):
             return shape.states_of_layers(own, torch.tensor([text]), (0, 2))[0]
 
     def assert_close(text, count):
-        torch.testing.assert_close(
-            runtime.hidden_states((0, 2)), states(text)[-count:], atol=3e-4, rtol=1e-3
-        )
+        torch.testing.assert_close(runtime.hidden_states((0, 2)), states(text)[-count:], atol=3e-4, rtol=1e-3)
 
     runtime.forward([5, 9, 11, 4], keep=1)
     assert_close([5, 9, 11, 4], 4)
