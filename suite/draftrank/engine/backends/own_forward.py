@@ -272,11 +272,11 @@ def _activations_as_they_are(model: nn.Module) -> Iterator[None]:
     """Lets layers in dynamic int8 multiply by their weights without rounding what they read."""
 
     def multiplied(layer: DynamicInt8Linear, read: Tensor) -> Tensor:
-        return F.linear(read, layer.weight().dequantize(), layer.bias())
+        return F.linear(read, layer.weight().dequantize(), layer.bias())  # type: ignore[no-untyped-call]
 
     layers = [module for module in model.modules() if isinstance(module, DynamicInt8Linear)]
     for layer in layers:
-        layer.forward = partial(multiplied, layer)
+        layer.forward = partial(multiplied, layer)  # type: ignore[method-assign]
     try:
         yield
     finally:
