@@ -12,8 +12,7 @@ from draftrank.building.working_draft import WorkingDraft
 from draftrank.catalog.workspace import Workspace
 from draftrank.models.architecture_checks import short_logits
 from draftrank.models.forms import FEATURES
-from draftrank.models.loading import load_model, load_tokenizer
-from models import save_small_target
+from models import small_model, small_tokenizer
 from workspaces import REPOSITORY
 
 WORKSPACE = Workspace.open(REPOSITORY)
@@ -36,6 +35,8 @@ SHAPES = {
     "smollm2-1.7b-instruct": ("llama", 24),
 }
 """Family and number of layers of each, by its publisher's configuration."""
+ROWS = 10_000
+"""Of a vocabulary: more than any recipe keeps."""
 
 
 def test_every_target_of_the_hub_is_known_here_and_has_recipes():
@@ -60,9 +61,11 @@ def recipes_of(target_id):
 )
 def test_recipes_fit_their_family_at_its_depth(shape, targets, tmp_path):
     family, layers = shape
-    folder = save_small_target(tmp_path, family, layers=layers)
+    tokenizer = small_tokenizer()
+    small_model(family, layers=layers, vocabulary=ROWS).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
     for recipe in (recipe for target_id in targets for recipe in recipes_of(target_id)):
-        draft = WorkingDraft(load_model(folder, "fp32", "cpu"), load_tokenizer(folder))
+        draft = WorkingDraft(small_model(family, layers=layers, vocabulary=ROWS), tokenizer)
         found, model = draft.architecture, draft.model
         if recipe.draft.kind == "early_exit":
             count = recipe.draft.layers
@@ -73,7 +76,7 @@ def test_recipes_fit_their_family_at_its_depth(shape, targets, tmp_path):
             head, _, *trainings = recipe.draft.build_steps
             assert {step.kind for step in trainings} == {"distill"}
             for step in recipe.draft.build_steps:
-                step.check(draft, SimpleNamespace(model_folder=folder))
+                step.check(draft, SimpleNamespace(model_folder=tmp_path))
             read = published_layers(layers)
             states = found.states_of_layers(model, torch.arange(3, 11)[None], read)
             made, form = new_eagle3_head(model, read, layers - 1)
