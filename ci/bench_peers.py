@@ -33,8 +33,8 @@ from draftrank.board.formats import UNKNOWN, decimal, span, times
 from draftrank.catalog.backend import Backend
 from draftrank.cli.output import ConsoleProgress
 from draftrank.jobs.session import alone
+from draftrank.measure.evidence import utc_now
 from draftrank.measure.machine.fingerprint import read_machine
-from draftrank.measure.record import utc_now
 from draftrank.measure.sessions.schedule import round_order
 from draftrank.measure.statistics.estimates import ratio
 from draftrank.measure.statistics.serving import mean_log_ratio

@@ -44,10 +44,9 @@ CLICKS = 15
 def workspace_of(bundles: int, folder: Path) -> Path:
     """A workspace with the published results and, up to so many bundles, later copies of their small sessions."""
     root = folder / "workspace"
-    for name in ("drafts", "tasks"):
+    for name in ("drafts", "tasks", "leaderboard/results", "leaderboard/serving", "leaderboard/parity"):
         shutil.copytree(ROOT / name, root / name)
     results = root / "leaderboard" / "results"
-    shutil.copytree(ROOT / "leaderboard" / "results", results)
     small = [found for found in load_results(None, results) if found.session.suite == "quick"]
     for number in range(bundles - len(list(results.rglob("*.json")))):
         copied = small[number % len(small)]

@@ -28,23 +28,23 @@ WORDS: dict[str, str] = {
     r"nothing that could be told": "no measurable difference, with the interval",
     r"the random numbers of a step": "random numbers drawn per step",
     r"[Hh]olds? it off": "mitigations",
+    r"\bkin\b": "tree attention mask, parent index",
+    r"\bevened\b": "RMS norm",
+    r"\bshared heads\b": "kv heads",
+    r"\bwhat is held\b": "KV cache",
+    r"\bunasked\b": "(state what it does)",
+    r"[Ss]uffix votes": "suffix decoding",
+    r"--precision\b": "--target-ci",
+    r"--dtype gguf\b": "--backend llama.cpp",
 }
 """Not used anywhere."""
 TEXT_WORDS: dict[str, str] = {
-    r"\bkin\b": "tree attention mask, parent index",
-    r"\bevened\b": "RMS norm",
     r"\bturned\b": "rotary embedding",
-    r"\bshared heads\b": "kv heads",
-    r"\bwhat is held\b": "KV cache",
     r"\bfeed\(|\bfed\b": "forward",
     r"\bforg(?:et|ets|ot|otten)\b": "rollback, crop",
     r"\bkeep_path\b|\bsettle[sd]?\b": "commit",
-    r"\bunasked\b": "(state what it does)",
     r"\bmixed (?:draft|model|features)s?\b|kind: mixed": "cascade",
-    r"[Ss]uffix votes": "suffix decoding",
-    r"--precision\b": "--target-ci",
     r"--(?:native|fused|captured)\b": "--backend",
-    r"--dtype gguf\b": "--backend llama.cpp",
     r"\btorch-(?:eager|fused|native|captured)\b": "backend",
 }
 """Not used in text: documents, templates, workflows. A line moves to `WORDS` when the code is rid of its word, as do

@@ -23,7 +23,7 @@ class TableRuntime(Runtime):
 
     name = "table"
     context_window = 64
-    capabilities = Capabilities()
+    capabilities = Capabilities(trees=True)
 
     def __init__(self, seed: int, vocabulary: int = VOCABULARY) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -37,11 +37,16 @@ class TableRuntime(Runtime):
 
     def forward(self, tokens, keep=None, tree=None):
         rows = []
+        root = len(self.tokens) if tree is None else len(self.tokens) + len(tokens) - len(tree.parents)
         for token in tokens:
+            place = len(self.tokens)
+            before = place - 1 if tree is None else root + tree.parents[place - root]
+            rows.append(self.table[self.tokens[before] if place else 0, token])
             self.tokens.append(token)
-            before = self.tokens[-2] if len(self.tokens) > 1 else 0
-            rows.append(self.table[before, token])
         return torch.stack(rows)[-(keep or len(tokens)) :]
+
+    def commit(self, root, path):
+        self.tokens[root:] = [self.tokens[root + place] for place in path]
 
     def rollback(self, count):
         del self.tokens[len(self.tokens) - count :]
@@ -89,19 +94,24 @@ class Choices:
         return False
 
 
-def law(target, proposer, k):
+class Following(Sampler):
+    """Draws by following choices."""
+
+    def __init__(self, mode: DecodingMode, choices: Choices) -> None:
+        super().__init__(mode)
+        self.choices = choices
+
+    def draw(self, probabilities):
+        return self.choices.choose((probabilities.double() / probabilities.double().sum()).tolist())
+
+
+def law(target, proposer, k, length=LENGTH):
     """Probability of every output of the speculative loop."""
     choices, found = Choices(), defaultdict(float)
-
-    class Following(Sampler):
-        def draw(self, probabilities):
-            return choices.choose((probabilities.double() / probabilities.double().sum()).tolist())
 
     def following(p, q, proposed, _):
         """What `coupled` does, each outcome followed with its probability."""
         found = []
-        if q is None:  # certain of each
-            q = torch.nn.functional.one_hot(proposed, p.shape[-1]).to(p.dtype)
         for row, token in enumerate(proposed.tolist()):
             likely = min(1.0, float(p[row, token] / q[row, token]))
             if not choices.choose([1 - likely, likely]):
@@ -112,22 +122,22 @@ def law(target, proposer, k):
         return torch.tensor([*found, choices.choose(p[-1].double().tolist())])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "Sampler", Following)
+        patch.setattr(loop, "Sampler", lambda mode, _: Following(mode, choices))
         patch.setattr(verification, "coupled", following)
         while True:
-            request = loop.Request((1, 2), LENGTH, mode=MODE)
+            request = loop.Request((1, 2), length, mode=MODE)
             output = loop.speculative(target, proposer, request, k).token_ids
             found[output] += choices.probability
             if not choices.advance():
                 return found
 
 
-def own_law(target):
+def own_law(target, length=LENGTH):
     """Probability of every output of the target alone."""
     found = {}
-    for output in product(range(target.vocabulary_size), repeat=LENGTH):
+    for output in product(range(target.vocabulary_size), repeat=length):
         target.reset()
-        logits = target.forward((1, 2, *output[:-1]), keep=LENGTH)
+        logits = target.forward((1, 2, *output[:-1]), keep=length)
         shares = torch.softmax(logits.double(), dim=-1)
-        found[output] = float(torch.prod(shares[range(LENGTH), list(output)]))
+        found[output] = float(torch.prod(shares[range(length), list(output)]))
     return found

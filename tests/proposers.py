@@ -113,6 +113,8 @@ def fresh_proposal(target, proposer, context: Sequence[int], sampler, count: int
 class Asked(Sampler):
     """Draws a given chain, and remembers how probable the draft held each of its tokens."""
 
+    trees = False
+
     def __init__(self, tokens: Sequence[int]) -> None:
         super().__init__(DecodingMode(temperature=1.0))
         self.tokens, self.shares = tokens, []

@@ -16,7 +16,7 @@ from draftrank.measure.statistics.estimates import Interval
 from draftrank.measure.statistics.log_ratio import LogRatio, jackknife, mean_of, spread_of_prompts
 from draftrank.measure.statistics.ranking_evidence import stand_by
 from draftrank.measure.statistics.step_cost import MACHINE_SPREAD, between_machines
-from draftrank.measure.statistics.stopping import ArmPrecision, precise_enough
+from draftrank.measure.statistics.stopping import ArmWidth, narrow_enough
 from simulation.interval_methods import METHODS, Ends, Method
 from simulation.sessions import Scenario, SimulatedSession, draw_session, truth
 
@@ -110,8 +110,8 @@ def cover_stopping(scenario: Scenario, target_ci: float, required: int, sessions
         reason, repeats = None, required
         while True:
             ratios = {arm: speedup_after(session, BASELINE, arm, repeats) for arm in others}
-            reason = precise_enough(
-                [ArmPrecision(ratios[arm], _spread(session, arm, repeats)) for arm in others], target_ci
+            reason = narrow_enough(
+                [ArmWidth(ratios[arm], _spread(session, arm, repeats)) for arm in others], target_ci
             )
             if reason is not None or repeats == scenario.repeats:
                 break

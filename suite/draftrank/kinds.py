@@ -12,6 +12,7 @@ from typing import Any
 
 SOURCES = {
     "wheel": "draftrank.catalog.sources.wheel:WheelSource",
+    "wheel_texts": "draftrank.catalog.sources.wheel_texts:WheelTextsSource",
     "hub": "draftrank.catalog.sources.hub:HubSource",
     "url": "draftrank.catalog.sources.url:UrlSource",
     "local": "draftrank.catalog.sources.local:LocalSource",

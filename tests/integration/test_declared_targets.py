@@ -79,7 +79,7 @@ def test_recipes_fit_their_family_at_its_depth(shape, targets, tmp_path):
                 step.check(draft, SimpleNamespace(model_folder=tmp_path))
             read = published_layers(layers)
             states = found.states_of_layers(model, torch.arange(3, 11)[None], read)
-            made, form = new_eagle3_head(model, read, layers - 1)
+            made, form = new_eagle3_head(model, read)
             assert head.kind == "eagle_head"
             assert form.layers == read
             assert getattr(made, FEATURES).reduce(states).shape == (1, 8, made.config.hidden_size)

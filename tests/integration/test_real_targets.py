@@ -116,3 +116,20 @@ def test_every_family_of_steps_makes_a_draft_of_a_real_target(target_id, hybrid,
     request = Request(prompt, 24, read_stop_tokens(folder.path, load_tokenizer(folder.path)))
     plain = autoregressive(runtime, request)
     assert speculative(runtime, ModelProposer(draft), request, 3).token_ids == plain.token_ids
+
+
+def test_every_task_of_the_long_suite_has_prompts_of_about_1000_and_4000_tokens():
+    target, folder = prepared("smollm2-135m-instruct")
+    workspace = Workspace.open(ROOT)
+    tasks, skipped = workspace.prompts(workspace.suite("long"))
+    if skipped:
+        pytest.skip("; ".join(skipped.values()))
+    tokenizer = load_tokenizer(folder.path)
+    for entry in tasks:
+        tokens = [
+            len(render_turns(tokenizer, target.prompt_format, prompt.turns, [], None))
+            for prompt in entry.prompts
+        ]
+        assert all(850 <= length <= 1_250 for length in tokens[:8]), (entry.task.id, tokens)
+        assert all(3_300 <= length <= 4_800 for length in tokens[8:]), (entry.task.id, tokens)
+        assert len(tokens) == 16

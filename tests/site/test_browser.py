@@ -81,7 +81,14 @@ def sessions():
     later = {"created_at": "2026-11-05T10:00:00Z", "finished_at": "2026-11-05T11:00:00Z"}
     fourth = result({"late": 1.7}, id="20261105-d", tasks=tasks, **later)
     archived = result({"quick": 1.6}, id="20261001-e", tasks={"chat": 3}, draftrank_version="0.2.9")
-    return [first, second, third, fourth, archived]
+    lengths = result(
+        {"quick": 1.6, "middle": 1.3},
+        id="20261106-f",
+        suite="lengths",
+        tasks={"chat": 8},
+        change=lambda one: one.model_copy(update={"prompt_tokens": (1_000, 4_000)[one.prompt >= "p4"]}),
+    )
+    return [first, second, third, fourth, archived, lengths]
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +224,7 @@ def kinds(boards, servings):
         "methodology.html",
         "submit.html",
         "data.html",
+        board_page(next(board for board in boards if board.key.suite == "lengths").key),
     ]
 
 
@@ -413,6 +421,20 @@ def test_without_scripts_all_of_it_is_there(visit, folder, main_board):
     assert "Compared with its neighbours" in found.page.content()
 
 
+def test_context_lengths_are_drawn_without_scripts_and_come_alive_with_them(visit, server, folder, boards):
+    address = board_page(next(board for board in boards if board.key.suite == "lengths").key)
+    still = visit(f"{folder.as_uri()}/{address}", java_script_enabled=False)
+    drawn = still.page.locator("[data-plot^=length] .drawing img:visible")
+    assert drawn.count() == 2
+    drawn.first.scroll_into_view_if_needed()
+    still.page.wait_for_function("document.querySelector('[data-plot^=length] img').naturalWidth > 0")
+    assert "at 1,000" in still.page.locator("[data-plot=length-speedup]").inner_text()
+    live = visit(f"{server}/{address}")
+    to_the_plots(live)
+    live.page.wait_for_function("document.querySelectorAll('[data-plot^=length] .live canvas').length === 2")
+    assert live.complaints == []
+
+
 def test_a_serving_board_is_whole_without_scripts_and_its_plots_come_alive_with_them(
     visit, server, folder, servings
 ):
@@ -461,7 +483,7 @@ def test_a_row_takes_at_most_two_lines(visit, tmp_path):
         {"kind": "quantize"},
     ]
     recipe = build("long").recipe | {
-        "title": "Suffix votes, and an EAGLE-3 head in int8 where they find nothing",
+        "title": "Suffix copies, and an EAGLE-3 head in int8 where they find nothing",
         "draft": {"kind": "cascade", "min_probability": 0.5, "steps": head},
     }
     arms = [arm_of("long", draft=trained("long", recipe=recipe)), arm_of("short")]

@@ -1,4 +1,4 @@
-"""Boards of an archive of sessions: what one session gives to its board is computed once, and kept."""
+"""Boards of an archive of sessions: what one session gives to its board is computed once, and kept; so are serving boards."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pydantic import ValidationError
 
@@ -18,6 +18,9 @@ from draftrank.measure.records import Trial
 from draftrank.measure.statistics.standing import standing_trials
 from draftrank.measure.summaries.summary import summarise
 from draftrank.store.archive import Archive, Known
+
+if TYPE_CHECKING:  # a command that shows no servers does not wait for their statistics
+    from draftrank.board.serving import ServingBoard
 
 T = TypeVar("T")
 
@@ -55,7 +58,7 @@ def shown_boards(archive: Archive, target: str | None = None, suite: str | None 
         if board is None:
             (whole,) = _joined(archive, own)
             board = replace(whole, rows=tuple(replace(row, ahead={}) for row in whole.rows), results=())
-            _keep(archive, "board", {board_id: (source, board)})
+            _keep(archive, Board, "board", {board_id: (source, board)})
         found.append(board)
     return tuple(found)
 
@@ -69,8 +72,35 @@ def archived_rows(archive: Archive, sessions: Sequence[Known]) -> list[SessionRo
             rows = rows_of(summarise(archive.result(known)))
             new[known.id] = known.source, rows
         found.append(rows)
-    _keep(archive, "rows", new)
+    _keep(archive, SessionRows, "rows", new)
     return found
+
+
+def archived_servings(
+    archive: Archive, target: str | None = None, suite: str | None = None
+) -> tuple[ServingBoard, ...]:
+    """All serving boards, or those of one target and one suite, as `build_serving_boards` gives them. They are computed
+    once for all files and all of the store's serving sessions.
+
+    Raises:
+        InvalidInputError: some published sessions are wrong; all are named.
+        StoreError: the store cannot be read.
+    """
+    from draftrank.board.serving import ServingBoard
+    from draftrank.board.serving_ranking import build_serving_boards
+
+    kind: Any = tuple[ServingBoard, ...]
+    source = archive.serving_sha256
+    boards: tuple[ServingBoard, ...] | None = None
+    if source is not None:
+        boards = _read(kind, archive.derived.find("servings", "all", source))
+    if boards is None:
+        boards = build_serving_boards(archive.serving)
+        if source is not None:
+            _keep(archive, kind, "servings", {"all": (source, boards)})
+    return tuple(
+        board for board in boards if target in (None, board.key.target) and suite in (None, board.key.suite)
+    )
 
 
 def _chosen(archive: Archive, target: str | None, suite: str | None) -> list[Known]:
@@ -102,12 +132,8 @@ def _read(kind: type[T], text: bytes | None) -> T | None:
         return None
 
 
-def _keep(archive: Archive, name: str, entries: dict[str, tuple[str, T]]) -> None:
-    """Keeps values with their sources, but not where JSON loses something: it knows no infinite number."""
-    texts = {
-        key: (source, adapter_of(type(value)).dump_json(value)) for key, (source, value) in entries.items()
-    }
-    same = {
-        key: kept for key, kept in texts.items() if _read(type(entries[key][1]), kept[1]) == entries[key][1]
-    }
+def _keep(archive: Archive, kind: type[T], name: str, entries: dict[str, tuple[str, T]]) -> None:
+    """Keeps values of a type with their sources, but not where JSON loses something: it knows no infinite number."""
+    texts = {key: (source, adapter_of(kind).dump_json(value)) for key, (source, value) in entries.items()}
+    same = {key: kept for key, kept in texts.items() if _read(kind, kept[1]) == entries[key][1]}
     archive.derived.keep(name, same)

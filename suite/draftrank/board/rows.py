@@ -113,6 +113,20 @@ class TaskCell:
 
 @with_config(DOCUMENTED)
 @dataclass(frozen=True, slots=True)
+class LengthCell:
+    """One row in the prompt turns of one octave of context length."""
+
+    prompt_tokens: int
+    """Mean number of prompt tokens."""
+    prompts: int
+    """Prompts over all tasks."""
+    speedup: float | None
+    ci: tuple[float, float] | None
+    acceptance_length: float | None
+
+
+@with_config(DOCUMENTED)
+@dataclass(frozen=True, slots=True)
 class RowFidelity:
     """Whether the outputs are the target's own."""
 
@@ -169,6 +183,8 @@ class BoardRow:
     """Trials that took oddly long or short; they are counted like all others."""
     per_task: Mapping[str, TaskCell]
     """By task id, in the session's order."""
+    per_length: tuple[LengthCell, ...]
+    """By context length, the shortest first; empty where the session's tasks do not have several lengths each."""
     proposer: str
     """What proposes its tokens, e.g. `suffix decoding + EAGLE-3 head`; `unknown` when the build failed."""
     techniques: tuple[str, ...]
@@ -298,6 +314,16 @@ def row_of(summary: SessionSummary, arm: ArmSummary, verdict: Verdict) -> BoardR
         tokens_per_second=arm.timing.tokens_per_second,
         outliers=arm.outliers,
         per_task={task.task: _cell(task) for task in arm.tasks},
+        per_length=tuple(
+            LengthCell(
+                at.prompt_tokens,
+                at.prompts,
+                at.speedup.value if at.speedup else None,
+                ends_of(at.speedup),
+                at.acceptance.length,
+            )
+            for at in arm.lengths
+        ),
         proposer=proposer_of(build.recipe, build.techniques) if build else "unknown",
         techniques=tuple(map(technique_in_words, build.techniques)) if build else (),
         trained=build.trained if build else None,

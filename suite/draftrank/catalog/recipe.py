@@ -52,8 +52,8 @@ class Speculate(Declared):
     for drafts with a model."""
     branch_above_probability: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Proposes a token tree of at most k nodes: besides the most likely token, every token whose path has at
-    least this joint probability. Absent: a chain. Applies to greedy decoding, to `suffix` drafts and
-    drafts with a model, where the backend supports tree attention; sampling proposes a chain."""
+    least this joint probability. Absent: a chain, which a model draws when sampling. For `suffix` drafts and
+    drafts with a model, where the backend supports tree attention."""
 
 
 class Recipe(Declared):

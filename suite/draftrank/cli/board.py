@@ -24,11 +24,10 @@ def board(
 
     [bold]Example:[/bold] draftrank board --target smollm2-135m-instruct --suite quick
     """
-    from draftrank.board.archived import archived_boards, shown_boards
+    from draftrank.board.archived import archived_boards, archived_servings, shown_boards
     from draftrank.board.as_json import board_document, serving_document
     from draftrank.board.earlier import mark_earlier
     from draftrank.board.order import in_order
-    from draftrank.board.serving_ranking import build_serving_boards
     from draftrank.catalog.workspace import Workspace
     from draftrank.cli.results import open_archive, require_known
     from draftrank.cli.serving_tables import print_serving_board
@@ -39,11 +38,7 @@ def board(
     with open_archive(opened, local=not published) as archive:
         found_in = archived_boards if json else shown_boards
         found = in_order(found_in(archive, target, suite), is_this_machine)
-        served = build_serving_boards(
-            result
-            for result in archive.serving
-            if target in (None, result.session.target) and suite in (None, result.session.suite)
-        )
+        served = archived_servings(archive, target, suite)
     boards, servings = mark_earlier(found, served)
     for board in boards:
         print_board(board)

@@ -120,7 +120,7 @@ def _ended(session: Session) -> str:
 
 
 def _interval_width(summary: SessionSummary) -> str:
-    asked, reached = summary.session.target_ci, summary.precision_reached
+    asked, reached = summary.session.target_ci, summary.ci_reached
     parts = [
         "unknown: an arm has no interval" if reached is None else f"±{reached:.1%} in the widest interval",
         "none asked" if asked is None else f"±{asked:.1%} asked",

@@ -80,6 +80,6 @@ def show(
                 "session": summary.session.model_dump(mode="json"),
                 "arms": shown,
                 "stability": asdict(summary.stability),
-                "precision_reached": summary.precision_reached,
+                "ci_reached": summary.ci_reached,
             }
         )

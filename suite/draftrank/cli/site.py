@@ -37,8 +37,7 @@ def site(
 
     [bold]Example:[/bold] draftrank site --out site
     """
-    from draftrank.board.archived import archived_boards
-    from draftrank.board.serving_ranking import build_serving_boards
+    from draftrank.board.archived import archived_boards, archived_servings
     from draftrank.board.site import Declarations, render_site
     from draftrank.catalog.workspace import Workspace
     from draftrank.cli.results import open_archive
@@ -58,7 +57,7 @@ def site(
             downloads={"results.sqlite": archived_database(archive)} if database and sessions else {},
             derived=archive.derived,
             parities=archive.parities,
-            servings=build_serving_boards(archive.serving),
+            servings=archived_servings(archive),
         )
     index = (out_dir / "index.html").resolve()
     out.print(f"the site is rendered: {index.as_uri()}")

@@ -26,6 +26,8 @@ class _Asked(Sampler):
     Drafts that draw are asked for each token by the host, one forward each, in every backend.
     """
 
+    trees = False
+
     def __init__(self) -> None:
         super().__init__(DecodingMode(temperature=1.0))
         self._tokens: Sequence[int] = ()

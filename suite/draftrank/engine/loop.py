@@ -17,7 +17,7 @@ from draftrank.engine.proposer import DeviceTokens, Proposal, Proposer
 from draftrank.engine.sampling import Sampler
 from draftrank.engine.stamps import HostStamp
 from draftrank.engine.token_tree import TokenTree
-from draftrank.engine.verification import Verdict, verify, verify_greedy
+from draftrank.engine.verification import Verdict, verify, verify_choices
 from draftrank.errors import DraftrankError
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def speculative(
             # As if the last steps had proposed no more than can stand.
             room = min(k, limit - len(context) - 1)
             proposal = Proposal(outcome.proposed[:room], forwards=on_device.chain)
-            tally.add(proposal, verify_greedy(outcome.choices[: room + 1], proposal))
+            tally.add(proposal, verify_choices(outcome.choices.__getitem__, proposal))
             clock.begin(outcome.verified)
             if tally.stopped or len(context) >= limit:
                 break

@@ -47,12 +47,12 @@ class Proposal:
     """Proposed token ids, in order."""
     probabilities: Tensor | None = None
     """Distributions they were drawn from, float32 [len(tokens), vocabulary]; None when the proposer
-    was certain of each (greedy decoding, n-grams)."""
+    was certain of each (greedy decoding, copies, trees)."""
     forwards: int = 0
     """Forwards of a draft model that this took."""
     parents: tuple[int, ...] | None = None
     """For each token, the index in `tokens` of the one before it, which is lower than its own, or -1 where it follows the
-    context; no two tokens with the same parent are equal. None: a chain. Only greedy decoding takes a tree."""
+    context; no two tokens with the same parent are equal. None: a chain. Typical acceptance takes no tree."""
     drafted: tuple[int, ...] | None = None
     """For each token, its index in the tree that the draft model read, whose root is the context's last token; 0 where
     the draft did not read it. None: it read all but the last in order."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -106,6 +106,9 @@ def pick(probabilities: Tensor, uniforms: Tensor) -> Tensor:
 
 class Sampler:
     """Applies one decoding mode and owns the random numbers of one sequence."""
+
+    trees: ClassVar[bool] = True
+    """Whether a draft that branches may propose trees of its most probable tokens."""
 
     def __init__(self, mode: DecodingMode, seed: int | None = None) -> None:
         self.mode = mode

@@ -1,9 +1,17 @@
 """Which proposed tokens stand, and which token follows them.
 
-Two rules are lossless: greedy verification emits exactly the target's own greedy tokens, and
-speculative sampling leaves the target's distribution unchanged (Leviathan et al. 2023,
-arXiv:2211.17192; Chen et al. 2023, arXiv:2302.01318). Typical acceptance (Cai et al. 2024,
-arXiv:2401.10774) is not: it trades the output's fidelity for longer accepted runs.
+Two rules are lossless. What a proposer is certain of, chain or tree, stands where the target chooses it by itself: its
+most likely token, or when sampling one drawn from its distribution. The output is then the one that it has alone, in
+sampling modes with the same random numbers. What a draft drew is judged by speculative sampling, which leaves the
+target's distribution unchanged (Leviathan et al. 2023, arXiv:2211.17192; Chen et al. 2023, arXiv:2302.01318).
+
+No lossless rule accepts more of a tree that is certain: a path of it can stand no more often than the target's text takes
+it, and here it stands that often. Trees that are drawn need other rules (SpecInfer, Miao et al. 2024, arXiv:2305.09781;
+SpecTr, Sun et al. 2023, arXiv:2310.15141; Traversal Verification, Weng et al. 2025, arXiv:2505.12398), which this engine
+does not have.
+
+Typical acceptance (Cai et al. 2024, arXiv:2401.10774) is not lossless: it trades the output's fidelity for longer
+accepted runs.
 """
 
 from __future__ import annotations
@@ -17,7 +25,7 @@ from draftrank.engine.proposer import Proposal
 from draftrank.engine.sampling import Sampler, most_likely, most_likely_after, pick
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
 
     from torch import Tensor
 
@@ -36,7 +44,7 @@ class Verdict:
     next_token: int
     """The token after them: the target's correction, or its bonus when all stand."""
     path: tuple[int, ...] | None = None
-    """Their indices in the proposal, where it was a tree; None: the first ones."""
+    """Their indices in the proposal; None: the first ones."""
 
 
 def verify(
@@ -49,7 +57,7 @@ def verify(
     """Judges one step by the lossless rule of the decoding mode, or by typical acceptance.
 
     Raises:
-        ValueError: a tree was proposed where no rule for trees is known.
+        ValueError: typical acceptance was asked to judge a tree.
 
     Args:
         logits: the target's, [len(proposal.tokens) + 1, vocabulary]; row i follows i proposed tokens.
@@ -58,33 +66,29 @@ def verify(
         typical: the lossy rule's knobs; None for the lossless rules.
         by: the runtime that has just given the logits.
     """
-    if proposal.parents is not None and (typical is not None or not sampler.mode.greedy):
-        raise ValueError("trees of tokens are judged in lossless greedy decoding only")
     if typical is not None:
+        if proposal.parents is not None:
+            raise ValueError("typical acceptance judges no trees of tokens")
         return verify_typical(logits, proposal, sampler, typical)
-    if not sampler.mode.greedy:
-        return verify_sampling(logits, proposal, sampler)
-    choices = most_likely_after(by, logits)
-    return verify_greedy(choices, proposal) if proposal.parents is None else verify_tree(choices, proposal)
+    if sampler.mode.greedy:
+        return verify_choices(most_likely_after(by, logits).__getitem__, proposal)
+    if proposal.probabilities is None:
+        return verify_choices(lambda row: sampler.choose(logits[row : row + 1]), proposal)
+    return verify_drawn(logits, proposal, sampler)
 
 
-def verify_greedy(choices: Sequence[int], proposal: Proposal) -> Verdict:
-    """Accepts a chain as long as the proposed token is the target's most likely one; the first of `choices` comes after no
-    proposed token, the next after each."""
-    accepted = 0
-    for token, choice in zip(proposal.tokens, choices, strict=False):
-        if token != choice:
-            break
-        accepted += 1
-    return Verdict(accepted, choices[accepted])
+def verify_choices(choose: Callable[[int], int], proposal: Proposal) -> Verdict:
+    """Walks from the context along the target's own choices, as long as they were proposed.
 
-
-def verify_tree(choices: Sequence[int], proposal: Proposal) -> Verdict:
-    """Walks from the context to the target's most likely token, as long as that was proposed there; arguments as above."""
+    Args:
+        choose: the target's choice after so many first tokens of the proposal, 0 for the context. It is asked once for each
+            token that is emitted, in their order, so that a random choice has the random number that it has without a draft.
+        proposal: a chain or a tree.
+    """
     path: list[int] = []
     index = -1
     while True:
-        choice = choices[index + 1]
+        choice = choose(index + 1)
         found = [child for child in proposal.children(index) if proposal.tokens[child] == choice]
         if not found:
             return Verdict(len(path), choice, tuple(path))
@@ -92,17 +96,18 @@ def verify_tree(choices: Sequence[int], proposal: Proposal) -> Verdict:
         path.append(index)
 
 
-def verify_sampling(logits: Tensor, proposal: Proposal, sampler: Sampler) -> Verdict:
-    """Draws the target's own choices, coupled to what was proposed, and accepts as long as they agree."""
+def verify_drawn(logits: Tensor, proposal: Proposal, sampler: Sampler) -> Verdict:
+    """Draws the target's choices coupled to the chain that a draft drew, and accepts as long as they agree."""
+    assert proposal.probabilities is not None
     target = sampler.probabilities(logits)
-    drafted = None if proposal.probabilities is None else proposal.probabilities.to(target.device)
     proposed = _on_device(proposal, target)
     uniforms = sampler.uniforms(len(logits)).to(target.device)
-    return verify_greedy(coupled(target, drafted, proposed, uniforms).tolist(), proposal)
+    choices = coupled(target, proposal.probabilities.to(target.device), proposed, uniforms).tolist()
+    return verify_choices(choices.__getitem__, proposal)
 
 
 def coupled(
-    target: Tensor, drafted: Tensor | None, proposed: Tensor, uniforms: Tensor, offered: Tensor | None = None
+    target: Tensor, drafted: Tensor, proposed: Tensor, uniforms: Tensor, offered: Tensor | None = None
 ) -> Tensor:
     """The target's choices, each drawn from its own distribution so that it is the proposed token as often as can be.
 
@@ -113,7 +118,7 @@ def coupled(
 
     Args:
         target: p, float32 [k + 1, vocabulary]; row i follows i proposed tokens.
-        drafted: q, float32 [k, vocabulary]; None: each was proposed with certainty.
+        drafted: q, float32 [k, vocabulary].
         proposed: int64 [k].
         uniforms: float32 [k + 1], in [0, 1).
         offered: int64, one number: how many were proposed, where it is not k.
@@ -126,12 +131,8 @@ def coupled(
         return pick(target, uniforms)
     indices = torch.arange(count + 1, device=target.device)
     given, column = target[:-1], proposed[:, None]
-    if drafted is None:
-        left = given.scatter(-1, column, 0.0)
-        asked = uniforms[:-1].double()
-    else:
-        left = (given - drafted).clamp_(min=0.0)
-        asked = uniforms[:-1] * drafted.gather(-1, column)[:, 0].double()
+    left = (given - drafted).clamp_(min=0.0)
+    asked = uniforms[:-1] * drafted.gather(-1, column)[:, 0].double()
     likely, over = given.gather(-1, column)[:, 0], left.sum(-1)
     # Where p equals q up to rounding nothing is left to draw from: x, drawn from q, is as good as drawn from p.
     stands = (asked < likely) | ((over <= 0.0) & (likely > 0.0))

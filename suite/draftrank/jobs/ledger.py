@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from draftrank.errors import InvalidInputError
 from draftrank.jobs.job import Job, JobFacts
 from draftrank.jobs.planning import Plan
-from draftrank.measure.record import utc_now
+from draftrank.measure.evidence import utc_now
 
 PLAN, EVENTS, PROCESS = "plan.json", "events.jsonl", "process"
 _JOBS: TypeAdapter[tuple[Job, ...]] = TypeAdapter(tuple[Job, ...])

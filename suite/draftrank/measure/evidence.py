@@ -1,16 +1,20 @@
-"""What speaks for or against a number: how the machine was, how outputs differ, what was tested.
+"""What all stored facts have in common, and what speaks for or against a number: how the machine was, how outputs differ,
+what was tested.
 
 Only what was observed is kept here. Whether it is good enough is decided by the gates, each time anew.
 """
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from draftrank.measure.record import Count, NotNegative, Record, Share
-
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0.0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+NotNegative = Annotated[float, Field(ge=0.0)]
 Excerpt = Annotated[str, StringConstraints(max_length=4000)]
 """A few tokens as text."""
 JobUrl = Annotated[
@@ -18,6 +22,17 @@ JobUrl = Annotated[
     StringConstraints(pattern=r"^https://[A-Za-z0-9.-]+(:[0-9]+)?/[A-Za-z0-9._~/#?=&%-]*$", max_length=500),
 ]
 """The address of a job's page. It becomes a link of the site, so nothing but plain https passes."""
+
+
+class Record(BaseModel):
+    """A stored fact: complete, unchangeable, and refusing what it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def utc_now() -> str:
+    """The time as records hold it: UTC, ISO 8601, whole milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class Conditions(Record):

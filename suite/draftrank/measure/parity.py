@@ -15,9 +15,8 @@ from pydantic import Field, StringConstraints, model_validator
 
 from draftrank.catalog.backend import RecordedBackend
 from draftrank.catalog.base import Identifier, Sha256
-from draftrank.measure.evidence import Divergence
+from draftrank.measure.evidence import Count, Divergence, NotNegative, Record, Seconds
 from draftrank.measure.fidelity.divergence import first_difference
-from draftrank.measure.record import Count, NotNegative, Record, Seconds
 from draftrank.measure.records import DraftBuild, Measurement, PromptedTurn
 from draftrank.measure.statistics.estimates import Estimate, compare_rates, ratio
 

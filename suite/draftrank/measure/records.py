@@ -15,8 +15,17 @@ from pydantic import Field, StringConstraints, model_validator
 from draftrank.catalog.backend import Device, RecordedBackend
 from draftrank.catalog.base import Identifier, Sha256
 from draftrank.catalog.decoding_mode import DecodingMode
-from draftrank.measure.evidence import Conditions, Environment, Judgement, Numerics, Reference, SamplingCheck
-from draftrank.measure.record import Count, Record, Seconds
+from draftrank.measure.evidence import (
+    Conditions,
+    Count,
+    Environment,
+    Judgement,
+    Numerics,
+    Record,
+    Reference,
+    SamplingCheck,
+    Seconds,
+)
 
 ArmKind = Literal["baseline", "control", "draft", "reference"]
 Finish = Literal["stop", "length"]

@@ -13,8 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from draftrank.catalog.base import Identifier, Sha256
-from draftrank.measure.evidence import Conditions
-from draftrank.measure.record import Count, NotNegative, Record, Seconds
+from draftrank.measure.evidence import Conditions, Count, NotNegative, Record, Seconds
 from draftrank.measure.records import DraftBuild, Machine, PromptedTurn, SessionHeader
 
 ServingArmKind = Literal["baseline", "control", "draft"]

@@ -107,7 +107,7 @@ def require_decoder(config: PretrainedConfig) -> None:
         _refuse(config, "it is an encoder-decoder model, whose decoder continues another text than its own")
     if getattr(config, "is_decoder", None) is False and hasattr(
         config, "add_cross_attention"
-    ):  # BERT and its kin
+    ):  # BERT and its like
         _refuse(config, "it is an encoder, whose tokens see the ones behind them (is_decoder: false)")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         _refuse(config, "transformers has no causal language model of it (AutoModelForCausalLM)")

@@ -13,7 +13,7 @@ import sqlite3
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,7 @@ Reader = Callable[[], SessionResult]
 T = TypeVar("T")
 SETTLED_NS = 2 * 10**9
 """A file that was written within this time may be written again within the same tick of its clock."""
+SERVING_TABLES = ("serving_sessions", "serving_arms", "serving_rounds")
 MAX_FRESH = 256
 """Bundles that are held in memory after they were parsed, until their sessions are put together."""
 
@@ -128,6 +129,28 @@ class Archive:
         found = {one.session.id: one for one in (*stored, *published) if one.session.finished_at is not None}
         return tuple(sorted(found.values(), key=lambda one: (one.session.created_at, one.session.id)))
 
+    @property
+    def serving_sha256(self) -> str | None:
+        """Hash of what `serving` is read from, or of the states of its files; None where a database server has it.
+
+        Raises:
+            InvalidInputError: a published file cannot be read.
+            StoreError: the store cannot be read.
+        """
+        content = hashlib.sha256()
+        for path in sorted(self._serving.rglob("*.json")) if self._serving else ():
+            content.update(f"{path} {_state_of(path)} ".encode())
+            if not _state_of(path):
+                content.update(read_bytes(path))
+        if isinstance(self._store, Path):
+            with _reading(self._store) as connection:
+                for table in SERVING_TABLES:
+                    for row in connection.execute(f"SELECT * FROM {table} ORDER BY key"):
+                        content.update(repr(tuple(row)).encode())
+        elif self._store is not None:
+            return None
+        return content.hexdigest()
+
     def result(self, known: Known) -> SessionResult:
         """A session with its trials, in canonical form.
 
@@ -175,29 +198,35 @@ def stored_parts(path: Path) -> list[Known]:
     """
     ensure_schema(path)
     parts = []
+    with _reading(path) as connection:
+        for session in connection.execute("SELECT * FROM sessions").fetchall():
+            content = hashlib.sha256(repr(tuple(session)).encode())
+            machine = (session["machine_key"],)
+            for row in connection.execute("SELECT * FROM machines WHERE key = ?", machine):
+                content.update(repr(tuple(row)).encode())
+            arms = []
+            for table in ("session_tasks", "arms", "trials"):
+                rows = connection.execute(
+                    f"SELECT * FROM {table} WHERE session_key = ? ORDER BY key", (session["key"],)
+                )
+                for row in rows:
+                    content.update(repr(tuple(row)).encode())
+                    arms += [row["id"]] if table == "arms" else []
+            header = (session["id"], session["created_at"], session["target"], session["suite"])
+            parts.append(Known(*header, frozenset(arms), content.hexdigest()))
+    return parts
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """A store's file as it was at one moment."""
     try:
         with closing(sqlite3.connect(path, timeout=BUSY_S)) as connection:
             connection.row_factory = sqlite3.Row
-            connection.execute("BEGIN")  # all of it as it was at one moment
-            for session in connection.execute("SELECT * FROM sessions").fetchall():
-                content = hashlib.sha256(repr(tuple(session)).encode())
-                machine = (session["machine_key"],)
-                for row in connection.execute("SELECT * FROM machines WHERE key = ?", machine):
-                    content.update(repr(tuple(row)).encode())
-                arms = []
-                for table in ("session_tasks", "arms", "trials"):
-                    rows = connection.execute(
-                        f"SELECT * FROM {table} WHERE session_key = ? ORDER BY key",
-                        (session["key"],),
-                    )
-                    for row in rows:
-                        content.update(repr(tuple(row)).encode())
-                        arms += [row["id"]] if table == "arms" else []
-                header = (session["id"], session["created_at"], session["target"], session["suite"])
-                parts.append(Known(*header, frozenset(arms), content.hexdigest()))
+            connection.execute("BEGIN")
+            yield connection
     except sqlite3.Error as error:
         raise StoreError(f"{path}: {error} (restore a backup of the file)") from error
-    return parts
 
 
 def _read_stored(path: Path, session: str) -> SessionResult:

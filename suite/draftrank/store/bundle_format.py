@@ -23,7 +23,7 @@ from pydantic import Field
 from draftrank.catalog.base import sha256_of_json
 from draftrank.catalog.field_docs import described
 from draftrank.errors import InvalidInputError, Problem
-from draftrank.measure.record import Record
+from draftrank.measure.evidence import Record
 from draftrank.measure.records import BASELINE, Session, SessionResult, Trial
 from draftrank.store.bundle_checks import PUBLISH_AGAIN
 from draftrank.store.merging import in_order, trial_order

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from draftrank.errors import StoreError
 from draftrank.measure.records import Arm, Session, SessionResult, Trial
+from draftrank.measure.serving_records import ServingResult
 
 _ARM_KINDS = ("baseline", "control", "draft", "reference")
 _LEARNT = ("finished_at", "stopped_by", "numerics")
@@ -36,6 +37,14 @@ def in_order(result: SessionResult) -> SessionResult:
     session = plain(result.session)
     session = session.model_copy(update={"arms": tuple(sorted(session.arms, key=arm_order))})
     return SessionResult(session=session, trials=tuple(sorted(result.trials, key=trial_order)))
+
+
+def rounds_in_order(result: ServingResult) -> ServingResult:
+    """The same serving result with its rounds by concurrency, block, attempt and place."""
+    rounds = sorted(
+        result.rounds, key=lambda one: (one.concurrency, one.index, one.attempt, one.position, one.arm)
+    )
+    return result.model_copy(update={"rounds": tuple(rounds)})
 
 
 def plain(session: Session) -> Session:

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session as Transaction
 
 from draftrank.errors import StoreError
 from draftrank.measure.serving_records import Round, ServingArm, ServingResult, ServingSession
+from draftrank.store.merging import rounds_in_order
 from draftrank.store.sessions import Sessions, as_stored, to_record
 from draftrank.store.tables import RoundRow, ServingArmRow, ServingSessionRow
 
@@ -78,10 +79,10 @@ class ServingSessions(Sessions[ServingSessionRow, ServingSession, ServingResult]
     def _whole(self, transaction: Transaction, row: ServingSessionRow) -> ServingResult:
         found = transaction.scalars(select(RoundRow).where(RoundRow.session_key == row.key))
         rounds = tuple(to_record(Round, one) for one in found)
-        return in_order(ServingResult(session=self._header(row), rounds=rounds))
+        return rounds_in_order(ServingResult(session=self._header(row), rounds=rounds))
 
     def _in_order(self, result: ServingResult) -> ServingResult:
-        return in_order(result)
+        return rounds_in_order(result)
 
     def _insert(self, transaction: Transaction, session: ServingSession, measured: Sequence[Round]) -> None:
         arms = [
@@ -94,14 +95,6 @@ class ServingSessions(Sessions[ServingSessionRow, ServingSession, ServingResult]
         for one in measured:
             self._arm(row, one.arm)
             transaction.add(_new_round(row, one))
-
-
-def in_order(result: ServingResult) -> ServingResult:
-    """The same result with its rounds by concurrency, block, attempt and place."""
-    rounds = sorted(
-        result.rounds, key=lambda one: (one.concurrency, one.index, one.attempt, one.position, one.arm)
-    )
-    return result.model_copy(update={"rounds": tuple(rounds)})
 
 
 def _round_row(transaction: Transaction, session: ServingSessionRow, one: Round) -> RoundRow | None:

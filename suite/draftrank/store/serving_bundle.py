@@ -21,8 +21,8 @@ from draftrank.measure.records import BASELINE, CONTROL
 from draftrank.measure.serving_records import PromptTurn, Round, ServedRequest, ServingResult, ServingSession
 from draftrank.store.bundle_checks import is_identifier
 from draftrank.store.bundle_format import compact, content_hash, spread
+from draftrank.store.merging import rounds_in_order
 from draftrank.store.record_files import RecordFiles, turn_problems
-from draftrank.store.serving import in_order
 
 _VERSION = 1
 MAX_TEXT = 20_000
@@ -140,7 +140,7 @@ def _place(result: ServingResult, data: dict[str, Any]) -> Path:
 
 def _rendered(result: ServingResult) -> bytes:
     """The header over lines, each prompt turn and each round on one."""
-    data = in_order(result).model_dump(mode="json", exclude_defaults=True)
+    data = rounds_in_order(result).model_dump(mode="json", exclude_defaults=True)
     session = data["session"]
     turns = ",\n        ".join(map(compact, session.pop("turns")))
     rounds = ",\n      ".join(map(compact, data["rounds"]))

@@ -16,7 +16,7 @@ from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.orm import Session as Transaction
 
 from draftrank.errors import StoreError
-from draftrank.measure.record import Record
+from draftrank.measure.evidence import Record
 from draftrank.measure.records import Arm, SessionHeader, SessionResult
 from draftrank.measure.serving_records import ServingArm, ServingResult
 from draftrank.store.database import store_errors, writing

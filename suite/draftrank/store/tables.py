@@ -27,8 +27,8 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedColumn, mapped_column, relationship
 from sqlalchemy.types import Boolean, TypeEngine
 
+from draftrank.measure.evidence import Record
 from draftrank.measure.parity import Parity
-from draftrank.measure.record import Record
 from draftrank.measure.records import Arm, Machine, Session, SessionTask, Trial
 from draftrank.measure.serving_records import Round, ServingArm, ServingSession
 

@@ -15,9 +15,9 @@ from draftrank.catalog.server import Server
 from draftrank.catalog.workspace import Workspace
 from draftrank.errors import BuildError, InvalidInputError, MissingDataError
 from draftrank.jobs.session import alone, build_for, narrowed, prompts_of
+from draftrank.measure.evidence import utc_now
 from draftrank.measure.machine.environment import read_environment
 from draftrank.measure.machine.fingerprint import read_machine
-from draftrank.measure.record import utc_now
 from draftrank.measure.records import BASELINE, CONTROL, Machine
 from draftrank.measure.serving_records import PromptTurn, ServingArm, ServingResult, ServingSession
 from draftrank.measure.sessions.plan import DraftArm, SessionPlan

@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from draftrank.errors import DraftrankError
-from draftrank.measure.evidence import Conditions
+from draftrank.measure.evidence import Conditions, utc_now
 from draftrank.measure.machine.conditions import Watch, watching
 from draftrank.measure.machine.disturbance import disturbance_of
 from draftrank.measure.machine.energy import EnergyMeter
-from draftrank.measure.record import utc_now
 from draftrank.measure.records import BASELINE
 from draftrank.measure.serving_records import Round, ServingArm, ServingSession
 from draftrank.measure.serving_rounds import (

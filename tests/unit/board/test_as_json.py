@@ -10,7 +10,7 @@ from draftrank.board.ranking import build_boards
 
 ROW_FIELDS = {
     "board", "draft", "title", "rank", "ranked", "reason", "gates", "speedup", "ci", "acceptance_length",
-    "acceptance_rate", "draft_cost", "predicted_speedup", "engine_efficiency", "best_k", "best_k_extrapolated", "tokens_per_second", "per_task", "proposer", "techniques", "trained", "k", "parameters", "complete",
+    "acceptance_rate", "draft_cost", "predicted_speedup", "engine_efficiency", "best_k", "best_k_extrapolated", "tokens_per_second", "per_length", "per_task", "proposer", "techniques", "trained", "k", "parameters", "complete",
     "bytes_on_disk", "build_s", "peak_memory_bytes", "fidelity", "session", "measured_at", "recipe_sha256",
     "weights_sha256", "reproduce", "lossy", "quality", "baseline_quality",
     "ahead", "outliers", "remarks", "backend", "dtype", "earlier_recipe",

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 # Every allocation of 64 kB or more is its own mapping and goes back to the system when it is freed, so that
-# the process's resident memory is what is held.
+# the process's resident memory is what it uses.
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
 SLACK_BYTES = 45_000_000
 """One layer's weights (14 MB), its inputs' second moments (9 MB each), activations, and the rest."""

@@ -112,6 +112,33 @@ def test_greedy_speculation_equals_greedy_decoding(name, proposer, prompt, k, li
     assert expected.acceptance_length == 1.0
 
 
+CERTAIN = ("ngram", "trusting", "suffix", "suffix tree", "tree_eagle3", "tree", "tree_exit", "tree_cascade")
+
+
+@pytest.mark.parametrize("proposer", CERTAIN)
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@examples(4)
+@given(
+    prompt=prompts,
+    k=st.integers(1, 8),
+    limit=st.integers(1, 40),
+    stop=stops,
+    mode=st.sampled_from([DecodingMode(temperature=0.8), DecodingMode(temperature=1.2, top_k=30, top_p=0.9)]),
+    seed=st.integers(0, 1000),
+)
+def test_with_its_random_numbers_a_target_says_what_it_says_alone(
+    name, proposer, prompt, k, limit, stop, mode, seed
+):
+    """Whatever is proposed with certainty. The kernels give the same bits however tokens are divided, so no draw is close."""
+    target = runtime_by(TARGETS[name], "cpp")
+    request = Request(prompt, limit, stop, mode, seed)
+    expected = autoregressive(target, request)
+    found = speculative(target, PROPOSERS[proposer](name, target), request, k)
+    assert found.token_ids == expected.token_ids
+    assert found.finish == expected.finish
+    check_sums(found, k, limit, copies=proposer.startswith("tree"))
+
+
 @examples(30)
 @given(
     prompt=prompts,
@@ -160,7 +187,7 @@ def test_an_equal_drafts_every_judged_token_is_accepted(prompt, k, limit, stop):
 
 
 def test_a_cascade_draft_copies_where_it_can_and_asks_its_model_where_not():
-    """The model catches up on copied tokens: it proposes what it would after being fed everything."""
+    """The model catches up on copied tokens: it proposes what it would after reading everything."""
     prompt = (5, 9, 11, 4, 7, 5, 9, 11)
     model = ModelProposer(TransformersRuntime(NEAR["llama"]))
     cascade = CascadeProposer(NgramProposer(2, 3), model)

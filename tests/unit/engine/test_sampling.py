@@ -19,8 +19,9 @@ from draftrank.engine.proposers.draft_model import ModelProposer
 from draftrank.engine.proposers.drafting import Drafting
 from draftrank.engine.proposers.early_exit import EarlyExitProposer
 from draftrank.engine.proposers.ngram import NgramProposer
+from draftrank.engine.proposers.suffix import SuffixProposer
 from draftrank.engine.sampling import Sampler, distribution, most_likely, pick
-from draftrank.engine.verification import coupled, verify_sampling
+from draftrank.engine.verification import coupled, verify
 from examples import examples
 from models import small_model
 from runtimes import runtime_by
@@ -74,11 +75,29 @@ def test_one_step_has_exactly_the_targets_distribution(target, draft, mode):
 
 
 @examples(60)
-@given(target=rows, token=st.integers(0, 4), mode=modes)
-def test_a_certain_proposal_keeps_the_distribution_too(target, token, mode):
-    p = distribution(torch.tensor([target, target]), mode)
-    emitted = law_of_first_choice(p, None, token)
-    torch.testing.assert_close(emitted, p[0].double(), atol=2e-5, rtol=1e-4)
+@given(
+    target=rows,
+    children=st.lists(st.integers(0, 4), min_size=1, max_size=4, unique=True),
+    mode=modes,
+)
+def test_certain_proposals_keep_the_distribution_too(target, children, mode):
+    """One or several beside each other, by how much of a uniform number's range gives each outcome."""
+    logits = torch.tensor([target] * (len(children) + 1))
+    proposal = Proposal(children, parents=(-1,) * len(children))
+
+    class Given(Sampler):
+        def uniforms(self, count):
+            return torch.full((count,), self.number)
+
+    def first(uniform):
+        sampler = Given(mode)
+        sampler.number = uniform
+        verdict = verify(logits, proposal, sampler)
+        return children[verdict.path[0]] if verdict.accepted else verdict.next_token
+
+    found = measures(first)
+    for token, share in enumerate(distribution(logits[:1], mode)[0].tolist()):
+        assert found[token] == pytest.approx(share, abs=5e-6)
 
 
 uniforms = st.lists(st.floats(0, 1, width=32, exclude_max=True), min_size=4, max_size=4)
@@ -90,15 +109,13 @@ uniforms = st.lists(st.floats(0, 1, width=32, exclude_max=True), min_size=4, max
     proposed=st.lists(st.integers(0, 4), min_size=3, max_size=3),
     offered=st.integers(0, 3),
     mode=modes,
-    certain=st.booleans(),
     uniforms=uniforms,
 )
-def test_what_was_not_offered_is_not_judged(logits, proposed, offered, mode, certain, uniforms):
+def test_what_was_not_offered_is_not_judged(logits, proposed, offered, mode, uniforms):
     """Places behind what was proposed hold anything."""
     likely = distribution(torch.tensor(logits), mode)
-    p, q = likely[:4], None if certain else likely[4:]
-    some = None if q is None else q[:offered]
-    fewer = choices(p[: offered + 1], some, proposed[:offered], [*uniforms[:offered], uniforms[-1]])
+    p, q = likely[:4], likely[4:]
+    fewer = choices(p[: offered + 1], q[:offered], proposed[:offered], [*uniforms[:offered], uniforms[-1]])
     assert choices(p, q, proposed, uniforms, offered) == fewer
     if offered == 3:
         assert choices(p, q, proposed, uniforms) == fewer
@@ -118,9 +135,10 @@ def test_a_token_the_target_rules_out_is_never_accepted():
     logits = torch.tensor([[5.0, 4.0, -torch.inf], [0.0, 0.0, 0.0]])
     sampler = Sampler(DecodingMode(temperature=1.0))
     for _ in range(200):
-        verdict = verify_sampling(logits, Proposal([2], torch.tensor([[0.0, 0.0, 1.0]])), sampler)
-        assert verdict.accepted == 0
-        assert verdict.next_token != 2
+        for q in (torch.tensor([[0.0, 0.0, 1.0]]), None):
+            verdict = verify(logits, Proposal([2], q), sampler)
+            assert verdict.accepted == 0
+            assert verdict.next_token != 2
 
 
 @examples(80)
@@ -179,8 +197,8 @@ OPENERS = {
     "early_exit": lambda _, target: EarlyExitProposer(target.first_layers(2)),
     "cascade": lambda backend, _: CascadeProposer(NgramProposer(2, 2), drafting(backend)),
     "hesitant_model": lambda backend, _: drafting(backend, Drafting(0.4)),
-    # when sampling, what could branch proposes chains
-    "branching": lambda backend, _: drafting(backend, Drafting(None, 0.05)),
+    "tree": lambda backend, _: drafting(backend, Drafting(None, 0.05)),
+    "suffix_tree": lambda _, __: SuffixProposer(1, 4, 8.0, branch_above=0.05),
     "hesitant_exit": lambda _, target: EarlyExitProposer(target.first_layers(2), Drafting(0.4)),
 }
 

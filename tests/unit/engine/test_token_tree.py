@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from draftrank.catalog.decoding_mode import DecodingMode
@@ -20,10 +21,11 @@ from draftrank.engine.proposer import Proposal
 from draftrank.engine.proposers import drafting
 from draftrank.engine.proposers.draft_model import ModelProposer
 from draftrank.engine.proposers.drafting import MAX_RUNNERS_UP, Drafting, draft_tokens
-from draftrank.engine.sampling import Sampler
+from draftrank.engine.sampling import Sampler, distribution
 from draftrank.engine.token_tree import TokenTree
 from draftrank.engine.verification import verify
 from draftrank.models.architecture import Architecture
+from exact_law import Choices, Following
 from examples import examples
 from models import ARCHITECTURES, own_logits, small_eagle3, small_model, sometimes_alike
 from runtimes import path_to, runtime_by
@@ -69,7 +71,7 @@ def branch(tokens, parents, place):
     data=st.data(),
 )
 def test_every_token_is_read_behind_its_own_ancestors(name, runtime, prompt, tree, more, data):
-    """Also beyond a sliding window, and with what is fed after a path was kept."""
+    """Also beyond a sliding window, and with what is read after a path was committed."""
     tokens, parents = tree
     runtime.reset()
     if prompt:
@@ -136,11 +138,60 @@ def test_a_chain_written_as_a_tree_is_judged_alike(tokens, seed):
     assert tree.path == tuple(range(tree.accepted))
 
 
-def test_only_greedy_lossless_rules_judge_trees():
+@examples(60)
+@given(
+    parents=st.lists(st.integers(-1, 5), min_size=1, max_size=6),
+    rows=st.lists(st.lists(st.floats(-4, 4, width=32), min_size=4, max_size=4), min_size=7, max_size=7),
+    mode=st.sampled_from(
+        [
+            DecodingMode(temperature=0.8),
+            DecodingMode(temperature=1.3, top_k=2),
+            DecodingMode(temperature=1.0, top_p=0.7),
+        ]
+    ),
+    data=st.data(),
+)
+def test_whatever_tree_was_proposed_each_text_is_as_probable_as_the_target_says(parents, rows, mode, data):
+    """By enumeration; and each path stands as often as the target takes it, which no lossless rule can exceed."""
+    parents = tuple(min(parent, place - 1) for place, parent in enumerate(parents))
+    tokens, used = [], {}
+    for parent in parents:
+        left = [token for token in range(4) if token not in used.get(parent, ())]
+        assume(left)
+        tokens.append(data.draw(st.sampled_from(left)))
+        used.setdefault(parent, []).append(tokens[-1])
+    logits = torch.tensor(rows[: len(tokens) + 1])
+    likely = distribution(logits, mode).double()
+    choices, total, stands = Choices(), 0.0, [0.0] * len(tokens)
+    while True:
+        verdict = verify(logits, Proposal(tokens, parents=parents), Following(mode, choices))
+        path = list(verdict.path)
+        assert path == path_to(parents, path[-1] if path else -1)
+        assert verdict.next_token not in used.get(path[-1] if path else -1, ())
+        behind = [0, *(place + 1 for place in path)]
+        expected = math.prod(
+            float(likely[row, token])
+            for row, token in zip(
+                behind, [*(tokens[place] for place in path), verdict.next_token], strict=True
+            )
+        )
+        assert choices.probability == pytest.approx(expected, rel=1e-5)
+        total += expected
+        for place in path:
+            stands[place] += expected
+        if not choices.advance():
+            break
+    assert total == pytest.approx(1.0, abs=1e-5)
+    for place in range(len(tokens)):
+        taken = path_to(parents, place)
+        own = math.prod(float(likely[parents[one] + 1, tokens[one]]) for one in taken)
+        assert stands[place] == pytest.approx(own, abs=1e-5)
+
+
+def test_typical_acceptance_judges_no_trees():
     logits, proposal = torch.zeros(3, 61), Proposal([5, 6], parents=(-1, -1))
-    for sampler, typical in ((Sampler(DecodingMode(temperature=1.0)), None), (GREEDY, TypicalAcceptance())):
-        with pytest.raises(ValueError, match="lossless greedy decoding only"):
-            verify(logits, proposal, sampler, typical)
+    with pytest.raises(ValueError, match="typical acceptance judges no trees"):
+        verify(logits, proposal, GREEDY, TypicalAcceptance())
 
 
 @pytest.mark.parametrize("count", [1, 3, 6, 20])

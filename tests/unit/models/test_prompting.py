@@ -1,4 +1,4 @@
-"""What the target is fed: exactly its template, and its own answers exactly as it gave them."""
+"""What the target reads: exactly its template, and its own answers exactly as it gave them."""
 
 from __future__ import annotations
 

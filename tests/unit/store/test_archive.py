@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,8 +17,9 @@ from hypothesis import given
 
 from builders import result as measured
 from draftrank.board import archived as archived_module
-from draftrank.board.archived import archived_boards, shown_boards
+from draftrank.board.archived import archived_boards, archived_servings, shown_boards
 from draftrank.board.ranking import build_boards
+from draftrank.board.serving_ranking import build_serving_boards
 from draftrank.board.site import drawing as drawing_module
 from draftrank.board.site.drawing import kept_drawing
 from draftrank.errors import InvalidInputError, StoreError
@@ -27,11 +30,13 @@ from draftrank.store.archive import SETTLED_NS, Archive
 from draftrank.store.bundle import load_results, part_of, publish, read_in_place
 from draftrank.store.derived import Derived
 from draftrank.store.merging import in_order
+from draftrank.store.serving_bundle import SERVING_FILES
 from draftrank.store.snapshot import archived_database, database_of
 from draftrank.store.store import Store
 from examples import examples
 from forging import version_2
 from records import a_result
+from served_sessions import a_serving_result
 from strategies import session_results
 
 
@@ -275,6 +280,45 @@ def test_boards_that_are_shown_are_kept_for_their_sessions(tmp_path, monkeypatch
     assert shown() == shown() == after
     next(folder.rglob("*.json")).unlink()
     assert shown() == expected()
+
+
+def test_serving_boards_are_those_of_the_results_and_are_computed_once(tmp_path, monkeypatch):
+    folder, path = tmp_path / "serving", tmp_path / "store.sqlite"
+    SERVING_FILES.publish(a_serving_result(), folder)
+    other = a_serving_result(id="2026-11-30-other", suite="core")
+
+    def boards(**chosen):
+        with Derived(tmp_path / "derived.sqlite") as derived:
+            return archived_servings(Archive(path, None, derived, None, folder), **chosen)
+
+    with Store.open(path) as store:
+        expected = build_serving_boards(SERVING_FILES.read_all(folder))
+        assert boards() == expected
+        with monkeypatch.context() as patch:
+            patch.setattr(Archive, "serving", None)  # from here on no session is read
+            assert boards() == boards(target=expected[0].key.target) == expected
+            assert boards(suite="another") == ()
+        store.serving.add_result(other)
+        both = build_serving_boards([*SERVING_FILES.read_all(folder), other])
+        assert boards() == boards() == both != expected
+        assert [board.key.suite for board in boards(suite="core")] == ["core"]
+    (published,) = folder.rglob("*.json")
+    published.write_bytes(published.read_bytes().replace(b'"length"', b'"stop"', 1))
+    for _ in range(2):
+        with pytest.raises(
+            InvalidInputError, match=r"was changed after it was published|not in canonical form"
+        ):
+            boards()
+    published.unlink()
+    assert boards() == build_serving_boards([other])
+
+
+def test_what_reads_files_alone_does_not_wait_for_the_database():
+    script = (
+        "import sys, draftrank.board.archived, draftrank.board.site; sys.exit('sqlalchemy' in sys.modules)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", script], env=environment).returncode == 0
 
 
 def test_pairs_that_did_not_decode_the_same_cells_are_still_compared_trial_by_trial(tmp_path):

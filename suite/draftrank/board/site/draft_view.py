@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from draftrank.board.ranking import contender_of
-from draftrank.board.rows import Board, BoardRow
+from draftrank.board.rows import Board, BoardRow, LengthCell, TaskCell
 from draftrank.board.site import charts
 from draftrank.measure.cost.model import StepTime
 from draftrank.measure.statistics.ranking_evidence import ratio_of
@@ -40,7 +40,7 @@ class Entry:
     ranked: int
     """Rows that it is ranked among."""
     scale: charts.Scale
-    """Of the tasks' intervals and the prompts' dots."""
+    """Of the intervals of tasks and context lengths, and the prompts' dots."""
     histogram: tuple[charts.Bar, ...]
     by_position: tuple[charts.Bar, ...]
     shares: tuple[charts.Part, ...]
@@ -56,12 +56,14 @@ def entry_of(board: Board, row: BoardRow) -> Entry:
     acceptance = row.summary.acceptance
     positions = acceptance.by_position
     dots = [(value, value) for task in row.summary.tasks for value in task.prompts.values()]
-    speedups = [row.speedup, *(cell.speedup for cell in row.per_task.values())]
+    cells: list[TaskCell | LengthCell] = [*row.per_task.values(), *row.per_length]
     return Entry(
         board,
         row,
         sum(other.rank is not None and other.lossy == row.lossy for other in board.rows),
-        charts.Scale.over(speedups, [row.ci, *(cell.ci for cell in row.per_task.values()), *dots]),
+        charts.Scale.over(
+            [row.speedup, *(cell.speedup for cell in cells)], [row.ci, *(cell.ci for cell in cells), *dots]
+        ),
         charts.bars(acceptance.histogram, _numbers(0, len(acceptance.histogram)), BARS_WIDTH),
         charts.bars([share or 0.0 for share in positions], _numbers(1, len(positions)), BARS_WIDTH, 1.0)
         if row.k and acceptance.steps

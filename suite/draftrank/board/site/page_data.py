@@ -64,6 +64,16 @@ def _row(row: BoardRow, page: str, group: int) -> dict[str, Any]:
         "output": _OUTPUTS.get(row.fidelity.status, 5) + (1 - (row.fidelity.exact_match or 0.0)),
         "measured": row.measured_at,
         "positions": [_rounded(share) for share in row.summary.acceptance.by_position],
+        "lengths": [
+            {
+                "tokens": cell.prompt_tokens,
+                "speedup": _rounded(cell.speedup),
+                "low": _rounded(cell.ci[0]) if cell.ci else None,
+                "high": _rounded(cell.ci[1]) if cell.ci else None,
+                "acceptance": _rounded(cell.acceptance_length),
+            }
+            for cell in row.per_length
+        ],
         "group": group,
         "session": row.session,
         "evidence": {task: _evidence(found) for task, found in tasks.items()},

@@ -17,14 +17,16 @@ THEMES: tuple[Theme, ...] = ("light", "dark")
 WIDTH, HEIGHT = 560, 340
 _KEPT = (
     "draft", "title", "proposer", "made", "techniques", "trained", "lossy", "ranked", "complete", "speedup", "low", "high", "tps",
-    "acceptance", "cost", "parameters", "positions",
+    "acceptance", "cost", "parameters", "positions", "lengths",
 )  # fmt: skip
 """Of a row, what the plots show."""
 SIZE = "size"
 """The plot of speedup over size."""
 _MAX_LETTERS = 64
 _MAX_LINES = 8
-"""Drafts whose acceptance by position is drawn; more lines cannot be told apart."""
+"""Drafts that are drawn as lines; more cannot be told apart."""
+_DODGE = 0.04
+"""Between the intervals of two drafts at one context length, in doublings."""
 _STEP_COSTS = (0.0, 0.25, 0.5, 1.0, 2.0)
 """What a step costs beyond one target forward, in target forwards, of the lines of equal cost."""
 _PALETTES: dict[Theme, tuple[str, ...]] = {
@@ -68,6 +70,8 @@ def plots_of(rows: Sequence[Row], target_parameters: int) -> tuple[Plot, ...]:
     found.append(_by_size(target_parameters))
     if any(row["positions"] for row in measured):
         found.append(_by_position(measured))
+    if any(row["lengths"] for row in measured):
+        found += _by_length(measured)
     return tuple(found)
 
 
@@ -319,4 +323,78 @@ def _by_position(rows: Sequence[Row]) -> Plot:
         f"The share of tokens proposed at each position that the target accepted, given that it accepted those before, "
         f"for the {len(shown)} leading drafts.",
         spec,
+    )
+
+
+def _by_length(rows: Sequence[Row]) -> tuple[Plot, Plot]:
+    """Speedup and acceptance length over the tokens of the prompt, a line for each draft."""
+    drawn = [row for row in rows if row["lengths"]][:_MAX_LINES]
+    shown = [readable(row["draft"]) for row in drawn]
+    x = quantity(
+        "place",
+        "context length (tokens of the prompt)",
+        scale={"type": "log", "base": 2, "nice": False, "padding": 24},
+        axis={
+            "values": sorted({cell["tokens"] for row in drawn for cell in row["lengths"]}),
+            "format": ",d",
+            "grid": False,
+            "labelOverlap": True,
+        },
+    )
+    speedup = quantity("length.speedup", "speedup", scale=SPREAD)
+    acceptance = quantity("length.acceptance", "acceptance length (tokens per step)", scale=SPREAD)
+    draft = {"field": "draft", "type": "nominal", "title": None, "scale": {"domain": shown}}
+    intervals = {
+        "mark": {"type": "rule", "strokeWidth": 2, "opacity": 0.55},
+        "encoding": {
+            "x": x,
+            "y": speedup | {"field": "length.low"},
+            "y2": {"field": "length.high"},
+            "color": draft,
+        },
+    }
+    tooltip = [
+        {"field": "draft"},
+        {"field": "length.tokens", "title": "tokens of the prompt", "format": ",d"},
+        {"field": "length.speedup", "title": "speedup", "format": ".2f"},
+        {"field": "length.low", "title": "95 % from", "format": ".3f"},
+        {"field": "length.high", "title": "to", "format": ".3f"},
+        {"field": "length.acceptance", "title": "acceptance length", "format": ".2f"},
+    ]
+
+    def lines(y: dict[str, Any]) -> list[dict[str, Any]]:
+        placed = {"x": x, "y": y, "color": draft}
+        return [
+            {"mark": {"type": "line", "strokeWidth": 2}, "encoding": placed},
+            {"mark": POINTS, "encoding": {**placed, "shape": draft, "tooltip": tooltip}},
+        ]
+
+    beside = f"pow(2, {_DODGE} * (datum.place - {(len(shown) + 1) / 2}))"
+    transforms = (
+        {"filter": {"field": "draft", "oneOf": shown}},
+        {"flatten": ["lengths"], "as": ["length"]},
+        {"window": [{"op": "dense_rank", "as": "place"}], "sort": [{"field": "draft"}]},
+        {"calculate": f"datum.length.tokens * {beside}", "as": "place"},
+    )
+    told = "; ".join(
+        f"{row['draft']}: "
+        + ", ".join(
+            f"{cell['speedup']:.2f}× at {cell['tokens']:,}" for cell in row["lengths"] if cell["speedup"]
+        )
+        for row in drawn
+    )
+    return (
+        Plot(
+            "length-speedup",
+            "Speedup against context length",
+            "The speedup with its 95 % interval over the tokens of the prompt, for the leading drafts. Every task has prompts of "
+            f"each length, so that lines show what the length does. {told}.",
+            _spec([no_gain(speedup), intervals, *lines(speedup)], *transforms),
+        ),
+        Plot(
+            "length-acceptance",
+            "Acceptance against context length",
+            "The acceptance length over the tokens of the prompt, for the same drafts.",
+            _spec(lines(acceptance), *transforms),
+        ),
     )

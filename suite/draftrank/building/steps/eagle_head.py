@@ -40,8 +40,6 @@ class HeadFields(Declared):
     """Licence of its weights, as an SPDX identifier where there is one; with `source`."""
     training_data: Line | None = None
     """Its training data, as its authors state it; with `source`."""
-    begin_with: Annotated[int, Field(ge=0, le=10_000)] | None = None
-    """Target layer whose weights the head begins with, where the sizes agree; absent: the last one."""
 
     @field_validator("aux_hidden_states")
     @classmethod
@@ -53,9 +51,8 @@ class HeadFields(Declared):
     @model_validator(mode="after")
     def _new_or_published(self) -> Self:
         if self.source is not None:
-            told = [name for name in ("aux_hidden_states", "begin_with") if getattr(self, name) is not None]
-            if told:
-                raise ValueError(f"a published head says itself what it reads (fix: remove {told[0]})")
+            if self.aux_hidden_states is not None:
+                raise ValueError("a published head says itself what it reads (fix: remove aux_hidden_states)")
             if self.licence is None:
                 raise ValueError("the licence of a published head is missing (fix: add `licence`)")
             if self.source.kind == "inline":  # type: ignore[attr-defined]
@@ -112,29 +109,24 @@ class EagleHead(HeadFields, StepBase):
             draft.forms += forms
             return
         depth = len(draft.architecture.blocks)
-        begin_with = depth - 1 if self.begin_with is None else self.begin_with
-        draft.model, form = new_eagle3_head(draft.model, self._read_layers(depth), begin_with)
+        draft.model, form = new_eagle3_head(draft.model, self._read_layers(depth))
         draft.forms.append(form)
 
     def _read_layers(self, depth: int) -> tuple[int, ...]:
         """Layers of a target of this depth whose outputs a new head reads, from 0.
 
         Raises:
-            BuildError: it has not these layers, or not the one that the head begins with.
+            BuildError: it has not these layers.
         """
         from draftrank.building.surgery.eagle_head import published_layers
         from draftrank.errors import BuildError
 
-        for field, last in (
-            ("aux_hidden_states", (self.aux_hidden_states or (0,))[-1]),
-            ("begin_with", self.begin_with or 0),
-        ):
-            if last >= depth:
-                raise BuildError(
-                    f"the target has layers 0 to {depth - 1}, and {field} names {last}: write at most {depth - 1}"
-                )
         if self.aux_hidden_states is None:
             return published_layers(depth)
+        if (last := self.aux_hidden_states[-1]) >= depth:
+            raise BuildError(
+                f"the target has layers 0 to {depth - 1}, and aux_hidden_states names {last}: write at most {depth - 1}"
+            )
         return tuple(index - 1 for index in self.aux_hidden_states)
 
 

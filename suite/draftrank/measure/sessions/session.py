@@ -12,12 +12,12 @@ from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from draftrank.measure.evidence import utc_now
 from draftrank.measure.fidelity.numerics import needs_numerics
 from draftrank.measure.gates.clocks import pause_within
 from draftrank.measure.journal import Journal
 from draftrank.measure.machine.disturbance import disturbance_of
 from draftrank.measure.machine.fingerprint import read_machine
-from draftrank.measure.record import utc_now
 from draftrank.measure.records import (
     BASELINE,
     CONTROL,

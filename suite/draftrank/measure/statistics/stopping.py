@@ -16,7 +16,7 @@ DEFAULT_TARGET_CI = 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class ArmPrecision:
+class ArmWidth:
     """How well an arm's overall speedup is known so far."""
 
     speedup: LogRatio | None
@@ -32,7 +32,7 @@ def spent_s(trials: Iterable[Trial]) -> float:
     return math.fsum(trial.prefill_s + trial.decode_s for trial in trials)
 
 
-def precise_enough(arms: Sequence[ArmPrecision], target_ci: float) -> Literal["target_ci", "spread"] | None:
+def narrow_enough(arms: Sequence[ArmWidth], target_ci: float) -> Literal["target_ci", "spread"] | None:
     """Whether another repeat is useless: each arm is narrow, or more repeats cannot make it so.
 
     An arm is narrow when its interval's relative half-width is at most `target_ci`. It cannot become
@@ -63,9 +63,9 @@ def reason_to_stop(
     enough = None
     if session.target_ci is not None:
         baseline = [trial for trial in trials if trial.arm == BASELINE]
-        enough = precise_enough(
+        enough = narrow_enough(
             [
-                _precision(baseline, [trial for trial in trials if trial.arm == arm.id])
+                _width(baseline, [trial for trial in trials if trial.arm == arm.id])
                 for arm in session.arms
                 if arm.kind in ("draft", "control") and arm.id in working
             ],
@@ -78,8 +78,8 @@ def reason_to_stop(
     return "budget" if spent >= session.budget_s else enough
 
 
-def _precision(baseline: Sequence[Trial], other: Sequence[Trial]) -> ArmPrecision:
+def _width(baseline: Sequence[Trial], other: Sequence[Trial]) -> ArmWidth:
     compared = compare_speed(baseline, other)
     overall = compared.overall
     hopeless = overall is None or overall.interval is None
-    return ArmPrecision(overall.log if overall else None, prompt_spread(baseline, other), hopeless)
+    return ArmWidth(overall.log if overall else None, prompt_spread(baseline, other), hopeless)

@@ -14,6 +14,7 @@ from draftrank.measure.cost.model import Prediction, predict
 from draftrank.measure.fidelity.divergence import Fidelity, compare_outputs
 from draftrank.measure.fidelity.quality import QualitySummary, summarise_quality
 from draftrank.measure.records import Arm, ForwardLatency, Session, SessionResult, SessionTask, Trial
+from draftrank.measure.statistics.context_length import AtLength, by_length, shown_octaves
 from draftrank.measure.statistics.estimates import Estimate, Interval, SpeedComparison, compare_speed, ratio
 from draftrank.measure.statistics.outliers import flag_outliers
 from draftrank.measure.statistics.standing import standing_trials
@@ -103,6 +104,8 @@ class ArmSummary:
     """What its forward times and its acceptance let expect; None for arms without them."""
     cells: str
     """Hash of the cells that it decoded: equal for arms that can be compared pair by pair."""
+    lengths: tuple[AtLength, ...]
+    """By context length, the shortest first; empty where the session's tasks do not have several lengths each."""
 
     @property
     def planned(self) -> int:
@@ -149,7 +152,7 @@ class SessionSummary:
         return (*self.session.warnings, *((UNWATCHED,) if silent else ()))
 
     @property
-    def precision_reached(self) -> float | None:
+    def ci_reached(self) -> float | None:
         """Widest relative half-width of the 95 % intervals that the session was to narrow: those of its
         drafts and of A/A; None where one of them has no interval."""
         widths = [
@@ -173,10 +176,14 @@ def summarise(result: SessionResult) -> SessionSummary:
     control = next((arm for arm in session.arms if arm.kind == "control"), None)
     reference = trials[baseline.id] if baseline else []
     noise = compare_speed(reference, trials[control.id]) if control else None
+    octaves = shown_octaves(reference, [task.task for task in session.tasks])
     odd = flag_outliers(trial for of_arm in trials.values() for trial in of_arm)
     return SessionSummary(
         session,
-        tuple(_summarise_arm(session, arm, trials[arm.id], baseline, reference, odd) for arm in session.arms),
+        tuple(
+            _summarise_arm(session, arm, trials[arm.id], baseline, reference, octaves, odd)
+            for arm in session.arms
+        ),
         noise if noise is not None and noise.overall is not None else None,
         session.skipped_tasks,
         stability_of(session, result.trials),
@@ -190,6 +197,7 @@ def _summarise_arm(
     trials: Sequence[Trial],
     baseline: Arm | None,
     reference: Sequence[Trial],
+    octaves: Sequence[int],
     odd: Container[object],
 ) -> ArmSummary:
     speed = compare_speed(reference, trials)
@@ -228,6 +236,7 @@ def _summarise_arm(
         summarise_quality(trials),
         predict(arm, trials, reference),
         sha256_of_json([[*trial.cell, trial.attempt] for trial in trials]),
+        by_length(reference, trials, octaves),
     )
 
 

@@ -8,7 +8,7 @@ when the draft is measured.
 from __future__ import annotations
 
 PROMPT_TEMPERATURE = 0.8
-"""At which the target goes on from an opening."""
+"""At which the target goes on from a prefix."""
 PROMPT_PREFIXES = (
     *("What is", "Why does", "How can I", "Explain how", "Tell me more about", "Is it true that"),
     *("I need advice about", "My neighbour", "Plan a day", "Recommend some", "Help me decide"),

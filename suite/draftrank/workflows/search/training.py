@@ -22,9 +22,8 @@ from draftrank.workflows.search.choice import (
     Shape,
     recipe_of,
 )
-from draftrank.workflows.search.predicted_speedup import most_copied, predict_speedup
 from draftrank.workflows.search.prompt_prefixes import PROMPT_PREFIXES, PROMPT_TEMPERATURE
-from draftrank.workflows.search.tried import Tried
+from draftrank.workflows.search.tried import Tried, most_copied, predict_speedup
 
 if TYPE_CHECKING:
     from draftrank.building.pipeline import BuiltDraft

@@ -77,6 +77,25 @@ def test_acceptance_by_position_draws_a_point_per_position():
     assert {"1", "2", "3"} <= set(texts(svg))
 
 
+def two_lengths(one):
+    """The first half of the prompts has some 1,000 tokens, the other 4,000."""
+    return one.model_copy(update={"prompt_tokens": (1_000, 4_000)[int(one.prompt[1:]) >= 4]})
+
+
+def test_context_lengths_are_drawn_where_every_task_has_several():
+    found = view(tasks={"chat": 8, "math": 8}, change=two_lengths)
+    assert [plot.id for plot in found.plots[4:]] == ["length-speedup", "length-acceptance"]
+    for plot, axis in zip(found.plots[4:], ("speedup", "acceptance length (tokens per step)"), strict=True):
+        spec = with_rows(plot, found.data["rows"])
+        for theme in ("light", "dark"):
+            assert {"1,000", "4,000", "small", "grams", axis} <= set(texts(draw(spec, theme)))
+    told = found.plots[4].explanation
+    for row in found.data["rows"]:
+        short, long = row["lengths"]
+        figures = f"{row['draft']}: {short['speedup']:.2f}× at 1,000, {long['speedup']:.2f}× at 4,000"
+        assert figures in told
+
+
 def test_nothing_measured_nothing_drawn():
     assert plots_of([], 1) == ()
     (board,) = build_boards(

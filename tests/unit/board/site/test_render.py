@@ -374,6 +374,29 @@ def test_a_draft_page_tells_how_much_of_each_task_its_head_knows(out):
     assert "Tokens it can propose" in pages["small"]
 
 
+def test_a_draft_page_has_its_figures_by_context_length(out):
+    """Where every task has several lengths; the other board's prompts are all alike."""
+    tasks = {"chat": 8, "math": 8}
+    lengths = result(
+        {"a": 1.5},
+        suite="lengths",
+        tasks=tasks,
+        change=lambda one: one.model_copy(update={"prompt_tokens": (1_000, 4_096)[one.prompt >= "p4"]}),
+    )
+    found = build_boards([lengths, result({"a": 1.5}, id="20261102-b", tasks=tasks)])
+    write_site(render_pages(found, plots=False), out)
+    tables = Tables((out / draft_page("tiny-target", "a")).read_text(encoding="utf-8")).tables
+    (table,) = (table for table in tables if table[0][0] == "Tokens of the prompt")
+    assert [line[0] for line in table[1:]] == ["1,000", "4,096"]
+    (row,) = (board.rows[0] for board in found if board.key.suite == "lengths")
+    for line, cell in zip(table[1:], row.per_length, strict=True):
+        assert f"{cell.speedup:.2f}×" in line[1]
+        assert span(cell.ci) in line[1]
+        assert line[3:] == [f"{cell.acceptance_length:.2f}", "8"]
+    rows = json.loads((out / "index.json").read_text(encoding="utf-8"))["rows"]
+    assert sorted(len(row["per_length"]) for row in rows) == [0, 2]
+
+
 def test_badges_are_drawings_of_rank_and_speedup(out):
     found = boards()
     write_site(render_pages(found, plots=False), out)

@@ -43,7 +43,7 @@ def test_a_head_alone_and_behind_copying_are_built_once():
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
 def test_a_head_is_built_trained_and_opened(build, architecture):
-    draft = eagle(aux_hidden_states=[1, 2], begin_with=1, steps=TRAINED)
+    draft = eagle(aux_hidden_states=[1, 2], steps=TRAINED)
     built = build(draft=draft, architecture=architecture)
     head = load_model(built.folder, "fp32", "cpu")
     assert head.config.model_type == "llama"
@@ -61,8 +61,8 @@ def test_a_head_is_built_trained_and_opened(build, architecture):
         ({"architecture": "medusa"}, "eagle3"),
         ({"source": {"kind": "local", "path": "head"}}, "add `licence`"),
         (
-            {"source": {"kind": "local", "path": "head"}, "licence": "MIT", "begin_with": 1},
-            "remove begin_with",
+            {"source": {"kind": "local", "path": "head"}, "licence": "MIT", "aux_hidden_states": [1]},
+            "remove aux_hidden_states",
         ),
         ({"licence": "MIT"}, "add `source`"),
     ],
@@ -81,7 +81,6 @@ def test_a_draft_model_is_no_head():
     ("fields", "says"),
     [
         ({"aux_hidden_states": [1, 9]}, "aux_hidden_states names 9: write at most"),
-        ({"aux_hidden_states": [1], "begin_with": 7}, "begin_with names 7"),
         ({}, "name them in aux_hidden_states"),
     ],
 )
@@ -102,7 +101,7 @@ def test_a_published_head_enters(build, make_target, tmp_path):
     """From files as they are published, to a draft that proposes."""
     _, folder = make_target("llama")
     config = AutoConfig.from_pretrained(folder.path)
-    model, form = new_eagle3_head(AutoModelForCausalLM.from_pretrained(folder.path), (0, 1, 2), 1)
+    model, form = new_eagle3_head(AutoModelForCausalLM.from_pretrained(folder.path), (0, 1, 2))
     write_published_head(published_of(model, form), "vllm", tmp_path / "published")
     source = {"kind": "local", "path": "published"}
     built = build(draft=eagle(source=source, licence="MIT"))

@@ -127,7 +127,7 @@ def test_what_is_made_for_another_target_is_refused(tmp_path):
 def test_a_new_head_begins_as_the_layer_of_its_target(family):
     target = small_model(family, layers=3)
     shape = Architecture.of(target)
-    head, form = new_eagle3_head(target, (0, 1), 2)
+    head, form = new_eagle3_head(target, (0, 1))
     assert form.layers == (0, 1)
     layer = head.model.layers[0]
     assert head.config.hidden_size == target.config.hidden_size
@@ -150,7 +150,7 @@ def test_a_new_head_begins_as_the_layer_of_its_target(family):
 
 def test_a_skeleton_has_the_shapes_of_the_head():
     target = small_model("llama", layers=3)
-    head, _ = new_eagle3_head(target, (0, 1, 2), 2)
+    head, _ = new_eagle3_head(target, (0, 1, 2))
     shapes = {name: value.shape for name, value in head.state_dict().items()}
     assert {name: value.shape for name, value in head_skeleton(target).state_dict().items()} == shapes
 

@@ -386,7 +386,7 @@ def test_the_draft_writes_only_its_own_places(architecture):
 def eagle3(make_draft, context, layers=(0, 2)):
     """A new head that begins with the target's last layer."""
     draft = make_draft(context)
-    draft.model, form = new_eagle3_head(draft.model, layers, 3)
+    draft.model, form = new_eagle3_head(draft.model, layers)
     draft.forms.append(form)
     return draft
 

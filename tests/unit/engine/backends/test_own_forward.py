@@ -282,7 +282,7 @@ def test_eagle3_heads_pass(forward, dtype, norm_before_residual):
 def test_untrained_heads_pass(forward, seed):
     """They make nothing of embeddings yet, so that only their states tell how far rounding goes."""
     torch.manual_seed(seed)
-    head, _ = new_eagle3_head(small_model("llama", layers=3), (0, 1), 2)
+    head, _ = new_eagle3_head(small_model("llama", layers=3), (0, 1))
     check_trees(open_eagle_runtime(head.to(torch.bfloat16), forward))
 
 

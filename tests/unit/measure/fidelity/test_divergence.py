@@ -105,8 +105,8 @@ def test_a_difference_within_the_measured_rounding_is_a_tie(gap, baseline_gap, s
 def test_fp32_excuses_nothing_but_equal_logits(gap, baseline_gap, status):
     session = FP32.model_copy(update={"numerics": ROUNDING})
     assert compare_outputs(*differing(gap, baseline_gap), session).status == status
-    unasked = compare_outputs(*differing(None), session)
-    assert unasked.status == "breaks"
+    without_gap = compare_outputs(*differing(None), session)
+    assert without_gap.status == "breaks"
 
 
 def test_without_evidence_a_difference_stays_unjudged():

@@ -6,7 +6,7 @@ import pytest
 
 from builders import result, trial
 from draftrank.measure.statistics.log_ratio import LogRatio
-from draftrank.measure.statistics.stopping import ArmPrecision, precise_enough, reason_to_stop, spent_s
+from draftrank.measure.statistics.stopping import ArmWidth, narrow_enough, reason_to_stop, spent_s
 
 NARROW = LogRatio(0.3, 0.001, 20)
 WIDE = LogRatio(0.3, 0.1, 20)
@@ -16,17 +16,17 @@ NONE = LogRatio(0.0, 0.0, 20)
 @pytest.mark.parametrize(
     ("arms", "reason"),
     [
-        ([ArmPrecision(NARROW, None), ArmPrecision(NARROW, WIDE)], "target_ci"),
-        ([ArmPrecision(NARROW, None), ArmPrecision(WIDE, None)], None),
-        ([ArmPrecision(WIDE, WIDE), ArmPrecision(NARROW, NONE)], "spread"),
+        ([ArmWidth(NARROW, None), ArmWidth(NARROW, WIDE)], "target_ci"),
+        ([ArmWidth(NARROW, None), ArmWidth(WIDE, None)], None),
+        ([ArmWidth(WIDE, WIDE), ArmWidth(NARROW, NONE)], "spread"),
         # One arm's prompts differ too much, but another arm still gains from repeats.
-        ([ArmPrecision(WIDE, WIDE), ArmPrecision(WIDE, NONE)], None),
-        ([ArmPrecision(None, None, hopeless=True), ArmPrecision(NARROW, None)], "spread"),
+        ([ArmWidth(WIDE, WIDE), ArmWidth(WIDE, NONE)], None),
+        ([ArmWidth(None, None, hopeless=True), ArmWidth(NARROW, None)], "spread"),
         ([], "target_ci"),
     ],
 )
 def test_repeating_ends_when_no_arm_gains_from_it(arms, reason):
-    assert precise_enough(arms, 0.02) == reason
+    assert narrow_enough(arms, 0.02) == reason
 
 
 def reason(found, spent=0.0, working=("baseline", "baseline-control", "d")):

@@ -22,7 +22,7 @@ from draftrank.workflows.search.choice import (
     passes_of,
     recipe_of,
 )
-from draftrank.workflows.search.predicted_speedup import DEAR, most_copied, predict_speedup
+from draftrank.workflows.search.tried import DEAR, most_copied, predict_speedup
 from examples import examples
 
 SHAPE = Shape(layers=30, ffn_channels=1536, vocabulary=49_152)

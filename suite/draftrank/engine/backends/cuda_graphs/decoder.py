@@ -20,7 +20,8 @@ from draftrank.engine.backends.blocks import (
     is_gelu,
     rotations,
 )
-from draftrank.engine.token_tree import MAX_TREE_TOKENS
+from draftrank.engine.backends.cuda_graphs import state
+from draftrank.engine.backends.cuda_graphs.state import MAX_ROWS
 from draftrank.models.architecture import Architecture
 from draftrank.models.attention_windows import attention_windows, head_size
 from draftrank.models.eagle import Eagle3Fusion, eagle3_layer
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-MAX_ROWS = MAX_TREE_TOKENS
-"""Most tokens of one forward: the bits of a number say which of them a token sees."""
 TILE = 16
 """Tokens that one program multiplies."""
 SPARE = 2 * MAX_ROWS
@@ -111,10 +110,11 @@ class CudaGraphsDecoder(DecoderShape):
 
     def __init__(self, model: PreTrainedModel) -> None:
         """Joins the model's matrices in memory; `fits` says which models can be given."""
-        from draftrank.engine.backends.cuda_graphs import kernels
+        from draftrank.engine.backends.cuda_graphs import kernels, step_kernels
 
         super().__init__(model)
         self._kernels: Any = kernels
+        self._step_kernels: Any = step_kernels
         config = model.config.get_text_config()
         self.hidden_size = int(config.hidden_size)
         self.vocabulary_size = int(config.vocab_size)
@@ -206,7 +206,7 @@ class CudaGraphsDecoder(DecoderShape):
         followers = [*(layer.attention_norm for layer in self.layers[1:]), self._norm]
         for number, (layer, following) in enumerate(zip(self.layers, followers, strict=True)):
             block = layer.block
-            cosines, sines = self._turns(block.kind, block.rotary, capacity)
+            cosines, sines = self._half_rotations(block.kind, block.rotary, capacity)
             window = self._windows[block.kind]
             split = splits.heads
             columns = half if layer.head_norms is not None else min(split.columns, half)
@@ -215,7 +215,7 @@ class CudaGraphsDecoder(DecoderShape):
                 self.meta, self._pairs if paired else self._scaled, self._squares, layer.queries_keys_values,
                 *self._optional(layer.queries_keys_values_bias, layer.head_norms), cosines, sines,
                 self._asked, cache.keys[number], cache.values[number], capacity, self._eps,
-                WIDTH=2 * width if paired else width, QUERIES=self._queries, SHARED=self._kv_heads, HALF=half, COLUMNS=columns,
+                WIDTH=2 * width if paired else width, QUERIES=self._queries, KV_HEADS=self._kv_heads, HALF=half, COLUMNS=columns,
                 BLOCK=split.block, NORMED=layer.attention_normed and not paired, BIASED=layer.queries_keys_values_bias is not None,
                 HEAD_NORMS=layer.head_norms is not None, ROTATES=layer.joint_norms is None, GIVEN=given, PARTS=self._parts,
                 ROWS=rows, TILE=TILE, num_warps=max(split.warps, columns // TILE), num_stages=split.stages,
@@ -231,7 +231,7 @@ class CudaGraphsDecoder(DecoderShape):
             launch.attend[(self._kv_heads, -(-rows * group // TILE), blocks)](
                 self.meta, self._asked, cache.keys[number], cache.values[number], self._best_scores, self._totals,
                 self._sums, capacity, block.scale / math.log(2), (block.score_cap or 0.0) / math.log(2), window or 0,
-                QUERIES=self._queries, SHARED=self._kv_heads, SIZE=self._size, ROWS=rows, BLOCK=split.block,
+                QUERIES=self._queries, KV_HEADS=self._kv_heads, SIZE=self._size, ROWS=rows, BLOCK=split.block,
                 BLOCKS=_power(blocks), WINDOWED=window is not None, CAPPED=block.score_cap is not None, TILE=TILE, num_warps=split.warps,
                 num_stages=split.stages,
             )  # fmt: skip
@@ -280,7 +280,7 @@ class CudaGraphsDecoder(DecoderShape):
     def go_on(self, states: Tensor) -> None:
         """Starts the kernel that makes what was chosen last the next token, and notes it."""
         features = self.fusion is not None
-        self._kernels.go_on[(1,)](
+        self._step_kernels.go_on[(1,)](
             self.meta, self.choices, self.proposed, states[:, -1] if features else states,
             states.stride(0), self.offered, WIDTH=self.hidden_size, BLOCK=_power(self.hidden_size),
             FEATURES=features, num_warps=1,
@@ -295,24 +295,26 @@ class CudaGraphsDecoder(DecoderShape):
             report: int64 [2 · count + 3], written: how many were accepted, how many there were, the choices, what was
                 proposed.
         """
-        self._kernels.judge[(1,)](
+        self._step_kernels.judge[(1,)](
             self.meta, self.choices, draft.meta, report, COUNT=count, BLOCK=_power(count + 1), num_warps=1
         )
 
     def deliver(self, draft: CudaGraphsDecoder, count: int) -> None:
         """Starts the kernel that lets this model read what a draft has proposed."""
-        self._kernels.deliver[(1,)](self.meta, draft.proposed, COUNT=count, BLOCK=_power(count), num_warps=1)
+        self._step_kernels.deliver[(1,)](
+            self.meta, draft.proposed, COUNT=count, BLOCK=_power(count), num_warps=1
+        )
 
     def note(self) -> None:
         """Starts the kernel that notes what was chosen last."""
-        self._kernels.note[(1,)](self.meta, self.choices, self.proposed, num_warps=1)
+        self._step_kernels.note[(1,)](self.meta, self.choices, self.proposed, num_warps=1)
 
     def reduce(self, states: Tensor, rows: int, reduced: Tensor) -> None:
         """Starts the kernel that makes one state of each of a target's: of `rows` rows of [at least rows, state_width] in
         the model's type, a multiple of `TILE`; `reduced` [at least rows, hidden] is written."""
         assert self.fusion is not None
         split, matrix = Splits.fusion, self.fusion.fc
-        self._kernels.reduce[(-(-self.hidden_size // split.columns), rows // TILE)](
+        self._step_kernels.reduce[(-(-self.hidden_size // split.columns), rows // TILE)](
             states, matrix.weight, reduced, WIDTH=self.hidden_size, READ=matrix.in_features, TOLD=self.fusion.state_width,
             COLUMNS=split.columns, BLOCK=split.block, TILE=TILE, num_warps=split.warps, num_stages=split.stages,
         )  # fmt: skip
@@ -329,7 +331,7 @@ class CudaGraphsDecoder(DecoderShape):
                 self._input_scale, PARTS=self._parts, ROWS=rows, **common,
             )  # fmt: skip
         else:
-            self._kernels.pair[(rows,)](
+            self._step_kernels.pair[(rows,)](
                 self.meta, self._table, self.offered, first.block.embedding_norm, first.block.attention_norm, self._hidden,
                 self._pairs, self._eps, NORM_BEFORE_RESIDUAL=self._head_layer.norm_before_residual, **common,
             )  # fmt: skip
@@ -372,25 +374,25 @@ class CudaGraphsDecoder(DecoderShape):
         """What kernels are given; where there is nothing, something that they do not read."""
         return [self._norm if tensor is None else tensor for tensor in tensors]
 
-    def _turns(self, kind: str, rotary: bool, slots: int) -> tuple[Tensor, Tensor]:
+    def _half_rotations(self, kind: str, rotary: bool, slots: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of at least the first `slots` positions, fp32 [positions, size / 2]."""
-        tables = self._half_turns.get((kind, rotary))
+        tables = self._half_tables.get((kind, rotary))
         if tables is None or len(tables[0]) < slots:
             cosines, signed = (table[:, 0] for table in self._rotation_tables(kind, rotary, slots))
             half = cosines.shape[-1] // 2
-            rest = (0, self._size // 2 - half)  # turned by no angle
+            rest = (0, self._size // 2 - half)  # rotated by no angle
             tables = (
                 pad(cosines[:, :half], rest, value=1.0).contiguous(),
                 pad(signed[:, half:], rest).contiguous(),
             )
-            self._half_turns[kind, rotary] = tables
+            self._half_tables[kind, rotary] = tables
         return tables
 
     def _make_buffers(self) -> None:
         """Everything that is written, made once: a recording remembers where it lies."""
         rows = MAX_ROWS
         like: dict[str, Any] = {"device": self.device}
-        self.meta = torch.zeros(self._kernels.META, dtype=torch.int64, **like)
+        self.meta = torch.zeros(state.SIZE, dtype=torch.int64, **like)
         self.choices = torch.zeros(rows, dtype=torch.int64, **like)
         self.proposed = torch.zeros(rows, dtype=torch.int64, **like)
         self.offered = torch.zeros(rows, self.hidden_size, dtype=self.dtype, **like)
@@ -407,7 +409,7 @@ class CudaGraphsDecoder(DecoderShape):
         self._make_room_for(0)
         self._best_values = torch.zeros(rows, self._pieces, **like)
         self._best_places = torch.zeros(rows, self._pieces, dtype=torch.int32, **like)
-        self._half_turns: dict[tuple[str, bool], tuple[Tensor, Tensor]] = {}
+        self._half_tables: dict[tuple[str, bool], tuple[Tensor, Tensor]] = {}
 
     def _make_room_for(self, parts: int) -> None:
         """For what queries find in so many blocks of slots."""
@@ -461,15 +463,15 @@ class CudaGraphsDecoder(DecoderShape):
         """Where in the joined matrix its rows come from, if only some dimensions of a head are rotated: the two halves of these
         go to the beginnings of the head's halves, where the kernels rotate. Scores do not depend on an order that queries and
         keys share."""
-        turned = self._rotation_tables(block.kind, block.rotary, 1)[0].shape[-1]
-        if turned == self._size:
+        rotated = self._rotation_tables(block.kind, block.rotary, 1)[0].shape[-1]
+        if rotated == self._size:
             return None
-        half, rest = turned // 2, (self._size - turned) // 2
-        ranges = [(0, half), (turned, turned + rest), (half, turned), (turned + rest, self._size)]
+        half, rest = rotated // 2, (self._size - rotated) // 2
+        ranges = [(0, half), (rotated, rotated + rest), (half, rotated), (rotated + rest, self._size)]
         within = torch.cat([torch.arange(*ends) for ends in ranges])
-        rotated = torch.arange(self._queries + self._kv_heads)[:, None] * self._size + within
-        values = torch.arange(self._kv_heads * self._size) + rotated.numel()
-        return torch.cat([rotated.flatten(), values]).to(self._norm.device)
+        of_heads = torch.arange(self._queries + self._kv_heads)[:, None] * self._size + within
+        values = torch.arange(self._kv_heads * self._size) + of_heads.numel()
+        return torch.cat([of_heads.flatten(), values]).to(self._norm.device)
 
 
 def _joined(linears: Sequence[Linear], known: dict[tuple[int, ...], Tensor]) -> Tensor:

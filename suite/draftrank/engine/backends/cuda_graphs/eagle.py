@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from draftrank.engine.backends.cuda_graphs.decoder import MAX_ROWS, TILE
+from draftrank.engine.backends.cuda_graphs.decoder import TILE
 from draftrank.engine.backends.cuda_graphs.recording import Recording
 from draftrank.engine.backends.cuda_graphs.runtime import CudaGraphsRuntime
+from draftrank.engine.backends.cuda_graphs.state import MAX_ROWS
 from draftrank.engine.backends.eagle import EagleHead
 
 if TYPE_CHECKING:

@@ -10,8 +10,7 @@ All are started over tiles of 16 tokens, the fewest that the matrix units multip
 others, and keys are looked at in blocks of fixed positions. So a chain of tokens gives the same bits however it is divided
 into forwards.
 
-The sequence's state lies in `meta`, int64 on the device, so that a captured graph serves every length (see `META`).
-Activations between layers are fp32; matrices, queries, keys and values have the model's type.
+Where the sequence stands is told by `meta` (see `state`). Activations between layers are fp32; matrices, queries, keys and values have the model's type.
 """
 
 from __future__ import annotations
@@ -19,24 +18,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from draftrank.engine.backends.cuda_graphs.decoder import MAX_ROWS
-
-START, ROOT, END, ROW, STEP, OFFERED = 0, 1, 2, 3, 4, 5
-"""Places in `meta`: slot of the first token of this forward; slot and position of the root of its tree; first slot behind
-it; the row whose choice a chain goes on with; how many tokens the chain has; how many of the ids, behind the first, were
-proposed."""
-IDS = OFFERED + 1
-POSITIONS = IDS + MAX_ROWS
-ANCESTORS = POSITIONS + MAX_ROWS
-META = ANCESTORS + MAX_ROWS
-"""Size of `meta`; ids, positions and ancestors (see `TokenTree.ancestors`) of each row."""
+from draftrank.engine.backends.cuda_graphs.state import (
+    ANCESTORS,
+    END,
+    IDS,
+    MAX_ROWS,
+    POSITIONS,
+    ROOT,
+    START,
+)
 
 _START = tl.constexpr(START)
 _ROOT = tl.constexpr(ROOT)
 _END = tl.constexpr(END)
-_ROW = tl.constexpr(ROW)
-_STEP = tl.constexpr(STEP)
-_OFFERED = tl.constexpr(OFFERED)
 _IDS = tl.constexpr(IDS)
 _POSITIONS = tl.constexpr(POSITIONS)
 _ANCESTORS = tl.constexpr(ANCESTORS)
@@ -142,7 +136,7 @@ def queries_keys_values(
     eps,
     WIDTH: tl.constexpr,
     QUERIES: tl.constexpr,
-    SHARED: tl.constexpr,
+    KV_HEADS: tl.constexpr,
     HALF: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -175,8 +169,8 @@ def queries_keys_values(
     for begin in range(0, WIDTH, BLOCK):
         columns = begin + tl.arange(0, BLOCK)
         part = _part(scaled, rows, columns, ROWS, WIDTH)
-        low = _times(part, matrix, outputs, columns, low, WIDTH, (QUERIES + 2 * SHARED) * 2 * HALF)
-        high = _times(part, matrix, outputs + HALF, columns, high, WIDTH, (QUERIES + 2 * SHARED) * 2 * HALF)
+        low = _times(part, matrix, outputs, columns, low, WIDTH, (QUERIES + 2 * KV_HEADS) * 2 * HALF)
+        high = _times(part, matrix, outputs + HALF, columns, high, WIDTH, (QUERIES + 2 * KV_HEADS) * 2 * HALF)
     if NORMED:
         scale = _scale(squares, rows, eps, GIVEN, PARTS, ROWS, WIDTH)
         low *= scale
@@ -184,7 +178,7 @@ def queries_keys_values(
     if BIASED:
         low += tl.load(bias + outputs)[None]
         high += tl.load(bias + outputs + HALF)[None]
-    if head < QUERIES + SHARED:
+    if head < QUERIES + KV_HEADS:
         if HEAD_NORMS:  # the head is whole
             mean = (tl.sum(low * low, 1) + tl.sum(high * high, 1)) / (2 * HALF)
             even = tl.rsqrt(mean + eps)[:, None]
@@ -192,19 +186,19 @@ def queries_keys_values(
             low *= even * tl.load(weights)[None]
             high *= even * tl.load(weights + HALF)[None]
         if ROTATES:
-            turned = low * cosine - high * sine
+            rotated = low * cosine - high * sine
             high = high * cosine + low * sine
-            low = turned
+            low = rotated
     if head < QUERIES:
         asked = (rows * QUERIES + head)[:, None] * (2 * HALF) + lower[None]
         tl.store(queries + asked, low)
         tl.store(queries + asked + HALF, high)
-    elif head < QUERIES + SHARED:
+    elif head < QUERIES + KV_HEADS:
         places = ((head - QUERIES) * capacity + slots)[:, None] * (2 * HALF) + lower[None]
         tl.store(keys + places, low)
         tl.store(keys + places + HALF, high)
     else:
-        places = ((head - QUERIES - SHARED) * capacity + slots)[:, None] * (2 * HALF) + lower[None]
+        places = ((head - QUERIES - KV_HEADS) * capacity + slots)[:, None] * (2 * HALF) + lower[None]
         tl.store(values + places, low)
         tl.store(values + places + HALF, high)
 
@@ -262,7 +256,7 @@ def attend(
     cap,
     window,
     QUERIES: tl.constexpr,
-    SHARED: tl.constexpr,
+    KV_HEADS: tl.constexpr,
     SIZE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -276,15 +270,15 @@ def attend(
 
     `scale` and `cap` count in powers of two. A token sees what lies before its tree's root, within the window, and its ancestors.
     """
-    GROUP: tl.constexpr = QUERIES // SHARED
-    shared = tl.program_id(0)
+    GROUP: tl.constexpr = QUERIES // KV_HEADS
+    kv_head = tl.program_id(0)
     flat = tl.program_id(1) * TILE + tl.arange(0, TILE)
     block = tl.program_id(2)
     end = tl.load(meta + _END)
     if block * BLOCK < end:
         rows = flat // GROUP
         inside = rows < ROWS
-        asking = rows * QUERIES + shared * GROUP + flat % GROUP
+        asking = rows * QUERIES + kv_head * GROUP + flat % GROUP
         columns = tl.arange(0, SIZE)
         asked = tl.load(queries + asking[:, None] * SIZE + columns[None], mask=inside[:, None], other=0.0)
         root = tl.load(meta + _ROOT)
@@ -292,7 +286,7 @@ def attend(
         position = tl.load(meta + _POSITIONS + rows, mask=inside, other=_FAR)
         slots = block * BLOCK + tl.arange(0, BLOCK)
         cached = slots < end
-        lines = shared * capacity + slots
+        lines = kv_head * capacity + slots
         key = tl.load(keys + lines[None] * SIZE + columns[:, None], mask=cached[None], other=0.0)
         value = tl.load(values + lines[:, None] * SIZE + columns[None], mask=cached[:, None], other=0.0)
         scores = tl.dot(asked, key, input_precision="ieee") * scale
@@ -548,144 +542,3 @@ def choose(
         tl.store(choices + row, tl.load(token_ids + place))
     else:
         tl.store(choices + row, place.to(tl.int64))
-
-
-@triton.jit
-def go_on(
-    meta,
-    choices,
-    proposed,
-    states,
-    states_stride,
-    offered,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-    FEATURES: tl.constexpr,
-):
-    """Puts what was chosen last in place of the next token, and its state in place of the feature read with it."""
-    row = tl.load(meta + _ROW)
-    token = tl.load(choices + row)
-    end = tl.load(meta + _END)
-    step = tl.load(meta + _STEP)
-    if FEATURES:
-        columns = tl.arange(0, BLOCK)
-        inside = columns < WIDTH
-        state = tl.load(states + row * states_stride + columns, mask=inside)
-        tl.store(offered + columns, state, mask=inside)
-    tl.store(proposed + step, token)
-    tl.store(meta + _START, end)
-    tl.store(meta + _ROOT, end)
-    tl.store(meta + _END, end + 1)
-    tl.store(meta + _ROW, end * 0)
-    tl.store(meta + _STEP, step + 1)
-    tl.store(meta + _IDS, token)
-    tl.store(meta + _POSITIONS, end)
-    tl.store(meta + _ANCESTORS, end * 0 + 1)
-
-
-@triton.jit
-def note(meta, choices, proposed):
-    """Notes what was chosen last, and goes on with nothing."""
-    tl.store(proposed + tl.load(meta + _STEP), tl.load(choices + tl.load(meta + _ROW)))
-
-
-@triton.jit
-def judge(meta, choices, draft_meta, report, COUNT: tl.constexpr, BLOCK: tl.constexpr):
-    """Accepts proposed tokens as long as each is the target's most likely one, and says where both models go on.
-
-    `meta` holds the context's last token and up to COUNT proposed ones, `choices` what the target would say after each.
-    Those that agree and the choice behind them are the next tokens. The draft shall read them next, behind the context that it
-    holds, and the target the last of them and what the draft will have proposed.
-
-    `report` receives how many were accepted, how many there were, the choices, and what was proposed.
-    """
-    places = tl.arange(0, BLOCK)
-    chosen = tl.load(choices + places, mask=places <= COUNT, other=0)
-    proposed = tl.load(meta + _IDS + 1 + places, mask=places < COUNT, other=-1)
-    start = tl.load(meta + _START)
-    offered = tl.load(meta + _OFFERED).to(tl.int32)
-    wrong = (chosen != proposed) & (places < offered)
-    accepted = tl.min(tl.where(wrong, places, offered), 0)
-    last = tl.sum(tl.where(places == accepted, chosen, 0), 0)
-    following = start + accepted + 1
-    tl.store(report, accepted.to(tl.int64))
-    tl.store(report + 1, offered.to(tl.int64))
-    tl.store(report + 2 + places, chosen, mask=places <= COUNT)
-    tl.store(report + 3 + COUNT + places, proposed, mask=places < COUNT)
-    tl.store(draft_meta + _START, start + 1)
-    tl.store(draft_meta + _ROOT, start + 1)
-    tl.store(draft_meta + _END, following + 1)
-    tl.store(draft_meta + _ROW, accepted.to(tl.int64))
-    tl.store(draft_meta + _STEP, start * 0)
-    tl.store(draft_meta + _IDS + places, chosen, mask=places <= COUNT)
-    tl.store(draft_meta + _POSITIONS + places, start + 1 + places, mask=places <= COUNT)
-    tl.store(meta + _START, following)
-    tl.store(meta + _ROOT, following)
-    tl.store(meta + _END, following + COUNT + 1)
-    tl.store(meta + _IDS, last)
-    tl.store(meta + _POSITIONS + places, following + places, mask=places <= COUNT)
-
-
-@triton.jit
-def deliver(meta, proposed, COUNT: tl.constexpr, BLOCK: tl.constexpr):
-    """What was proposed becomes what the target reads behind the context's last token."""
-    places = tl.arange(0, BLOCK)
-    inside = places < COUNT
-    tl.store(meta + _IDS + 1 + places, tl.load(proposed + places, mask=inside), mask=inside)
-    tl.store(meta + _OFFERED, COUNT)
-
-
-@triton.jit
-def pair(
-    meta,
-    table,
-    offered,
-    embedding_norm,
-    state_norm,
-    hidden,
-    scaled,
-    eps,
-    WIDTH: tl.constexpr,
-    NORM_BEFORE_RESIDUAL: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """What an EAGLE-3 head's attention reads of one token, [2 · WIDTH]: its normed embedding, then the normed state beside it.
-    The layer adds to the state, or to the normed one."""
-    row = tl.program_id(0)
-    token = tl.load(meta + _IDS + row)
-    columns = tl.arange(0, BLOCK)
-    inside = columns < WIDTH
-    embedded = tl.load(table + token * WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
-    embedded *= tl.rsqrt(tl.sum(embedded * embedded, 0) / WIDTH + eps)
-    embedded *= tl.load(embedding_norm + columns, mask=inside, other=0.0)
-    state = tl.load(offered + row * WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
-    normed = state * tl.rsqrt(tl.sum(state * state, 0) / WIDTH + eps)
-    normed *= tl.load(state_norm + columns, mask=inside, other=0.0)
-    tl.store(scaled + row * 2 * WIDTH + columns, embedded, mask=inside)
-    tl.store(scaled + (row * 2 + 1) * WIDTH + columns, normed, mask=inside)
-    if NORM_BEFORE_RESIDUAL:
-        state = normed
-    tl.store(hidden + row * WIDTH + columns, state, mask=inside)
-
-
-@triton.jit
-def reduce(
-    states,
-    matrix,
-    reduced,
-    WIDTH: tl.constexpr,
-    READ: tl.constexpr,
-    TOLD: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    """The target's states as one each: matrix · the first READ of their TOLD numbers."""
-    rows = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    outputs = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    made = tl.zeros((TILE, COLUMNS), tl.float32)
-    for begin in range(0, READ, BLOCK):
-        columns = begin + tl.arange(0, BLOCK)
-        read = tl.load(states + rows[:, None] * TOLD + columns[None], mask=(columns < READ)[None], other=0.0)
-        made = _times(read, matrix, outputs, columns, made, READ, WIDTH)
-    tl.store(reduced + rows[:, None] * WIDTH + outputs[None], made, mask=(outputs < WIDTH)[None])

@@ -15,8 +15,10 @@ import numpy as np
 import torch
 
 from draftrank.engine.backends.base import Capabilities, Runtime, check_exit, check_layers
-from draftrank.engine.backends.cuda_graphs.decoder import MAX_ROWS, TILE, CudaGraphsDecoder, SharedCache
+from draftrank.engine.backends.cuda_graphs import state
+from draftrank.engine.backends.cuda_graphs.decoder import TILE, CudaGraphsDecoder, SharedCache
 from draftrank.engine.backends.cuda_graphs.recording import Recording, Reports
+from draftrank.engine.backends.cuda_graphs.state import MAX_ROWS
 from draftrank.engine.proposer import DeviceTokens
 from draftrank.engine.sampling import distribution, pick
 from draftrank.engine.stamps import DeviceStamp, HostStamp
@@ -55,10 +57,7 @@ class CudaGraphsRuntime(Runtime):
     ) -> None:
         """Wraps a model on its device, or the layers of it that a decoder has; a cache may be shared. Nothing is recorded
         until it reads tokens or reserves room."""
-        from draftrank.engine.backends.cuda_graphs import kernels
-
         self.model = model
-        self._kernels = kernels
         self.decoder = decoder or CudaGraphsDecoder(model)
         """Starts the kernels."""
         self.vocabulary_size = self.decoder.vocabulary_size
@@ -78,9 +77,9 @@ class CudaGraphsRuntime(Runtime):
         """By the number of a layer, at which part of the states its outputs are."""
         self._states = self._room_for_states(0)
         self._told: Tensor | None = None
-        """States of all tokens of the last feed, where it took several forwards."""
+        """States of all tokens of the last call of `forward`, where it took several of the device's."""
         self._count = 0
-        """Tokens of the last feed."""
+        """Tokens of the last call of `forward`."""
         self._last = 0
         """Rows of the last forward."""
         self._recordings: dict[int | str | DecodingMode, Recording] = {}
@@ -89,7 +88,7 @@ class CudaGraphsRuntime(Runtime):
         """The longest one that was asked for, by its number of tokens."""
         self._uniform = torch.zeros(1, device=self.decoder.device)
         """The random number of the next link."""
-        self._says = np.zeros(kernels.META, dtype=np.int64)
+        self._says = np.zeros(state.SIZE, dtype=np.int64)
         """What `meta` shall say next."""
 
     @staticmethod
@@ -149,15 +148,15 @@ class CudaGraphsRuntime(Runtime):
 
     @torch.inference_mode()
     def commit(self, root: int, path: Sequence[int]) -> None:
-        fed_at_once, kept = self._count == self._cache.length - root, len(path)
+        read_at_once, kept = self._count == self._cache.length - root, len(path)
         moved = next((to for to, index in enumerate(path) if to != index), kept)
         if moved < kept:
             taken = torch.tensor([root + index for index in path[moved:]], device=self.decoder.device)
             for cached in (self._cache.keys, self._cache.values):
                 cached[:, :, root + moved : root + kept] = cached[:, :, taken]
-            if fed_at_once and self._states.shape[1]:
+            if read_at_once and self._states.shape[1]:
                 self._states[moved:kept] = self._states[taken - root]
-        if fed_at_once:
+        if read_at_once:
             self._count = kept
         self._cache.length = root + kept
 
@@ -298,15 +297,15 @@ class CudaGraphsRuntime(Runtime):
     ) -> None:
         """Tells the device what the next forward reads: arguments as above."""
         self._write(tokens, tree)
-        meta, fields = self.decoder.meta, self._kernels
+        meta = self.decoder.meta
         meta.copy_(torch.from_numpy(self._says), non_blocking=True)
         if behind_first is not None:
-            meta[fields.IDS + 1 : fields.IDS + len(tokens)] = behind_first
+            meta[state.IDS + 1 : state.IDS + len(tokens)] = behind_first
 
     def offer_instead(self, last: int, proposed: Sequence[int]) -> None:
         """Tells the device what is proposed behind the context's last token, in place of what a draft has proposed."""
         check_ids(proposed, self.vocabulary_size)
-        begin = self._kernels.OFFERED
+        begin = state.OFFERED
         instead = torch.tensor([len(proposed), last, *proposed])
         self.decoder.meta[begin : begin + len(instead)].copy_(instead, non_blocking=True)
 
@@ -339,7 +338,7 @@ class CudaGraphsRuntime(Runtime):
         Returns:
             the distribution that it is drawn from, float32 [vocabulary].
         """
-        row = self.decoder.meta[self._kernels.ROW : self._kernels.ROW + 1]
+        row = self.decoder.meta[state.ROW : state.ROW + 1]
         likely = distribution(self._of_all_tokens(self.decoder.logits.index_select(0, row)), mode)
         self.decoder.choices.index_copy_(0, row, pick(likely, uniform))
         return likely[0]
@@ -350,13 +349,13 @@ class CudaGraphsRuntime(Runtime):
 
     def proposed(self, count: int) -> Tensor:
         """What the next forward reads behind the context's last token, int64 [count] on the device."""
-        begin = self._kernels.IDS + 1
+        begin = state.IDS + 1
         return self.decoder.meta[begin : begin + count]
 
     @property
     def offered(self) -> Tensor:
         """How many of these were proposed, int64, one number on the device."""
-        return self.decoder.meta[self._kernels.OFFERED]
+        return self.decoder.meta[state.OFFERED]
 
     def states_of(self, layers: Sequence[int]) -> Tensor:
         """Where the states of all rows of the last forward lie, or a copy made in passing; see `features`."""
@@ -367,14 +366,14 @@ class CudaGraphsRuntime(Runtime):
 
     def _write(self, tokens: Sequence[int], tree: TokenTree | None) -> None:
         check_ids(tokens, self.vocabulary_size)
-        says, fields = self._says, self._kernels
+        says = self._says
         rows, start = len(tokens), self._cache.length
         root = start if tree is None else start + rows - len(tree.parents)
-        says[fields.START], says[fields.ROOT], says[fields.END] = start, root, start + rows
-        says[fields.ROW], says[fields.STEP], says[fields.OFFERED] = rows - 1, 0, rows - 1
-        says[fields.IDS : fields.IDS + rows] = tokens
-        positions = says[fields.POSITIONS : fields.POSITIONS + MAX_ROWS]
-        ancestors = says[fields.ANCESTORS : fields.ANCESTORS + MAX_ROWS]
+        says[state.START], says[state.ROOT], says[state.END] = start, root, start + rows
+        says[state.ROW], says[state.STEP], says[state.OFFERED] = rows - 1, 0, rows - 1
+        says[state.IDS : state.IDS + rows] = tokens
+        positions = says[state.POSITIONS : state.POSITIONS + MAX_ROWS]
+        ancestors = says[state.ANCESTORS : state.ANCESTORS + MAX_ROWS]
         if tree is None:
             positions[:] = np.arange(start, start + MAX_ROWS)
             ancestors[:] = _ONE_TOKEN_AFTER_ANOTHER
@@ -421,9 +420,9 @@ class CudaGraphsRuntime(Runtime):
 
     def _idle(self) -> Tensor:
         """What `meta` says where only slots behind all sequences may be written."""
-        idle, fields = torch.zeros_like(self.decoder.meta), self._kernels
-        idle[fields.START] = idle[fields.ROOT] = self._cache.capacity
-        idle[fields.END] = self._cache.capacity + 1
+        idle = torch.zeros_like(self.decoder.meta)
+        idle[state.START] = idle[state.ROOT] = self._cache.capacity
+        idle[state.END] = self._cache.capacity + 1
         return idle
 
     def _go_on(self) -> None:

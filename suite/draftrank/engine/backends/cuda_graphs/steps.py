@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from draftrank.engine.backends.cuda_graphs.decoder import MAX_ROWS, TILE
+from draftrank.engine.backends.cuda_graphs.decoder import TILE
 from draftrank.engine.backends.cuda_graphs.recording import Recording, Reports
+from draftrank.engine.backends.cuda_graphs.state import MAX_ROWS
 from draftrank.engine.proposer import DeviceStep, DeviceSteps, DeviceTokens
 from draftrank.engine.verification import coupled
 

@@ -1,9 +1,9 @@
 """Attention of a few new tokens over many cached ones, without copying keys and values.
 
-Where several query heads share one head of keys and values, transformers either repeats the shared heads in
+Where several query heads share one kv head, transformers either repeats the kv heads in
 memory or takes a kernel that does not know such groups. For one bf16 token on a CPU that kernel needs six
 times as long as the fused one, from some hundred cached tokens on a good part of the whole forward: a baseline
-slowed down like that makes any draft look good. Seen as more queries of the shared head, a group needs
+slowed down like that makes any draft look good. Seen as more queries of its kv head, a group needs
 neither (for one token transformers does so itself where a mask is given).
 """
 
@@ -29,7 +29,7 @@ LIBRARY = "sdpa"
 _OF_NO_EFFECT = frozenset({"position_ids", "use_cache", "sliding_window", "output_router_logits"})
 """Arguments of transformers' models that do not change what attention computes: windows are in the mask."""
 MAX_QUERIES = 96
-"""Longer feeds are prefills, where repeating the shared heads costs little beside the products."""
+"""Longer forwards are prefills, where repeating the kv heads costs little beside the products."""
 
 
 def grouped_attention(

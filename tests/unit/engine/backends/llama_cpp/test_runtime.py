@@ -1,4 +1,4 @@
-"""The llama.cpp runtime: the logits of the plain model, whatever was fed and forgotten, and every law of the engine,
+"""The llama.cpp runtime: the logits of the plain model, whatever was read and rolled back, and every law of the engine,
 alone and beside torch. Skipped where llama-cpp-python is not installed."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The torch runtime: what it computes equals the plain model, whatever was fed and forgotten."""
+"""The torch runtime: what it computes equals the plain model, whatever was read and rolled back."""
 
 from __future__ import annotations
 
