@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -33,6 +35,8 @@ SHAPES = {
     "smollm2-1.7b-instruct": ("llama", 24),
 }
 """Family and number of layers of each, by its publisher's configuration."""
+ROWS = 10_000
+"""Of a vocabulary: more than any recipe keeps."""
 
 
 def test_every_target_of_the_hub_is_known_here_and_has_recipes():
@@ -55,10 +59,13 @@ def recipes_of(target_id):
     [(shape, [name for name in SHAPES if SHAPES[name] == shape]) for shape in sorted({*SHAPES.values()})],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) else "",
 )
-def test_recipes_fit_their_family_at_its_depth(shape, targets):
+def test_recipes_fit_their_family_at_its_depth(shape, targets, tmp_path):
     family, layers = shape
+    tokenizer = small_tokenizer()
+    small_model(family, layers=layers, vocabulary=ROWS).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
     for recipe in (recipe for target_id in targets for recipe in recipes_of(target_id)):
-        draft = WorkingDraft(small_model(family, layers=layers), small_tokenizer())
+        draft = WorkingDraft(small_model(family, layers=layers, vocabulary=ROWS), tokenizer)
         found, model = draft.architecture, draft.model
         if recipe.draft.kind == "early_exit":
             count = recipe.draft.layers
@@ -69,7 +76,7 @@ def test_recipes_fit_their_family_at_its_depth(shape, targets):
             head, _, *trainings = recipe.draft.build_steps
             assert {step.kind for step in trainings} == {"distill"}
             for step in recipe.draft.build_steps:
-                step.check(draft)
+                step.check(draft, SimpleNamespace(model_folder=tmp_path))
             read = published_layers(layers)
             states = found.states_of_layers(model, torch.arange(3, 11)[None], read)
             made, form = new_eagle3_head(model, read)

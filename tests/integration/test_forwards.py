@@ -14,6 +14,7 @@ from draftrank.engine.backends import registry
 from draftrank.engine.backends.choice import Candidates, choose, draft_misfit, fastest_dtype
 from draftrank.engine.backends.cpp import library
 from draftrank.errors import InvalidInputError
+from draftrank.jobs import session
 from draftrank.jobs.session import build, choose_backend, choose_recipes
 from draftrank.measure.gates.verdict import judge
 from draftrank.models.loading import load_model
@@ -183,6 +184,34 @@ def test_an_unknown_architecture_falls_back_and_is_refused_where_it_is_asked_for
     assert "it runs on a GPU only" in graphs.err
     if not registry.torch.cuda.is_available():
         assert "there is no CUDA device here" in cuda.err
+
+
+TREE = "speculate:\n  num_speculative_tokens: 3\n  branch_above_probability: 0.1"
+
+
+@pytest.mark.parametrize(
+    ("family", "draft", "says"),
+    [
+        ("lfm2", "early-exit", "layers of lfm2 keep a state that is rolled back in all of them at once"),
+        ("lfm2", "tree", "layers of lfm2 keep a state that follows one chain of tokens"),
+        ("bloom", "tree", "bloom takes the distance of two tokens from the order in which they are read"),
+        ("gpt_neo", "tree", "gpt_neo limits its local attention inside its layers"),
+    ],
+)
+def test_what_a_target_cannot_do_for_a_draft_is_known_before_the_build(
+    tmp_path, monkeypatch, family, draft, says
+):
+    root = write_tiny_workspace(tmp_path / "workspace", family)
+    declared = root / "drafts" / "tiny" / "target.yaml"
+    declared.write_text(declared.read_text() + "context_window: 256\n")
+    shallow = (root / "drafts" / "tiny" / "shallow.yaml").read_text()
+    tree = shallow.replace("id: shallow", "id: tree").partition("speculate:")[0] + TREE
+    (root / "drafts" / "tiny" / "tree.yaml").write_text(tree + "\n")
+    monkeypatch.setattr(session, "build_all", lambda *_: pytest.fail("built"))
+    with pytest.raises(InvalidInputError, match=rf"the draft {draft} does not run .*: .*{says}"):
+        run_drafts(root, draft)
+    assert "shallow" not in chosen(root, "shallow").left_out
+    assert draft in chosen(root).left_out
 
 
 def test_fp16_is_not_for_cpp(workspace_root):

@@ -595,11 +595,13 @@ def test_other_architectures_are_measured_with_text_matching_drafts(tmp_path, ar
     suffixes = "kind: suffix\nspeculate:\n  branch_above_probability: 0.1"
     text = recipe_of("suffixes", suffixes).replace("0.1\nspeculate:", "0.1")
     (root / "drafts" / "tiny" / "suffixes.yaml").write_text(text)
-    result = run_drafts(root, "ngram", "suffixes")
+    if architecture == "bloom":  # told before the run, and no other draft's matter
+        with pytest.raises(InvalidInputError, match=r"the draft suffixes .* trees of tokens cannot be read"):
+            run_drafts(root, "ngram", "suffixes")
+    result = run_drafts(root, "ngram", "suffixes", leave_misfits_out=True)
     failures = {arm.id: arm.failure for arm in result.session.arms}
-    refused = failures.pop("suffixes")
     assert set(failures.values()) == {None}
-    assert refused is None if architecture != "bloom" else "trees of tokens cannot be read" in refused
+    assert ("suffixes" in failures) == (architecture != "bloom")
     for arm in summarise(result).arms:
         if arm.arm.kind == "draft" and arm.arm.failure is None:
             assert arm.fidelity.status == "identical"

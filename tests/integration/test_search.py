@@ -94,8 +94,8 @@ def test_a_search_that_was_stopped_goes_on_and_trains_nothing_twice(workspace_ro
 
 
 def test_a_head_that_the_target_cannot_have_is_noted_and_the_search_goes_on(tmp_path, monkeypatch):
-    """Mamba keeps a state, and its backend tells no hidden states."""
-    root = write_tiny_workspace(tmp_path / "workspace", "mamba")
+    """Layers of DeepSeek V4 carry several states of each token."""
+    root = write_tiny_workspace(tmp_path / "workspace", "deepseek_v4")
     declared = root / "drafts" / "tiny" / "target.yaml"
     declared.write_text(declared.read_text() + "context_window: 256\n")
     workspace = Workspace.open(root)
@@ -108,7 +108,7 @@ def test_a_head_that_the_target_cannot_have_is_noted_and_the_search_goes_on(tmp_
     with Store.open(workspace.store_url) as store:
         found = search(workspace, *SHORT, store)
     assert found.tried[0].prediction is None
-    assert "does not tell this target's hidden states" in found.tried[0].note
+    assert "carry several states of each token" in found.tried[0].note
     assert all(one.prediction is not None for one in found.tried[1:])
 
 

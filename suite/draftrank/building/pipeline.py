@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -16,13 +16,15 @@ from typing import Any
 from draftrank.building.kept_drafts import take_kept
 from draftrank.building.shared_drafts import give_shared, take_shared
 from draftrank.building.steps.origin import Pretrained
-from draftrank.building.text.corpus import corpus_key, self_generated_corpus
+from draftrank.building.text.corpus import corpus_key, require_writable, self_generated_corpus
 from draftrank.building.working_draft import BuildContext, WorkingDraft
 from draftrank.catalog.recipe import Recipe
 from draftrank.catalog.self_generated import SelfGenerated
 from draftrank.catalog.sources.base import FetchContext
+from draftrank.catalog.step import StepBase
 from draftrank.catalog.target import Target
 from draftrank.errors import BuildError, DraftrankError, MissingDataError
+from draftrank.models.architecture_checks import alike, require_every_layer, short_logits
 from draftrank.models.cache import (
     CODE_VERSIONS,
     FACTS,
@@ -251,11 +253,12 @@ def _working(folder: Path, device: str) -> WorkingDraft:
 
 def _run_steps(recipe: Recipe, draft: WorkingDraft, done: int, context: BuildContext) -> None:
     steps = recipe.draft.build_steps
-    checked = done
+    _check_texts(recipe, steps[done:], context)
     for number, step in enumerate(steps[done:], start=done + 1):
-        if number > checked:  # what follows an origin is asked of the model that this one makes
-            checked = number if step.phase == "origin" else len(steps)
-            _check_steps(recipe, draft, range(number, checked + 1))
+        # What follows an origin is asked of the model that this one makes, and what follows a cut of the one that is left.
+        new = number == done + 1 or steps[number - 2].phase == "origin"
+        last = len(steps) if (new or step.trains) and step.phase != "origin" else number
+        _check_steps(recipe, draft, range(number, last + 1), context, new=new)
         with context.progress.stage(f"{recipe.id}: step {number} of {len(steps)}, {step.kind}"):
             scratch = context.scratch / f"step-{number}"
             scratch.mkdir(exist_ok=True)
@@ -268,13 +271,36 @@ def _run_steps(recipe: Recipe, draft: WorkingDraft, done: int, context: BuildCon
                 raise BuildError(f"{recipe.id}: step {number} ({step.kind}) failed: {cause}") from error
 
 
-def _check_steps(recipe: Recipe, draft: WorkingDraft, numbers: range) -> None:
-    """Asks several steps, so that none is refused after hours of another one's work."""
+def _check_texts(recipe: Recipe, steps: Sequence[StepBase], context: BuildContext) -> None:
+    """Refuses texts that some of the recipe's steps declare and the target cannot write."""
+    for step in steps:
+        text = getattr(step, "data", None)
+        if isinstance(text, SelfGenerated):
+            try:
+                require_writable(text, context)
+            except DraftrankError as error:
+                raise BuildError(
+                    f"{recipe.id}: the text of {step.kind} cannot be written: {error}"
+                ) from error
+
+
+def _check_steps(
+    recipe: Recipe, draft: WorkingDraft, numbers: range, context: BuildContext, *, new: bool
+) -> None:
+    """Asks several steps, so that none is refused after hours of another one's work; of a `new` model, whether its layers are
+    those that were found."""
+    cut = False
     for number in numbers:
         step = recipe.draft.build_steps[number - 1]
         try:
-            step.check(draft)
-        except BuildError as error:
+            if new and step.touches_layers:
+                require_every_layer(draft.model, draft.architecture.layers_name)
+                new = False
+            step.check(draft, context)
+            if not cut:
+                step.check_shape(draft, context)
+            cut = cut or step.phase == "structure"
+        except DraftrankError as error:
             raise BuildError(f"{recipe.id}: step {number} ({step.kind}) cannot be done: {error}") from error
 
 
@@ -289,6 +315,25 @@ def _save(draft: WorkingDraft, facts: dict[str, Any], staging: Path, began: floa
     }
     text = json.dumps({**facts, **measured}, indent=2, ensure_ascii=False)
     (staging / FACTS).write_text(text + "\n", "utf-8")
+    if (
+        draft.packed_parameters is None
+    ):  # other programs and libraries open their weights in another form than they made
+        _require_same(draft, staging, facts["device"])
+
+
+def _require_same(draft: WorkingDraft, saved: Path, device: str) -> None:
+    """Refuses a draft whose folder opens as another model. The one in memory is given up first, so that there are never two.
+
+    Raises:
+        BuildError: it does.
+    """
+    expected, kind = short_logits(draft.model), draft.model.config.model_type
+    del draft.model
+    if not alike(expected, short_logits(load_model(saved, "fp32", device, full_precision=True))):
+        raise BuildError(
+            f"a {kind} model with these changes computes something else when it is saved and opened again, so its folder does "
+            "not keep all of it: use steps that leave layers as they are, such as quantize or distill"
+        )
 
 
 def _opened(recipe: Recipe, folder: Path, *, reused: bool) -> BuiltDraft:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from draftrank.catalog.base import Declared
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from draftrank.building.working_draft import BuildContext, WorkingDraft
 
 
@@ -52,20 +54,37 @@ class StepBase(Declared):
         """What these fields add; see `adds`."""
         return self.adds
 
+    @property
+    def touches_layers(self) -> bool:
+        """Whether it reads or changes single layers of the model, which must then be found."""
+        return self.phase in ("structure", "factors", "tying", "sparsity")
+
     def sentence(self) -> str:
         """One sentence that describes the step."""
         raise TypeError(f"{type(self).__name__} says nothing")  # every subclass overrides this
 
-    def check(self, draft: WorkingDraft) -> None:
-        """Refuses a model whose architecture cannot have the step; asked before any step is applied.
+    def fault(self, before: Sequence[StepBase]) -> str | None:
+        """What these fields need of the steps `before` that is not so, with the fix; None: nothing."""
+        return None
+
+    def check(self, draft: WorkingDraft, context: BuildContext) -> None:
+        """Refuses what cannot be done with this model on this machine, so that no step's work is lost: asked before any step is
+        applied, before each step that trains, and right before this one.
 
         Raises:
-            BuildError: it cannot; the message says why, and what would work.
+            DraftrankError: it cannot be done; the message says why, and what would work.
         """
-        if self.phase in ("head", "training"):
-            _ = draft.architecture  # refuses a model without an embedding or a head
-        elif self.phase not in ("origin", "quantization"):
+        if self.touches_layers:
             _ = draft.architecture.blocks  # refuses a model whose layers are not found
+        elif self.phase in ("head", "training"):
+            _ = draft.architecture  # refuses a model without an embedding or a head
+
+    def check_shape(self, draft: WorkingDraft, context: BuildContext) -> None:
+        """Refuses a model whose layers, as they are once no step before this one cuts it any more, cannot have the step.
+
+        Raises:
+            BuildError: they cannot; the message says why, and what would work.
+        """
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         """Changes the draft in place.

@@ -202,6 +202,26 @@ def plan_run(
     fetch = workspace.fetch_context(progress)
     target_folder = ensure_target(target, fetch)
     target_file = gguf_file(target, fetch) if from_file else None
+    plan = SessionPlan(
+        target=target,
+        target_folder=target_folder,
+        suite=suite,
+        tasks=tasks,
+        drafts=(),
+        backend=choice.backend,
+        dtype=choice.dtype,
+        device=choice.device,
+        mode=request.mode,
+        seed=request.seed,
+        target_ci=request.target_ci,
+        budget_s=request.budget_s,
+        skipped_tasks=tuple(skipped),
+        references=references,
+        watch=watching(),
+        target_file=target_file,
+        workspace=workspace.root,
+    )
+    _require_readable(plan)
     built, doubts = build_for(
         workspace, target, target_folder, recipes, choice.device, tasks, progress, unbuilt
     )
@@ -211,26 +231,23 @@ def plan_run(
         else replace(arm, backend=place.backend, dtype=place.dtype)
         for arm in built
     )
-    return SessionPlan(
-        target=target,
-        target_folder=target_folder,
-        suite=suite,
-        tasks=tasks,
-        drafts=arms,
-        backend=choice.backend,
-        dtype=choice.dtype,
-        device=choice.device,
-        mode=request.mode,
-        seed=request.seed,
-        target_ci=request.target_ci,
-        budget_s=request.budget_s,
-        warnings=(*skipped.values(), *doubts),
-        skipped_tasks=tuple(skipped),
-        references=references,
-        watch=watching(),
-        target_file=target_file,
-        workspace=workspace.root,
-    )
+    return replace(plan, drafts=arms, warnings=(*skipped.values(), *doubts))
+
+
+def _require_readable(plan: SessionPlan) -> None:
+    """Refuses prompts that the target cannot read, before anything is built to be measured on them.
+
+    Raises:
+        ContextOverflowError: one does not fit the target's window.
+        InvalidInputError: its chat template renders one not, or its tokenizer is that of another model.
+    """
+    from draftrank.measure.sessions.texts import SessionTexts
+    from draftrank.models.loading import load_tokenizer, read_config
+
+    folder = plan.target_folder
+    texts = SessionTexts(plan, load_tokenizer(folder.path), folder.context_window, frozenset())
+    texts.check_room()
+    texts.check_ids(int(read_config(folder.path).get_text_config().vocab_size))
 
 
 def prompts_of(

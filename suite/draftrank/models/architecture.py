@@ -119,7 +119,7 @@ class Architecture:
             raise BuildError(
                 f"the layers of the architecture {self.model_type!r} are not found: no list of modules is as long as its "
                 "configuration says; name it in `OVERRIDES` of draftrank/models/discovery.py, or use steps that need no "
-                "layers, such as quantize, trim_vocabulary or distill"
+                "layers, such as quantize (but for gptq), trim_vocabulary or distill"
             )
         return f"{self.names.decoder}.{self.names.layer_list}"
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from draftrank.errors import BuildError
+from draftrank.models.attention_windows import context_window
 from draftrank.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def _probe(model: PreTrainedModel) -> Tensor:
     """A few tokens, int64 [1, tokens]."""
     device = next(model.parameters()).device
     rows = int(model.config.get_text_config().vocab_size)
-    return (torch.arange(_PROBE_TOKENS, device=device)[None] * 7 + 3) % rows
+    count = min(_PROBE_TOKENS, context_window(model.config) or _PROBE_TOKENS)
+    return (torch.arange(count, device=device)[None] * 7 + 3) % rows
 
 
 def logits_without(

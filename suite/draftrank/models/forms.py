@@ -265,6 +265,19 @@ def use_sparse_kernels(model: nn.Module, names: Sequence[str]) -> None:
             module.weight = nn.Parameter(sparse, requires_grad=False)
 
 
+def int8_engine() -> str:
+    """What torch multiplies int8 matrices by on this processor.
+
+    Raises:
+        BuildError: it has nothing.
+    """
+    supported = torch.backends.quantized.supported_engines
+    engine = next((name for name in _ENGINES if name in supported), None)
+    if engine is None:
+        raise BuildError("this build of torch has no int8 engine for this processor: leave quantize out")
+    return engine
+
+
 def quantize_linear_layers(model: nn.Module, keep_precise: Sequence[str] = ()) -> None:
     """Replaces linear layers of an fp32 model by their dynamic int8 form, in place, but for those with names that end so:
     int8 weights with one scale per output channel, activations quantized per forward.
@@ -277,10 +290,7 @@ def quantize_linear_layers(model: nn.Module, keep_precise: Sequence[str] = ()) -
     """
     from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
 
-    supported = torch.backends.quantized.supported_engines
-    engine = next((name for name in _ENGINES if name in supported), None)
-    if engine is None:
-        raise BuildError("this build of torch has no int8 engine for this processor: leave quantize out")
+    engine = int8_engine()
     if torch.backends.quantized.engine not in _ENGINES:
         torch.backends.quantized.engine = engine
     for name, module in list(model.named_modules()):

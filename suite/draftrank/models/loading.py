@@ -182,7 +182,7 @@ def _require_weights(
     lacking = sorted(name for name in missing if name in named and id(named[name]) not in given)
     if lacking or other:
         what = (
-            f"misses {len(lacking)} weights, such as {lacking[0]}"
+            f"misses {len(lacking)} {'weight' if len(lacking) == 1 else 'weights'}, such as {lacking[0]}"
             if lacking
             else f"has weights of another shape: {other[0]}"
         )

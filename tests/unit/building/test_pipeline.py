@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import multiprocessing
 import os
@@ -16,15 +17,18 @@ from draftrank.building import pipeline
 from draftrank.building.pipeline import build_draft
 from draftrank.building.steps.drop_layers import DropLayers
 from draftrank.building.steps.quantize import Quantize
+from draftrank.building.text import corpus
 from draftrank.building.training.distillation import _Trainer
 from draftrank.catalog.self_generated import CALIBRATION
 from draftrank.catalog.sources.base import FetchContext
 from draftrank.engine.proposers.draft_model import ModelDraft
 from draftrank.errors import BuildError, MissingDataError
+from draftrank.models import discovery
 from draftrank.models.architecture import Architecture
 from draftrank.models.cache import draft_key
 from draftrank.models.loading import load_model
 from draftrank.progress import SilentProgress
+from models import small_model
 
 DROP = {"kind": "drop_layers", "keep": 2, "select": "ends"}
 QUANTIZE = {"kind": "quantize", "scheme": "dynamic_int8"}
@@ -269,3 +273,134 @@ def test_a_later_step_that_the_family_cannot_have_is_refused_before_the_first_is
     monkeypatch.setattr(Architecture, "keep_layers", lambda *_: pytest.fail("a step was applied"))
     with pytest.raises(BuildError, match=r"step 2 \(prune_heads\) cannot be done: gpt2 .* use prune_ffn"):
         build(DROP, {"kind": "prune_heads", "keep_groups": 1}, architecture="gpt2")
+
+
+TIE = {"kind": "tie_layers", "blocks": 3}
+NF4 = {"kind": "quantize", "scheme": "nf4"}
+
+
+@pytest.mark.parametrize(
+    ("steps", "says"),
+    [
+        ((DISTILL, NF4), r"step 2 \(quantize\) cannot be done: .*(needs the library|needs a multiple of 64)"),
+        ((DISTILL, {**TIE, "blocks": 9}), r"step 2 \(tie_layers\) cannot be done: the model has 4 layers"),
+        (
+            (DROP, DISTILL, TIE),
+            r"step 3 \(tie_layers\) cannot be done: the model has 2 layers: write at most 2",
+        ),
+        ((DISTILL, {"kind": "trim_vocabulary", "keep_tokens": 9_999}), "9999 cannot be kept"),
+        ((DISTILL, {"kind": "trim_vocabulary", "keep_tokens": 1}), "are kept in any case"),
+        ((DISTILL, {"kind": "factorize_head", "rank": 33}), "has no rank 33"),
+        ((DISTILL, {"kind": "sparsify", "method": "wanda", "pattern": "2:5"}), "no multiple of 5"),
+        ((DISTILL, {"kind": "write_gguf"}), r"step 2 \(write_gguf\) cannot be done"),
+        (({"kind": "prune_ffn", "keep_channels": 49}, DISTILL), "48 feed-forward channels per layer, so 49"),
+        (({"kind": "prune_heads", "keep_groups": 3}, DISTILL), "2 query groups per layer, so 3"),
+        (({"kind": "prune_hidden", "keep_channels": 33}, DISTILL), "32 hidden channels, so 33"),
+        (({"kind": "merge_layers", "keep": 5}, DISTILL), "4 layers, so 5 cannot be left"),
+    ],
+)
+def test_what_the_model_and_the_machine_tell_is_told_before_a_text_is_written(
+    build, monkeypatch, steps, says
+):
+    monkeypatch.setattr(corpus, "write_rows", lambda *_: pytest.fail("a text was written"))
+    with pytest.raises(BuildError, match=says):
+        build(*steps)
+
+
+def test_a_width_that_a_step_before_makes_fit_is_not_refused(build):
+    sparse = {"kind": "sparsify", "method": "magnitude", "pattern": "2:5"}
+    built = build(
+        {"kind": "prune_ffn", "keep_channels": 40},
+        {"kind": "prune_hidden", "keep_channels": 20},
+        {"kind": "prune_heads", "keep_groups": 1},
+        {**sparse, "pattern": "2:4"},
+    )
+    assert built.parameters
+    with pytest.raises(BuildError, match=r"step 2 \(sparsify\) cannot be done: .* no multiple of 5"):
+        build({"kind": "prune_ffn", "keep_channels": 40}, sparse)
+    kinds = {"kind": "drop_layers", "keep": [1, 2]}  # of which the first is dense and the others have experts
+    with pytest.raises(BuildError, match="layers of deepseek_v3 are of different kinds"):
+        build({"kind": "tie_layers", "blocks": 1}, architecture="deepseek_v3")
+    assert build(kinds, {"kind": "tie_layers", "blocks": 1}, architecture="deepseek_v3").parameters
+
+
+def test_a_text_that_the_target_cannot_write_is_refused_before_the_first_step(build, monkeypatch):
+    monkeypatch.setattr(DropLayers, "apply", lambda *_: pytest.fail("a step was applied"))
+    data = {**DISTILL["data"], "sequence_tokens": 16}
+    with pytest.raises(
+        BuildError, match=r"text of distill cannot be written: rows of 16 tokens are too short"
+    ):
+        build(DROP, {**DISTILL, "data": data})
+    source = {"kind": "local", "path": "prompts.jsonl", "sha256": "0" * 64}
+    given = {"licence": "MIT", "source": source}
+    with pytest.raises(BuildError, match=r"text of distill cannot be written: .*prompts"):
+        build(DROP, {**DISTILL, "data": {**DISTILL["data"], "prompts": given}})
+
+
+def test_a_ready_made_model_with_other_rows_is_not_distilled(build, make_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "write_rows", lambda *_: pytest.fail("a text was written"))
+    small_model("llama", layers=2, vocabulary=len(make_tokenizer()) + 3).save_pretrained(tmp_path / "other")
+    make_tokenizer().save_pretrained(tmp_path / "other")
+    ready = {"kind": "pretrained", "licence": "MIT", "source": {"kind": "local", "path": "other"}}
+    with pytest.raises(BuildError, match=r"step 2 \(distill\) cannot be done: .*rows of the vocabulary"):
+        build(ready, DISTILL)
+    assert build(ready).parameters
+
+
+@pytest.mark.parametrize(
+    ("steps", "asked"),
+    [
+        ((DROP, {"kind": "factorize", "keep_parameters": 0.5}, TIE), 1),
+        (({"kind": "random"}, {"kind": "sparsify", "method": "magnitude", "sparsity": 0.5}), 1),
+        (({"kind": "trim_vocabulary", "keep_tokens": 200}, QUANTIZE), 0),
+    ],
+)
+def test_a_model_is_asked_once_whether_its_layers_are_those_found_and_only_for_steps_that_touch_them(
+    build, monkeypatch, steps, asked
+):
+    names = []
+    monkeypatch.setattr(pipeline, "require_every_layer", lambda _, name: names.append(name))
+    steps = [{**step, "blocks": 2} if step is TIE else step for step in steps]
+    build(*steps)
+    assert names == ["model.layers"] * asked
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"kind": "factorize", "keep_parameters": 0.5},
+        {"kind": "prune_ffn", "keep_channels": 24},
+        {"kind": "eagle_head", "aux_hidden_states": [1, 2]},
+    ],
+    ids=lambda step: step["kind"],
+)
+def test_layers_that_the_model_does_not_run_are_refused_before_a_step_touches_them(build, monkeypatch, step):
+    load = pipeline.load_model
+
+    def with_spare_layers(*given, **named):
+        model = load(*given, **named)
+        model.model.spare = copy.deepcopy(model.model.layers)
+        return model
+
+    monkeypatch.setattr(pipeline, "load_model", with_spare_layers)
+    monkeypatch.setitem(discovery.OVERRIDES, "llama", {"decoder": "model", "layer_list": "spare"})
+    with pytest.raises(
+        BuildError, match=r"cannot be done: model\.spare .* is not the list of its decoder layers"
+    ):
+        build(step)
+
+
+def test_a_change_that_no_folder_keeps_is_noticed_before_the_draft_is_there(build, tmp_path, monkeypatch):
+    apply = DropLayers.apply
+
+    def scaled(step, draft, context):
+        apply(step, draft, context)
+        for layer in draft.architecture.layers(draft.model):
+            layer.self_attn.scaling *= 2  # neither a weight nor in the configuration
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DropLayers, "apply", scaled)
+        with pytest.raises(BuildError, match="computes something else when it is saved and opened again"):
+            build(DROP)
+    assert not published(tmp_path)
+    assert not build(DROP).reused

@@ -265,7 +265,7 @@ def test_a_missing_tensor_is_named_and_a_tied_one_is_not_missed(tmp_path):
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(
-        MissingDataError, match=r"misses 1 weights, such as model\.layers\.1\.mlp\.up_proj\.weight"
+        MissingDataError, match=r"misses 1 weight, such as model\.layers\.1\.mlp\.up_proj\.weight"
     ):
         load_model(tmp_path, "fp32", "cpu")
 

@@ -71,9 +71,7 @@ def write_gguf(
 
     with quiet_gguf():
         source = GGUFReader(target_file)
-        architecture = str(source.fields["general.architecture"].contents())
-        if architecture not in _NORMS:
-            raise BuildError(f"GGUF files of the architecture {architecture} are not written yet")
+        architecture = _architecture_of(source)
         stated = statements_of(model.config, architecture)
         with written_file(final, architecture, name, source, stated, rotary_divisors(model.config)) as writer:
             tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
@@ -81,6 +79,28 @@ def write_gguf(
                 if not (tied and key == "lm_head.weight"):
                     array = as_written(key, tensor, model.config, architecture)
                     add_matrix(writer, _tensor_name(key, architecture), array, weights)
+
+
+def require_written(model: PreTrainedModel, target_file: Path) -> None:
+    """Refuses what `write_gguf` cannot write.
+
+    Raises:
+        BuildError: see there.
+    """
+    from gguf import GGUFReader
+
+    with quiet_gguf():
+        architecture = _architecture_of(GGUFReader(target_file))
+    statements_of(model.config, architecture)
+    for key in model.state_dict():
+        _tensor_name(key, architecture)
+
+
+def _architecture_of(source: GGUFReader) -> str:
+    architecture = str(source.fields["general.architecture"].contents())
+    if architecture not in _NORMS:
+        raise BuildError(f"GGUF files of the architecture {architecture} are not written yet")
+    return architecture
 
 
 @contextmanager

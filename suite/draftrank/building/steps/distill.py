@@ -15,7 +15,11 @@ from draftrank.catalog.self_generated import CorpusText
 from draftrank.catalog.step import Phase, StepBase
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from draftrank.building.working_draft import BuildContext, WorkingDraft
+MIN_HELD_OUT = 2
+"""Sequences of the training text that are kept aside at least, on which agreement is measured."""
 
 
 class Distill(StepBase):
@@ -94,6 +98,12 @@ class Distill(StepBase):
                 "the target's states of text that the draft will write cannot be kept (fix: remove "
                 "cache_target_states or on_policy_share)"
             )
+        rows = -(-self.data.tokens // self.data.sequence_tokens)
+        if rows <= MIN_HELD_OUT:
+            raise ValueError(
+                f"a text of {rows} sequences is too short to keep {MIN_HELD_OUT} of them aside (fix: raise data.tokens, or lower "
+                "data.sequence_tokens)"
+            )
         if self.cache_target_states and self.hidden_weight > 0:
             raise ValueError(
                 "only final states are kept, not those of every layer (fix: remove cache_target_states or "
@@ -111,6 +121,50 @@ class Distill(StepBase):
         }[self.objective]
         times = "1 pass" if self.passes == 1 else f"{self.passes} passes"
         return f"distil towards {goal} on {self.data.tokens:,} tokens that the target generated, {times}"
+
+    def fault(self, before: Sequence[StepBase]) -> str | None:
+        kinds = {step.kind for step in before}
+        if "eagle_head" in kinds:
+            if self.on_policy_share or self.hidden_weight:
+                return (
+                    "an EAGLE-3 head cannot write text alone, and its layers are not the target's (fix: remove "
+                    "on_policy_share and hidden_weight)"
+                )
+            if "prune_hidden" in kinds:
+                return "an EAGLE-3 head needs the target's hidden size while it is trained (fix: remove prune_hidden)"
+            return None
+        if self.ttt_steps > 1:
+            return "ttt_steps is for EAGLE-3 heads (fix: write `kind: eagle`, or remove ttt_steps)"
+        return self._hidden_fault(kinds) if self.hidden_weight else None
+
+    def _hidden_fault(self, before: set[str]) -> str | None:
+        """Why layers of the draft, which these kinds of steps have made, cannot be compared with those of the teacher."""
+        if "pretrained" in before and self.teacher == "target":
+            return (
+                "hidden_weight compares the draft's layers with the target's that they came from, and a ready-made model's came "
+                "from none (fix: remove hidden_weight)"
+            )
+        if "drop_layers" not in before or "merge_layers" in before:
+            return (
+                "hidden_weight needs to know which of the target's layers the draft's come from (fix: put drop_layers before "
+                "distill and nothing else that changes the depth)"
+            )
+        if "prune_hidden" in before:
+            return "hidden_weight needs the target's hidden size (fix: remove prune_hidden, or hidden_weight)"
+        return None
+
+    def check(self, draft: WorkingDraft, context: BuildContext) -> None:
+        from draftrank.errors import BuildError
+        from draftrank.models.loading import read_config
+
+        super().check(draft, context)
+        rows = int(draft.model.config.get_text_config().vocab_size)
+        wanted = int(read_config(context.model_folder).get_text_config().vocab_size)
+        if rows != wanted:
+            raise BuildError(
+                f"the draft's model has {rows:,} rows of the vocabulary and the target's {wanted:,}, so their distributions cannot "
+                "be compared: use a ready-made model with as many rows, or leave distill out"
+            )
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         from draftrank.building.training.distillation import distill

@@ -68,7 +68,7 @@ class DropLayers(StepBase):
             return f"keep {self.keep} layers, {how}"
         return f"keep layer{'s' if len(self.keep) > 1 else ''} {', '.join(map(str, self.keep))}"
 
-    def check(self, draft: WorkingDraft) -> None:
+    def check(self, draft: WorkingDraft, context: BuildContext) -> None:
         from draftrank.building.surgery.fitting import require_depth
         from draftrank.building.surgery.layer_selection import named_layers
 

@@ -17,6 +17,8 @@ from draftrank.catalog.step import Phase, StepBase, Trait
 from draftrank.catalog.target import ModelSource
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from draftrank.building.working_draft import BuildContext, WorkingDraft
 
 LayerIndex = Annotated[int, Field(ge=1, le=10_000)]
@@ -72,6 +74,10 @@ class EagleHead(HeadFields, StepBase):
 
     kind: Literal["eagle_head"]
 
+    @property
+    def touches_layers(self) -> bool:
+        return True
+
     def sentence(self) -> str:
         if self.source is not None:
             return f"replace it by the EAGLE-3 head {source_name(self.source)}, which reads the target's hidden states"
@@ -83,17 +89,15 @@ class EagleHead(HeadFields, StepBase):
         )
         return f"make it an EAGLE-3 head, which reads the target's {which} beside each token"
 
-    def check(self, draft: WorkingDraft) -> None:
+    def check(self, draft: WorkingDraft, context: BuildContext) -> None:
         from draftrank.building.surgery.eagle_head import require_states
 
         require_states(draft.model)
+        if self.source is None:
+            self._read_layers(len(draft.architecture.blocks))
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
-        from draftrank.building.surgery.eagle_head import (
-            model_of_published,
-            new_eagle3_head,
-            published_layers,
-        )
+        from draftrank.building.surgery.eagle_head import model_of_published, new_eagle3_head
         from draftrank.errors import BuildError
         from draftrank.models.eagle_layouts import read_published_head
 
@@ -105,16 +109,25 @@ class EagleHead(HeadFields, StepBase):
             draft.forms += forms
             return
         depth = len(draft.architecture.blocks)
+        draft.model, form = new_eagle3_head(draft.model, self._read_layers(depth))
+        draft.forms.append(form)
+
+    def _read_layers(self, depth: int) -> tuple[int, ...]:
+        """Layers of a target of this depth whose outputs a new head reads, from 0.
+
+        Raises:
+            BuildError: it has not these layers.
+        """
+        from draftrank.building.surgery.eagle_head import published_layers
+        from draftrank.errors import BuildError
+
         if self.aux_hidden_states is None:
-            layers = published_layers(depth)
-        elif (last := self.aux_hidden_states[-1]) < depth:
-            layers = tuple(index - 1 for index in self.aux_hidden_states)
-        else:
+            return published_layers(depth)
+        if (last := self.aux_hidden_states[-1]) >= depth:
             raise BuildError(
                 f"the target has layers 0 to {depth - 1}, and aux_hidden_states names {last}: write at most {depth - 1}"
             )
-        draft.model, form = new_eagle3_head(draft.model, layers)
-        draft.forms.append(form)
+        return tuple(index - 1 for index in self.aux_hidden_states)
 
 
 class NormBeforeResidual(StepBase):
@@ -136,6 +149,17 @@ class NormBeforeResidual(StepBase):
 
     def sentence(self) -> str:
         return "let its layer add to the normed state, which so keeps its size from token to token"
+
+    def fault(self, before: Sequence[StepBase]) -> str | None:
+        traits = [step.trait for step in before]
+        if "EAGLE-3 head" not in traits:
+            return (
+                "norm_before_residual changes an EAGLE-3 head, and this draft has none (fix: write `kind: eagle`, or remove "
+                "the step)"
+            )
+        if self.trait in traits:
+            return "norm_before_residual stands twice (fix: write it once)"
+        return None
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         from draftrank.building.surgery.eagle_head import norm_before_residual

@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from draftrank.building.steps.trim_vocabulary import TrimVocabulary
 from draftrank.catalog.step import Phase, StepBase, Trait
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from draftrank.building.working_draft import BuildContext, WorkingDraft
 
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -38,6 +41,14 @@ class Factorize(StepBase):
         how = ", approximating their outputs" if self.activation_aware else ""
         return f"factorize {which} matrices to {self.keep_parameters:.0%} of their parameters{how}"
 
+    def fault(self, before: Sequence[StepBase]) -> str | None:
+        for step in before:
+            if isinstance(step, Factorize) and (
+                step.matrices == self.matrices or "all" in (step.matrices, self.matrices)
+            ):
+                return "factorize stands twice for the same matrices (fix: write it once for each kind)"
+        return None
+
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         from draftrank.building.surgery.low_rank import factorize_layers
         from draftrank.building.text.corpus import calibration_tokens
@@ -64,10 +75,25 @@ class FactorizeHead(StepBase):
     def sentence(self) -> str:
         return f"factorize the head to rank {self.rank}"
 
-    def check(self, draft: WorkingDraft) -> None:
+    def fault(self, before: Sequence[StepBase]) -> str | None:
+        for step in before:
+            if isinstance(step, FactorizeHead):
+                return "factorize_head stands twice (fix: write it once)"
+            if isinstance(step, TrimVocabulary) and step.keep_tokens < self.rank:
+                return (
+                    f"a head of {step.keep_tokens:,} tokens has no rank {self.rank:,} (fix: write at most {step.keep_tokens} in "
+                    "rank)"
+                )
+        return None
+
+    def check(self, draft: WorkingDraft, context: BuildContext) -> None:
         from draftrank.building.surgery.fitting import require_called_head
+        from draftrank.building.surgery.low_rank import require_rank
+        from draftrank.models.forms import TrimmedHead
 
         require_called_head(draft)
+        head = draft.architecture.head(draft.model)
+        require_rank(head.projection if isinstance(head, TrimmedHead) else head, self.rank)
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         from draftrank.building.surgery.low_rank import factorize_head

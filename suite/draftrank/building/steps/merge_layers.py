@@ -32,7 +32,12 @@ class MergeLayers(StepBase):
     def sentence(self) -> str:
         return f"merge layers, up to {self.group} into one, until {self.keep} remain"
 
-    def check(self, draft: WorkingDraft) -> None:
+    def check(self, draft: WorkingDraft, context: BuildContext) -> None:
+        from draftrank.building.surgery.layer_merging import require_layers
+
+        require_layers(self.keep, len(draft.architecture.blocks))
+
+    def check_shape(self, draft: WorkingDraft, context: BuildContext) -> None:
         from draftrank.building.surgery.fitting import require_alike, require_depth
 
         require_alike(draft)

@@ -15,6 +15,8 @@ from pydantic import Field, StringConstraints, model_validator
 from draftrank.catalog.step import Phase, StepBase, Trait
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from draftrank.building.working_draft import BuildContext, WorkingDraft
 
 ModuleEnding = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]{0,99}$")]
@@ -27,6 +29,8 @@ _WORDS = {
     "nf4": "to 4-bit normal floats (bitsandbytes)",
     "llm_int8": "to int8 with outliers kept apart (bitsandbytes)",
 }
+_NOT_ORDINARY = ("factors", "trimmed head", "EAGLE-3 head", "shared layers")
+"""What only `dynamic_int8` can follow."""
 
 
 class Quantize(StepBase):
@@ -66,37 +70,52 @@ class Quantize(StepBase):
     def trait(self) -> Trait | None:
         return "int8 at load" if self.scheme == "dynamic_int8" else "packed"
 
+    @property
+    def touches_layers(self) -> bool:
+        return self.scheme == "gptq"
+
     def sentence(self) -> str:
         gptq = f"to {self.bits or 4} bits by GPTQ, {self.group_size or 64} weights per scale"
         how = _WORDS.get(self.scheme, gptq)
         but = f", except {', '.join(self.keep_precise)}" if self.keep_precise else ""
         return f"quantize its linear layers {how}{but}"
 
-    def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
-        from draftrank.building.surgery.library_quantization import (
-            GPTQ_GROUP,
-            Settings,
-            quantize_folder,
-            require_fitting,
-            require_library,
+    def fault(self, before: Sequence[StepBase]) -> str | None:
+        if self.scheme == "dynamic_int8":
+            return None
+        changed = [step.trait for step in before if step.trait in _NOT_ORDINARY]
+        if not changed:
+            return None
+        return (
+            f"{self.scheme} needs an ordinary model, and this one has {', '.join(dict.fromkeys(changed))} (fix: write "
+            "`scheme: dynamic_int8`)"
         )
+
+    def check(self, draft: WorkingDraft, context: BuildContext) -> None:
+        from draftrank.building.surgery.library_quantization import require_library
+        from draftrank.models.forms import int8_engine
+
+        super().check(draft, context)
+        if self.scheme != "dynamic_int8":
+            require_library(self.scheme, context.device)
+        elif context.device == "cpu":
+            int8_engine()
+
+    def check_shape(self, draft: WorkingDraft, context: BuildContext) -> None:
+        from draftrank.building.surgery.library_quantization import GPTQ_GROUP, require_fitting
+
+        if self.scheme != "dynamic_int8":
+            require_fitting(draft, self.scheme, self.group_size or GPTQ_GROUP, self.keep_precise)
+
+    def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
+        from draftrank.building.surgery.library_quantization import GPTQ_GROUP, Settings, quantize_folder
         from draftrank.building.text.corpus import calibration_tokens
-        from draftrank.errors import BuildError
-        from draftrank.models.forms import DynamicInt8Form, SemiStructuredForm
+        from draftrank.models.forms import DynamicInt8Form
 
         if self.scheme == "dynamic_int8":
             draft.forms.append(DynamicInt8Form(keep_precise=self.keep_precise))
             return
-        require_library(self.scheme, context.device)
-        require_fitting(draft, self.scheme, self.group_size or GPTQ_GROUP)
-        # their kernels know nothing of zeros
-        draft.forms = [form for form in draft.forms if not isinstance(form, SemiStructuredForm)]
-        if draft.forms:
-            changed = ", ".join(dict.fromkeys(form.form for form in draft.forms))
-            raise BuildError(
-                f"{self.scheme} needs an ordinary model, and this one has {changed} parts, which only "
-                "dynamic_int8 can follow"
-            )
+        draft.forms = []  # zeros in some places, of which their kernels know nothing
         draft.packed_parameters = draft.count_parameters()
         plain = context.scratch / "plain"
         draft.save(plain)
@@ -105,6 +124,7 @@ class Quantize(StepBase):
             bits=self.bits or 4,
             group_size=self.group_size or GPTQ_GROUP,
             parts=draft.architecture.matrices_of_a_layer() if self.scheme == "gptq" else (),
+            layers=draft.architecture.layers_name if self.scheme == "gptq" else None,
             text=calibration_tokens(context) if self.scheme == "gptq" else None,
         )
         draft.model = quantize_folder(plain, self.scheme, context.device, settings)

@@ -64,6 +64,11 @@ class Sparsify(StepBase):
         name = {"magnitude": "magnitude", "wanda": "Wanda", "sparsegpt": "SparseGPT"}[self.method]
         return f"set {share} weights to zero by {name}"
 
+    def check_shape(self, draft: WorkingDraft, context: BuildContext) -> None:
+        from draftrank.building.surgery.sparsity import require_columns
+
+        require_columns(draft, self.counts if self.pattern else None)
+
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         from draftrank.building.surgery.sparsity import sparsify
         from draftrank.building.text.corpus import calibration_tokens

@@ -36,20 +36,22 @@ class TieLayers(StepBase):
     def sentence(self) -> str:
         return f"share the weights of {self.blocks} layers between all layers"
 
-    def check(self, draft: WorkingDraft) -> None:
+    def check(self, draft: WorkingDraft, context: BuildContext) -> None:
+        from draftrank.errors import BuildError
+
+        depth = len(draft.architecture.blocks)
+        if self.blocks > depth:
+            raise BuildError(f"the model has {depth} layers: write at most {depth} in blocks")
+
+    def check_shape(self, draft: WorkingDraft, context: BuildContext) -> None:
         from draftrank.building.surgery.fitting import require_alike
-        from draftrank.models.architecture_checks import require_every_layer
 
         require_alike(draft)
-        require_every_layer(draft.model, draft.architecture.layers_name)
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
-        from draftrank.errors import BuildError
         from draftrank.models.forms import TiedLayersForm
 
         depth = len(draft.architecture.layers(draft.model))
-        if self.blocks > depth:
-            raise BuildError(f"the model has {depth} layers: write at most {depth} in blocks")
         group = [place * self.blocks // depth for place in range(depth)]
         sources = tuple(group.index(block) for block in group)
         shape = draft.architecture

@@ -14,6 +14,8 @@ from draftrank.catalog.self_generated import CorpusText
 from draftrank.catalog.step import Phase, StepBase, Trait
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from draftrank.building.working_draft import BuildContext, WorkingDraft
 
 
@@ -37,6 +39,20 @@ class TrimVocabulary(StepBase):
 
     def sentence(self) -> str:
         return f"trim the head to the {self.keep_tokens:,} most frequent tokens"
+
+    def fault(self, before: Sequence[StepBase]) -> str | None:
+        earlier = next(
+            (step.kind for step in before if step.kind in ("trim_vocabulary", "factorize_head")), None
+        )
+        if earlier is None:
+            return None
+        return f"{earlier} has changed the head before (fix: put trim_vocabulary before factorize_head, once)"
+
+    def check(self, draft: WorkingDraft, context: BuildContext) -> None:
+        from draftrank.building.surgery.vocabulary_trimming import check_trimming
+        from draftrank.models.stop_tokens import read_stop_tokens
+
+        check_trimming(draft, self.keep_tokens, read_stop_tokens(context.model_folder, draft.tokenizer))
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         from draftrank.building.surgery.vocabulary_trimming import trim_vocabulary

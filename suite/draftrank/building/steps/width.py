@@ -59,10 +59,10 @@ class PruneFfn(WidthStep):
             f"keep the {self.keep_channels:,} feed-forward channels of each layer with the {self._measure()}"
         )
 
-    def check(self, draft: WorkingDraft) -> None:
-        from draftrank.building.surgery.fitting import require_channels
+    def check(self, draft: WorkingDraft, context: BuildContext) -> None:
+        from draftrank.building.surgery.width import check_feed_forward
 
-        require_channels(draft.architecture, draft.model)
+        check_feed_forward(draft, self.keep_channels)
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         from draftrank.building.surgery.width import prune_feed_forward
@@ -96,10 +96,11 @@ class PruneHeads(WidthStep):
         ]
         return f"keep {' and '.join(filter(None, parts))}, those with the {self._measure()}"
 
-    def check(self, draft: WorkingDraft) -> None:
-        from draftrank.building.surgery.fitting import require_heads, require_independent_heads
+    def check(self, draft: WorkingDraft, context: BuildContext) -> None:
+        from draftrank.building.surgery.fitting import require_independent_heads
+        from draftrank.building.surgery.width import check_heads
 
-        require_heads(draft.architecture, draft.model)
+        check_heads(draft, self.keep_groups, self.keep_heads_per_group)
         require_independent_heads(draft.architecture, draft.model)
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
@@ -121,10 +122,10 @@ class PruneHidden(WidthStep):
     def sentence(self) -> str:
         return f"keep the {self.keep_channels:,} hidden channels with the {self._measure()}"
 
-    def check(self, draft: WorkingDraft) -> None:
-        from draftrank.building.surgery.fitting import require_hidden
+    def check(self, draft: WorkingDraft, context: BuildContext) -> None:
+        from draftrank.building.surgery.width import check_hidden
 
-        require_hidden(draft.architecture, draft.model)
+        check_hidden(draft, self.keep_channels)
 
     def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
         from draftrank.building.surgery.width import prune_hidden

@@ -12,7 +12,11 @@ from draftrank.catalog.step import Phase, StepBase, Trait
 from draftrank.models.gguf_format import GGUF_FILE, GgufWeights
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from draftrank.building.working_draft import BuildContext, WorkingDraft
+
+_NOT_EXPRESSED = ("factors", "trimmed head", "EAGLE-3 head")
 
 
 class WriteGguf(StepBase):
@@ -34,15 +38,28 @@ class WriteGguf(StepBase):
     def sentence(self) -> str:
         return f"write it as GGUF in {self.weights.upper()}, for llama.cpp"
 
-    def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
-        from draftrank.building.export.gguf import write_gguf
-        from draftrank.errors import BuildError
-        from draftrank.models.forms import GgufForm, TiedLayersForm
+    def fault(self, before: Sequence[StepBase]) -> str | None:
+        changed = [step.trait for step in before if step.trait in _NOT_EXPRESSED]
+        if not changed:
+            return None
+        return f"GGUF cannot express {', '.join(dict.fromkeys(changed))} (fix: remove the step that makes it)"
+
+    def check(self, draft: WorkingDraft, context: BuildContext) -> None:
         from draftrank.models.target_folder import gguf_file
 
-        special = [form.form for form in draft.forms if not isinstance(form, TiedLayersForm)]
-        if special:
-            raise BuildError(f"GGUF cannot express {', '.join(dict.fromkeys(special))} parts")
+        gguf_file(context.target, context.fetch)
+
+    def check_shape(self, draft: WorkingDraft, context: BuildContext) -> None:
+        from draftrank.building.export.gguf import require_written
+        from draftrank.models.target_folder import gguf_file
+
+        require_written(draft.model, gguf_file(context.target, context.fetch))
+
+    def apply(self, draft: WorkingDraft, context: BuildContext) -> None:
+        from draftrank.building.export.gguf import write_gguf
+        from draftrank.models.forms import GgufForm
+        from draftrank.models.target_folder import gguf_file
+
         source = gguf_file(context.target, context.fetch)
         draft.packed_parameters = draft.count_parameters()
         draft.gguf = context.scratch / GGUF_FILE

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from draftrank.errors import BuildError
-from draftrank.models.architecture_checks import alike, logits_without, require_every_layer
+from draftrank.models.architecture_checks import alike, logits_without
 from draftrank.models.attention_windows import head_size
 from draftrank.models.forms import weights_read_directly
 from draftrank.models.matrices import matrix
@@ -182,12 +182,10 @@ def require_depth(draft: WorkingDraft, keep: int | Sequence[int]) -> None:
     which.
 
     Raises:
-        BuildError: no configuration describes them, they count no tokens, the rest of the model needs all layers, or what
-            was found is not the model's layers.
+        BuildError: no configuration describes them, they count no tokens, or the rest of the model needs all layers.
     """
     shape = draft.architecture
     depth = len(shape.blocks)
-    require_every_layer(draft.model, shape.layers_name)
     wanted = [index for index in (range(keep) if isinstance(keep, int) else keep) if index < depth]
     shape.require_cut(draft.model, wanted)
     if not isinstance(keep, int):

@@ -40,10 +40,7 @@ def merge_layers(
     """
     shape, model = draft.architecture, draft.model
     layers: list[nn.Module] = list(shape.layers(model))
-    if keep > len(layers):
-        raise BuildError(
-            f"the model has {len(layers)} layers, so {keep} cannot be left: write at most {len(layers)} in keep"
-        )
+    require_layers(keep, len(layers))
     members = [[index] for index in range(len(layers))]
     expected = final_states(shape, model, tokens)
     with progress.stage("merge layers", len(layers) - keep) as stage:
@@ -66,6 +63,18 @@ def merge_layers(
             stage.advance(size - 1, f"{len(layers)} layers, similarity {found:.3f}")
     shape.replace_layers(model, layers, [places[0] for places in members])
     return members
+
+
+def require_layers(keep: int, depth: int) -> None:
+    """Refuses to leave more layers than there are.
+
+    Raises:
+        BuildError: there are fewer.
+    """
+    if keep > depth:
+        raise BuildError(
+            f"the model has {depth} layers, so {keep} cannot be left: write at most {depth} in keep"
+        )
 
 
 @torch.no_grad()

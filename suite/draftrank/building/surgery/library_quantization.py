@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from draftrank.errors import BuildError
 from draftrank.models.attention_windows import layer_kinds
-from draftrank.models.matrices import matrix
+from draftrank.models.matrices import is_transposed, matrix
 from draftrank.models.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ class Settings:
     """For GPTQ: weights that share a scale."""
     parts: tuple[str, ...] = ()
     """For GPTQ: every matrix of a layer, below it."""
+    layers: str | None = None
+    """For GPTQ: the name of the list of layers, which it goes through one by one; None: it looks for one by itself."""
     text: Tensor | None = None
     """For GPTQ: int [sequences, length], the text on which each layer's error is made small."""
 
@@ -88,22 +90,44 @@ def require_library(scheme: LibraryScheme, device: str) -> None:
         )
 
 
-def require_fitting(draft: WorkingDraft, scheme: LibraryScheme, group_size: int) -> None:
-    """Weights that share a scale are packed in blocks along each row.
+def require_fitting(
+    draft: WorkingDraft, scheme: LibraryScheme, group_size: int, keep_precise: tuple[str, ...] = ()
+) -> None:
+    """Weights that share a scale are packed in blocks along each row; `keep_precise`: ends of names of layers that are not
+    packed.
 
     Raises:
-        BuildError: a matrix has rows that are no multiple of a block.
+        BuildError: a matrix has rows that are no multiple of a block, or the layers are not found that GPTQ goes through one by
+            one.
     """
-    block = {"nf4": NF4_BLOCK, "gptq": group_size}.get(scheme)
-    if block is None:
+    if scheme == "gptq":
+        block, fix = group_size, "another group_size"
+        packed = draft.architecture.linear_layers(draft.model)
+        packed = {name: module for name, module in packed.items() if not name.endswith(keep_precise)}
+    elif scheme == "nf4":
+        block, fix = NF4_BLOCK, "another scheme"
+        packed = _packed_by_bitsandbytes(draft.model, keep_precise)
+    else:
         return
-    fix = "another group_size" if scheme == "gptq" else "another scheme"
-    for name, module in draft.architecture.linear_layers(draft.model).items():
+    for name, module in packed.items():
         columns = matrix(module).shape[1]
         if columns % block:
             raise BuildError(
                 f"{name} has {columns} columns, and {scheme} needs a multiple of {block}: use {fix}"
             )
+
+
+def _packed_by_bitsandbytes(model: PreTrainedModel, keep_precise: tuple[str, ...]) -> dict[str, nn.Module]:
+    """By their names; without `keep_precise`, transformers leaves out the head and what shares its weights."""
+    from transformers.quantizers.base import get_keys_to_not_convert
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    kept = [*(keep_precise or get_keys_to_not_convert(model)), *(model._keep_in_fp32_modules or ())]
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if (type(module) is nn.Linear or is_transposed(module)) and should_convert_module(name, kept)
+    }
 
 
 def quantize_folder(
@@ -187,6 +211,7 @@ def _gptq(folder: Path, settings: Settings) -> Any:
         dataset=rows,
         group_size=settings.group_size,
         desc_act=False,
+        block_name_to_quantize=settings.layers,
         modules_in_block_to_quantize=quantized if settings.keep_precise else None,
         batch_size=1,
         # layers of different kinds are called with different arguments

@@ -108,6 +108,19 @@ def saving_rank(outputs: int, inputs: int, share: float) -> int:
     return max(1, int(share * outputs * inputs / (outputs + inputs)))
 
 
+def require_rank(module: nn.Module, rank: int) -> None:
+    """Refuses a rank that a linear layer cannot have.
+
+    Raises:
+        BuildError: it exceeds that of the matrix.
+    """
+    outputs, inputs = matrix(module).shape
+    if rank > min(outputs, inputs):
+        raise BuildError(
+            f"a matrix of {outputs} by {inputs} has no rank {rank}: write at most {min(outputs, inputs)}"
+        )
+
+
 @torch.no_grad()
 def factorized(module: nn.Module, rank: int, moment: Tensor | None = None) -> LowRankLinear:
     """A linear layer of a rank, closest to the given one.
@@ -120,12 +133,9 @@ def factorized(module: nn.Module, rank: int, moment: Tensor | None = None) -> Lo
     Raises:
         BuildError: the rank exceeds that of the matrix.
     """
+    require_rank(module, rank)
     weight = matrix(module).double()
     outputs, inputs = weight.shape
-    if rank > min(outputs, inputs):
-        raise BuildError(
-            f"a matrix of {outputs} by {inputs} has no rank {rank}: write at most {min(outputs, inputs)}"
-        )
     scale = None
     if moment is not None:
         damped = moment.double()

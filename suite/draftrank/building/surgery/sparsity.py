@@ -54,13 +54,7 @@ def sparsify(
         BuildError: a matrix has a number of columns that the pattern does not divide.
     """
     matrices = draft.architecture.linear_layers(draft.model)
-    if pattern is not None:
-        for name, module in matrices.items():
-            columns = matrix(module).shape[1]
-            if columns % pattern[1]:
-                raise BuildError(
-                    f"{name} has {columns} columns, which is no multiple of {pattern[1]}: use another pattern"
-                )
+    require_columns(draft, pattern)
     if method == "magnitude":
         for module in matrices.values():
             weight = matrix(module)
@@ -70,6 +64,20 @@ def sparsify(
         _by_inputs(draft, method, sparsity, pattern, tokens, progress)
     zeros = sum(int((matrix(module) == 0).sum()) for module in matrices.values())
     return zeros / sum(matrix(module).numel() for module in matrices.values())
+
+
+def require_columns(draft: WorkingDraft, pattern: Pattern) -> None:
+    """Refuses a pattern that does not divide the rows of the decoder layers' matrices.
+
+    Raises:
+        BuildError: it does not.
+    """
+    for name, module in draft.architecture.linear_layers(draft.model).items():
+        columns = matrix(module).shape[1]
+        if pattern is not None and columns % pattern[1]:
+            raise BuildError(
+                f"{name} has {columns} columns, which is no multiple of {pattern[1]}: use another pattern"
+            )
 
 
 def _by_inputs(

@@ -28,19 +28,32 @@ def trim_vocabulary(draft: WorkingDraft, tokens: Tensor, keep: int, stop_tokens:
     """Trims the draft's head in place to `keep` tokens; returns the share of the text, int of any shape, that it still can
     say. Stop tokens are kept in any case, as `marked_tokens` are.
 
-    Raises:
-        BuildError: there are fewer tokens, or the head is no longer a plain matrix.
+    Raises: see `check_trimming`.
     """
     shape = draft.architecture
-    head = shape.head(draft.model)
-    if isinstance(head, LowRankLinear | TrimmedHead):
-        raise BuildError("the head was factorized or trimmed before: trim the vocabulary first, and once")
-    vocabulary = matrix(head).shape[0]
-    always = {token for token in marked_tokens(draft.tokenizer) | stop_tokens if token < vocabulary}
+    vocabulary, always = check_trimming(draft, keep, stop_tokens)
     kept = most_used_tokens(tokens, vocabulary, keep, always)
     replace_module(draft.model, shape.names.output_head, trimmed_head(draft, kept))
     draft.forms.append(TrimmedHeadForm(module=shape.names.output_head, kept=keep))
     return round(float(torch.isin(tokens.long(), kept).double().mean()), 6)
+
+
+def check_trimming(draft: WorkingDraft, keep: int, stop_tokens: frozenset[int]) -> tuple[int, frozenset[int]]:
+    """Refuses what `trim_vocabulary` cannot do.
+
+    Returns:
+        how many tokens there are, and which are kept in any case.
+
+    Raises:
+        BuildError: there are fewer tokens, or more that must be kept, or the head is no longer a plain matrix.
+    """
+    head = draft.architecture.head(draft.model)
+    if isinstance(head, LowRankLinear | TrimmedHead):
+        raise BuildError("the head was factorized or trimmed before: trim the vocabulary first, and once")
+    vocabulary = matrix(head).shape[0]
+    always = frozenset(token for token in marked_tokens(draft.tokenizer) | stop_tokens if token < vocabulary)
+    _require_room(vocabulary, keep, len(always))
+    return vocabulary, always
 
 
 def most_used_tokens(token_ids: Tensor, vocabulary: int, keep: int, always: Collection[int]) -> Tensor:
@@ -52,20 +65,24 @@ def most_used_tokens(token_ids: Tensor, vocabulary: int, keep: int, always: Coll
     Raises:
         BuildError: there are fewer tokens, or more that must be kept.
     """
+    wanted = sorted(set(always))
+    _require_room(vocabulary, keep, len(wanted))
+    counts = torch.bincount(token_ids.flatten().long(), minlength=vocabulary)[:vocabulary]
+    counts[wanted] = token_ids.numel() + 1
+    return torch.sort(counts, descending=True, stable=True).indices[:keep].sort().values
+
+
+def _require_room(vocabulary: int, keep: int, always: int) -> None:
     if keep > vocabulary:
         raise BuildError(
             f"the vocabulary has {vocabulary} tokens, so {keep} cannot be kept: write at most {vocabulary} in "
             "keep_tokens"
         )
-    wanted = sorted(set(always))
-    if len(wanted) > keep:
+    if always > keep:
         raise BuildError(
-            f"{len(wanted)} tokens are kept in any case, because the tokenizer or its chat template marks them or an "
-            f"output ends with them: write at least {len(wanted)} in keep_tokens"
+            f"{always} tokens are kept in any case, because the tokenizer or its chat template marks them or an "
+            f"output ends with them: write at least {always} in keep_tokens"
         )
-    counts = torch.bincount(token_ids.flatten().long(), minlength=vocabulary)[:vocabulary]
-    counts[wanted] = token_ids.numel() + 1
-    return torch.sort(counts, descending=True, stable=True).indices[:keep].sort().values
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,10 +19,64 @@ from draftrank.building.surgery.importance import (
 from draftrank.errors import BuildError
 from draftrank.models.architecture_checks import logits_without, require_equal
 from draftrank.models.attention_windows import head_size
+from draftrank.models.matrices import matrix
 from draftrank.models.resizing import Cut, matrix_cuts, resized
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from draftrank.building.working_draft import WorkingDraft
+
+
+_NO_EPSILON = 1e-20
+"""In the place of a norm's epsilon, so that a state of zeros stays one."""
+
+
+def check_feed_forward(draft: WorkingDraft, keep: int) -> str:
+    """Refuses what `prune_feed_forward` cannot do.
+
+    Returns:
+        the configuration's field of how many channels a layer has.
+
+    Raises:
+        BuildError: there are fewer channels; see also `require_channels`.
+    """
+    shape, model = draft.architecture, draft.model
+    field = require_channels(shape, model)
+    output = model.get_submodule(f"{shape.layer_name(0)}.{shape.blocks[0].channel_parts()[-1]}")
+    _require(keep, matrix(output).shape[1], "feed-forward channels per layer", "keep_channels")
+    return field
+
+
+def check_heads(
+    draft: WorkingDraft, keep_groups: int | None, keep_heads_per_group: int | None
+) -> tuple[int, int]:
+    """The same for `prune_heads`.
+
+    Returns:
+        query groups of a layer, and query heads of a group.
+
+    Raises:
+        BuildError: there are fewer; see also `require_heads`.
+    """
+    require_heads(draft.architecture, draft.model)
+    config = draft.model.config
+    groups = int(config.num_key_value_heads)
+    per_group = int(config.num_attention_heads) // groups
+    _require(keep_groups or groups, groups, "query groups per layer", "keep_groups")
+    _require(keep_heads_per_group or per_group, per_group, "query heads per group", "keep_heads_per_group")
+    return groups, per_group
+
+
+def check_hidden(draft: WorkingDraft, keep: int) -> None:
+    """The same for `prune_hidden`.
+
+    Raises:
+        BuildError: there are fewer channels, or the layers differ; see also `require_hidden`.
+    """
+    require_hidden(draft.architecture, draft.model)
+    _ = draft.architecture.block
+    _require(keep, int(draft.model.config.hidden_size), "hidden channels", "keep_channels")
 
 
 def prune_feed_forward(draft: WorkingDraft, keep: int, importance: Importance, tokens: Tensor | None) -> None:
@@ -32,9 +87,8 @@ def prune_feed_forward(draft: WorkingDraft, keep: int, importance: Importance, t
         BuildError: there are fewer channels.
     """
     shape = draft.architecture
-    size = require_channels(shape, draft.model)
+    size = check_feed_forward(draft, keep)
     scores = feed_forward_scores(draft, importance, tokens)
-    _require(keep, len(scores[0]), "feed-forward channels per layer", "keep_channels")
     cuts: list[Cut] = []
     dropped: dict[str, list[int]] = {}
     for index, score in enumerate(scores):
@@ -67,12 +121,8 @@ def prune_heads(
         BuildError: there are fewer, or the architecture cannot say how many heads it has.
     """
     shape, config = draft.architecture, draft.model.config
-    require_heads(shape, draft.model)
-    groups = int(config.num_key_value_heads)
-    per_group = int(config.num_attention_heads) // groups
+    groups, per_group = check_heads(draft, keep_groups, keep_heads_per_group)
     stay, stay_each = keep_groups or groups, keep_heads_per_group or per_group
-    _require(stay, groups, "query groups per layer", "keep_groups")
-    _require(stay_each, per_group, "query heads per group", "keep_heads_per_group")
     size = head_size(config)
     cuts: list[Cut] = []
     dropped: dict[str, list[int]] = {}
@@ -109,10 +159,11 @@ def prune_hidden(draft: WorkingDraft, keep: int, importance: Importance, tokens:
         BuildError: there are fewer channels, or the architecture ties its width to something else.
     """
     shape, block, config = draft.architecture, draft.architecture.block, draft.model.config
-    require_hidden(shape, draft.model)
+    check_hidden(draft, keep)
     width = int(config.hidden_size)
-    _require(keep, width, "hidden channels", "keep_channels")
     kept = _best(hidden_scores(draft, importance, tokens), keep, draft)
+    dropped = [channel for channel in range(width) if channel not in set(kept.tolist())]
+    unmade = {shape.names.token_embedding: dropped}
     cuts = [Cut(f"{shape.names.token_embedding}.weight", 1, kept)]
     cuts += matrix_cuts(draft.model, shape.names.output_head, "inputs", kept)
     cuts.append(Cut(f"{shape.names.decoder}.{shape.names.final_norm}.weight", 0, kept))
@@ -121,9 +172,36 @@ def prune_hidden(draft: WorkingDraft, keep: int, importance: Importance, tokens:
         cuts += [Cut(f"{layer}.{name}.weight", 0, kept) for name in block.norms]
         for name in (*block.attention_parts(), *block.feed_forward_parts()):
             writes = name.endswith((block.attention_output, block.feed_forward_output))
+            if writes:
+                unmade[f"{layer}.{name}"] = dropped
             cuts += matrix_cuts(draft.model, f"{layer}.{name}", "outputs" if writes else "inputs", kept)
+    with _without_epsilon(draft):
+        expected = logits_without(draft.model, {}, unmade)
     draft.model = resized(draft.model, {"hidden_size": keep, "head_dim": head_size(config)}, cuts)
     _rescale(draft, math.sqrt(width / keep))
+    with _without_epsilon(draft):
+        require_equal(expected, draft.model, "removing hidden channels")
+
+
+@contextmanager
+def _without_epsilon(draft: WorkingDraft) -> Iterator[None]:
+    """Lets the norms of the stream divide by the root of the mean square alone: what they add to it, so that it is never
+    zero, weighs more in a narrower one."""
+    shape, model = draft.architecture, draft.model
+    norms = [layer.get_submodule(name) for layer in shape.layers(model) for name in shape.block.norms]
+    added = [
+        (norm, name, value)
+        for norm in (*norms, shape.norm(model))
+        for name, value in vars(norm).items()
+        if "eps" in name and isinstance(value, float)
+    ]
+    for norm, name, _ in added:
+        setattr(norm, name, _NO_EPSILON)
+    try:
+        yield
+    finally:
+        for norm, name, value in added:
+            setattr(norm, name, value)
 
 
 @torch.no_grad()

@@ -95,6 +95,21 @@ def self_generated_corpus(spec: SelfGenerated, context: BuildContext) -> Corpus:
     return Corpus.read(final) if context.own_vocabulary is None else _retokenized(final, spec, context)
 
 
+def require_writable(spec: SelfGenerated, context: BuildContext) -> None:
+    """Refuses a text that the target cannot write, where it is not written yet; raises as `self_generated_corpus`."""
+    if not corpus_path(context.cache, corpus_key(spec, context)).is_file():
+        _rules(spec, context)
+        if spec.prompts:
+            prompts_of(spec.prompts.source, spec.prompts.read, context.fetch, "data.prompts")
+
+
+def _rules(spec: SelfGenerated, context: BuildContext) -> tuple[PreTrainedTokenizerBase, RowRules]:
+    """The target's tokenizer, and what its rows have in common."""
+    tokenizer = load_tokenizer(context.target_folder)
+    stop_ids = read_stop_tokens(context.target_folder, tokenizer)
+    return tokenizer, row_rules(tokenizer, context.target.prompt_format, spec.sequence_tokens, stop_ids)
+
+
 def _retokenized(written: Path, spec: SelfGenerated, context: BuildContext) -> Corpus:
     """The target's text in the draft's own tokens, from the cache or made now; see `retokenized`."""
     folder = context.model_folder
@@ -177,9 +192,7 @@ def calibration_tokens(context: BuildContext) -> Tensor:
 def _write_batches(
     spec: SelfGenerated, model: PreTrainedModel, scratch: Path, context: BuildContext
 ) -> list[dict[str, Tensor]]:
-    tokenizer = load_tokenizer(context.target_folder)
-    stop_ids = read_stop_tokens(context.target_folder, tokenizer)
-    rules = row_rules(tokenizer, context.target.prompt_format, spec.sequence_tokens, stop_ids)
+    tokenizer, rules = _rules(spec, context)
     sequences = -(-spec.tokens // spec.sequence_tokens)
     asked = given_prompts(spec, tokenizer, rules, context)
     parts = []

@@ -164,7 +164,6 @@ class _Trainer:
         )
         self.fusion: Eagle3Fusion | None = getattr(self.draft, FEATURES, None)
         self.read_layers: tuple[int, ...] = self.fusion.layers if self.fusion is not None else ()
-        self._check_features(draft)
         self.chunk = chunk_positions(int(self.draft.config.vocab_size))
         self.states: Tensor | None = None
         if spec.cache_target_states:
@@ -389,21 +388,6 @@ class _Trainer:
     def _features(self, states: Tensor) -> Tensor | None:
         """What the draft reads beside each token: the target's states before it, reduced to one."""
         return None if self.fusion is None else shifted(self.fusion.reduce(states))
-
-    def _check_features(self, draft: WorkingDraft) -> None:
-        spec = self.spec
-        if self.fusion is None:
-            if spec.ttt_steps > 1:
-                raise BuildError("ttt_steps is for EAGLE-3 heads: put eagle_head before distill")
-            return
-        if spec.on_policy_share or spec.hidden_weight:
-            raise BuildError(
-                "an EAGLE-3 head cannot write text alone, and its layers are not the target's: "
-                "remove on_policy_share and hidden_weight"
-            )
-        wanted = (len(self.read_layers) + 1) * int(self.target.config.get_text_config().hidden_size)
-        if self.fusion.state_width != wanted:
-            raise BuildError("the head needs the target's hidden size: leave prune_hidden out")
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.dtype == "fp32":

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
-from draftrank.errors import BuildError
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -26,18 +24,10 @@ class HiddenMatching(ExitStack):
     """
 
     def __init__(self, draft: WorkingDraft, target: PreTrainedModel, target_shape: Architecture) -> None:
+        """The draft's notes say which of the target's layers its own were (`drop_layers`)."""
         super().__init__()
-        kept = draft.notes.get("kept_layers")
-        layers = draft.architecture.layers(draft.model)
-        if kept is None or len(kept) != len(layers):
-            raise BuildError(
-                "hidden_weight needs to know which of the target's layers the draft's come from: put drop_layers "
-                "before distill and nothing else that changes the depth"
-            )
-        if draft.model.config.hidden_size != target.config.hidden_size:
-            raise BuildError("hidden_weight needs the target's hidden size: leave prune_hidden out")
-        theirs = target_shape.layers(target)
-        self._watched = [*layers, *(theirs[index] for index in kept)]
+        layers, theirs = draft.architecture.layers(draft.model), target_shape.layers(target)
+        self._watched = [*layers, *(theirs[index] for index in draft.notes["kept_layers"])]
         self._seen: dict[int, Tensor] = {}
 
     def __enter__(self) -> Self:

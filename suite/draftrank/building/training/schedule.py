@@ -13,11 +13,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from draftrank.building.steps.distill import MIN_HELD_OUT
 from draftrank.errors import BuildError
 
 HELD_OUT_SHARE = 0.05
 HELD_OUT_MOST = 64
-"""Sequences kept aside: this share, at least 2, at most that many."""
+"""Sequences kept aside: this share, at least `MIN_HELD_OUT`, at most that many."""
 FINAL_RATE = 0.1
 """Where the cosine ends, as a share of the peak learning rate."""
 
@@ -37,7 +38,7 @@ def split_sequences(count: int, seed: int) -> tuple[Tensor, Tensor]:
     Raises:
         BuildError: there are not enough.
     """
-    aside = min(max(2, round(count * HELD_OUT_SHARE)), HELD_OUT_MOST)
+    aside = min(max(MIN_HELD_OUT, round(count * HELD_OUT_SHARE)), HELD_OUT_MOST)
     if count <= aside:
         raise BuildError(
             f"a corpus of {count} sequences is too small to keep {aside} aside: raise data.tokens or lower "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,6 +41,13 @@ class KeptStates:
     def begin(self, count: int) -> None:
         """A forward over `count` tokens begins."""
         self.count, self._path = count, None
+
+    def join(self, forwards: Sequence[Mapping[int, Tensor]]) -> None:
+        """Takes several forwards over a token each, given by what `by_layer` held behind them, as one over all of these."""
+        self.by_layer = {
+            layer: torch.cat([states[layer][:1] for states in forwards]) for layer in self.by_layer
+        }
+        self.begin(len(forwards))
 
     def commit(self, read: int, path: Sequence[int]) -> None:
         """Of `read` tokens only these stay; nothing where they were not read in one forward."""

@@ -25,9 +25,11 @@ from draftrank.catalog.backend import Asked, Backend, Device, Dtype, is_dtype
 from draftrank.catalog.step import Trait
 from draftrank.engine.backends.blocks import caps_logits
 from draftrank.engine.backends.registry import device_of, skeleton, why_not, why_not_blocks, why_not_here
+from draftrank.engine.backends.transformers.runtime import tree_windows
+from draftrank.engine.backends.transformers.snapshot_cache import keeps_every_token
 from draftrank.engine.environment import compute_environment
 from draftrank.engine.proposers.early_exit import EarlyExitDraft
-from draftrank.errors import InvalidInputError, Problem
+from draftrank.errors import InvalidInputError, Problem, UnsupportedModelError
 from draftrank.models.architecture import Architecture
 from draftrank.models.gguf_format import quantization_of, read_gguf
 from draftrank.models.loading import compute_dtype
@@ -169,6 +171,10 @@ def draft_misfit(
     `dtype` is what a draft's weights are loaded in unless its steps say otherwise; None with llama.cpp. `beside` is the
     target's backend; None: the same."""
     draft = recipe.draft
+    if (beside or backend) == "transformers":
+        reason = _asked_of_target(recipe, _model(what.folder, dtype or "fp32"))
+        if reason is not None:
+            return reason
     if (beside or backend) == "llama.cpp":
         if isinstance(draft, EarlyExitDraft):
             return "llama.cpp cannot run a model's first layers alone"
@@ -224,7 +230,33 @@ def _misfit(recipe: Recipe, what: Candidates, backend: Backend, dtype: Dtype, de
             and dtype != "fp32"
         ):
             return "its matrices are multiplied by torch's sparse kernels"
-    return why_not(backend, of_dtype(folder, dtype), dtype, device)
+    model = of_dtype(folder, dtype)
+    reason = why_not(backend, model, dtype, device)
+    if reason is None and backend == "transformers" and keeps_every_token(model.config.get_text_config()):
+        return _no_trees(recipe, model)
+    return reason
+
+
+def _asked_of_target(recipe: Recipe, target: PreTrainedModel) -> str | None:
+    """What a draft asks of a target that the backend transformers cannot do with it; None: nothing."""
+    config = target.config.get_text_config()
+    if isinstance(recipe.draft, EarlyExitDraft) and not keeps_every_token(config):
+        return (
+            f"it runs the target's first layers alone, and layers of {config.model_type} keep a state that is rolled back in all "
+            "of them at once"
+        )
+    return _no_trees(recipe, target)
+
+
+def _no_trees(recipe: Recipe, model: PreTrainedModel) -> str | None:
+    """Why a model does not read the trees that a recipe asks for; None: it does, or they are not asked for."""
+    if recipe.speculate.branch_above_probability is None:
+        return None
+    try:
+        tree_windows(model)
+    except UnsupportedModelError as error:
+        return str(error)
+    return None
 
 
 @cache

@@ -51,21 +51,13 @@ class ModelBasedDraft(DraftBase):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        fault = order_fault(self.steps)
-        if fault is not None:
-            raise ValueError(fault)
-        return self
-
-    @model_validator(mode="after")
-    def _normed_head(self) -> Self:
-        kinds = [step.kind for step in self.steps]
-        if "norm_before_residual" in kinds and "EAGLE-3 head" not in self.traits:
-            raise ValueError(
-                "norm_before_residual changes an EAGLE-3 head, and this draft has none (fix: write `kind: eagle`, or remove "
-                "the step)"
-            )
-        if kinds.count("norm_before_residual") > 1:
-            raise ValueError("norm_before_residual stands twice (fix: write it once)")
+        steps = self.build_steps
+        for fault in (
+            order_fault(self.steps),
+            *(step.fault(steps[:place]) for place, step in enumerate(steps)),
+        ):
+            if fault is not None:
+                raise ValueError(fault)
         return self
 
     @model_validator(mode="after")

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.pytorch_utils import Conv1D
 
-from draftrank.building.surgery.library_quantization import Settings, quantize_folder
+from draftrank.building.surgery import library_quantization
+from draftrank.building.surgery.library_quantization import Settings, quantize_folder, require_fitting
+from draftrank.building.working_draft import WorkingDraft
 from draftrank.errors import BuildError, IncompatibleDraftError
 from draftrank.models.loading import load_model
+from draftrank.models.matrices import matrix
 from draftrank.models.packed_int8 import PackedInt8Linear
+from models import small_model, small_tokenizer
 
 IDS = torch.arange(3, 43).reshape(2, 20)
 LIBRARIES = {
@@ -133,10 +141,33 @@ def test_a_device_without_kernel_is_named(build):
         build(quantize("int4_weight_only"))
 
 
-def test_parts_of_ours_are_not_quantized_by_others(build):
-    pytest.importorskip("torchao")
-    with pytest.raises(BuildError, match="has low_rank parts, which only dynamic_int8 can follow"):
-        build({"kind": "factorize_head", "rank": 8}, quantize("int8_weight_only"))
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", "mamba2", "hrm_text"])
+def test_blocks_are_asked_of_what_is_packed_and_of_no_layer(name, monkeypatch):
+    """HRM's layers are not found. bitsandbytes packs what is a linear layer by its class, but not the head."""
+    model = small_model(name)
+    draft = SimpleNamespace(model=model)
+    monkeypatch.setattr(library_quantization, "NF4_BLOCK", 3)
+    head = next(part for part, module in model.named_modules() if module is model.get_output_embeddings())
+    named = [part for part, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    odd = [part for part in named if part != head and matrix(model.get_submodule(part)).shape[1] % 3]
+    names = "|".join(map(re.escape, odd))
+    with pytest.raises(
+        BuildError, match=rf"^({names}) has \d+ columns, and nf4 needs a multiple of 3: use another"
+    ):
+        require_fitting(draft, "nf4", 0)
+    require_fitting(draft, "nf4", 0, (head, *odd))
+    monkeypatch.setattr(library_quantization, "NF4_BLOCK", 8)
+    require_fitting(draft, "nf4", 0)
+
+
+def test_gptq_needs_layers():
+    model = small_model("hrm_text")
+    draft = WorkingDraft(model, small_tokenizer())
+    with pytest.raises(
+        BuildError, match=r"layers of the architecture 'hrm_text' are not found.*but for gptq"
+    ):
+        require_fitting(draft, "gptq", 8)
+    require_fitting(WorkingDraft(small_model("llama"), small_tokenizer()), "gptq", 16, ("down_proj",))
 
 
 def test_a_draft_whose_library_is_gone_says_so(build, monkeypatch):

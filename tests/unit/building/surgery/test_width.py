@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from draftrank.building.surgery import width
 from draftrank.building.surgery.importance import feed_forward_scores, head_scores, hidden_scores
 from draftrank.building.surgery.width import prune_feed_forward, prune_heads, prune_hidden
 from draftrank.errors import BuildError
@@ -167,3 +168,23 @@ def test_what_cannot_be_is_said(make_context, make_draft):
         prune_heads(gpt2, 1, None, "magnitude", None)
     with pytest.raises(BuildError, match="gpt2 makes queries, keys and values by one matrix"):
         prune_hidden(gpt2, 8, "magnitude", None)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gemma2", "glm4", "qwen3", "exaone4"])
+@pytest.mark.parametrize("epsilon", [1e-6, 0.02])
+def test_a_thinner_stream_is_compared_with_channels_of_zeros(
+    make_context, make_draft, monkeypatch, architecture, epsilon
+):
+    """Whatever its norms add to the mean square: that weighs more in a narrower one, and is no fault of the cut."""
+    draft = make_draft(make_context(architecture))
+    for name in ("rms_norm_eps", "layer_norm_eps"):
+        if hasattr(draft.model.config, name):
+            setattr(draft.model.config, name, epsilon)
+    draft.model = type(draft.model)(draft.model.config).eval().requires_grad_(False)
+    broken = copy.deepcopy(draft.model)
+    prune_hidden(draft, 24, "magnitude", None)
+    assert draft.model.config.hidden_size == 24
+    draft.model = broken
+    monkeypatch.setattr(width, "_rescale", lambda *_: None)
+    with pytest.raises(BuildError, match="removing hidden channels changes what the others of this"):
+        prune_hidden(draft, 24, "magnitude", None)

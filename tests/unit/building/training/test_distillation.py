@@ -367,12 +367,6 @@ def test_it_ends_when_nothing_gets_better(shallow):
     assert not no_longer_better([0.5, 0.4, 0.4], None)
 
 
-def test_hidden_states_can_only_be_matched_where_they_came_from(shallow):
-    draft, context = shallow()
-    with pytest.raises(BuildError, match="put drop_layers before distill"):
-        distill(spec(hidden_weight=1.0), draft, context)
-
-
 @pytest.mark.parametrize("architecture", ["llama", "falcon-alibi", "mamba2", "jamba"])
 def test_the_draft_writes_only_its_own_places(architecture):
     model = small_model(architecture)
@@ -512,18 +506,3 @@ def test_a_head_that_adds_to_the_normed_state_trains_alike_however_large_the_sta
         trained[size] = [linear.weight[:, 32:] * size for linear in reading]
     for one, other in zip(trained[1.0], trained[100.0], strict=True):
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-2)
-
-
-@pytest.mark.parametrize(
-    ("reads", "changes", "words"),
-    [
-        (False, {"ttt_steps": 2}, "put eagle_head before distill"),
-        (True, {"on_policy_share": 0.5}, "remove on_policy_share"),
-        (True, {"hidden_weight": 1.0}, "remove on_policy_share"),
-    ],
-)
-def test_what_does_not_go_with_a_head_is_refused(shallow, make_draft, reads, changes, words):
-    draft, context = shallow()
-    draft = eagle3(make_draft, context) if reads else draft
-    with pytest.raises(BuildError, match=words):
-        distill(spec(**changes), draft, context)

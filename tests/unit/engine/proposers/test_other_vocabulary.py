@@ -162,6 +162,20 @@ def test_a_draft_that_knows_the_text_is_right(way, ours, theirs, k):
         assert all(token in known for _, one in found.proposals for token in one.tokens)
 
 
+@pytest.mark.parametrize(("merges", "accepted"), [((("a", "b"),), (0, 1, 1)), ((), (1, 2, 3))])
+def test_a_token_that_the_draft_writes_in_two_takes_two_forwards(merges, accepted):
+    """So of k tokens of the draft none may be a whole one of the target, however right they are."""
+    target, draft = TokenBytes(byte_level(merges)), TokenBytes(byte_level(()))
+    text = "ab" * 13
+    for k, each in zip((1, 2, 3), accepted, strict=True):
+        runtime = Script(target, text)
+        proposer = proposer_of("string_match", target, draft, runtime.vocabulary_size, Script(draft, text))
+        prompt, output = runtime.script[:1], runtime.script[1:-1]
+        found = speculative(runtime, proposer, Request(tuple(prompt), len(output)), k)
+        assert found.token_ids == tuple(output)
+        assert found.steps == -(-(len(output) - 1) // (each + 1))
+
+
 @pytest.mark.parametrize(("ours", "theirs"), PAIRS)
 @given(context=TEXTS, text=TEXTS, cut=st.integers(0, 4))
 @examples(25)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property, partial
 from inspect import signature
 from itertools import product
@@ -17,7 +16,7 @@ from draftrank.engine.backends.caching import FINAL, CachingRuntime, KeptStates
 from draftrank.engine.backends.eagle import OfferedStates
 from draftrank.engine.backends.kv_cache import RollbackCache
 from draftrank.engine.backends.transformers.attention import NAME, use_grouped_attention
-from draftrank.engine.backends.transformers.snapshot_cache import SnapshotCache, cache_for
+from draftrank.engine.backends.transformers.snapshot_cache import SnapshotCache, cache_for, keeps_every_token
 from draftrank.errors import BuildError, IncompatibleDraftError, UnsupportedModelError
 from draftrank.models.architecture import Architecture
 from draftrank.models.architecture_checks import short_logits
@@ -46,6 +45,26 @@ def has_slow_row_counts(model: PreTrainedModel) -> bool:
     head = model.get_output_embeddings()
     plain = isinstance(head, torch.nn.Linear) and head.weight.dtype == torch.float32
     return plain and bool(torch.backends.mkl.is_available())  # type: ignore[no-untyped-call]
+
+
+def tree_windows(model: PreTrainedModel) -> dict[str, int | None]:
+    """See `attention_windows`; of a model that can read trees.
+
+    Raises:
+        UnsupportedModelError: it cannot.
+    """
+    config = model.config.get_text_config()
+    if not keeps_every_token(config):
+        raise UnsupportedModelError(
+            f"layers of {config.model_type} keep a state that follows one chain of tokens, so trees of tokens cannot be read: use "
+            "drafts that propose chains (leave branch_above_probability out)"
+        )
+    if "position_ids" not in signature(model.forward).parameters or getattr(config, "alibi", False):
+        raise UnsupportedModelError(
+            f"{config.model_type} takes the distance of two tokens from the order in which they are read, so trees of "
+            "tokens cannot be read: use drafts that propose chains (leave branch_above_probability out)"
+        )
+    return attention_windows(config)
 
 
 class TransformersRuntime(CachingRuntime):
@@ -107,7 +126,6 @@ class TransformersRuntime(CachingRuntime):
             return False
         attention, self._reads_singly = found
         self.model.set_attn_implementation(attention)
-        self.capabilities = replace(self.capabilities, hidden_states=not self._reads_singly)
         told = [f"attention by {attention}"] if attention != self._fastest else []
         self.fallback = ", ".join([*told, *(["tokens read one by one"] if self._reads_singly else [])])
         return True
@@ -115,7 +133,11 @@ class TransformersRuntime(CachingRuntime):
     def _read(self, tokens: Sequence[int], wanted: int, start: int) -> Tensor:
         """Logits after the last `wanted` tokens, of which the first stands at `start`."""
         if self._reads_singly and start:
-            rows = [self._call([token], 1, start + index) for index, token in enumerate(tokens)]
+            rows, states = [], []
+            for index, token in enumerate(tokens):
+                rows.append(self._call([token], 1, start + index))
+                states.append(dict(self._states.by_layer))
+            self._states.join(states)
             return torch.cat(rows)[-wanted:]
         return self._call(tokens, wanted, start)
 
@@ -167,14 +189,7 @@ class TransformersRuntime(CachingRuntime):
 
     @cached_property
     def _windows(self) -> dict[str, int | None]:
-        """See `attention_windows`; of a model that can read trees."""
-        config = self.model.config.get_text_config()
-        if "position_ids" not in self._arguments or getattr(config, "alibi", False):
-            raise UnsupportedModelError(
-                f"{config.model_type} takes the distance of two tokens from the order in which they are read, so trees of "
-                "tokens cannot be read: use drafts that propose chains (leave branch_above_probability out)"
-            )
-        return attention_windows(config)
+        return tree_windows(self.model)
 
     def _mask(self, visible: Tensor) -> Tensor:
         """A mask in the form that the model's attention takes: bool, or what is added to the scores."""

@@ -24,10 +24,15 @@ _REPLACED = ("keys", "values")
 def cache_for(config: PretrainedConfig) -> RollbackCache | SnapshotCache:
     """The cache that a model needs, by the configuration of its text part: one whose rollback costs nothing where all
     layers keep keys and values of each token."""
-    kinds, _ = get_layer_types_and_kwargs(config)
-    if ATTENTION.issuperset(kinds):
+    if keeps_every_token(config):
+        kinds, _ = get_layer_types_and_kwargs(config)
         return RollbackCache([_layer(kind, {}) for kind in kinds])
     return SnapshotCache(config)
+
+
+def keeps_every_token(config: PretrainedConfig) -> bool:
+    """Whether all layers of a model keep keys and values of each token, and no state; by the configuration of its text part."""
+    return ATTENTION.issuperset(get_layer_types_and_kwargs(config)[0])
 
 
 class SnapshotCache(Cache):  # type: ignore[misc]

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from draftrank.engine.backends.registry import open_runtime
+from draftrank.engine.backends.transformers.runtime import TransformersEagleRuntime
 from draftrank.engine.backends.transformers.snapshot_cache import SnapshotCache
 from draftrank.engine.loop import Request, autoregressive, speculative
 from draftrank.engine.proposer import ProposerContext
 from draftrank.engine.proposers.candidates import branching_of
+from draftrank.engine.proposers.eagle import EagleProposer
 from draftrank.engine.proposers.early_exit import EarlyExitDraft
 from draftrank.errors import IncompatibleDraftError
+from draftrank.models.architecture import Architecture
 from examples import examples
-from models import own_logits, small_model
+from models import own_logits, small_eagle3, small_model
 from proposers import ScriptedProposer
 
 SAMPLE = ("deepseek_v4", "falcon_h1", "jamba", "lfm2", "mamba2")
@@ -51,6 +56,42 @@ def test_what_was_taken_back_was_never_read(name, prompt, steps):
     torch.testing.assert_close(
         runtime.forward([9, 8]), own_logits(MODELS[name], [*text, 9, 8])[-2:], atol=2e-4, rtol=1e-3
     )
+
+
+@pytest.mark.parametrize("name", ["jamba", "mamba", "zamba", "lfm2"])
+def test_states_are_those_of_the_tokens_that_stand(name):
+    """Mamba of the first kind begins anew with several tokens in transformers, so that three of these read them one by one."""
+    own = small_model(name)
+    runtime = open_runtime(copy.deepcopy(own), "transformers")
+    assert bool(runtime.fallback) == (name != "lfm2")
+    runtime.keep_hidden_states((0, 2))
+    shape = Architecture.of(own)
+
+    def states(text):
+        with torch.inference_mode():
+            return shape.states_of_layers(own, torch.tensor([text]), (0, 2))[0]
+
+    def assert_close(text, count):
+        torch.testing.assert_close(runtime.hidden_states((0, 2)), states(text)[-count:], atol=3e-4, rtol=1e-3)
+
+    runtime.forward([5, 9, 11, 4], keep=1)
+    assert_close([5, 9, 11, 4], 4)
+    runtime.forward([7, 8, 30, 31])
+    assert_close([5, 9, 11, 4, 7, 8, 30, 31], 4)
+    runtime.commit(4, (0, 1))
+    assert_close([5, 9, 11, 4, 7, 8], 2)
+    runtime.forward([40, 41])
+    assert_close([5, 9, 11, 4, 7, 8, 40, 41], 2)
+
+
+@pytest.mark.parametrize("name", ["jamba", "mamba", "zamba", "lfm2"])
+def test_a_head_that_reads_such_a_target_leaves_its_output_as_it_is(name):
+    runtime = open_runtime(small_model(name), "transformers")
+    request = Request((5, 9, 11, 4), 20)
+    output = autoregressive(runtime, request).token_ids
+    found = speculative(runtime, EagleProposer(runtime, TransformersEagleRuntime(small_eagle3())), request, 3)
+    assert found.token_ids == output
+    assert found.draft_forwards
 
 
 class Forwards:
@@ -101,8 +142,6 @@ def test_such_models_say_that_they_read_no_trees_and_have_no_first_layers(name, 
     assert isinstance(runtime._cache, SnapshotCache)
     assert not runtime.capabilities.trees
     assert not runtime.capabilities.first_layers
-    # Mamba of the first kind begins anew with several tokens in transformers, so it reads them one by one.
-    assert runtime.capabilities.hidden_states == (name != "jamba")
     context = ProposerContext(runtime, None, tmp_path, "fp32", "cpu", branch_above_probability=0.1)
     with pytest.raises(IncompatibleDraftError, match="chains of tokens only with this target"):
         branching_of(context)
